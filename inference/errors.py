@@ -1,0 +1,73 @@
+"""Errors that a person can act on: what was wrong, what is accepted, what to do next.
+
+Knows exit codes and how a message is put together; knows nothing about configs, models or terminals. Every
+error that the project raises on purpose derives from `InferenceError`; the command line prints `str(error)` as one
+line on stderr and exits with `error.exit_code`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+EXIT_FAILURE = 1
+EXIT_USAGE = 2
+
+
+class InferenceError(Exception):
+    """A failure at run time that is not the user's mistake.
+
+    Args:
+        what: what went wrong and where, without a full stop at the end.
+        hint: what is accepted or what to do next; appended after a semicolon.
+    """
+
+    exit_code = EXIT_FAILURE
+
+    def __init__(self, what: str, hint: str | None = None):
+        self.what = what
+        self.hint = hint
+        message = what if hint is None else f"{what}; {hint}"
+        super().__init__(" ".join(message.split()))
+
+
+class UserError(InferenceError):
+    """A mistake in what the user gave: a flag, a file, a setting."""
+
+    exit_code = EXIT_USAGE
+
+
+class ConfigError(UserError):
+    """A YAML file, a flag or a setting that cannot be used."""
+
+
+class InputError(UserError):
+    """A prompt or a file of prompts that cannot be used."""
+
+
+class ModelNotFoundError(UserError):
+    """A model directory, preset name or checkpoint that is not where it was looked for."""
+
+
+class CheckpointError(UserError):
+    """Weights that are damaged or do not fit the config."""
+
+
+class TokenizerError(UserError):
+    """Tokenizer files that are missing or damaged, or a text that they cannot encode."""
+
+
+class DeviceError(UserError):
+    """A device that was asked for and is not there."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name closest to `name`, or None when nothing is close."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return matches[0] if matches else None
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str | None:
+    """`did you mean 'x'?` for the known name closest to `name`, or None."""
+    match = nearest(name, known)
+    return f"did you mean '{match}'?" if match else None

@@ -1,0 +1,178 @@
+"""The decoder's operations in MindSpore's stock operators: every device has them, and they define what is right.
+
+Knows shapes and arithmetic; knows nothing about checkpoints, requests or text. T is the number of tokens in a step, B
+of sequences, Q the longest query, L the longest context (padded to whole blocks); H and K are query and key/value
+heads, G = H / K, D the head dimension.
+
+MindSpore charges some 25 microseconds for every operator of a graph with dynamic shapes, so the code below is written
+for few operators: rotation is a gather and two products, masks and slots are made once a step and not once a layer.
+"""
+
+from __future__ import annotations
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+
+# Added to the score of a position that must not be seen. Finite, so that a row of nothing else is no NaN.
+MASKED = -1e30
+
+
+class RMSNorm(nn.Cell):
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis (Zhang & Sennrich 2019, eq. 4)."""
+
+    def __init__(self, weight: Parameter, eps: float):
+        super().__init__()
+        self.weight = weight
+        self.eps = eps
+        self.square = ops.Square()
+        self.mean = ops.ReduceMean(keep_dims=True)
+        self.rsqrt = ops.Rsqrt()
+
+    def construct(self, x):
+        return x * self.rsqrt(self.mean(self.square(x), -1) + self.eps) * self.weight
+
+
+class Linear(nn.Cell):
+    """x [T, in] -> [T, out], weight [out, in], with an optional bias [out]."""
+
+    def __init__(self, weight: Parameter, bias: Parameter | None = None):
+        super().__init__()
+        self.weight = weight
+        self.has_bias = bias is not None
+        if bias is not None:
+            self.bias = bias
+        self.matmul = ops.MatMul(transpose_b=True)
+
+    def construct(self, x):
+        y = self.matmul(x, self.weight)
+        if self.has_bias:
+            y = y + self.bias
+        return y
+
+
+class LinearResidual(nn.Cell):
+    """residual + linear(x): one operation, so that a fused kernel can take its place."""
+
+    def __init__(self, weight: Parameter, bias: Parameter | None = None):
+        super().__init__()
+        self.linear = Linear(weight, bias)
+
+    def construct(self, x, residual):
+        return residual + self.linear(x)
+
+
+class SiluMultiply(nn.Cell):
+    """gate_up [T, 2F] -> silu(gate) * up [T, F] (SwiGLU: Shazeer 2020)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.width = width
+        self.silu = nn.SiLU()
+
+    def construct(self, gate_up):
+        return self.silu(gate_up[:, : self.width]) * gate_up[:, self.width :]
+
+
+class StepGeometry(nn.Cell):
+    """What all layers of a step share: rotation angles, cache slots, attention masks.
+
+    The cache of a layer is [K * slots, D]: head-major, so that a gather of a sequence's slots gives [K, B, L, D],
+    which is what the batched products want, without a transposition of the context.
+    """
+
+    def __init__(self, inverse_frequencies: np.ndarray, num_kv_heads: int, slots: int, block_size: int, windows: set):
+        super().__init__()
+        self.inverse_frequencies = Tensor(inverse_frequencies.reshape(1, 1, -1))
+        self.head_offsets = Tensor((np.arange(num_kv_heads) * slots).astype(np.int32).reshape(-1, 1))
+        self.block_size = block_size
+        self.block_offsets = Tensor(np.arange(block_size, dtype=np.int32))
+        self.gather = ops.Gather()
+        # Graph mode unrolls over this tuple; 0 stands for a layer that sees its whole context.
+        self.windows = tuple(sorted(window or 0 for window in windows))
+        self.seen = Tensor(0.0, ms.float32)
+        self.masked = Tensor(MASKED, ms.float32)
+
+    def construct(self, positions, slots, block_tables, query_index):
+        """positions, slots [T]; block_tables [B, blocks]; query_index [B, Q] into the flat batch.
+
+        Returns cos, sin [T, 1, D]; write_slots [K, T]; context_slots [K, B, L]; a mask [B, 1, Q, L] for each window.
+        """
+        angles = positions.astype(ms.float32).reshape(-1, 1, 1) * self.inverse_frequencies
+        cos, sin = ops.cos(angles), ops.sin(angles)
+        cos, sin = ops.concat((cos, cos), -1), ops.concat((-sin, sin), -1)
+        write_slots = self.head_offsets + slots.reshape(1, -1)
+        rows, blocks = block_tables.shape
+        context = block_tables.reshape(rows, blocks, 1) * self.block_size + self.block_offsets
+        context = context.reshape(1, rows, -1)  # [1, B, L]
+        context_slots = ops.expand_dims(self.head_offsets, 2) + context
+        key_positions = ops.arange(0, context.shape[2]).astype(ms.int32).reshape(1, 1, -1)
+        query_positions = ops.expand_dims(self.gather(positions, query_index, 0), 2)  # [B, Q, 1]
+        masks = ()
+        for window in self.windows:
+            visible = key_positions <= query_positions
+            if window > 0:
+                visible = ops.logical_and(visible, key_positions > query_positions - window)
+            masks = masks + (ops.expand_dims(ops.select(visible, self.seen, self.masked), 1),)
+        return cos, sin, write_slots, context_slots, masks
+
+
+class Attention(nn.Cell):
+    """Rotary embedding, cache write and causal attention over a paged cache.
+
+    qkv [T, (H + 2K) * D] -> [T, H * D]. Writes this step's keys and values into the cache before it reads them, so
+    prefill, chunked prefill and decode are the same call.
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        key_cache: Parameter,
+        value_cache: Parameter,
+        mask_index: int,
+        query_norm: RMSNorm | None = None,
+        key_norm: RMSNorm | None = None,
+    ):
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
+        self.groups = num_heads // num_kv_heads
+        self.key_cache, self.value_cache = key_cache, value_cache
+        self.mask_index = mask_index
+        self.has_norm = query_norm is not None
+        if self.has_norm:
+            self.query_norm, self.key_norm = query_norm, key_norm
+        self.scale = head_dim**-0.5
+        half = head_dim // 2
+        self.swap_halves = Tensor(np.r_[half:head_dim, 0:half].astype(np.int32))
+        self.gather = ops.Gather()
+        self.scatter = ops.ScatterUpdate()
+        self.scores = ops.BatchMatMul(transpose_b=True)
+        self.weighted_sum = ops.BatchMatMul()
+        self.softmax = ops.Softmax(-1)
+
+    def construct(self, qkv, geometry, query_index, token_index):
+        """query_index [B, Q] picks each sequence's tokens from the flat batch; token_index [T] undoes it."""
+        cos, sin, write_slots, context_slots, masks = geometry
+        heads, kv_heads, dim = self.heads, self.kv_heads, self.head_dim
+        qkv = qkv.reshape(-1, heads + 2 * kv_heads, dim)
+        rotated, value = qkv[:, : heads + kv_heads], qkv[:, heads + kv_heads :]
+        if self.has_norm:
+            rotated = ops.concat((self.query_norm(rotated[:, :heads]), self.key_norm(rotated[:, heads:])), 1)
+        # Swapping the halves turns rotate_half(x) * sin into a gather; the sign is already in `sin`.
+        rotated = rotated * cos + self.gather(rotated, self.swap_halves, 2) * sin
+        self.scatter(self.key_cache, write_slots, ops.transpose(rotated[:, heads:], (1, 0, 2)))
+        self.scatter(self.value_cache, write_slots, ops.transpose(value, (1, 0, 2)))
+        keys = self.gather(self.key_cache, context_slots, 0)  # [K, B, L, D]
+        values = self.gather(self.value_cache, context_slots, 0)
+        rows, longest = query_index.shape
+        query = self.gather(rotated[:, :heads], query_index, 0) * self.scale  # [B, Q, H, D]
+        query = query.reshape(rows, longest, kv_heads, self.groups, dim)
+        query = ops.transpose(query, (2, 0, 3, 1, 4)).reshape(kv_heads, rows, -1, dim)  # [K, B, G * Q, D]
+        scores = self.scores(query, keys).reshape(kv_heads, rows, self.groups, longest, -1)
+        weights = self.softmax(scores + masks[self.mask_index])
+        weights = weights.reshape(kv_heads, rows, self.groups * longest, -1)
+        mixed = self.weighted_sum(weights, values).reshape(kv_heads, rows, self.groups, longest, dim)
+        mixed = ops.transpose(mixed, (1, 3, 0, 2, 4)).reshape(-1, heads * dim)
+        return self.gather(mixed, token_index, 0)

@@ -1,0 +1,84 @@
+"""Counts and times of a run, and what they add up to. Never prints.
+
+Terms: TTFT is the time from a request's arrival to its first token; TPOT the mean time per token after the first.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from inference.request import Request
+
+
+@dataclass
+class StartupTimes:
+    """Seconds that passed before the first prompt could run, by part."""
+
+    imports: float = 0.0
+    tokenizer: float = 0.0
+    weights: float = 0.0
+    compile: float = 0.0
+
+
+@dataclass
+class RunMetrics:
+    """What happened in a run; `startup` apart from the work itself."""
+
+    startup: StartupTimes = field(default_factory=StartupTimes)
+    requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    wall_seconds: float = 0.0
+    ttft_seconds: list[float] = field(default_factory=list)
+    decode_tokens: int = 0
+
+    def finished(self, request: Request) -> None:
+        """Counts a request that is done."""
+        self.requests += 1
+        self.prompt_tokens += len(request.prompt_ids)
+        self.completion_tokens += len(request.output_ids)
+        if request.timing.ttft is not None:
+            self.ttft_seconds.append(request.timing.ttft)
+
+    def step(self, seconds: float, tokens: int, chosen: int) -> None:
+        """Counts a step that put `tokens` through the model and chose `chosen` next ones."""
+        if tokens > chosen:
+            self.prefill_seconds += seconds
+        else:
+            self.decode_seconds += seconds
+            self.decode_tokens += chosen
+
+    @property
+    def ttft(self) -> float | None:
+        """Median time to first token, seconds."""
+        ordered = sorted(self.ttft_seconds)
+        return ordered[len(ordered) // 2] if ordered else None
+
+    @property
+    def prefill_rate(self) -> float:
+        """Prompt tokens a second, over the steps that had prompt tokens."""
+        return self.prompt_tokens / self.prefill_seconds if self.prefill_seconds else 0.0
+
+    @property
+    def decode_rate(self) -> float:
+        """New tokens a second, over the steps that only decoded."""
+        return self.decode_tokens / self.decode_seconds if self.decode_seconds else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """All figures, for JSON."""
+        values = asdict(self)
+        values.pop("ttft_seconds")
+        rates = {"prefill_tokens_per_second": self.prefill_rate, "decode_tokens_per_second": self.decode_rate}
+        return {**values, **rates, "ttft_seconds": self.ttft, "peak_memory_bytes": peak_memory()}
+
+
+def peak_memory() -> int:
+    """The most memory that this process has had, bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux counts kibibytes, macOS bytes.
+    return peak if sys.platform == "darwin" else peak * 1024

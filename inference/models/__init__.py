@@ -1,0 +1,1 @@
+"""Models: what a checkpoint's files say, and the network that computes with them. Models never see text."""

@@ -1,0 +1,171 @@
+"""Checkpoints on disk: which tensors a file or a directory holds, and their bytes on demand.
+
+Knows file formats; knows nothing about models. Opening reads the headers only; a tensor's bytes are memory-mapped and
+copied once, straight into the memory that the caller gives. Nothing is unpickled and no code is run. Never imports
+mindspore.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from inference.errors import CheckpointError, ModelNotFoundError
+
+INDEX_NAME = "model.safetensors.index.json"
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".npy", ".npz")
+ITEM_SIZES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
+# Elements converted at a time, so that a conversion's working memory stays in the cache.
+CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of a tensor's bytes in a file."""
+
+    path: Path
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor of a checkpoint: type, shape, and where its bytes lie (several runs in a MindSpore .ckpt)."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    segments: tuple[Segment, ...]
+
+    def read_into(self, out: np.ndarray) -> None:
+        """Copies the tensor into `out`, a C-contiguous float32 array with as many elements, converting as it goes."""
+        flat = out.reshape(-1)
+        position = 0
+        for segment in self.segments:
+            count = segment.size // ITEM_SIZES[self.dtype]
+            _copy(segment, self.dtype, flat[position : position + count])
+            position += count
+
+
+Checkpoint = dict[str, StoredTensor]
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """The tensors of a `.safetensors` or `.ckpt` file, or of a directory that holds such files.
+
+    Raises:
+        ModelNotFoundError: nothing there, or nothing that can be read as weights.
+        CheckpointError: a damaged file, a type that is not supported, a tensor that is stored twice.
+    """
+    from inference.models.ckpt_format import read_ckpt_header
+    from inference.models.safetensors_format import read_safetensors_header
+
+    tensors: Checkpoint = {}
+    for file in checkpoint_files(path):
+        read_header = read_ckpt_header if file.suffix == ".ckpt" else read_safetensors_header
+        for tensor in read_header(file):
+            if tensor.name in tensors:
+                raise CheckpointError(f"{file}: tensor '{tensor.name}' is in another file of this checkpoint too")
+            tensors[tensor.name] = tensor
+    return tensors
+
+
+def checkpoint_files(path: Path) -> list[Path]:
+    """The files that make up the checkpoint at `path`."""
+    if path.is_dir():
+        return _directory_files(path)
+    if not path.exists():
+        raise ModelNotFoundError(f"checkpoint {path} does not exist")
+    if path.name.endswith(".index.json"):
+        return _indexed_files(path)
+    if path.suffix in PICKLE_SUFFIXES:
+        raise CheckpointError(
+            f"{path}: files of type {path.suffix} can run code when they are loaded",
+            "give a .safetensors or .ckpt file (transformers' save_pretrained writes safetensors)",
+        )
+    if path.suffix not in (".safetensors", ".ckpt"):
+        raise CheckpointError(f"{path}: not a checkpoint", "accepted: .safetensors, .ckpt, or a directory of them")
+    return [path]
+
+
+def has_weights(directory: Path) -> bool:
+    """Whether a directory holds weights that can be read."""
+    return any(directory.glob("*.safetensors")) or any(directory.glob("*.ckpt"))
+
+
+def _directory_files(directory: Path) -> list[Path]:
+    if (directory / INDEX_NAME).exists():
+        return _indexed_files(directory / INDEX_NAME)
+    if (directory / "model.safetensors").exists():
+        return [directory / "model.safetensors"]
+    shards = sorted(directory.glob("*.safetensors"))
+    if shards:
+        return shards
+    ckpts = sorted(directory.glob("*.ckpt"))
+    if len(ckpts) == 1:
+        return ckpts
+    if ckpts:
+        names = ", ".join(file.name for file in ckpts[:5])
+        raise CheckpointError(f"{directory} holds {len(ckpts)} .ckpt files ({names})", "name the one to load")
+    pickled = sorted(file.name for file in directory.iterdir() if file.suffix in PICKLE_SUFFIXES)
+    if pickled:
+        return checkpoint_files(directory / pickled[0])
+    raise ModelNotFoundError(f"{directory} holds no weights", "expected *.safetensors or *.ckpt there")
+
+
+def _indexed_files(index: Path) -> list[Path]:
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(weight_map.values()))
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise CheckpointError(f"{index}: not a safetensors index", "expected JSON with a 'weight_map'") from error
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise CheckpointError(f"{index}: shard {name!r} is not a file name", "shards lie beside their index")
+    missing = [name for name in names if not (index.parent / name).exists()]
+    if missing:
+        shown = ", ".join(missing[:5])
+        raise CheckpointError(f"{index.parent}: {len(missing)} of {len(names)} shards are missing ({shown})")
+    return [index.parent / name for name in names]
+
+
+def check_tensor(name: str, dtype: str, shape: Iterable[int], size: int, path: Path) -> tuple[int, ...]:
+    """The shape, after checking that the type is known and that `size` bytes are what the shape needs."""
+    dims = tuple(shape)
+    if dtype not in ITEM_SIZES:
+        accepted = ", ".join(ITEM_SIZES)
+        raise CheckpointError(f"{path}: tensor '{name}' is of type {dtype}", f"accepted: {accepted}")
+    if any(isinstance(dim, bool) or not isinstance(dim, int) or dim < 0 for dim in dims):
+        raise CheckpointError(f"{path}: tensor '{name}' has the impossible shape {list(dims)}")
+    if math.prod(dims) * ITEM_SIZES[dtype] != size:
+        needed = math.prod(dims) * ITEM_SIZES[dtype]
+        raise CheckpointError(
+            f"{path}: tensor '{name}' of shape {list(dims)} needs {needed} bytes, the file has {size}"
+        )
+    return dims
+
+
+def _copy(segment: Segment, dtype: str, out: np.ndarray) -> None:
+    stored = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16, "float64": np.float64}[dtype]
+    if not out.size:
+        return
+    # Only this run is mapped, and only while it is copied: pages that stay mapped count as this process's memory.
+    page = segment.offset % mmap.ALLOCATIONGRANULARITY
+    with segment.path.open("rb") as file:
+        mapped = mmap.mmap(
+            file.fileno(), page + segment.size, access=mmap.ACCESS_READ, offset=segment.offset - page
+        )
+    source = np.frombuffer(mapped, dtype=stored, count=out.size, offset=page)
+    for start in range(0, out.size, CHUNK):
+        part, into = source[start : start + CHUNK], out[start : start + CHUNK]
+        if dtype == "bfloat16":
+            # A bfloat16 is the upper half of a float32.
+            np.left_shift(part, 16, out=into.view(np.uint32), dtype=np.uint32, casting="unsafe")
+        else:
+            np.copyto(into, part, casting="same_kind")

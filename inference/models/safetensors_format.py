@@ -1,0 +1,64 @@
+"""The header of a safetensors file.
+
+Format (github.com/huggingface/safetensors, README): 8 bytes little-endian header length N, N bytes of JSON that map
+a tensor's name to `dtype`, `shape` and `data_offsets` [begin, end) relative to the end of the header, then the data.
+The header is read here, and not by the safetensors package, because numpy has no bfloat16 and because every offset
+is checked against the file's size before memory is taken.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from inference.errors import CheckpointError
+from inference.models.checkpoint import Segment, StoredTensor, check_tensor
+
+DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+# The format's own limit.
+MAX_HEADER = 100_000_000
+
+
+def read_safetensors_header(path: Path) -> Iterator[StoredTensor]:
+    """The tensors that a safetensors file says it holds, each checked against the file's size."""
+    header, data_start, file_size = _read_header(path)
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        try:
+            dtype, shape = DTYPES.get(entry["dtype"], str(entry["dtype"])), list(entry["shape"])
+            begin, end = entry["data_offsets"]
+            valid = type(begin) is int and type(end) is int and 0 <= begin <= end
+        except (KeyError, TypeError, ValueError):
+            valid = False
+        if not valid:
+            raise CheckpointError(f"{path}: the header's entry for '{name}' is damaged", "fetch the file again")
+        if data_start + end > file_size:
+            raise CheckpointError(
+                f"{path}: truncated, tensor '{name}' ends at byte {data_start + end} of {file_size}",
+                "fetch the file again",
+            )
+        dims = check_tensor(name, dtype, shape, end - begin, path)
+        yield StoredTensor(name, dtype, dims, (Segment(path, data_start + begin, end - begin),))
+
+
+def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
+    try:
+        file_size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if file_size < 8 or length > min(MAX_HEADER, file_size - 8):
+                raise CheckpointError(
+                    f"{path}: truncated or no safetensors file ({file_size} bytes, a header of {length} announced)",
+                    "fetch the file again",
+                )
+            header = json.loads(file.read(length))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: the safetensors header is damaged", "fetch the file again") from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path}: the safetensors header is damaged", "fetch the file again")
+    return header, 8 + length, file_size

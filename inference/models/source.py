@@ -1,0 +1,149 @@
+"""Everything about a model that can be known without computing: where it is, its sizes, weights and settings.
+
+Brings together the config, the model's own files and the checkpoint's header, and finds what does not fit. Never
+imports mindspore, so that a mistake is answered at once.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from inference.config import GENERATION_FILE, GenerationConfig, InferenceConfig, read_generation_file
+from inference.config.locate import locate_model
+from inference.config.presets import is_preset
+from inference.errors import ConfigError, ModelNotFoundError
+from inference.models import weights
+from inference.models.checkpoint import has_weights, open_checkpoint
+from inference.models.config import ModelConfig
+from inference.models.registry import model_config_from
+from inference.models.weights import Pairs
+from inference.tokenizer import Tokenizer, load_tokenizer
+
+CONFIG_FILE = "config.json"
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model before it is built.
+
+    Args:
+        name: what to call it in results.
+        directory: where config.json and the tokenizer are; None where the YAML says everything.
+        checkpoint: file or directory of the weights; None for random weights.
+        model: the architecture.
+        generation: the settings of generation that hold for every prompt.
+    """
+
+    config: InferenceConfig
+    name: str
+    directory: Path | None
+    checkpoint: Path | None
+    model: ModelConfig
+    generation: GenerationConfig
+
+    def pairs(self) -> Pairs | None:
+        """The checkpoint's tensors and their places; None for random weights.
+
+        Raises:
+            CheckpointError: a damaged file, or tensors that do not fit the config.
+        """
+        if self.checkpoint is None:
+            return None
+        return weights.fit(open_checkpoint(self.checkpoint), self.model, self.checkpoint)
+
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        settings = self.config.processor.tokenizer.model_dump(exclude_unset=True, exclude_none=True)
+        directory = self.directory or (self.checkpoint and _directory_of(self.checkpoint))
+        return load_tokenizer(directory, settings=settings)
+
+
+def resolve(config: InferenceConfig) -> ModelSource:
+    """Finds the model that a config names.
+
+    Raises:
+        ModelNotFoundError: no model, or no checkpoint and random weights were not asked for.
+        ConfigError: sizes that are missing or make no sense.
+    """
+    config.check_supported()
+    directory, checkpoint = _locate(config)
+    values, where = _architecture(config, directory)
+    model = model_config_from(values, where, config.model.arch.type)
+    own = read_generation_file(directory / GENERATION_FILE) if directory else None
+    generation = config.generation(model=own)
+    if not generation.eos_token_id:
+        ids = values.get("eos_token_id")
+        generation = generation.updated(eos_token_id=ids) if ids is not None else generation
+    return ModelSource(config, _name(config, directory), directory, checkpoint, model, generation)
+
+
+def _locate(config: InferenceConfig) -> tuple[Path | None, Path | None]:
+    """(directory of the model's files, file or directory of its weights)."""
+    given = config.load_checkpoint or config.checkpoint_name_or_path
+    checkpoint = _checkpoint_path(given, config) if given else None
+    directory = locate_model(config.pretrained_model_dir, config=config) if config.pretrained_model_dir else None
+    named = config.model.model_config.checkpoint_name_or_path
+    random_weights = config.engine.random_weights
+    if checkpoint is None and directory is None and named and not random_weights:
+        checkpoint = _checkpoint_path(named, config)
+    if directory is None and checkpoint is not None and (_directory_of(checkpoint) / CONFIG_FILE).is_file():
+        directory = _directory_of(checkpoint)
+    if checkpoint is None and directory is not None and (has_weights(directory) or not random_weights):
+        checkpoint = directory
+    if random_weights:
+        return directory, None
+    if checkpoint is None:
+        raise ModelNotFoundError(
+            "no checkpoint is given",
+            "give --load_checkpoint a model directory, a .safetensors or a .ckpt file, or try the config out with "
+            "--random_weights True",
+        )
+    return directory, checkpoint
+
+
+def _checkpoint_path(given: str, config: InferenceConfig) -> Path:
+    path = Path(given).expanduser()
+    if path.exists():
+        return path
+    if path.suffix in (".ckpt", ".safetensors", ".json"):
+        raise ModelNotFoundError(f"the checkpoint {given} does not exist", "give a file or a directory that does")
+    return locate_model(given, config=config)
+
+
+def _directory_of(checkpoint: Path) -> Path:
+    return checkpoint if checkpoint.is_dir() else checkpoint.parent
+
+
+def _architecture(config: InferenceConfig, directory: Path | None) -> tuple[dict[str, Any], str]:
+    """The keys of config.json with those of the YAML over them, and what to name in errors."""
+    given = config.model.model_config.given_architecture()
+    path = directory / CONFIG_FILE if directory else None
+    if path is None or not path.is_file():
+        if not given:
+            place = f"{directory} holds no {CONFIG_FILE}" if directory else "the config has no model.model_config"
+            raise ConfigError(f"{place}, so the model's sizes are unknown", "give one of the two")
+        return given, _yaml_name(config)
+    try:
+        own = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError) as error:
+        raise ConfigError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(own, dict):
+        raise ConfigError(f"{path} must hold an object")
+    return {**own, **given}, f"{path} and {_yaml_name(config)}" if given else str(path)
+
+
+def _yaml_name(config: InferenceConfig) -> str:
+    return config.sources[-1] if config.sources else "model.model_config"
+
+
+def _name(config: InferenceConfig, directory: Path | None) -> str:
+    if config.trainer.model_name:
+        return config.trainer.model_name
+    given = config.pretrained_model_dir
+    if given and is_preset(given):
+        return given
+    return directory.resolve().name if directory else "model"
+

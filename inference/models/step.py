@@ -1,0 +1,85 @@
+"""One step of a model: a flat batch of tokens with no padding, as plain numpy arrays.
+
+Prefill, chunked prefill, decode and any mix of them are the same step. Never imports mindspore.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class SequenceStep:
+    """The part of one sequence in a step.
+
+    Args:
+        tokens: ids to process now.
+        start: position of the first of them in the sequence.
+        block_table: ids of the cache blocks that hold the sequence, enough for `start + len(tokens)` positions.
+    """
+
+    tokens: Sequence[int]
+    start: int
+    block_table: Sequence[int]
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """T tokens of B sequences, the longest query being Q; int32 throughout.
+
+    tokens, positions, slots [T]; block_tables [B, blocks] (padded with block 0, which the mask hides);
+    query_index [B, Q]: where each sequence's tokens stand in the flat batch (padded with 0);
+    token_index [T]: where each token stands in the flattened [B, Q];
+    logits_index [R]: the tokens whose logits are wanted.
+    """
+
+    tokens: np.ndarray
+    positions: np.ndarray
+    slots: np.ndarray
+    block_tables: np.ndarray
+    query_index: np.ndarray
+    token_index: np.ndarray
+    logits_index: np.ndarray
+
+    @classmethod
+    def build(cls, sequences: Sequence[SequenceStep], block_size: int, all_logits: bool = False) -> StepBatch:
+        """Lays sequences end to end. Logits are those of each sequence's last token, or of all tokens."""
+        lengths = np.array([len(sequence.tokens) for sequence in sequences])
+        starts = np.cumsum(lengths) - lengths
+        total, longest = int(lengths.sum()), int(lengths.max())
+        positions = np.concatenate([np.arange(s.start, s.start + len(s.tokens)) for s in sequences])
+        blocks = [-(-(s.start + len(s.tokens)) // block_size) for s in sequences]
+        tables = np.zeros((len(sequences), max(blocks)), np.int32)
+        for row, (sequence, count) in enumerate(zip(sequences, blocks, strict=True)):
+            tables[row, :count] = sequence.block_table[:count]
+        row_of_token = np.repeat(np.arange(len(sequences)), lengths)
+        within = np.arange(total) - np.repeat(starts, lengths)
+        slots = tables[row_of_token, positions // block_size] * block_size + positions % block_size
+        query_index = np.zeros((len(sequences), longest), np.int32)
+        query_index[row_of_token, within] = np.arange(total)
+        wanted = np.arange(total) if all_logits else starts + lengths - 1
+        arrays = (
+            np.concatenate([np.asarray(s.tokens) for s in sequences]),
+            positions,
+            slots,
+            tables,
+            query_index,
+            row_of_token * longest + within,
+            wanted,
+        )
+        return cls(*(np.ascontiguousarray(array, np.int32) for array in arrays))
+
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """In the order that the network takes them."""
+        return (
+            self.tokens,
+            self.positions,
+            self.slots,
+            self.block_tables,
+            self.query_index,
+            self.token_index,
+            self.logits_index,
+        )

@@ -1,0 +1,123 @@
+"""One sequence: its prompt, settings, progress through the cache, and what came of it.
+
+Plain data; knows nothing about text, tensors or how it is scheduled.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from inference.config import GenerationConfig
+
+
+class FinishReason(str, Enum):
+    """Why an answer ended."""
+
+    STOP = "stop"
+    """An end-of-sequence token or a stop string."""
+    LENGTH = "length"
+    """The most new tokens, or the end of the model's context."""
+    CANCELLED = "cancelled"
+    """The caller let go of it."""
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """Natural log probability of a chosen token, before any sampling filter, and the likeliest tokens beside it."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass
+class Timing:
+    """Points in time, `time.perf_counter()` seconds; None while they have not come."""
+
+    arrived: float = field(default_factory=time.perf_counter)
+    first_token: float | None = None
+    finished: float | None = None
+
+    @property
+    def ttft(self) -> float | None:
+        """Time to first token, seconds."""
+        return None if self.first_token is None else self.first_token - self.arrived
+
+    @property
+    def total(self) -> float | None:
+        """From arrival to the last token, seconds."""
+        return None if self.finished is None else self.finished - self.arrived
+
+
+@dataclass(eq=False)
+class Request:
+    """A prompt on its way to an answer.
+
+    Args:
+        request_id: unique within an engine.
+        prompt_ids: the prompt's token ids, at least one.
+        generation: the settings.
+        max_new_tokens: the most tokens to generate, already held within the model's context.
+        min_new_tokens: the fewest before an end-of-sequence token may be chosen.
+        seed: of sampling; the engine draws one where the settings give none.
+    """
+
+    request_id: str
+    prompt_ids: list[int]
+    generation: GenerationConfig
+    max_new_tokens: int
+    min_new_tokens: int = 0
+    seed: int = 0
+    output_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    block_table: list[int] = field(default_factory=list)
+    num_cached: int = 0
+    """Tokens whose keys and values are in the cache."""
+    timing: Timing = field(default_factory=Timing)
+
+    @property
+    def num_tokens(self) -> int:
+        """Length of prompt and answer so far."""
+        return len(self.prompt_ids) + len(self.output_ids)
+
+    @property
+    def num_uncached(self) -> int:
+        """Tokens that must still go through the model before the next one can be chosen."""
+        return self.num_tokens - self.num_cached
+
+    @property
+    def finished(self) -> bool:
+        return self.finish_reason is not None
+
+    @property
+    def answer_ids(self) -> list[int]:
+        """The tokens of the answer, without the one that ended it."""
+        ended = (
+            self.finish_reason is FinishReason.STOP
+            and not self.generation.ignore_eos
+            and self.output_ids
+            and self.output_ids[-1] in self.generation.eos_token_id
+        )
+        return self.output_ids[:-1] if ended else self.output_ids
+
+    def tokens(self, start: int, count: int) -> list[int]:
+        """`count` tokens of prompt and answer together, from position `start`."""
+        prompt = len(self.prompt_ids)
+        if start >= prompt:
+            return self.output_ids[start - prompt : start - prompt + count]
+        return (self.prompt_ids[start : start + count] + self.output_ids)[:count]
+
+    def append(self, token_id: int) -> None:
+        """Takes the next token, and notes the time of the first."""
+        self.output_ids.append(token_id)
+        if self.timing.first_token is None:
+            self.timing.first_token = time.perf_counter()
+
+    def finish(self, reason: FinishReason) -> None:
+        self.finish_reason = reason
+        self.timing.finished = time.perf_counter()
