@@ -1,0 +1,31 @@
+"""The config layer: YAML files, presets and overrides in, one frozen and checked config out.
+
+Imports neither MindSpore nor anything that does.
+"""
+
+from inference.config.generation import (
+    GENERATION_FILE,
+    GenerationConfig,
+    GenerationSettings,
+    merge_generation_config,
+    read_generation_file,
+    settings_from_model,
+)
+from inference.config.load import load_config, override_config
+from inference.config.overrides import Override, parse_override, parse_value
+from inference.config.schema import InferenceConfig
+
+__all__ = [
+    "GENERATION_FILE",
+    "GenerationConfig",
+    "GenerationSettings",
+    "InferenceConfig",
+    "Override",
+    "load_config",
+    "merge_generation_config",
+    "override_config",
+    "parse_override",
+    "parse_value",
+    "read_generation_file",
+    "settings_from_model",
+]

@@ -1,0 +1,137 @@
+"""The flags that set a key of the config: MindFormers' `run_mindformer.py`, meant as there, and ours.
+
+A plain table from which the command line is built; knows nothing about click. Flags that set no key
+(`--config`, `--options`, `--predict_data`, `--check`, ...) belong to the command line itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from inference.config.schema import RUN_MODES
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One flag.
+
+    Args:
+        name: with its dashes.
+        path: the key that it sets, dotted.
+        kind: the type of its value: str, int, float or bool (`True` or `False` typed out, as in MindFormers).
+        help: one line.
+        group: heading in `--help`.
+        choices: the accepted values, where they are few.
+        multiple: whether it takes several values.
+        acted_on: False for flags that only training or conversion uses; they are accepted and reported.
+    """
+
+    name: str
+    path: str
+    kind: type
+    help: str
+    group: str
+    choices: tuple[str, ...] = ()
+    multiple: bool = False
+    acted_on: bool = True
+
+
+def _unused(name: str, path: str, kind: type, help_text: str) -> Flag:
+    return Flag(name, path, kind, help_text, "Accepted, without effect", acted_on=False)
+
+
+_RUN, _MODEL, _DEVICE, _TEXT, _OUTPUT = "Run", "Model", "Device", "Generation", "Output"
+_GENERATION = "generation_config"
+
+FLAGS: tuple[Flag, ...] = (
+    Flag("--run_mode", "run_mode", str, "What to do.", _RUN, choices=RUN_MODES),
+    Flag("--use_parallel", "use_parallel", bool, "Run on several devices.", _RUN),
+    Flag("--predict_batch_size", "predict_batch_size", int, "Most prompts that run together.", _RUN),
+    Flag("--seed", "seed", int, "Seed of sampling, an integer from 0.", _RUN),
+    Flag("--output_dir", "output_dir", str, "Directory for what a run writes.", _RUN),
+    Flag("--load_checkpoint", "load_checkpoint", str, "Directory or file of the weights.", _MODEL),
+    Flag(
+        "--load_ckpt_format",
+        "load_ckpt_format",
+        str,
+        "Form of the weights.",
+        _MODEL,
+        choices=("safetensors", "ckpt"),
+    ),
+    Flag(
+        "--pretrained_model_dir", "pretrained_model_dir", str, "Model directory, or a model's name.", _MODEL
+    ),
+    Flag("--auto_trans_ckpt", "auto_trans_ckpt", bool, "Accepted; each rank reads its own slices.", _MODEL),
+    Flag("--adapter_id", "adapter_id", str, "Adapters of the prompts.", _MODEL, multiple=True),
+    Flag("--use_past", "model.model_config.use_past", bool, "Keep keys and values of past tokens.", _MODEL),
+    Flag("--random_weights", "engine.random_weights", bool, "Run with random weights.", _MODEL),
+    Flag(
+        "--device_target", "context.device_target", str, "Kind of device.", _DEVICE, ("CPU", "Ascend", "GPU")
+    ),
+    Flag("--device_id", "context.device_id", int, "Number of the device on this machine.", _DEVICE),
+    Flag("--mode", "context.mode", int, "0 compiles graphs, 1 runs eagerly.", _DEVICE),
+    Flag("--max_new_tokens", f"{_GENERATION}.max_new_tokens", int, "Most tokens of an answer.", _TEXT),
+    Flag("--max_length", f"{_GENERATION}.max_length", int, "Most tokens of prompt and answer.", _TEXT),
+    Flag("--do_sample", f"{_GENERATION}.do_sample", bool, "Draw tokens at random.", _TEXT),
+    Flag("--temperature", f"{_GENERATION}.temperature", float, "Randomness; 0 takes the likeliest.", _TEXT),
+    Flag("--top_k", f"{_GENERATION}.top_k", int, "Sample among the k likeliest tokens; 0 among all.", _TEXT),
+    Flag("--top_p", f"{_GENERATION}.top_p", float, "Sample among tokens of this total probability.", _TEXT),
+    Flag("--min_p", f"{_GENERATION}.min_p", float, "Sample among tokens this near the likeliest.", _TEXT),
+    Flag(
+        "--repetition_penalty",
+        f"{_GENERATION}.repetition_penalty",
+        float,
+        "Above 1 avoids tokens that occurred.",
+        _TEXT,
+    ),
+    Flag("--stop", f"{_GENERATION}.stop", str, "Text that ends an answer.", _TEXT, multiple=True),
+    Flag("--ignore_eos", f"{_GENERATION}.ignore_eos", bool, "Go on past end-of-sequence tokens.", _TEXT),
+    Flag("--logprobs", f"{_GENERATION}.logprobs", int, "Report this many log probabilities.", _TEXT),
+    Flag("--chat", "processor.chat", bool, "Put prompts into the model's chat template.", _TEXT),
+    Flag(
+        "--truncate",
+        "engine.truncate",
+        str,
+        "Side to cut a prompt that is too long.",
+        _TEXT,
+        ("left", "right"),
+    ),
+    Flag(
+        "--output_format",
+        "output.format",
+        str,
+        "Form of the answers.",
+        _OUTPUT,
+        ("text", "json", "mindformers"),
+    ),
+    Flag("--save_file", "output.save_file", str, "File for the answers.", _OUTPUT),
+    Flag("--stream", "output.stream", bool, "Write text as it comes.", _OUTPUT),
+    Flag("--echo", "output.echo", bool, "Write the prompt before its answer.", _OUTPUT),
+    _unused(
+        "--src_strategy_path_or_dir", "src_strategy_path_or_dir", str, "Slicing of a distributed checkpoint."
+    ),
+    _unused(
+        "--strategy_load_checkpoint", "parallel.strategy_ckpt_load_file", str, "Parallel strategy to load."
+    ),
+    _unused("--transform_process_num", "transform_process_num", int, "Processes that convert a checkpoint."),
+    _unused("--only_save_strategy", "only_save_strategy", bool, "Write the parallel strategy and stop."),
+    _unused("--remote_save_url", "remote_save_url", str, "Cloud storage for outputs."),
+    _unused("--profile", "profile", bool, "MindFormers' profiler."),
+    _unused("--do_eval", "do_eval", bool, "Evaluate while training."),
+    _unused("--resume_training", "resume_training", str, "Go on with a training."),
+    _unused("--train_dataset_dir", "train_dataset.data_loader.dataset_dir", str, "Data to train on."),
+    _unused("--eval_dataset_dir", "eval_dataset.data_loader.dataset_dir", str, "Data to evaluate on."),
+    _unused("--epochs", "runner_config.epochs", int, "Epochs of training."),
+    _unused("--batch_size", "runner_config.batch_size", int, "Rows in a step of training."),
+    _unused(
+        "--gradient_accumulation_steps",
+        "runner_config.gradient_accumulation_steps",
+        int,
+        "Steps between updates.",
+    ),
+    _unused("--sink_mode", "runner_config.sink_mode", bool, "Feed data through the device's queue."),
+    _unused("--num_samples", "train_dataset.data_loader.num_samples", int, "Rows of the training data."),
+    _unused("--modal_type", "modal_type", str, "Kinds of input of a multi-modal model."),
+    _unused("--register_path", "register_path", str, "Python code of further models; none is ever run."),
+    _unused("--trust_remote_code", "trust_remote_code", bool, "Run a model's own code; none is ever run."),
+)

@@ -1,0 +1,176 @@
+"""Loads a config: files, their base configs and overrides, laid over one another, checked, and frozen.
+
+Knows the order of sources; the keys are in `schema` and `known_keys`, the words of a mistake in `report`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from inference.config.known_keys import (
+    NEGATED,
+    NOT_ACTED_ON,
+    RENAMED,
+    RIVALS,
+    SYNONYMS,
+    TYPED_BUT_NOT_ACTED_ON,
+)
+from inference.config.layer import KeyPath, Layer, dotted, lay_all, layer_from_mapping
+from inference.config.overrides import Override
+from inference.config.problems import Problem, problems_of, show
+from inference.config.report import BASE_KEY, report
+from inference.config.schema import InferenceConfig
+from inference.config.yaml_file import read_yaml
+from inference.errors import ConfigError
+
+_MODEL_CONFIG = ("model", "model_config")
+
+
+def load_config(
+    source: str | Path | Mapping[str, Any], *, overrides: Sequence[Override] = ()
+) -> InferenceConfig:
+    """Loads a config.
+
+    Args:
+        source: the path of a YAML file, or a mapping of the same keys. `base_config` in a file names a file,
+            or a list of files, relative to it; they are laid under it, mapping by mapping, later ones over
+            earlier ones.
+        overrides: settings that outrank the file, later ones over earlier ones.
+
+    Raises:
+        ConfigError: a file that cannot be read, a key that nobody knows, or a value that cannot be used. One
+            line that begins with `file:line` or the flag, and lists every mistake.
+    """
+    if isinstance(source, Mapping):
+        layers, sources = [_renamed(layer_from_mapping(source))], []
+    else:
+        files = list(_files(Path(source), str(source) or ".", ()))
+        layers, sources = [layer for layer, _ in files], [shown for _, shown in files]
+    layers += [_renamed(override.layer()) for override in overrides]
+    return _build(lay_all(layers, RIVALS), sources)
+
+
+def override_config(config: InferenceConfig, overrides: Sequence[Override]) -> InferenceConfig:
+    """A copy of `config` with further overrides laid over it.
+
+    Raises:
+        ConfigError: a key that nobody knows, or a value that cannot be used.
+    """
+    layers = [config._layer, *(_renamed(override.layer()) for override in overrides)]
+    return _build(lay_all(layers, RIVALS), config.sources)
+
+
+def _files(path: Path, shown: str, children: tuple[str, ...]) -> Iterator[tuple[Layer, str]]:
+    """The file's base configs, lowest first, then the file itself."""
+    layer = read_yaml(path, shown)
+    line = layer.origin((BASE_KEY,))
+    for name in _base_names(layer.remove((BASE_KEY,)), line):
+        base = os.path.normpath(os.path.join(os.path.dirname(shown), name))  # noqa: PTH118, PTH120
+        if os.path.realpath(base) in (*children, os.path.realpath(path)):
+            raise ConfigError(
+                f"{line}: base_config leads back to {base}", "remove one base_config of the circle"
+            )
+        if not Path(base).is_file():
+            raise ConfigError(f"{line}: base_config: there is no file {base}", f"it is relative to {shown}")
+        yield from _files(Path(base), base, (*children, os.path.realpath(path)))
+    yield _renamed(layer), shown
+
+
+def _base_names(value: Any, where: str) -> list[str]:
+    names = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(isinstance(name, str) for name in names):
+        raise ConfigError(
+            f"{where}: base_config must be the path of a file, or a list of them, got {show(value)}"
+        )
+    return names
+
+
+def _renamed(layer: Layer) -> Layer:
+    """The layer with one name for each key; two names with different values in one layer are a mistake."""
+    for old, new in [*RENAMED.items(), *NEGATED.items()]:
+        value = layer.get(old)
+        if value is None:
+            layer.remove(old)
+            continue
+        if old in NEGATED and isinstance(value, bool):
+            layer.put(old, not value)
+        _refuse_difference(layer, old, new)
+        layer.move(old, new)
+    for first, second in SYNONYMS:
+        _refuse_difference(layer, first, second)
+    return layer
+
+
+def _refuse_difference(layer: Layer, first: KeyPath, second: KeyPath) -> None:
+    one, other = layer.get(first), layer.get(second)
+    if one is not None and other is not None and one != other:
+        raise ConfigError(
+            f"{layer.origin(second)}: {dotted(second)} is {show(other)} and {first[-1]} is {show(one)}",
+            "they are the same setting; keep one",
+        )
+
+
+def _build(layer: Layer, sources: Iterable[str]) -> InferenceConfig:
+    values, unused = _split_unused(layer.values, ())
+    config = _validated(_without_nulls(values, ()), layer)
+    config._layer, config._sources, config._unused = layer, tuple(sources), tuple(unused)
+    return config
+
+
+def _split_unused(values: Any, path: KeyPath) -> tuple[Any, list[KeyPath]]:
+    """The values that something acts on, and the paths of those that nothing does."""
+    if not isinstance(values, dict):
+        return values, []
+    kept, unused = {}, []
+    for key, value in values.items():
+        here = (*path, key)
+        if key in NOT_ACTED_ON.get(path, ()):
+            unused.append(here)
+            continue
+        if key in TYPED_BUT_NOT_ACTED_ON.get(path, ()):
+            unused.append(here)
+        kept[key], below = _split_unused(value, here)
+        unused += below
+    return kept, unused
+
+
+def _without_nulls(values: dict[str, Any], path: KeyPath) -> dict[str, Any]:
+    """A null key counts as absent, except for the model, where it takes a key of config.json away."""
+    if path == _MODEL_CONFIG:
+        return values
+    return {
+        key: _without_nulls(value, (*path, key)) if isinstance(value, dict) else value
+        for key, value in values.items()
+        if value is not None
+    }
+
+
+def _validated(values: dict[str, Any], layer: Layer) -> InferenceConfig:
+    try:
+        return InferenceConfig.model_validate(values)
+    except ValidationError as error:
+        problems = problems_of(error)
+    if _take_alternatives(values, problems, layer):
+        return _validated(values, layer)
+    raise report(problems, layer)
+
+
+def _take_alternatives(values: dict[str, Any], problems: list[Problem], layer: Layer) -> bool:
+    """Reads again, the other way, what a command line gave and did not suit; whether there was any."""
+    checked = Layer(values)
+    taken = False
+    for problem in problems:
+        path = next((p for p in layer.alternatives if problem.path[: len(p)] == p), None)
+        if path is None or problem.unknown:
+            continue
+        alternative = layer.alternatives.pop(path)
+        if alternative is not None:
+            checked.put(path, alternative)
+            layer.put(path, alternative)
+        taken = True
+    return taken

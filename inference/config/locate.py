@@ -1,0 +1,152 @@
+"""Finds the directory of a model: one that is given, the packaged demo, a named one on disk, or one on a hub.
+
+Knows where models are kept and how they are fetched; knows nothing about what is in them. Only weights in
+safetensors, JSON and tokenizer files are ever fetched: no pickles and no code.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import textwrap
+from pathlib import Path
+
+from inference.config.presets import find_preset, is_preset, normal_name
+from inference.config.schema import InferenceConfig
+from inference.config.yaml_file import read_yaml
+from inference.errors import ModelNotFoundError, nearest
+
+HOME_VARIABLE = "INFERENCE_MODEL_HOME"
+DOWNLOADS = Path("checkpoint_download")
+DEMO = "demo"
+_DEMO_DIRECTORY = Path(__file__).resolve().parents[1] / "demo"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*\Z")
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*\Z")
+_WANTED = ("*.safetensors", "*.json", "*.model", "*.jinja", "merges.txt", "vocab.txt")
+_UNWANTED = ("consolidated*", "original/*", "onnx/*", "*/*")
+_LONGEST_REASON = 160  # characters of a download's error that a message repeats
+_TRUE_WORDS = ("1", "ON", "YES", "TRUE")
+
+
+def locate_model(name_or_dir: str | Path, *, config: InferenceConfig | None = None) -> Path:
+    """The directory of a model.
+
+    In this order: `demo` is the packaged model; an existing directory is itself; a name is looked for in
+    `$INFERENCE_MODEL_HOME/<name>` and `./checkpoint_download/<name>`; then the preset's `model.hub_id`, or an
+    `org/name`, is fetched with huggingface_hub, from its cache alone where HF_HUB_OFFLINE is set.
+
+    Args:
+        name_or_dir: a directory, a preset's name, or a Hugging Face repository id.
+        config: the config that names it, for its `model.hub_id`.
+
+    Raises:
+        ModelNotFoundError: it is nowhere; the message says where it was looked for and what to do.
+    """
+    name = str(name_or_dir)
+    if name == DEMO:
+        return _demo()
+    if not name.strip() or "\0" in name:
+        raise ModelNotFoundError("no model is named", "give a directory, a preset's name, or an org/name")
+    path = Path(os.path.expanduser(name))  # noqa: PTH111  (Path.expanduser fails for unknown users)
+    if path.is_dir():
+        return path
+    if path.is_file():
+        hint = "give its directory; a file of weights goes into load_checkpoint"
+        raise ModelNotFoundError(f"{name} is a file, not a model directory", hint)
+    if not (_NAME.match(name) or _HUB_ID.match(name)):
+        raise ModelNotFoundError(f"there is no model directory {name}", _nearest_directory(path))
+    places = _places(name)
+    found = next((place for place in places if place.is_dir() and any(place.iterdir())), None)
+    return found or _fetched(name, places, hub_id_of(name, config))
+
+
+def hub_id_of(name: str, config: InferenceConfig | None = None) -> str | None:
+    """The Hugging Face repository of a named model, or None.
+
+    A `model.hub_id` in the config counts before the preset's own, so that a copy of a preset can name another
+    repository; not so where the command line named the model.
+    """
+    if _HUB_ID.match(name):
+        return name
+    if (
+        config is not None
+        and config.model.hub_id
+        and not config.origin("pretrained_model_dir").startswith("-")
+    ):
+        return config.model.hub_id
+    if is_preset(name):
+        path = find_preset(name)
+        hub_id: str | None = read_yaml(path, str(path)).get(("model", "hub_id"))
+        return hub_id
+    return None
+
+
+def _demo() -> Path:
+    if not _DEMO_DIRECTORY.is_dir():
+        raise ModelNotFoundError(
+            "the demo model is missing from this installation", "install the project again"
+        )
+    return _DEMO_DIRECTORY
+
+
+def _places(name: str) -> list[Path]:
+    home = os.environ.get(HOME_VARIABLE)
+    roots = [Path(home).expanduser(), DOWNLOADS] if home else [DOWNLOADS]
+    names = list(dict.fromkeys([name, normal_name(name) if is_preset(name) else name]))
+    return [root / spelling for root in roots for spelling in names]
+
+
+def _fetched(name: str, places: list[Path], hub_id: str | None) -> Path:
+    if hub_id is None:
+        raise _not_found(name, places, None, None)
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(
+            snapshot_download(
+                hub_id,
+                allow_patterns=list(_WANTED),
+                ignore_patterns=list(_UNWANTED),
+                local_files_only=_offline(),
+            )
+        )
+    except (
+        Exception
+    ) as error:  # whatever a network, a proxy, a full disk or the hub does, the answer is one line
+        raise _not_found(name, places, hub_id, error) from None
+
+
+def _offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in _TRUE_WORDS
+
+
+def _not_found(
+    name: str, places: list[Path], hub_id: str | None, error: Exception | None
+) -> ModelNotFoundError:
+    looked = ", ".join(str(place) for place in places)
+    if not os.environ.get(HOME_VARIABLE):
+        looked += f" (${HOME_VARIABLE} is not set)"
+    if hub_id is not None:
+        looked += f", and the Hugging Face repository {hub_id}: {_reason(error)}"
+    target = DOWNLOADS / name
+    return ModelNotFoundError(
+        f"the model '{name}' was not found in {looked}",
+        f"put its files into {target}, or set pretrained_model_dir to their directory",
+    )
+
+
+def _reason(error: Exception | None) -> str:
+    if isinstance(error, ImportError):
+        return "huggingface_hub is not installed"
+    if _offline():
+        return "not in its cache, and HF_HUB_OFFLINE is set"
+    return textwrap.shorten(f"{type(error).__name__}: {error}", _LONGEST_REASON, placeholder="...").rstrip(" .:;")
+
+
+def _nearest_directory(path: Path) -> str:
+    parent = path.parent
+    names = sorted(entry.name for entry in parent.iterdir() if entry.is_dir()) if parent.is_dir() else []
+    close = nearest(path.name, names)
+    return (
+        f"did you mean '{parent / close}'?" if close else "give a directory, a preset's name, or an org/name"
+    )

@@ -1,0 +1,202 @@
+"""`model.model_config`: the sizes of a model, as MindFormers or as Hugging Face's config.json spells them.
+
+Knows the keys and their types; knows nothing about what a model does with them. No key has a default here:
+where a YAML does not set one, the model's own config.json, or the family's rule, decides.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+from inference.config.generation import GenerationSettings, Temperature, TopK, TopP
+from inference.config.values import (
+    Count,
+    Dtype,
+    Free,
+    NonNegative,
+    OptionalText,
+    Positive,
+    Section,
+    Texts,
+    TokenId,
+    TokenIds,
+    only,
+)
+
+
+def _rope_factor(value: Any) -> Any:
+    """Llama 3's extend_method takes a mapping, the others a number."""
+    if isinstance(value, dict) or value is None:
+        return value
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+        raise ValueError("must be a number above 0, or a mapping for extend_method LLAMA3")
+    return float(value)
+
+
+def _layer_types(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+class ModelSettings(Section):
+    """What a YAML says about the model; every key may be absent."""
+
+    # Which model.
+    type: OptionalText = Field(None, description="MindFormers' config class, such as LlamaConfig.")
+    architectures: Texts | None = Field(None, description="Hugging Face's architecture class, in a list.")
+    model_type: OptionalText = Field(None, description="Hugging Face's family name, such as llama.")
+
+    # Sizes: MindFormers' name and Hugging Face's where they differ.
+    vocab_size: Count | None = Field(None, description="Rows of the embedding, in tokens.")
+    hidden_size: Count | None = Field(None, description="Width of the residual stream.")
+    intermediate_size: Count | None = Field(None, description="Width of the feed-forward layer.")
+    multiple_of: Count | None = Field(None, description="Rounds up a derived intermediate_size.")
+    ffn_dim_multiplier: Positive | None = Field(None, description="Scales a derived intermediate_size.")
+    num_layers: Count | None = Field(None, description="Decoder layers.")
+    num_hidden_layers: Count | None = Field(None, description="Decoder layers.")
+    num_heads: Count | None = Field(None, description="Query heads.")
+    num_attention_heads: Count | None = Field(None, description="Query heads.")
+    n_kv_heads: Count | None = Field(
+        None, description="Key and value heads; as many as query heads if unset."
+    )
+    num_key_value_heads: Count | None = Field(None, description="Key and value heads.")
+    head_dim: Count | None = Field(None, description="Width of a head; hidden_size / heads if unset.")
+    seq_length: Count | None = Field(None, description="Longest sequence to run with, in tokens.")
+    max_position_embedding: Count | None = Field(
+        None, description="Longest sequence of the model, in tokens."
+    )
+    max_position_embeddings: Count | None = Field(
+        None, description="Longest sequence of the model, in tokens."
+    )
+
+    # Parts of a layer.
+    hidden_act: OptionalText = Field(None, description="Activation of the feed-forward layer, such as silu.")
+    rms_norm_eps: Positive | None = Field(None, description="Added to the mean square in RMSNorm.")
+    qkv_has_bias: bool | None = Field(None, description="Bias in the query, key and value projections.")
+    attention_bias: bool | None = Field(None, description="Bias in the attention projections.")
+    mlp_bias: bool | None = Field(None, description="Bias in the feed-forward projections.")
+    tie_word_embeddings: bool | None = Field(None, description="Output layer shares the embedding's weights.")
+    initializer_range: float | None = Field(None, description="Standard deviation of random weights.")
+
+    # Rotary embedding.
+    theta: Positive | None = Field(None, description="Base of the rotary frequencies.")
+    rope_theta: Positive | None = Field(None, description="Base of the rotary frequencies.")
+    rope_scaling: Free | None = Field(None, description="Rotary scaling as transformers 4 writes it.")
+    rope_parameters: Free | None = Field(None, description="Rotary base and scaling as transformers 5 does.")
+    extend_method: OptionalText = Field(
+        None, description="MindFormers' rotary scaling: None, PI, NTK or LLAMA3."
+    )
+    scaling_factor: Annotated[float | Free | None, BeforeValidator(_rope_factor)] = Field(
+        None, description="Factor of extend_method, or a mapping for LLAMA3."
+    )
+
+    # Windows.
+    sliding_window: Count | None = Field(None, description="Positions a token looks back; null for all.")
+    use_sliding_window: bool | None = Field(None, description="Whether Qwen uses its sliding_window.")
+    max_window_layers: NonNegative | None = Field(
+        None, description="Qwen's layers below this see everything."
+    )
+    layer_types: Annotated[tuple[str, ...] | None, BeforeValidator(_layer_types)] = Field(
+        None, description="full_attention or sliding_attention for each layer."
+    )
+
+    # Types of the stored weights.
+    torch_dtype: OptionalText = Field(None, description="Type of the stored weights (transformers 4).")
+    dtype: OptionalText = Field(None, description="Type of the stored weights (transformers 5).")
+
+    # Generation; outranked by the section generation_config.
+    max_decode_length: Count | None = Field(None, description="Most tokens of prompt and answer together.")
+    max_length: Count | None = Field(None, description="The same; outranks max_decode_length.")
+    max_new_tokens: Count | None = Field(None, description="Most tokens of the answer.")
+    min_length: NonNegative | None = Field(None, description="Fewest tokens of prompt and answer together.")
+    do_sample: bool | None = Field(None, description="Draw tokens at random.")
+    temperature: Temperature | None = Field(None, description="Divides the logits before sampling.")
+    top_k: TopK | None = Field(None, description="Sample among the k most likely tokens.")
+    top_p: TopP | None = Field(None, description="Sample among tokens of this total probability.")
+    repetition_penalty: Positive | None = Field(None, description="Above 1 avoids tokens that occurred.")
+    bos_token_id: TokenId = Field(None, description="Token that begins a sequence.")
+    eos_token_id: TokenIds | None = Field(None, description="Tokens that end a sequence: one id or a list.")
+    pad_token_id: TokenId = Field(None, description="Token that fills up short rows.")
+    use_past: bool | None = Field(None, description="Keep keys and values of past tokens.")
+
+    # Weights.
+    checkpoint_name_or_path: OptionalText = Field(None, description="Checkpoint, or the name of a model.")
+    pet_config: Free | None = Field(None, description="Adapters (LoRA, prefix, p-tuning): not supported yet.")
+    quantization_config: Free | None = Field(None, description="Quantised weights: not supported yet.")
+
+    # For an Ascend device; nothing else acts on them.
+    batch_size: Count | None = Field(None, description="Rows of a static batch.")
+    block_size: Count | None = Field(None, description="Tokens in a block of the paged cache.")
+    num_blocks: Count | None = Field(None, description="Blocks of the paged cache.")
+    is_dynamic: bool | None = Field(None, description="Compile for any shape.")
+    use_flash_attention: bool | None = Field(None, description="Use the fused attention kernel.")
+    qkv_concat: bool | None = Field(None, description="Join the query, key and value projections.")
+    compute_dtype: Dtype | None = Field(None, description="Type of the matrix products.")
+    layernorm_compute_type: Dtype | None = Field(None, description="Type of the norms.")
+    softmax_compute_type: Dtype | None = Field(None, description="Type of the softmax.")
+    rotary_dtype: Dtype | None = Field(None, description="Type of the rotary embedding.")
+    param_init_type: Dtype | None = Field(None, description="Type of the weights in memory.")
+    embedding_init_type: Dtype | None = Field(None, description="Type of the embedding in memory.")
+    residual_dtype: Dtype | None = Field(None, description="Type of the residual stream.")
+
+    # Known to MindFormers; accepted only where they change nothing.
+    attn_proj_has_bias: Annotated[bool, only(False)] | None = Field(
+        None, description="Bias in the attention output projection."
+    )
+    add_bias_linear: Annotated[bool, only(False)] | None = Field(
+        None, description="Bias in every projection."
+    )
+    gated_linear_unit: Annotated[bool, only(True)] | None = Field(
+        None, description="Gate in the feed-forward layer."
+    )
+    normalization: Annotated[str, only("RMSNorm")] | None = Field(None, description="Kind of the norms.")
+    partial_rotary_factor: Annotated[float, only(1.0)] | None = Field(
+        None, description="Part of a head that is rotated."
+    )
+    position_embedding_type: Annotated[str, only("rope")] | None = Field(
+        None, description="Kind of the position embedding."
+    )
+    rotary_interleaved: Annotated[bool, only(False)] | None = Field(
+        None, description="Rotate neighbouring pairs instead of halves."
+    )
+
+    def given(self) -> dict[str, Any]:
+        """Everything that was set, as plain values; a null that was set is there as None."""
+        return {
+            name: _plain(getattr(self, name))
+            for name in type(self).model_fields
+            if name in self.model_fields_set
+        }
+
+    def given_architecture(self) -> dict[str, Any]:
+        """The keys of the architecture that were set, spelled as in the YAML; they outrank config.json.
+
+        A null that was set is there as None: as if config.json did not have the key.
+        """
+        return {name: value for name, value in self.given().items() if name in ARCHITECTURE_KEYS}
+
+    def generation(self) -> GenerationSettings:
+        """The settings of generation that were set here."""
+        given = {name: getattr(self, name) for name in self.model_fields_set & GENERATION_KEYS}
+        length = given.pop("max_decode_length", None)
+        if given.get("max_length") is None:
+            given["max_length"] = length
+        return GenerationSettings.model_validate(
+            {name: value for name, value in given.items() if value is not None}
+        )
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _names(first: str, last: str) -> frozenset[str]:
+    """The fields from `first` to `last`, in the order of the class."""
+    names = list(ModelSettings.model_fields)
+    return frozenset(names[names.index(first) : names.index(last) + 1])
+
+
+ARCHITECTURE_KEYS = _names("type", "dtype")
+GENERATION_KEYS = _names("max_decode_length", "use_past")
+DEVICE_KEYS = _names("batch_size", "residual_dtype")

@@ -1,0 +1,95 @@
+"""What is wrong with a value, in words: pydantic's findings as phrases that a person can act on.
+
+Knows pydantic's error types; knows nothing about files, lines or which keys would have been right.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from inference.config.layer import KeyPath, dotted
+
+_UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
+_LONGEST_VALUE = 60  # characters of a wrong value that a message repeats
+_PHRASES: dict[str, str] = {
+    "int_type": "must be an integer",
+    "int_from_float": "must be an integer",
+    "float_type": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_type": "must be true or false",
+    "string_type": "must be text (put it in quotes)",
+    "list_type": "must be a list",
+    "dict_type": "must be a mapping of keys",
+    "model_type": "must be a section, a mapping of keys",
+    "dataclass_type": "must be a section, a mapping of keys",
+    "none_required": "must be empty",
+}
+_LIMITS: dict[str, tuple[str, str]] = {
+    "greater_than": ("must be greater than", "gt"),
+    "greater_than_equal": ("must be at least", "ge"),
+    "less_than": ("must be less than", "lt"),
+    "less_than_equal": ("must be at most", "le"),
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One wrong value.
+
+    Args:
+        path: the key, from the root.
+        phrase: what is wrong with it: `must be an integer, got 'two'`.
+        unknown: whether the key itself is the mistake.
+    """
+
+    path: KeyPath
+    phrase: str
+    unknown: bool = False
+
+    def sentence(self) -> str:
+        """The key and what is wrong with it."""
+        return f"{dotted(self.path)} {self.phrase}"
+
+
+def problems_of(error: ValidationError) -> list[Problem]:
+    """Every finding of one validation, in pydantic's order."""
+    return [_problem(finding) for finding in error.errors(include_url=False)]
+
+
+def _problem(finding: Any) -> Problem:
+    path = tuple(finding["loc"])
+    if finding["type"] in _UNKNOWN:
+        return Problem(path, "is not a known key", unknown=True)
+    phrase, semicolon, reason = _phrase(finding).partition(";")
+    return Problem(path, f"{phrase}, got {show(finding['input'])}{semicolon}{reason}")
+
+
+def _phrase(finding: Any) -> str:
+    kind, context = finding["type"], finding.get("ctx", {})
+    if kind in _LIMITS:
+        words, limit = _LIMITS[kind]
+        return f"{words} {context[limit]:g}"
+    if kind == "value_error":
+        return str(context["error"])
+    if kind == "literal_error":
+        return f"must be {context['expected']}"
+    return _PHRASES.get(kind) or _lowered(finding["msg"])
+
+
+def _lowered(message: str) -> str:
+    return message[:1].lower() + message[1:]
+
+
+def show(value: Any) -> str:
+    """A wrong value as messages repeat it: in YAML's words, and short."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dict):
+        return "a mapping"
+    shown = repr(value)
+    return shown if len(shown) <= _LONGEST_VALUE else f"{shown[:_LONGEST_VALUE]}..."

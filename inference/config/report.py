@@ -1,0 +1,83 @@
+"""One line for all mistakes of a config: where each is, what it is, and the nearest key that is known.
+
+Knows which keys there are; knows nothing about how they are checked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import is_dataclass
+from typing import Any, get_type_hints
+
+from pydantic import BaseModel
+
+from inference.config.known_keys import NEGATED, NOT_ACTED_ON, RENAMED
+from inference.config.layer import KeyPath, Layer, dotted
+from inference.config.problems import Problem
+from inference.config.schema import InferenceConfig
+from inference.errors import ConfigError, did_you_mean
+
+BASE_KEY = "base_config"
+_MOST_SHOWN = 5  # further mistakes that one message lists
+# Where a misplaced key is looked for, the likeliest section first.
+_LIKELY_SECTIONS = (
+    "generation_config",
+    "engine",
+    "output",
+    "context",
+    "model.model_config",
+    "processor.tokenizer",
+)
+
+
+def report(problems: list[Problem], layer: Layer) -> ConfigError:
+    """One error for all mistakes of a config: the first in order of lines, then the others, in one line."""
+    ordered = sorted(problems, key=lambda problem: _position(layer.origin(problem.path)))
+    messages = [_message(problem, layer) for problem in ordered]
+    messages = list(dict.fromkeys(messages))
+    if len(messages) == 1:
+        return ConfigError(messages[0])
+    more = "; ".join(messages[1 : 1 + _MOST_SHOWN]) + ("; ..." if len(messages) > 1 + _MOST_SHOWN else "")
+    return ConfigError(f"{messages[0]}; and {len(messages) - 1} more: {more}")
+
+
+def _position(origin: str) -> tuple[str, int]:
+    name, _, line = origin.rpartition(":")
+    return (name, int(line)) if line.isdigit() else (origin, 0)
+
+
+def _message(problem: Problem, layer: Layer) -> str:
+    where = layer.origin(problem.path)
+    if not problem.unknown:
+        return f"{where}: {problem.sentence()}"
+    section, key = problem.path[:-1], str(problem.path[-1])
+    place = f" in {dotted(section)}" if section else ""
+    suggestion = _suggestion(section, key)
+    return f"{where}: unknown key '{key}'{place}" + (f"; {suggestion}" if suggestion else "")
+
+
+def _suggestion(section: KeyPath, key: str) -> str | None:
+    """The same name in another section, or else the nearest name in this one."""
+    for name in _LIKELY_SECTIONS:
+        other = tuple(name.split("."))
+        if other != section and key in known_keys(other):
+            return f"did you mean '{name}.{key}'?"
+    return did_you_mean(key, known_keys(section))
+
+
+def known_keys(section: KeyPath) -> list[str]:
+    """The keys of a section: those of the schema first, then those that are known and not acted on."""
+    kind: Any = InferenceConfig
+    for name in section:
+        kind = _section_types(kind).get(str(name))
+    renamed = [str(old[-1]) for old in (*RENAMED, *NEGATED) if old[:-1] == section]
+    base = [BASE_KEY] if not section else []
+    return [*_section_types(kind), *base, *renamed, *sorted(NOT_ACTED_ON.get(section, ()))]
+
+
+def _section_types(kind: Any) -> dict[str, Any]:
+    """The keys of a section's class, each with the class of its own section, if it is one."""
+    if is_dataclass(kind):
+        return get_type_hints(kind)
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return {name: field.annotation for name, field in kind.model_fields.items()}
+    return {}

@@ -1,0 +1,319 @@
+"""The config: its sections, their keys, types, units and defaults, in MindFormers' spelling.
+
+Knows what a complete config is; knows nothing about files or command lines. Sections beyond MindFormers' own
+are `engine`, `output`, `pipeline` and `serve`, and the keys `model.hub_id`, `model.parameters` and
+`processor.chat`.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import field
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr
+from pydantic.dataclasses import dataclass
+
+from inference.config.generation import GenerationConfig, GenerationSettings, Layers, merge_generation_config
+from inference.config.layer import KeyPath, Layer
+from inference.config.model_settings import ModelSettings
+from inference.config.printing import yaml_of
+from inference.config.values import (
+    Bytes,
+    Count,
+    Free,
+    NonNegative,
+    OptionalText,
+    Section,
+    Seed,
+    Texts,
+    one_of,
+)
+from inference.errors import ConfigError
+
+RUN_MODES = ("predict", "pipeline", "evaluate", "convert")
+_TRAINING = ("train", "finetune", "export", "predict_with_train_model")
+_GRAPH_MODES = ((0, 0), (1, 1), ("GRAPH_MODE", 0), ("PYNATIVE_MODE", 1))
+_SAVE_GRAPHS = ((False, 0), (True, 2), (0, 0), (1, 1), (2, 2), (3, 3))
+_PARALLEL_MODES = (
+    "DATA_PARALLEL",
+    "SEMI_AUTO_PARALLEL",
+    "AUTO_PARALLEL",
+    "HYBRID_PARALLEL",
+    "STAND_ALONE",
+    "MANUAL_PARALLEL",
+)
+
+
+def _run_mode(value: Any) -> Any:
+    if value in _TRAINING:
+        raise ValueError(
+            f"must be one of {', '.join(RUN_MODES)}; this project runs models and does not train them"
+        )
+    if value not in RUN_MODES:
+        hint = "; MindFormers' eval is evaluate here" if value == "eval" else ""
+        raise ValueError(f"must be one of {', '.join(RUN_MODES)}{hint}")
+    return value
+
+
+def _parallel_mode(value: Any) -> Any:
+    names = [*enumerate(_PARALLEL_MODES[:4]), *((name, name) for name in _PARALLEL_MODES)]
+    return one_of(names, f"0 to 3, or one of {', '.join(_PARALLEL_MODES)}")(value)
+
+
+class ContextSettings(Section):
+    """`context`: the device and how graphs are compiled for it."""
+
+    mode: Annotated[int, BeforeValidator(one_of(_GRAPH_MODES, "0 (GRAPH_MODE) or 1 (PYNATIVE_MODE)"))] = (
+        Field(0, description="0 compiles graphs, 1 runs eagerly (40 to 80 times slower on a CPU).")
+    )
+    device_target: Literal["CPU", "Ascend", "GPU"] = Field("CPU", description="Kind of device.")
+    device_id: NonNegative = Field(0, description="Number of the device on this machine.")
+    max_device_memory: OptionalText = Field(
+        None, description="Most memory of an Ascend device, such as 58GB."
+    )
+    mempool_block_size: OptionalText = Field(
+        None, description="Step by which an Ascend device's memory grows."
+    )
+    memory_optimize_level: Literal["O0", "O1"] | None = Field(
+        None, description="O1 saves memory in compiling."
+    )
+    max_call_depth: Count = Field(10000, description="Deepest nesting of calls in a graph.")
+    save_graphs: Annotated[int, BeforeValidator(one_of(_SAVE_GRAPHS, "true, false, or 0 to 3"))] = Field(
+        0, description="How much of the compiled graphs to write out, 0 to 3."
+    )
+    save_graphs_path: OptionalText = Field(None, description="Directory for them.")
+    deterministic: Literal["ON", "OFF"] | None = Field(None, description="Deterministic kernels on Ascend.")
+    runtime_num_threads: NonNegative | None = Field(None, description="Threads of MindSpore's CPU runtime.")
+    enable_graph_kernel: bool | None = Field(None, description="Fuse operators into graph kernels.")
+    graph_kernel_flags: OptionalText = Field(None, description="Options of graph kernels.")
+    jit_level: Literal["O0", "O1", "O2"] | None = Field(None, description="Level of graph optimisation.")
+    jit_config: Free | None = Field(None, description="Options of just-in-time compilation.")
+    infer_boost: Literal["on", "off"] | None = Field(None, description="Ascend's inference optimisations.")
+    ascend_config: Free | None = Field(
+        None, description="Options of an Ascend device, such as precision_mode."
+    )
+    affinity_cpu_list: Any = Field(None, description="CPU cores for each device.")
+    affinity_config: Free | None = Field(None, description="CPU cores for each device and thread.")
+
+
+class ParallelSettings(Section):
+    """`parallel`: MindSpore's parallel context."""
+
+    parallel_mode: Annotated[OptionalText, BeforeValidator(_parallel_mode)] = Field(
+        None, description="MindSpore's parallel mode, as a number or a name."
+    )
+
+
+class ParallelConfig(Section):
+    """`parallel_config`: how many devices share what."""
+
+    data_parallel: Count = Field(1, description="Copies of the model.")
+    model_parallel: Count = Field(1, description="Devices that share each layer (tensor parallel).")
+    pipeline_stage: Count = Field(1, description="Groups of layers on devices of their own.")
+    expert_parallel: Count = Field(1, description="Devices that share the experts.")
+
+
+class ArchSettings(Section):
+    """`model.arch`: the class that runs the model."""
+
+    type: OptionalText = Field(None, description="Name of the architecture, such as LlamaForCausalLM.")
+
+
+# A dataclass, because a pydantic model cannot have a key called model_config.
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class ModelSection:
+    """`model`: which model, and its sizes."""
+
+    arch: ArchSettings = field(default_factory=ArchSettings)
+    model_config: ModelSettings = field(default_factory=ModelSettings)
+    hub_id: OptionalText = Field(
+        default=None, strict=True, description="Hugging Face repository of the weights."
+    )
+    parameters: Count | None = Field(default=None, strict=True, description="Weights of the model, a count.")
+
+
+class TokenizerSettings(Section):
+    """`processor.tokenizer`: the tokenizer, where the model directory's own is not to be used."""
+
+    type: OptionalText = Field(None, description="MindFormers' tokenizer class.")
+    vocab_file: OptionalText = Field(None, description="tokenizer.model, or Qwen's vocab.json.")
+    tokenizer_file: OptionalText = Field(None, description="tokenizer.json.")
+    merges_file: OptionalText = Field(None, description="Qwen's merges.txt.")
+    checkpoint_name_or_path: OptionalText = Field(
+        None, description="Model directory, or the name of a model."
+    )
+    unk_token: OptionalText = Field(None, description="Text of the unknown token.")
+    bos_token: OptionalText = Field(None, description="Text of the token that begins a sequence.")
+    eos_token: OptionalText = Field(None, description="Text of the token that ends a sequence.")
+    pad_token: OptionalText = Field(None, description="Text of the token that fills up short rows.")
+    additional_special_tokens: Texts | None = Field(None, description="Texts of further special tokens.")
+    add_bos_token: bool | None = Field(None, description="Begin each prompt with bos_token.")
+    add_eos_token: bool | None = Field(None, description="End each prompt with eos_token.")
+    add_special_tokens: bool | None = Field(None, description="Add the tokenizer's own special tokens.")
+    chat_template: OptionalText = Field(None, description="Jinja template of a conversation.")
+    model_max_length: Count | None = Field(None, description="Longest prompt, in tokens.")
+    max_length: Count | None = Field(None, description="The same.")
+
+
+class ProcessorSettings(Section):
+    """`processor`: how prompts become tokens."""
+
+    type: OptionalText = Field(None, description="MindFormers' processor class.")
+    tokenizer: TokenizerSettings = Field(default_factory=TokenizerSettings, description="The tokenizer.")
+    chat: bool = Field(False, description="Put each prompt into the model's chat template.")
+
+
+class TrainerSettings(Section):
+    """`trainer`: MindFormers' task."""
+
+    type: OptionalText = Field(None, description="MindFormers' trainer class.")
+    model_name: OptionalText = Field(None, description="Name of the model, such as llama2_7b.")
+
+
+class EngineSettings(Section):
+    """`engine`: how this project runs the model."""
+
+    backend: Literal["auto", "native", "mindformers"] = Field("auto", description="Whose networks run.")
+    kernels: Literal["auto", "native", "stock"] = Field(
+        "auto", description="Our CPU kernels, or stock operators."
+    )
+    weight_dtype: Literal["auto", "float32", "float16", "bfloat16", "int8", "int4"] = Field(
+        "auto", description="Type of the weights in memory."
+    )
+    kv_cache_dtype: Literal["float32", "float16"] = Field("float32", description="Type of the KV cache.")
+    block_size: Count = Field(16, description="Tokens in a block of the KV cache.")
+    kv_cache_memory: Bytes | None = Field(
+        None, description="Memory of the KV cache: bytes, or a size such as 2GiB; sized to the work if unset."
+    )
+    max_batch_tokens: Count = Field(512, description="Most tokens in one step of the model.")
+    max_sequences: Count = Field(64, description="Most sequences in one step of the model.")
+    threads: Count | None = Field(None, description="CPU threads; all cores if unset.")
+    prefix_cache: bool = Field(False, description="Keep the KV cache of prompts that begin alike.")
+    random_weights: bool = Field(False, description="Run with random weights instead of a checkpoint.")
+    truncate: Literal["left", "right"] | None = Field(
+        None, description="Side to cut a prompt longer than the context; an error if unset."
+    )
+
+
+class OutputSettings(Section):
+    """`output`: what is written, and where."""
+
+    format: Literal["text", "json", "mindformers"] = Field("text", description="Form of the answers.")
+    save_file: OptionalText = Field(None, description="File for the answers, besides standard output.")
+    stream: bool | None = Field(None, description="Write text as it comes; decided by the output if unset.")
+    echo: bool = Field(False, description="Write the prompt before its answer.")
+
+
+class InferenceConfig(Section):
+    """The whole config: frozen, complete, with a record of where each key was set. Made by `load_config`."""
+
+    seed: Seed | None = Field(None, description="Seed of sampling, an integer from 0.")
+    run_mode: Annotated[str, BeforeValidator(_run_mode)] = Field(
+        "predict", description=f"One of {RUN_MODES}."
+    )
+    output_dir: str = Field("./output", description="Directory for what a run writes.")
+    use_parallel: bool = Field(
+        False, description="Run on several devices; the launcher starts a process for each."
+    )
+    load_checkpoint: OptionalText = Field(None, description="Directory or file of the weights.")
+    load_ckpt_format: Literal["safetensors", "ckpt"] | None = Field(None, description="Form of the weights.")
+    auto_trans_ckpt: bool = Field(False, description="Accepted; each rank always reads its own slices.")
+    pretrained_model_dir: OptionalText = Field(
+        None, description="Hugging Face model directory, or a model's name."
+    )
+    checkpoint_name_or_path: OptionalText = Field(None, description="Checkpoint, or the name of a model.")
+    predict_batch_size: Count | None = Field(None, description="Most sequences that run together.")
+    adapter_id: Texts | None = Field(None, description="Adapters of the prompts: not supported yet.")
+    input_data: Texts | None = Field(None, description="Prompts, or files of prompts.")
+    trainer: TrainerSettings = Field(default_factory=TrainerSettings, description="MindFormers' task.")
+    context: ContextSettings = Field(default_factory=ContextSettings, description="Device and compilation.")
+    parallel: ParallelSettings = Field(
+        default_factory=ParallelSettings, description="MindSpore's parallel context."
+    )
+    parallel_config: ParallelConfig = Field(default_factory=ParallelConfig, description="Who shares what.")
+    model: ModelSection = Field(default_factory=ModelSection, description="Which model, and its sizes.")
+    processor: ProcessorSettings = Field(default_factory=ProcessorSettings, description="Prompts to tokens.")
+    generation_config: GenerationSettings = Field(
+        default_factory=GenerationSettings, description="Settings of generation."
+    )
+    engine: EngineSettings = Field(default_factory=EngineSettings, description="How the model is run.")
+    output: OutputSettings = Field(default_factory=OutputSettings, description="What is written.")
+    pipeline: Free = Field(default_factory=dict, description="Apache Beam.")
+    serve: Free = Field(default_factory=dict, description="The server.")
+
+    _layer: Layer = PrivateAttr(default_factory=Layer)
+    _sources: tuple[str, ...] = PrivateAttr(default=())
+    _unused: tuple[KeyPath, ...] = PrivateAttr(default=())
+
+    def __eq__(self, other: object) -> bool:
+        """Configs are equal when their settings are, wherever those were set."""
+        return isinstance(other, InferenceConfig) and self.__dict__ == other.__dict__
+
+    __hash__ = None  # type: ignore[assignment]  # free sections are dicts
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The files that were read, the one named by the user last."""
+        return self._sources
+
+    @property
+    def unused_keys(self) -> list[tuple[str, str]]:
+        """Keys that are known and that nothing acts on: dotted key, and where it was set."""
+        return [(".".join(map(str, path)), self._layer.origin(path)) for path in self._unused]
+
+    def origin(self, path: str) -> str:
+        """Where a dotted key was set: `file:line`, a flag, `mapping`, or `default`."""
+        key = tuple(path.split("."))
+        return self._layer.origin(key) if self._layer.has(key) else "default"
+
+    def merged(self) -> dict[str, Any]:
+        """Everything that was set, as plain values, with the keys that nothing here acts on; a copy."""
+        return copy.deepcopy(self._layer.values)
+
+    def to_yaml(self) -> str:
+        """The merged config as YAML, each key with its origin; `load_config` reads back an equal config."""
+        return yaml_of(self, self._layer)
+
+    def generation(self, model: Layers = None, request: Layers = None) -> GenerationConfig:
+        """The settings of generation from all sources.
+
+        Args:
+            model: the model's own, from `read_generation_file`; outranked by the config.
+            request: those of one prompt or call; outranks the config.
+
+        Raises:
+            ConfigError: settings of `request` that are unknown or out of range, or settings that exclude each
+                other.
+        """
+        seed = None if self.seed is None else {"seed": self.seed}
+        from_model_section = self.model.model_config.generation()
+        return merge_generation_config(model, seed, from_model_section, self.generation_config, request)
+
+    def check_supported(self) -> None:
+        """Refuses what loads, because MindFormers knows it, and does not run yet.
+
+        Raises:
+            ConfigError: adapters, quantised weights or experts are asked for.
+        """
+        for path, key, what in _NOT_YET:
+            asked = self._layer.get(path)
+            value = asked.get(key) if isinstance(asked, dict) else None
+            if value not in (None, "", 1):
+                where = f"{self.origin('.'.join(path))}: {'.'.join(path)}"
+                raise ConfigError(
+                    f"{where} asks for {what} ({value}), which are not supported yet", "remove it"
+                )
+        if self.adapter_id:
+            raise ConfigError(
+                f"{self.origin('adapter_id')}: adapter_id: adapters are not supported yet", "remove it"
+            )
+
+
+_MODEL = ("model", "model_config")
+_NOT_YET = (
+    ((*_MODEL, "pet_config"), "pet_type", "adapters"),
+    ((*_MODEL, "quantization_config"), "quant_method", "quantised weights"),
+    ((*_MODEL, "moe_config"), "expert_num", "experts"),
+    (("moe_config",), "expert_num", "experts"),
+)

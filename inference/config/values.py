@@ -1,0 +1,119 @@
+"""The types of settings beyond Python's own: token ids, byte counts, lists that may be written as one item.
+
+Knows single values; knows nothing about sections or files. Each validator says what it accepts; the message
+that a person reads is put together in `problems`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator
+
+Seed = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Dtype = Literal["float32", "float16", "bfloat16", "int8"]
+Free = dict[str, Any]
+
+_UNITS = {"": 1, "b": 1}
+_UNITS |= {f"{prefix}{suffix}": 1000 ** (i + 1) for i, prefix in enumerate("kmgt") for suffix in ("", "b")}
+_UNITS |= {f"{prefix}ib": 1024 ** (i + 1) for i, prefix in enumerate("kmgt")}
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)\Z", re.IGNORECASE)
+
+
+class Section(BaseModel):
+    """A frozen section of the config that accepts no key but its own."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+    def given(self) -> dict[str, Any]:
+        """The settings that were set, null ones left out."""
+        return {
+            name: getattr(self, name)
+            for name in type(self).model_fields
+            if name in self.model_fields_set and getattr(self, name) is not None
+        }
+
+
+def _bytes(value: Any) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return value
+    match = _SIZE.match(value.strip()) if isinstance(value, str) else None
+    if not match or match[2].lower() not in _UNITS:
+        raise ValueError("must be a number of bytes, or a size such as 512MiB or 2GiB")
+    count = int(float(match[1]) * _UNITS[match[2].lower()])
+    if count < 1:
+        raise ValueError("must be at least one byte")
+    return count
+
+
+def _is_token_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _token_id(value: Any) -> int | None:
+    # Configs of old checkpoints say -1 for "none".
+    if value is None or (_is_token_id(value) and value == -1):
+        return None
+    if not _is_token_id(value) or value < 0:
+        raise ValueError("must be a token id (an integer from 0)")
+    return int(value)
+
+
+def _token_ids(value: Any) -> tuple[int, ...] | None:
+    items = value if isinstance(value, (list, tuple)) else () if value is None or value == -1 else (value,)
+    if not all(_is_token_id(item) and item >= 0 for item in items):
+        raise ValueError("must be a token id or a list of token ids (integers from 0)")
+    return tuple(items)
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    items = value if isinstance(value, (list, tuple)) else () if value is None else (value,)
+    if not all(isinstance(item, str) and item for item in items):
+        raise ValueError("must be text or a list of texts, none of them empty")
+    return tuple(items)
+
+
+def _empty_is_none(value: Any) -> Any:
+    return None if value == "" else value
+
+
+def one_of(accepted: Iterable[tuple[Any, Any]], wording: str) -> Callable[[Any], Any]:
+    """A validator that maps each accepted spelling to its meaning and refuses all else; True is not 1."""
+    table = tuple(accepted)
+
+    def check(value: Any) -> Any:
+        for spelling, meaning in table:
+            if type(value) is type(spelling) and value == spelling:
+                return meaning
+        raise ValueError(f"must be {wording}")
+
+    return check
+
+
+def only(*accepted: Any) -> PlainValidator:
+    """For settings that exist elsewhere and not yet here: accepts the values that change nothing."""
+    wording = " or ".join(str(value).lower() if isinstance(value, bool) else str(value) for value in accepted)
+
+    def check(value: Any) -> Any:
+        if not any(
+            value == neutral and isinstance(value, bool) == isinstance(neutral, bool) for neutral in accepted
+        ):
+            raise ValueError(f"is not supported yet except as {wording}")
+        return value
+
+    return PlainValidator(check)
+
+
+Bytes = Annotated[int, PlainValidator(_bytes)]
+TokenId = Annotated[int | None, PlainValidator(_token_id)]
+TokenIds = Annotated[tuple[int, ...], PlainValidator(_token_ids)]
+Texts = Annotated[tuple[str, ...], PlainValidator(_texts)]
+OptionalText = Annotated[str | None, BeforeValidator(_empty_is_none)]

@@ -1,0 +1,14 @@
+"""Text to token ids and back: sentencepiece and tokenizer.json, chat templates, streaming.
+
+Knows nothing of models, MindSpore or prompts' files. sentencepiece, tokenizers and jinja2 are imported when a
+tokenizer is loaded or a template is used, so that importing this package costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from inference.tokenizer.base import Tokenizer
+from inference.tokenizer.detokenizer import IncrementalDetokenizer
+from inference.tokenizer.joining import Joining
+from inference.tokenizer.load import load_tokenizer
+
+__all__ = ["IncrementalDetokenizer", "Joining", "Tokenizer", "load_tokenizer"]

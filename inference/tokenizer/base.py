@@ -1,0 +1,346 @@
+"""What every tokenizer does; knows nothing of files, models or MindSpore.
+
+The names and defaults are those of Hugging Face and MindFormers tokenizers, as far as inference needs them. A
+new kind of tokenizer gives five small methods: encode plain text, a token's bytes, a token's name, an id, the
+size.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from inference.errors import InputError, TokenizerError
+from inference.tokenizer.chat import choose_template, render_chat
+from inference.tokenizer.joining import Joining
+from inference.tokenizer.tokenizer_config import TOKEN_NAMES, TokenizerConfig
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PADDINGS = (False, True, "longest", "max_length", "do_not_pad")
+
+
+class Tokenizer(ABC):
+    """Text to token ids and back.
+
+    Args:
+        config: special tokens, chat templates and flags.
+        joining: how the bytes of tokens become text.
+    """
+
+    def __init__(self, config: TokenizerConfig | None = None, joining: Joining | None = None):
+        self.config = config or TokenizerConfig()
+        self.joining = joining or Joining()
+
+    # What a kind of tokenizer gives.
+
+    @abstractmethod
+    def encode_text(self, text: str, allow_special: bool = True) -> list[int]:
+        """Ids of `text` with nothing added; without `allow_special` special tokens in it are plain
+        characters.
+        """
+
+    @abstractmethod
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that a token stands for; empty for an id that is in no vocabulary. O(1)."""
+
+    @abstractmethod
+    def id_to_token(self, token_id: int) -> str | None:
+        """The token as the vocabulary spells it; None for an id that is in no vocabulary."""
+
+    @abstractmethod
+    def token_to_id(self, token: str) -> int | None:
+        """The id of a token as the vocabulary spells it, or None."""
+
+    @property
+    @abstractmethod
+    def vocab_size(self) -> int:
+        """Tokens of the vocabulary, without added ones; `len(tokenizer)` counts these too."""
+
+    def __len__(self) -> int:
+        return self.vocab_size
+
+    def __bool__(self) -> bool:
+        return True
+
+    def default_prefix(self) -> list[int]:
+        """Ids before every text when no setting says otherwise."""
+        return []
+
+    def default_suffix(self) -> list[int]:
+        """Ids after every text when no setting says otherwise."""
+        return []
+
+    def special_ids(self) -> Iterable[int]:
+        """Ids that the vocabulary itself marks as special, beside those named by the config."""
+        return ()
+
+    # Special tokens.
+
+    @property
+    def bos_token(self) -> str | None:
+        return self.config.tokens.get("bos_token")
+
+    @property
+    def eos_token(self) -> str | None:
+        return self.config.tokens.get("eos_token")
+
+    @property
+    def pad_token(self) -> str | None:
+        return self.config.tokens.get("pad_token")
+
+    @property
+    def unk_token(self) -> str | None:
+        return self.config.tokens.get("unk_token")
+
+    @property
+    def bos_token_id(self) -> int | None:
+        return self._id_of(self.bos_token)
+
+    @property
+    def eos_token_id(self) -> int | None:
+        return self._id_of(self.eos_token)
+
+    @property
+    def pad_token_id(self) -> int | None:
+        return self._id_of(self.pad_token)
+
+    @property
+    def unk_token_id(self) -> int | None:
+        return self._id_of(self.unk_token)
+
+    def _id_of(self, token: str | None) -> int | None:
+        return None if token is None else self.token_to_id(token)
+
+    @cached_property
+    def all_special_ids(self) -> frozenset[int]:
+        """Ids that `skip_special_tokens` leaves out."""
+        named = {self.token_to_id(content) for content in self.config.special_contents}
+        return frozenset({token_id for token_id in named if token_id is not None} | set(self.special_ids()))
+
+    @property
+    def all_special_tokens(self) -> list[str]:
+        return [self.id_to_token(token_id) or "" for token_id in sorted(self.all_special_ids)]
+
+    @property
+    def chat_template(self) -> str | None:
+        """The default chat template, if there is one."""
+        return self.config.chat_templates.get("default")
+
+    # Text to ids.
+
+    def encode(self, text: str, add_special_tokens: bool = True, *, allow_special: bool = True) -> list[int]:
+        """Token ids of `text`.
+
+        Args:
+            text: any text.
+            add_special_tokens: put the tokens around it that the model expects, such as bos.
+            allow_special: read special tokens that are spelled out in the text as these tokens, as Hugging
+                Face does. Give False for text that is not trusted: then `<|im_end|>` in it is only
+                characters.
+
+        Raises:
+            InputError: not text, or text that is not Unicode (half of a surrogate pair).
+        """
+        check_text(text)
+        ids = self.encode_text(text, allow_special)
+        return [*self._prefix, *ids, *self._suffix] if add_special_tokens else ids
+
+    def tokenize(self, text: str, add_special_tokens: bool = False) -> list[str]:
+        """The tokens of `text` as the vocabulary spells them."""
+        return [self.id_to_token(token_id) or "" for token_id in self.encode(text, add_special_tokens)]
+
+    @cached_property
+    def _prefix(self) -> list[int]:
+        return self._around(self.config.add_bos_token, "bos_token", self.default_prefix())
+
+    @cached_property
+    def _suffix(self) -> list[int]:
+        return self._around(self.config.add_eos_token, "eos_token", self.default_suffix())
+
+    def _around(self, asked: bool | None, name: str, default: list[int]) -> list[int]:
+        if asked is None:
+            return default
+        token_id = self._id_of(self.config.tokens.get(name))
+        if asked and token_id is None:
+            raise TokenizerError(f"add_{name} is true but the tokenizer has no {name}", f"set {name}")
+        return [token_id] if asked and token_id is not None else []
+
+    # Ids to text.
+
+    def decode(self, token_ids: int | Iterable[int], skip_special_tokens: bool = True) -> str:
+        """The text of `token_ids` (one id, a list or an array); ids in no vocabulary stand for nothing.
+
+        Bytes that are no UTF-8 become U+FFFD. In a run of byte tokens whole characters are kept, as
+        sentencepiece does; the tokenizers package replaces the whole run.
+        """
+        ids = [int(i) for i in token_ids] if isinstance(token_ids, Iterable) else [int(token_ids)]
+        skipped = self.all_special_ids if skip_special_tokens else frozenset()
+        chunks = [self.token_bytes(token_id) for token_id in ids if token_id not in skipped]
+        return self.joining.text([chunk for chunk in chunks if chunk])
+
+    def batch_decode(self, sequences: Iterable[Iterable[int]], skip_special_tokens: bool = True) -> list[str]:
+        """`decode` of each row."""
+        return [self.decode(ids, skip_special_tokens) for ids in sequences]
+
+    def convert_ids_to_tokens(self, ids: int | Iterable[int]) -> str | None | list[str | None]:
+        """Tokens as the vocabulary spells them, of one id or of several; None for an id in no vocabulary."""
+        if isinstance(ids, Iterable):
+            return [self.id_to_token(int(i)) for i in ids]
+        return self.id_to_token(int(ids))
+
+    def convert_tokens_to_ids(self, tokens: str | Iterable[str]) -> int | None | list[int | None]:
+        """Ids of one token or of several; the id of unk_token (None without one) for a token that is not
+        there.
+        """
+        if not isinstance(tokens, str):
+            return [self._id_or_unk(token) for token in tokens]
+        return self._id_or_unk(tokens)
+
+    def _id_or_unk(self, token: str) -> int | None:
+        token_id = self.token_to_id(token)
+        return self.unk_token_id if token_id is None else token_id
+
+    # Batches.
+
+    def __call__(
+        self,
+        text: str | Sequence[str],
+        *,
+        add_special_tokens: bool = True,
+        padding: bool | str = False,
+        truncation: bool = False,
+        max_length: int | None = None,
+        return_tensors: str | None = None,
+    ) -> dict[str, Any]:
+        """`input_ids` and `attention_mask` (1 for a token, 0 for padding) of one text or of several.
+
+        Args:
+            text: one text gives flat lists, several give a list of lists.
+            add_special_tokens: as in `encode`.
+            padding: False; True or `longest`: to the longest row; `max_length`: to `max_length`. The padding
+                is pad_token, or else unk_token, or else eos_token; the mask tells it from the text.
+            truncation: cut rows at `max_length`, special tokens counted.
+            max_length: in tokens.
+            return_tensors: None for lists, `np` for int32 arrays [rows, length].
+        """
+        _check_call(padding, truncation, max_length, return_tensors)
+        texts = [text] if isinstance(text, str) else list(text)
+        limit = max_length if truncation else None
+        rows = [self._encode_within(one, add_special_tokens, limit) for one in texts]
+        ids, mask = self._padded(rows, self._target(rows, padding, max_length))
+        if return_tensors == "np":
+            return {"input_ids": _array(ids), "attention_mask": _array(mask)}
+        if isinstance(text, str):
+            return {"input_ids": ids[0], "attention_mask": mask[0]}
+        return {"input_ids": ids, "attention_mask": mask}
+
+    def _encode_within(self, text: str, add_special_tokens: bool, limit: int | None) -> list[int]:
+        """Ids of `text`, its end cut so that with the special tokens there are at most `limit`."""
+        ids = self.encode(text, add_special_tokens)
+        if limit is None or len(ids) <= limit:
+            return ids
+        suffix = self._suffix if add_special_tokens else []
+        return [*ids[: max(limit - len(suffix), 0)], *suffix][:limit]
+
+    def _target(self, rows: list[list[int]], padding: bool | str, max_length: int | None) -> int:
+        if padding == "max_length":
+            return max_length or 0
+        return max(map(len, rows), default=0) if padding in (True, "longest") else 0
+
+    def _padded(self, rows: list[list[int]], length: int) -> tuple[list[list[int]], list[list[int]]]:
+        ids, mask = [], []
+        for row in rows:
+            ones, count = [1] * len(row), max(length - len(row), 0)
+            pad, zeros = [self._padding_id] * count if count else [], [0] * count
+            left = self.config.padding_side == "left"
+            ids.append(pad + row if left else row + pad)
+            mask.append(zeros + ones if left else ones + zeros)
+        return ids, mask
+
+    @property
+    def _padding_id(self) -> int:
+        for token_id in (self.pad_token_id, self.unk_token_id, self.eos_token_id):
+            if token_id is not None:
+                return token_id
+        raise TokenizerError("the tokenizer has no token to pad with", "set pad_token")
+
+    # Chat.
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tokenize: bool = True,
+        add_generation_prompt: bool = True,
+        *,
+        chat_template: str | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **variables: Any,
+    ) -> str | list[int]:
+        """The text of a chat, or its ids.
+
+        Args:
+            messages: objects with `role` and `content`.
+            tokenize: ids instead of text. The template writes its special tokens itself; none are added.
+            add_generation_prompt: end with the start of the assistant's answer.
+            chat_template: a template, or the name of one of the tokenizer's own, instead of the default.
+            tools: JSON schemas of functions, for templates that know them.
+            variables: anything else that the template reads, such as `enable_thinking`.
+
+        Raises:
+            TokenizerError: no template, or one that fails.
+            InputError: messages of another form.
+        """
+        template = self._template(chat_template, bool(tools))
+        special = {name: self.config.tokens[name] for name in TOKEN_NAMES if self.config.tokens.get(name)}
+        text = render_chat(
+            template,
+            messages,
+            {**special, "tools": tools, "add_generation_prompt": add_generation_prompt, **variables},
+        )
+        return self.encode(text, add_special_tokens=False) if tokenize else text
+
+    def _template(self, given: str | None, has_tools: bool) -> str:
+        if given is not None and given not in self.config.chat_templates:
+            return given
+        return choose_template(self.config.chat_templates, given, has_tools)
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path, **settings: Any) -> Tokenizer:
+        """The tokenizer of a model directory; `settings` as in tokenizer_config.json."""
+        from inference.tokenizer.load import load_tokenizer
+
+        return load_tokenizer(directory, settings=settings)
+
+
+def check_text(text: Any) -> None:
+    """Refuses what no tokenizer can encode."""
+    if not isinstance(text, str):
+        raise InputError(f"a prompt is {type(text).__name__}, not text")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        code = f"U+{ord(text[error.start]):04X}"
+        raise InputError(f"the text holds half of a character ({code}) at position {error.start}") from error
+
+
+def _check_call(
+    padding: bool | str, truncation: bool, max_length: int | None, return_tensors: str | None
+) -> None:
+    if padding not in PADDINGS:
+        raise InputError(f"padding is {padding!r}", "it must be False, True, longest or max_length")
+    if max_length is None and (truncation or padding == "max_length"):
+        raise InputError("padding to max_length and truncation need max_length", "give it in tokens")
+    if return_tensors not in (None, "np"):
+        raise InputError(f"return_tensors is {return_tensors!r}", "it must be None or np")
+
+
+def _array(rows: list[list[int]]) -> Any:
+    import numpy as np
+
+    if len({len(row) for row in rows}) > 1:
+        raise InputError("rows of unequal length make no array", "give padding=True")
+    return np.array(rows, np.int32)

@@ -1,0 +1,121 @@
+"""Chat messages to one text, with the template that a model brings.
+
+A template is data from a model's directory: it runs in Jinja's sandbox and sees the messages and nothing
+else. The environment (white space, functions, filters) is the one that Hugging Face documents for chat
+templates.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from inference.errors import InputError, TokenizerError
+
+if TYPE_CHECKING:
+    from jinja2 import Environment, Template
+
+
+def choose_template(templates: Mapping[str, str], name: str | None, has_tools: bool) -> str:
+    """The template called `name`; without a name `tool_use` when there are tools, else `default`.
+
+    Raises:
+        TokenizerError: there is no such template, or none at all.
+    """
+    if not templates:
+        hint = "give one as chat_template in the settings, or as chat_template.jinja beside the tokenizer"
+        raise TokenizerError("this tokenizer has no chat template", hint)
+    if name is None:
+        name = "tool_use" if has_tools and "tool_use" in templates else "default"
+    if name not in templates:
+        raise TokenizerError(
+            f"this tokenizer has no chat template '{name}'", f"it has: {', '.join(templates)}"
+        )
+    return templates[name]
+
+
+def render_chat(template: str, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
+    """The text of `messages`, each an object with a `role` and mostly `content`.
+
+    Raises:
+        InputError: the messages have not that form.
+        TokenizerError: the template is wrong, refuses the messages, or does what the sandbox forbids.
+    """
+    check_messages(messages)
+    try:
+        return _compiled(template).render(messages=list(messages), **variables)
+    # A template can raise anything, as any code can; MemoryError and RecursionError are Exceptions too.
+    except Exception as error:
+        raise TokenizerError(f"the chat template failed: {type(error).__name__}: {error}") from error
+
+
+def check_messages(messages: Any) -> None:
+    """Refuses anything but a list of objects that have a role."""
+    form = 'messages are a list of objects such as {"role": "user", "content": "..."}'
+    if isinstance(messages, (str, Mapping)) or not isinstance(messages, Sequence) or not messages:
+        raise InputError("the chat has no list of messages", form)
+    for index, message in enumerate(messages):
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise InputError(f"message {index} of the chat has no role", form)
+
+
+@lru_cache(maxsize=32)
+def _compiled(template: str) -> Template:
+    return _environment().from_string(template)
+
+
+@lru_cache(maxsize=1)
+def _environment() -> Environment:
+    import jinja2.ext
+    from jinja2 import nodes
+    from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+
+    class GenerationBlock(jinja2.ext.Extension):
+        """`{% generation %}` marks the assistant's text for training; here it only stands for its content."""
+
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Any) -> nodes.Node | list[nodes.Node]:
+            next(parser.stream)
+            body: list[nodes.Node] = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return body
+
+    class Sandbox(ImmutableSandboxedEnvironment):
+        """Jinja's own gives an undefined value for what it forbids, and that prints as nothing."""
+
+        def unsafe_undefined(self, obj: Any, attribute: str) -> NoReturn:
+            raise SecurityError(f"a template may not read {attribute!r} of a {type(obj).__name__}")
+
+    environment = Sandbox(
+        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, GenerationBlock]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    return environment
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Jinja's own tojson escapes HTML, which a prompt must not have."""
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+def _raise_exception(message: str) -> NoReturn:
+    from jinja2.exceptions import TemplateError
+
+    raise TemplateError(message)
+
+
+def _strftime_now(pattern: str) -> str:
+    return datetime.now().strftime(pattern)

@@ -1,0 +1,58 @@
+"""Text as it grows, token by token.
+
+Knows tokenizers through `token_bytes`, `all_special_ids` and `joining`; knows nothing of prompts, stop
+strings or terminals. It holds at most three bytes back (an unfinished UTF-8 character), so a token costs the
+same however long the text is, and the chunks add up to `tokenizer.decode` of all the ids by construction.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable
+
+from inference.tokenizer.base import Tokenizer
+
+
+class IncrementalDetokenizer:
+    """Turns token ids into text one at a time; never gives part of a character.
+
+    `"".join(map(push, ids)) + finish() == tokenizer.decode(ids)` for any ids.
+
+    Args:
+        tokenizer: gives each token's bytes.
+        skip_special_tokens: leave special tokens out, as `Tokenizer.decode` does.
+        context: ids whose text is already shown, usually the prompt. Without it the first token is taken to
+            start a text, and a sentencepiece tokenizer drops its leading space.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True, context: Iterable[int] = ()):
+        self._token_bytes = tokenizer.token_bytes
+        self._skipped = tokenizer.all_special_ids if skip_special_tokens else frozenset()
+        self._joining = tokenizer.joining
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(self._joining.errors)
+        self._no_token_yet = True
+        self._no_text_yet = True
+        for token_id in context:
+            self.push(token_id)
+
+    def push(self, token_id: int) -> str:
+        """The text that `token_id` completes; empty while a character is unfinished."""
+        if token_id in self._skipped:
+            return ""
+        data = self._token_bytes(token_id)
+        if not data:
+            return ""
+        if self._no_token_yet:
+            self._no_token_yet = False
+            data = self._joining.first(data)
+        return self._lead(self._utf8.decode(data))
+
+    def finish(self) -> str:
+        """What is left at the end: U+FFFD for a character that never became whole, else nothing."""
+        return self._lead(self._utf8.decode(b"", final=True))
+
+    def _lead(self, text: str) -> str:
+        if not text or not self._no_text_yet:
+            return text
+        self._no_text_yet = False
+        return text[1:] if self._joining.lead == "drop_space" and text[0] == " " else text

@@ -1,0 +1,264 @@
+"""Tokenizers of the `tokenizers` package (`tokenizer.json`): Llama 3, Qwen, and most newer models.
+
+Knows that package and how its decoders turn tokens into bytes; knows nothing of sentencepiece.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from inference.errors import TokenizerError
+from inference.tokenizer.base import Tokenizer
+from inference.tokenizer.joining import Joining, Lead
+from inference.tokenizer.tokenizer_config import AddedToken, TokenizerConfig
+
+if TYPE_CHECKING:
+    import tokenizers
+
+Step = Callable[[str], "str | bytes"]
+
+
+class JsonTokenizer(Tokenizer):
+    """A tokenizer of the `tokenizers` package with the tokens and flags of its config.
+
+    Args:
+        backend: the loaded tokenizer; it is changed (tokens added, padding and truncation off) and owned from
+            now on.
+        config: special tokens and flags. add_bos_token and add_eos_token win over the file's post-processor.
+        path: for messages.
+
+    Raises:
+        TokenizerError: a decoder that is not known here.
+    """
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        config: TokenizerConfig | None = None,
+        path: Path | str = "tokenizer.json",
+    ):
+        decoder = read_decoder(backend, path)
+        super().__init__(config, decoder.joining)
+        backend.no_truncation()
+        backend.no_padding()
+        _add_missing(backend, self.config)
+        self._backend = backend
+        self._decoder = decoder
+        self._added = backend.get_added_tokens_decoder()
+        self._bytes: dict[int, bytes] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self._backend.get_vocab_size(with_added_tokens=False))
+
+    def __len__(self) -> int:
+        return int(self._backend.get_vocab_size(with_added_tokens=True))
+
+    def default_prefix(self) -> list[int]:
+        return self._around_text[0]
+
+    def default_suffix(self) -> list[int]:
+        return self._around_text[1]
+
+    @cached_property
+    def _around_text(self) -> tuple[list[int], list[int]]:
+        """What the post-processor puts before and after a text, found with a text of one letter."""
+        bare = self._backend.encode("a", add_special_tokens=False).ids
+        full = self._backend.encode("a", add_special_tokens=True).ids
+        for start in range(len(full) - len(bare) + 1):
+            if full[start : start + len(bare)] == bare:
+                return full[:start], full[start + len(bare) :]
+        return [], []
+
+    def special_ids(self) -> Iterable[int]:
+        return [token_id for token_id, token in self._added.items() if token.special]
+
+    def encode_text(self, text: str, allow_special: bool = True) -> list[int]:
+        # The switch belongs to the backend, not to the call, so other threads must wait while it is set.
+        with self._lock:
+            self._backend.encode_special_tokens = not allow_special
+            return list(self._backend.encode(text, add_special_tokens=False).ids)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        data = self._bytes.get(token_id)
+        if data is None:
+            data = self._bytes[token_id] = self._piece_bytes(token_id)
+        return data
+
+    def _piece_bytes(self, token_id: int) -> bytes:
+        token = self.id_to_token(token_id)
+        if token is None:
+            return b""
+        data = self._decoder.to_bytes(token)
+        return token.encode() if token_id in self._added and not _is_text(data) else data
+
+    def id_to_token(self, token_id: int) -> str | None:
+        # Ids are unsigned 32-bit numbers there; others overflow.
+        return self._backend.id_to_token(token_id) if 0 <= token_id < 2**32 else None
+
+    def token_to_id(self, token: str) -> int | None:
+        return self._backend.token_to_id(token)
+
+
+def read_json_tokenizer(path: Path, config: TokenizerConfig | None = None) -> JsonTokenizer:
+    """The tokenizer in the file `path`.
+
+    Raises:
+        TokenizerError: the file cannot be read or is no tokenizer.
+    """
+    import tokenizers
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise TokenizerError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise TokenizerError(f"{path} is not UTF-8", "the file may be damaged") from error
+    try:
+        backend = tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # the package raises plain Exception
+        raise TokenizerError(f"{path} is no tokenizer: {error}", "the file may be cut short") from error
+    return JsonTokenizer(backend, config, path)
+
+
+def _add_missing(backend: tokenizers.Tokenizer, config: TokenizerConfig) -> None:
+    """Adds the config's tokens that the file lacks, or has with other flags; those of known ids first."""
+    import tokenizers
+
+    present = {token.content: token for token in backend.get_added_tokens_decoder().values()}
+    wanted = {token.content: token for _, token in sorted(config.added.items())}
+    for content in sorted(config.special_contents):
+        wanted.setdefault(content, AddedToken(content, special=True))
+    for content, token in wanted.items():
+        special = content in config.special_contents
+        if content in present and (present[content].special or not special):
+            continue
+        backend.add_tokens(
+            [
+                tokenizers.AddedToken(
+                    content,
+                    single_word=token.single_word,
+                    lstrip=token.lstrip,
+                    rstrip=token.rstrip,
+                    normalized=token.normalized,
+                    special=special,
+                )
+            ]
+        )
+
+
+@dataclass
+class _Decoder:
+    """What the steps of a tokenizer.json's decoder come to."""
+
+    steps: list[Step] = field(default_factory=list)
+    lead: Lead = "keep"
+    byte_level: bool = False
+    byte_fallback: bool = False
+    fused: bool = False
+
+    @property
+    def joining(self) -> Joining:
+        return Joining(self.lead, mark_each_byte=self.byte_fallback)
+
+    def to_bytes(self, token: str) -> bytes:
+        """The bytes of one token: spelled in bytes, or as text after the replacements."""
+        if self.byte_level:
+            return _byte_level(token)
+        for step in self.steps:
+            result = step(token)
+            if isinstance(result, bytes):
+                return result
+            token = result
+        return token.encode()
+
+
+def read_decoder(backend: tokenizers.Tokenizer, path: Path | str) -> _Decoder:
+    """Reads the decoder as a rule for one token and a rule for joining.
+
+    Raises:
+        TokenizerError: a step that cannot be told token by token; no decoder-only model here has one.
+    """
+    decoder = _Decoder()
+    state = json.loads(backend.decoder.__getstate__()) if backend.decoder is not None else {}
+    for step in state.get("decoders", [state]) if state else []:
+        if not _read_step(decoder, step):
+            hint = (
+                "known are ByteLevel, Metaspace, and Replace, ByteFallback, Fuse, Strip as Llama 2 has them"
+            )
+            raise TokenizerError(
+                f"{path} has a decoder of type {step.get('type')} that is not supported", hint
+            )
+    return decoder
+
+
+def _read_step(decoder: _Decoder, step: Mapping[str, Any]) -> bool:
+    """Adds one step to `decoder`; False when it has no place there."""
+    kind = step.get("type")
+    if kind == "ByteLevel":
+        decoder.byte_level = True
+    elif kind == "Fuse":
+        decoder.fused = True
+    elif kind == "ByteFallback":
+        decoder.byte_fallback = True
+        decoder.steps.append(_fallback_byte)
+    elif kind == "Replace" and "String" in step["pattern"]:
+        decoder.steps.append(_replacing(step["pattern"]["String"], step["content"]))
+    elif kind == "Metaspace":
+        decoder.steps.append(_replacing(step["replacement"], " "))
+        decoder.lead = "keep" if step.get("prepend_scheme") == "never" else "drop_first_tokens_spaces"
+    elif kind == "Strip" and decoder.fused and (step["content"], step["start"], step["stop"]) == (" ", 1, 0):
+        decoder.lead = "drop_space"
+    else:
+        return False
+    return True
+
+
+def _replacing(old: str, new: str) -> Step:
+    return lambda token: token.replace(old, new)
+
+
+def _fallback_byte(token: str) -> str | bytes:
+    """`<0xE3>` is the byte E3; any other token is text."""
+    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+        try:
+            return bytes([int(token[3:5], 16)])
+        except ValueError:
+            return token
+    return token
+
+
+def _byte_level_alphabet() -> dict[str, int]:
+    """The character that stands for each byte in byte-level BPE (GPT-2): itself where it is printable, and
+    for the others the characters from U+0100 on.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in set(printable)]
+    spelled = {chr(byte): byte for byte in printable}
+    return spelled | {chr(0x100 + index): byte for index, byte in enumerate(others)}
+
+
+_BYTE_OF = _byte_level_alphabet()
+
+
+def _byte_level(token: str) -> bytes:
+    """The bytes that `token` spells; its own where it does not spell bytes, as added tokens may not."""
+    try:
+        return bytes([_BYTE_OF[character] for character in token])
+    except KeyError:
+        return token.encode()
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -1,0 +1,90 @@
+"""Finds the tokenizer of a model directory, or the one that a YAML names, and loads it.
+
+Knows file names; leaves what is in the files to the other modules.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from inference.errors import TokenizerError
+from inference.tokenizer.base import Tokenizer
+from inference.tokenizer.json_tokenizer import read_json_tokenizer
+from inference.tokenizer.sentencepiece_tokenizer import read_sentencepiece
+from inference.tokenizer.tokenizer_config import read_tokenizer_config
+
+JSON_NAME = "tokenizer.json"
+MODEL_NAME = "tokenizer.model"
+
+
+def load_tokenizer(directory: str | Path | None, *, settings: Mapping[str, Any] | None = None) -> Tokenizer:
+    """The tokenizer of `directory`.
+
+    tokenizer.json is taken before tokenizer.model, as transformers does.
+
+    Args:
+        directory: a model directory; None when the settings name the file.
+        settings: `processor.tokenizer` of a YAML: vocab_file, tokenizer_file (relative to the working
+            directory, or else to `directory`), and any key of tokenizer_config.json, which wins over the
+            files. None values and keys that no tokenizer reads, such as type, are passed over.
+
+    Raises:
+        TokenizerError: no tokenizer there, or one that cannot be read; the message names the path.
+    """
+    settings = settings or {}
+    root = None if directory is None else Path(directory)
+    path = _named_file(root, settings) or _found_file(root)
+    config = read_tokenizer_config(_config_directory(path, root), settings)
+    if path.suffix == ".json":
+        return read_json_tokenizer(path, config)
+    return read_sentencepiece(path, config)
+
+
+def _named_file(root: Path | None, settings: Mapping[str, Any]) -> Path | None:
+    """The file that the settings name, if they do."""
+    for key in ("tokenizer_file", "vocab_file"):
+        if settings.get(key):
+            path = _existing(Path(str(settings[key])).expanduser(), root, key)
+            beside = path.with_name(JSON_NAME)
+            # These come with a tokenizer.json that says the same.
+            return beside if _is_of_another_kind(path) and beside.is_file() else path
+    return None
+
+
+def _is_of_another_kind(path: Path) -> bool:
+    """Whether it is Qwen's vocab.json, which needs its merges.txt, or Llama 3's tiktoken file: base64 and a
+    rank.
+    """
+    with path.open("rb") as file:
+        return path.name == "vocab.json" or re.match(rb"[A-Za-z0-9+/=]+ \d+\r?\n", file.read(256)) is not None
+
+
+def _existing(path: Path, root: Path | None, key: str) -> Path:
+    places = [path] if root is None or path.is_absolute() else [path, root / path]
+    for place in places:
+        if place.is_file():
+            return place
+    looked = " or ".join(str(place) for place in places)
+    raise TokenizerError(
+        f"{key} names a file that is not there: {looked}", "give the path of a tokenizer file"
+    )
+
+
+def _found_file(root: Path | None) -> Path:
+    if root is None:
+        raise TokenizerError("no tokenizer is given", "give a model directory or vocab_file")
+    if not root.is_dir():
+        raise TokenizerError(f"no tokenizer in {root}: there is no such directory")
+    for name in (JSON_NAME, MODEL_NAME):
+        if (root / name).is_file():
+            return root / name
+    raise TokenizerError(f"no tokenizer in {root}", f"it must hold {JSON_NAME} or {MODEL_NAME}")
+
+
+def _config_directory(path: Path, root: Path | None) -> Path:
+    """Where the files beside the tokenizer are: with it, or in the model directory."""
+    beside = path.parent
+    return root if root is not None and not (beside / "tokenizer_config.json").is_file() else beside

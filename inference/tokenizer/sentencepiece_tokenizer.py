@@ -1,0 +1,265 @@
+"""Tokenizers that are a sentencepiece model (`tokenizer.model`): Llama 2, Mistral, Yi, the demo.
+
+Knows sentencepiece and how Hugging Face puts added tokens around it; knows nothing of tokenizer.json.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from inference.errors import TokenizerError
+from inference.tokenizer.base import Tokenizer
+from inference.tokenizer.joining import Joining
+from inference.tokenizer.tokenizer_config import AddedToken, TokenizerConfig
+
+if TYPE_CHECKING:
+    from sentencepiece import SentencePieceProcessor
+
+SPACE = "▁"  # how pieces spell a space
+# Values of ModelProto.SentencePiece.Type.
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+# Concatenated protobuf messages merge: these bytes set normalizer_spec (field 3) . add_dummy_prefix (3) to
+# false.
+NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """A sentencepiece model with the added tokens of its config.
+
+    Added tokens, control symbols and user-defined symbols are cut out of the text first; sentencepiece
+    encodes what is between. The space that sentencepiece puts before a text goes before the first part only,
+    or before each with `legacy: true`, or nowhere with `add_prefix_space: false`.
+
+    Args:
+        model: the bytes of the file.
+        config: special tokens and flags; what it leaves open comes from the model.
+        path: for messages.
+
+    Raises:
+        TokenizerError: the bytes are no sentencepiece model.
+    """
+
+    def __init__(
+        self, model: bytes, config: TokenizerConfig | None = None, path: Path | str = "tokenizer.model"
+    ):
+        self._model = model
+        self._processor = _processor(model, path)
+        self._types = list(_piece_types(model))
+        config = _with_model_tokens(config or TokenizerConfig(), self._processor)
+        self._has_prefix = config.add_prefix_space is not False and _adds_prefix(self._processor)
+        super().__init__(config, Joining("drop_space" if self._has_prefix else "keep", mark_each_byte=True))
+        self._added = self._added_tokens()
+        self._added_ids = {token.content: token_id for token_id, token in self._added.items()}
+        self._bytes: dict[int, bytes] = {}
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self._types)
+
+    def __len__(self) -> int:
+        return max([self.vocab_size, *(token_id + 1 for token_id in self._added)])
+
+    def default_prefix(self) -> list[int]:
+        """bos, as Llama's tokenizer has it unless a setting says otherwise."""
+        return [] if self.bos_token_id is None else [self.bos_token_id]
+
+    def special_ids(self) -> Iterable[int]:
+        return [token_id for token_id, token in self._added.items() if token.special]
+
+    def token_bytes(self, token_id: int) -> bytes:
+        data = self._bytes.get(token_id)
+        if data is None:
+            data = self._bytes[token_id] = self._piece_bytes(token_id)
+        return data
+
+    def _piece_bytes(self, token_id: int) -> bytes:
+        piece = self.id_to_token(token_id)
+        if piece is None:
+            return b""
+        if token_id not in self._added and self._types[token_id] == BYTE:
+            return bytes([int(piece[3:-1], 16)])  # <0xE3>
+        return piece.replace(SPACE, " ").encode()
+
+    def id_to_token(self, token_id: int) -> str | None:
+        if token_id in self._added:
+            return self._added[token_id].content
+        return str(self._processor.id_to_piece(token_id)) if 0 <= token_id < self.vocab_size else None
+
+    def token_to_id(self, token: str) -> int | None:
+        if token in self._added_ids:
+            return self._added_ids[token]
+        token_id = int(self._processor.piece_to_id(token))  # the unknown piece's id for what is not there
+        return token_id if self.id_to_token(token_id) == token else None
+
+    def _added_tokens(self) -> dict[int, AddedToken]:
+        """Tokens to look for in the text, by id: the model's own symbols, the config's, and then new ones."""
+        added = dict(self._model_symbols())
+        added.update(self.config.added)
+        size = max([self.vocab_size, *(token_id + 1 for token_id in added)])
+        known = {token.content: token_id for token_id, token in added.items()}
+        for content in self.config.special_contents:
+            token_id = known.get(content, int(self._processor.piece_to_id(content)))
+            if content not in known and self._processor.id_to_piece(token_id) != content:
+                token_id, size = size, size + 1
+            added[token_id] = replace(added.get(token_id, AddedToken(content)), content=content, special=True)
+        return added
+
+    def _model_symbols(self) -> Iterator[tuple[int, AddedToken]]:
+        for token_id, kind in enumerate(self._types):
+            if kind in (UNKNOWN, CONTROL, USER_DEFINED):
+                content = str(self._processor.id_to_piece(token_id))
+                # Symbols with a space in them are matched by sentencepiece, after it has spelled spaces its
+                # way.
+                if SPACE not in content:
+                    yield token_id, AddedToken(content, special=kind != USER_DEFINED)
+
+    def encode_text(self, text: str, allow_special: bool = True) -> list[int]:
+        pattern = self._any_added if allow_special else self._plain_added
+        ids: list[int] = []
+        start, strip_left = 0, False
+        for match in pattern.finditer(text):
+            token = self._added[self._added_ids[match.group()]]
+            part = text[start : match.start()]
+            ids += self._encode_part(_stripped(part, strip_left, token.lstrip), start == 0, allow_special)
+            ids.append(self._added_ids[match.group()])
+            start, strip_left = match.end(), token.rstrip
+        return ids + self._encode_part(_stripped(text[start:], strip_left, False), start == 0, allow_special)
+
+    def _encode_part(self, part: str, is_first: bool, allow_special: bool) -> list[int]:
+        """Ids of a part without added tokens; `is_first` when the text starts with it."""
+        if not part:
+            return []
+        prefixed = self._has_prefix and (is_first or bool(self.config.legacy))
+        ids: list[int] = []
+        for piece in [part] if allow_special else self._defused(part):
+            ids += (self._processor if prefixed else self._bare_processor).encode(piece)
+            prefixed = False
+        return ids
+
+    def _defused(self, part: str) -> list[str]:
+        """Cut inside each special user-defined symbol, which sentencepiece would else find by itself."""
+        cuts = [0, *(match.start() + 1 for match in self._special_symbols.finditer(part)), len(part)]
+        return [part[a:b] for a, b in zip(cuts, cuts[1:], strict=False) if a < b]
+
+    @cached_property
+    def _bare_processor(self) -> SentencePieceProcessor:
+        """The same model without the space before a text; loaded when a text has added tokens."""
+        return (
+            _processor(self._model + NO_DUMMY_PREFIX, "tokenizer.model")
+            if self._has_prefix
+            else self._processor
+        )
+
+    @cached_property
+    def _any_added(self) -> re.Pattern[str]:
+        return _alternatives(token.content for token in self._added.values())
+
+    @cached_property
+    def _plain_added(self) -> re.Pattern[str]:
+        return _alternatives(token.content for token in self._added.values() if not token.special)
+
+    @cached_property
+    def _special_symbols(self) -> re.Pattern[str]:
+        return _alternatives(
+            token.content
+            for token_id, token in self._added.items()
+            if token.special and token_id < self.vocab_size and self._types[token_id] == USER_DEFINED
+        )
+
+
+def read_sentencepiece(path: Path, config: TokenizerConfig | None = None) -> SentencePieceTokenizer:
+    """The tokenizer in the file `path`.
+
+    Raises:
+        TokenizerError: the file cannot be read or is no sentencepiece model.
+    """
+    try:
+        model = path.read_bytes()
+    except OSError as error:
+        raise TokenizerError(f"cannot read {path}: {error.strerror}") from error
+    return SentencePieceTokenizer(model, config, path)
+
+
+def _processor(model: bytes, path: Path | str) -> SentencePieceProcessor:
+    from sentencepiece import SentencePieceProcessor
+
+    hint = "the file may be cut short, or of another kind (tiktoken)"
+    try:
+        processor = SentencePieceProcessor(model_proto=model) if model else None
+    except (RuntimeError, ValueError) as error:
+        raise TokenizerError(f"{path} is no sentencepiece model", hint) from error
+    if processor is None or processor.get_piece_size() == 0:
+        raise TokenizerError(f"{path} is no sentencepiece model", "the file is empty")
+    return processor
+
+
+def _adds_prefix(processor: SentencePieceProcessor) -> bool:
+    """Whether the model puts a space before a text: then a text and the same text without it differ."""
+    return bool(str(processor.normalize("a")).startswith(SPACE))
+
+
+def _with_model_tokens(config: TokenizerConfig, processor: SentencePieceProcessor) -> TokenizerConfig:
+    """`config` with the model's own bos, eos, unk and pad where it names none."""
+    ids = {
+        "bos_token": processor.bos_id(),
+        "eos_token": processor.eos_id(),
+        "unk_token": processor.unk_id(),
+        "pad_token": processor.pad_id(),
+    }
+    own = {name: str(processor.id_to_piece(token_id)) for name, token_id in ids.items() if token_id >= 0}
+    return replace(config, tokens={**own, **config.tokens})
+
+
+def _alternatives(contents: Iterable[str]) -> re.Pattern[str]:
+    """Matches the longest of `contents` at the leftmost place; nothing when there are none."""
+    longest_first = sorted(set(contents), key=lambda content: (-len(content), content))
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+
+def _stripped(part: str, left: bool, right: bool) -> str:
+    part = part.lstrip() if left else part
+    return part.rstrip() if right else part
+
+
+def _piece_types(model: bytes) -> Iterator[int]:
+    """Type of each piece, read from the protobuf: sentencepiece does not tell user-defined symbols.
+
+    ModelProto: field 1, repeated: SentencePiece, of which field 3 is the type (a varint, NORMAL when absent).
+    """
+    for number, value in _fields(model):
+        if number == 1 and isinstance(value, bytes):
+            kinds = [kind for inner, kind in _fields(value) if inner == 3]
+            yield kinds[-1] if kinds and isinstance(kinds[-1], int) else NORMAL
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """Field numbers and values of a protobuf message that sentencepiece has already parsed."""
+    at = 0
+    while at < len(message):
+        key, at = _varint(message, at)
+        number, wire_type = key >> 3, key & 7
+        if wire_type == 0:
+            value, at = _varint(message, at)
+            yield number, value
+            continue
+        size = {1: 8, 5: 4}.get(wire_type)
+        if size is None:
+            size, at = _varint(message, at)
+        yield number, message[at : at + size]
+        at += size
+
+
+def _varint(message: bytes, at: int) -> tuple[int, int]:
+    """A base-128 number and the place after it."""
+    value = shift = 0
+    while True:
+        byte = message[at]
+        value |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 0x80:
+            return value, at

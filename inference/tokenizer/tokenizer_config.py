@@ -1,0 +1,189 @@
+"""What the small files beside a tokenizer say: tokenizer_config.json, special_tokens_map.json,
+added_tokens.json and chat templates, with the settings of a MindFormers YAML on top.
+
+Knows the files' forms in transformers 4 and 5; knows nothing of vocabularies.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from inference.errors import TokenizerError
+
+TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
+EXTRA_NAMES = ("additional_special_tokens", "extra_special_tokens")
+
+
+@dataclass(frozen=True)
+class AddedToken:
+    """A token that is looked for in the text as a whole, before the model of the vocabulary sees it.
+
+    `lstrip` and `rstrip` take the white space before and after it along.
+    """
+
+    content: str
+    special: bool = False
+    lstrip: bool = False
+    rstrip: bool = False
+    normalized: bool = False
+    single_word: bool = False
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """The merged settings; None where nothing says anything, so that the tokenizer's own default holds.
+
+    `tokens` maps bos_token, eos_token, unk_token, pad_token to their text, or to None where a file says null.
+    """
+
+    tokens: Mapping[str, str | None] = field(default_factory=dict)
+    extra_special: tuple[str, ...] = ()
+    added: Mapping[int, AddedToken] = field(default_factory=dict)
+    add_bos_token: bool | None = None
+    add_eos_token: bool | None = None
+    add_prefix_space: bool | None = None
+    legacy: bool | None = None
+    padding_side: str = "right"
+    chat_templates: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def special_contents(self) -> tuple[str, ...]:
+        """Texts of all tokens that are named as special, in the order in which new ones get their ids."""
+        named = [self.tokens[name] for name in TOKEN_NAMES if name in self.tokens]
+        added = [token.content for _, token in sorted(self.added.items()) if token.special]
+        return tuple(dict.fromkeys(content for content in [*added, *named, *self.extra_special] if content))
+
+
+def read_tokenizer_config(directory: Path, settings: Mapping[str, Any]) -> TokenizerConfig:
+    """Reads what `directory` has; `settings` (keys as in tokenizer_config.json, None for unset) win.
+
+    Raises:
+        TokenizerError: a file that is no JSON object, or a value of the wrong type.
+    """
+    path = directory / "tokenizer_config.json"
+    given = {key: value for key, value in settings.items() if value is not None}
+    merged = {**read_json(directory / "special_tokens_map.json"), **read_json(path), **given}
+    tokens = {key: token_text(merged[key], key, path) for key in TOKEN_NAMES if key in merged}
+    return TokenizerConfig(
+        tokens=tokens,
+        extra_special=_extra_special(merged, path),
+        added=_added_tokens(directory, merged, path),
+        add_bos_token=_flag(merged, "add_bos_token", path),
+        add_eos_token=_flag(merged, "add_eos_token", path),
+        add_prefix_space=_flag(merged, "add_prefix_space", path),
+        legacy=_flag(merged, "legacy", path),
+        padding_side=_padding_side(merged, path),
+        chat_templates=_chat_templates(directory, given, merged, path),
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in `path`; empty when there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise TokenizerError(f"cannot read {path}: {error}", "it must be a JSON object in UTF-8") from error
+    if not isinstance(value, dict):
+        raise TokenizerError(f"{path} holds a {type(value).__name__}", "it must be a JSON object")
+    return value
+
+
+def token_text(value: Any, key: str, path: Path) -> str | None:
+    """A token's text, given as text or as an AddedToken written out."""
+    if isinstance(value, Mapping):
+        value = value.get("content")
+    if value is None or isinstance(value, str):
+        return value or None
+    raise TokenizerError(f"{key} in {path} is {value!r}", "it must be text or an object with content")
+
+
+def _flag(merged: Mapping[str, Any], key: str, path: Path) -> bool | None:
+    value = merged.get(key)
+    if value is None or isinstance(value, bool):
+        return value
+    raise TokenizerError(f"{key} in {path} is {value!r}", "it must be true or false")
+
+
+def _padding_side(merged: Mapping[str, Any], path: Path) -> str:
+    side = merged.get("padding_side") or "right"
+    if side in ("left", "right"):
+        return str(side)
+    raise TokenizerError(f"padding_side in {path} is {side!r}", "it must be left or right")
+
+
+def _extra_special(merged: Mapping[str, Any], path: Path) -> tuple[str, ...]:
+    """transformers 4 has additional_special_tokens, a list; 5 extra_special_tokens, a list or object."""
+    found: dict[str, None] = {}
+    for name in EXTRA_NAMES:
+        values = merged.get(name) or []
+        if not isinstance(values, (list, tuple, Mapping)):
+            raise TokenizerError(f"{name} in {path} is {values!r}", "it must be a list of tokens")
+        for value in values.values() if isinstance(values, Mapping) else values:
+            text = token_text(value, name, path)
+            if text:
+                found[text] = None
+    return tuple(found)
+
+
+def _added_tokens(directory: Path, merged: Mapping[str, Any], path: Path) -> dict[int, AddedToken]:
+    added: dict[int, AddedToken] = {}
+    try:
+        for content, token_id in read_json(directory / "added_tokens.json").items():
+            added[int(token_id)] = AddedToken(content)
+        for token_id, value in (merged.get("added_tokens_decoder") or {}).items():
+            added[int(token_id)] = _added_token(value)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        hint = "added_tokens_decoder maps an id to an object with content"
+        raise TokenizerError(f"the added tokens of {path} cannot be read", hint) from error
+    return added
+
+
+def _added_token(value: Mapping[str, Any]) -> AddedToken:
+    flags = ("special", "lstrip", "rstrip", "normalized", "single_word")
+    return AddedToken(str(value["content"]), **{flag: bool(value.get(flag, False)) for flag in flags})
+
+
+def _chat_templates(
+    directory: Path, given: Mapping[str, Any], merged: Mapping[str, Any], path: Path
+) -> dict[str, str]:
+    """Templates by name. The settings win, then chat_template.jinja, tokenizer_config.json,
+    chat_template.json.
+    """
+    if "chat_template" in given:
+        return _named_templates(given["chat_template"], path)
+    older = directory / "chat_template.json"
+    value = merged.get("chat_template") or read_json(older).get("chat_template")
+    return _named_templates(value, path) | _template_files(directory)
+
+
+def _named_templates(value: Any, path: Path) -> dict[str, str]:
+    """One template, or a list of {name, template}."""
+    if not value:
+        return {}
+    if isinstance(value, str):
+        return {"default": value}
+    try:
+        return {str(item["name"]): str(item["template"]) for item in value}
+    except (KeyError, TypeError) as error:
+        raise TokenizerError(
+            f"chat_template in {path} is no text and no list of {{name, template}}"
+        ) from error
+
+
+def _template_files(directory: Path) -> dict[str, str]:
+    found = {}
+    default = directory / "chat_template.jinja"
+    for file in [default, *sorted((directory / "additional_chat_templates").glob("*.jinja"))]:
+        if not file.is_file():
+            continue
+        try:
+            found["default" if file == default else file.stem] = file.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise TokenizerError(f"cannot read {file}: {error}") from error
+    return found

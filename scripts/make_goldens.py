@@ -1,0 +1,455 @@
+"""Makes the golden files of tests/goldens: tiny random Hugging Face models, and what transformers says of
+them.
+
+Needs torch and transformers (extra `dev`); the tests that read the files need neither.
+
+    python scripts/make_goldens.py            # write every case
+    python scripts/make_goldens.py qwen3      # write the cases named
+    python scripts/make_goldens.py --check    # recompute, compare with the committed files, write nothing
+
+Model cases, `tests/goldens/<case>/`: config.json, generation_config.json, model*.safetensors (with an index
+where the case is sharded) and golden.npz. Everything is computed in float32 on weights as stored (16-bit ones
+upcast), with eager attention, without a cache, and then checked against a run with a cache. Keys of
+golden.npz, for prompt i of length L with vocabulary V:
+
+    seed          int64            seed of weights and prompts
+    lengths       int32 [n]        L of each prompt; there are n prompts, i = 0..n-1
+    prompt_<i>    int32 [L]        token ids
+    positions_<i> int32 [P]        prompt positions whose logits are stored: all for L < 20, else 0, 8, 16,
+    ..., L-1 logits_<i>    float32 [P, V]   logits at these positions
+    greedy_<i>    int32 [64]       64 greedy tokens after the prompt; end-of-sequence is ignored
+    margin_<i>    float32 [64]     best minus second best logit at each greedy step, always above 0.001
+
+Tokenizer cases are told in tokenizer_goldens.py.
+
+A seed is taken only when every margin is wide and the greedy text is varied, so that a right implementation
+has one answer and a wrong one shows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from tokenizer_goldens import TOKENIZERS, make_tokenizer
+
+ROOT = Path(__file__).resolve().parent.parent / "tests" / "goldens"
+LENGTHS = (1, 2, 7, 16, 17, 33, 70)
+STEPS = 64
+MIN_MARGIN = 2e-3
+MIN_DISTINCT = 12
+MAX_SEEDS = 400
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    # Wavelengths of head_dim 16 at theta 10000 are 6, 20, 63, ...: one kept, one interpolated, the rest
+    # divided.
+    "original_max_position_embeddings": 32,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model: `config` as given to its transformers class, and how its files are written."""
+
+    model_type: str
+    config: dict[str, Any]
+    form: int = 5  # config.json as transformers 4 or 5 writes it
+    dtype: torch.dtype = torch.float32
+    shards: bool = False
+    written: dict[str, Any] = field(default_factory=dict)  # keys put into config.json as they are (form 4)
+    dropped: tuple[str, ...] = ()  # keys left out of config.json (form 4)
+    generation: dict[str, Any] = field(default_factory=dict)
+
+
+def sizes(**changes: Any) -> dict[str, Any]:
+    """Config values that every case shares, with `changes`."""
+    common: dict[str, Any] = {
+        "vocab_size": 128,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    return common | changes
+
+
+def rope(theta: float, **scaling: Any) -> dict[str, Any]:
+    return {"rope_type": "default", "rope_theta": theta} | scaling
+
+
+CASES: dict[str, Case] = {
+    "llama2_mha": Case(
+        "llama",
+        sizes(num_key_value_heads=4, rope_parameters=rope(10000.0)),
+        form=4,
+        dtype=torch.float16,
+        dropped=("head_dim",),
+    ),
+    "llama2_gqa": Case(
+        "llama",
+        sizes(num_hidden_layers=3, rope_parameters=rope(10000.0)),
+        form=4,
+        shards=True,
+        dropped=("head_dim", "attention_bias", "mlp_bias"),
+    ),
+    "llama_linear": Case(
+        "llama",
+        # A large epsilon shows a norm that takes a constant instead.
+        sizes(
+            num_key_value_heads=4,
+            rms_norm_eps=1e-2,
+            rope_parameters=rope(10000.0, rope_type="linear", factor=4.0),
+        ),
+        form=4,
+        written={"rope_scaling": {"type": "linear", "factor": 4.0}},
+        dropped=(
+            "head_dim",
+            "num_key_value_heads",
+            "rope_theta",
+        ),  # defaults, as the first Llama files have it
+    ),
+    "llama31": Case(
+        "llama",
+        sizes(hidden_size=64, rope_parameters=rope(10000.0, **LLAMA3_ROPE), eos_token_id=[2, 5, 7]),
+        form=4,
+        dtype=torch.bfloat16,
+        dropped=("head_dim",),
+        generation={"do_sample": True, "temperature": 0.6, "top_p": 0.9, "eos_token_id": [2, 5, 7]},
+    ),
+    "llama32_tied": Case(
+        "llama",
+        sizes(head_dim=16, tie_word_embeddings=True, rope_parameters=rope(10000.0, **LLAMA3_ROPE)),
+    ),
+    "qwen2": Case(
+        "qwen2",
+        sizes(rms_norm_eps=1e-6, rope_parameters=rope(1000000.0)),
+        form=4,
+        # Written by Qwen2 itself and of no effect: a reader that applies the window gives other logits.
+        written={"sliding_window": 8, "use_sliding_window": False, "max_window_layers": 1},
+        dropped=("layer_types", "head_dim"),
+    ),
+    "qwen2_tied": Case(
+        "qwen2",
+        sizes(
+            num_key_value_heads=1, rms_norm_eps=1e-6, tie_word_embeddings=True, rope_parameters=rope(10000.0)
+        ),
+    ),
+    "qwen3": Case(
+        "qwen3",
+        sizes(head_dim=16, rms_norm_eps=1e-6, rope_parameters=rope(1000000.0)),
+        generation={
+            "do_sample": True,
+            "temperature": 0.6,
+            "top_k": 20,
+            "top_p": 0.95,
+            "eos_token_id": [2, 3],
+        },
+    ),
+    "qwen3_tied": Case(
+        "qwen3",
+        sizes(head_dim=12, rms_norm_eps=1e-6, tie_word_embeddings=True, rope_parameters=rope(10000.0)),
+        form=4,
+        dtype=torch.bfloat16,
+        dropped=("layer_types",),
+    ),
+    "mistral_window": Case(
+        "mistral",
+        sizes(sliding_window=12, rope_parameters=rope(10000.0)),
+        form=4,
+        dropped=("head_dim",),
+    ),
+    "mistral_null": Case(
+        "mistral",
+        sizes(sliding_window=None, head_dim=16, rope_parameters=rope(1000000.0)),
+    ),
+}
+
+
+# --- weights and files
+# ------------------------------------------------------------------------------------------
+
+
+def random_weights(model: torch.nn.Module, rng: np.random.Generator) -> None:
+    """Fills `model` so that logits are spread and greedy text is varied: norms about 1, biases not zero."""
+    for name, parameter in sorted(model.named_parameters()):
+        shape = tuple(parameter.shape)
+        if name.endswith("norm.weight"):
+            values = 1.0 + 0.2 * rng.standard_normal(shape)
+        elif name.endswith(".bias"):
+            values = 0.3 * rng.standard_normal(shape)
+        elif "embed_tokens" in name or "lm_head" in name:
+            values = 0.4 * rng.standard_normal(shape)
+        else:
+            values = rng.standard_normal(shape) * 1.6 / shape[1] ** 0.5
+        with torch.no_grad():
+            parameter.copy_(torch.from_numpy(values.astype(np.float32)))
+
+
+def v4_config(config: dict[str, Any], case: Case) -> dict[str, Any]:
+    """`config`, as transformers 5 writes it, in the form of transformers 4."""
+    old = dict(config)
+    parameters = dict(old.pop("rope_parameters"))
+    old["rope_theta"] = parameters.pop("rope_theta")
+    old["rope_scaling"] = None if parameters["rope_type"] == "default" else parameters
+    old["torch_dtype"] = old.pop("dtype")
+    old["transformers_version"] = "4.45.2"
+    old.update(case.written)
+    return {key: value for key, value in sorted(old.items()) if key not in case.dropped}
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def save_model(case: Case, seed: int, directory: Path) -> None:
+    config = transformers.AutoConfig.for_model(case.model_type, **case.config)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    random_weights(model, np.random.default_rng(seed))
+    model.to(case.dtype)
+    size = model.num_parameters() * case.dtype.itemsize
+    model.save_pretrained(directory, max_shard_size=size // 3 if case.shards else size * 2)
+    for path in directory.glob("*.safetensors"):
+        path.chmod(0o644)  # written readable by the owner alone
+    generation = {"bos_token_id": 1, "eos_token_id": 2} | case.generation
+    write_json(directory / "generation_config.json", generation)
+    if case.form == 4:
+        check_v4_loads_the_same(case, directory)
+
+
+def check_v4_loads_the_same(case: Case, directory: Path) -> None:
+    """Rewrites config.json in the older form; the model that transformers loads must not change by a bit."""
+    tokens = torch.arange(60)[None] % case.config["vocab_size"]
+    with torch.no_grad():
+        before = load(directory)(tokens).logits
+        path = directory / "config.json"
+        write_json(path, v4_config(json.loads(path.read_text(encoding="utf-8")), case))
+        after = load(directory)(tokens).logits
+    if not torch.equal(before, after):
+        raise SystemExit(f"{directory.name}: the transformers 4 form of config.json loads as another model")
+
+
+def load(directory: Path, **config: Any) -> Any:
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        directory, dtype=torch.float32, attn_implementation="eager", **config
+    ).eval()
+
+
+# --- logits and greedy tokens
+# -----------------------------------------------------------------------------------
+
+
+def logits_of(model: Any, tokens: list[int]) -> torch.Tensor:
+    """Logits [L, V] at every position, with no cache."""
+    with torch.no_grad():
+        return model(torch.tensor([tokens]), use_cache=False).logits[0]
+
+
+def greedy(model: Any, prompt: list[int]) -> tuple[list[int], list[float]] | None:
+    """64 greedy tokens and their margins, recomputed from the start at each step; None at a narrow margin."""
+    tokens, margins = list(prompt), []
+    for _ in range(STEPS):
+        best = torch.topk(logits_of(model, tokens)[-1], 2)
+        margins.append(float(best.values[0] - best.values[1]))
+        if margins[-1] < MIN_MARGIN:
+            return None
+        tokens.append(int(best.indices[0]))
+    return tokens[len(prompt) :], margins
+
+
+def cached_greedy(model: Any, prompt: list[int]) -> list[int]:
+    """The same through the model's own KV cache."""
+    step, cache, out = prompt, None, []
+    with torch.no_grad():
+        for _ in range(STEPS):
+            result = model(torch.tensor([step]), past_key_values=cache, use_cache=True)
+            cache = result.past_key_values
+            step = [int(result.logits[0, -1].argmax())]
+            out += step
+    return out
+
+
+def stored_positions(length: int) -> list[int]:
+    if length < 20:
+        return list(range(length))
+    return sorted({*range(0, length, 8), length - 1})
+
+
+def varied(tokens: list[int]) -> bool:
+    """Whether greedy text is worth comparing: many different tokens, and none of them most of it."""
+    return len(set(tokens)) >= MIN_DISTINCT and max(map(tokens.count, tokens)) < STEPS // 3
+
+
+def golden(model: Any, case: Case, seed: int) -> dict[str, np.ndarray] | None:
+    """The arrays of golden.npz, or None when this seed's text is not clear or not varied."""
+    rng = np.random.default_rng(seed + 1_000_003)
+    arrays = {"seed": np.int64(seed), "lengths": np.array(LENGTHS, np.int32)}
+    for i, length in enumerate(LENGTHS):
+        prompt = rng.integers(3, case.config["vocab_size"], length).tolist()
+        found = greedy(model, prompt)
+        if found is None or not varied(found[0]):
+            return None
+        if cached_greedy(model, prompt) != found[0]:
+            raise SystemExit("greedy tokens with and without a cache differ")
+        positions = stored_positions(length)
+        arrays[f"prompt_{i}"] = np.array(prompt, np.int32)
+        arrays[f"positions_{i}"] = np.array(positions, np.int32)
+        arrays[f"logits_{i}"] = logits_of(model, prompt)[positions].numpy()
+        arrays[f"greedy_{i}"] = np.array(found[0], np.int32)
+        arrays[f"margin_{i}"] = np.array(found[1], np.float32)
+    return arrays
+
+
+def check_window(directory: Path, window: int) -> None:
+    """Position i must see exactly the last `window` positions, itself included: compare with a mask made by
+    hand.
+    """
+    tokens = [(7 * i) % 100 for i in range(5 * window)]
+    index = torch.arange(len(tokens))
+    seen = (index[None] <= index[:, None]) & (index[None] > index[:, None] - window)
+    mask = torch.where(seen, 0.0, torch.finfo(torch.float32).min)[None, None]
+    windowed = logits_of(load(directory), tokens)
+    full = load(directory, sliding_window=None)
+    with torch.no_grad():
+        by_hand = full(torch.tensor([tokens]), attention_mask=mask, use_cache=False).logits[0]
+    if not torch.allclose(windowed, by_hand, atol=1e-5, rtol=1e-5):
+        raise SystemExit(f"{directory.name}: the sliding window is not applied as documented")
+    if torch.allclose(windowed[window:], logits_of(full, tokens)[window:], atol=1e-2):
+        raise SystemExit(f"{directory.name}: the sliding window changes nothing")
+
+
+def check_scaling(directory: Path, theta: float) -> None:
+    """Rope scaling must change the logits, or a reader that passes over it would go unseen."""
+    tokens = [(7 * i) % 100 for i in range(60)]
+    plain = logits_of(load(directory, rope_parameters=rope(theta)), tokens)
+    if torch.allclose(logits_of(load(directory), tokens)[8:], plain[8:], atol=1e-2):
+        raise SystemExit(f"{directory.name}: rope scaling changes nothing")
+
+
+def make_model(name: str, directory: Path, seeds: range) -> None:
+    """Writes the first seed's case that is clear and varied into `directory`."""
+    case = CASES[name]
+    for seed in seeds:
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+        save_model(case, seed, directory)
+        arrays = golden(load(directory), case, seed)
+        if arrays is not None:
+            break
+    else:
+        raise SystemExit(f"{name}: no seed in {seeds} gives clear and varied greedy text")
+    if case.config.get("sliding_window"):
+        check_window(directory, case.config["sliding_window"])
+    if case.config["rope_parameters"]["rope_type"] != "default":
+        check_scaling(directory, case.config["rope_parameters"]["rope_theta"])
+    np.savez_compressed(directory / "golden.npz", **arrays)
+    print(f"{name}: seed {seed}, standard deviation of logits {arrays['logits_6'].std():.2f}", flush=True)
+
+
+# --- command
+# ----------------------------------------------------------------------------------------------------
+
+
+def same_file(ours: Path, theirs: Path) -> bool:
+    """Equal bytes; for .npz equal whole numbers, and floats to the last bits that another CPU may round
+    apart.
+    """
+    if ours.suffix != ".npz":
+        return ours.read_bytes() == theirs.read_bytes()
+    a, b = np.load(ours), np.load(theirs)
+    return sorted(a) == sorted(b) and all(
+        np.allclose(a[key], b[key], rtol=1e-4, atol=1e-4)
+        if a[key].dtype.kind == "f"
+        else np.array_equal(a[key], b[key])
+        for key in a
+    )
+
+
+def differences(ours: Path, theirs: Path) -> list[str]:
+    """Names of files that only one directory has, or that differ."""
+    names = {
+        path.relative_to(root).as_posix()
+        for root in (ours, theirs)
+        for path in root.rglob("*")
+        if path.is_file()
+    }
+    return sorted(
+        name
+        for name in names
+        if not (
+            (ours / name).is_file() and (theirs / name).is_file() and same_file(ours / name, theirs / name)
+        )
+    )
+
+
+def make(name: str, root: Path, seeds: range) -> Path:
+    """Writes the case `name` below `root`; its directory."""
+    if name in TOKENIZERS:
+        directory = root / "tokenizers" / name
+        make_tokenizer(name, directory)
+    else:
+        directory = root / name
+        make_model(name, directory, seeds)
+    size = sum(path.stat().st_size for path in directory.iterdir())
+    print(f"{name}: {size / 1e3:.0f} KB", flush=True)
+    return directory
+
+
+def check(name: str) -> list[str]:
+    """Remakes a case beside the committed one, from the seed it names; what differs."""
+    seeds = range(MAX_SEEDS)
+    if name in CASES:
+        seed = int(np.load(ROOT / name / "golden.npz")["seed"])
+        seeds = range(seed, seed + 1)
+    with tempfile.TemporaryDirectory() as scratch:
+        fresh = make(name, Path(scratch), seeds)
+        committed = ROOT / fresh.relative_to(scratch)
+        return [f"{name}/{file}" for file in differences(committed, fresh)]
+
+
+def main() -> int:
+    known = [*CASES, *TOKENIZERS]
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("cases", nargs="*", help=f"any of: {', '.join(known)} (default: all)")
+    parser.add_argument(
+        "--check", action="store_true", help="compare with the committed files, write nothing"
+    )
+    args = parser.parse_args()
+    names = args.cases or known
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        parser.error(f"no such case: {', '.join(unknown)}")
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    bad = []
+    for name in names:
+        if args.check:
+            bad += check(name)
+        else:
+            make(name, ROOT, range(MAX_SEEDS))
+    for path in bad:
+        print(f"differs: {path}", file=sys.stderr)
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
