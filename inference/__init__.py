@@ -1,0 +1,54 @@
+"""LLM inference on MindSpore, driven by one YAML file.
+
+The names below are MindFormers' own. They are imported when they are used, so that `import inference` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "AutoConfig": "inference.auto",
+    "AutoModel": "inference.auto",
+    "AutoTokenizer": "inference.auto",
+    "GenerationConfig": "inference.config",
+    "InferenceError": "inference.errors",
+    "TextIteratorStreamer": "inference.generation.streamers",
+    "TextStreamer": "inference.generation.streamers",
+    "build_context": "inference.context",
+    "load_config": "inference.config",
+    "pipeline": "inference.pipeline",
+}
+
+if TYPE_CHECKING:
+    from inference.auto import AutoConfig, AutoModel, AutoTokenizer
+    from inference.config import GenerationConfig, load_config
+    from inference.context import build_context
+    from inference.errors import InferenceError
+    from inference.generation.streamers import TextIteratorStreamer, TextStreamer
+    from inference.pipeline import pipeline
+
+__all__ = [
+    "AutoConfig",
+    "AutoModel",
+    "AutoTokenizer",
+    "GenerationConfig",
+    "InferenceError",
+    "TextIteratorStreamer",
+    "TextStreamer",
+    "build_context",
+    "load_config",
+    "pipeline",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'inference' has no attribute '{name}'")
+    value = getattr(import_module(_HOMES[name]), name)
+    # Kept, because importing the submodule `pipeline` would otherwise hide the function of that name.
+    globals()[name] = value
+    return value

@@ -1,0 +1,122 @@
+"""The execution context: device, graph or eager mode, threads. The only module that touches them.
+
+A device that is not there is refused before MindSpore is imported.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from inference.config import InferenceConfig, load_config
+from inference.errors import ConfigError, DeviceError
+
+# Each Ascend device that the driver knows has a file of this name.
+ASCEND_DEVICES = "davinci[0-9]*"
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the process runs on.
+
+    Args:
+        import_seconds: how long `import mindspore` took; 0 where it was imported before.
+    """
+
+    device_target: str
+    device_id: int
+    mode: int
+    import_seconds: float = 0.0
+
+
+def check_device(config: InferenceConfig) -> None:
+    """Refuses a device that is not there, and parallel runs, without importing MindSpore.
+
+    Raises:
+        DeviceError: no such device on this machine.
+        ConfigError: a parallel run, which this release does not have.
+    """
+    target, number = config.context.device_target, config.context.device_id
+    where = config.origin("context.device_target")
+    if config.use_parallel:
+        raise ConfigError(
+            f"{config.origin('use_parallel')}: use_parallel is True, runs on several devices are not there yet",
+            "give --use_parallel False",
+        )
+    if target == "GPU":
+        raise DeviceError(f"{where}: MindSpore 2.9 has no GPU backend", "give --device_target CPU or Ascend")
+    if target == "CPU" and number != 0:
+        raise DeviceError(
+            f"{config.origin('context.device_id')}: there is no CPU device {number}", "a machine's CPU is device 0"
+        )
+    if target == "Ascend":
+        found = sorted(int(path.name.removeprefix("davinci")) for path in Path("/dev").glob(ASCEND_DEVICES))
+        if number not in found:
+            there = f"devices {found}" if found else "no Ascend device"
+            raise DeviceError(
+                f"{where}: Ascend device {number} is not there, this machine has {there}", "give --device_target CPU"
+            )
+
+
+def build_context(config: InferenceConfig | Mapping[str, Any] | None = None, **sections: Any) -> Context:
+    """Sets MindSpore up for this process.
+
+    Args:
+        config: a config, or a mapping with MindFormers' sections `context`, `parallel`, `parallel_config`.
+        sections: the same sections by name.
+
+    Raises:
+        ConfigError: an unknown key or a value that cannot be used.
+        DeviceError: the device is not there.
+    """
+    if not isinstance(config, InferenceConfig):
+        config = load_config({**(config or {}), **sections})
+    check_device(config)
+    seconds = import_mindspore()
+    import mindspore
+
+    settings = config.context
+    mindspore.set_context(mode=settings.mode, max_call_depth=settings.max_call_depth)
+    if settings.device_target == "CPU":
+        mindspore.set_device("CPU")
+    else:
+        mindspore.set_device(settings.device_target, settings.device_id)
+        _set_ascend(config)
+    if settings.save_graphs:
+        path = settings.save_graphs_path or str(Path(config.output_dir) / "graphs")
+        mindspore.set_context(save_graphs=settings.save_graphs, save_graphs_path=path)
+    return Context(settings.device_target, settings.device_id, settings.mode, seconds)
+
+
+def import_mindspore() -> float:
+    """Imports MindSpore quietly; the seconds that it took."""
+    # Its warnings (an old Ascend driver, a slow file system) are for its developers; 3 shows errors only.
+    os.environ.setdefault("GLOG_v", "3")
+    started = time.perf_counter()
+    import mindspore  # noqa: F401
+
+    return time.perf_counter() - started
+
+
+def _set_ascend(config: InferenceConfig) -> None:
+    import mindspore
+
+    settings = config.context
+    given = {
+        "max_device_memory": settings.max_device_memory,
+        "ascend_config": settings.ascend_config,
+        "deterministic": settings.deterministic,
+    }
+    mindspore.set_context(**{key: value for key, value in given.items() if value is not None})
+
+
+def available_memory() -> int:
+    """Memory that this process can still take, bytes: what the kernel calls available."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    raise DeviceError("/proc/meminfo does not say how much memory is available")

@@ -1,0 +1,1 @@
+"""Generation: choosing tokens, knowing when to stop, and running many sequences at once."""

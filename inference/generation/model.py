@@ -1,0 +1,232 @@
+"""A model that generates: network, cache and settings, with MindFormers' `generate`.
+
+Knows how a `ModelSource` becomes something that runs, and how much cache to give it; knows nothing about terminals.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from inference.config import GenerationConfig, InferenceConfig
+from inference.context import available_memory
+from inference.errors import InferenceError, InputError
+from inference.generation.engine import Engine
+from inference.generation.streamers import BaseStreamer
+from inference.generation.text import EncodedPrompt, Encoder, TextGenerator
+from inference.metrics import RunMetrics
+from inference.models import cache
+from inference.models.checkpoint import StoredTensor
+from inference.models.config import ModelConfig
+from inference.models.runner import ModelRunner
+from inference.models.source import ModelSource, resolve
+from inference.models.weights import Pairs
+from inference.prompts import Prompt
+from inference.scheduler import NULL_BLOCK
+from inference.tokenizer import Tokenizer
+
+# Positions of cache that a model gets where the work is not known beforehand: several prompts of common length.
+DEFAULT_POSITIONS = 8192
+
+
+class GenerativeModel:
+    """A loaded model.
+
+    Args:
+        source: what was found out about it.
+        pairs: its tensors (`source.pairs()`), None for random weights.
+        positions: how many positions of KV cache the work needs; None where that is not known.
+        progress: called with each tensor as it is loaded.
+
+    Raises:
+        InferenceError: there is too little memory.
+    """
+
+    def __init__(
+        self,
+        source: ModelSource,
+        pairs: Pairs | None,
+        *,
+        positions: int | None = None,
+        progress: Callable[[StoredTensor], None] | None = None,
+    ):
+        self.source = source
+        self.generation_config = source.generation
+        self.runner = ModelRunner(
+            source.model,
+            pairs,
+            num_blocks=num_blocks(source, positions),
+            block_size=source.config.engine.block_size,
+            seed=source.config.seed or 0,
+            progress=progress,
+        )
+        self.runner.compile()
+        # Two threads that step at once would write into each other's cache.
+        self._lock = threading.Lock()
+
+    @classmethod
+    def from_config(cls, config: InferenceConfig) -> GenerativeModel:
+        """Finds, checks and loads the model that a config names."""
+        source = resolve(config)
+        return cls(source, source.pairs())
+
+    @property
+    def config(self) -> ModelConfig:
+        """The architecture."""
+        return self.source.model
+
+    @contextmanager
+    def engine(self, metrics: RunMetrics | None = None) -> Iterator[Engine]:
+        """An engine on this model; one at a time."""
+        settings = self.source.config
+        with self._lock:
+            yield Engine(
+                self.runner,
+                max_sequences=settings.predict_batch_size or settings.engine.max_sequences,
+                max_batch_tokens=settings.engine.max_batch_tokens,
+                metrics=metrics,
+            )
+
+    def encoder(self, tokenizer: Tokenizer, generation: GenerationConfig | None = None) -> Encoder:
+        """Turns prompts into ids for this model."""
+        return make_encoder(self.source, tokenizer, generation or self.generation_config)
+
+    def generate(
+        self,
+        input_ids: Sequence[int] | Sequence[Sequence[int]] | np.ndarray,
+        generation_config: GenerationConfig | None = None,
+        streamer: Any = None,
+        **settings: Any,
+    ) -> list[list[int]]:
+        """Continues prompts of token ids; rows may differ in length.
+
+        Args:
+            input_ids: one prompt, or several. Padding is not recognised: give rows as long as they are.
+            generation_config: instead of the model's own settings.
+            streamer: gets the ids of a single prompt through `put` and `end`.
+            settings: over the settings, such as max_new_tokens.
+
+        Returns:
+            For each prompt its ids and those of its answer.
+
+        Raises:
+            ConfigError: an unknown setting.
+            InputError: a prompt that is empty or does not fit the context.
+        """
+        rows = _rows(input_ids)
+        if streamer is not None and len(rows) != 1:
+            raise InputError(f"generate streams one prompt, got {len(rows)}", "use pipeline for several")
+        generation = (generation_config or self.generation_config).updated(**settings)
+        prompts = [Prompt(str(row), f"row {row}", token_ids=tuple(ids)) for row, ids in enumerate(rows)]
+        encoder = make_encoder(self.source, None, generation)
+        requests = [encoded.request(self.config.context_length) for encoded in encoder.encode_all(prompts)]
+        with self.engine() as engine:
+            for request in requests:
+                engine.add(request)
+            if streamer is not None:
+                streamer.put(rows[0])
+            while engine.busy:
+                for request in engine.step():
+                    if streamer is not None:
+                        streamer.put(request.output_ids[-1:])
+        if streamer is not None:
+            streamer.end()
+        return [request.prompt_ids + request.output_ids for request in requests]
+
+    def answer(
+        self,
+        prompts: Iterable[EncodedPrompt],
+        tokenizer: Tokenizer,
+        streamer: BaseStreamer | None = None,
+        metrics: RunMetrics | None = None,
+    ) -> list[str]:
+        """The text of every answer, in the order of the prompts; shown to `streamer` as it comes."""
+        texts: dict[int, str] = {}
+        sources = list(prompts)
+        with self.engine(metrics) as engine:
+            try:
+                if streamer is not None and not streamer.skip_prompt:
+                    for source in sources:
+                        streamer.write(source.row, source.text)
+                for event in TextGenerator(engine, tokenizer).stream(sources):
+                    row = event.answer.row
+                    if streamer is not None:
+                        streamer.write(row, event.text)
+                    if event.finished:
+                        texts[row] = event.answer.text
+                        if streamer is not None:
+                            streamer.finish(row)
+            finally:
+                if streamer is not None:
+                    streamer.close()
+        return [texts[source.row] for source in sources]
+
+
+def make_encoder(source: ModelSource, tokenizer: Tokenizer | None, generation: GenerationConfig) -> Encoder:
+    """The encoder of a model; without end-of-sequence ids in its settings the tokenizer's own counts."""
+    if tokenizer is not None and not generation.eos_token_id and tokenizer.eos_token_id is not None:
+        generation = generation.updated(eos_token_id=tokenizer.eos_token_id)
+    settings = source.config
+    return Encoder(
+        tokenizer,
+        source.model.vocab_size,
+        source.model.context_length,
+        generation,
+        chat=settings.processor.chat,
+        truncate=settings.engine.truncate,
+    )
+
+
+def positions_needed(prompts: Iterable[EncodedPrompt], source: ModelSource) -> int:
+    """Positions of cache with which none of the prompts has to wait for another's to become free."""
+    settings = source.config
+    rows = settings.predict_batch_size or settings.engine.max_sequences
+    block = settings.engine.block_size
+    lengths = []
+    for prompt in prompts:
+        new = prompt.generation.new_token_limit(len(prompt.ids), source.model.context_length)
+        lengths.append(-(-(len(prompt.ids) + new) // block) * block)
+    return sum(sorted(lengths, reverse=True)[:rows])
+
+
+def num_blocks(source: ModelSource, positions: int | None) -> int:
+    """Blocks of cache to allocate, the null block included.
+
+    `engine.kv_cache_memory` decides where it is set. Otherwise it is what the work needs, up to half of the memory
+    that the weights leave free.
+
+    Raises:
+        InferenceError: weights and the smallest cache do not fit into memory.
+    """
+    settings, model = source.config.engine, source.model
+    size = cache.block_bytes(model, settings.block_size)
+    free = available_memory() - 4 * model.num_parameters
+    if settings.kv_cache_memory is not None:
+        blocks = settings.kv_cache_memory // size
+    else:
+        wanted = positions if positions is not None else max(DEFAULT_POSITIONS, model.context_length)
+        blocks = min(-(-wanted // settings.block_size), max(free, 0) // 2 // size)
+    if blocks < 1 or blocks * size > free:
+        raise InferenceError(
+            f"{source.name} needs {4 * model.num_parameters / 2**30:.1f} GiB for weights and "
+            f"{max(blocks, 1) * size / 2**30:.2f} GiB for the KV cache, {available_memory() / 2**30:.1f} GiB are free",
+            "take a smaller model, or set engine.kv_cache_memory",
+        )
+    return blocks + NULL_BLOCK + 1
+
+
+def _rows(input_ids: Any) -> list[list[int]]:
+    if isinstance(input_ids, Mapping):
+        input_ids = input_ids["input_ids"]
+    if hasattr(input_ids, "asnumpy"):
+        input_ids = input_ids.asnumpy()
+    if isinstance(input_ids, np.ndarray):
+        input_ids = input_ids.tolist()
+    rows = list(input_ids)
+    if rows and not isinstance(rows[0], (list, tuple, np.ndarray)):
+        rows = [rows]
+    return [[int(token) for token in row] for row in rows]

@@ -1,0 +1,101 @@
+"""Chooses the next token from a row of logits: a chain of small pure functions and an explicit seed.
+
+Knows one row at a time, so that a row's choice depends on nothing but its own logits, settings and seed. The random
+number of a row's n-th token is a function of (seed, n) alone: it does not matter what ran before it or beside it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from inference.request import Request, TokenLogprob
+
+if TYPE_CHECKING:
+    from inference.config import GenerationConfig
+
+_WORD = (1 << 64) - 1
+
+
+def choose(logits: np.ndarray, request: Request) -> int:
+    """The id of the request's next token.
+
+    Args:
+        logits: float32 [vocabulary].
+    """
+    generation = request.generation
+    scores = penalised(logits, request)
+    if generation.greedy:
+        return int(scores.argmax())
+    ids, probabilities = distribution(scores, generation)
+    cumulative = np.cumsum(probabilities)
+    drawn = uniform(request.seed, len(request.output_ids)) * cumulative[-1]
+    return int(ids[min(int(np.searchsorted(cumulative, drawn, side="right")), len(ids) - 1)])
+
+
+def uniform(seed: int, position: int) -> float:
+    """A number in [0, 1) that (seed, position) determines. Philox is counter-based (Salmon et al. 2011)."""
+    key = np.array([seed & _WORD, seed >> 64 & _WORD], np.uint64)
+    return float(np.random.Generator(np.random.Philox(counter=[0, 0, 0, position], key=key)).random())
+
+
+def penalised(logits: np.ndarray, request: Request) -> np.ndarray:
+    """Logits after the penalties, with the end of sequence barred while the answer is too short."""
+    generation = request.generation
+    barred = len(request.output_ids) < request.min_new_tokens and bool(generation.eos_token_id)
+    repeated = generation.repetition_penalty != 1.0
+    counted = generation.frequency_penalty != 0.0 or generation.presence_penalty != 0.0
+    if not (barred or repeated or counted):
+        return logits
+    scores = logits.copy()
+    if repeated:
+        _penalise_repetition(scores, [*request.prompt_ids, *request.output_ids], generation.repetition_penalty)
+    if counted and request.output_ids:
+        _penalise_counts(scores, request.output_ids, generation)
+    if barred:
+        scores[[token for token in generation.eos_token_id if token < scores.size]] = -np.inf
+    return scores
+
+
+def _penalise_repetition(scores: np.ndarray, seen: Sequence[int], penalty: float) -> None:
+    """Divides positive logits of tokens that occurred and multiplies negative ones (CTRL: Keskar et al. 2019)."""
+    ids = np.unique(np.asarray(seen))
+    values = scores[ids]
+    scores[ids] = np.where(values > 0, values / penalty, values * penalty)
+
+
+def _penalise_counts(scores: np.ndarray, generated: Sequence[int], generation: GenerationConfig) -> None:
+    """Subtracts a part for each time that a token was generated and one for having been (OpenAI's API reference)."""
+    for token, count in Counter(generated).items():
+        scores[token] -= generation.frequency_penalty * count + generation.presence_penalty
+
+
+def distribution(scores: np.ndarray, generation: GenerationConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and probabilities to sample from, the likeliest first: temperature, then top-k, top-p and min-p.
+
+    The order of the filters is Hugging Face's. Equal logits are ordered by id, so that the result is reproducible.
+    """
+    count = generation.top_k if 0 < generation.top_k < scores.size else scores.size
+    ids = np.argpartition(-scores, count - 1)[:count] if count < scores.size else np.arange(scores.size)
+    ids = ids[np.lexsort((ids, -scores[ids]))]
+    scaled = scores[ids].astype(np.float64) / generation.temperature
+    probabilities = np.exp(scaled - scaled[0])
+    probabilities /= probabilities.sum()
+    # A token stays while those before it do not add up to top_p; the first always does.
+    kept = np.cumsum(probabilities) - probabilities < generation.top_p
+    kept &= probabilities >= generation.min_p * probabilities[0]
+    return ids[kept], probabilities[kept] / probabilities[kept].sum()
+
+
+def token_logprob(logits: np.ndarray, token_id: int, alternatives: int) -> TokenLogprob:
+    """The log probability of a token under the model itself, before penalties and filters."""
+    shifted = logits.astype(np.float64) - float(logits.max())
+    logprobs = shifted - np.log(np.exp(shifted).sum())
+    top: list[int] = []
+    if alternatives:
+        best = np.argpartition(-logprobs, min(alternatives, logprobs.size) - 1)[:alternatives]
+        top = sorted((int(i) for i in best), key=lambda i: (-logprobs[i], i))
+    return TokenLogprob(token_id, float(logprobs[token_id]), tuple((i, float(logprobs[i])) for i in top))

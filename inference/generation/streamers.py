@@ -1,0 +1,139 @@
+"""Streamers: where text goes while it is being generated.
+
+Rows are kept apart: the first row that is not finished is shown as it grows, and the others wait for their turn. The
+names and `put`/`end` are those of MindFormers and Hugging Face.
+"""
+
+from __future__ import annotations
+
+import queue
+import sys
+from collections.abc import Iterable, Iterator
+from typing import TextIO
+
+from inference.tokenizer import IncrementalDetokenizer, Tokenizer
+
+
+class BaseStreamer:
+    """Takes text row by row; `on_finalized_text` gets it in the order of the rows."""
+
+    def __init__(self, skip_prompt: bool = False):
+        self.skip_prompt = skip_prompt
+        self._reset()
+
+    def _reset(self) -> None:
+        self._current = 0
+        self._pending: dict[int, list[str]] = {}
+        self._finished: set[int] = set()
+
+    def write(self, row: int, text: str) -> None:
+        """Adds text to a row."""
+        if row == self._current:
+            self._emit(text)
+        else:
+            self._pending.setdefault(row, []).append(text)
+
+    def finish(self, row: int) -> None:
+        """Ends a row; the next ones that are complete or under way follow at once."""
+        self._finished.add(row)
+        while self._current in self._finished:
+            self.on_finalized_text("", stream_end=True)
+            self._current += 1
+            self._emit("".join(self._pending.pop(self._current, [])))
+
+    def close(self) -> None:
+        """Ends the stream: no row follows. The streamer can be used again afterwards."""
+        self._reset()
+
+    def _emit(self, text: str) -> None:
+        if text:
+            self.on_finalized_text(text, stream_end=False)
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Called with each piece of text, and with `stream_end` at the end of each row."""
+        raise NotImplementedError
+
+
+class TextStreamer(BaseStreamer):
+    """Prints text as it comes, each row on lines of its own.
+
+    Args:
+        tokenizer: decodes what is given to `put`.
+        skip_prompt: leave the prompt out.
+        skip_special_tokens: leave special tokens out of what `put` decodes.
+        file: where to print; standard output as it is at the time, where none is given.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        skip_prompt: bool = False,
+        skip_special_tokens: bool = True,
+        file: TextIO | None = None,
+    ):
+        super().__init__(skip_prompt)
+        self.tokenizer = tokenizer
+        self.skip_special_tokens = skip_special_tokens
+        self._file = file
+        self._begin()
+
+    def _begin(self) -> None:
+        self._detokenizer = IncrementalDetokenizer(self.tokenizer, self.skip_special_tokens)
+        self._saw_prompt = False
+
+    def put(self, value: int | Iterable[int]) -> None:
+        """Takes token ids of a single row: the prompt's first, then one or more at a time."""
+        ids = [int(i) for i in value] if isinstance(value, Iterable) else [int(value)]
+        text = "".join(self._detokenizer.push(token_id) for token_id in ids)
+        if self._saw_prompt or not self.skip_prompt:
+            self.write(0, text)
+        self._saw_prompt = True
+
+    def end(self) -> None:
+        """Ends the single row that `put` was given."""
+        self.write(0, self._detokenizer.finish())
+        self.finish(0)
+        self.close()
+        self._begin()
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        file = self._file or sys.stdout
+        file.write(text + ("\n" if stream_end else ""))
+        file.flush()
+
+
+class TextIteratorStreamer(TextStreamer):
+    """Gives text to a consumer in another thread, which iterates over it.
+
+    Args:
+        timeout: seconds to wait for the next piece before `queue.Empty` is raised; None waits for ever.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        skip_prompt: bool = False,
+        timeout: float | None = None,
+        skip_special_tokens: bool = True,
+    ):
+        super().__init__(tokenizer, skip_prompt, skip_special_tokens)
+        self.timeout = timeout
+        self._queue: queue.Queue[str | None] = queue.Queue()
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        if text:
+            self._queue.put(text)
+
+    def close(self) -> None:
+        """Ends the iteration, also when the generation failed."""
+        super().close()
+        self._queue.put(None)
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        text = self._queue.get(timeout=self.timeout)
+        if text is None:
+            raise StopIteration
+        return text

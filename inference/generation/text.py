@@ -1,0 +1,218 @@
+"""From prompts to answers in text: encodes, feeds the engine, and turns tokens back into text as they come.
+
+Knows tokenizers and stop strings; knows nothing about files, terminals or how results are shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from inference.config import GenerationConfig
+from inference.errors import InferenceError, InputError
+from inference.generation.engine import Engine
+from inference.generation.stopping import StopMatcher
+from inference.prompts import Prompt
+from inference.request import FinishReason, Request
+from inference.tokenizer import IncrementalDetokenizer, Tokenizer
+
+
+@dataclass
+class EncodedPrompt:
+    """A prompt that fits the model: its ids, its text where it has one, and its settings.
+
+    Args:
+        row: its place in the input.
+        text: as given; the rendered template for a chat, the decoded ids for token ids.
+        is_chat: the answer is a text of its own, and no continuation of the prompt's.
+        truncated: how many tokens were cut off.
+    """
+
+    row: int
+    prompt: Prompt
+    text: str
+    ids: list[int]
+    generation: GenerationConfig
+    is_chat: bool = False
+    truncated: int = 0
+
+    def request(self, context_length: int) -> Request:
+        """The engine's view of it."""
+        return Request(
+            self.prompt.custom_id,
+            self.ids,
+            self.generation,
+            self.generation.new_token_limit(len(self.ids), context_length),
+            self.generation.new_token_minimum(len(self.ids)),
+        )
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Turns prompts into ids that fit the model's context.
+
+    Args:
+        tokenizer: None where all prompts are token ids.
+        chat: put every prompt into the tokenizer's chat template.
+        truncate: the side to cut a prompt that is too long, or None to refuse it.
+    """
+
+    tokenizer: Tokenizer | None
+    vocab_size: int
+    context_length: int
+    generation: GenerationConfig
+    chat: bool = False
+    truncate: str | None = None
+
+    def encode_all(self, prompts: Iterable[Prompt]) -> list[EncodedPrompt]:
+        """All prompts, in order.
+
+        Raises:
+            InputError: a prompt that cannot be encoded or does not fit; the message says which.
+        """
+        return [self.encode(row, prompt) for row, prompt in enumerate(prompts)]
+
+    def encode(self, row: int, prompt: Prompt) -> EncodedPrompt:
+        """One prompt."""
+        try:
+            return self._encode(row, prompt)
+        except InferenceError as error:
+            if error.what.startswith(prompt.where):
+                raise
+            raise InputError(f"{prompt.where}: {error.what}", error.hint) from error
+
+    def _encode(self, row: int, prompt: Prompt) -> EncodedPrompt:
+        generation = self.generation.updated(**prompt.settings) if prompt.settings else self.generation
+        text, ids = self._text_and_ids(prompt)
+        limit = self._limit(generation)
+        excess = len(ids) - limit
+        if excess > 0:
+            if self.truncate is None:
+                raise InputError(
+                    f"the prompt has {len(ids)} tokens, at most {limit} leave room for an answer "
+                    f"({self._limit_name(generation)})",
+                    "shorten it, or cut it with --truncate left or right",
+                )
+            ids = ids[excess:] if self.truncate == "left" else ids[:limit]
+        is_chat = prompt.token_ids is None and (self.chat or prompt.messages is not None)
+        return EncodedPrompt(row, prompt, text, ids, generation, is_chat, max(excess, 0))
+
+    def _limit(self, generation: GenerationConfig) -> int:
+        """The most prompt tokens that leave room for one new token."""
+        if generation.max_new_tokens is None and generation.max_length is not None:
+            return min(self.context_length, generation.max_length) - 1
+        return self.context_length - 1
+
+    def _limit_name(self, generation: GenerationConfig) -> str:
+        if self._limit(generation) < self.context_length - 1:
+            return f"max_length is {generation.max_length}"
+        return f"the model's context is {self.context_length}"
+
+    def _text_and_ids(self, prompt: Prompt) -> tuple[str, list[int]]:
+        if prompt.token_ids is not None:
+            ids = list(prompt.token_ids)
+            if max(ids) >= self.vocab_size:
+                raise InputError(f"token id {max(ids)} is outside the vocabulary of {self.vocab_size}")
+            return self.tokenizer.decode(ids) if self.tokenizer else "", ids
+        if self.tokenizer is None:
+            raise InputError("without a tokenizer a prompt must be token ids")
+        if prompt.messages is None and not self.chat:
+            assert prompt.text is not None
+            return prompt.text, self._checked(self.tokenizer.encode(prompt.text))
+        messages = list(prompt.messages or [{"role": "user", "content": prompt.text}])
+        text = str(self.tokenizer.apply_chat_template(messages, tokenize=False))
+        return text, self._checked(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def _checked(self, ids: list[int]) -> list[int]:
+        if not ids:
+            raise InputError("the prompt has no tokens")
+        if max(ids) >= self.vocab_size:
+            raise InputError(
+                f"the tokenizer gives id {max(ids)}, the model's vocabulary has {self.vocab_size}",
+                "the tokenizer is another model's",
+            )
+        return ids
+
+
+@dataclass(eq=False)
+class Answer:
+    """An answer as it grows; complete once `request.finished`."""
+
+    source: EncodedPrompt
+    request: Request
+    text: str = ""
+
+    @property
+    def row(self) -> int:
+        return self.source.row
+
+
+@dataclass(frozen=True)
+class TextEvent:
+    """New text of an answer, perhaps none; `finished` with the last of it."""
+
+    answer: Answer
+    text: str
+    finished: bool
+
+
+class TextGenerator:
+    """Runs encoded prompts on an engine and yields their text as it comes.
+
+    Args:
+        skip_special_tokens: leave special tokens out of the text.
+    """
+
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, skip_special_tokens: bool = True):
+        self.engine = engine
+        self._tokenizer = tokenizer
+        self._skip_special_tokens = skip_special_tokens
+
+    def stream(self, prompts: Iterable[EncodedPrompt]) -> Iterator[TextEvent]:
+        """Text of all prompts, their rows mixed as the engine runs them."""
+        rows = {}
+        for source in prompts:
+            request = source.request(self.engine.model.context_length)
+            self.engine.add(request)
+            rows[request.request_id] = self._row(source, request)
+        try:
+            while self.engine.busy:
+                for request in self.engine.step():
+                    yield rows[request.request_id].advance(self.engine)
+        finally:
+            for row in rows.values():
+                self.engine.finish(row.answer.request, FinishReason.CANCELLED)
+
+    def answers(self, prompts: Iterable[EncodedPrompt]) -> Iterator[Answer]:
+        """Whole answers, in the order in which they finish."""
+        return (event.answer for event in self.stream(prompts) if event.finished)
+
+    def _row(self, source: EncodedPrompt, request: Request) -> _Row:
+        # A continuation goes on from its prompt, so that the space before its first word is kept.
+        context = () if source.is_chat else source.ids
+        detokenizer = IncrementalDetokenizer(self._tokenizer, self._skip_special_tokens, context)
+        return _Row(Answer(source, request), detokenizer, StopMatcher(source.generation.stop))
+
+
+@dataclass(eq=False)
+class _Row:
+    answer: Answer
+    detokenizer: IncrementalDetokenizer
+    matcher: StopMatcher
+    shown_tokens: int = 0
+
+    def advance(self, engine: Engine) -> TextEvent:
+        """Takes the request's newest token."""
+        request = self.answer.request
+        fresh = request.answer_ids[self.shown_tokens :]
+        self.shown_tokens += len(fresh)
+        text = "".join(self.matcher.push(self.detokenizer.push(token)) for token in fresh)
+        if request.finished:
+            text += self.matcher.push(self.detokenizer.finish())
+        if self.matcher.matched is not None:
+            engine.finish(request, FinishReason.STOP)
+            request.finish_reason = FinishReason.STOP
+        elif request.finished:
+            text += self.matcher.finish()
+        self.answer.text += text
+        return TextEvent(self.answer, text, request.finished)

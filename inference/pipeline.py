@@ -1,0 +1,98 @@
+"""`pipeline(task="text_generation", ...)`: MindFormers' high-level call, on the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from inference.auto import AutoModel, AutoTokenizer
+from inference.errors import ConfigError, InputError, did_you_mean
+from inference.generation.model import GenerativeModel
+from inference.generation.streamers import BaseStreamer
+from inference.prompts import Prompt
+from inference.tokenizer import Tokenizer
+
+TASKS = ("text_generation", "text-generation")
+Inputs = str | Sequence[str]
+
+
+class TextGenerationPipeline:
+    """Continues texts.
+
+    Args:
+        model: runs them.
+        tokenizer: the model's.
+        streamer: shows text as it comes.
+        settings: of generation, for every call.
+    """
+
+    def __init__(
+        self, model: GenerativeModel, tokenizer: Tokenizer, streamer: BaseStreamer | None = None, **settings: Any
+    ):
+        self.model, self.tokenizer, self.streamer = model, tokenizer, streamer
+        self._generation = model.generation_config.updated(**settings)
+
+    def __call__(
+        self,
+        inputs: Inputs,
+        *,
+        streamer: BaseStreamer | None = None,
+        return_full_text: bool = True,
+        **settings: Any,
+    ) -> list[dict[str, list[str]]]:
+        """Generates.
+
+        Args:
+            inputs: one text or several.
+            streamer: instead of the pipeline's own.
+            return_full_text: put the prompt before its answer, as MindFormers does.
+            settings: of generation, for this call.
+
+        Returns:
+            `{"text_generation_text": [text]}` for each input, in order.
+
+        Raises:
+            ConfigError: an unknown setting.
+            InputError: an input that is empty or does not fit the model's context.
+        """
+        texts = [inputs] if isinstance(inputs, str) else list(inputs)
+        if not texts:
+            raise InputError("the pipeline was given no input", "give a text or a list of texts")
+        encoder = self.model.encoder(self.tokenizer, self._generation.updated(**settings))
+        prompts = encoder.encode_all(
+            Prompt(str(row), f"input {row + 1}", text=text) for row, text in enumerate(texts)
+        )
+        answers = self.model.answer(prompts, self.tokenizer, streamer or self.streamer)
+        return [
+            {"text_generation_text": [prompt.text + answer if return_full_text else answer]}
+            for prompt, answer in zip(prompts, answers, strict=True)
+        ]
+
+
+def pipeline(
+    task: str = "text_generation",
+    model: GenerativeModel | str | None = None,
+    tokenizer: Tokenizer | None = None,
+    streamer: BaseStreamer | None = None,
+    **settings: Any,
+) -> TextGenerationPipeline:
+    """A pipeline for a task.
+
+    Args:
+        task: `text_generation`.
+        model: a model, or the name of one.
+        tokenizer: the model's; taken from where the model came from if it is not given.
+        streamer: shows text as it comes.
+        settings: of generation, for every call.
+
+    Raises:
+        ConfigError: an unknown task or setting.
+    """
+    if task not in TASKS:
+        raise ConfigError(f"there is no task '{task}'", did_you_mean(task, TASKS) or f"known: {TASKS[0]}")
+    if model is None:
+        raise ConfigError("pipeline needs a model", "give a model, a preset's name or a directory")
+    if isinstance(model, str):
+        tokenizer = tokenizer or AutoTokenizer.from_pretrained(model)
+        model = AutoModel.from_pretrained(model)
+    return TextGenerationPipeline(model, tokenizer or model.source.tokenizer(), streamer, **settings)
