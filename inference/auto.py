@@ -138,5 +138,3 @@ def _path_of(key: str) -> str:
         return f"generation_config.{key}"
     known = [*_ELSEWHERE, *ModelSettings.model_fields, *GenerationConfig.model_fields]
     raise ConfigError(f"a model's config has no '{key}'", did_you_mean(key, known))
-
-

@@ -5,9 +5,11 @@ Terms: TTFT is the time from a request's arrival to its first token; TPOT the me
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from inference.request import Request
@@ -15,10 +17,14 @@ from inference.request import Request
 
 @dataclass
 class StartupTimes:
-    """Seconds that passed before the first prompt could run, by part."""
+    """Seconds that passed before the first prompt could run, by part.
 
-    imports: float = 0.0
-    tokenizer: float = 0.0
+    `python` is from the start of the process to the import of MindSpore: the interpreter, the config, the tokenizer
+    and all checks.
+    """
+
+    python: float = 0.0
+    mindspore: float = 0.0
     weights: float = 0.0
     compile: float = 0.0
 
@@ -75,6 +81,13 @@ class RunMetrics:
         values.pop("ttft_seconds")
         rates = {"prefill_tokens_per_second": self.prefill_rate, "decode_tokens_per_second": self.decode_rate}
         return {**values, **rates, "ttft_seconds": self.ttft, "peak_memory_bytes": peak_memory()}
+
+
+def process_age() -> float:
+    """Seconds since this process started, as the kernel counts them (Linux: proc(5), field 22 of stat)."""
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    uptime = float(Path("/proc/uptime").read_text().split()[0])
+    return uptime - int(fields[19]) / os.sysconf("SC_CLK_TCK")
 
 
 def peak_memory() -> int:

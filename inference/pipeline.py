@@ -59,9 +59,7 @@ class TextGenerationPipeline:
         if not texts:
             raise InputError("the pipeline was given no input", "give a text or a list of texts")
         encoder = self.model.encoder(self.tokenizer, self._generation.updated(**settings))
-        prompts = encoder.encode_all(
-            Prompt(str(row), f"input {row + 1}", text=text) for row, text in enumerate(texts)
-        )
+        prompts = encoder.encode_all(Prompt(str(row), f"input {row + 1}", text=text) for row, text in enumerate(texts))
         answers = self.model.answer(prompts, self.tokenizer, streamer or self.streamer)
         return [
             {"text_generation_text": [prompt.text + answer if return_full_text else answer]}

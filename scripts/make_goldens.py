@@ -148,9 +148,7 @@ CASES: dict[str, Case] = {
     ),
     "qwen2_tied": Case(
         "qwen2",
-        sizes(
-            num_key_value_heads=1, rms_norm_eps=1e-6, tie_word_embeddings=True, rope_parameters=rope(10000.0)
-        ),
+        sizes(num_key_value_heads=1, rms_norm_eps=1e-6, tie_word_embeddings=True, rope_parameters=rope(10000.0)),
     ),
     "qwen3": Case(
         "qwen3",
@@ -384,18 +382,11 @@ def same_file(ours: Path, theirs: Path) -> bool:
 
 def differences(ours: Path, theirs: Path) -> list[str]:
     """Names of files that only one directory has, or that differ."""
-    names = {
-        path.relative_to(root).as_posix()
-        for root in (ours, theirs)
-        for path in root.rglob("*")
-        if path.is_file()
-    }
+    names = {path.relative_to(root).as_posix() for root in (ours, theirs) for path in root.rglob("*") if path.is_file()}
     return sorted(
         name
         for name in names
-        if not (
-            (ours / name).is_file() and (theirs / name).is_file() and same_file(ours / name, theirs / name)
-        )
+        if not ((ours / name).is_file() and (theirs / name).is_file() and same_file(ours / name, theirs / name))
     )
 
 
@@ -428,9 +419,7 @@ def main() -> int:
     known = [*CASES, *TOKENIZERS]
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("cases", nargs="*", help=f"any of: {', '.join(known)} (default: all)")
-    parser.add_argument(
-        "--check", action="store_true", help="compare with the committed files, write nothing"
-    )
+    parser.add_argument("--check", action="store_true", help="compare with the committed files, write nothing")
     args = parser.parse_args()
     names = args.cases or known
     unknown = sorted(set(names) - set(known))

@@ -101,7 +101,7 @@ find_python() {
 
 install_project() {
     local extra=$1
-    echo "installing into $VENV; takes a minute or two" >&2
+    echo "installing into $VENV; takes a few minutes" >&2
     (cd "$ROOT" && "$PYTHON_IN_VENV" -m pip install --quiet --disable-pip-version-check \
         --editable ".${extra:+[$extra]}") >"$INSTALL_LOG" 2>&1 || report_pip
     rm -f "$INSTALL_LOG"

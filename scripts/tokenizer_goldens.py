@@ -1,16 +1,16 @@
 """Makes the golden tokenizers of tests/goldens/tokenizers, and what transformers says of them.
 
-Part of make_goldens.py. Each directory has the files of a small Hugging Face tokenizer, trained on text that this
-script makes, and golden.json:
+Part of make_goldens.py. Each directory has the files of a small Hugging Face tokenizer, trained on text that
+this script makes, and golden.json:
 
     prefix  ids                                     what add_special_tokens puts before every text
     encode  [{text, ids}]                           without these
     decode  [{ids, text, text_with_special}]        skip_special_tokens True and False
     chat    [{messages, arguments, text, ids}]      the chat template's text and its ids
 
-Known differences, kept out of the files: transformers drops one leading space of a text for sentencepiece models (the
-ids here are then sentencepiece's own, which give the space back), and it replaces a whole run of byte tokens when
-one byte of it is wrong (whole characters are kept here, as sentencepiece does).
+Known differences, kept out of the files: transformers drops one leading space of a text for sentencepiece
+models (the ids here are then sentencepiece's own, which give the space back), and it replaces a whole run of
+byte tokens when one byte of it is wrong (whole characters are kept here, as sentencepiece does).
 """
 
 from __future__ import annotations
@@ -38,11 +38,16 @@ from tokenizers import (
     trainers,
 )
 
-WORDS = (
-    "the a of to and in was said there once upon time little big girl boy dog cat house tree river garden friend "
-    "mother father happy sad walked found loved looked hello world model token answer question der die und Haus"
-).split()
-OTHER = ("こんにちは、世界。", "これはペンです。", "def add(x, y):\n    return x + y\n", "Preis: 12,50 €", "naïve café")
+VOCABULARY = (
+    "the a of to and in was said there once upon time little big girl boy dog cat house tree river "
+    "garden friend mother father happy sad walked found loved looked hello world model token answer "
+    "question der die und Haus"
+)
+WORDS = VOCABULARY.split()
+OTHER = (
+    *("こんにちは、世界。", "これはペンです。"),
+    *("def add(x, y):\n    return x + y\n", "Preis: 12,50 €", "naïve café"),
+)
 TEXTS = (
     "",
     "Hello",
@@ -110,8 +115,8 @@ TURN_TEMPLATE = """\
 {% endif %}
 """
 MARK_TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    "{{ bos_token }}{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 TOOL = {"type": "function", "function": {"name": "add", "description": "Adds <two> & 'three' 数"}}
 CHATS: tuple[tuple[list[dict[str, str]], dict[str, Any]], ...] = (
@@ -144,7 +149,8 @@ LLAMA3_SPLIT = (
 QWEN_SPLIT = LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
 
 
-# --- training ---------------------------------------------------------------------------------------------------
+# --- training
+# ---------------------------------------------------------------------------------------------------
 
 
 def training_text() -> list[str]:
@@ -194,7 +200,8 @@ def byte_level(split: str, vocab_size: int, ignore_merges: bool) -> Tokenizer:
     return tokenizer
 
 
-# --- directories ------------------------------------------------------------------------------------------------
+# --- directories
+# ------------------------------------------------------------------------------------------------
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -207,7 +214,8 @@ def added(content: str, **flags: bool) -> dict[str, Any]:
 
 
 def llama_config(**changes: Any) -> dict[str, Any]:
-    common = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    common = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    common = {"tokenizer_class": "LlamaTokenizer"} | common
     return common | {"add_bos_token": True, "add_eos_token": False, "legacy": False} | changes
 
 
@@ -240,7 +248,7 @@ def write_spm_and_json(directory: Path) -> None:
 
 
 def write_qwen(directory: Path) -> None:
-    """Byte-level BPE with added tokens, some not special, and named chat templates in tokenizer_config.json."""
+    """Byte-level BPE with added tokens, some not special, and chat templates with names."""
     tokenizer = byte_level(QWEN_SPLIT, 360, ignore_merges=False)
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
@@ -255,8 +263,7 @@ def write_qwen(directory: Path) -> None:
         "add_bos_token": False,
         "add_prefix_space": False,
         "added_tokens_decoder": {
-            str(tokenizer.token_to_id(token.content)): added(token.content, special=token.special)
-            for token in tokens
+            str(tokenizer.token_to_id(token.content)): added(token.content, special=token.special) for token in tokens
         },
         "additional_special_tokens": ["<|im_start|>", "<|im_end|>"],
         "bos_token": None,
@@ -292,7 +299,8 @@ def write_llama3(directory: Path) -> None:
     (directory / "chat_template.jinja").write_text(TURN_TEMPLATE, encoding="utf-8")
 
 
-# --- records ----------------------------------------------------------------------------------------------------
+# --- records
+# ----------------------------------------------------------------------------------------------------
 
 
 def texts_of(reference: Any) -> list[str]:
@@ -302,9 +310,7 @@ def texts_of(reference: Any) -> list[str]:
     return [*TEXTS, *inside, "".join(f"{token}日" for token in tokens)]
 
 
-def encode_records(
-    reference: Any, model: sentencepiece.SentencePieceProcessor | None
-) -> list[dict[str, Any]]:
+def encode_records(reference: Any, model: sentencepiece.SentencePieceProcessor | None) -> list[dict[str, Any]]:
     records = []
     for text in texts_of(reference):
         if model is not None and text.startswith((" ", "▁")):
@@ -335,7 +341,9 @@ def half_valid(reference: Any, ids: list[int]) -> bool:
 
 
 def decode_records(reference: Any, encoded: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Texts cut off at either end, texts with special tokens, and random ids, among them ids that are in no vocabulary."""
+    """Texts cut off at either end, texts with special tokens, and random ids, among them ids that are in no
+    vocabulary.
+    """
     rng = random.Random(1)
     whole = [row["ids"] for row in encoded[: len(TEXTS)]]
     rows = [ids[: len(ids) // 2] for ids in whole] + [ids[len(ids) // 3 :] for ids in whole]

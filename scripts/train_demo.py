@@ -35,21 +35,15 @@ SAMPLES = (
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--output_dir", type=Path, required=True, help="the model directory to write or replace"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=Path, required=True, help="the model directory to write or replace")
     parser.add_argument("--heldout_dir", type=Path, help="where to write heldout.jsonl and heldout.txt")
     parser.add_argument("--steps", type=int, default=1800)
     parser.add_argument("--rows", type=int, default=8, help="rows a step")
     parser.add_argument("--row_length", type=int, default=512, help="tokens a row")
     parser.add_argument("--vocab_size", type=int, default=1280)
     parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument(
-        "--prompt_weight", type=float, default=0.1, help="weight of the loss on prompt tokens"
-    )
+    parser.add_argument("--prompt_weight", type=float, default=0.1, help="weight of the loss on prompt tokens")
     parser.add_argument("--muon_rate", type=float, default=0.02)
     parser.add_argument("--adam_rate", type=float, default=0.004)
     parser.add_argument("--decay", type=float, default=0.05, help="weight decay of the matrices")
@@ -81,9 +75,7 @@ def train(arguments: argparse.Namespace, encoder: Encoder) -> Llama:
         average = loss.item() if average is None else 0.95 * average + 0.05 * loss.item()
         if step % 50 == 49:
             left = (time.monotonic() - start) / (step + 1) * (arguments.steps - step - 1)
-            print(
-                f"step {step + 1}/{arguments.steps} loss {average:.4f} left {left / 60:.1f} min", flush=True
-            )
+            print(f"step {step + 1}/{arguments.steps} loss {average:.4f} left {left / 60:.1f} min", flush=True)
         if step % 300 == 299:
             quick_look(model, encoder)
     return model
@@ -91,10 +83,7 @@ def train(arguments: argparse.Namespace, encoder: Encoder) -> Llama:
 
 def quick_look(model: Llama, encoder: Encoder) -> None:
     """Accuracy on a few held-out questions while training goes on."""
-    shares = {
-        name: evaluation.accuracy(model, encoder, documents[:100])[0]
-        for name, documents in held_out().items()
-    }
+    shares = {name: evaluation.accuracy(model, encoder, documents[:100])[0] for name, documents in held_out().items()}
     print("held out: " + ", ".join(f"{name} {share:.1%}" for name, share in shares.items()), flush=True)
 
 
@@ -144,9 +133,7 @@ def main() -> int:
     accuracies = evaluate(model, encoder)
     print(f"{time.monotonic() - start:.0f} s in all")
     if min(accuracies["sums"], accuracies["translations"]) < REQUIRED_ACCURACY and not arguments.allow_weak:
-        print(
-            f"sums and translations must reach {REQUIRED_ACCURACY:.0%}; nothing was written", file=sys.stderr
-        )
+        print(f"sums and translations must reach {REQUIRED_ACCURACY:.0%}; nothing was written", file=sys.stderr)
         return 1
     export.write_directory(model, encoder, accuracies, arguments.output_dir)
     if arguments.heldout_dir:

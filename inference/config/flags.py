@@ -58,16 +58,12 @@ FLAGS: tuple[Flag, ...] = (
         _MODEL,
         choices=("safetensors", "ckpt"),
     ),
-    Flag(
-        "--pretrained_model_dir", "pretrained_model_dir", str, "Model directory, or a model's name.", _MODEL
-    ),
+    Flag("--pretrained_model_dir", "pretrained_model_dir", str, "Model directory, or a model's name.", _MODEL),
     Flag("--auto_trans_ckpt", "auto_trans_ckpt", bool, "Accepted; each rank reads its own slices.", _MODEL),
     Flag("--adapter_id", "adapter_id", str, "Adapters of the prompts.", _MODEL, multiple=True),
     Flag("--use_past", "model.model_config.use_past", bool, "Keep keys and values of past tokens.", _MODEL),
     Flag("--random_weights", "engine.random_weights", bool, "Run with random weights.", _MODEL),
-    Flag(
-        "--device_target", "context.device_target", str, "Kind of device.", _DEVICE, ("CPU", "Ascend", "GPU")
-    ),
+    Flag("--device_target", "context.device_target", str, "Kind of device.", _DEVICE, ("CPU", "Ascend", "GPU")),
     Flag("--device_id", "context.device_id", int, "Number of the device on this machine.", _DEVICE),
     Flag("--mode", "context.mode", int, "0 compiles graphs, 1 runs eagerly.", _DEVICE),
     Flag("--max_new_tokens", f"{_GENERATION}.max_new_tokens", int, "Most tokens of an answer.", _TEXT),
@@ -107,12 +103,8 @@ FLAGS: tuple[Flag, ...] = (
     Flag("--save_file", "output.save_file", str, "File for the answers.", _OUTPUT),
     Flag("--stream", "output.stream", bool, "Write text as it comes.", _OUTPUT),
     Flag("--echo", "output.echo", bool, "Write the prompt before its answer.", _OUTPUT),
-    _unused(
-        "--src_strategy_path_or_dir", "src_strategy_path_or_dir", str, "Slicing of a distributed checkpoint."
-    ),
-    _unused(
-        "--strategy_load_checkpoint", "parallel.strategy_ckpt_load_file", str, "Parallel strategy to load."
-    ),
+    _unused("--src_strategy_path_or_dir", "src_strategy_path_or_dir", str, "Slicing of a distributed checkpoint."),
+    _unused("--strategy_load_checkpoint", "parallel.strategy_ckpt_load_file", str, "Parallel strategy to load."),
     _unused("--transform_process_num", "transform_process_num", int, "Processes that convert a checkpoint."),
     _unused("--only_save_strategy", "only_save_strategy", bool, "Write the parallel strategy and stop."),
     _unused("--remote_save_url", "remote_save_url", str, "Cloud storage for outputs."),

@@ -88,12 +88,8 @@ class GenerationSettings(Section):
         description="Most tokens of the answer; outranks max_length unless that comes from a later source.",
     )
     min_length: NonNegative = Field(0, description="Fewest tokens of prompt and answer together.")
-    min_new_tokens: NonNegative | None = Field(
-        None, description="Fewest tokens of the answer; outranks min_length."
-    )
-    do_sample: bool = Field(
-        False, description="Draw tokens at random; otherwise the most likely one is taken."
-    )
+    min_new_tokens: NonNegative | None = Field(None, description="Fewest tokens of the answer; outranks min_length.")
+    do_sample: bool = Field(False, description="Draw tokens at random; otherwise the most likely one is taken.")
     temperature: Temperature = Field(
         1.0, description="Divides the logits before sampling; 0 takes the most likely token."
     )
@@ -106,9 +102,7 @@ class GenerationSettings(Section):
     frequency_penalty: Penalty = Field(
         0.0, description="Subtracted from a token's logit for each time it was generated."
     )
-    presence_penalty: Penalty = Field(
-        0.0, description="Subtracted from a token's logit once it was generated."
-    )
+    presence_penalty: Penalty = Field(0.0, description="Subtracted from a token's logit once it was generated.")
     renormalize_logits: bool = Field(False, description="Normalise log probabilities after all filters.")
     bos_token_id: TokenId = Field(None, description="Token that begins a sequence.")
     eos_token_id: TokenIds = Field((), description="Tokens that end a sequence: one id or a list.")
@@ -119,27 +113,17 @@ class GenerationSettings(Section):
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = Field(
         None, description="Report log probabilities, with this many of the most likely tokens."
     )
-    use_past: bool = Field(
-        True, description="Keep keys and values of past tokens; otherwise all are recomputed."
-    )
+    use_past: bool = Field(True, description="Keep keys and values of past tokens; otherwise all are recomputed.")
 
     num_beams: Annotated[int, only(1)] = Field(1, description="Beam search; 1 is none.")
     num_return_sequences: Annotated[int, only(1)] = Field(1, description="Answers to each prompt.")
     typical_p: Annotated[float, only(1.0)] = Field(1.0, description="Locally typical sampling; 1 is none.")
-    no_repeat_ngram_size: Annotated[int, only(0)] = Field(
-        0, description="Forbid repeated n-grams; 0 does not."
-    )
-    encoder_repetition_penalty: Annotated[float, only(1.0)] = Field(
-        1.0, description="For encoders; 1 is none."
-    )
+    no_repeat_ngram_size: Annotated[int, only(0)] = Field(0, description="Forbid repeated n-grams; 0 does not.")
+    encoder_repetition_penalty: Annotated[float, only(1.0)] = Field(1.0, description="For encoders; 1 is none.")
     output_scores: Annotated[bool, only(False)] = Field(False, description="Return processed logits.")
     output_logits: Annotated[bool, only(False)] = Field(False, description="Return raw logits.")
-    return_dict_in_generate: Annotated[bool, only(False)] = Field(
-        False, description="Return a dict of outputs."
-    )
-    parallel_decoding: Annotated[bool, only(False)] = Field(
-        False, description="Lookahead or memory decoding."
-    )
+    return_dict_in_generate: Annotated[bool, only(False)] = Field(False, description="Return a dict of outputs.")
+    parallel_decoding: Annotated[bool, only(False)] = Field(False, description="Lookahead or memory decoding.")
 
 
 class GenerationConfig(GenerationSettings):
@@ -281,7 +265,5 @@ def _settings_error(error: ValidationError) -> ConfigError:
     first = problems_of(error)[0]
     if first.unknown:
         name = str(first.path[-1])
-        return ConfigError(
-            f"unknown generation setting '{name}'", did_you_mean(name, GenerationConfig.model_fields)
-        )
+        return ConfigError(f"unknown generation setting '{name}'", did_you_mean(name, GenerationConfig.model_fields))
     return ConfigError(first.sentence())

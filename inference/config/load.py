@@ -31,9 +31,7 @@ from inference.errors import ConfigError
 _MODEL_CONFIG = ("model", "model_config")
 
 
-def load_config(
-    source: str | Path | Mapping[str, Any], *, overrides: Sequence[Override] = ()
-) -> InferenceConfig:
+def load_config(source: str | Path | Mapping[str, Any], *, overrides: Sequence[Override] = ()) -> InferenceConfig:
     """Loads a config.
 
     Args:
@@ -72,9 +70,7 @@ def _files(path: Path, shown: str, children: tuple[str, ...]) -> Iterator[tuple[
     for name in _base_names(layer.remove((BASE_KEY,)), line):
         base = os.path.normpath(os.path.join(os.path.dirname(shown), name))  # noqa: PTH118, PTH120
         if os.path.realpath(base) in (*children, os.path.realpath(path)):
-            raise ConfigError(
-                f"{line}: base_config leads back to {base}", "remove one base_config of the circle"
-            )
+            raise ConfigError(f"{line}: base_config leads back to {base}", "remove one base_config of the circle")
         if not Path(base).is_file():
             raise ConfigError(f"{line}: base_config: there is no file {base}", f"it is relative to {shown}")
         yield from _files(Path(base), base, (*children, os.path.realpath(path)))
@@ -84,9 +80,7 @@ def _files(path: Path, shown: str, children: tuple[str, ...]) -> Iterator[tuple[
 def _base_names(value: Any, where: str) -> list[str]:
     names = value if isinstance(value, list) else [] if value is None else [value]
     if not all(isinstance(name, str) for name in names):
-        raise ConfigError(
-            f"{where}: base_config must be the path of a file, or a list of them, got {show(value)}"
-        )
+        raise ConfigError(f"{where}: base_config must be the path of a file, or a list of them, got {show(value)}")
     return names
 
 

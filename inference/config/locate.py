@@ -68,11 +68,7 @@ def hub_id_of(name: str, config: InferenceConfig | None = None) -> str | None:
     """
     if _HUB_ID.match(name):
         return name
-    if (
-        config is not None
-        and config.model.hub_id
-        and not config.origin("pretrained_model_dir").startswith("-")
-    ):
+    if config is not None and config.model.hub_id and not config.origin("pretrained_model_dir").startswith("-"):
         return config.model.hub_id
     if is_preset(name):
         path = find_preset(name)
@@ -83,9 +79,7 @@ def hub_id_of(name: str, config: InferenceConfig | None = None) -> str | None:
 
 def _demo() -> Path:
     if not _DEMO_DIRECTORY.is_dir():
-        raise ModelNotFoundError(
-            "the demo model is missing from this installation", "install the project again"
-        )
+        raise ModelNotFoundError("the demo model is missing from this installation", "install the project again")
     return _DEMO_DIRECTORY
 
 
@@ -110,9 +104,7 @@ def _fetched(name: str, places: list[Path], hub_id: str | None) -> Path:
                 local_files_only=_offline(),
             )
         )
-    except (
-        Exception
-    ) as error:  # whatever a network, a proxy, a full disk or the hub does, the answer is one line
+    except Exception as error:  # whatever a network, a proxy, a full disk or the hub does, the answer is one line
         raise _not_found(name, places, hub_id, error) from None
 
 
@@ -120,9 +112,7 @@ def _offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in _TRUE_WORDS
 
 
-def _not_found(
-    name: str, places: list[Path], hub_id: str | None, error: Exception | None
-) -> ModelNotFoundError:
+def _not_found(name: str, places: list[Path], hub_id: str | None, error: Exception | None) -> ModelNotFoundError:
     looked = ", ".join(str(place) for place in places)
     if not os.environ.get(HOME_VARIABLE):
         looked += f" (${HOME_VARIABLE} is not set)"
@@ -147,6 +137,4 @@ def _nearest_directory(path: Path) -> str:
     parent = path.parent
     names = sorted(entry.name for entry in parent.iterdir() if entry.is_dir()) if parent.is_dir() else []
     close = nearest(path.name, names)
-    return (
-        f"did you mean '{parent / close}'?" if close else "give a directory, a preset's name, or an org/name"
-    )
+    return f"did you mean '{parent / close}'?" if close else "give a directory, a preset's name, or an org/name"

@@ -57,18 +57,12 @@ class ModelSettings(Section):
     num_hidden_layers: Count | None = Field(None, description="Decoder layers.")
     num_heads: Count | None = Field(None, description="Query heads.")
     num_attention_heads: Count | None = Field(None, description="Query heads.")
-    n_kv_heads: Count | None = Field(
-        None, description="Key and value heads; as many as query heads if unset."
-    )
+    n_kv_heads: Count | None = Field(None, description="Key and value heads; as many as query heads if unset.")
     num_key_value_heads: Count | None = Field(None, description="Key and value heads.")
     head_dim: Count | None = Field(None, description="Width of a head; hidden_size / heads if unset.")
     seq_length: Count | None = Field(None, description="Longest sequence to run with, in tokens.")
-    max_position_embedding: Count | None = Field(
-        None, description="Longest sequence of the model, in tokens."
-    )
-    max_position_embeddings: Count | None = Field(
-        None, description="Longest sequence of the model, in tokens."
-    )
+    max_position_embedding: Count | None = Field(None, description="Longest sequence of the model, in tokens.")
+    max_position_embeddings: Count | None = Field(None, description="Longest sequence of the model, in tokens.")
 
     # Parts of a layer.
     hidden_act: OptionalText = Field(None, description="Activation of the feed-forward layer, such as silu.")
@@ -84,9 +78,7 @@ class ModelSettings(Section):
     rope_theta: Positive | None = Field(None, description="Base of the rotary frequencies.")
     rope_scaling: Free | None = Field(None, description="Rotary scaling as transformers 4 writes it.")
     rope_parameters: Free | None = Field(None, description="Rotary base and scaling as transformers 5 does.")
-    extend_method: OptionalText = Field(
-        None, description="MindFormers' rotary scaling: None, PI, NTK or LLAMA3."
-    )
+    extend_method: OptionalText = Field(None, description="MindFormers' rotary scaling: None, PI, NTK or LLAMA3.")
     scaling_factor: Annotated[float | Free | None, BeforeValidator(_rope_factor)] = Field(
         None, description="Factor of extend_method, or a mapping for LLAMA3."
     )
@@ -94,9 +86,7 @@ class ModelSettings(Section):
     # Windows.
     sliding_window: Count | None = Field(None, description="Positions a token looks back; null for all.")
     use_sliding_window: bool | None = Field(None, description="Whether Qwen uses its sliding_window.")
-    max_window_layers: NonNegative | None = Field(
-        None, description="Qwen's layers below this see everything."
-    )
+    max_window_layers: NonNegative | None = Field(None, description="Qwen's layers below this see everything.")
     layer_types: Annotated[tuple[str, ...] | None, BeforeValidator(_layer_types)] = Field(
         None, description="full_attention or sliding_attention for each layer."
     )
@@ -144,12 +134,8 @@ class ModelSettings(Section):
     attn_proj_has_bias: Annotated[bool, only(False)] | None = Field(
         None, description="Bias in the attention output projection."
     )
-    add_bias_linear: Annotated[bool, only(False)] | None = Field(
-        None, description="Bias in every projection."
-    )
-    gated_linear_unit: Annotated[bool, only(True)] | None = Field(
-        None, description="Gate in the feed-forward layer."
-    )
+    add_bias_linear: Annotated[bool, only(False)] | None = Field(None, description="Bias in every projection.")
+    gated_linear_unit: Annotated[bool, only(True)] | None = Field(None, description="Gate in the feed-forward layer.")
     normalization: Annotated[str, only("RMSNorm")] | None = Field(None, description="Kind of the norms.")
     partial_rotary_factor: Annotated[float, only(1.0)] | None = Field(
         None, description="Part of a head that is rotated."
@@ -163,11 +149,7 @@ class ModelSettings(Section):
 
     def given(self) -> dict[str, Any]:
         """Everything that was set, as plain values; a null that was set is there as None."""
-        return {
-            name: _plain(getattr(self, name))
-            for name in type(self).model_fields
-            if name in self.model_fields_set
-        }
+        return {name: _plain(getattr(self, name)) for name in type(self).model_fields if name in self.model_fields_set}
 
     def given_architecture(self) -> dict[str, Any]:
         """The keys of the architecture that were set, spelled as in the YAML; they outrank config.json.
@@ -182,9 +164,7 @@ class ModelSettings(Section):
         length = given.pop("max_decode_length", None)
         if given.get("max_length") is None:
             given["max_length"] = length
-        return GenerationSettings.model_validate(
-            {name: value for name, value in given.items() if value is not None}
-        )
+        return GenerationSettings.model_validate({name: value for name, value in given.items() if value is not None})
 
 
 def _plain(value: Any) -> Any:

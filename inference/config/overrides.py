@@ -5,6 +5,7 @@ Knows the text of one setting; knows nothing about which keys exist nor about cl
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -67,9 +68,7 @@ def parse_override(assignment: str, origin: str = "--options") -> Override:
     path, equals, text = assignment.partition("=")
     path = path.strip()
     if not equals or not path:
-        raise ConfigError(
-            f"{origin}: '{assignment}' is not of the form key=value", "such as generation_config.top_k=3"
-        )
+        raise ConfigError(f"{origin}: '{assignment}' is not of the form key=value", "such as generation_config.top_k=3")
     return Override(path, parse_value(text), origin, text)
 
 
@@ -91,6 +90,10 @@ def parse_value(text: str) -> Any:
 
 
 def _parse_flow(flow: str, text: str) -> Any:
+    try:
+        return json.loads(flow)
+    except (ValueError, RecursionError):
+        pass  # YAML's flow style is wider: it needs no quotes
     try:
         return read_flow(flow)
     except ConfigError:

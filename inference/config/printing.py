@@ -77,11 +77,7 @@ def flow(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):
-        return (
-            repr(value)
-            if abs(value) != float("inf") and value == value
-            else f".{value:f}".replace(".-", "-.")
-        )
+        return repr(value) if abs(value) != float("inf") and value == value else f".{value:f}".replace(".-", "-.")
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(flow(item) for item in value)}]"
     if isinstance(value, dict):

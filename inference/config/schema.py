@@ -47,9 +47,7 @@ _PARALLEL_MODES = (
 
 def _run_mode(value: Any) -> Any:
     if value in _TRAINING:
-        raise ValueError(
-            f"must be one of {', '.join(RUN_MODES)}; this project runs models and does not train them"
-        )
+        raise ValueError(f"must be one of {', '.join(RUN_MODES)}; this project runs models and does not train them")
     if value not in RUN_MODES:
         hint = "; MindFormers' eval is evaluate here" if value == "eval" else ""
         raise ValueError(f"must be one of {', '.join(RUN_MODES)}{hint}")
@@ -64,20 +62,14 @@ def _parallel_mode(value: Any) -> Any:
 class ContextSettings(Section):
     """`context`: the device and how graphs are compiled for it."""
 
-    mode: Annotated[int, BeforeValidator(one_of(_GRAPH_MODES, "0 (GRAPH_MODE) or 1 (PYNATIVE_MODE)"))] = (
-        Field(0, description="0 compiles graphs, 1 runs eagerly (40 to 80 times slower on a CPU).")
+    mode: Annotated[int, BeforeValidator(one_of(_GRAPH_MODES, "0 (GRAPH_MODE) or 1 (PYNATIVE_MODE)"))] = Field(
+        0, description="0 compiles graphs, 1 runs eagerly (40 to 80 times slower on a CPU)."
     )
     device_target: Literal["CPU", "Ascend", "GPU"] = Field("CPU", description="Kind of device.")
     device_id: NonNegative = Field(0, description="Number of the device on this machine.")
-    max_device_memory: OptionalText = Field(
-        None, description="Most memory of an Ascend device, such as 58GB."
-    )
-    mempool_block_size: OptionalText = Field(
-        None, description="Step by which an Ascend device's memory grows."
-    )
-    memory_optimize_level: Literal["O0", "O1"] | None = Field(
-        None, description="O1 saves memory in compiling."
-    )
+    max_device_memory: OptionalText = Field(None, description="Most memory of an Ascend device, such as 58GB.")
+    mempool_block_size: OptionalText = Field(None, description="Step by which an Ascend device's memory grows.")
+    memory_optimize_level: Literal["O0", "O1"] | None = Field(None, description="O1 saves memory in compiling.")
     max_call_depth: Count = Field(10000, description="Deepest nesting of calls in a graph.")
     save_graphs: Annotated[int, BeforeValidator(one_of(_SAVE_GRAPHS, "true, false, or 0 to 3"))] = Field(
         0, description="How much of the compiled graphs to write out, 0 to 3."
@@ -90,9 +82,7 @@ class ContextSettings(Section):
     jit_level: Literal["O0", "O1", "O2"] | None = Field(None, description="Level of graph optimisation.")
     jit_config: Free | None = Field(None, description="Options of just-in-time compilation.")
     infer_boost: Literal["on", "off"] | None = Field(None, description="Ascend's inference optimisations.")
-    ascend_config: Free | None = Field(
-        None, description="Options of an Ascend device, such as precision_mode."
-    )
+    ascend_config: Free | None = Field(None, description="Options of an Ascend device, such as precision_mode.")
     affinity_cpu_list: Any = Field(None, description="CPU cores for each device.")
     affinity_config: Free | None = Field(None, description="CPU cores for each device and thread.")
 
@@ -127,9 +117,7 @@ class ModelSection:
 
     arch: ArchSettings = field(default_factory=ArchSettings)
     model_config: ModelSettings = field(default_factory=ModelSettings)
-    hub_id: OptionalText = Field(
-        default=None, strict=True, description="Hugging Face repository of the weights."
-    )
+    hub_id: OptionalText = Field(default=None, strict=True, description="Hugging Face repository of the weights.")
     parameters: Count | None = Field(default=None, strict=True, description="Weights of the model, a count.")
 
 
@@ -140,9 +128,7 @@ class TokenizerSettings(Section):
     vocab_file: OptionalText = Field(None, description="tokenizer.model, or Qwen's vocab.json.")
     tokenizer_file: OptionalText = Field(None, description="tokenizer.json.")
     merges_file: OptionalText = Field(None, description="Qwen's merges.txt.")
-    checkpoint_name_or_path: OptionalText = Field(
-        None, description="Model directory, or the name of a model."
-    )
+    checkpoint_name_or_path: OptionalText = Field(None, description="Model directory, or the name of a model.")
     unk_token: OptionalText = Field(None, description="Text of the unknown token.")
     bos_token: OptionalText = Field(None, description="Text of the token that begins a sequence.")
     eos_token: OptionalText = Field(None, description="Text of the token that ends a sequence.")
@@ -175,9 +161,7 @@ class EngineSettings(Section):
     """`engine`: how this project runs the model."""
 
     backend: Literal["auto", "native", "mindformers"] = Field("auto", description="Whose networks run.")
-    kernels: Literal["auto", "native", "stock"] = Field(
-        "auto", description="Our CPU kernels, or stock operators."
-    )
+    kernels: Literal["auto", "native", "stock"] = Field("auto", description="Our CPU kernels, or stock operators.")
     weight_dtype: Literal["auto", "float32", "float16", "bfloat16", "int8", "int4"] = Field(
         "auto", description="Type of the weights in memory."
     )
@@ -209,28 +193,20 @@ class InferenceConfig(Section):
     """The whole config: frozen, complete, with a record of where each key was set. Made by `load_config`."""
 
     seed: Seed | None = Field(None, description="Seed of sampling, an integer from 0.")
-    run_mode: Annotated[str, BeforeValidator(_run_mode)] = Field(
-        "predict", description=f"One of {RUN_MODES}."
-    )
+    run_mode: Annotated[str, BeforeValidator(_run_mode)] = Field("predict", description=f"One of {RUN_MODES}.")
     output_dir: str = Field("./output", description="Directory for what a run writes.")
-    use_parallel: bool = Field(
-        False, description="Run on several devices; the launcher starts a process for each."
-    )
+    use_parallel: bool = Field(False, description="Run on several devices; the launcher starts a process for each.")
     load_checkpoint: OptionalText = Field(None, description="Directory or file of the weights.")
     load_ckpt_format: Literal["safetensors", "ckpt"] | None = Field(None, description="Form of the weights.")
     auto_trans_ckpt: bool = Field(False, description="Accepted; each rank always reads its own slices.")
-    pretrained_model_dir: OptionalText = Field(
-        None, description="Hugging Face model directory, or a model's name."
-    )
+    pretrained_model_dir: OptionalText = Field(None, description="Hugging Face model directory, or a model's name.")
     checkpoint_name_or_path: OptionalText = Field(None, description="Checkpoint, or the name of a model.")
     predict_batch_size: Count | None = Field(None, description="Most sequences that run together.")
     adapter_id: Texts | None = Field(None, description="Adapters of the prompts: not supported yet.")
     input_data: Texts | None = Field(None, description="Prompts, or files of prompts.")
     trainer: TrainerSettings = Field(default_factory=TrainerSettings, description="MindFormers' task.")
     context: ContextSettings = Field(default_factory=ContextSettings, description="Device and compilation.")
-    parallel: ParallelSettings = Field(
-        default_factory=ParallelSettings, description="MindSpore's parallel context."
-    )
+    parallel: ParallelSettings = Field(default_factory=ParallelSettings, description="MindSpore's parallel context.")
     parallel_config: ParallelConfig = Field(default_factory=ParallelConfig, description="Who shares what.")
     model: ModelSection = Field(default_factory=ModelSection, description="Which model, and its sizes.")
     processor: ProcessorSettings = Field(default_factory=ProcessorSettings, description="Prompts to tokens.")
@@ -301,13 +277,9 @@ class InferenceConfig(Section):
             value = asked.get(key) if isinstance(asked, dict) else None
             if value not in (None, "", 1):
                 where = f"{self.origin('.'.join(path))}: {'.'.join(path)}"
-                raise ConfigError(
-                    f"{where} asks for {what} ({value}), which are not supported yet", "remove it"
-                )
+                raise ConfigError(f"{where} asks for {what} ({value}), which are not supported yet", "remove it")
         if self.adapter_id:
-            raise ConfigError(
-                f"{self.origin('adapter_id')}: adapter_id: adapters are not supported yet", "remove it"
-            )
+            raise ConfigError(f"{self.origin('adapter_id')}: adapter_id: adapters are not supported yet", "remove it")
 
 
 _MODEL = ("model", "model_config")

@@ -29,9 +29,7 @@ _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)\Z", re.IGNORECASE)
 class Section(BaseModel):
     """A frozen section of the config that accepts no key but its own."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=()
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
 
     def given(self) -> dict[str, Any]:
         """The settings that were set, null ones left out."""
@@ -103,9 +101,7 @@ def only(*accepted: Any) -> PlainValidator:
     wording = " or ".join(str(value).lower() if isinstance(value, bool) else str(value) for value in accepted)
 
     def check(value: Any) -> Any:
-        if not any(
-            value == neutral and isinstance(value, bool) == isinstance(neutral, bool) for neutral in accepted
-        ):
+        if not any(value == neutral and isinstance(value, bool) == isinstance(neutral, bool) for neutral in accepted):
             raise ValueError(f"is not supported yet except as {wording}")
         return value
 

@@ -69,13 +69,9 @@ def read_yaml(path: Path, shown: str) -> Layer:
     if not documents or documents[0] is None or _is_null(documents[0]):
         raise ConfigError(f"{shown} is empty", "a config is a mapping of keys, such as 'run_mode: predict'")
     if len(documents) > 1:
-        raise ConfigError(
-            f"{shown}:{_line(documents[1])}: a second document begins here", "keep one in a file"
-        )
+        raise ConfigError(f"{shown}:{_line(documents[1])}: a second document begins here", "keep one in a file")
     if not isinstance(documents[0], yaml.MappingNode):
-        raise ConfigError(
-            f"{shown} holds {_kind(documents[0])}", "a config is a mapping of keys, each 'key: value'"
-        )
+        raise ConfigError(f"{shown} holds {_kind(documents[0])}", "a config is a mapping of keys, each 'key: value'")
     return _Converter(shown).layer(documents[0])
 
 
@@ -106,9 +102,7 @@ def _read_text(path: Path, shown: str) -> str:
     except FileNotFoundError:
         raise ConfigError(f"{shown} does not exist", _nearest_file(path, shown)) from None
     except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"{shown} is not UTF-8 text (byte {error.start})", "a config is a YAML file"
-        ) from None
+        raise ConfigError(f"{shown} is not UTF-8 text (byte {error.start})", "a config is a YAML file") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise ConfigError(f"{shown} cannot be read: {reason}") from None
@@ -224,9 +218,7 @@ class _Converter:
         sources = node.value if isinstance(node, yaml.SequenceNode) else [node]
         for source in sources:
             if not isinstance(source, yaml.MappingNode):
-                raise ConfigError(
-                    f"{self._at(node)}: '<<' merges mappings only", "give it '*name' of a mapping"
-                )
+                raise ConfigError(f"{self._at(node)}: '<<' merges mappings only", "give it '*name' of a mapping")
             if id(source) in self.open:
                 raise ConfigError(f"{self._at(source)}: an anchor contains itself")
             self.open.add(id(source))

@@ -128,4 +128,3 @@ class Engine:
 def _sequence(item: Scheduled) -> SequenceStep:
     request = item.request
     return SequenceStep(request.tokens(request.num_cached, item.count), request.num_cached, request.block_table)
-

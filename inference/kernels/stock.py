@@ -29,7 +29,7 @@ class RMSNorm(nn.Cell):
         self.mean = ops.ReduceMean(keep_dims=True)
         self.rsqrt = ops.Rsqrt()
 
-    def construct(self, x):
+    def construct(self, x: Tensor) -> Tensor:
         return x * self.rsqrt(self.mean(self.square(x), -1) + self.eps) * self.weight
 
 
@@ -44,7 +44,7 @@ class Linear(nn.Cell):
             self.bias = bias
         self.matmul = ops.MatMul(transpose_b=True)
 
-    def construct(self, x):
+    def construct(self, x: Tensor) -> Tensor:
         y = self.matmul(x, self.weight)
         if self.has_bias:
             y = y + self.bias
@@ -58,7 +58,7 @@ class LinearResidual(nn.Cell):
         super().__init__()
         self.linear = Linear(weight, bias)
 
-    def construct(self, x, residual):
+    def construct(self, x: Tensor, residual: Tensor) -> Tensor:
         return residual + self.linear(x)
 
 
@@ -70,7 +70,7 @@ class SiluMultiply(nn.Cell):
         self.width = width
         self.silu = nn.SiLU()
 
-    def construct(self, gate_up):
+    def construct(self, gate_up: Tensor) -> Tensor:
         return self.silu(gate_up[:, : self.width]) * gate_up[:, self.width :]
 
 
@@ -81,19 +81,21 @@ class StepGeometry(nn.Cell):
     which is what the batched products want, without a transposition of the context.
     """
 
-    def __init__(self, inverse_frequencies: np.ndarray, num_kv_heads: int, slots: int, block_size: int, windows: set):
+    def __init__(
+        self, inverse_frequencies: np.ndarray, num_kv_heads: int, slots: int, block_size: int, windows: set[int]
+    ):
         super().__init__()
         self.inverse_frequencies = Tensor(inverse_frequencies.reshape(1, 1, -1))
         self.head_offsets = Tensor((np.arange(num_kv_heads) * slots).astype(np.int32).reshape(-1, 1))
         self.block_size = block_size
         self.block_offsets = Tensor(np.arange(block_size, dtype=np.int32))
         self.gather = ops.Gather()
-        # Graph mode unrolls over this tuple; 0 stands for a layer that sees its whole context.
-        self.windows = tuple(sorted(window or 0 for window in windows))
+        # Graph mode unrolls over this tuple; window 0 is a layer that sees its whole context.
+        self.windows = tuple(sorted(windows))
         self.seen = Tensor(0.0, ms.float32)
         self.masked = Tensor(MASKED, ms.float32)
 
-    def construct(self, positions, slots, block_tables, query_index):
+    def construct(self, positions: Tensor, slots: Tensor, block_tables: Tensor, query_index: Tensor) -> tuple:
         """positions, slots [T]; block_tables [B, blocks]; query_index [B, Q] into the flat batch.
 
         Returns cos, sin [T, 1, D]; write_slots [K, T]; context_slots [K, B, L]; a mask [B, 1, Q, L] for each window.
@@ -108,7 +110,7 @@ class StepGeometry(nn.Cell):
         context_slots = ops.expand_dims(self.head_offsets, 2) + context
         key_positions = ops.arange(0, context.shape[2]).astype(ms.int32).reshape(1, 1, -1)
         query_positions = ops.expand_dims(self.gather(positions, query_index, 0), 2)  # [B, Q, 1]
-        masks = ()
+        masks: tuple = ()
         for window in self.windows:
             visible = key_positions <= query_positions
             if window > 0:
@@ -141,7 +143,7 @@ class Attention(nn.Cell):
         self.key_cache, self.value_cache = key_cache, value_cache
         self.mask_index = mask_index
         self.has_norm = query_norm is not None
-        if self.has_norm:
+        if query_norm is not None and key_norm is not None:
             self.query_norm, self.key_norm = query_norm, key_norm
         self.scale = head_dim**-0.5
         half = head_dim // 2
@@ -152,7 +154,7 @@ class Attention(nn.Cell):
         self.weighted_sum = ops.BatchMatMul()
         self.softmax = ops.Softmax(-1)
 
-    def construct(self, qkv, geometry, query_index, token_index):
+    def construct(self, qkv: Tensor, geometry: tuple, query_index: Tensor, token_index: Tensor) -> Tensor:
         """query_index [B, Q] picks each sequence's tokens from the flat batch; token_index [T] undoes it."""
         cos, sin, write_slots, context_slots, masks = geometry
         heads, kv_heads, dim = self.heads, self.kv_heads, self.head_dim

@@ -158,9 +158,7 @@ def _copy(segment: Segment, dtype: str, out: np.ndarray) -> None:
     # Only this run is mapped, and only while it is copied: pages that stay mapped count as this process's memory.
     page = segment.offset % mmap.ALLOCATIONGRANULARITY
     with segment.path.open("rb") as file:
-        mapped = mmap.mmap(
-            file.fileno(), page + segment.size, access=mmap.ACCESS_READ, offset=segment.offset - page
-        )
+        mapped = mmap.mmap(file.fileno(), page + segment.size, access=mmap.ACCESS_READ, offset=segment.offset - page)
     source = np.frombuffer(mapped, dtype=stored, count=out.size, offset=page)
     for start in range(0, out.size, CHUNK):
         part, into = source[start : start + CHUNK], out[start : start + CHUNK]

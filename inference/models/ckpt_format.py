@@ -1,7 +1,7 @@
 """The layout of a MindSpore `.ckpt` file.
 
-It is a protobuf message `Checkpoint { repeated Value value = 1 }` with `Value { string tag = 1; TensorProto tensor = 2 }`
-and `TensorProto { repeated int64 dims = 1; string tensor_type = 2; bytes tensor_content = 3 }` (mindspore's
+It is a protobuf message `Checkpoint { repeated Value value = 1 }`, `Value { string tag = 1; TensorProto tensor = 2 }`,
+`TensorProto { repeated int64 dims = 1; string tensor_type = 2; bytes tensor_content = 3 }` (mindspore's
 checkpoint.proto). A tensor over 512 KB is written as several values with one tag, each with the whole tensor's dims
 and the next run of its bytes. The file is walked field by field without copying the contents, so that it can be
 memory-mapped like any other; protobuf's own parser would hold all of it in memory.
@@ -22,7 +22,7 @@ VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 CHECKSUM = b"crc_num"
 
 
-class _Damaged(Exception):
+class _DamagedError(Exception):
     """The bytes are not a protobuf message."""
 
 
@@ -39,7 +39,7 @@ def read_ckpt_header(path: Path) -> Iterator[StoredTensor]:
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             _walk(data, path, tensors)
-    except (_Damaged, UnicodeDecodeError) as error:
+    except (_DamagedError, UnicodeDecodeError) as error:
         raise CheckpointError(
             f"{path}: truncated, damaged, encrypted or no MindSpore checkpoint", "fetch the file again"
         ) from error
@@ -58,12 +58,13 @@ def _walk(data: mmap.mmap, path: Path, tensors: dict[str, _Tensor]) -> None:
     while position < end:
         number, start, position = _field(data, position, end)
         if number != 1:
-            raise _Damaged
+            raise _DamagedError
         _read_value(data, start, position, path, tensors)
 
 
 def _read_value(data: mmap.mmap, start: int, end: int, path: Path, tensors: dict[str, _Tensor]) -> None:
-    name, content, dtype, dims = "", (0, 0), "", []
+    name, content, dtype = "", (0, 0), ""
+    dims: list[int] = []
     position = start
     while position < end:
         number, at, position = _field(data, position, end)
@@ -94,9 +95,9 @@ def _field(data: mmap.mmap, position: int, end: int) -> tuple[int, int, int]:
     elif kind in (FIXED64, FIXED32):
         length = 8 if kind == FIXED64 else 4
     else:
-        raise _Damaged
+        raise _DamagedError
     if position + length > end:
-        raise _Damaged
+        raise _DamagedError
     return tag >> 3, position, position + length
 
 
@@ -109,7 +110,7 @@ def _varint(data: mmap.mmap, position: int, end: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, position
         shift += 7
-    raise _Damaged
+    raise _DamagedError
 
 
 def _varints(data: mmap.mmap, start: int, end: int) -> Iterator[int]:

@@ -168,6 +168,20 @@ class Fields:
         return value
 
 
+def lay_over(own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of config.json with a YAML's keys over them, one spelling over the other.
+
+    transformers 5 keeps in `rope_parameters` what transformers 4 called `rope_theta` and `rope_scaling`; it is taken
+    apart where the YAML says one of these, so that the YAML wins.
+    """
+    base = translate_mindformers(own)
+    top = translate_mindformers(given)
+    if {"rope_theta", "rope_scaling"} & set(top) and isinstance(base.get("rope_parameters"), Mapping):
+        scaling = dict(base.pop("rope_parameters"))
+        base = {"rope_theta": scaling.pop("rope_theta", None), "rope_scaling": scaling, **base}
+    return {**base, **top}
+
+
 def translate_mindformers(values: Mapping[str, Any]) -> dict[str, Any]:
     """The same architecture with Hugging Face's key names."""
     out = {MINDFORMERS_NAMES.get(key, key): value for key, value in values.items()}
@@ -263,9 +277,7 @@ def _rope(fields: Fields) -> RopeConfig:
     scaling = Fields(given, f"{fields.where}: rope_scaling")
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind not in ROPE_KINDS:
-        raise ConfigError(
-            f"{scaling.where}: rope_type '{kind}' is not supported", f"accepted: {', '.join(ROPE_KINDS)}"
-        )
+        raise ConfigError(f"{scaling.where}: rope_type '{kind}' is not supported", f"accepted: {', '.join(ROPE_KINDS)}")
     return RopeConfig(
         theta=scaling.number("rope_theta", fields.number("rope_theta", 10000.0)),
         kind=kind,
@@ -278,9 +290,7 @@ def _rope(fields: Fields) -> RopeConfig:
 
 def _windows(fields: Fields, family: Family, layers: int) -> tuple[int | None, ...]:
     """`layer_types` decides where it is given; before transformers 4.53, `max_window_layers` did."""
-    slides = family.sliding == "always" or (
-        family.sliding == "optional" and fields.flag("use_sliding_window", False)
-    )
+    slides = family.sliding == "always" or (family.sliding == "optional" and fields.flag("use_sliding_window", False))
     if not slides or fields.get("sliding_window") is None:
         return (None,) * layers
     window = fields.integer("sliding_window")

@@ -47,7 +47,7 @@ class DecoderLayer(nn.Cell):
         self.activation = stock.SiluMultiply(config.intermediate_size)
         self.down = linear("mlp.down_proj", stock.LinearResidual)
 
-    def construct(self, x, geometry, query_index, token_index):
+    def construct(self, x: Tensor, geometry: tuple, query_index: Tensor, token_index: Tensor) -> Tensor:
         attended = self.attention(self.qkv(self.input_norm(x)), geometry, query_index, token_index)
         x = self.output(attended, x)
         return self.down(self.activation(self.gate_up(self.post_norm(x))), x)
@@ -59,7 +59,9 @@ class Decoder(nn.Cell):
     The inputs are those of `StepBatch`. Every shape is dynamic: one compilation serves all lengths and batch sizes.
     """
 
-    def __init__(self, config: ModelConfig, weights: Mapping[str, Parameter], caches: list[LayerCache], block_size: int):
+    def __init__(
+        self, config: ModelConfig, weights: Mapping[str, Parameter], caches: list[LayerCache], block_size: int
+    ):
         super().__init__()
         windows = sorted({window or 0 for window in config.windows})
         slots = caches[0].slots
@@ -79,7 +81,16 @@ class Decoder(nn.Cell):
         vector, matrix = Tensor(shape=[None], dtype=mstype.int32), Tensor(shape=[None, None], dtype=mstype.int32)
         self.set_inputs(vector, vector, vector, matrix, matrix, vector, vector)
 
-    def construct(self, tokens, positions, slots, block_tables, query_index, token_index, logits_index):
+    def construct(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        slots: Tensor,
+        block_tables: Tensor,
+        query_index: Tensor,
+        token_index: Tensor,
+        logits_index: Tensor,
+    ) -> Tensor:
         geometry = self.geometry(positions, slots, block_tables, query_index)
         x = self.gather(self.embedding, tokens, 0)  # [T, hidden]
         for layer in self.layers:

@@ -20,8 +20,6 @@ from inference.models.step import SequenceStep, StepBatch
 from inference.models.weights import Pairs
 
 
-
-
 class StepModel(Protocol):
     """What the engine needs of a model; a toy in the tests, the network here."""
 

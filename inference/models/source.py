@@ -17,7 +17,7 @@ from inference.config.presets import is_preset
 from inference.errors import ConfigError, ModelNotFoundError
 from inference.models import weights
 from inference.models.checkpoint import has_weights, open_checkpoint
-from inference.models.config import ModelConfig
+from inference.models.config import ModelConfig, lay_over
 from inference.models.registry import model_config_from
 from inference.models.weights import Pairs
 from inference.tokenizer import Tokenizer, load_tokenizer
@@ -132,7 +132,7 @@ def _architecture(config: InferenceConfig, directory: Path | None) -> tuple[dict
         raise ConfigError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(own, dict):
         raise ConfigError(f"{path} must hold an object")
-    return {**own, **given}, f"{path} and {_yaml_name(config)}" if given else str(path)
+    return lay_over(own, given), f"{path} and {_yaml_name(config)}" if given else str(path)
 
 
 def _yaml_name(config: InferenceConfig) -> str:
@@ -146,4 +146,3 @@ def _name(config: InferenceConfig, directory: Path | None) -> str:
     if given and is_preset(given):
         return given
     return directory.resolve().name if directory else "model"
-

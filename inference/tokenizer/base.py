@@ -327,9 +327,7 @@ def check_text(text: Any) -> None:
         raise InputError(f"the text holds half of a character ({code}) at position {error.start}") from error
 
 
-def _check_call(
-    padding: bool | str, truncation: bool, max_length: int | None, return_tensors: str | None
-) -> None:
+def _check_call(padding: bool | str, truncation: bool, max_length: int | None, return_tensors: str | None) -> None:
     if padding not in PADDINGS:
         raise InputError(f"padding is {padding!r}", "it must be False, True, longest or max_length")
     if max_length is None and (truncation or padding == "max_length"):

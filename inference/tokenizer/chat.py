@@ -31,9 +31,7 @@ def choose_template(templates: Mapping[str, str], name: str | None, has_tools: b
     if name is None:
         name = "tool_use" if has_tools and "tool_use" in templates else "default"
     if name not in templates:
-        raise TokenizerError(
-            f"this tokenizer has no chat template '{name}'", f"it has: {', '.join(templates)}"
-        )
+        raise TokenizerError(f"this tokenizer has no chat template '{name}'", f"it has: {', '.join(templates)}")
     return templates[name]
 
 
@@ -89,9 +87,7 @@ def _environment() -> Environment:
         def unsafe_undefined(self, obj: Any, attribute: str) -> NoReturn:
             raise SecurityError(f"a template may not read {attribute!r} of a {type(obj).__name__}")
 
-    environment = Sandbox(
-        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, GenerationBlock]
-    )
+    environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, GenerationBlock])
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
@@ -106,9 +102,7 @@ def _to_json(
     sort_keys: bool = False,
 ) -> str:
     """Jinja's own tojson escapes HTML, which a prompt must not have."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _raise_exception(message: str) -> NoReturn:

@@ -187,15 +187,12 @@ def read_decoder(backend: tokenizers.Tokenizer, path: Path | str) -> _Decoder:
         TokenizerError: a step that cannot be told token by token; no decoder-only model here has one.
     """
     decoder = _Decoder()
-    state = json.loads(backend.decoder.__getstate__()) if backend.decoder is not None else {}
-    for step in state.get("decoders", [state]) if state else []:
+    # Without one the package puts a space between any two tokens, which no model here wants.
+    state = {"type": "none"} if backend.decoder is None else json.loads(backend.decoder.__getstate__())
+    for step in state.get("decoders", [state]):
         if not _read_step(decoder, step):
-            hint = (
-                "known are ByteLevel, Metaspace, and Replace, ByteFallback, Fuse, Strip as Llama 2 has them"
-            )
-            raise TokenizerError(
-                f"{path} has a decoder of type {step.get('type')} that is not supported", hint
-            )
+            hint = "known are ByteLevel, Metaspace, and Replace, ByteFallback, Fuse, Strip as Llama 2 has them"
+            raise TokenizerError(f"{path} has a decoder of type {step.get('type')} that is not supported", hint)
     return decoder
 
 

@@ -68,9 +68,7 @@ def _existing(path: Path, root: Path | None, key: str) -> Path:
         if place.is_file():
             return place
     looked = " or ".join(str(place) for place in places)
-    raise TokenizerError(
-        f"{key} names a file that is not there: {looked}", "give the path of a tokenizer file"
-    )
+    raise TokenizerError(f"{key} names a file that is not there: {looked}", "give the path of a tokenizer file")
 
 
 def _found_file(root: Path | None) -> Path:

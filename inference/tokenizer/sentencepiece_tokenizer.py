@@ -44,9 +44,7 @@ class SentencePieceTokenizer(Tokenizer):
         TokenizerError: the bytes are no sentencepiece model.
     """
 
-    def __init__(
-        self, model: bytes, config: TokenizerConfig | None = None, path: Path | str = "tokenizer.model"
-    ):
+    def __init__(self, model: bytes, config: TokenizerConfig | None = None, path: Path | str = "tokenizer.model"):
         self._model = model
         self._processor = _processor(model, path)
         self._types = list(_piece_types(model))
@@ -149,11 +147,9 @@ class SentencePieceTokenizer(Tokenizer):
     @cached_property
     def _bare_processor(self) -> SentencePieceProcessor:
         """The same model without the space before a text; loaded when a text has added tokens."""
-        return (
-            _processor(self._model + NO_DUMMY_PREFIX, "tokenizer.model")
-            if self._has_prefix
-            else self._processor
-        )
+        if not _adds_prefix(self._processor):
+            return self._processor
+        return _processor(self._model + NO_DUMMY_PREFIX, "tokenizer.model")
 
     @cached_property
     def _any_added(self) -> re.Pattern[str]:

@@ -149,9 +149,7 @@ def _added_token(value: Mapping[str, Any]) -> AddedToken:
     return AddedToken(str(value["content"]), **{flag: bool(value.get(flag, False)) for flag in flags})
 
 
-def _chat_templates(
-    directory: Path, given: Mapping[str, Any], merged: Mapping[str, Any], path: Path
-) -> dict[str, str]:
+def _chat_templates(directory: Path, given: Mapping[str, Any], merged: Mapping[str, Any], path: Path) -> dict[str, str]:
     """Templates by name. The settings win, then chat_template.jinja, tokenizer_config.json,
     chat_template.json.
     """
@@ -171,9 +169,7 @@ def _named_templates(value: Any, path: Path) -> dict[str, str]:
     try:
         return {str(item["name"]): str(item["template"]) for item in value}
     except (KeyError, TypeError) as error:
-        raise TokenizerError(
-            f"chat_template in {path} is no text and no list of {{name, template}}"
-        ) from error
+        raise TokenizerError(f"chat_template in {path} is no text and no list of {{name, template}}") from error
 
 
 def _template_files(directory: Path) -> dict[str, str]:

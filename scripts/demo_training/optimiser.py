@@ -30,9 +30,7 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
 class Muon:
     """Muon with Nesterov momentum and decoupled weight decay over two-dimensional parameters."""
 
-    def __init__(
-        self, parameters: list[nn.Parameter], rate: float, momentum: float = 0.95, decay: float = 0.0
-    ):
+    def __init__(self, parameters: list[nn.Parameter], rate: float, momentum: float = 0.95, decay: float = 0.0):
         self.rate, self.momentum, self.decay = rate, momentum, decay
         self._groups: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
         for parameter in parameters:

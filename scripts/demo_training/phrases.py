@@ -108,9 +108,7 @@ def nouns() -> tuple[Noun, ...]:
     return tuple(_noun(*entry) for entry in entries)
 
 
-def _noun(
-    mark: str, english: str, english_plural: str, german: str, german_plural: str, accusative: str = ""
-) -> Noun:
+def _noun(mark: str, english: str, english_plural: str, german: str, german_plural: str, accusative: str = "") -> Noun:
     return Noun(english, english_plural, german, german_plural, *mark, accusative or german)
 
 

@@ -173,7 +173,12 @@ def test_old_style(write) -> None:
     assert config.load_checkpoint is None
     assert config.processor.tokenizer.given() == {"unk_token": "<unk>", "type": "LlamaTokenizer"}
     generation = config.generation()
-    assert (generation.max_length, generation.top_k, generation.top_p, generation.greedy) == (128, 3, 1.0, True)
+    assert (generation.max_length, generation.top_k, generation.top_p, generation.greedy) == (
+        128,
+        3,
+        1.0,
+        True,
+    )
     assert (generation.eos_token_id, generation.pad_token_id, generation.seed) == ((2,), 0, 0)
 
 
@@ -477,8 +482,8 @@ def test_every_key_is_described() -> None:
 
 def test_nothing_heavy_is_imported() -> None:
     code = (
-        "import sys; from inference.config import load_config; from inference.config.presets import find_preset;"
-        "from inference.config import flags, locate; load_config(find_preset('llama2_7b'));"
+        "import sys; from inference.config import flags, load_config, locate;"
+        "from inference.config.presets import find_preset; load_config(find_preset('llama2_7b'));"
         "print([m for m in sys.modules if m.split('.')[0] in "
         "('mindspore', 'mindformers', 'numpy', 'torch', 'huggingface_hub', 'click')])"
     )

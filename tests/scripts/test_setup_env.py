@@ -89,7 +89,7 @@ def only_line(result: subprocess.CompletedProcess) -> str:
 def test_first_run_installs_and_second_does_not(copy):
     first, second = copy.run("demo.sh"), copy.run("demo.sh")
     assert first.returncode == second.returncode == 0
-    assert "takes a minute or two" in first.stderr and second.stderr == ""
+    assert "takes a few minutes" in first.stderr and second.stderr == ""
     assert copy.installs == ["."]
     assert "<--predict_data> <Once upon a time>" in second.stdout
 
@@ -191,5 +191,5 @@ def test_no_network(copy):
     )
     assert result.returncode == 1 and result.stdout == ""
     progress, error = result.stderr.splitlines()
-    assert "takes a minute or two" in progress
+    assert "takes a few minutes" in progress
     assert error.startswith("demo.sh: no network")

@@ -76,7 +76,8 @@ def test_the_config_is_beside_the_file_or_in_the_directory(spm: Path, tmp_path: 
 
 
 def test_settings_win_over_files(spm: Path) -> None:
-    write(spm, "tokenizer_config.json", {"add_bos_token": True, "eos_token": "<|end|>", "chat_template": "file"})
+    config = {"add_bos_token": True, "eos_token": "<|end|>", "chat_template": "file"}
+    write(spm, "tokenizer_config.json", config)
     settings = {
         "add_bos_token": False,
         "add_eos_token": True,
@@ -109,12 +110,14 @@ def test_special_tokens_map_and_added_tokens(spm: Path) -> None:
         ({"add_bos_token": True, "add_eos_token": False}, ["<|begin|>"], []),
     ],
 )
-def test_bos_and_eos_of_a_json_tokenizer(llama3: Path, config: dict[str, Any], before: list, after: list) -> None:
+def test_bos_and_eos_of_a_json_tokenizer(
+    llama3: Path, config: dict[str, Any], before: list[str], after: list[str]
+) -> None:
     """The file's post-processor holds until a setting says otherwise."""
     tokenizer = load_tokenizer(llama3, settings=config)
     ids = tokenizer.encode("Hello world", add_special_tokens=False)
-    around = [tokenizer.convert_tokens_to_ids(before), ids, tokenizer.convert_tokens_to_ids(after)]
-    assert tokenizer.encode("Hello world") == sum(around, [])  # type: ignore[arg-type]
+    first, last = ([tokenizer.token_to_id(token) for token in tokens] for tokens in (before, after))
+    assert tokenizer.encode("Hello world") == [*first, *ids, *last]
 
 
 def test_tokens_that_only_the_config_has_are_added(llama3: Path) -> None:
@@ -243,7 +246,8 @@ def test_texts_that_are_none(name: str) -> None:
 def test_importing_the_package_loads_none_of_the_libraries() -> None:
     code = (
         "import sys, inference.tokenizer\n"
-        "print([m for m in ('mindspore', 'sentencepiece', 'tokenizers', 'jinja2', 'numpy') if m in sys.modules])"
+        "names = ('mindspore', 'sentencepiece', 'tokenizers', 'jinja2', 'numpy')\n"
+        "print([name for name in names if name in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"

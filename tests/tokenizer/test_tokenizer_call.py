@@ -30,7 +30,11 @@ def test_lists() -> None:
 def test_padding(side: str) -> None:
     tokenizer = load_tokenizer(ROOT / "spm", settings={"padding_side": side})
     rows = [tokenizer.encode(text) for text in TEXTS]
-    for padding, length in ((True, max(map(len, rows))), ("longest", max(map(len, rows))), ("max_length", 40)):
+    for padding, length in (
+        (True, max(map(len, rows))),
+        ("longest", max(map(len, rows))),
+        ("max_length", 40),
+    ):
         got = tokenizer(TEXTS, padding=padding, max_length=40)
         for row, ids, mask in zip(rows, got["input_ids"], got["attention_mask"], strict=True):
             pad = [500] * (length - len(row))
@@ -54,7 +58,8 @@ def test_truncation_keeps_the_tokens_around_the_text() -> None:
     assert got == [*whole[:3], 2]
     assert tokenizer(TEXTS[1], truncation=True, max_length=99)["input_ids"] == whole
     assert tokenizer(TEXTS[1], max_length=4)["input_ids"] == whole
-    assert tokenizer(TEXTS[1], truncation=True, max_length=4, add_special_tokens=False)["input_ids"] == whole[1:5]
+    bare = tokenizer(TEXTS[1], truncation=True, max_length=4, add_special_tokens=False)
+    assert bare["input_ids"] == whole[1:5]
 
 
 def test_arrays() -> None:

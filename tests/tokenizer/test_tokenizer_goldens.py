@@ -86,7 +86,8 @@ def test_token_names_and_ids() -> None:
     assert (spm.vocab_size, len(spm)) == (500, 502)
     assert spm.convert_ids_to_tokens([1, 501, 502, -1]) == ["<s>", "<note>", None, None]
     assert spm.convert_tokens_to_ids(["<note>", "no such token", "</s>"]) == [501, 0, 2]
-    # Control symbols are special without being named; of the user-defined ones only the one that the config names.
+    # Control symbols are special without being named; of the user-defined ones only the one that the config
+    # names.
     assert set(spm.all_special_tokens) == {
         *("<unk>", "<s>", "</s>", "<pad>", "<|user|>", "<|assistant|>", "<|end|>", "<|hint|>")
     }

@@ -1,0 +1,283 @@
+"""The command line: flags to config, config to a mode, errors to one line and an exit code.
+
+Knows flags, help and exit codes; all work is in `modes`. Imports nothing heavy, so that `--help` and a mistyped flag
+answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from inference import __version__
+from inference.config import InferenceConfig, Override, load_config, parse_override
+from inference.config.flags import FLAGS, Flag
+from inference.config.presets import find_preset, is_preset, list_presets
+from inference.errors import EXIT_FAILURE, EXIT_USAGE, InferenceError, did_you_mean
+
+PROGRAM = "run_inference.py"
+COMPLETION_VARIABLE = "_RUN_INFERENCE_COMPLETE"
+EXIT_INTERRUPTED = 130
+SHELLS = ("bash", "zsh", "fish")
+MULTIPLE = ("--predict_data", "--options", *(flag.name for flag in FLAGS if flag.multiple))
+EXAMPLES = """
+Examples:
+  python run_inference.py --config configs/demo/predict_demo.yaml --predict_data 'Once upon a time'
+  python run_inference.py --config configs/llama2/predict_llama2_7b.yaml --load_checkpoint path/to/hf_dir \\
+      --predict_data prompts.jsonl --predict_batch_size 8 --output_format json
+  python run_inference.py --config my.yaml --predict_data - --model.model_config.seq_length 1024
+"""
+
+
+class Help(click.Command):
+    """`--help` in groups, defaults beside the flags, examples below."""
+
+    def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(context):
+            row = parameter.get_help_record(context)
+            if row:
+                groups.setdefault(getattr(parameter, "group", "Information"), []).append(row)
+        for group, rows in groups.items():
+            with formatter.section(group):
+                formatter.write_dl(rows)
+
+    def format_epilog(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write(EXAMPLES)
+
+
+class GroupedOption(click.Option):
+    """An option with the heading that `--help` shows it under."""
+
+    def __init__(self, *args: Any, group: str, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.group = group
+
+
+def _config_option(flag: Flag) -> GroupedOption:
+    """The option of a flag that sets a config key. Its value stays text: the config layer gives it its type."""
+    kind = "True|False" if flag.kind is bool else flag.kind.__name__.upper()
+    return GroupedOption(
+        [flag.name],
+        group=flag.group,
+        type=click.Choice(flag.choices) if flag.choices else str,
+        multiple=flag.multiple,
+        metavar=None if flag.choices else {"STR": "TEXT"}.get(kind, kind),
+        # A bare --chat is --chat True.
+        **({"is_flag": False, "flag_value": "True"} if flag.kind is bool else {}),
+        help=flag.help,
+        hidden=not flag.acted_on,
+    )
+
+
+def _own_options() -> list[GroupedOption]:
+    run, output, information = "Run", "Output", "Information"
+    return [
+        GroupedOption(
+            ["--config"], group=run, metavar="YAML", help="Model config: a file, or a preset's name (--list_models)."
+        ),
+        GroupedOption(
+            ["--predict_data"],
+            group=run,
+            multiple=True,
+            metavar="TEXT|FILE|-",
+            help="Prompts: texts, a .txt (a prompt a line) or .jsonl file, - for standard input.",
+        ),
+        GroupedOption(
+            ["--options"], group=run, multiple=True, metavar="KEY=VALUE", help="Any key of the config, dotted."
+        ),
+        GroupedOption(["--overwrite"], group=output, is_flag=True, help="Replace a save file that exists."),
+        GroupedOption(["--no-stream"], group=output, is_flag=True, help="Write each answer when it is complete."),
+        GroupedOption(["--traceback"], group=output, is_flag=True, help="Show where an error came from."),
+        GroupedOption(["--check"], group=information, is_flag=True, help="Check everything, load nothing, and stop."),
+        GroupedOption(["--print_config"], group=information, is_flag=True, help="Print the merged config and stop."),
+        GroupedOption(["--list_models"], group=information, is_flag=True, help="List the presets and stop."),
+        GroupedOption(
+            ["--show_completion"],
+            group=information,
+            type=click.Choice(SHELLS),
+            help="Print the shell's completion script and stop.",
+        ),
+        GroupedOption(["--version"], group=information, is_flag=True, help="Print the version and stop."),
+    ]
+
+
+def build_command() -> click.Command:
+    """The click command, its options from the flag table."""
+    options: list[click.Parameter] = [*_own_options(), *(_config_option(flag) for flag in FLAGS)]
+    return Help(
+        PROGRAM,
+        params=options,
+        callback=_run,
+        help="Runs a language model as a YAML config says. Answers go to standard output, all else to stderr. "
+        "Any key of the config can be given as --section.key VALUE.",
+        options_metavar="--config YAML --predict_data TEXT [OPTIONS]",
+        context_settings={"max_content_width": 110, "help_option_names": ["-h", "--help"]},
+    )
+
+
+def _run(**given: Any) -> int:
+    if given["version"]:
+        click.echo(f"mindspore-inference {__version__}")
+    elif given["list_models"]:
+        _list_models()
+    elif given["show_completion"]:
+        _show_completion(given["show_completion"])
+    else:
+        return _with_config(given)
+    return 0
+
+
+def _with_config(given: dict[str, Any]) -> int:
+    if not given["config"]:
+        raise click.UsageError("--config is missing; give a YAML file or a preset's name (--list_models)")
+    path = given["config"]
+    if not Path(path).exists() and is_preset(path):
+        path = find_preset(path)
+    config = load_config(path, overrides=_overrides(given))
+    if given["print_config"]:
+        click.echo(config.to_yaml().rstrip("\n"))
+        return 0
+    _predict(config, given)
+    return 0
+
+
+def _predict(config: InferenceConfig, given: dict[str, Any]) -> None:
+    # Here and not above: these import tokenizers and models, which --help need not wait for.
+    from inference import modes
+    from inference.prompts import PromptBatch, read_prompts
+    from inference.report import say
+
+    values = list(given["predict_data"] or config.input_data or ())
+    if given["check"]:
+        job = modes.check(config, read_prompts(values) if values else PromptBatch(), given["overwrite"])
+        _say_checked(config, job)
+        return
+    if config.unused_keys:
+        say(f"{len(config.unused_keys)} keys of the config have no effect here (--check lists them)")
+    modes.predict(config, read_prompts(values), given["overwrite"])
+
+
+def _say_checked(config: InferenceConfig, job: Any) -> None:
+    model = job.source.model
+    click.echo(
+        f"{job.source.name}: {model.architecture}, {model.num_parameters / 1e6:,.1f} M parameters, "
+        f"context {model.context_length}, weights {job.source.checkpoint or 'random'}; {len(job.prompts)} prompts; ok"
+    )
+    for key, where in config.unused_keys:
+        click.echo(f"no effect: {key} ({where})")
+
+
+def _overrides(given: dict[str, Any]) -> list[Override]:
+    """In the order of the flag table, then --options and dotted flags, which name keys exactly."""
+    overrides = []
+    for flag in FLAGS:
+        value = given[flag.name.lstrip("-")]
+        if value is None or value == ():
+            continue
+        overrides.append(_flag_override(flag, value))
+    if given["no_stream"]:
+        overrides.append(Override("output.stream", False, "--no-stream"))
+    return overrides + [parse_override(text, origin="--options") for text in given["options"]]
+
+
+def _flag_override(flag: Flag, value: Any) -> Override:
+    if flag.kind is str:
+        return Override(flag.path, list(value) if flag.multiple else value, flag.name)
+    return parse_override(f"{flag.path}={value}", origin=flag.name)
+
+
+def _list_models() -> None:
+    rows = [
+        (preset.name, preset.family, f"{(preset.parameters or 0) / 1e9:.2f} B", preset.hub_id or "in this package")
+        for preset in list_presets()
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    for row in rows:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _show_completion(shell: str) -> None:
+    from click.shell_completion import get_completion_class
+
+    completion = get_completion_class(shell)
+    assert completion is not None
+    click.echo(completion(build_command(), {}, PROGRAM, COMPLETION_VARIABLE).source())
+
+
+def spread(arguments: Sequence[str]) -> list[str]:
+    """MindFormers' flags take several values (`--predict_data a b`); click's are repeated. Dotted flags are options.
+
+    `--predict_data a b` becomes `--predict_data a --predict_data b`, `--a.b c` becomes `--options a.b=c`.
+    """
+    out: list[str] = []
+    several: str | None = None
+    waiting = iter(arguments)
+    for argument in waiting:
+        name, equals, value = argument.partition("=")
+        if argument.startswith("--") and "." in name:
+            several = None
+            value = value if equals else next(waiting, "")
+            out += ["--options", f"{name.removeprefix('--')}={value}"]
+        elif argument.startswith("--"):
+            several = argument if argument in MULTIPLE else None
+            out.append(argument)
+            if several:
+                out.append(next(waiting, ""))
+        else:
+            out += [several, argument] if several else [argument]
+    return out
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Runs the command line and exits: 0 done, 1 a failure, 2 a mistake of the user's, 130 interrupted."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    command = build_command()
+    try:
+        code = command.main(spread(given), prog_name=PROGRAM, complete_var=COMPLETION_VARIABLE, standalone_mode=False)
+    except BaseException as error:
+        if "--traceback" in given and not isinstance(error, click.ClickException):
+            traceback.print_exc()
+        code = _report(error)
+    _leave(code if isinstance(code, int) else 0)
+
+
+def _report(error: BaseException) -> int:
+    """Says what went wrong in one line; the exit code."""
+    if isinstance(error, click.exceptions.NoSuchOption):
+        known = [flag.name for flag in FLAGS] + [option.opts[0] for option in _own_options()]
+        return _fail(f"there is no flag {error.option_name}", did_you_mean(error.option_name, known), EXIT_USAGE)
+    if isinstance(error, click.ClickException):
+        return _fail(error.format_message(), None, EXIT_USAGE)
+    if isinstance(error, InferenceError):
+        return _fail(str(error), None, error.exit_code)
+    if isinstance(error, (KeyboardInterrupt, click.Abort)):
+        return _fail("interrupted", None, EXIT_INTERRUPTED)
+    if isinstance(error, BrokenPipeError):
+        # Whoever read the answers has gone; there is nobody to tell.
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
+        return EXIT_FAILURE
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else EXIT_FAILURE
+    if isinstance(error, MemoryError):
+        return _fail("out of memory", "take a smaller model, or set engine.kv_cache_memory", EXIT_FAILURE)
+    return _fail(f"{type(error).__name__}: {error}", "--traceback shows where", EXIT_FAILURE)
+
+
+def _fail(what: str, hint: str | None, code: int) -> int:
+    line = " ".join((f"{what}; {hint}" if hint else what).split())
+    sys.stderr.write(f"error: {line}\n")
+    return code
+
+
+def _leave(code: int) -> NoReturn:
+    """Exits without MindSpore's own teardown where it was loaded: its threads can take seconds to end."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    sys.exit(code)

@@ -1,0 +1,264 @@
+"""Settings of generation: their ranges, and which source outranks which."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inference.config import (
+    GenerationConfig,
+    load_config,
+    merge_generation_config,
+    read_generation_file,
+    settings_from_model,
+)
+from inference.errors import ConfigError
+
+
+def test_defaults() -> None:
+    config = GenerationConfig()
+    assert config.greedy
+    assert config.given() == {}
+    assert (config.max_length, config.max_new_tokens, config.seed, config.logprobs) == (
+        None,
+        None,
+        None,
+        None,
+    )
+    assert (config.temperature, config.top_k, config.top_p, config.use_past) == (1.0, 50, 1.0, True)
+    assert (config.eos_token_id, config.stop) == ((), ())
+
+
+@pytest.mark.parametrize(
+    ("settings", "name", "value"),
+    [
+        ({"temperature": 0}, "temperature", 0.0),
+        ({"top_p": 1}, "top_p", 1.0),
+        ({"top_k": 0}, "top_k", 0),
+        ({"top_k": -1}, "top_k", 0),
+        ({"repetition_penalty": 1}, "repetition_penalty", 1.0),
+        ({"frequency_penalty": -2}, "frequency_penalty", -2.0),
+        ({"seed": 0}, "seed", 0),
+        ({"seed": 2**70}, "seed", 2**70),
+        ({"eos_token_id": 2}, "eos_token_id", (2,)),
+        ({"eos_token_id": [2, 7]}, "eos_token_id", (2, 7)),
+        ({"eos_token_id": []}, "eos_token_id", ()),
+        ({"pad_token_id": -1}, "pad_token_id", None),
+        ({"stop": "x"}, "stop", ("x",)),
+        ({"stop": ["x", "y"]}, "stop", ("x", "y")),
+        ({"logprobs": 0}, "logprobs", 0),
+        ({"max_decode_length": 9}, "max_length", 9),
+        ({"max_decode_length": 9, "max_length": 7}, "max_length", 7),
+        ({"num_beams": 1}, "num_beams", 1),
+        ({"output_scores": False}, "output_scores", False),
+        ({"top_k": None}, "top_k", 50),
+    ],
+)
+def test_accepted(settings: dict, name: str, value: object) -> None:
+    assert getattr(GenerationConfig().updated(**settings), name) == value
+
+
+REFUSED = [
+    ({"max_lenght": 3}, "unknown generation setting 'max_lenght'; did you mean 'max_length'?"),
+    ({"zzz": 3}, "unknown generation setting 'zzz'"),
+    ({"temperature": -0.1}, "temperature must be at least 0, got -0.1"),
+    ({"temperature": float("nan")}, "temperature must be a finite number, got nan"),
+    ({"temperature": "hot"}, "temperature must be a number, got 'hot'"),
+    ({"top_p": 0}, "top_p must be greater than 0, got 0"),
+    ({"top_p": 1.1}, "top_p must be at most 1, got 1.1"),
+    ({"min_p": 2}, "min_p must be at most 1, got 2"),
+    ({"top_k": -2}, "top_k must be at least -1, got -2"),
+    ({"top_k": 2.0}, "top_k must be an integer, got 2.0"),
+    ({"top_k": True}, "top_k must be an integer, got true"),
+    ({"repetition_penalty": 0}, "repetition_penalty must be greater than 0, got 0"),
+    ({"presence_penalty": 2.5}, "presence_penalty must be at most 2, got 2.5"),
+    ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
+    ({"max_length": "9"}, "max_length must be an integer, got '9'"),
+    ({"min_length": -1}, "min_length must be at least 0, got -1"),
+    ({"do_sample": 1}, "do_sample must be true or false, got 1"),
+    ({"seed": -1}, "seed must be at least 0, got -1"),
+    ({"seed": 1.5}, "seed must be an integer, got 1.5"),
+    ({"logprobs": 21}, "logprobs must be at most 20, got 21"),
+    ({"stop": [""]}, "stop must be text or a list of texts, none of them empty, got ['']"),
+    ({"stop": 3}, "stop must be text or a list of texts, none of them empty, got 3"),
+    (
+        {"eos_token_id": "x"},
+        "eos_token_id must be a token id or a list of token ids (integers from 0), got 'x'",
+    ),
+    (
+        {"eos_token_id": [True]},
+        "eos_token_id must be a token id or a list of token ids (integers from 0), got [True]",
+    ),
+    ({"pad_token_id": -2}, "pad_token_id must be a token id (an integer from 0), got -2"),
+    ({"num_beams": 4}, "num_beams is not supported yet except as 1, got 4"),
+    ({"num_beams": True}, "num_beams is not supported yet except as 1, got true"),
+    ({"output_logits": True}, "output_logits is not supported yet except as false, got true"),
+    (
+        {"min_new_tokens": 9, "max_new_tokens": 5},
+        "min_new_tokens 9 is greater than max_new_tokens 5; lower one or raise the other",
+    ),
+]
+
+
+@pytest.mark.parametrize(("settings", "expected"), REFUSED, ids=[str(settings) for settings, _ in REFUSED])
+def test_refused(settings: dict, expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        GenerationConfig().updated(**settings)
+    assert str(caught.value) == expected
+
+
+def test_construction_refuses_too() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'max_length'"):
+        GenerationConfig(max_lenght=3)
+
+
+def test_updated_leaves_the_first_as_it_is() -> None:
+    first = GenerationConfig(top_k=3, max_length=9)
+    second = first.updated(max_new_tokens=4, seed=None)
+    assert first.given() == {"top_k": 3, "max_length": 9}
+    assert second.given() == {"top_k": 3, "max_new_tokens": 4}
+
+
+@pytest.mark.parametrize(
+    ("settings", "greedy"),
+    [({}, True), ({"do_sample": True}, False), ({"do_sample": True, "temperature": 0}, True)],
+)
+def test_greedy(settings: dict, greedy: bool) -> None:
+    assert GenerationConfig(**settings).greedy is greedy
+
+
+@pytest.mark.parametrize(
+    ("settings", "prompt", "limit"),
+    [
+        ({}, 10, 90),
+        ({"max_new_tokens": 5}, 10, 5),
+        ({"max_new_tokens": 500}, 10, 90),
+        ({"max_length": 30}, 10, 20),
+        ({"max_length": 10}, 10, 0),
+        ({"max_length": 5}, 10, 0),
+        ({"max_length": 500}, 10, 90),
+        ({}, 100, 0),
+        ({}, 101, 0),
+    ],
+)
+def test_new_token_limit(settings: dict, prompt: int, limit: int) -> None:
+    assert GenerationConfig(**settings).new_token_limit(prompt, 100) == limit
+
+
+@pytest.mark.parametrize(
+    ("settings", "minimum"),
+    [({}, 0), ({"min_length": 15}, 5), ({"min_length": 9}, 0), ({"min_length": 15, "min_new_tokens": 1}, 1)],
+)
+def test_new_token_minimum(settings: dict, minimum: int) -> None:
+    assert GenerationConfig(**settings).new_token_minimum(10) == minimum
+
+
+LENGTHS = st.fixed_dictionaries(
+    {},
+    optional={
+        "max_length": st.integers(1, 9),
+        "max_new_tokens": st.integers(1, 9),
+        "top_k": st.integers(0, 9),
+    },
+)
+
+
+@given(st.lists(LENGTHS, max_size=5))
+def test_merge_order(layers: list[dict]) -> None:
+    merged = merge_generation_config(*layers)
+    expected: dict[str, int] = {}
+    for layer in layers:
+        if "top_k" in layer:
+            expected["top_k"] = layer["top_k"]
+        lengths = [name for name in ("max_new_tokens", "max_length") if name in layer]
+        if lengths:
+            expected.pop("max_length", None)
+            expected.pop("max_new_tokens", None)
+            expected[lengths[0]] = layer[lengths[0]]
+    assert merged.given() == expected
+
+
+@given(st.lists(LENGTHS, max_size=4), LENGTHS)
+def test_merging_at_once_is_merging_step_by_step(layers: list[dict], last: dict) -> None:
+    assert merge_generation_config(*layers, last) == merge_generation_config(*layers).updated(**last)
+
+
+def test_every_source_outranks_the_one_before_it() -> None:
+    names = ("top_k", "top_p", "temperature", "min_length")
+    model = settings_from_model(dict(zip(names, (1, 0.1, 0.1, 1), strict=True)), "generation_config.json")
+    yaml = {
+        "model": {"model_config": dict(zip(names[1:], (0.2, 0.2, 2), strict=True))},
+        "generation_config": dict(zip(names[2:], (0.3, 3), strict=True)),
+    }
+    merged = load_config(yaml).generation(model, {"min_length": 4})
+    assert [getattr(merged, name) for name in names] == [1, 0.2, 0.3, 4]
+
+
+def test_seed_of_the_config_seeds_generation() -> None:
+    assert load_config({"seed": 0}).generation().seed == 0
+    assert load_config({"seed": 0, "generation_config": {"seed": 3}}).generation().seed == 3
+    assert load_config({"seed": 0}).generation(request={"seed": 4}).seed == 4
+    assert load_config({}).generation().seed is None
+
+
+def test_both_lengths_of_one_source() -> None:
+    merged = merge_generation_config({"max_length": 9, "max_new_tokens": 3})
+    assert (merged.max_length, merged.max_new_tokens) == (None, 3)
+
+
+def test_file_of_a_model(tmp_path: Path) -> None:
+    path = tmp_path / "generation_config.json"
+    settings = {
+        "_from_model_config": True,
+        "bos_token_id": 1,
+        "cache_implementation": "hybrid",
+        "do_sample": True,
+        "eos_token_id": [2, 7],
+        "length_penalty": 1.3,
+        "num_beams": 4,
+        "something_of_next_year": {"a": 1},
+        "pad_token_id": None,
+        "temperature": 0.6,
+        "transformers_version": "5.0",
+    }
+    path.write_text(json.dumps(settings))
+    given = read_generation_file(path).given()
+    assert given == {"bos_token_id": 1, "do_sample": True, "eos_token_id": (2, 7), "temperature": 0.6}
+
+
+def test_file_that_is_not_there(tmp_path: Path) -> None:
+    assert read_generation_file(tmp_path / "generation_config.json").given() == {}
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"{", "is not valid JSON"),
+        (b"\xff", "is not valid JSON"),
+        (b"[1]", "must hold a mapping"),
+        (b'{"top_k": "x"}', "top_k must be an integer, got 'x'"),
+        (b'{"top_p": 3}', "top_p must be at most 1, got 3"),
+        (b"[" * 100_000, "is not valid JSON"),
+    ],
+)
+def test_file_that_is_wrong(tmp_path: Path, content: bytes, expected: str) -> None:
+    path = tmp_path / "generation_config.json"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        read_generation_file(path)
+    assert str(caught.value).startswith(str(path))
+    assert expected in str(caught.value)
+
+
+def test_keys_of_hugging_face_without_effect_are_accepted_and_reported() -> None:
+    settings = {"transformers_version": "5.0", "early_stopping": True, "top_k": 3}
+    config = load_config({"generation_config": settings})
+    assert config.generation().given() == {"top_k": 3}
+    assert [key for key, _ in config.unused_keys] == [
+        "generation_config.transformers_version",
+        "generation_config.early_stopping",
+    ]

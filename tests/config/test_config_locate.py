@@ -1,0 +1,153 @@
+"""Where a model's directory is looked for, and what is said when it is nowhere."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from inference.config import Override, load_config
+from inference.config.locate import HOME_VARIABLE, hub_id_of, locate_model
+from inference.config.presets import find_preset
+from inference.errors import EXIT_USAGE, ModelNotFoundError
+
+
+@pytest.fixture(autouse=True)
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict]]:
+    """An empty working directory, and a hub that is never reached; the calls that were made of it."""
+    calls: list[tuple[str, dict]] = []
+
+    def snapshot_download(repo_id: str, **options: object) -> str:
+        calls.append((repo_id, options))
+        raise ConnectionError("no route\nto host")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(HOME_VARIABLE, raising=False)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=snapshot_download))
+    return calls
+
+
+def make(path: str) -> Path:
+    folder = Path(path)
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+def refusal(name: str, **options: object) -> str:
+    with pytest.raises(ModelNotFoundError) as caught:
+        locate_model(name, **options)  # type: ignore[arg-type]
+    assert caught.value.exit_code == EXIT_USAGE
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_directory_is_itself(hub: list) -> None:
+    make("some/model")
+    assert locate_model("some/model") == Path("some/model")
+    assert locate_model(Path("some/model")) == Path("some/model")
+    assert hub == []
+
+
+def test_demo_is_the_packaged_model() -> None:
+    make("demo")
+    assert locate_model("demo").parent.name == "inference"
+    assert locate_model("./demo") == Path("demo")
+
+
+def test_named_model_on_disk(monkeypatch: pytest.MonkeyPatch, hub: list) -> None:
+    downloaded = make("checkpoint_download/llama2_7b")
+    assert locate_model("llama2_7b") == downloaded
+    assert locate_model("Llama2-7B") == downloaded
+    kept = make("home/llama2_7b")
+    monkeypatch.setenv(HOME_VARIABLE, "home")
+    assert locate_model("llama2_7b") == kept
+    assert hub == []
+
+
+def test_an_empty_directory_does_not_count(hub: list) -> None:
+    Path("checkpoint_download/llama2_7b").mkdir(parents=True)
+    refusal("llama2_7b")
+    assert [repo_id for repo_id, _ in hub] == ["meta-llama/Llama-2-7b-hf"]
+
+
+def test_download_fetches_data_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def snapshot_download(repo_id: str, **options: object) -> str:
+        calls.append((repo_id, options))
+        return "cache/snapshot"
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=snapshot_download))
+    assert locate_model("qwen3_8b") == Path("cache/snapshot")
+    repo_id, options = calls[0]
+    assert repo_id == "Qwen/Qwen3-8B"
+    assert options["local_files_only"] is False
+    assert "*.safetensors" in options["allow_patterns"]
+    forbidden = (".bin", ".pt", ".pth", ".py", ".ckpt", ".h5", ".gguf")
+    assert not [pattern for pattern in options["allow_patterns"] if pattern.endswith(forbidden)]
+    assert "consolidated*" in options["ignore_patterns"]
+
+
+def test_nowhere_says_where_it_looked_and_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(HOME_VARIABLE, "home")
+    assert refusal("llama2_7b") == (
+        "the model 'llama2_7b' was not found in home/llama2_7b, checkpoint_download/llama2_7b, "
+        "and the Hugging Face repository meta-llama/Llama-2-7b-hf: ConnectionError: no route to host; "
+        "put its files into checkpoint_download/llama2_7b, or set pretrained_model_dir to their directory"
+    )
+
+
+def test_offline_uses_the_cache_alone(monkeypatch: pytest.MonkeyPatch, hub: list) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert "not in its cache, and HF_HUB_OFFLINE is set" in refusal("org/name")
+    assert hub[0][1]["local_files_only"] is True
+
+
+def test_without_huggingface_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert "huggingface_hub is not installed" in refusal("org/name")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("./lama", "there is no model directory ./lama; did you mean 'llama'?"),
+        ("a/b/c", "there is no model directory a/b/c; give a directory, a preset's name, or an org/name"),
+        ("~no_such_user/x", "there is no model directory ~no_such_user/x"),
+        ("", "no model is named"),
+        ("a\0b", "no model is named"),
+        ("file.ckpt", "file.ckpt is a file, not a model directory; give its directory"),
+        (
+            "unheard_of",
+            "the model 'unheard_of' was not found in checkpoint_download/unheard_of ($INFERENCE_MODEL_HOME",
+        ),
+    ],
+)
+def test_what_is_no_model(name: str, expected: str, hub: list) -> None:
+    make("llama")
+    Path("file.ckpt").touch()
+    assert refusal(name).startswith(expected)
+    assert hub == []
+
+
+def test_hub_id_of_a_copy_outranks_the_preset() -> None:
+    path = find_preset("llama3_1_8b")
+    config = load_config(path, overrides=[Override("model.hub_id", "mine/tuned", "--options")])
+    assert hub_id_of("llama3_1_8b") == "meta-llama/Llama-3.1-8B"
+    assert hub_id_of("llama3_1_8b", config) == "mine/tuned"
+    assert hub_id_of("org/name", config) == "org/name"
+
+
+def test_hub_id_of_the_file_is_not_that_of_a_model_named_by_a_flag() -> None:
+    override = Override("pretrained_model_dir", "qwen3_8b", "--pretrained_model_dir")
+    config = load_config(find_preset("llama3_1_8b"), overrides=[override])
+    assert hub_id_of("qwen3_8b", config) == "Qwen/Qwen3-8B"
+
+
+def test_name_that_only_the_config_knows(hub: list) -> None:
+    config = load_config({"pretrained_model_dir": "mine", "model": {"hub_id": "me/mine"}})
+    assert "the Hugging Face repository me/mine" in refusal("mine", config=config)

@@ -1,0 +1,87 @@
+"""`model.model_config`: both spellings, other names of a key, and real config.json files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from inference.config import load_config, parse_override
+from inference.config.known_keys import MODEL, NEGATED, NOT_ACTED_ON, RENAMED, RIVALS, SYNONYMS
+from inference.config.model_settings import ARCHITECTURE_KEYS, DEVICE_KEYS, GENERATION_KEYS, ModelSettings
+from inference.config.report import known_keys
+
+GOLDENS = sorted((Path(__file__).parents[1] / "goldens").glob("*/config.json"))
+
+
+def settings_of(**model: object) -> ModelSettings:
+    return load_config({"model": {"model_config": model}}).model.model_config
+
+
+@pytest.mark.parametrize("path", GOLDENS, ids=lambda path: path.parent.name)
+def test_every_key_of_a_config_json_is_known(path: Path) -> None:
+    given = json.loads(path.read_text())
+    architecture = settings_of(**given).given_architecture()
+    assert architecture == {name: value for name, value in given.items() if name in ARCHITECTURE_KEYS}
+    assert {"hidden_size", "num_hidden_layers", "vocab_size"} <= architecture.keys()
+
+
+def test_there_are_config_files_to_read() -> None:
+    assert len(GOLDENS) >= 5
+
+
+def test_explicit_null_is_given() -> None:
+    assert settings_of(sliding_window=None).given_architecture() == {"sliding_window": None}
+    assert settings_of().given_architecture() == {}
+
+
+def test_plain_values() -> None:
+    settings = settings_of(architectures="LlamaForCausalLM", layer_types=["full_attention"], theta=500000)
+    assert settings.given() == {
+        "architectures": ["LlamaForCausalLM"],
+        "layer_types": ["full_attention"],
+        "theta": 500000.0,
+    }
+    assert isinstance(settings.theta, float)
+
+
+@pytest.mark.parametrize(("old", "new"), [(old[-1], new[-1]) for old, new in RENAMED.items() if old[:2] == MODEL])
+def test_other_names(old: str, new: str) -> None:
+    value = "float16" if new.endswith("type") else True if new.endswith("bias") else 1
+    assert settings_of(**{old: value}).given() == {new: value}
+
+
+def test_untied_is_not_tied() -> None:
+    assert settings_of(untie_embeddings_and_output_weights=True).tie_word_embeddings is False
+
+
+def test_llama3_scaling_of_mindformers() -> None:
+    scaling = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    settings = settings_of(extend_method="LLAMA3", scaling_factor=scaling)
+    assert settings.given_architecture() == {"extend_method": "LLAMA3", "scaling_factor": scaling}
+
+
+def test_generation_settings_are_not_architecture() -> None:
+    settings = settings_of(top_k=3, max_decode_length=9, eos_token_id=[1, 2], pad_token_id=-1, do_sample=None)
+    assert settings.given_architecture() == {}
+    assert settings.generation().given() == {"top_k": 3, "max_length": 9, "eos_token_id": (1, 2)}
+
+
+def test_use_past_reaches_generation() -> None:
+    override = parse_override("model.model_config.use_past=False", "--use_past")
+    assert load_config({}, overrides=[override]).generation().use_past is False
+
+
+def test_tables_name_keys_that_exist_and_each_key_once() -> None:
+    fields = set(ModelSettings.model_fields)
+    assert fields >= ARCHITECTURE_KEYS | GENERATION_KEYS | DEVICE_KEYS
+    assert not ARCHITECTURE_KEYS & GENERATION_KEYS
+    assert not NOT_ACTED_ON[MODEL] & fields
+    for section, names in NOT_ACTED_ON.items():
+        schema = known_keys(section)
+        assert not [name for name in names if schema.count(name) > 1], section
+    for new in [*RENAMED.values(), *NEGATED.values(), *(path for group in SYNONYMS for path in group)]:
+        assert new[-1] in known_keys(new[:-1])
+    for path in (path for group in RIVALS for path in group):
+        assert path[-1] in known_keys(path[:-1])

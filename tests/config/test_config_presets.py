@@ -1,0 +1,151 @@
+"""The presets that ship: each loads, says where its weights are, and has the sizes of its model."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from inference.config import load_config, parse_override
+from inference.config import presets as module
+from inference.config.presets import Preset, find_preset, is_preset, list_presets, presets_directory
+from inference.errors import ModelNotFoundError
+
+PRESETS = list_presets()
+# The sizes that the models' authors publish, in weights.
+PUBLISHED = {
+    "llama2_7b": 6_738_415_616,
+    "llama2_13b": 13_015_864_320,
+    "llama2_70b": 68_976_648_192,
+    "llama3_1_8b": 8_030_261_248,
+    "llama3_1_70b": 70_553_706_496,
+    "llama3_2_1b": 1_235_814_400,
+    "llama3_2_3b": 3_212_749_824,
+    "qwen2_5_0_5b": 494_032_768,
+    "qwen2_5_1_5b": 1_543_714_304,
+    "qwen2_5_3b": 3_085_938_688,
+    "qwen2_5_7b": 7_615_616_512,
+    "qwen2_5_14b": 14_770_033_664,
+    "qwen2_5_32b": 32_763_876_352,
+    "qwen2_5_72b": 72_706_203_648,
+    "qwen3_0_6b": 596_049_920,
+    "qwen3_1_7b": 1_720_574_976,
+    "qwen3_4b": 4_022_468_096,
+    "qwen3_8b": 8_190_735_360,
+    "qwen3_14b": 14_768_307_200,
+    "qwen3_32b": 32_762_123_264,
+    "mistral_7b": 7_241_732_096,
+    "mistral_7b_v0_3": 7_248_023_552,
+}
+
+
+def by_name(preset: Preset) -> str:
+    return preset.name
+
+
+def weights(sizes: dict, family: str) -> int:
+    """Counts a decoder's weights from its sizes, in either spelling."""
+
+    def size(*names: str) -> int:
+        return next(sizes[name] for name in names if name in sizes)
+
+    hidden, heads = sizes["hidden_size"], size("num_heads", "num_attention_heads")
+    head = sizes.get("head_dim", hidden // heads)
+    query = heads * head
+    key = (size("n_kv_heads", "num_key_value_heads") if "n_kv_heads" in sizes or "head_dim" in sizes else heads) * head
+    layer = 2 * hidden * (query + key) + 3 * hidden * sizes["intermediate_size"] + 2 * hidden
+    layer += query + 2 * key if family == "qwen2_5" else 2 * head if family == "qwen3" else 0
+    embeddings = sizes["vocab_size"] * hidden * (1 if sizes["tie_word_embeddings"] else 2)
+    return size("num_layers", "num_hidden_layers") * layer + embeddings + hidden
+
+
+def test_the_list() -> None:
+    assert {preset.name for preset in PRESETS} == {*PUBLISHED, "demo"}
+    assert [preset.family for preset in PRESETS] == sorted(preset.family for preset in PRESETS)
+    qwen = [preset.name for preset in PRESETS if preset.family == "qwen3"]
+    assert qwen == [f"qwen3_{size}" for size in ("0_6b", "1_7b", "4b", "8b", "14b", "32b")]
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=by_name)
+def test_preset_loads_and_has_no_key_without_effect(preset: Preset) -> None:
+    config = load_config(preset.path)
+    assert config.unused_keys == []
+    assert config.run_mode == "predict"
+    assert config.context.device_target == "CPU"
+    assert config.trainer.model_name == preset.name
+    assert preset.path.parent.name == preset.family
+    assert config.generation().greedy
+    config.check_supported()
+
+
+@pytest.mark.parametrize("preset", [p for p in PRESETS if p.name != "demo"], ids=by_name)
+def test_preset_has_the_sizes_of_its_model(preset: Preset) -> None:
+    config = load_config(preset.path)
+    sizes = config.model.model_config.given_architecture()
+    assert preset.parameters == config.model.parameters == PUBLISHED[preset.name]
+    assert weights(sizes, preset.family) == PUBLISHED[preset.name]
+    assert config.model.hub_id is not None
+    assert re.fullmatch(r"[\w.-]+/[\w.-]+", config.model.hub_id)
+    named = config.pretrained_model_dir or config.model.model_config.checkpoint_name_or_path
+    assert named == preset.name
+
+
+@pytest.mark.parametrize("preset", [p for p in PRESETS if p.name != "demo"], ids=by_name)
+def test_preset_builds_an_architecture(preset: Preset) -> None:
+    registry = pytest.importorskip("inference.models.registry")
+    config = load_config(preset.path)
+    sizes = config.model.model_config.given_architecture()
+    model = registry.model_config_from(sizes, preset.name, config.model.arch.type)
+    assert model.num_layers * model.hidden_size > 0
+    assert (model.windows[0] == 4096) == (preset.name == "mistral_7b")
+    assert (model.rope.kind == "llama3") == preset.family.startswith("llama3")
+    assert model.qkv_bias == (preset.family == "qwen2_5")
+    assert model.qk_norm == (preset.family == "qwen3")
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=by_name)
+def test_preset_says_what_to_edit_and_where_its_figures_are_from(preset: Preset) -> None:
+    text = preset.path.read_text(encoding="utf-8")
+    comment = " ".join(line.lstrip("# ") for line in text.splitlines() if line.startswith("#"))
+    assert "Edit" in comment
+    assert preset.hub_id is None or f"huggingface.co/{preset.hub_id}" in comment
+    assert all(len(line) <= 120 for line in text.splitlines())
+
+
+def test_sizes_can_be_overridden_in_the_other_spelling() -> None:
+    override = parse_override("model.model_config.num_hidden_layers=2")
+    config = load_config(find_preset("llama2_7b"), overrides=[override])
+    sizes = config.model.model_config.given_architecture()
+    assert sizes["num_hidden_layers"] == 2
+    assert "num_layers" not in sizes
+
+
+def test_lengths_of_a_preset() -> None:
+    assert load_config(find_preset("llama2_7b")).generation().max_length == 512
+    assert load_config(find_preset("qwen3_8b")).generation().max_new_tokens == 512
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_7b", "Qwen2.5-7B", "qwen2.5 7b"])
+def test_find_preset(name: str) -> None:
+    assert is_preset(name)
+    assert find_preset(name).name == "predict_qwen2_5_7b.yaml"
+
+
+def test_unknown_preset() -> None:
+    assert not is_preset("llama2_8b")
+    with pytest.raises(ModelNotFoundError, match="there is no preset 'llama2_8b'; did you mean 'llama"):
+        find_preset("llama2_8b")
+    with pytest.raises(ModelNotFoundError, match="there is no preset 'zzz'; known: demo, .*qwen3_8b"):
+        find_preset("zzz")
+
+
+def test_a_strange_configs_folder_is_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MindFormers installs a folder `configs` into site-packages, beside where our package may be."""
+    package = tmp_path / "inference"
+    for path in (tmp_path / "configs", package / "configs"):
+        path.mkdir(parents=True)
+    monkeypatch.setattr(module, "_PACKAGE", package)
+    assert presets_directory() == package / "configs"
+    (tmp_path / "run_inference.py").touch()
+    assert presets_directory() == tmp_path / "configs"
