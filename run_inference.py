@@ -1,9 +1,16 @@
 #!/usr/bin/env python3
 """The command line of the project; `inference.cli` is all of it."""
 
-import sys
+from inference.interrupt import watch
 
-from inference.cli import main
+
+def run() -> None:
+    # Before all other imports, so that Ctrl-C is answered in one line from the start.
+    watch()
+    from inference.cli import main
+
+    main()
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -6,26 +6,33 @@ answer at once.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
 from inference import __version__
-from inference.config import InferenceConfig, Override, load_config, parse_override
+from inference.config import InferenceConfig, Override, load_config, parse_override, parse_value
 from inference.config.flags import FLAGS, Flag
 from inference.config.presets import find_preset, is_preset, list_presets
+from inference.config.report import known_keys
 from inference.errors import EXIT_FAILURE, EXIT_USAGE, InferenceError, did_you_mean
+from inference.interrupt import watch
 
 PROGRAM = "run_inference.py"
 COMPLETION_VARIABLE = "_RUN_INFERENCE_COMPLETE"
-EXIT_INTERRUPTED = 130
 SHELLS = ("bash", "zsh", "fish")
+GROUPS = ("Run", "Model", "Device", "Generation", "Output", "Information")
 MULTIPLE = ("--predict_data", "--options", *(flag.name for flag in FLAGS if flag.multiple))
+# What `--section.key value` becomes.
+KEY = "--key"
+# Where a key is looked for that is given as a flag, although it has none.
+SECTIONS = ("generation_config", "engine", "output", "context", "model.model_config", "processor.tokenizer")
 EXAMPLES = """
 Examples:
   python run_inference.py --config configs/demo/predict_demo.yaml --predict_data 'Once upon a time'
@@ -36,17 +43,23 @@ Examples:
 
 
 class Help(click.Command):
-    """`--help` in groups, defaults beside the flags, examples below."""
+    """`--help` in groups, examples below; prompts that belong to no flag are refused with a hint."""
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        super().parse_args(context, args)
+        if context.args:
+            raise click.UsageError(f"'{context.args[0]}' belongs to no flag; a prompt goes after --predict_data")
+        return context.args
 
     def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         groups: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(context):
             row = parameter.get_help_record(context)
             if row:
-                groups.setdefault(getattr(parameter, "group", "Information"), []).append(row)
-        for group, rows in groups.items():
+                groups.setdefault(getattr(parameter, "group", GROUPS[-1]), []).append(row)
+        for group in GROUPS:
             with formatter.section(group):
-                formatter.write_dl(rows)
+                formatter.write_dl(groups[group])
 
     def format_epilog(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         formatter.write(EXAMPLES)
@@ -60,20 +73,35 @@ class GroupedOption(click.Option):
         self.group = group
 
 
+class Offered(click.Choice):
+    """Values that the shell completes. The config layer refuses all others, and says more about them."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value
+
+
 def _config_option(flag: Flag) -> GroupedOption:
     """The option of a flag that sets a config key. Its value stays text: the config layer gives it its type."""
     kind = "True|False" if flag.kind is bool else flag.kind.__name__.upper()
     return GroupedOption(
         [flag.name],
         group=flag.group,
-        type=click.Choice(flag.choices) if flag.choices else str,
+        type=Offered(flag.choices) if flag.choices else str,
         multiple=flag.multiple,
         metavar=None if flag.choices else {"STR": "TEXT"}.get(kind, kind),
         # A bare --chat is --chat True.
         **({"is_flag": False, "flag_value": "True"} if flag.kind is bool else {}),
-        help=flag.help,
+        help=f"{flag.help}{_default_of(flag)}",
         hidden=not flag.acted_on,
     )
+
+
+def _default_of(flag: Flag) -> str:
+    """The default of its key, for --help."""
+    value: Any = InferenceConfig()
+    for name in flag.path.split("."):
+        value = getattr(value, name, None)
+    return "" if value in (None, (), "") else f" [default: {value}]"
 
 
 def _own_options() -> list[GroupedOption]:
@@ -92,8 +120,11 @@ def _own_options() -> list[GroupedOption]:
         GroupedOption(
             ["--options"], group=run, multiple=True, metavar="KEY=VALUE", help="Any key of the config, dotted."
         ),
+        GroupedOption([KEY], group=run, multiple=True, hidden=True),
         GroupedOption(["--overwrite"], group=output, is_flag=True, help="Replace a save file that exists."),
-        GroupedOption(["--no-stream"], group=output, is_flag=True, help="Write each answer when it is complete."),
+        GroupedOption(
+            ["--no-stream", "--no_stream"], group=output, is_flag=True, help="Write each answer when it is complete."
+        ),
         GroupedOption(["--traceback"], group=output, is_flag=True, help="Show where an error came from."),
         GroupedOption(["--check"], group=information, is_flag=True, help="Check everything, load nothing, and stop."),
         GroupedOption(["--print_config"], group=information, is_flag=True, help="Print the merged config and stop."),
@@ -116,9 +147,14 @@ def build_command() -> click.Command:
         params=options,
         callback=_run,
         help="Runs a language model as a YAML config says. Answers go to standard output, all else to stderr. "
-        "Any key of the config can be given as --section.key VALUE.",
+        "Any key of the config can be given as --section.key VALUE. The command line outranks the YAML, the YAML the "
+        "model's own files, and these the defaults.",
         options_metavar="--config YAML --predict_data TEXT [OPTIONS]",
-        context_settings={"max_content_width": 110, "help_option_names": ["-h", "--help"]},
+        context_settings={
+            "max_content_width": 120,
+            "help_option_names": ["-h", "--help"],
+            "allow_extra_args": True,
+        },
     )
 
 
@@ -137,10 +173,7 @@ def _run(**given: Any) -> int:
 def _with_config(given: dict[str, Any]) -> int:
     if not given["config"]:
         raise click.UsageError("--config is missing; give a YAML file or a preset's name (--list_models)")
-    path = given["config"]
-    if not Path(path).exists() and is_preset(path):
-        path = find_preset(path)
-    config = load_config(path, overrides=_overrides(given))
+    config = load_config(_config_file(given["config"]), overrides=_overrides(given))
     if given["print_config"]:
         click.echo(config.to_yaml().rstrip("\n"))
         return 0
@@ -148,11 +181,18 @@ def _with_config(given: dict[str, Any]) -> int:
     return 0
 
 
+def _config_file(name: str) -> Path:
+    """A file, or the preset of that name; a plain word that is neither is taken for a preset's name."""
+    path = Path(name)
+    is_word = path.name == name and not path.suffix and not path.exists()
+    return find_preset(name) if is_word or (is_preset(name) and not path.is_file()) else path
+
+
 def _predict(config: InferenceConfig, given: dict[str, Any]) -> None:
     # Here and not above: these import tokenizers and models, which --help need not wait for.
     from inference import modes
     from inference.prompts import PromptBatch, read_prompts
-    from inference.report import say
+    from inference.report import count, say
 
     values = list(given["predict_data"] or config.input_data or ())
     if given["check"]:
@@ -160,15 +200,18 @@ def _predict(config: InferenceConfig, given: dict[str, Any]) -> None:
         _say_checked(config, job)
         return
     if config.unused_keys:
-        say(f"{len(config.unused_keys)} keys of the config have no effect here (--check lists them)")
+        say(f"without effect here: {count(len(config.unused_keys), 'key')} of the config (--check lists them)")
     modes.predict(config, read_prompts(values), given["overwrite"])
 
 
 def _say_checked(config: InferenceConfig, job: Any) -> None:
+    from inference.report import count
+
     model = job.source.model
     click.echo(
         f"{job.source.name}: {model.architecture}, {model.num_parameters / 1e6:,.1f} M parameters, "
-        f"context {model.context_length}, weights {job.source.checkpoint or 'random'}; {len(job.prompts)} prompts; ok"
+        f"context {model.context_length}, weights {job.source.checkpoint or 'random'}; "
+        f"{count(len(job.prompts), 'prompt')}; ok"
     )
     for key, where in config.unused_keys:
         click.echo(f"no effect: {key} ({where})")
@@ -184,23 +227,28 @@ def _overrides(given: dict[str, Any]) -> list[Override]:
         overrides.append(_flag_override(flag, value))
     if given["no_stream"]:
         overrides.append(Override("output.stream", False, "--no-stream"))
-    return overrides + [parse_override(text, origin="--options") for text in given["options"]]
+    overrides += [parse_override(text) for text in given["options"]]
+    return overrides + [parse_override(text, origin=f"--{text.partition('=')[0]}") for text in given["key"]]
 
 
 def _flag_override(flag: Flag, value: Any) -> Override:
     if flag.kind is str:
         return Override(flag.path, list(value) if flag.multiple else value, flag.name)
-    return parse_override(f"{flag.path}={value}", origin=flag.name)
+    return Override(flag.path, parse_value(value), flag.name)
 
 
 def _list_models() -> None:
     rows = [
-        (preset.name, preset.family, f"{(preset.parameters or 0) / 1e9:.2f} B", preset.hub_id or "in this package")
+        (preset.name, preset.family, _billions(preset.parameters), preset.hub_id or "in this package")
         for preset in list_presets()
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     for row in rows:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _billions(parameters: int | None) -> str:
+    return "-" if parameters is None else f"{parameters / 1e9:.2f} B"
 
 
 def _show_completion(shell: str) -> None:
@@ -214,33 +262,50 @@ def _show_completion(shell: str) -> None:
 def spread(arguments: Sequence[str]) -> list[str]:
     """MindFormers' flags take several values (`--predict_data a b`); click's are repeated. Dotted flags are options.
 
-    `--predict_data a b` becomes `--predict_data a --predict_data b`, `--a.b c` becomes `--options a.b=c`.
+    `--predict_data a b` becomes `--predict_data a --predict_data b`, `--a.b c` becomes `--key a.b=c`.
+
+    Raises:
+        click.UsageError: a flag without its value.
     """
     out: list[str] = []
     several: str | None = None
     waiting = iter(arguments)
     for argument in waiting:
         name, equals, value = argument.partition("=")
-        if argument.startswith("--") and "." in name:
+        if name.startswith("--") and "." in name:
             several = None
-            value = value if equals else next(waiting, "")
-            out += ["--options", f"{name.removeprefix('--')}={value}"]
-        elif argument.startswith("--"):
-            several = argument if argument in MULTIPLE else None
+            out += [KEY, f"{name.removeprefix('--')}={value if equals else _next_value(name, waiting)}"]
+        elif name in MULTIPLE:
+            several = name
+            out += [name, value if equals else _next_value(name, waiting)]
+        elif argument.startswith("--") or argument == "-h":
+            several = None
             out.append(argument)
-            if several:
-                out.append(next(waiting, ""))
         else:
             out += [several, argument] if several else [argument]
     return out
 
 
+def _next_value(flag: str, waiting: Iterator[str]) -> str:
+    value = next(waiting, None)
+    if value is None or value in _flag_names():
+        raise click.UsageError(f"{flag} needs a value")
+    return value
+
+
+def _flag_names() -> list[str]:
+    return [name for option in build_command().params for name in option.opts if name != KEY]
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Runs the command line and exits: 0 done, 1 a failure, 2 a mistake of the user's, 130 interrupted."""
+    """Runs the command line and ends the process: 0 done, 1 a failure, 2 a mistake of the user's, 130 interrupted."""
+    _replace_closed_streams()
+    watch()
     given = list(sys.argv[1:] if arguments is None else arguments)
-    command = build_command()
     try:
-        code = command.main(spread(given), prog_name=PROGRAM, complete_var=COMPLETION_VARIABLE, standalone_mode=False)
+        code = build_command().main(
+            spread(given), prog_name=PROGRAM, complete_var=COMPLETION_VARIABLE, standalone_mode=False
+        )
     except BaseException as error:
         if "--traceback" in given and not isinstance(error, click.ClickException):
             traceback.print_exc()
@@ -248,26 +313,38 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     _leave(code if isinstance(code, int) else 0)
 
 
+def _replace_closed_streams() -> None:
+    """A shell's `>&-` leaves None in the place of a stream; what is written to it goes nowhere."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115
+
+
 def _report(error: BaseException) -> int:
     """Says what went wrong in one line; the exit code."""
     if isinstance(error, click.exceptions.NoSuchOption):
-        known = [flag.name for flag in FLAGS] + [option.opts[0] for option in _own_options()]
-        return _fail(f"there is no flag {error.option_name}", did_you_mean(error.option_name, known), EXIT_USAGE)
+        return _fail(f"there is no flag {error.option_name}", _nearest_flag(error.option_name), EXIT_USAGE)
     if isinstance(error, click.ClickException):
-        return _fail(error.format_message(), None, EXIT_USAGE)
+        return _fail(error.format_message().rstrip("."), None, EXIT_USAGE)
     if isinstance(error, InferenceError):
         return _fail(str(error), None, error.exit_code)
-    if isinstance(error, (KeyboardInterrupt, click.Abort)):
-        return _fail("interrupted", None, EXIT_INTERRUPTED)
-    if isinstance(error, BrokenPipeError):
-        # Whoever read the answers has gone; there is nobody to tell.
-        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
-        return EXIT_FAILURE
     if isinstance(error, SystemExit):
+        # click's own answer to a reader of standard output that has gone: nobody is left to tell.
         return error.code if isinstance(error.code, int) else EXIT_FAILURE
     if isinstance(error, MemoryError):
         return _fail("out of memory", "take a smaller model, or set engine.kv_cache_memory", EXIT_FAILURE)
+    if isinstance(error, OSError) and error.strerror:
+        return _fail(f"{error.filename or 'the output'}: {error.strerror}", "--traceback shows where", EXIT_FAILURE)
     return _fail(f"{type(error).__name__}: {error}", "--traceback shows where", EXIT_FAILURE)
+
+
+def _nearest_flag(name: str) -> str | None:
+    """For a key that has no flag of its own, how to give it; otherwise the nearest flag."""
+    key = name.lstrip("-")
+    for section in SECTIONS:
+        if key in known_keys(tuple(section.split("."))):
+            return f"did you mean '--{section}.{key}'?"
+    return did_you_mean(name, _flag_names())
 
 
 def _fail(what: str, hint: str | None, code: int) -> int:
@@ -277,7 +354,10 @@ def _fail(what: str, hint: str | None, code: int) -> int:
 
 
 def _leave(code: int) -> NoReturn:
-    """Exits without MindSpore's own teardown where it was loaded: its threads can take seconds to end."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    sys.exit(code)
+    """Exits, without MindSpore's own teardown where it was loaded: its threads can take a second to end."""
+    if "mindspore" not in sys.modules:
+        sys.exit(code)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(code)

@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from inference.config import InferenceConfig
 from inference.context import build_context, check_device
@@ -21,8 +22,14 @@ from inference.models.source import ModelSource, resolve
 from inference.models.weights import Pairs
 from inference.output import AnswerWriter, check_writable
 from inference.prompts import PromptBatch
-from inference.report import load_progress, say, summary
+from inference.report import count, load_progress, say, summary
 from inference.tokenizer import Tokenizer
+
+# Keys of `engine`, the values that do what they say, and what is done for all others.
+NOT_THERE_YET: tuple[tuple[str, tuple[Any, ...], str], ...] = (
+    ("backend", ("auto", "native"), "the project's own networks are used"),
+    ("prefix_cache", (False,), "every prompt is computed"),
+)
 
 
 @dataclass(frozen=True)
@@ -59,10 +66,10 @@ def predict(config: InferenceConfig, batch: PromptBatch, overwrite: bool = False
     """Answers every prompt; answers go to standard output and the save file, figures to stderr."""
     job = check(config, batch, overwrite)
     if batch.blank_lines:
-        say(f"passed over {batch.blank_lines} blank lines")
+        say(f"passed over {count(batch.blank_lines, 'blank line')}")
     cut = [prompt for prompt in job.prompts if prompt.truncated]
     if cut:
-        say(f"cut {len(cut)} prompts that are longer than the context ({config.engine.truncate} side)")
+        say(f"cut {count(len(cut), 'prompt')} to the model's context, on the {config.engine.truncate}")
     _say_what_is_used(job)
     metrics = RunMetrics(startup=StartupTimes(python=process_age()))
     context = build_context(config)
@@ -104,12 +111,9 @@ def _run(job: Job, model: GenerativeModel, metrics: RunMetrics, overwrite: bool)
 
 def _say_what_is_used(job: Job) -> None:
     """No silent fallback: what was asked for and is not there is named."""
-    engine = job.config.engine
     if job.pairs is None:
         say("weights are random, as asked: the answers mean nothing")
-    if engine.weight_dtype not in ("auto", "float32"):
-        say(f"engine.weight_dtype {engine.weight_dtype} is not there yet: float32 is used")
-    if engine.kernels == "native":
-        say("engine.kernels native are not there yet: stock operators are used")
-    if engine.backend == "mindformers":
-        say("engine.backend mindformers is not there yet: the project's own networks are used")
+    for key, there, instead in NOT_THERE_YET:
+        asked = getattr(job.config.engine, key)
+        if asked not in there:
+            say(f"engine.{key} {asked} is not there yet: {instead}")

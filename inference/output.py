@@ -6,16 +6,18 @@ leaves whole records behind and no half ones.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
 from inference.errors import InferenceError, InputError
 from inference.generation.streamers import BaseStreamer
 from inference.generation.text import Answer, TextEvent
+from inference.interrupt import WRITING
 
 
 def record(answer: Answer, model: str) -> dict[str, Any]:
@@ -79,7 +81,8 @@ class TerminalStreamer(BaseStreamer):
 
 
 class AnswerWriter:
-    """Writes events as they come.
+    """Writes events as they come: json records as they finish, for they carry the name of their prompt, the other
+    forms in the order of the prompts.
 
     Args:
         form: text, json or mindformers.
@@ -92,26 +95,43 @@ class AnswerWriter:
     def __init__(
         self, form: str, model: str, *, stream: bool, echo: bool, save_file: Path | None, overwrite: bool = False
     ):
-        self._render = RENDERERS[form]
+        self._form = form
         self._model = model
         self._echo = echo
         self._streamer = TerminalStreamer(sys.stdout) if form == "text" else None
         self._stream = stream
         self._file = _open_new(save_file, overwrite) if save_file else None
+        self._waiting: dict[int, str] = {}
+        self._next_row = 0
 
     def take(self, event: TextEvent) -> None:
         """Takes the next piece of an answer."""
-        answer = event.answer
         if self._streamer:
             self._show(self._streamer, event)
-        if not event.finished:
-            return
-        line = self._render(answer, self._model)
-        if not self._streamer:
-            sys.stdout.write(line + "\n")
-            sys.stdout.flush()
-        if self._file:
-            self._save(self._file, line)
+        if event.finished:
+            self._waiting[event.answer.row] = self._line(event.answer)
+            for line in self._due(event.answer.row):
+                self._write(line)
+
+    def _line(self, answer: Answer) -> str:
+        echoed = answer.source.text if self._echo and self._form == "text" else ""
+        return echoed + RENDERERS[self._form](answer, self._model)
+
+    def _due(self, finished: int) -> Iterator[str]:
+        """The lines that can be written now that this row has finished."""
+        if self._form == "json":
+            yield self._waiting.pop(finished)
+        while self._next_row in self._waiting:
+            yield self._waiting.pop(self._next_row)
+            self._next_row += 1
+
+    def _write(self, line: str) -> None:
+        with WRITING:
+            if not self._streamer:
+                sys.stdout.write(line + "\n")
+                sys.stdout.flush()
+            if self._file:
+                self._save(self._file, line)
 
     def _show(self, streamer: TerminalStreamer, event: TextEvent) -> None:
         row, shown = event.answer.row, event.text if self._stream else ""
@@ -135,7 +155,9 @@ class AnswerWriter:
 
     def close(self) -> None:
         if self._file:
-            self._file.close()
+            # Every record was flushed; what could not be written has been reported.
+            with contextlib.suppress(OSError):
+                self._file.close()
 
 
 def check_writable(path: Path, overwrite: bool) -> None:

@@ -56,10 +56,11 @@ def read_prompts(values: Sequence[str]) -> PromptBatch:
     batch = PromptBatch()
     for value in values:
         if value == STDIN:
-            _read_lines(_decode(sys.stdin.buffer.read(), "standard input"), "standard input", batch)
-        elif value.endswith(FILE_SUFFIXES):
+            _read_lines(_decode(_standard_input(), "standard input"), "standard input", batch)
+        elif value.lower().endswith(FILE_SUFFIXES):
             _read_file(Path(value), batch)
         else:
+            _refuse_other_file(value)
             number = len(batch.prompts)
             batch.prompts.append(Prompt(str(number), f"prompt {number + 1}", text=_check_text(value, "--predict_data")))
     if not batch.prompts:
@@ -68,15 +69,36 @@ def read_prompts(values: Sequence[str]) -> PromptBatch:
     return batch
 
 
+def _standard_input() -> bytes:
+    if sys.stdin is None:
+        raise InputError("standard input is closed", "give it prompts, a line each, or name a file")
+    return sys.stdin.buffer.read()
+
+
+def _refuse_other_file(value: str) -> None:
+    """A file or directory that exists was hardly meant as a prompt, if it looks like a path."""
+    path = Path(value)
+    if (path.suffix or "/" in value) and _exists(path):
+        kind = "a directory" if path.is_dir() else "a file, but neither .txt nor .jsonl"
+        raise InputError(f"--predict_data: {value} is {kind}", "give a file with one of these suffixes, or - for stdin")
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long for a path, or with a null character
+        return False
+
+
 def _read_file(path: Path, batch: PromptBatch) -> None:
-    if not path.is_file():
+    if not (_exists(path) and path.is_file()):
         raise InputError(f"the prompt file {path} does not exist", _file_hint(path))
     try:
         text = _decode(path.read_bytes(), str(path))
     except OSError as error:
         raise InputError(f"the prompt file {path} cannot be read: {error.strerror}") from error
     before = len(batch.prompts)
-    if path.suffix == ".jsonl":
+    if path.suffix.lower() == ".jsonl":
         for where, line in _lines(text, str(path), batch):
             batch.prompts.append(parse_row(line, where, str(len(batch.prompts))))
     else:
@@ -87,7 +109,7 @@ def _read_file(path: Path, batch: PromptBatch) -> None:
 
 def _file_hint(path: Path) -> str:
     close = nearest(path.name, [file.name for file in path.parent.iterdir()]) if path.parent.is_dir() else None
-    return f"did you mean '{path.parent / close}'?" if close else "give a file that exists, or a text"
+    return f"did you mean '{path.parent / close}'?" if close else "a text that ends so can be given through -"
 
 
 def _read_lines(text: str, name: str, batch: PromptBatch) -> None:
@@ -97,11 +119,14 @@ def _read_lines(text: str, name: str, batch: PromptBatch) -> None:
 
 def _lines(text: str, name: str, batch: PromptBatch) -> Iterator[tuple[str, str]]:
     """Lines that are not blank, with their numbers. Only newlines end a line: U+2028 is part of a text."""
-    for number, line in enumerate(text.split("\n"), 1):
+    lines = text.split("\n")
+    if not lines[-1]:
+        lines.pop()
+    for number, line in enumerate(lines, 1):
         line = line.removesuffix("\r")
         if line.strip():
             yield f"{name}:{number}", line
-        elif number <= text.count("\n"):
+        else:
             batch.blank_lines += 1
 
 
@@ -125,6 +150,7 @@ def parse_row(line: str, where: str, default_id: str) -> Prompt:
         raise InputError(f"{where}: not JSON ({error})", 'a row looks like {"prompt": "..."}') from error
     if not isinstance(row, dict):
         raise InputError(f"{where}: a row must be an object, got {type(row).__name__}")
+    settings = _row_settings({key: value for key, value in row.items() if key not in ROW_KEYS}, where)
     given = [key for key in ("prompt", "messages") if row.get(key) is not None]
     if len(given) != 1:
         accepted = "give either 'prompt' (text or token ids) or 'messages'"
@@ -132,7 +158,6 @@ def parse_row(line: str, where: str, default_id: str) -> Prompt:
     custom_id = row.get("custom_id", default_id)
     if not isinstance(custom_id, (str, int)) or isinstance(custom_id, bool):
         raise InputError(f"{where}: custom_id must be text or a number")
-    settings = _row_settings({key: value for key, value in row.items() if key not in ROW_KEYS}, where)
     text, ids, messages = _content(row, where)
     return Prompt(str(custom_id), where, text, ids, messages, settings)
 

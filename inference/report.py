@@ -64,7 +64,7 @@ def summary(metrics: RunMetrics, process_seconds: float | None) -> str:
     """The closing lines: the work, then the start-up by its parts."""
     ttft = f"{metrics.ttft * 1000:.0f} ms" if metrics.ttft is not None else "-"
     work = (
-        f"{_count(metrics.requests, 'prompt')}: {metrics.prompt_tokens} tokens in, {metrics.prefill_rate:,.0f} tok/s; "
+        f"{count(metrics.requests, 'prompt')}: {metrics.prompt_tokens} tokens in, {metrics.prefill_rate:,.0f} tok/s; "
         f"{metrics.completion_tokens} out, {metrics.decode_rate:,.1f} tok/s; TTFT {ttft}; "
         f"{metrics.wall_seconds:.2f} s in all; peak memory {peak_memory() / 1e6:,.0f} MB"
     )
@@ -78,5 +78,6 @@ def summary(metrics: RunMetrics, process_seconds: float | None) -> str:
     return f"{work}\n{parts}"
 
 
-def _count(number: int, noun: str) -> str:
+def count(number: int, noun: str) -> str:
+    """`1 prompt`, `2 prompts`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

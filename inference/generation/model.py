@@ -5,26 +5,30 @@ Knows how a `ModelSource` becomes something that runs, and how much cache to giv
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from inference import kernels
 from inference.config import GenerationConfig, InferenceConfig
 from inference.context import available_memory
 from inference.errors import InferenceError, InputError
 from inference.generation.engine import Engine
 from inference.generation.streamers import BaseStreamer
 from inference.generation.text import EncodedPrompt, Encoder, TextGenerator
+from inference.kernels.formats import Format
 from inference.metrics import RunMetrics
 from inference.models import cache
 from inference.models.checkpoint import StoredTensor
 from inference.models.config import ModelConfig
 from inference.models.runner import ModelRunner
 from inference.models.source import ModelSource, resolve
-from inference.models.weights import Pairs
+from inference.models.weights import Pairs, stored_format, weight_bytes
 from inference.prompts import Prompt
 from inference.scheduler import NULL_BLOCK
 from inference.tokenizer import Tokenizer
@@ -56,11 +60,17 @@ class GenerativeModel:
     ):
         self.source = source
         self.generation_config = source.generation
+        engine = source.config.engine
+        weight_format = weight_format_of(source, pairs)
+        chosen = choose_kernels(source.config)
         self.runner = ModelRunner(
             source.model,
             pairs,
-            num_blocks=num_blocks(source, positions),
-            block_size=source.config.engine.block_size,
+            num_blocks=num_blocks(source, positions, weight_format),
+            block_size=engine.block_size,
+            kernels=chosen,
+            weight_format=weight_format,
+            half_cache=engine.kv_cache_dtype == "float16" and chosen.HALF_CACHE,
             seed=source.config.seed or 0,
             progress=progress,
         )
@@ -193,7 +203,32 @@ def positions_needed(prompts: Iterable[EncodedPrompt], source: ModelSource) -> i
     return sum(sorted(lengths, reverse=True)[:rows])
 
 
-def num_blocks(source: ModelSource, positions: int | None) -> int:
+def weight_format_of(source: ModelSource, pairs: Pairs | None) -> Format:
+    """The format that `engine.weight_dtype` asks for; `auto` is what the checkpoint is stored in."""
+    name = source.config.engine.weight_dtype
+    return stored_format(pairs) if name == "auto" else Format(name)
+
+
+def choose_kernels(config: InferenceConfig) -> ModuleType:
+    """The kernels that `engine.kernels` asks for, said on stderr where they are not the fast ones."""
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    chosen = kernels.choose(
+        config.engine.kernels,
+        device_target=config.context.device_target,
+        mode=config.context.mode,
+        block_size=config.engine.block_size,
+        threads=config.engine.threads,
+        say=say,
+    )
+    if config.engine.kv_cache_dtype == "float16" and not chosen.HALF_CACHE:
+        say("engine.kv_cache_dtype float16 needs the native kernels: the cache is in float32")
+    return chosen
+
+
+def num_blocks(source: ModelSource, positions: int | None, weight_format: Format) -> int:
     """Blocks of cache to allocate, the null block included.
 
     `engine.kv_cache_memory` decides where it is set. Otherwise it is what the work needs, up to half of the memory
@@ -203,8 +238,9 @@ def num_blocks(source: ModelSource, positions: int | None) -> int:
         InferenceError: weights and the smallest cache do not fit into memory.
     """
     settings, model = source.config.engine, source.model
-    size = cache.block_bytes(model, settings.block_size)
-    free = available_memory() - 4 * model.num_parameters
+    size = cache.block_bytes(model, settings.block_size, settings.kv_cache_dtype == "float16")
+    weights = weight_bytes(model, Format.FLOAT32 if settings.kernels == "stock" else weight_format)
+    free = available_memory() - weights
     if settings.kv_cache_memory is not None:
         blocks = settings.kv_cache_memory // size
     else:
@@ -212,9 +248,9 @@ def num_blocks(source: ModelSource, positions: int | None) -> int:
         blocks = min(-(-wanted // settings.block_size), max(free, 0) // 2 // size)
     if blocks < 1 or blocks * size > free:
         raise InferenceError(
-            f"{source.name} needs {4 * model.num_parameters / 2**30:.1f} GiB for weights and "
+            f"{source.name} needs {weights / 2**30:.1f} GiB for weights and "
             f"{max(blocks, 1) * size / 2**30:.2f} GiB for the KV cache, {available_memory() / 2**30:.1f} GiB are free",
-            "take a smaller model, or set engine.kv_cache_memory",
+            "take a smaller model, a narrower engine.weight_dtype, or set engine.kv_cache_memory",
         )
     return blocks + NULL_BLOCK + 1
 

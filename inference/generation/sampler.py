@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from inference.config import GenerationConfig
 
 _WORD = (1 << 64) - 1
+# A difference of float32 numbers divided by this is still a float64.
+COLDEST = 1e-200
 
 
 def choose(logits: np.ndarray, request: Request) -> int:
@@ -78,11 +80,10 @@ def distribution(scores: np.ndarray, generation: GenerationConfig) -> tuple[np.n
 
     The order of the filters is Hugging Face's. Equal logits are ordered by id, so that the result is reproducible.
     """
-    count = generation.top_k if 0 < generation.top_k < scores.size else scores.size
-    ids = np.argpartition(-scores, count - 1)[:count] if count < scores.size else np.arange(scores.size)
-    ids = ids[np.lexsort((ids, -scores[ids]))]
-    scaled = scores[ids].astype(np.float64) / generation.temperature
-    probabilities = np.exp(scaled - scaled[0])
+    ids = _largest(scores, generation.top_k or scores.size)
+    # The difference first, and no temperature under COLDEST, so that nothing overflows near 0.
+    below = scores[ids].astype(np.float64) - float(scores[ids[0]])
+    probabilities = np.exp(below / max(generation.temperature, COLDEST))
     probabilities /= probabilities.sum()
     # A token stays while those before it do not add up to top_p; the first always does.
     kept = np.cumsum(probabilities) - probabilities < generation.top_p
@@ -94,8 +95,14 @@ def token_logprob(logits: np.ndarray, token_id: int, alternatives: int) -> Token
     """The log probability of a token under the model itself, before penalties and filters."""
     shifted = logits.astype(np.float64) - float(logits.max())
     logprobs = shifted - np.log(np.exp(shifted).sum())
-    top: list[int] = []
-    if alternatives:
-        best = np.argpartition(-logprobs, min(alternatives, logprobs.size) - 1)[:alternatives]
-        top = sorted((int(i) for i in best), key=lambda i: (-logprobs[i], i))
-    return TokenLogprob(token_id, float(logprobs[token_id]), tuple((i, float(logprobs[i])) for i in top))
+    top = _largest(logits, alternatives) if alternatives else ()
+    return TokenLogprob(token_id, float(logprobs[token_id]), tuple((int(i), float(logprobs[i])) for i in top))
+
+
+def _largest(values: np.ndarray, count: int) -> np.ndarray:
+    """Indices of the `count` largest values, the largest first; equal values in the order of their indices."""
+    if count >= values.size:
+        return np.argsort(-values, kind="stable")
+    smallest = np.partition(values, values.size - count)[values.size - count]
+    indices = np.flatnonzero(values >= smallest)
+    return indices[np.argsort(-values[indices], kind="stable")][:count]

@@ -29,7 +29,8 @@ class StopMatcher:
         self._held += text
         found = [(at, stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if found:
-            at, self.matched = min(found, key=lambda match: (match[0], -len(match[1])))
+            # The first to be complete, of several the longest: so it does not matter how the text was cut.
+            at, self.matched = min(found, key=lambda match: (match[0] + len(match[1]), match[0]))
             shown, self._held = self._held[:at], ""
             return shown
         keep = self._longest_beginning()

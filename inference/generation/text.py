@@ -87,7 +87,7 @@ class Encoder:
         limit = self._limit(generation)
         excess = len(ids) - limit
         if excess > 0:
-            if self.truncate is None:
+            if self.truncate is None or limit < 1:
                 raise InputError(
                     f"the prompt has {len(ids)} tokens, at most {limit} leave room for an answer "
                     f"({self._limit_name(generation)})",
@@ -111,8 +111,11 @@ class Encoder:
     def _text_and_ids(self, prompt: Prompt) -> tuple[str, list[int]]:
         if prompt.token_ids is not None:
             ids = list(prompt.token_ids)
-            if max(ids) >= self.vocab_size:
-                raise InputError(f"token id {max(ids)} is outside the vocabulary of {self.vocab_size}")
+            if not ids:
+                raise InputError("the prompt has no tokens")
+            outside = [token for token in ids if not 0 <= token < self.vocab_size]
+            if outside:
+                raise InputError(f"token id {outside[0]} is outside the vocabulary of {self.vocab_size}")
             return self.tokenizer.decode(ids) if self.tokenizer else "", ids
         if self.tokenizer is None:
             raise InputError("without a tokenizer a prompt must be token ids")
@@ -171,11 +174,11 @@ class TextGenerator:
     def stream(self, prompts: Iterable[EncodedPrompt]) -> Iterator[TextEvent]:
         """Text of all prompts, their rows mixed as the engine runs them."""
         rows = {}
-        for source in prompts:
-            request = source.request(self.engine.model.context_length)
-            self.engine.add(request)
-            rows[request.request_id] = self._row(source, request)
         try:
+            for source in prompts:
+                request = source.request(self.engine.model.context_length)
+                self.engine.add(request)
+                rows[request.request_id] = self._row(source, request)
             while self.engine.busy:
                 for request in self.engine.step():
                     yield rows[request.request_id].advance(self.engine)

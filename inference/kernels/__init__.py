@@ -1,5 +1,67 @@
 """Kernels: the operations that a decoder step is made of, behind one interface.
 
-`stock` builds them from MindSpore's own operators and runs on every device; it is the reference that any faster
-implementation is held to.
+`stock` builds them from MindSpore's own operators and runs on every device; it is the reference that `native`, our own
+CPU kernels, is held to. Both are modules with the same names; `choose` picks one.
 """
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from types import ModuleType
+
+from inference.errors import ConfigError
+from inference.kernels.build import KernelBuildError, is_built, library_path
+
+# Neighbouring positions of a cache block are the lanes of a register, at most sixteen.
+LANES = 16
+MAX_BLOCK_SIZE = 128
+
+
+def choose(
+    requested: str, *, device_target: str, mode: int, block_size: int, threads: int | None, say: Callable[[str], None]
+) -> ModuleType:
+    """The module to take kernels from.
+
+    Args:
+        requested: auto, native or stock.
+        mode: 0 for graphs; custom operators run in graphs only.
+        threads: of the native kernels; None for all processors.
+        say: told in one line when `auto` has to do without the native kernels.
+
+    Raises:
+        ConfigError: native kernels are asked for where they cannot run.
+        KernelBuildError: native kernels are asked for and cannot be built.
+    """
+    if requested == "stock":
+        return import_module("inference.kernels.stock")
+    obstacle = _obstacle(device_target, mode, block_size)
+    if obstacle and requested == "native":
+        raise ConfigError(f"engine.kernels native cannot be used: {obstacle}", "give engine.kernels auto")
+    if obstacle:
+        if device_target == "CPU":
+            say(f"native kernels cannot be used ({obstacle}): stock operators are, which are slower")
+        return import_module("inference.kernels.stock")
+    try:
+        if not is_built():
+            say("building the CPU kernels, once; this takes about ten seconds")
+        library_path()
+    except KernelBuildError as error:
+        if requested == "native":
+            raise
+        say(f"{error}: stock operators are used, which are slower")
+        return import_module("inference.kernels.stock")
+    from inference.kernels.library import set_threads
+
+    set_threads(threads)
+    return import_module("inference.kernels.native")
+
+
+def _obstacle(device_target: str, mode: int, block_size: int) -> str | None:
+    if device_target != "CPU":
+        return f"they are for the CPU, the device is {device_target}"
+    if mode != 0:
+        return "context.mode is 1, they run in graphs"
+    if block_size % LANES or block_size > MAX_BLOCK_SIZE:
+        return f"engine.block_size is {block_size}, they take multiples of {LANES} up to {MAX_BLOCK_SIZE}"
+    return None

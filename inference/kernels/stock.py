@@ -10,10 +10,17 @@ for few operators: rotation is a gather and two products, masks and slots are ma
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
+from inference.kernels.shapes import AttentionShape, FeedForwardShape
+from inference.kernels.weight import Weight
+
+# Whether the cache can be kept in float16.
+HALF_CACHE = False
 # Added to the score of a position that must not be seen. Finite, so that a row of nothing else is no NaN.
 MASKED = -1e30
 
@@ -74,6 +81,18 @@ class SiluMultiply(nn.Cell):
         return self.silu(gate_up[:, : self.width]) * gate_up[:, self.width :]
 
 
+class Embedding(nn.Cell):
+    """tokens [T] -> rows of the weight [T, hidden]."""
+
+    def __init__(self, weight: Weight, hidden: int):
+        super().__init__()
+        self.weight = weight.parameter
+        self.gather = ops.Gather()
+
+    def construct(self, tokens: Tensor) -> Tensor:
+        return self.gather(self.weight, tokens, 0)
+
+
 class StepGeometry(nn.Cell):
     """What all layers of a step share: rotation angles, cache slots, attention masks.
 
@@ -81,24 +100,33 @@ class StepGeometry(nn.Cell):
     which is what the batched products want, without a transposition of the context.
     """
 
-    def __init__(
-        self, inverse_frequencies: np.ndarray, num_kv_heads: int, slots: int, block_size: int, windows: set[int]
-    ):
+    def __init__(self, inverse_frequencies: np.ndarray, shapes: Sequence[AttentionShape]):
         super().__init__()
+        shape = shapes[0]
         self.inverse_frequencies = Tensor(inverse_frequencies.reshape(1, 1, -1))
-        self.head_offsets = Tensor((np.arange(num_kv_heads) * slots).astype(np.int32).reshape(-1, 1))
-        self.block_size = block_size
-        self.block_offsets = Tensor(np.arange(block_size, dtype=np.int32))
+        self.head_offsets = Tensor((np.arange(shape.kv_heads) * shape.slots).astype(np.int32).reshape(-1, 1))
+        self.block_size = shape.block_size
+        self.block_offsets = Tensor(np.arange(shape.block_size, dtype=np.int32))
         self.gather = ops.Gather()
         # Graph mode unrolls over this tuple; window 0 is a layer that sees its whole context.
-        self.windows = tuple(sorted(windows))
+        self.windows = windows_of(shapes)
         self.seen = Tensor(0.0, ms.float32)
         self.masked = Tensor(MASKED, ms.float32)
 
-    def construct(self, positions: Tensor, slots: Tensor, block_tables: Tensor, query_index: Tensor) -> tuple:
-        """positions, slots [T]; block_tables [B, blocks]; query_index [B, Q] into the flat batch.
+    def construct(
+        self,
+        positions: Tensor,
+        slots: Tensor,
+        block_tables: Tensor,
+        query_starts: Tensor,
+        query_index: Tensor,
+        token_index: Tensor,
+    ) -> tuple:
+        """positions, slots [T]; block_tables [B, blocks]; query_starts is not used.
 
-        Returns cos, sin [T, 1, D]; write_slots [K, T]; context_slots [K, B, L]; a mask [B, 1, Q, L] for each window.
+        query_index [B, Q] picks each sequence's tokens from the flat batch; token_index [T] undoes it. Both are
+        returned after cos, sin [T, 1, D]; write_slots [K, T]; context_slots [K, B, L]; masks [B, 1, Q, L], one for
+        each window.
         """
         angles = positions.astype(ms.float32).reshape(-1, 1, 1) * self.inverse_frequencies
         cos, sin = ops.cos(angles), ops.sin(angles)
@@ -116,7 +144,7 @@ class StepGeometry(nn.Cell):
             if window > 0:
                 visible = ops.logical_and(visible, key_positions > query_positions - window)
             masks = masks + (ops.expand_dims(ops.select(visible, self.seen, self.masked), 1),)
-        return cos, sin, write_slots, context_slots, masks
+        return cos, sin, write_slots, context_slots, masks, query_index, token_index
 
 
 class Attention(nn.Cell):
@@ -128,19 +156,17 @@ class Attention(nn.Cell):
 
     def __init__(
         self,
-        num_heads: int,
-        num_kv_heads: int,
-        head_dim: int,
-        key_cache: Parameter,
-        value_cache: Parameter,
+        shape: AttentionShape,
+        caches: tuple[Parameter, Parameter],
         mask_index: int,
         query_norm: RMSNorm | None = None,
         key_norm: RMSNorm | None = None,
     ):
         super().__init__()
-        self.heads, self.kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
-        self.groups = num_heads // num_kv_heads
-        self.key_cache, self.value_cache = key_cache, value_cache
+        head_dim = shape.head_dim
+        self.heads, self.kv_heads, self.head_dim = shape.heads, shape.kv_heads, head_dim
+        self.groups = shape.heads // shape.kv_heads
+        self.key_cache, self.value_cache = caches
         self.mask_index = mask_index
         self.has_norm = query_norm is not None
         if query_norm is not None and key_norm is not None:
@@ -154,9 +180,9 @@ class Attention(nn.Cell):
         self.weighted_sum = ops.BatchMatMul()
         self.softmax = ops.Softmax(-1)
 
-    def construct(self, qkv: Tensor, geometry: tuple, query_index: Tensor, token_index: Tensor) -> Tensor:
-        """query_index [B, Q] picks each sequence's tokens from the flat batch; token_index [T] undoes it."""
-        cos, sin, write_slots, context_slots, masks = geometry
+    def construct(self, qkv: Tensor, geometry: tuple) -> Tensor:
+        """`geometry` is what `StepGeometry` returns."""
+        cos, sin, write_slots, context_slots, masks, query_index, token_index = geometry
         heads, kv_heads, dim = self.heads, self.kv_heads, self.head_dim
         qkv = qkv.reshape(-1, heads + 2 * kv_heads, dim)
         rotated, value = qkv[:, : heads + kv_heads], qkv[:, heads + kv_heads :]
@@ -178,3 +204,68 @@ class Attention(nn.Cell):
         mixed = self.weighted_sum(weights, values).reshape(kv_heads, rows, self.groups, longest, dim)
         mixed = ops.transpose(mixed, (1, 3, 0, 2, 4)).reshape(-1, heads * dim)
         return self.gather(mixed, token_index, 0)
+
+
+class AttentionHalf(nn.Cell):
+    """x + output(attention(qkv(norm(x))))."""
+
+    def __init__(
+        self,
+        shape: AttentionShape,
+        frequencies: np.ndarray,
+        mask_index: int,
+        weights: Mapping[str, Weight],
+        caches: tuple[Parameter, Parameter],
+    ):
+        super().__init__()
+        self.norm = RMSNorm(weights["norm"].parameter, shape.eps)
+        self.qkv = Linear(weights["qkv"].parameter, _optional(weights, "qkv_bias"))
+        norms = (_optional(weights, "query_norm"), _optional(weights, "key_norm"))
+        query_norm, key_norm = (None if norm is None else RMSNorm(norm, shape.eps) for norm in norms)
+        self.attention = Attention(shape, caches, mask_index, query_norm, key_norm)
+        self.output = LinearResidual(weights["output"].parameter, _optional(weights, "output_bias"))
+
+    def construct(self, x: Tensor, geometry: tuple) -> Tensor:
+        return self.output(self.attention(self.qkv(self.norm(x)), geometry), x)
+
+
+class FeedForwardHalf(nn.Cell):
+    """x + down(silu(gate(norm(x))) * up(norm(x)))."""
+
+    def __init__(self, shape: FeedForwardShape, weights: Mapping[str, Weight]):
+        super().__init__()
+        self.norm = RMSNorm(weights["norm"].parameter, shape.eps)
+        self.gate_up = Linear(weights["gate_up"].parameter, _optional(weights, "gate_up_bias"))
+        self.activation = SiluMultiply(shape.width)
+        self.down = LinearResidual(weights["down"].parameter, _optional(weights, "down_bias"))
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.down(self.activation(self.gate_up(self.norm(x))), x)
+
+
+class OutputHead(nn.Cell):
+    """x [T, hidden] -> logits [R, vocabulary] of the tokens that are wanted."""
+
+    def __init__(self, hidden: int, eps: float, norm: Weight, weight: Weight):
+        super().__init__()
+        self.norm = RMSNorm(norm.parameter, eps)
+        self.linear = Linear(weight.parameter)
+        self.gather = ops.Gather()
+
+    def construct(self, x: Tensor, wanted: Tensor) -> Tensor:
+        return self.linear(self.norm(self.gather(x, wanted, 0)))
+
+
+def cache_shapes(shape: AttentionShape) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shapes of a layer's key and value cache."""
+    both = (shape.kv_heads * shape.slots, shape.head_dim)
+    return both, both
+
+
+def windows_of(shapes: Sequence[AttentionShape]) -> tuple[int, ...]:
+    """The windows that occur, in the order of the masks; 0 for none."""
+    return tuple(sorted({shape.window or 0 for shape in shapes}))
+
+
+def _optional(weights: Mapping[str, Weight], name: str) -> Parameter | None:
+    return weights[name].parameter if name in weights else None

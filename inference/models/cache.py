@@ -6,8 +6,12 @@ Knows sizes and memory; which block belongs to which sequence is the scheduler's
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import ModuleType
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from inference.kernels.shapes import AttentionShape
 from inference.models.config import ModelConfig
 
 if TYPE_CHECKING:
@@ -16,25 +20,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LayerCache:
-    """Keys and values of one layer, each [K * slots, D]: head-major, slot = block * block_size + offset."""
+    """Keys and values of one layer, in the layout that the kernels chose; slot = block * block_size + offset."""
 
     keys: Parameter
     values: Parameter
-    slots: int
 
 
-def block_bytes(config: ModelConfig, block_size: int) -> int:
-    """Bytes that one block takes over all layers, in float32."""
-    return 2 * config.num_layers * block_size * config.kv_size * 4
+def block_bytes(config: ModelConfig, block_size: int, half: bool = False) -> int:
+    """Bytes that one block takes over all layers."""
+    return 2 * config.num_layers * block_size * config.kv_size * (2 if half else 4)
 
 
-def allocate(config: ModelConfig, num_blocks: int, block_size: int) -> list[LayerCache]:
-    """A cache for every layer, zeroed: a slot that was never written is read (and masked), so it must be finite."""
+def allocate(kernels: ModuleType, shapes: list[AttentionShape]) -> list[LayerCache]:
+    """A cache for every layer, zeroed: stock operators read (and mask) slots that were never written."""
     from inference.models.tensors import zeros
 
-    slots = num_blocks * block_size
-    shape = (config.num_kv_heads * slots, config.head_dim)
-    return [
-        LayerCache(zeros(f"cache.{layer}.keys", shape), zeros(f"cache.{layer}.values", shape), slots)
-        for layer in range(config.num_layers)
-    ]
+    caches = []
+    for layer, shape in enumerate(shapes):
+        keys, values = kernels.cache_shapes(shape)
+        dtype = np.float16 if shape.half_cache else np.float32
+        caches.append(
+            LayerCache(zeros(f"cache.{layer}.keys", keys, dtype), zeros(f"cache.{layer}.values", values, dtype))
+        )
+    return caches

@@ -21,6 +21,13 @@ from inference.errors import CheckpointError, ModelNotFoundError
 INDEX_NAME = "model.safetensors.index.json"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".npy", ".npz")
 ITEM_SIZES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
+STORED = {
+    "float32": np.float32,
+    "float16": np.float16,
+    "bfloat16": np.uint16,
+    "float64": np.float64,
+    "bytes": np.uint8,
+}
 # Elements converted at a time, so that a conversion's working memory stays in the cache.
 CHUNK = 1 << 20
 
@@ -51,6 +58,14 @@ class StoredTensor:
             count = segment.size // ITEM_SIZES[self.dtype]
             _copy(segment, self.dtype, flat[position : position + count])
             position += count
+
+    def read_bytes_into(self, out: np.ndarray) -> None:
+        """Copies the tensor's bytes as they are into `out`, a C-contiguous uint8 array of the same size."""
+        flat = out.reshape(-1)
+        position = 0
+        for segment in self.segments:
+            _copy(segment, "bytes", flat[position : position + segment.size])
+            position += segment.size
 
 
 Checkpoint = dict[str, StoredTensor]
@@ -123,7 +138,7 @@ def _indexed_files(index: Path) -> list[Path]:
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         names = sorted(set(weight_map.values()))
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
         raise CheckpointError(f"{index}: not a safetensors index", "expected JSON with a 'weight_map'") from error
     for name in names:
         if not isinstance(name, str) or Path(name).name != name:
@@ -152,13 +167,17 @@ def check_tensor(name: str, dtype: str, shape: Iterable[int], size: int, path: P
 
 
 def _copy(segment: Segment, dtype: str, out: np.ndarray) -> None:
-    stored = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16, "float64": np.float64}[dtype]
+    stored = STORED[dtype]
     if not out.size:
         return
     # Only this run is mapped, and only while it is copied: pages that stay mapped count as this process's memory.
     page = segment.offset % mmap.ALLOCATIONGRANULARITY
-    with segment.path.open("rb") as file:
-        mapped = mmap.mmap(file.fileno(), page + segment.size, access=mmap.ACCESS_READ, offset=segment.offset - page)
+    start, length = segment.offset - page, page + segment.size
+    try:
+        with segment.path.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ, offset=start)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{segment.path} cannot be read, or was changed while it was ({error})") from error
     source = np.frombuffer(mapped, dtype=stored, count=out.size, offset=page)
     for start in range(0, out.size, CHUNK):
         part, into = source[start : start + CHUNK], out[start : start + CHUNK]

@@ -2,7 +2,7 @@
 
 It is a protobuf message `Checkpoint { repeated Value value = 1 }`, `Value { string tag = 1; TensorProto tensor = 2 }`,
 `TensorProto { repeated int64 dims = 1; string tensor_type = 2; bytes tensor_content = 3 }` (mindspore's
-checkpoint.proto). A tensor over 512 KB is written as several values with one tag, each with the whole tensor's dims
+checkpoint.proto). A tensor over 512 MiB is written as several values with one tag, each with the whole tensor's dims
 and the next run of its bytes. The file is walked field by field without copying the contents, so that it can be
 memory-mapped like any other; protobuf's own parser would hold all of it in memory.
 """
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from inference.errors import CheckpointError
-from inference.models.checkpoint import Segment, StoredTensor, check_tensor
+from inference.models.checkpoint import ITEM_SIZES, Segment, StoredTensor, check_tensor
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 # Written after the last value when the file carries a checksum; no protobuf tag starts with this byte sequence.
@@ -48,6 +48,8 @@ def read_ckpt_header(path: Path) -> Iterator[StoredTensor]:
     for name, tensor in tensors.items():
         size = sum(segment.size for segment in tensor.segments)
         dims = check_tensor(name, tensor.dtype, tensor.dims, size, path)
+        if any(segment.size % ITEM_SIZES[tensor.dtype] for segment in tensor.segments):
+            raise CheckpointError(f"{path}: tensor '{name}' is cut inside a number", "fetch the file again")
         yield StoredTensor(name, tensor.dtype, dims, tuple(tensor.segments))
 
 

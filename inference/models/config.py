@@ -25,6 +25,7 @@ MINDFORMERS_NAMES = {
     "max_position_embedding": "max_position_embeddings",
 }
 ACTIVATIONS = ("silu",)
+LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
 @dataclass(frozen=True)
@@ -189,10 +190,13 @@ def translate_mindformers(values: Mapping[str, Any]) -> dict[str, Any]:
         out["qkv_bias"] = out.pop("qkv_has_bias")
     method = str(out.pop("extend_method", "None")).upper()
     scaling = out.pop("scaling_factor", None)
-    if method == "PI":
+    if method == "PI" and scaling is not None:
         out["rope_scaling"] = {"type": "linear", "factor": scaling}
-    elif method == "LLAMA3":
-        out["rope_scaling"] = {**scaling, "rope_type": "llama3"} if isinstance(scaling, Mapping) else None
+    elif method == "LLAMA3" and isinstance(scaling, Mapping):
+        out["rope_scaling"] = {**scaling, "rope_type": "llama3"}
+    elif method in ("PI", "LLAMA3"):
+        accepted = "a number" if method == "PI" else "a mapping with factor, low_freq_factor, high_freq_factor"
+        raise ConfigError(f"'scaling_factor' is {scaling!r}", f"for extend_method {method} it must be {accepted}")
     elif method != "NONE":
         raise ConfigError(f"extend_method '{method}' is not supported", "accepted: None, PI, LLAMA3")
     return out
@@ -276,7 +280,7 @@ def _rope(fields: Fields) -> RopeConfig:
         raise fields.error("rope_scaling", "a mapping")
     scaling = Fields(given, f"{fields.where}: rope_scaling")
     kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind not in ROPE_KINDS:
+    if not isinstance(kind, str) or kind not in ROPE_KINDS:
         raise ConfigError(f"{scaling.where}: rope_type '{kind}' is not supported", f"accepted: {', '.join(ROPE_KINDS)}")
     return RopeConfig(
         theta=scaling.number("rope_theta", fields.number("rope_theta", 10000.0)),
@@ -298,6 +302,10 @@ def _windows(fields: Fields, family: Family, layers: int) -> tuple[int | None, .
     if kinds is not None:
         if not isinstance(kinds, list) or len(kinds) < layers:
             raise fields.error("layer_types", f"a list with an entry for each of the {layers} layers")
+        if any(kind not in LAYER_TYPES for kind in kinds[:layers]):
+            raise fields.error("layer_types", f"made of {' and '.join(LAYER_TYPES)}")
         return tuple(window if kind == "sliding_attention" else None for kind in kinds[:layers])
     first = 0 if family.sliding == "always" else fields.get("max_window_layers", layers)
+    if type(first) is not int or first < 0:
+        raise fields.error("max_window_layers", "the number of layers that see their whole context")
     return tuple(None if layer < first else window for layer in range(layers))

@@ -6,80 +6,108 @@ Knows how layers are put together; the arithmetic is the kernels'. Takes and giv
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import ModuleType
 
-from mindspore import Parameter, Tensor, nn, ops
+from mindspore import Tensor, nn
 from mindspore import dtype as mstype
 
-from inference.kernels import stock
+from inference.kernels.shapes import AttentionShape, FeedForwardShape
+from inference.kernels.weight import Weight
 from inference.models.cache import LayerCache
 from inference.models.config import ModelConfig
 from inference.models.parameters import EMBEDDING, HEAD
+
+# The kernels' name of each weight of a layer, and the checkpoint's.
+ATTENTION_WEIGHTS = {
+    "norm": "input_layernorm.weight",
+    "qkv": "self_attn.qkv_proj.weight",
+    "qkv_bias": "self_attn.qkv_proj.bias",
+    "query_norm": "self_attn.q_norm.weight",
+    "key_norm": "self_attn.k_norm.weight",
+    "output": "self_attn.o_proj.weight",
+    "output_bias": "self_attn.o_proj.bias",
+}
+FEED_FORWARD_WEIGHTS = {
+    "norm": "post_attention_layernorm.weight",
+    "gate_up": "mlp.gate_up_proj.weight",
+    "gate_up_bias": "mlp.gate_up_proj.bias",
+    "down": "mlp.down_proj.weight",
+    "down_bias": "mlp.down_proj.bias",
+}
+
+
+def attention_shapes(
+    config: ModelConfig, num_blocks: int, block_size: int, half_cache: bool = False
+) -> list[AttentionShape]:
+    """The attention layers of a model."""
+    heads = (config.num_heads, config.num_kv_heads, config.head_dim)
+    return [
+        AttentionShape(config.hidden_size, *heads, config.norm_eps, window, num_blocks, block_size, half_cache)
+        for window in config.windows
+    ]
 
 
 class DecoderLayer(nn.Cell):
     """x + attention(norm(x)), then x + feed_forward(norm(x))."""
 
-    def __init__(self, config: ModelConfig, weights: Mapping[str, Parameter], index: int, cache: LayerCache, mask: int):
+    def __init__(
+        self,
+        kernels: ModuleType,
+        config: ModelConfig,
+        shape: AttentionShape,
+        mask_index: int,
+        prefix: str,
+        weights: Mapping[str, Weight],
+        cache: LayerCache,
+    ):
         super().__init__()
-
-        def norm(name: str) -> stock.RMSNorm:
-            return stock.RMSNorm(weights[f"model.layers.{index}.{name}.weight"], config.norm_eps)
-
-        def linear(name: str, kind: type) -> nn.Cell:
-            prefix = f"model.layers.{index}.{name}"
-            return kind(weights[f"{prefix}.weight"], weights.get(f"{prefix}.bias"))
-
-        self.input_norm = norm("input_layernorm")
-        self.qkv = linear("self_attn.qkv_proj", stock.Linear)
-        self.attention = stock.Attention(
-            config.num_heads,
-            config.num_kv_heads,
-            config.head_dim,
-            cache.keys,
-            cache.values,
-            mask,
-            norm("self_attn.q_norm") if config.qk_norm else None,
-            norm("self_attn.k_norm") if config.qk_norm else None,
+        frequencies = config.rope.inverse_frequencies(config.head_dim)
+        attention, feed_forward = (
+            {name: weights[prefix + theirs] for name, theirs in table.items() if prefix + theirs in weights}
+            for table in (ATTENTION_WEIGHTS, FEED_FORWARD_WEIGHTS)
         )
-        self.output = linear("self_attn.o_proj", stock.LinearResidual)
-        self.post_norm = norm("post_attention_layernorm")
-        self.gate_up = linear("mlp.gate_up_proj", stock.Linear)
-        self.activation = stock.SiluMultiply(config.intermediate_size)
-        self.down = linear("mlp.down_proj", stock.LinearResidual)
+        caches = (cache.keys, cache.values)
+        self.attention = kernels.AttentionHalf(shape, frequencies, mask_index, attention, caches)
+        sizes = FeedForwardShape(config.hidden_size, config.intermediate_size, config.norm_eps)
+        self.feed_forward = kernels.FeedForwardHalf(sizes, feed_forward)
 
-    def construct(self, x: Tensor, geometry: tuple, query_index: Tensor, token_index: Tensor) -> Tensor:
-        attended = self.attention(self.qkv(self.input_norm(x)), geometry, query_index, token_index)
-        x = self.output(attended, x)
-        return self.down(self.activation(self.gate_up(self.post_norm(x))), x)
+    def construct(self, x: Tensor, geometry: tuple) -> Tensor:
+        return self.feed_forward(self.attention(x, geometry))
 
 
 class Decoder(nn.Cell):
     """tokens [T] -> logits [R, vocabulary], float32, for the tokens named by logits_index [R].
 
     The inputs are those of `StepBatch`. Every shape is dynamic: one compilation serves all lengths and batch sizes.
+
+    Args:
+        kernels: the module that the operations come from, `kernels.stock` or `kernels.native`.
     """
 
     def __init__(
-        self, config: ModelConfig, weights: Mapping[str, Parameter], caches: list[LayerCache], block_size: int
+        self,
+        kernels: ModuleType,
+        config: ModelConfig,
+        shapes: list[AttentionShape],
+        weights: Mapping[str, Weight],
+        caches: list[LayerCache],
     ):
         super().__init__()
-        windows = sorted({window or 0 for window in config.windows})
-        slots = caches[0].slots
-        self.geometry = stock.StepGeometry(
-            config.rope.inverse_frequencies(config.head_dim), config.num_kv_heads, slots, block_size, set(windows)
-        )
-        self.embedding = weights[EMBEDDING]
+        self.geometry = kernels.StepGeometry(config.rope.inverse_frequencies(config.head_dim), shapes)
+        self.embedding = kernels.Embedding(weights[EMBEDDING], config.hidden_size)
+        masks = kernels.windows_of(shapes)
         self.layers = nn.CellList(
             [
-                DecoderLayer(config, weights, index, cache, windows.index(config.windows[index] or 0))
-                for index, cache in enumerate(caches)
+                DecoderLayer(
+                    kernels, config, shape, masks.index(shape.window or 0), f"model.layers.{index}.", weights, cache
+                )
+                for index, (shape, cache) in enumerate(zip(shapes, caches, strict=True))
             ]
         )
-        self.norm = stock.RMSNorm(weights["model.norm.weight"], config.norm_eps)
-        self.head = stock.Linear(weights[EMBEDDING if config.tie_embeddings else HEAD])
-        self.gather = ops.Gather()
+        head = weights[EMBEDDING if config.tie_embeddings else HEAD]
+        self.head = kernels.OutputHead(config.hidden_size, config.norm_eps, weights["model.norm.weight"], head)
         vector, matrix = Tensor(shape=[None], dtype=mstype.int32), Tensor(shape=[None, None], dtype=mstype.int32)
-        self.set_inputs(vector, vector, vector, matrix, matrix, vector, vector)
+        self.set_inputs(vector, vector, vector, matrix, vector, matrix, vector, vector)
 
     def construct(
         self,
@@ -87,12 +115,13 @@ class Decoder(nn.Cell):
         positions: Tensor,
         slots: Tensor,
         block_tables: Tensor,
+        query_starts: Tensor,
         query_index: Tensor,
         token_index: Tensor,
         logits_index: Tensor,
     ) -> Tensor:
-        geometry = self.geometry(positions, slots, block_tables, query_index)
-        x = self.gather(self.embedding, tokens, 0)  # [T, hidden]
+        geometry = self.geometry(positions, slots, block_tables, query_starts, query_index, token_index)
+        x = self.embedding(tokens)  # [T, hidden]
         for layer in self.layers:
-            x = layer(x, geometry, query_index, token_index)
-        return self.head(self.norm(self.gather(x, logits_index, 0)))
+            x = layer(x, geometry)
+        return self.head(x, logits_index)

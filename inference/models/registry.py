@@ -54,8 +54,8 @@ def model_config_from(values: Mapping[str, Any], where: str, architecture: str |
     Args:
         architecture: a name that outranks what `values` says, such as MindFormers' `model.arch.type`.
     """
-    named = values.get("architectures") or [values.get("model_type") or values.get("type")]
-    name = architecture or named[0]
+    named = values.get("architectures") or values.get("model_type") or values.get("type")
+    name = architecture or (named[0] if isinstance(named, (list, tuple)) else named)
     if not name:
         raise ConfigError(f"{where}: no architecture is named", "give 'architectures', 'model_type' or 'type'")
     key = resolve_architecture(str(name), where)

@@ -8,10 +8,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Protocol
 
 import numpy as np
 
+from inference.kernels.formats import Format, pack
+from inference.kernels.weight import Weight
 from inference.models import weights
 from inference.models.checkpoint import StoredTensor
 from inference.models.config import ModelConfig
@@ -46,6 +49,9 @@ class ModelRunner:
         pairs: stored tensors and their places (`weights.fit`), or None for random weights.
         num_blocks: size of the KV cache.
         block_size: positions a block.
+        kernels: `kernels.stock` or `kernels.native`.
+        weight_format: of the matrices in memory; None keeps what the checkpoint is stored in.
+        half_cache: keep keys and values in float16.
         seed: of random weights.
         progress: called with each tensor as it is loaded.
     """
@@ -57,27 +63,50 @@ class ModelRunner:
         *,
         num_blocks: int,
         block_size: int,
+        kernels: ModuleType | None = None,
+        weight_format: Format | None = None,
+        half_cache: bool = False,
         seed: int = 0,
         progress: Callable[[StoredTensor], None] | None = None,
     ):
+        from inference.kernels import stock
         from inference.models import cache
-        from inference.models.decoder import Decoder
-        from inference.models.tensors import empty
+        from inference.models.decoder import Decoder, attention_shapes
 
         self.config = config
         self.block_size, self.num_blocks = block_size, num_blocks
         self.context_length = config.context_length
         self.times = LoadTimes()
+        self.kernels = kernels or stock
+        self.weight_format = weight_format or weights.stored_format(pairs)
         started = time.perf_counter()
-        parameters = {name: empty(name, shape) for name, shape in parameter_shapes(config).items()}
-        views = {name: parameter.asnumpy() for name, parameter in parameters.items()}
-        if pairs is None:
-            weights.fill_random(views, seed)
-        else:
-            weights.load(pairs, views, progress)
-        caches = cache.allocate(config, num_blocks, block_size)
-        self._network = Decoder(config, parameters, caches, block_size)
+        parameters = self._load(pairs, seed, progress)
+        shapes = attention_shapes(config, num_blocks, block_size, half_cache)
+        caches = cache.allocate(self.kernels, shapes)
+        self._network = Decoder(self.kernels, config, shapes, parameters, caches)
         self.times.load = time.perf_counter() - started
+
+    def _load(
+        self, pairs: Pairs | None, seed: int, progress: Callable[[StoredTensor], None] | None
+    ) -> dict[str, Weight]:
+        from inference.kernels import stock
+        from inference.models.tensors import empty
+
+        is_stock = self.kernels is stock
+        shapes = parameter_shapes(self.config)
+        loaded, destinations = {}, {}
+        for name, precision in weights.formats_of(self.config, self.weight_format).items():
+            memory = Format.FLOAT32 if is_stock else precision
+            shape = shapes[name]
+            packed = memory is not Format.FLOAT32
+            parameter = empty(name, (shape[0], memory.row_bytes(shape[1])), np.uint8) if packed else empty(name, shape)
+            loaded[name] = Weight(parameter, memory)
+            destinations[name] = weights.Destination(parameter.asnumpy(), memory, precision, _quantiser(is_stock))
+        if pairs is None:
+            weights.fill_random(shapes, destinations, seed)
+        else:
+            weights.load(pairs, destinations, progress)
+        return loaded
 
     def compile(self) -> None:
         """Compiles the graph, by a first step on a token that belongs to nobody."""
@@ -95,3 +124,11 @@ class ModelRunner:
         from mindspore import Tensor
 
         return [Tensor.from_numpy(array) for array in batch.arrays()]
+
+
+def _quantiser(is_stock: bool) -> Callable[[np.ndarray, Format], np.ndarray]:
+    if is_stock:
+        return pack
+    from inference.kernels.library import quantise
+
+    return quantise

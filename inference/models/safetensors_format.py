@@ -21,9 +21,26 @@ DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float6
 MAX_HEADER = 100_000_000
 
 
-def read_safetensors_header(path: Path) -> Iterator[StoredTensor]:
+def read_safetensors_header(path: Path) -> list[StoredTensor]:
     """The tensors that a safetensors file says it holds, each checked against the file's size."""
     header, data_start, file_size = _read_header(path)
+    tensors = list(_entries(header, data_start, file_size, path))
+    _check_layout(tensors, data_start, file_size, path)
+    return tensors
+
+
+def _check_layout(tensors: list[StoredTensor], data_start: int, file_size: int, path: Path) -> None:
+    """The format has neither holes nor overlaps: a byte that is no tensor's, or two tensors', is damage."""
+    position = data_start
+    for segment in sorted((tensor.segments[0] for tensor in tensors), key=lambda run: (run.offset, run.size)):
+        if segment.offset != position:
+            raise CheckpointError(f"{path}: tensors overlap or leave holes at byte {position}", "fetch the file again")
+        position += segment.size
+    if position != file_size:
+        raise CheckpointError(f"{path}: {file_size - position} bytes belong to no tensor", "fetch the file again")
+
+
+def _entries(header: dict[str, Any], data_start: int, file_size: int, path: Path) -> Iterator[StoredTensor]:
     for name, entry in header.items():
         if name == "__metadata__":
             continue

@@ -31,6 +31,7 @@ class StepBatch:
     """T tokens of B sequences, the longest query being Q; int32 throughout.
 
     tokens, positions, slots [T]; block_tables [B, blocks] (padded with block 0, which the mask hides);
+    query_starts [B + 1]: sequence b's tokens are [query_starts[b], query_starts[b + 1]);
     query_index [B, Q]: where each sequence's tokens stand in the flat batch (padded with 0);
     token_index [T]: where each token stands in the flattened [B, Q];
     logits_index [R]: the tokens whose logits are wanted.
@@ -40,6 +41,7 @@ class StepBatch:
     positions: np.ndarray
     slots: np.ndarray
     block_tables: np.ndarray
+    query_starts: np.ndarray
     query_index: np.ndarray
     token_index: np.ndarray
     logits_index: np.ndarray
@@ -66,6 +68,7 @@ class StepBatch:
             positions,
             slots,
             tables,
+            np.append(starts, total),
             query_index,
             row_of_token * longest + within,
             wanted,
@@ -79,6 +82,7 @@ class StepBatch:
             self.positions,
             self.slots,
             self.block_tables,
+            self.query_starts,
             self.query_index,
             self.token_index,
             self.logits_index,

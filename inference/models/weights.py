@@ -1,22 +1,35 @@
 """Fills a network's parameters from a checkpoint, tensor by tensor.
 
-Knows names and shapes; the parameters are plain numpy arrays here, so that nothing below needs mindspore. Peak memory
-is the parameters themselves: every tensor goes from the mapped file into its place without a copy between.
+Knows names, shapes and formats; the parameters are plain numpy arrays here, so that nothing below needs mindspore. Peak
+memory is the parameters and at most one tensor: a tensor goes from the mapped file into its place, with a copy between
+only where it is converted to a packed format.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from inference.errors import CheckpointError
-from inference.models.checkpoint import Checkpoint, StoredTensor
+from inference.kernels.formats import Format, pack, unpack
+from inference.models.checkpoint import ITEM_SIZES, Checkpoint, StoredTensor
 from inference.models.config import ModelConfig
-from inference.models.parameters import DERIVED, HEAD, TensorPlace, hugging_face_name, tensor_places
+from inference.models.parameters import (
+    DERIVED,
+    EMBEDDING,
+    HEAD,
+    TensorPlace,
+    hugging_face_name,
+    parameter_shapes,
+    tensor_places,
+)
 
 SHOWN = 5
+# Rows that are rounded together, so that working memory stays small.
+ROWS_AT_ONCE = 256
 Pairs = list[tuple[StoredTensor, TensorPlace]]
 
 
@@ -49,32 +62,110 @@ def fit(checkpoint: Checkpoint, config: ModelConfig, path: Path) -> Pairs:
     return [(stored[place.name], place) for place in places]
 
 
+@dataclass(frozen=True)
+class Destination:
+    """Memory that a parameter's tensors are written to.
+
+    Args:
+        array: writable; float32, or packed uint8 rows in `memory`'s format.
+        memory: the format that the array is in.
+        precision: the format whose rounding the values get. Packed memory has it by itself; float32 memory takes the
+            values as `precision` would give them back, so that stock operators compute with the same weights.
+        quantise: packs float32 rows into the INT8 and INT4 formats.
+    """
+
+    array: np.ndarray
+    memory: Format
+    precision: Format
+    quantise: Callable[[np.ndarray, Format], np.ndarray] = pack
+
+    def write(self, tensor: StoredTensor, first_row: int) -> None:
+        """Reads a tensor into the rows from `first_row` on, converted to the format."""
+        rows = self.array[first_row : first_row + tensor.shape[0]]
+        if self.memory is Format.FLOAT32:
+            tensor.read_into(rows)
+            self._round(rows)
+        elif tensor.dtype == self.memory.value:
+            tensor.read_bytes_into(rows)
+        else:
+            values = np.empty(tensor.shape, np.float32)
+            tensor.read_into(values)
+            rows[:] = self._packed(values)
+
+    def write_values(self, values: np.ndarray) -> None:
+        """Takes float32 values for the whole parameter."""
+        if self.memory is Format.FLOAT32:
+            self.array[:] = values
+            self._round(self.array)
+        else:
+            self.array[:] = self._packed(values)
+
+    def _packed(self, values: np.ndarray) -> np.ndarray:
+        return (self.quantise if self.memory.quantised else pack)(values, self.memory)
+
+    def _round(self, rows: np.ndarray) -> None:
+        if self.precision is not Format.FLOAT32:
+            for row in range(0, len(rows), ROWS_AT_ONCE):
+                part = rows[row : row + ROWS_AT_ONCE]
+                part[:] = unpack(pack(part, self.precision), self.precision, part.shape[1])
+
+
+def formats_of(config: ModelConfig, weight_format: Format) -> dict[str, Format]:
+    """The format of every parameter: matrices in `weight_format`, vectors in float32.
+
+    Embedding and output head, where a rounding touches every token of the answer, are int8 in an int4 model.
+    """
+    ends = Format.INT8 if weight_format is Format.INT4 else weight_format
+    return {
+        name: Format.FLOAT32 if len(shape) == 1 else ends if name in (EMBEDDING, HEAD) else weight_format
+        for name, shape in parameter_shapes(config).items()
+    }
+
+
+def weight_bytes(config: ModelConfig, weight_format: Format) -> int:
+    """Bytes that the parameters take in memory."""
+    formats = formats_of(config, weight_format)
+    return sum(
+        shape[0] * (formats[name].row_bytes(shape[1]) if len(shape) > 1 else 4)
+        for name, shape in parameter_shapes(config).items()
+    )
+
+
+def stored_format(pairs: Pairs | None) -> Format:
+    """The format that most of a checkpoint's bytes are in; float32 for random weights."""
+    sizes = {Format.FLOAT32: 1, Format.FLOAT16: 0, Format.BFLOAT16: 0}
+    for tensor, _ in pairs or []:
+        if tensor.dtype in ITEM_SIZES and tensor.dtype != "float64":
+            sizes[Format(tensor.dtype)] += sum(segment.size for segment in tensor.segments)
+    return max(sizes, key=lambda name: sizes[name])
+
+
 def load(
     pairs: Pairs,
-    parameters: Mapping[str, np.ndarray],
+    destinations: Mapping[str, Destination],
     progress: Callable[[StoredTensor], None] | None = None,
 ) -> None:
     """Copies every stored tensor into the rows of its parameter.
 
     Args:
-        parameters: writable float32 arrays by parameter name, shaped as `parameter_shapes` says.
+        destinations: by parameter name.
         progress: called after each tensor.
     """
     for tensor, place in pairs:
-        rows = slice(place.first_row, place.first_row + place.shape[0])
-        tensor.read_into(parameters[place.parameter][rows])
+        destinations[place.parameter].write(tensor, place.first_row)
         if progress:
             progress(tensor)
 
 
-def fill_random(parameters: Mapping[str, np.ndarray], seed: int = 0, scale: float = 0.02) -> None:
+def fill_random(
+    shapes: Mapping[str, tuple[int, ...]], destinations: Mapping[str, Destination], seed: int = 0, scale: float = 0.02
+) -> None:
     """Random weights, for trying a config out without a checkpoint: norms are 1, biases 0, matrices normal."""
     generator = np.random.default_rng(seed)
-    for name, array in parameters.items():
-        if name.endswith("bias"):
-            array.fill(0)
-        elif array.ndim == 1:
-            array.fill(1)
+    for name, shape in shapes.items():
+        if len(shape) == 1:
+            values = np.full(shape, 0 if name.endswith("bias") else 1, np.float32)
         else:
-            for row in array:
-                row[:] = generator.standard_normal(row.size, dtype=np.float32) * np.float32(scale)
+            values = generator.standard_normal(shape, dtype=np.float32)
+            values *= scale
+        destinations[name].write_values(values)

@@ -1,0 +1,38 @@
+"""Ctrl-C: one line on stderr and exit code 130, whatever the process is doing.
+
+MindSpore puts a handler of its own in the place of Python's each time a graph runs, and an exception that passes
+through its import or its compiler leaves a crash, log lines and files behind. So the signal is blocked, and a thread
+waits for it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from functools import cache
+
+EXIT_INTERRUPTED = 130
+# Held while a record is written: an interrupt waits until it is whole.
+WRITING = threading.Lock()
+# Seconds to wait for that; a pipe that nobody reads may block for ever.
+PATIENCE = 1.0
+
+
+@cache
+def watch() -> None:
+    """Ends the process on SIGINT from now on. To be called before other threads start: they inherit the mask."""
+    # A shell that starts a job in the background has the signal ignored.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    threading.Thread(target=_wait, name="interrupt", daemon=True).start()
+
+
+def _wait() -> None:
+    signal.sigwait({signal.SIGINT})
+    WRITING.acquire(timeout=PATIENCE)
+    # On a terminal the cursor is after "^C", or in the middle of an answer.
+    start = "\n" if os.isatty(2) else ""
+    os.write(2, f"{start}error: interrupted\n".encode())
+    os._exit(EXIT_INTERRUPTED)

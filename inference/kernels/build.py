@@ -1,0 +1,134 @@
+"""Builds the CPU kernels with the machine's C++ compiler, once for each state of the sources.
+
+Knows compilers and the cache directory; knows nothing about MindSpore. The library's name carries a hash of sources,
+flags and compiler, so that a change builds anew and nothing stale is ever loaded.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+
+from inference.errors import InferenceError
+
+SOURCES = Path(__file__).parent / "cpp"
+CACHE_VARIABLE = "INFERENCE_KERNEL_CACHE"
+COMPILERS = ("c++", "g++", "clang++")
+FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fno-math-errno", "-ffp-contract=fast", "-w")
+_AVX2 = ("-mavx2", "-mfma", "-mf16c")
+_AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512")
+# Instruction sets of x86-64: the name, what the compiler must be told, what the dispatcher is told.
+X86_SETS = (
+    ("avx2", _AVX2, "WITH_AVX2"),
+    ("avx512", _AVX512, "WITH_AVX512"),
+    ("avx512_vnni", (*_AVX512, "-mavx512vnni"), "WITH_AVX512_VNNI"),
+)
+
+
+class KernelBuildError(InferenceError):
+    """The kernels could not be built; stock operators can take their place."""
+
+
+@lru_cache(maxsize=1)
+def library_path() -> Path:
+    """The built library, building it first if need be. Safe when several processes ask at once.
+
+    Raises:
+        KernelBuildError: no compiler, or one that fails; the message holds its first error.
+    """
+    compiler, path = _target()
+    if path.exists():
+        return path
+    with _locked(path.with_name("build.lock")):
+        if not path.exists():
+            _build(compiler, path)
+    return path
+
+
+def is_built() -> bool:
+    """Whether `library_path` has nothing to build.
+
+    Raises:
+        KernelBuildError: no compiler.
+    """
+    return _target()[1].exists()
+
+
+@lru_cache(maxsize=1)
+def _target() -> tuple[str, Path]:
+    """The compiler, and where its library belongs."""
+    compiler = os.environ.get("CXX") or next((name for name in COMPILERS if shutil.which(name)), None)
+    if compiler is None or shutil.which(compiler) is None:
+        raise KernelBuildError(f"no C++ compiler ({compiler or ', '.join(COMPILERS)}) is on the PATH", "install g++")
+    return compiler, _cache_directory() / f"kernels-{_fingerprint(compiler)}.so"
+
+
+def _cache_directory() -> Path:
+    given = os.environ.get(CACHE_VARIABLE)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    directory = Path(given) if given else cache / "mindspore-inference"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise KernelBuildError(
+            f"the kernel cache {directory} cannot be made: {error.strerror}", f"set {CACHE_VARIABLE}"
+        ) from error
+    return directory
+
+
+def _fingerprint(compiler: str) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(SOURCES.iterdir()):
+        digest.update(path.name.encode() + path.read_bytes())
+    version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
+    digest.update(repr((FLAGS, X86_SETS, platform.machine())).encode() + version)
+    return digest.hexdigest()[:16]
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _build(compiler: str, path: Path) -> None:
+    sets = X86_SETS if platform.machine() in ("x86_64", "AMD64") else ()
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        folder = Path(scratch)
+        jobs = [_object(compiler, folder, "plain", ())] + [_object(compiler, folder, s, f) for s, f, _ in sets]
+        with ThreadPoolExecutor(max(1, os.cpu_count() or 1)) as pool:
+            list(pool.map(_compile, jobs))
+        objects = [job[-1] for job in jobs]
+        defines = [f"-D{define}" for _, _, define in sets]
+        sources = [str(SOURCES / name) for name in ("library.cpp", "pool.cpp")]
+        library = folder / "library.so"
+        _compile([compiler, *FLAGS, *defines, "-shared", *sources, *objects, "-pthread", "-o", str(library)])
+        library.replace(path)
+
+
+def _object(compiler: str, folder: Path, name: str, flags: tuple[str, ...]) -> list[str]:
+    defines = [f"-DKERNEL_ISA=isa_{name}", f'-DKERNEL_NAME="{name}"']
+    return [compiler, *FLAGS, *flags, *defines, "-c", str(SOURCES / "kernels.cpp"), "-o", str(folder / f"{name}.o")]
+
+
+def _compile(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    if done.returncode:
+        lines = done.stderr.splitlines() or [f"exit code {done.returncode}"]
+        first = next((line for line in lines if "error" in line), lines[0])
+        raise KernelBuildError(f"{command[0]} could not build the kernels: {first.strip()[:300]}")
+
+
+if __name__ == "__main__":
+    print(library_path())

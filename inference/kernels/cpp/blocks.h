@@ -1,0 +1,64 @@
+// The two halves of a decoder layer and the output head, each one parallel region of a few phases.
+//
+// All arguments are plain pointers and sizes, so that the same code serves MindSpore's graph and the tests.
+#pragma once
+
+#include <cstdint>
+
+#include "formats.h"
+#include "pool.h"
+
+// Names are those of inference/kernels/stock.py: T tokens, B sequences, H query and K key/value heads, D head size.
+struct Step {
+  int64_t tokens, sequences, table_width;
+  const int32_t *positions;     // [T]
+  const int32_t *slots;         // [T]
+  const int32_t *block_tables;  // [B, table_width]
+  const int32_t *query_starts;  // [B + 1]: sequence b's tokens are [query_starts[b], query_starts[b + 1])
+  const float *frequencies;     // [D / 2]: angle per position of each rotated pair
+};
+
+struct AttentionLayer {
+  int64_t hidden, heads, kv_heads, head_size, block_size, window;
+  bool half_cache;
+  float eps;
+  const float *norm;                    // [hidden]
+  Matrix qkv;                           // [(H + 2K) * D, hidden]
+  const float *qkv_bias;                // or null
+  const float *query_norm, *key_norm;   // [D], or null
+  Matrix output;                        // [hidden, H * D]
+  const float *output_bias;             // or null
+  void *keys;                           // [blocks, K, D, block_size]
+  void *values;                         // [blocks, K, block_size, D]
+};
+
+struct FeedForwardLayer {
+  int64_t hidden, width;
+  float eps;
+  const float *norm;
+  Matrix gate_up;                       // [2 * width, hidden]
+  const float *gate_up_bias;
+  Matrix down;                          // [hidden, width]
+  const float *down_bias;
+};
+
+struct Head {
+  int64_t hidden;
+  float eps;
+  const float *norm;
+  Matrix weight;                        // [vocabulary, hidden]
+};
+
+// One table of functions for each instruction set.
+struct Kernels {
+  const char *name;
+  void (*linear)(Team &, const Matrix &, const float *x, int64_t tokens, const float *bias, const float *residual,
+                 float *out);
+  void (*rms_norm)(const float *x, const float *weight, int64_t tokens, int64_t width, float eps, float *out);
+  void (*attention)(Team &, const AttentionLayer &, const Step &, const float *qkv, float *out);
+  void (*attention_half)(Team &, const AttentionLayer &, const Step &, const float *x, float *out);
+  void (*feed_forward_half)(Team &, const FeedForwardLayer &, int64_t tokens, const float *x, float *out);
+  void (*head)(Team &, const Head &, const float *x, int64_t tokens, float *logits);
+  void (*unpack)(const Matrix &, int64_t row, float *out);
+  void (*quantise)(Format, const float *x, int64_t columns, uint8_t *row);
+};

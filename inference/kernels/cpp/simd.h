@@ -1,0 +1,154 @@
+// Vectors of floats as wide as the processor's registers, in the compiler's vector extension (GCC and Clang).
+//
+// This header is compiled once for each instruction set, each time in a namespace of its own (KERNEL_ISA). Arithmetic
+// is plain C++ on vector types; only what the extension cannot say (half-precision conversion, integer dot products,
+// sums across lanes) is written with intrinsics, with plain loops where there are none.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+
+namespace KERNEL_ISA {
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16;
+#elif defined(__AVX2__)
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;
+#endif
+
+typedef float VecF __attribute__((vector_size(LANES * 4)));
+typedef float UnalignedVecF __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+typedef int32_t VecI __attribute__((vector_size(LANES * 4)));
+
+inline VecF zero() { return VecF{}; }
+inline VecF broadcast(float x) { return x - VecF{}; }
+inline VecF load(const float *p) { return *reinterpret_cast<const UnalignedVecF *>(p); }
+inline void store(float *p, VecF x) { *reinterpret_cast<UnalignedVecF *>(p) = x; }
+
+// One rounding where the processor has it, as in the vectors; so a scalar tail does not depend on how it is compiled.
+inline float multiply_add(float a, float b, float c) {
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+  return __builtin_fmaf(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+inline float sum_lanes(VecF x) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps((__m512)x);
+#elif defined(__AVX2__)
+  __m128 s = _mm_add_ps(_mm256_castps256_ps128((__m256)x), _mm256_extractf128_ps((__m256)x, 1));
+  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
+#else
+  float s = 0;
+  for (int i = 0; i < LANES; i++) s += x[i];
+  return s;
+#endif
+}
+
+inline float bits_to_float(uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
+
+inline uint32_t float_to_bits(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  return bits;
+}
+
+// IEEE 754 binary16, by shifting the exponent through a multiplication (subnormals and infinities come out right).
+inline float half_to_float(uint16_t h) {
+  const uint32_t sign = uint32_t(h & 0x8000) << 16, rest = uint32_t(h & 0x7fff) << 13;
+  float x = bits_to_float(rest) * bits_to_float(0x77800000);  // 2^112
+  if ((h & 0x7c00) == 0x7c00) x = bits_to_float(rest | 0x7f800000);
+  return bits_to_float(float_to_bits(x) | sign);
+}
+
+// Round to nearest even; too large becomes infinity, NaN stays NaN.
+inline uint16_t float_to_half(float x) {
+  const uint32_t bits = float_to_bits(x), sign = (bits >> 16) & 0x8000;
+  const uint32_t magnitude = bits & 0x7fffffff;
+  if (magnitude > 0x7f800000) return uint16_t(sign | 0x7e00);
+  if (magnitude >= 0x477ff000) return uint16_t(sign | 0x7c00);
+  if (magnitude < 0x38800000) {  // subnormal: let the float unit round at the right place
+    const float shifted = bits_to_float(magnitude) + bits_to_float(0x3f000000);
+    return uint16_t(sign | (float_to_bits(shifted) - 0x3f000000));
+  }
+  const uint32_t rounded = magnitude + 0xfff + ((magnitude >> 13) & 1);
+  return uint16_t(sign | ((rounded - 0x38000000) >> 13));
+}
+
+inline float bfloat_to_float(uint16_t b) { return bits_to_float(uint32_t(b) << 16); }
+
+inline VecF load_half(const uint16_t *p) {
+#if defined(__AVX512F__)
+  return (VecF)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));
+#elif defined(__F16C__)
+  return (VecF)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
+#elif defined(__ARM_NEON) && defined(__aarch64__)
+  return (VecF)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
+#else
+  VecF x;
+  for (int i = 0; i < LANES; i++) x[i] = half_to_float(p[i]);
+  return x;
+#endif
+}
+
+inline void store_half(uint16_t *p, VecF x) {
+#if defined(__AVX512F__)
+  _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), _mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__F16C__)
+  _mm_storeu_si128(reinterpret_cast<__m128i *>(p), _mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT));
+#else
+  for (int i = 0; i < LANES; i++) p[i] = float_to_half(x[i]);
+#endif
+}
+
+inline VecF load_bfloat(const uint16_t *p) {
+#if defined(__AVX512F__)
+  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));
+  return (VecF)_mm512_slli_epi32(wide, 16);
+#elif defined(__AVX2__)
+  const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
+  return (VecF)_mm256_slli_epi32(wide, 16);
+#else
+  VecF x;
+  for (int i = 0; i < LANES; i++) x[i] = bfloat_to_float(p[i]);
+  return x;
+#endif
+}
+
+// e^x for x <= 0, relative error below 2e-7; below -87 it is the smallest normal number's neighbourhood, that is 0 for
+// a softmax. Cody-Waite reduction and the Taylor polynomial to degree 7 on [-ln2/2, ln2/2]. NaN stays NaN.
+inline VecF exp_nonpositive(VecF x) {
+  const VecF low = broadcast(-87.0f);
+  x = x < low ? low : x;
+  const VecF shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: rounds to an integer in the low bits
+  const VecF n = shifted - 12582912.0f;
+  const VecF r = x - n * 0.693145752f - n * 1.42860677e-6f;
+  VecF p = broadcast(1.0f / 5040);
+  p = p * r + 1.0f / 720;
+  p = p * r + 1.0f / 120;
+  p = p * r + 1.0f / 24;
+  p = p * r + 1.0f / 6;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  const VecI exponent = ((VecI)shifted << 23);
+  return (VecF)((VecI)p + exponent);
+}
+
+}  // namespace KERNEL_ISA

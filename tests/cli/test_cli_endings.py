@@ -1,0 +1,98 @@
+"""How a run ends early: Ctrl-C, a reader that goes away, a disk that is full. Nothing is left half-written."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+STORIES = ("--config", "demo", "--ignore_eos", "--predict_data", *["Once upon a time"] * 3)
+
+
+def interrupted(process: subprocess.Popen[bytes]) -> bytes:
+    """Standard output of a run that is interrupted now."""
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert error == b"error: interrupted\n"
+    return out
+
+
+def test_interrupt_while_text_streams(cli):
+    process = cli.start(
+        *STORIES, "--stream", "--save_file", "saved.txt", stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    first = process.stdout.read(20)
+    # Streamed: the beginning is there although the end is not.
+    assert process.poll() is None
+    assert first.decode().startswith(", there ")
+    interrupted(process)
+    assert (cli.directory / "saved.txt").read_bytes() == b""
+    assert {path.name for path in cli.directory.iterdir()} == {"saved.txt"}
+
+
+@pytest.mark.parametrize(("library", "seconds"), [("_pydantic_core", 0), ("_c_expression", 0), ("_c_dataengine", 1)])
+def test_interrupt_while_starting(cli, library, seconds):
+    """MindSpore's own handler would crash its import, and leave a dump of the graph where it was compiling."""
+    process = cli.start(*STORIES, "--no-stream", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    wait_for(library, process)
+    time.sleep(seconds)
+    assert interrupted(process) == b""
+    assert list(cli.directory.iterdir()) == []
+
+
+def wait_for(library: str, process: subprocess.Popen[bytes]) -> None:
+    """Waits until the process has loaded a library."""
+    while library not in Path(f"/proc/{process.pid}/maps").read_text():
+        assert process.poll() is None
+        time.sleep(0.01)
+
+
+def test_an_ignored_interrupt_stays_ignored(cli):
+    """A shell starts background jobs so."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        process = cli.start("--config", "demo", "--check", stdout=subprocess.PIPE)
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    wait_for("_pydantic_core", process)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60)[0].endswith(b"ok\n")
+    assert process.returncode == 0
+
+
+def run_in_shell(cli, redirection: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    words = " ".join(f"'{word}'" for word in cli.words(arguments))
+    command = f"set -o pipefail; {words} {redirection}"
+    return subprocess.run(
+        ["bash", "-c", command], cwd=cli.directory, env=cli.environment, capture_output=True, text=True
+    )
+
+
+def test_a_reader_that_goes_away(cli):
+    done = run_in_shell(cli, "| head -c 5", *STORIES, "--stream")
+    assert done.stdout == ", the"
+    assert done.stderr == ""
+    assert done.returncode == 1
+    assert run_in_shell(cli, "| head -c 5", "--help").stderr == ""
+
+
+def test_a_full_disk(cli):
+    done = run_in_shell(cli, "", "--config", "demo", "--predict_data", "2 + 3 =", "--save_file", "/dev/full")
+    assert done.returncode == 1
+    assert done.stderr == "error: /dev/full cannot be written: No space left on device\n"
+    done = run_in_shell(cli, ">/dev/full", "--version")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: the output: No space left on device")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_closed_standard_output(cli):
+    arguments = ("--config", "demo", "--predict_data", "2 + 3 =", "--save_file", "saved.txt")
+    done = run_in_shell(cli, ">&-", *arguments)
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
+    assert (cli.directory / "saved.txt").read_text() == " 5\n"

@@ -1,0 +1,126 @@
+"""What the command line says about itself: help, version, models, config, checks, completion."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+
+import pytest
+
+from inference import __version__, load_config
+from inference.config.flags import FLAGS
+from inference.config.presets import list_presets
+
+HEADINGS = ["Run:", "Model:", "Device:", "Generation:", "Output:", "Information:", "Examples:"]
+
+
+def test_help_is_grouped_with_defaults_and_examples(cli):
+    result = cli("--help").answered()
+    assert result.err == ""
+    assert [line for line in result.out.splitlines() if line in HEADINGS] == HEADINGS
+    words = " ".join(result.out.split())
+    for flag in FLAGS:
+        # What only training uses is accepted, and would only be in the way here.
+        assert (re.search(rf"{flag.name}\b", result.out) is not None) == flag.acted_on
+    assert "0 among all. [default: 50]" in words
+    assert "[default: CPU]" in words
+    assert "--key" not in result.out
+    assert cli("-h").out == result.out
+
+
+def test_version(cli):
+    assert cli("--version").answered().out == f"mindspore-inference {__version__}\n"
+
+
+def test_list_models(cli):
+    lines = cli("--list_models").answered().out.splitlines()
+    assert [line.split()[0] for line in lines] == [preset.name for preset in list_presets()]
+    assert "llama2_7b        llama2    6.74 B   meta-llama/Llama-2-7b-hf" in lines
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--check", "--predict_data", "a"], ["--seed", "x"], ["--sed", "1"]])
+def test_mindspore_is_not_imported(cli, arguments):
+    words = cli.words(("--config", "demo", *arguments))
+    done = subprocess.run([words[0], "-X", "importtime", *words[1:]], env=cli.environment, capture_output=True)
+    imported = {line.rpartition(b"|")[2].strip().split(b".")[0] for line in done.stderr.splitlines()}
+    assert b"click" in imported
+    assert not imported & {b"mindspore", b"mindformers", b"torch", b"transformers", b"huggingface_hub"}
+
+
+def test_print_config_reads_back_the_same(cli):
+    flags = ("--temperature", "0.5", "--stop", "no", "--options", "processor.chat=True", "--engine.threads", "2")
+    first = cli.demo(*flags, "--print_config").answered()
+    assert "temperature: 0.5  # --temperature" in first.out
+    assert 'stop: ["no"]  # --stop' in first.out
+    assert "chat: true  # --options" in first.out
+    assert "threads: 2  # --engine.threads" in first.out
+    assert re.search(r'pretrained_model_dir: "demo"  # .*predict_demo.yaml:\d+', first.out)
+    printed = cli.write("printed.yaml", first.out)
+    assert load_config(printed).generation().temperature == 0.5
+    second = cli("--config", "printed.yaml", "--print_config").answered()
+    assert without_comments(second.out) == without_comments(first.out)
+
+
+def without_comments(text: str) -> list[str]:
+    return [line.partition("  #")[0] for line in text.splitlines()]
+
+
+def test_check_says_what_would_run_and_lists_keys_without_effect(cli):
+    config = "base_config: {}\nrunner_config:\n  epochs: 3\nmodel:\n  model_config:\n    batch_size: 4\n"
+    cli.write("mine.yaml", config.format(next(p.path for p in list_presets() if p.name == "demo")))
+    result = cli("--config", "mine.yaml", "--check", "--predict_data", "a", "b", "--profile", "True").answered()
+    first, *unused = result.out.splitlines()
+    assert first.startswith("demo: LlamaForCausalLM, 1.8 M parameters, context 512, weights ")
+    assert first.endswith("; 2 prompts; ok")
+    assert unused == [
+        "no effect: runner_config (mine.yaml:2)",
+        "no effect: model.model_config.batch_size (mine.yaml:6)",
+        "no effect: profile (--profile)",
+    ]
+
+
+def test_check_needs_no_prompt(cli):
+    assert cli.demo("--check").answered().out.endswith("; 0 prompts; ok\n")
+
+
+def test_mindformers_training_flags_are_accepted(cli):
+    flags = [word for flag in FLAGS if not flag.acted_on for word in (flag.name, "1" if flag.kind is int else "True")]
+    unused = cli.demo("--check", *flags).answered().out.splitlines()[1:]
+    assert len(unused) >= 12
+    assert all(line.startswith("no effect: ") for line in unused)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_script(cli, shell):
+    assert "_RUN_INFERENCE_COMPLETE" in cli("--show_completion", shell).answered().out
+
+
+def test_completion_offers_flags_and_choices(cli):
+    cli.environment |= {"_RUN_INFERENCE_COMPLETE": "bash_complete", "COMP_CWORD": "1"}
+    cli.environment["COMP_WORDS"] = "run_inference.py --max"
+    assert cli().out.split() == ["plain,--max_new_tokens", "plain,--max_length"]
+    cli.environment |= {"COMP_WORDS": "run_inference.py --output_format m", "COMP_CWORD": "2"}
+    assert cli().out.split() == ["plain,mindformers"]
+
+
+def test_options_may_hold_any_typed_value(cli):
+    values = {
+        "generation_config.do_sample=False": "do_sample: false",
+        "generation_config.eos_token_id=2,7": "eos_token_id: [2, 7]",
+        "generation_config.stop=[a, b]": 'stop: ["a", "b"]',
+        "model.model_config.rms_norm_eps=1e-5": "rms_norm_eps: 1e-05",
+        "load_checkpoint=null": 'pretrained_model_dir: "demo"',
+    }
+    printed = cli.demo("--options", *values, "--print_config").answered().out
+    for line in values.values():
+        assert f"{line}  # " in printed
+    assert not re.search("^load_checkpoint", printed, re.MULTILINE)
+
+
+def test_the_command_line_outranks_the_yaml(cli):
+    cli.write("mine.yaml", "seed: 1\ngeneration_config: {max_new_tokens: 7, top_k: 3}\n")
+    printed = cli("--config", "mine.yaml", "--print_config", "--max_length", "9", "--top_k", "4").answered().out
+    assert "max_length: 9" in printed
+    assert "max_new_tokens" not in printed
+    assert "top_k: 4  # --top_k" in printed
+    assert "seed: 1  # mine.yaml:1" in printed

@@ -1,0 +1,134 @@
+"""The native kernels against plain numpy, for every instruction set of this processor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from inference.kernels import library
+from inference.kernels.build import KernelBuildError, library_path
+from inference.kernels.formats import GROUP, Format, pack, unpack
+
+try:
+    library_path()
+except KernelBuildError as error:
+    pytest.skip(str(error), allow_module_level=True)
+
+
+def supported() -> list[str]:
+    """Instruction sets that this build and this processor have."""
+    with open("/proc/cpuinfo") as file:
+        flags = next((set(line.split()) for line in file if line.startswith(("flags", "Features"))), set())
+    needs = {
+        "plain": set(),
+        "avx2": {"avx2", "fma", "f16c"},
+        "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq"},
+        "avx512_vnni": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"},
+    }
+    return [name for name, needed in needs.items() if needed <= flags]
+
+
+@pytest.fixture(params=supported(), autouse=True, scope="module")
+def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
+    assert library.use_instruction_set(request.param)
+    yield request.param
+    library.use_instruction_set("best")
+
+
+def rounded_activations(x: np.ndarray, weight_format: Format) -> np.ndarray:
+    """x as an integer product sees it: int8 in groups of 32, symmetric."""
+    if not weight_format.quantised:
+        return x.astype(np.float64)
+    tokens, columns = x.shape
+    padded = np.zeros((tokens, -(-columns // GROUP) * GROUP))
+    padded[:, :columns] = x
+    groups = padded.reshape(tokens, -1, GROUP)
+    scale = np.abs(groups).max(axis=2, keepdims=True) / 127
+    values = np.rint(np.divide(groups, scale, out=np.zeros_like(groups), where=scale > 0))
+    return (values * scale).reshape(tokens, -1)[:, :columns]
+
+
+SIZES = st.tuples(st.integers(1, 14), st.integers(1, 70), st.integers(1, 200))
+
+
+@settings(deadline=None, max_examples=60)
+@given(SIZES, st.sampled_from(Format), st.integers(0, 999), st.sampled_from([1e-4, 1.0, 1e4]), st.booleans())
+def test_linear(sizes: tuple[int, int, int], weight_format: Format, seed: int, scale: float, with_extras: bool) -> None:
+    tokens, rows, columns = sizes
+    generator = np.random.default_rng(seed)
+    packed = pack(generator.standard_normal((rows, columns), dtype=np.float32), weight_format)
+    x = generator.standard_normal((tokens, columns), dtype=np.float32) * np.float32(scale)
+    bias = generator.standard_normal(rows, dtype=np.float32) if with_extras else None
+    residual = generator.standard_normal((tokens, rows), dtype=np.float32) if with_extras else None
+    weights = unpack(packed, weight_format, columns).astype(np.float64)
+    expected = rounded_activations(x, weight_format) @ weights.T
+    if with_extras:
+        expected = residual + (expected + bias)
+    got = library.linear(packed, weight_format, x, bias, residual)
+    # Where x lies on the border of two int8 values either is right: one step of one element.
+    border = np.abs(x).max() / 127 * np.abs(weights).max() if weight_format.quantised else 0
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=scale * 1e-4 * columns**0.5 + 1.01 * border)
+
+
+@settings(deadline=None, max_examples=40)
+@given(SIZES, st.sampled_from(Format), st.integers(0, 999))
+def test_a_token_does_not_depend_on_its_neighbours(
+    sizes: tuple[int, int, int], weight_format: Format, seed: int
+) -> None:
+    tokens, rows, columns = sizes
+    generator = np.random.default_rng(seed)
+    packed = pack(generator.standard_normal((rows, columns), dtype=np.float32), weight_format)
+    x = generator.standard_normal((tokens, columns), dtype=np.float32)
+    together = library.linear(packed, weight_format, x)
+    alone = np.concatenate([library.linear(packed, weight_format, row[None]) for row in x])
+    assert np.array_equal(together, alone)
+
+
+@pytest.mark.parametrize("weight_format", Format)
+def test_long_rows_and_many_tokens(weight_format: Format) -> None:
+    generator = np.random.default_rng(5)
+    packed = pack(generator.standard_normal((37, 2500), dtype=np.float32), weight_format)
+    x = generator.standard_normal((65, 2500), dtype=np.float32)
+    weights = unpack(packed, weight_format, 2500).astype(np.float64)
+    expected = rounded_activations(x, weight_format) @ weights.T
+    assert np.abs(library.linear(packed, weight_format, x) - expected).max() <= 1e-3 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("weight_format", Format)
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_no_number_stays_so_and_stays_in_its_row(weight_format: Format, bad: float) -> None:
+    generator = np.random.default_rng(6)
+    packed = pack(generator.standard_normal((5, 70), dtype=np.float32), weight_format)
+    x = generator.standard_normal((8, 70), dtype=np.float32)
+    clean = library.linear(packed, weight_format, x)
+    x[3, 40] = bad
+    got = library.linear(packed, weight_format, x)
+    assert not np.isfinite(got[3]).any()
+    keep = [0, 1, 2, 4, 5, 6, 7]
+    assert np.array_equal(got[keep], clean[keep])
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 5), st.integers(1, 100), st.integers(0, 999))
+def test_rms_norm(tokens: int, width: int, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    x, weight = generator.standard_normal((tokens, width)), generator.standard_normal(width)
+    expected = x / np.sqrt((x**2).mean(axis=1, keepdims=True) + 1e-5) * weight
+    np.testing.assert_allclose(library.rms_norm(x, weight, 1e-5), expected, rtol=2e-5, atol=1e-6)
+
+
+def test_thread_counts_agree() -> None:
+    generator = np.random.default_rng(7)
+    packed = pack(generator.standard_normal((130, 64), dtype=np.float32), Format.FLOAT32)
+    x = generator.standard_normal((9, 64), dtype=np.float32)
+    results = []
+    for threads in (1, 2, 5):
+        library.set_threads(threads)
+        results.append(library.linear(packed, Format.FLOAT32, x))
+    library.set_threads(None)
+    assert np.array_equal(results[0], results[1])
+    assert np.array_equal(results[0], results[2])

@@ -1,0 +1,176 @@
+"""Every family against what transformers computed for a tiny random model of it (tests/goldens)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from inference.models import weights
+from inference.models.checkpoint import open_checkpoint
+from inference.models.registry import model_config_from
+from inference.models.runner import ModelRunner
+from inference.models.step import SequenceStep, StepBatch
+
+GOLDENS = Path(__file__).parents[1] / "goldens"
+CASES = sorted(path.parent.name for path in GOLDENS.glob("*/golden.npz"))
+STEPS = 64
+# Of the position's largest logit; what is measured is 3e-6.
+TOLERANCE = 1e-4
+
+
+@dataclass
+class Row:
+    """A prompt, what transformers says of it, and blocks of cache for it and its answer."""
+
+    prompt: list[int]
+    positions: np.ndarray
+    logits: np.ndarray
+    greedy: list[int]
+    blocks: list[int]
+
+    def check(self, logits: np.ndarray, positions: np.ndarray | None = None) -> None:
+        """`logits` are those of `positions`, or of every token of the prompt."""
+        expected = self.logits
+        if positions is None:
+            logits = logits[self.positions]
+        else:
+            expected = expected[np.isin(self.positions, positions)]
+            logits = logits[np.isin(positions, self.positions)]
+        assert logits.shape == expected.shape and len(expected)
+        largest = np.abs(expected).max(axis=1, keepdims=True)
+        error = (np.abs(logits - expected) / largest).max()
+        assert error < TOLERANCE, f"prompt of {len(self.prompt)}: relative error {error:.1e}"
+
+
+@dataclass
+class Case:
+    """A model and its rows."""
+
+    runner: ModelRunner
+    rows: list[Row]
+
+    def step(self, parts: Sequence[tuple[list[int], int, list[int]]], all_logits: bool = False) -> np.ndarray:
+        """One step of (tokens, start, blocks) a sequence."""
+        sequences = [SequenceStep(*part) for part in parts]
+        return self.runner.step(StepBatch.build(sequences, self.runner.block_size, all_logits))
+
+    def greedy(self, rows: Sequence[Row], cached: bool) -> list[list[int]]:
+        """64 greedy tokens of all rows, run together."""
+        texts = [list(row.prompt) for row in rows]
+        starts = [0] * len(rows)
+        for _ in range(STEPS):
+            parts = [(text[start:], start, row.blocks) for text, start, row in zip(texts, starts, rows, strict=True)]
+            if cached:
+                starts = [len(text) for text in texts]
+            for text, logits in zip(texts, self.step(parts), strict=True):
+                text.append(int(logits.argmax()))
+        return [text[len(row.prompt) :] for text, row in zip(texts, rows, strict=True)]
+
+
+def build(name: str, block_size: int) -> Case:
+    directory = GOLDENS / name
+    config = model_config_from(json.loads((directory / "config.json").read_text()), name)
+    golden = np.load(directory / "golden.npz")
+    # Block tables in no order, so that a slot is right only by way of its table.
+    num_blocks = 1 + sum(-(-(int(length) + STEPS) // block_size) for length in golden["lengths"])
+    free = list(np.random.default_rng(7).permutation(np.arange(1, num_blocks)))
+    rows = []
+    for i, length in enumerate(golden["lengths"]):
+        blocks = [int(free.pop()) for _ in range(-(-(int(length) + STEPS) // block_size))]
+        prompt, greedy = golden[f"prompt_{i}"].tolist(), golden[f"greedy_{i}"].tolist()
+        rows.append(Row(prompt, golden[f"positions_{i}"], golden[f"logits_{i}"], greedy, blocks))
+    pairs = weights.fit(open_checkpoint(directory), config, directory)
+    runner = ModelRunner(config, pairs, num_blocks=num_blocks, block_size=block_size)
+    return Case(runner, rows)
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request: pytest.FixtureRequest, graph_mode: None) -> Case:
+    return build(request.param, block_size=16)
+
+
+def test_prompts_cover_one_token_and_several_blocks() -> None:
+    for name in CASES:
+        lengths = np.load(GOLDENS / name / "golden.npz")["lengths"]
+        assert lengths.min() == 1 and lengths.max() > 4 * 16 and any(length % 2 for length in lengths)
+    assert {"llama2_mha", "llama2_gqa", "llama31", "llama32_tied", "mistral_window", "qwen2", "qwen3"} <= set(CASES)
+
+
+def test_logits_of_prompts_run_together(case: Case) -> None:
+    logits = case.step([(row.prompt, 0, row.blocks) for row in case.rows], all_logits=True)
+    start = 0
+    for row in case.rows:
+        row.check(logits[start : start + len(row.prompt)])
+        start += len(row.prompt)
+    assert start == len(logits)
+
+
+def test_logits_of_each_prompt_alone(case: Case) -> None:
+    for row in case.rows:
+        row.check(case.step([(row.prompt, 0, row.blocks)], all_logits=True))
+
+
+@pytest.mark.parametrize("chunks", [(1, 3, 2), (5,), (13, 16, 17)])
+def test_logits_of_prompts_in_chunks(case: Case, chunks: tuple[int, ...]) -> None:
+    """Rows are at different places and take chunks of different sizes, so prefill and decode mix in a step."""
+    starts = [0] * len(case.rows)
+    seen: list[list[np.ndarray]] = [[] for _ in case.rows]
+    step = 0
+    while any(start < len(row.prompt) for start, row in zip(starts, case.rows, strict=True)):
+        parts, who = [], []
+        for index, row in enumerate(case.rows):
+            count = min(chunks[(step + index) % len(chunks)], len(row.prompt) - starts[index])
+            if count:
+                parts.append((row.prompt[starts[index] : starts[index] + count], starts[index], row.blocks))
+                who.append(index)
+                starts[index] += count
+        at, logits = 0, case.step(parts, all_logits=True)
+        for index, part in zip(who, parts, strict=True):
+            seen[index].append(logits[at : at + len(part[0])])
+            at += len(part[0])
+        step += 1
+    for row, pieces in zip(case.rows, seen, strict=True):
+        row.check(np.concatenate(pieces))
+
+
+def test_last_logits_are_those_of_the_last_token(case: Case) -> None:
+    for row, logits in zip(case.rows, case.step([(r.prompt, 0, r.blocks) for r in case.rows]), strict=True):
+        row.check(logits[None], np.array([len(row.prompt) - 1]))
+
+
+def test_greedy_tokens_with_cache(case: Case) -> None:
+    assert case.greedy(case.rows, cached=True) == [row.greedy for row in case.rows]
+
+
+def test_greedy_tokens_without_cache(case: Case) -> None:
+    rows = [row for row in case.rows if len(row.prompt) in (1, 7, 33)]
+    assert len(rows) == 3
+    assert case.greedy(rows, cached=False) == [row.greedy for row in rows]
+
+
+@pytest.mark.parametrize("block_size", [1, 4, 128])
+@pytest.mark.parametrize("name", ["llama31", "mistral_window"])
+def test_block_size_changes_nothing(graph_mode: None, name: str, block_size: int) -> None:
+    case = build(name, block_size)
+    assert case.greedy(case.rows, cached=True) == [row.greedy for row in case.rows]
+
+
+def test_the_cache_of_finished_rows_can_be_used_again(case: Case) -> None:
+    """What a block held before must not show: rows swap their blocks and run again."""
+    case.greedy(case.rows[-1:], cached=True)
+    short = next(row for row in case.rows if len(row.prompt) == 2)
+    reused = Row(short.prompt, short.positions, short.logits, short.greedy, case.rows[-1].blocks)
+    assert case.greedy([reused], cached=True) == [short.greedy]
+
+
+def test_a_wrong_position_would_show(case: Case) -> None:
+    """The check itself: the same prompt, one position on, must not pass."""
+    row = case.rows[-1]
+    shifted = case.step([(row.prompt[:1], 0, row.blocks), (row.prompt[1:], 2, case.rows[-2].blocks)], all_logits=True)
+    with pytest.raises(AssertionError, match="relative error"):
+        row.check(shifted)

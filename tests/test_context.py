@@ -1,0 +1,116 @@
+"""The context refuses a device that is not there before MindSpore is imported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from inference import context as context_module
+from inference.config import load_config
+from inference.context import available_memory, build_context, check_device
+from inference.errors import ConfigError, DeviceError
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def no_mindspore(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails the test where MindSpore would be imported."""
+
+    def refuse() -> float:
+        raise AssertionError("MindSpore is imported")
+
+    monkeypatch.setattr(context_module, "import_mindspore", refuse)
+
+
+@pytest.fixture
+def devices(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A directory in place of /dev."""
+
+    def moved(path: str) -> Path:
+        return tmp_path if path == "/dev" else Path(path)
+
+    monkeypatch.setattr(context_module, "Path", moved)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"device_target": "Ascend"}, "Ascend device 0 is not there, this machine has no Ascend device"),
+        ({"device_target": "Ascend", "device_id": 5}, "Ascend device 5 is not there"),
+        ({"device_target": "GPU"}, "no GPU backend"),
+        ({"device_target": "CPU", "device_id": 3}, "there is no CPU device 3"),
+        ({"device_id": 3}, "there is no CPU device 3"),
+    ],
+)
+def test_a_device_that_is_not_there(no_mindspore: None, devices: Path, section: dict, message: str) -> None:
+    with pytest.raises(DeviceError, match=message) as caught:
+        build_context({"context": section})
+    assert caught.value.exit_code == 2 and caught.value.hint
+    assert "\n" not in str(caught.value)
+
+
+def test_an_ascend_device_that_is_there(devices: Path) -> None:
+    for name in ("davinci0", "davinci3", "davinci10", "davinci_manager"):
+        (devices / name).touch()
+    for number in (0, 3, 10):
+        check_device(load_config({"context": {"device_target": "Ascend", "device_id": number}}))
+    with pytest.raises(DeviceError, match=r"this machine has devices \[0, 3, 10\]"):
+        check_device(load_config({"context": {"device_target": "Ascend", "device_id": 1}}))
+
+
+def test_the_error_names_the_file_that_asked(no_mindspore: None, devices: Path, tmp_path: Path) -> None:
+    path = tmp_path / "predict.yaml"
+    path.write_text("seed: 1\ncontext:\n  device_target: Ascend\n", encoding="utf-8")
+    with pytest.raises(DeviceError, match=r"predict\.yaml:3"):
+        build_context(load_config(path))
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"context": {"device_tarjet": "CPU"}}, "did you mean 'device_target'"),
+        ({"contxt": {"mode": 0}}, "did you mean 'context'"),
+        ({"context": {"mode": "fast"}}, "mode"),
+        ({"context": {"device_target": "TPU"}}, "device_target"),
+        ({"use_parallel": True}, "use_parallel"),
+    ],
+)
+def test_sections_that_make_no_sense(no_mindspore: None, sections: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_context(sections)
+    with pytest.raises(ConfigError, match=message):
+        build_context(**sections)
+
+
+def test_refusing_a_device_does_not_import_mindspore() -> None:
+    program = """
+import sys
+from inference import InferenceError, build_context
+try:
+    build_context({'context': {'device_target': 'CPU', 'device_id': 1}})
+except InferenceError as error:
+    assert 'mindspore' not in sys.modules
+    sys.exit(error.exit_code)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (2, "")
+
+
+@pytest.mark.parametrize("spelling", [{"context": {"mode": 0}, "parallel": {}, "parallel_config": {}}, {}, None])
+def test_mindformers_own_call(spelling: dict | None) -> None:
+    import mindspore
+
+    context = build_context(spelling)
+    assert (context.device_target, context.device_id, context.mode) == ("CPU", 0, 0)
+    assert context.import_seconds >= 0
+    assert mindspore.get_context("mode") == mindspore.GRAPH_MODE
+    assert mindspore.get_context("device_target") == "CPU"
+
+
+def test_available_memory_is_a_number_of_bytes() -> None:
+    assert 2**20 < available_memory() < 2**50
