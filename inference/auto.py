@@ -63,10 +63,11 @@ class AutoConfig:
 
     def __getattr__(self, key: str) -> Any:
         config: InferenceConfig = object.__getattribute__(self, "_config")
-        if key in ModelSettings.model_fields:
-            return getattr(config.model.model_config, key)
+        # Some keys are in both sections; the generation has them merged.
         if key in GenerationConfig.model_fields:
             return getattr(config.generation(), key)
+        if key in ModelSettings.model_fields:
+            return getattr(config.model.model_config, key)
         raise AttributeError(f"a model's config has no '{key}'")
 
     def __setattr__(self, key: str, value: Any) -> None:

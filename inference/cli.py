@@ -121,7 +121,9 @@ def _own_options() -> list[GroupedOption]:
             ["--options"], group=run, multiple=True, metavar="KEY=VALUE", help="Any key of the config, dotted."
         ),
         GroupedOption([KEY], group=run, multiple=True, hidden=True),
-        GroupedOption(["--overwrite"], group=output, is_flag=True, help="Replace a save file that exists."),
+        GroupedOption(
+            ["--overwrite", "--force", "overwrite"], group=output, is_flag=True, help="Replace a save file that exists."
+        ),
         GroupedOption(
             ["--no-stream", "--no_stream"], group=output, is_flag=True, help="Write each answer when it is complete."
         ),
@@ -201,7 +203,12 @@ def _predict(config: InferenceConfig, given: dict[str, Any]) -> None:
         return
     if config.unused_keys:
         say(f"without effect here: {count(len(config.unused_keys), 'key')} of the config (--check lists them)")
-    modes.predict(config, read_prompts(values), given["overwrite"])
+    if config.run_mode == "convert":
+        modes.convert(config, given["overwrite"])
+    elif config.run_mode == "evaluate":
+        modes.evaluate(config, read_prompts(values))
+    else:
+        modes.predict(config, read_prompts(values), given["overwrite"])
 
 
 def _say_checked(config: InferenceConfig, job: Any) -> None:

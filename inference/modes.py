@@ -1,4 +1,4 @@
-"""What the command line can do, without the command line: predict, and check.
+"""What the command line can do, without the command line: predict, evaluate, convert, and check.
 
 Everything that can be wrong with config, model, checkpoint, tokenizer and prompts is found before MindSpore is
 imported, so that a mistake costs half a second and not half a minute.
@@ -6,6 +6,7 @@ imported, so that a mistake costs half a second and not half a minute.
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from dataclasses import dataclass
@@ -14,10 +15,14 @@ from typing import Any
 
 from inference.config import InferenceConfig
 from inference.context import build_context, check_device
-from inference.errors import ConfigError
-from inference.generation.model import GenerativeModel, make_encoder, positions_needed
+from inference.errors import ConfigError, InputError
+from inference.generation.model import GenerativeModel, make_encoder, positions_needed, weight_format_of
+from inference.generation.perplexity import Score, score
+from inference.generation.perplexity import positions_needed as score_positions
 from inference.generation.text import EncodedPrompt, TextGenerator
 from inference.metrics import RunMetrics, StartupTimes, process_age
+from inference.models.convert import check_target
+from inference.models.convert import convert as write_converted
 from inference.models.source import ModelSource, resolve
 from inference.models.weights import Pairs
 from inference.output import AnswerWriter, check_writable
@@ -30,6 +35,9 @@ NOT_THERE_YET: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     ("backend", ("auto", "native"), "the project's own networks are used"),
     ("prefix_cache", (False,), "every prompt is computed"),
 )
+
+
+RUN_MODES = ("predict", "evaluate", "convert")
 
 
 @dataclass(frozen=True)
@@ -49,16 +57,19 @@ def check(config: InferenceConfig, batch: PromptBatch, overwrite: bool = False) 
     Raises:
         InferenceError: the first one.
     """
-    if config.run_mode != "predict":
+    if config.run_mode not in RUN_MODES:
         raise ConfigError(
-            f"{config.origin('run_mode')}: run_mode {config.run_mode} is not there yet", "give --run_mode predict"
+            f"{config.origin('run_mode')}: run_mode {config.run_mode} is not there yet",
+            f"accepted: {', '.join(RUN_MODES)}",
         )
     check_device(config)
     if config.output.save_file:
         check_writable(Path(config.output.save_file), overwrite)
     source = resolve(config)
     tokenizer = source.tokenizer()
-    prompts = make_encoder(source, tokenizer, source.generation).encode_all(batch.prompts)
+    # A text to evaluate may be longer than the context, and needs no room for an answer.
+    predicting = config.run_mode == "predict"
+    prompts = make_encoder(source, tokenizer, source.generation).encode_all(batch.prompts) if predicting else []
     return Job(config, source, source.pairs(), tokenizer, prompts)
 
 
@@ -84,6 +95,73 @@ def predict(config: InferenceConfig, batch: PromptBatch, overwrite: bool = False
     first_token = _run(job, model, metrics, overwrite)
     say(summary(metrics, first_token))
     return metrics
+
+
+def evaluate(config: InferenceConfig, batch: PromptBatch) -> Score:
+    """Perplexity over texts, a document for each prompt; one line on standard output."""
+    job = check(config, batch)
+    documents = [
+        list(prompt.token_ids) if prompt.token_ids else job.tokenizer.encode(prompt.text or "")
+        for prompt in batch.prompts
+        if prompt.messages is None
+    ]
+    if not any(len(document) > 1 for document in documents):
+        raise InputError("there is no text of two tokens or more to evaluate", "give --predict_data a file of texts")
+    _say_what_is_used(job)
+    build_context(config)
+    positions = score_positions(config.engine.block_size)
+    model = GenerativeModel(job.source, job.pairs, positions=positions, progress=load_progress(job.pairs))
+    result = score(model.runner, documents)
+    figures = {
+        "model": job.source.name,
+        "weight_dtype": model.runner.weight_format.value,
+        "perplexity": result.perplexity,
+        "tokens": result.tokens,
+        "documents": len(documents),
+    }
+    if config.output.format == "json":
+        print(json.dumps(figures))
+    else:
+        print(
+            f"perplexity {result.perplexity:.4f} over {result.tokens:,} tokens of {count(len(documents), 'document')} "
+            f"({figures['model']}, {figures['weight_dtype']})"
+        )
+    return result
+
+
+def convert(config: InferenceConfig, force: bool = False) -> Path:
+    """Writes the model in `engine.weight_dtype` to `<output_dir>/<model>-<weight_dtype>`; prints where."""
+    from inference.kernels.build import KernelBuildError
+
+    check_device(config)
+    source = resolve(config)
+    pairs = source.pairs()
+    if pairs is None or source.packed is not None:
+        raise ConfigError("there is nothing to convert: the weights are random or packed already", "give a checkpoint")
+    weight_format = weight_format_of(source, pairs)
+    target = Path(config.output_dir) / f"{source.name}-{weight_format.value}"
+    check_target(target, force)
+    try:
+        from inference.kernels.library import quantise, set_threads
+
+        set_threads(config.engine.threads)
+    except KernelBuildError as error:
+        say(f"{error}: the slower packer is used")
+        from inference.kernels.formats import pack as quantise
+    own = dict(source.own_config)
+    write_converted(
+        pairs,
+        source.model,
+        own,
+        source.directory,
+        target,
+        weight_format,
+        quantise,
+        force=force,
+        progress=load_progress(pairs),
+    )
+    print(target)
+    return target
 
 
 def _run(job: Job, model: GenerativeModel, metrics: RunMetrics, overwrite: bool) -> float | None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from inference.auto import AutoModel, AutoTokenizer
-from inference.errors import ConfigError, InputError, did_you_mean
+from inference.errors import ConfigError, InferenceError, InputError, did_you_mean
 from inference.generation.model import GenerativeModel
 from inference.generation.streamers import BaseStreamer
-from inference.prompts import Prompt
+from inference.generation.text import EncodedPrompt
+from inference.prompts import Prompt, check_text
 from inference.tokenizer import Tokenizer
 
 TASKS = ("text_generation", "text-generation")
@@ -55,16 +56,29 @@ class TextGenerationPipeline:
             ConfigError: an unknown setting.
             InputError: an input that is empty or does not fit the model's context.
         """
-        texts = [inputs] if isinstance(inputs, str) else list(inputs)
-        if not texts:
-            raise InputError("the pipeline was given no input", "give a text or a list of texts")
-        encoder = self.model.encoder(self.tokenizer, self._generation.updated(**settings))
-        prompts = encoder.encode_all(Prompt(str(row), f"input {row + 1}", text=text) for row, text in enumerate(texts))
-        answers = self.model.answer(prompts, self.tokenizer, streamer or self.streamer)
+        streamer = streamer or self.streamer
+        try:
+            prompts = self._encoded([inputs] if isinstance(inputs, str) else inputs, settings)
+        except InferenceError:
+            # Whoever iterates over the streamer in another thread would wait for ever.
+            if streamer is not None:
+                streamer.close()
+            raise
+        answers = self.model.answer(prompts, self.tokenizer, streamer)
         return [
             {"text_generation_text": [prompt.text + answer if return_full_text else answer]}
             for prompt, answer in zip(prompts, answers, strict=True)
         ]
+
+    def _encoded(self, texts: Iterable[str], settings: Mapping[str, Any]) -> list[EncodedPrompt]:
+        encoder = self.model.encoder(self.tokenizer, self._generation.updated(**settings))
+        prompts = [
+            Prompt(str(row), f"input {row + 1}", text=check_text(text, f"input {row + 1}"))
+            for row, text in enumerate(texts)
+        ]
+        if not prompts:
+            raise InputError("the pipeline was given no input", "give a text or a list of texts")
+        return encoder.encode_all(prompts)
 
 
 def pipeline(

@@ -62,7 +62,7 @@ def read_prompts(values: Sequence[str]) -> PromptBatch:
         else:
             _refuse_other_file(value)
             number = len(batch.prompts)
-            batch.prompts.append(Prompt(str(number), f"prompt {number + 1}", text=_check_text(value, "--predict_data")))
+            batch.prompts.append(Prompt(str(number), f"prompt {number + 1}", text=check_text(value, "--predict_data")))
     if not batch.prompts:
         raise InputError("there is no prompt", "give --predict_data a text, a .txt or .jsonl file, or - for stdin")
     _check_unique(batch.prompts)
@@ -169,7 +169,7 @@ def _content(row: Mapping[str, Any], where: str) -> tuple[str | None, tuple[int,
             raise InputError(f"{where}: messages must be a list of objects with 'role' and 'content'")
         return None, None, tuple(messages)
     if isinstance(prompt, str):
-        return _check_text(prompt, where), None, None
+        return check_text(prompt, where), None, None
     if not isinstance(prompt, list) or not all(type(token) is int and token >= 0 for token in prompt):
         raise InputError(f"{where}: prompt must be text or a list of token ids")
     if not prompt:
@@ -187,8 +187,13 @@ def _row_settings(settings: dict[str, Any], where: str) -> dict[str, Any]:
     return settings
 
 
-def _check_text(text: str, where: str) -> str:
-    if not text.strip():
+def check_text(text: str, where: str) -> str:
+    """The text, if there is anything in it.
+
+    Raises:
+        InputError: it is empty or blank; the message begins with `where`.
+    """
+    if isinstance(text, str) and not text.strip():
         raise InputError(f"{where}: the prompt is empty", "give at least one character")
     return text
 

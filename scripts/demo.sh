@@ -10,4 +10,4 @@ for argument in "$@"; do
     [[ $argument == --predict_data* ]] && prompt=()
 done
 exec "$PYTHON_IN_VENV" "$ROOT/run_inference.py" --config "$ROOT/configs/demo/predict_demo.yaml" \
-    --run_mode predict "${prompt[@]}" "$@"
+    --run_mode predict --echo True --stream True "${prompt[@]}" "$@"

@@ -58,6 +58,7 @@ build_env() {
     rm -f "$VENV/.ready"
     : >"$VENV/.installing"
     install_project "$extra"
+    build_kernels
     printf '%s\nbase %s\n' "$(wanted_hash)" "$extra" >"$VENV/.ready.new"
     rm "$VENV/.installing"
     mv "$VENV/.ready.new" "$VENV/.ready"
@@ -105,6 +106,11 @@ install_project() {
     (cd "$ROOT" && "$PYTHON_IN_VENV" -m pip install --quiet --disable-pip-version-check \
         --editable ".${extra:+[$extra]}") >"$INSTALL_LOG" 2>&1 || report_pip
     rm -f "$INSTALL_LOG"
+}
+
+# Without a compiler the project runs on stock operators, and says so at each run.
+build_kernels() {
+    "$PYTHON_IN_VENV" -c "from inference.kernels.build import main; main()" >/dev/null || true
 }
 
 # pip ended by itself, so what it left is whole: the next run may go on with it.

@@ -1,4 +1,4 @@
-"""Settings of the whole test suite: the slow tests run after the others, and MindSpore starts when it is first needed."""
+"""Settings of the whole test suite: slow tests run after the others, MindSpore starts when it is first needed."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ import numpy as np
 from inference import kernels
 from inference.config import GenerationConfig, InferenceConfig
 from inference.context import available_memory
-from inference.errors import InferenceError, InputError
+from inference.errors import ConfigError, InferenceError, InputError
 from inference.generation.engine import Engine
 from inference.generation.streamers import BaseStreamer
 from inference.generation.text import EncodedPrompt, Encoder, TextGenerator
@@ -127,10 +127,21 @@ class GenerativeModel:
             ConfigError: an unknown setting.
             InputError: a prompt that is empty or does not fit the context.
         """
-        rows = _rows(input_ids)
+        try:
+            generation = (generation_config or self.generation_config).updated(**settings)
+            return self._generate(_rows(input_ids), generation, streamer)
+        finally:
+            # Also after an error: nobody must wait for text that does not come.
+            if streamer is not None:
+                streamer.end()
+
+    def _generate(self, rows: list[list[int]], generation: GenerationConfig, streamer: Any) -> list[list[int]]:
+        if not rows:
+            raise InputError("generate was given no prompt", "give token ids, or rows of them")
         if streamer is not None and len(rows) != 1:
             raise InputError(f"generate streams one prompt, got {len(rows)}", "use pipeline for several")
-        generation = (generation_config or self.generation_config).updated(**settings)
+        if generation.stop:
+            raise InputError("stop strings need a tokenizer, generate has none", "use pipeline")
         prompts = [Prompt(str(row), f"row {row}", token_ids=tuple(ids)) for row, ids in enumerate(rows)]
         encoder = make_encoder(self.source, None, generation)
         requests = [encoded.request(self.config.context_length) for encoded in encoder.encode_all(prompts)]
@@ -143,8 +154,6 @@ class GenerativeModel:
                 for request in engine.step():
                     if streamer is not None:
                         streamer.put(request.output_ids[-1:])
-        if streamer is not None:
-            streamer.end()
         return [request.prompt_ids + request.output_ids for request in requests]
 
     def answer(
@@ -204,8 +213,20 @@ def positions_needed(prompts: Iterable[EncodedPrompt], source: ModelSource) -> i
 
 
 def weight_format_of(source: ModelSource, pairs: Pairs | None) -> Format:
-    """The format that `engine.weight_dtype` asks for; `auto` is what the checkpoint is stored in."""
+    """The format that `engine.weight_dtype` asks for; `auto` is what the checkpoint is stored in.
+
+    Raises:
+        ConfigError: another format than the one that the weights are packed in.
+    """
     name = source.config.engine.weight_dtype
+    if source.packed is not None:
+        if name not in ("auto", source.packed.value):
+            raise ConfigError(
+                f"{source.config.origin('engine.weight_dtype')}: engine.weight_dtype is {name}, the weights of "
+                f"{source.directory} are packed as {source.packed.value}",
+                "give auto, or convert the original checkpoint",
+            )
+        return source.packed
     return stored_format(pairs) if name == "auto" else Format(name)
 
 

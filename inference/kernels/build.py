@@ -12,6 +12,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -130,5 +131,9 @@ def _compile(command: list[str]) -> None:
         raise KernelBuildError(f"{command[0]} could not build the kernels: {first.strip()[:300]}")
 
 
-if __name__ == "__main__":
-    print(library_path())
+def main() -> None:
+    """Builds the library ahead of its first use, for an installer; exits with 1 and one line where it cannot."""
+    try:
+        print(library_path())
+    except KernelBuildError as error:
+        sys.exit(f"{error}: stock operators will be used, which are slower")

@@ -25,6 +25,8 @@ def _library() -> ctypes.CDLL:
     library.kernels_set_threads.argtypes = [ctypes.c_int]
     library.kernels_quantise.argtypes = [_INT, _POINTER, _LONG, _LONG, _POINTER]
     library.kernels_linear.argtypes = [_INT, _POINTER, _LONG, _LONG, _POINTER, _LONG, *[_POINTER] * 3]
+    library.kernels_read.argtypes = [_POINTER, _LONG]
+    library.kernels_read.restype = ctypes.c_uint64
     library.kernels_rms_norm.argtypes = [_POINTER, _POINTER, _LONG, _LONG, _FLOAT, _POINTER]
     return library
 
@@ -85,6 +87,11 @@ def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
     out = np.empty_like(x)
     _library().kernels_rms_norm(_at(x), _at(weight), len(x), x.shape[1], eps, _at(out))
     return out
+
+
+def read_all(array: np.ndarray) -> None:
+    """Reads an array from end to end with all threads, as a kernel reads weights: to measure memory bandwidth."""
+    _library().kernels_read(_at(array), array.nbytes)
 
 
 def _floats(array: np.ndarray) -> np.ndarray:

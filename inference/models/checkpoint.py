@@ -20,7 +20,7 @@ from inference.errors import CheckpointError, ModelNotFoundError
 
 INDEX_NAME = "model.safetensors.index.json"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".npy", ".npz")
-ITEM_SIZES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
+ITEM_SIZES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8, "uint8": 1}
 STORED = {
     "float32": np.float32,
     "float16": np.float16,

@@ -101,7 +101,9 @@ class ModelRunner:
             packed = memory is not Format.FLOAT32
             parameter = empty(name, (shape[0], memory.row_bytes(shape[1])), np.uint8) if packed else empty(name, shape)
             loaded[name] = Weight(parameter, memory)
-            destinations[name] = weights.Destination(parameter.asnumpy(), memory, precision, _quantiser(is_stock))
+            destinations[name] = weights.Destination(
+                parameter.asnumpy(), memory, precision, shape, _quantiser(is_stock)
+            )
         if pairs is None:
             weights.fill_random(shapes, destinations, seed)
         else:
@@ -126,7 +128,7 @@ class ModelRunner:
         return [Tensor.from_numpy(array) for array in batch.arrays()]
 
 
-def _quantiser(is_stock: bool) -> Callable[[np.ndarray, Format], np.ndarray]:
+def _quantiser(is_stock: bool) -> weights.Quantise:
     if is_stock:
         return pack
     from inference.kernels.library import quantise

@@ -16,7 +16,7 @@ from typing import Any
 from inference.errors import CheckpointError
 from inference.models.checkpoint import Segment, StoredTensor, check_tensor
 
-DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64", "U8": "uint8"}
 # The format's own limit.
 MAX_HEADER = 100_000_000
 

@@ -7,7 +7,8 @@ imports mindspore, so that a mistake is answered at once.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from inference.config import GENERATION_FILE, GenerationConfig, InferenceConfig,
 from inference.config.locate import locate_model
 from inference.config.presets import is_preset
 from inference.errors import ConfigError, ModelNotFoundError
+from inference.kernels.formats import Format
 from inference.models import weights
 from inference.models.checkpoint import has_weights, open_checkpoint
 from inference.models.config import ModelConfig, lay_over
+from inference.models.convert import PACKED_KEY
 from inference.models.registry import model_config_from
 from inference.models.weights import Pairs
 from inference.tokenizer import Tokenizer, load_tokenizer
@@ -35,6 +38,8 @@ class ModelSource:
         checkpoint: file or directory of the weights; None for random weights.
         model: the architecture.
         generation: the settings of generation that hold for every prompt.
+        packed: the format that `convert` packed the weights in; None for a checkpoint as published.
+        own_config: the keys of config.json, with those of the YAML over them.
     """
 
     config: InferenceConfig
@@ -43,6 +48,8 @@ class ModelSource:
     checkpoint: Path | None
     model: ModelConfig
     generation: GenerationConfig
+    packed: Format | None = None
+    own_config: Mapping[str, Any] = field(default_factory=dict)
 
     def pairs(self) -> Pairs | None:
         """The checkpoint's tensors and their places; None for random weights.
@@ -52,7 +59,10 @@ class ModelSource:
         """
         if self.checkpoint is None:
             return None
-        return weights.fit(open_checkpoint(self.checkpoint), self.model, self.checkpoint)
+        checkpoint = open_checkpoint(self.checkpoint)
+        if self.packed is not None:
+            return weights.fit_packed(checkpoint, self.model, self.packed, self.checkpoint)
+        return weights.fit(checkpoint, self.model, self.checkpoint)
 
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer."""
@@ -77,14 +87,15 @@ def resolve(config: InferenceConfig) -> ModelSource:
     if not generation.eos_token_id:
         ids = values.get("eos_token_id")
         generation = generation.updated(eos_token_id=ids) if ids is not None else generation
-    return ModelSource(config, _name(config, directory), directory, checkpoint, model, generation)
+    packed = _packed_format(values, where)
+    return ModelSource(config, _name(config, directory), directory, checkpoint, model, generation, packed, values)
 
 
 def _locate(config: InferenceConfig) -> tuple[Path | None, Path | None]:
     """(directory of the model's files, file or directory of its weights)."""
     given = config.load_checkpoint or config.checkpoint_name_or_path
     checkpoint = _checkpoint_path(given, config) if given else None
-    directory = locate_model(config.pretrained_model_dir, config=config) if config.pretrained_model_dir else None
+    directory = _model_directory(config, checkpoint)
     named = config.model.model_config.checkpoint_name_or_path
     random_weights = config.engine.random_weights
     if checkpoint is None and directory is None and named and not random_weights:
@@ -102,6 +113,13 @@ def _locate(config: InferenceConfig) -> tuple[Path | None, Path | None]:
             "--random_weights True",
         )
     return directory, checkpoint
+
+
+def _model_directory(config: InferenceConfig, checkpoint: Path | None) -> Path | None:
+    """Weights that come with a config.json are a whole model, whatever else the YAML names."""
+    if checkpoint is not None and (_directory_of(checkpoint) / CONFIG_FILE).is_file():
+        return _directory_of(checkpoint)
+    return locate_model(config.pretrained_model_dir, config=config) if config.pretrained_model_dir else None
 
 
 def _checkpoint_path(given: str, config: InferenceConfig) -> Path:
@@ -133,6 +151,16 @@ def _architecture(config: InferenceConfig, directory: Path | None) -> tuple[dict
     if not isinstance(own, dict):
         raise ConfigError(f"{path} must hold an object")
     return lay_over(own, given), f"{path} and {_yaml_name(config)}" if given else str(path)
+
+
+def _packed_format(values: Mapping[str, Any], where: str) -> Format | None:
+    packed = values.get(PACKED_KEY)
+    if packed is None:
+        return None
+    try:
+        return Format(packed["weight_dtype"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise ConfigError(f"{where}: {PACKED_KEY} is damaged: {packed!r}", "convert the model again") from error
 
 
 def _yaml_name(config: InferenceConfig) -> str:

@@ -30,6 +30,9 @@ from inference.models.parameters import (
 SHOWN = 5
 # Rows that are rounded together, so that working memory stays small.
 ROWS_AT_ONCE = 256
+# The type of tensors that `convert` packed.
+PACKED = "uint8"
+Quantise = Callable[[np.ndarray, Format], np.ndarray]
 Pairs = list[tuple[StoredTensor, TensorPlace]]
 
 
@@ -39,7 +42,7 @@ def fit(checkpoint: Checkpoint, config: ModelConfig, path: Path) -> Pairs:
     Raises:
         CheckpointError: tensors are missing, unexpected or misshapen; all are counted and the first few listed.
     """
-    stored = {hugging_face_name(name): tensor for name, tensor in checkpoint.items() if not DERIVED.search(name)}
+    stored = _by_our_names(checkpoint, path)
     places = tensor_places(config)
     known = {place.name for place in places}
     if config.tie_embeddings:
@@ -50,7 +53,8 @@ def fit(checkpoint: Checkpoint, config: ModelConfig, path: Path) -> Pairs:
     misshapen = [
         f"{place.name} is {list(stored[place.name].shape)}, the config says {list(place.shape)}"
         for place in places
-        if place.name in stored and stored[place.name].shape != place.shape
+        if place.name in stored
+        and (stored[place.name].shape, stored[place.name].dtype == PACKED) != (place.shape, False)
     ]
     problems = [
         f"{len(names)} {kind}: {', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''}"
@@ -62,6 +66,39 @@ def fit(checkpoint: Checkpoint, config: ModelConfig, path: Path) -> Pairs:
     return [(stored[place.name], place) for place in places]
 
 
+def _by_our_names(checkpoint: Checkpoint, path: Path) -> Checkpoint:
+    stored: Checkpoint = {}
+    for name, tensor in checkpoint.items():
+        ours = hugging_face_name(name)
+        if ours in stored:
+            raise CheckpointError(f"{path}: '{stored[ours].name}' and '{name}' are two spellings of one tensor")
+        if not DERIVED.search(name):
+            stored[ours] = tensor
+    return stored
+
+
+def fit_packed(checkpoint: Checkpoint, config: ModelConfig, weight_format: Format, path: Path) -> Pairs:
+    """Pairs every parameter of a model that `convert` packed with its stored form.
+
+    Raises:
+        CheckpointError: parameters are missing or misshapen.
+    """
+    pairs = []
+    formats = formats_of(config, weight_format)
+    for name, shape in parameter_shapes(config).items():
+        memory = formats[name]
+        packed = memory is not Format.FLOAT32
+        wanted = (PACKED, (shape[0], memory.row_bytes(shape[1]))) if packed else (Format.FLOAT32.value, shape)
+        stored = checkpoint.get(name)
+        if stored is None or (stored.dtype, stored.shape) != wanted:
+            found = "missing" if stored is None else f"{stored.dtype} {list(stored.shape)}"
+            raise CheckpointError(
+                f"{path} does not fit its config: packed parameter {name} is {found}", "convert it again"
+            )
+        pairs.append((stored, TensorPlace(name, stored.shape, name)))
+    return pairs
+
+
 @dataclass(frozen=True)
 class Destination:
     """Memory that a parameter's tensors are written to.
@@ -71,18 +108,22 @@ class Destination:
         memory: the format that the array is in.
         precision: the format whose rounding the values get. Packed memory has it by itself; float32 memory takes the
             values as `precision` would give them back, so that stock operators compute with the same weights.
+        shape: of the parameter, before packing.
         quantise: packs float32 rows into the INT8 and INT4 formats.
     """
 
     array: np.ndarray
     memory: Format
     precision: Format
-    quantise: Callable[[np.ndarray, Format], np.ndarray] = pack
+    shape: tuple[int, ...]
+    quantise: Quantise = pack
 
     def write(self, tensor: StoredTensor, first_row: int) -> None:
         """Reads a tensor into the rows from `first_row` on, converted to the format."""
         rows = self.array[first_row : first_row + tensor.shape[0]]
-        if self.memory is Format.FLOAT32:
+        if tensor.dtype == PACKED:
+            self._write_packed(tensor, rows)
+        elif self.memory is Format.FLOAT32:
             tensor.read_into(rows)
             self._round(rows)
         elif tensor.dtype == self.memory.value:
@@ -99,6 +140,16 @@ class Destination:
             self._round(self.array)
         else:
             self.array[:] = self._packed(values)
+
+    def _write_packed(self, tensor: StoredTensor, rows: np.ndarray) -> None:
+        if self.memory is not Format.FLOAT32:
+            tensor.read_bytes_into(rows)
+            return
+        packed = np.empty(tensor.shape, np.uint8)
+        tensor.read_bytes_into(packed)
+        for row in range(0, len(rows), ROWS_AT_ONCE):
+            part = slice(row, row + ROWS_AT_ONCE)
+            rows[part] = unpack(packed[part], self.precision, self.shape[1])
 
     def _packed(self, values: np.ndarray) -> np.ndarray:
         return (self.quantise if self.memory.quantised else pack)(values, self.memory)

@@ -223,18 +223,25 @@ def test_echo_stop_and_dotted_flags(shared_cli):
     assert (shared_cli.directory / "echo.txt").read_text() == result.out
 
 
-@pytest.mark.parametrize(("side", "last"), [("left", "7 + 2 ="), ("right", "Once upon a time")])
-def test_truncate(shared_cli, side, last):
-    """Of a prompt that is too long, the side that is kept decides the answer."""
-    shared_cli.write("long.txt", f"{STORY} {'. ' * 600} 7 + 2 =\n")
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_truncate(shared_cli, side):
+    """A prompt that is too long runs as the 511 tokens of it that are kept."""
+    text = f"{STORY} {'and ' * 600} 7 + 2 ="
+    ids = load_tokenizer(DEMO).encode(text)
+    cut = ids[-511:] if side == "left" else ids[:511]
+    shared_cli.write("long.jsonl", jsonl([{"prompt": text, "custom_id": "long"}, {"prompt": cut, "custom_id": "cut"}]))
     result = shared_cli.demo(
-        *("--predict_data", "long.txt", "--truncate", side, "--output_format", "json", "--max_new_tokens", "1")
+        *("--predict_data", "long.jsonl", "--truncate", side, "--output_format", "json", "--logprobs", "3")
     ).answered()
-    (row,) = result.rows
     assert result.err.startswith(f"cut 1 prompt to the model's context, on the {side}\n")
-    assert row["prompt_tokens"] == 511
-    assert row["truncated_tokens"] > 90
-    assert row["completion_tokens"] == 1
+    long, kept = result.by_id["long"], result.by_id["cut"]
+    assert long["truncated_tokens"] == len(ids) - 511
+    assert "truncated_tokens" not in kept
+    assert long["prompt_tokens"] == kept["prompt_tokens"] == 511
+    assert long["token_ids"] == kept["token_ids"]
+    assert long["logprobs"][0]["top"] == [
+        [token, pytest.approx(p, abs=1e-4)] for token, p in kept["logprobs"][0]["top"]
+    ]
 
 
 def test_random_weights_run_only_when_they_are_asked_for(shared_cli):

@@ -1,4 +1,4 @@
-"""Every family against what transformers computed for a tiny random model of it (tests/goldens)."""
+"""Every family against what transformers computed for a tiny random model of it (tests/goldens), with all kernels."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from inference import kernels
+from inference.kernels.build import KernelBuildError
 from inference.models import weights
 from inference.models.checkpoint import open_checkpoint
 from inference.models.registry import model_config_from
@@ -59,11 +61,11 @@ class Case:
         sequences = [SequenceStep(*part) for part in parts]
         return self.runner.step(StepBatch.build(sequences, self.runner.block_size, all_logits))
 
-    def greedy(self, rows: Sequence[Row], cached: bool) -> list[list[int]]:
-        """64 greedy tokens of all rows, run together."""
+    def greedy(self, rows: Sequence[Row], cached: bool, steps: int = STEPS) -> list[list[int]]:
+        """Greedy tokens of all rows, run together."""
         texts = [list(row.prompt) for row in rows]
         starts = [0] * len(rows)
-        for _ in range(STEPS):
+        for _ in range(steps):
             parts = [(text[start:], start, row.blocks) for text, start, row in zip(texts, starts, rows, strict=True)]
             if cached:
                 starts = [len(text) for text in texts]
@@ -72,7 +74,11 @@ class Case:
         return [text[len(row.prompt) :] for text, row in zip(texts, rows, strict=True)]
 
 
-def build(name: str, block_size: int) -> Case:
+def build(name: str, block_size: int, kind: str = "stock") -> Case:
+    try:
+        chosen = kernels.choose(kind, device_target="CPU", mode=0, block_size=block_size, threads=None, say=print)
+    except KernelBuildError as error:
+        pytest.skip(str(error))
     directory = GOLDENS / name
     config = model_config_from(json.loads((directory / "config.json").read_text()), name)
     golden = np.load(directory / "golden.npz")
@@ -85,13 +91,14 @@ def build(name: str, block_size: int) -> Case:
         prompt, greedy = golden[f"prompt_{i}"].tolist(), golden[f"greedy_{i}"].tolist()
         rows.append(Row(prompt, golden[f"positions_{i}"], golden[f"logits_{i}"], greedy, blocks))
     pairs = weights.fit(open_checkpoint(directory), config, directory)
-    runner = ModelRunner(config, pairs, num_blocks=num_blocks, block_size=block_size)
+    runner = ModelRunner(config, pairs, num_blocks=num_blocks, block_size=block_size, kernels=chosen)
     return Case(runner, rows)
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(scope="module", params=[f"{name}-{kind}" for name in CASES for kind in ("stock", "native")])
 def case(request: pytest.FixtureRequest, graph_mode: None) -> Case:
-    return build(request.param, block_size=16)
+    name, kind = request.param.split("-")
+    return build(name, 16, kind)
 
 
 def test_prompts_cover_one_token_and_several_blocks() -> None:
@@ -153,19 +160,19 @@ def test_greedy_tokens_without_cache(case: Case) -> None:
     assert case.greedy(rows, cached=False) == [row.greedy for row in rows]
 
 
-@pytest.mark.parametrize("block_size", [1, 4, 128])
+@pytest.mark.parametrize(("kind", "block_size"), [("stock", 3), ("stock", 128), ("native", 64)])
 @pytest.mark.parametrize("name", ["llama31", "mistral_window"])
-def test_block_size_changes_nothing(graph_mode: None, name: str, block_size: int) -> None:
-    case = build(name, block_size)
+def test_block_size_changes_nothing(graph_mode: None, name: str, kind: str, block_size: int) -> None:
+    case = build(name, block_size, kind)
     assert case.greedy(case.rows, cached=True) == [row.greedy for row in case.rows]
 
 
 def test_the_cache_of_finished_rows_can_be_used_again(case: Case) -> None:
     """What a block held before must not show: rows swap their blocks and run again."""
-    case.greedy(case.rows[-1:], cached=True)
+    case.greedy(case.rows[-1:], cached=True, steps=9)
     short = next(row for row in case.rows if len(row.prompt) == 2)
     reused = Row(short.prompt, short.positions, short.logits, short.greedy, case.rows[-1].blocks)
-    assert case.greedy([reused], cached=True) == [short.greedy]
+    assert case.greedy([reused], cached=True, steps=9) == [short.greedy[:9]]
 
 
 def test_a_wrong_position_would_show(case: Case) -> None:

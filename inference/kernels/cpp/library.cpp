@@ -4,7 +4,8 @@
 // MindSpore calls a custom operator as `int f(int n, void **tensors, int *ranks, int64_t **shapes, const char **types,
 // void *stream, void *extra)`, inputs first, then outputs, and asks `fInferShape` for the output's shape
 // (ops.Custom, function type "aot").
-#include <cstdlib>
+#include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <memory>
 #include <mutex>
@@ -128,6 +129,23 @@ void kernels_quantise(int32_t format, const float *x, int64_t rows, int64_t colu
       for (int64_t r = begin; r < rows && r < begin + GRAIN; r++)
         kernels->quantise(Format(format), x + r * columns, columns, out + r * stride);
   });
+}
+
+// Reads `bytes` once with all threads; the return value keeps the compiler from leaving it out.
+uint64_t kernels_read(const uint64_t *data, int64_t bytes) {
+  constexpr int64_t GRAIN = 1 << 17;  // words
+  const int64_t words = bytes / 8;
+  std::atomic<uint64_t> total{0};
+  team().run([&](Team &t, int) {
+    uint64_t sums[8] = {};
+    for (int64_t begin; (begin = int64_t(t.next()) * GRAIN) < words;) {
+      const int64_t end = std::min(words, begin + GRAIN) / 8 * 8;
+      for (int64_t i = begin; i < end; i += 8)
+        for (int lane = 0; lane < 8; lane++) sums[lane] += data[i + lane];
+    }
+    for (uint64_t sum : sums) total += sum;
+  });
+  return total;
 }
 
 void kernels_linear(int32_t format, const uint8_t *weight, int64_t rows, int64_t columns, const float *x, int64_t tokens,

@@ -1,0 +1,123 @@
+"""Writes a model in a format of this project's own: matrices packed and fused as they lie in memory.
+
+Such a directory loads by copying bytes. It holds `model.safetensors` with the network's parameters (packed ones as U8
+[rows, row_bytes], laid out as `kernels/cpp/formats.h` says), the model's own config.json with the key
+`packed_weights` added, and its tokenizer files. Peak memory is one parameter.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from inference.errors import InferenceError, InputError
+from inference.kernels.formats import Format
+from inference.models.checkpoint import StoredTensor
+from inference.models.config import ModelConfig
+from inference.models.parameters import parameter_shapes
+from inference.models.weights import Destination, Pairs, Quantise, formats_of
+
+PACKED_KEY = "packed_weights"
+WEIGHTS_NAME = "model.safetensors"
+# Of the model's directory, what a copy needs beside weights and config.
+COMPANIONS = ("tokenizer*", "generation_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template*")
+
+
+def convert(
+    pairs: Pairs,
+    config: ModelConfig,
+    own_config: dict[str, Any],
+    directory: Path | None,
+    target: Path,
+    weight_format: Format,
+    quantise: Quantise,
+    *,
+    force: bool = False,
+    progress: Callable[[StoredTensor], None] | None = None,
+) -> None:
+    """Writes `target`, complete or not at all.
+
+    Args:
+        pairs: the model's tensors and their places.
+        own_config: what its config.json says.
+        directory: where its tokenizer files are.
+        force: replace a target that exists.
+
+    Raises:
+        InputError: the target exists.
+        InferenceError: it cannot be written.
+    """
+    check_target(target, force)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
+            made = Path(scratch) / target.name
+            made.mkdir()
+            with (made / WEIGHTS_NAME).open("wb") as file:
+                _write_weights(file, pairs, config, weight_format, quantise, progress)
+            text = json.dumps({**own_config, PACKED_KEY: {"weight_dtype": weight_format.value}}, indent=2)
+            (made / "config.json").write_text(text + "\n", encoding="utf-8")
+            _copy_companions(directory, made)
+            if target.exists():
+                target.rename(Path(scratch) / "replaced")
+            made.rename(target)
+    except OSError as error:
+        raise InferenceError(f"{target} cannot be written: {error.strerror}") from error
+
+
+def check_target(target: Path, force: bool) -> None:
+    """Refuses a target that exists."""
+    if target.exists() and not force:
+        raise InputError(f"{target} exists", "give another --output_dir, or --force to replace it")
+
+
+def _write_weights(
+    file: BinaryIO,
+    pairs: Pairs,
+    config: ModelConfig,
+    weight_format: Format,
+    quantise: Quantise,
+    progress: Callable[[StoredTensor], None] | None,
+) -> None:
+    shapes, formats = parameter_shapes(config), formats_of(config, weight_format)
+    layouts = {name: _layout(shape, formats[name]) for name, shape in shapes.items()}
+    header, offset = {}, 0
+    for name, (dtype, shape, size) in layouts.items():
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header).encode()
+    # The format asks that data begin at a multiple of eight.
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for name, (dtype, shape, _) in layouts.items():
+        array = np.empty(shape, np.uint8 if dtype == "U8" else np.float32)
+        destination = Destination(array, formats[name], formats[name], shapes[name], quantise)
+        for tensor, place in pairs:
+            if place.parameter == name:
+                destination.write(tensor, place.first_row)
+                if progress:
+                    progress(tensor)
+        file.write(array.data)
+
+
+def _layout(shape: tuple[int, ...], memory: Format) -> tuple[str, tuple[int, ...], int]:
+    """(safetensors type, stored shape, bytes) of a parameter."""
+    if memory is Format.FLOAT32:
+        return "F32", shape, 4 * math.prod(shape)
+    stored = (shape[0], memory.row_bytes(shape[1]))
+    return "U8", stored, math.prod(stored)
+
+
+def _copy_companions(directory: Path | None, made: Path) -> None:
+    for pattern in COMPANIONS if directory else ():
+        assert directory is not None
+        for path in directory.glob(pattern):
+            if path.is_file():
+                shutil.copyfile(path, made / path.name)

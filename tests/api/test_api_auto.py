@@ -1,0 +1,156 @@
+"""AutoConfig, AutoTokenizer and AutoModel: what they take, what they refuse, where they look."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+import inference
+from inference import AutoConfig, AutoModel, AutoTokenizer, GenerationConfig, InferenceError, load_config
+from inference.config.presets import find_preset, list_presets
+from inference.errors import ConfigError, ModelNotFoundError
+from inference.generation.model import GenerativeModel
+
+QUESTION = "12 + 7 ="
+SHRUNK = {"num_layers": 1, "num_heads": 2, "hidden_size": 16, "intermediate_size": 32, "vocab_size": 64}
+
+
+def answer(model: GenerativeModel, **settings: object) -> str:
+    """What a model says to a sum."""
+    pipe = inference.pipeline(model=model)
+    ((text,),) = [output["text_generation_text"] for output in pipe(QUESTION, **settings)]
+    return text
+
+
+def test_everything_is_importable_from_the_package():
+    for name in inference.__all__:
+        assert getattr(inference, name) is not None
+    with pytest.raises(AttributeError, match="module 'inference' has no attribute 'AutoProcesor'"):
+        inference.AutoProcesor  # noqa: B018
+
+
+@pytest.mark.parametrize("source", ["yaml", "directory", "name"])
+def test_config_of_every_kind_of_source(source, demo):
+    config = AutoConfig.from_pretrained({"yaml": find_preset("demo"), "directory": demo, "name": "demo"}[source])
+    assert config.inference_config.run_mode == "predict"
+    assert config.do_sample is False
+
+
+def test_config_can_be_read_and_changed_key_by_key():
+    config = AutoConfig.from_pretrained("llama2_7b", seq_length=1024)
+    assert (config.num_layers, config.hidden_size, config.seq_length, config.top_k) == (32, 4096, 1024, 3)
+    config.num_layers, config.use_past, config.top_p = 2, False, 0.5
+    assert (config.num_layers, config.use_past, config.top_p, config.hidden_size) == (2, False, 0.5, 4096)
+    assert config.inference_config.generation().top_p == 0.5
+    # The preset itself is as it was.
+    assert AutoConfig.from_pretrained("llama2_7b").num_layers == 32
+
+
+def test_config_refuses_unknown_keys_and_values():
+    config = AutoConfig.from_pretrained("demo")
+    with pytest.raises(ConfigError, match="a model's config has no 'num_layrs'; did you mean 'num_layers'?"):
+        config.num_layrs = 3
+    with pytest.raises(ConfigError, match="num_layers: model.model_config.num_layers must be at least 1, got 0"):
+        config.num_layers = 0
+    with pytest.raises(ConfigError, match="no 'use_pasts'; did you mean 'use_past'?"):
+        AutoConfig.from_pretrained("demo", use_pasts=True)
+    with pytest.raises(AttributeError, match="a model's config has no 'num_layrs'"):
+        config.num_layrs  # noqa: B018
+    assert not hasattr(config, "num_layrs")
+
+
+def test_support_list():
+    assert AutoConfig.show_support_list() == [preset.name for preset in list_presets()]
+
+
+def test_generation_config():
+    config = GenerationConfig(max_new_tokens=3, top_k=0)
+    assert (config.max_new_tokens, config.top_k, config.greedy) == (3, 0, True)
+    with pytest.raises(ConfigError, match="unknown generation setting 'max_lenght'; did you mean 'max_length'?"):
+        GenerationConfig(max_lenght=3)
+
+
+def test_tokenizer_of_every_kind_of_source(demo, workplace):
+    ids = AutoTokenizer.from_pretrained("demo").encode(QUESTION)
+    assert AutoTokenizer.from_pretrained(demo).encode(QUESTION) == ids
+    assert AutoTokenizer.from_pretrained(find_preset("demo")).encode(QUESTION) == ids
+    yaml = workplace / "named.yaml"
+    yaml.write_text(f"processor:\n  tokenizer:\n    vocab_file: {demo / 'tokenizer.model'}\n")
+    assert AutoTokenizer.from_pretrained(str(yaml)).encode(QUESTION, add_special_tokens=False) == ids[1:]
+    plain = AutoTokenizer.from_pretrained("demo", add_bos_token=False)
+    assert plain.encode(QUESTION) == ids[1:]
+
+
+def test_names_are_looked_for_in_the_working_directory_and_in_the_home(demo, workplace, monkeypatch):
+    ids = AutoTokenizer.from_pretrained("demo").encode(QUESTION)
+    shutil.copytree(demo, workplace / "checkpoint_download" / "llama2_7b")
+    assert AutoTokenizer.from_pretrained("llama2_7b").encode(QUESTION) == ids
+    shutil.move(workplace / "checkpoint_download", workplace / "home")
+    with pytest.raises(ModelNotFoundError):
+        AutoTokenizer.from_pretrained("llama2_7b")
+    monkeypatch.setenv("INFERENCE_MODEL_HOME", str(workplace / "home"))
+    assert AutoTokenizer.from_pretrained("llama2_7b").encode(QUESTION) == ids
+    assert AutoTokenizer.from_pretrained("Llama2-7B").encode(QUESTION) == ids
+
+
+@pytest.mark.parametrize("factory", [AutoTokenizer.from_pretrained, AutoModel.from_pretrained])
+def test_names_that_are_not_found_say_where_they_were_looked_for(factory, workplace):
+    with pytest.raises(ModelNotFoundError) as caught:
+        factory("llama2_7b")
+    message = str(caught.value)
+    assert "the model 'llama2_7b' was not found in checkpoint_download/llama2_7b ($INFERENCE_MODEL_HOME is" in message
+    assert "meta-llama/Llama-2-7b-hf: not in its cache, and HF_HUB_OFFLINE is set" in message
+    assert "put its files into checkpoint_download/llama2_7b, or set pretrained_model_dir" in message
+
+
+def test_model_of_a_directory_and_a_ckpt_with_the_names_of_mindformers(model, demo, ckpt):
+    expected = answer(model)
+    assert expected == f"{QUESTION} 19"
+    assert answer(AutoModel.from_pretrained(demo, checkpoint_name_or_path=str(ckpt))) == expected
+
+
+def test_model_of_a_preset_in_the_working_directory(demo, ckpt, workplace):
+    """`llama2_7b` with the demo's sizes: config and tokenizer from the preset, weights from a .ckpt beside them."""
+    place = workplace / "checkpoint_download" / "llama2_7b"
+    place.mkdir(parents=True)
+    shutil.copy(ckpt, place)
+    for name in ("tokenizer.model", "tokenizer_config.json"):
+        shutil.copy(demo / name, place)
+    sizes = json.loads((demo / "config.json").read_text())
+    model = AutoModel.from_pretrained(
+        "llama2_7b",
+        num_layers=sizes["num_hidden_layers"],
+        num_heads=sizes["num_attention_heads"],
+        n_kv_heads=sizes["num_key_value_heads"],
+        seq_length=sizes["max_position_embeddings"],
+        tie_word_embeddings=True,
+        **{key: sizes[key] for key in ("hidden_size", "intermediate_size", "vocab_size")},
+        use_past=True,
+    )
+    assert model.config.context_length == 512
+    assert answer(model, eos_token_id=[2, 7]) == f"{QUESTION} 19"
+
+
+def test_model_of_a_yaml_and_of_a_config(model, workplace):
+    yaml = workplace / "mine.yaml"
+    yaml.write_text(f"base_config: {find_preset('demo')}\ngeneration_config:\n  max_new_tokens: 2\n")
+    assert answer(AutoModel.from_pretrained(yaml)) == f"{QUESTION} 1"
+    config = AutoConfig.from_pretrained("demo")
+    config.use_past = False
+    slow = AutoModel.from_config(config)
+    assert slow.generation_config.use_past is False
+    assert answer(slow) == answer(model)
+    assert answer(AutoModel.from_config(load_config(yaml))) == f"{QUESTION} 1"
+
+
+def test_weights_are_random_only_when_they_are_asked_for(workplace, graph_mode):
+    config = AutoConfig.from_pretrained("llama2_7b", **SHRUNK)
+    with pytest.raises(ModelNotFoundError, match="the model 'llama2_7b' was not found"):
+        AutoModel.from_config(config)
+    model = AutoModel.from_config(config, random_weights=True)
+    (row,) = model.generate([1, 2, 3], max_new_tokens=4, ignore_eos=True)
+    assert len(row) == 7
+    with pytest.raises(InferenceError, match="a model's config has no 'random_weight'"):
+        AutoModel.from_config(config, random_weight=True)

@@ -1,0 +1,160 @@
+"""`pipeline`, `generate` and the streamers, on the demo model."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+from inference import GenerationConfig, TextIteratorStreamer, TextStreamer, pipeline
+from inference.errors import ConfigError, InputError
+
+SUM, PHRASE, STORY = "12 + 7 =", "Translate to German: the big house", "Once upon a time"
+ANSWERS = [f"{SUM} 19", f"{PHRASE} das große Haus"]
+
+
+@pytest.fixture(scope="module")
+def pipe(model, tokenizer):
+    return pipeline(task="text_generation", model=model, tokenizer=tokenizer)
+
+
+def test_one_input_and_many(pipe):
+    assert pipe(SUM) == [{"text_generation_text": [ANSWERS[0]]}]
+    assert pipe([SUM, PHRASE]) == [{"text_generation_text": [text]} for text in ANSWERS]
+    assert pipe((PHRASE,)) == [{"text_generation_text": [ANSWERS[1]]}]
+    assert pipe([PHRASE], return_full_text=False) == [{"text_generation_text": [" das große Haus"]}]
+
+
+def test_settings_of_a_call_hold_for_that_call(pipe):
+    (short,) = pipe(STORY, max_new_tokens=3)
+    (longer,) = pipe(STORY, max_length=12, do_sample=False, top_k=3, top_p=1)
+    assert longer["text_generation_text"][0].startswith(short["text_generation_text"][0])
+    assert longer != short
+    assert pipe(SUM) == [{"text_generation_text": [ANSWERS[0]]}]
+
+
+def test_settings_of_a_pipeline_hold_for_every_call(model):
+    pipe = pipeline("text-generation", model, max_new_tokens=1)
+    assert pipe(SUM) == [{"text_generation_text": [f"{SUM} "]}]
+
+
+def test_sampling_depends_on_the_seed_alone(pipe):
+    settings = {"do_sample": True, "temperature": 1.5, "max_new_tokens": 10}
+    first = pipe([STORY, SUM, PHRASE], seed=0, **settings)
+    assert pipe([STORY], seed=0, **settings) == first[:1]
+    assert pipe([STORY], seed=1, **settings) != first[:1]
+
+
+def test_temperature_zero_is_greedy(pipe):
+    assert pipe(SUM, do_sample=True, temperature=0) == pipe(SUM)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "settings", "error", "message"),
+    [
+        ([], {}, InputError, "the pipeline was given no input"),
+        (["a", " "], {}, InputError, "input 2: "),
+        ([""], {}, InputError, "input 1: "),
+        ([3], {}, InputError, "input 1: a prompt is int, not text"),
+        (SUM, {"max_lenght": 3}, ConfigError, "unknown generation setting 'max_lenght'; did you mean 'max_length'?"),
+        (SUM, {"temperature": -1}, ConfigError, "temperature must be at least 0, got -1"),
+        (SUM, {"top_p": 0}, ConfigError, "top_p must be greater than 0, got 0"),
+        (SUM, {"num_beams": 2}, ConfigError, "num_beams is not supported yet except as 1, got 2"),
+        (
+            SUM,
+            {"max_length": 3},
+            InputError,
+            r"input 1: the prompt has 8 tokens, at most 2 leave .*max_length is 3",
+        ),
+        ("word " * 600, {}, InputError, "the model's context is 512"),
+    ],
+)
+def test_what_a_pipeline_refuses(pipe, inputs, settings, error, message):
+    with pytest.raises(error, match=message):
+        pipe(inputs, **settings)
+
+
+def test_what_makes_no_pipeline(model):
+    with pytest.raises(ConfigError, match="there is no task 'text_generatoin'; did you mean 'text_generation'?"):
+        pipeline("text_generatoin", model)
+    with pytest.raises(ConfigError, match="pipeline needs a model; give a model, a preset's name or a directory"):
+        pipeline("text_generation")
+    with pytest.raises(ConfigError, match="unknown generation setting 'max_tokens'"):
+        pipeline("text_generation", model, max_tokens=3)
+
+
+def test_generate_takes_ids_in_any_form_and_of_any_length(model, tokenizer):
+    rows = tokenizer([SUM, "Translate to English: das große Haus"])["input_ids"]
+    assert len(rows[0]) != len(rows[1])
+    out = model.generate(rows)
+    assert tokenizer.batch_decode(out) == [ANSWERS[0], "Translate to English: das große Haus the big house"]
+    assert [row[: len(given)] for row, given in zip(out, rows, strict=True)] == rows
+    one = rows[0]
+    for form in (one, [one], np.array([one]), tuple(one), {"input_ids": [one]}):
+        assert model.generate(form) == out[:1]
+    # The config takes the place of the model's own settings, its end-of-sequence ids too.
+    config = GenerationConfig(max_new_tokens=1, eos_token_id=2)
+    assert model.generate(one, config) == [out[0][: len(one) + 1]]
+    assert model.generate(one, temperature=0, do_sample=True) == out[:1]
+
+
+@pytest.mark.parametrize("ids", [[], [[]], [[1], []], [99999], [-1]])
+def test_generate_refuses_ids_that_are_none(model, ids):
+    with pytest.raises(InputError):
+        model.generate(ids)
+
+
+def test_streamed_text_adds_up_row_after_row(pipe, tokenizer, capsys):
+    outputs = pipe([STORY, SUM], streamer=TextStreamer(tokenizer), max_new_tokens=20)
+    expected = "".join(f"{output['text_generation_text'][0]}\n" for output in outputs)
+    assert capsys.readouterr().out == expected
+    outputs = pipe([STORY, SUM], streamer=TextStreamer(tokenizer, skip_prompt=True), return_full_text=False)
+    assert capsys.readouterr().out == "".join(f"{output['text_generation_text'][0]}\n" for output in outputs)
+
+
+def test_a_streamer_can_be_used_again(model, tokenizer, capsys):
+    pipe = pipeline(model=model, tokenizer=tokenizer, streamer=TextStreamer(tokenizer))
+    pipe(SUM)
+    pipe(PHRASE)
+    assert capsys.readouterr().out == "".join(f"{text}\n" for text in ANSWERS)
+
+
+def test_generate_streams_one_row(model, tokenizer, capsys):
+    ids = tokenizer.encode(SUM)
+    model.generate(ids, streamer=TextStreamer(tokenizer))
+    assert capsys.readouterr().out == f"{ANSWERS[0]}\n"
+    with pytest.raises(InputError, match="generate streams one prompt, got 2; use pipeline for several"):
+        model.generate([ids, ids], streamer=TextStreamer(tokenizer))
+
+
+def collect(pipe, tokenizer, inputs, **settings) -> tuple[list[str], list[BaseException]]:
+    """The pieces that an iterator gives while a thread generates, and the thread's errors."""
+    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, timeout=60)
+    errors: list[BaseException] = []
+
+    def generate() -> None:
+        try:
+            pipe(inputs, streamer=streamer, **settings)
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=generate)
+    thread.start()
+    pieces = list(streamer)
+    thread.join()
+    return pieces, errors
+
+
+def test_text_iterator_gives_pieces_and_ends(pipe, tokenizer):
+    pieces, errors = collect(pipe, tokenizer, [STORY, SUM], max_new_tokens=20)
+    assert errors == []
+    assert len(pieces) > 5
+    expected = pipe([STORY, SUM], return_full_text=False, max_new_tokens=20)
+    assert "".join(pieces) == "".join(output["text_generation_text"][0] for output in expected)
+
+
+def test_text_iterator_ends_when_the_generation_fails(pipe, tokenizer):
+    pieces, errors = collect(pipe, tokenizer, [""])
+    assert pieces == []
+    assert [type(error) for error in errors] == [InputError]

@@ -1,0 +1,37 @@
+"""Every preset builds with its sizes shrunk, and runs."""
+
+from __future__ import annotations
+
+import pytest
+
+from inference import AutoConfig, AutoModel, load_config
+from inference.config import parse_override
+from inference.config.presets import Preset, list_presets
+
+# A quarter as many heads of keys and values as of queries, where the preset groups them.
+SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48}
+HUGGING_FACE = {"num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8, "max_position_embeddings": 64}
+MINDFORMERS = {"num_layers": 2, "num_heads": 4, "seq_length": 64}
+
+
+def shrunk(config: AutoConfig) -> dict[str, object]:
+    """Small sizes in the spelling that the preset has."""
+    sizes = {**SIZES, **(MINDFORMERS if config.num_layers else HUGGING_FACE)}
+    for heads, groups in (("num_attention_heads", "num_key_value_heads"), ("num_heads", "n_kv_heads")):
+        if getattr(config, groups):
+            sizes[groups] = max(1, 4 * getattr(config, groups) // getattr(config, heads))
+    return {**sizes, "sliding_window": 8} if config.sliding_window else sizes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", [p for p in list_presets() if p.name != "demo"], ids=lambda preset: preset.name)
+def test_preset_runs_with_its_sizes_shrunk(preset: Preset, workplace, graph_mode):
+    config = load_config(preset.path, overrides=[parse_override("pretrained_model_dir=null")])
+    sizes = shrunk(AutoConfig(config))
+    model = AutoModel.from_config(config, random_weights=True, **sizes)
+    assert model.config.num_layers == 2
+    assert model.config.windows == ((8, 8) if preset.name == "mistral_7b" else (None, None))
+    assert model.config.num_kv_heads == sizes.get("num_key_value_heads", sizes.get("n_kv_heads", 4))
+    (row,) = model.generate([1, 2, 3] * 4, max_new_tokens=4, ignore_eos=True)
+    assert len(row) == 16
+    assert all(0 <= token < 64 for token in row)

@@ -1,0 +1,96 @@
+"""The demo model, by meaning: right answers to questions that it never saw, whatever way they are run."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from inference.config import Override, load_config
+from inference.generation.model import GenerativeModel
+from inference.prompts import Prompt
+from inference.tokenizer import Tokenizer
+
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "configs" / "demo" / "predict_demo.yaml"
+ROWS = [json.loads(line) for line in (ROOT / "tests/demo/heldout.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module", params=["auto", "stock"])
+def model(request: pytest.FixtureRequest, graph_mode: None) -> GenerativeModel:
+    return GenerativeModel.from_config(
+        load_config(CONFIG, overrides=[Override("engine.kernels", request.param, "the test")])
+    )
+
+
+@pytest.fixture(scope="module")
+def tokenizer(model: GenerativeModel) -> Tokenizer:
+    return model.source.tokenizer()
+
+
+def answers(model: GenerativeModel, tokenizer: Tokenizer, texts: list[str], **settings) -> list[str]:
+    encoder = model.encoder(tokenizer, model.generation_config.updated(**settings))
+    prompts = encoder.encode_all(Prompt(str(i), f"row {i}", text) for i, text in enumerate(texts))
+    return model.answer(prompts, tokenizer)
+
+
+def test_the_questions_are_of_both_kinds() -> None:
+    kinds = [row["kind"] for row in ROWS]
+    assert kinds.count("sum") >= 50 and kinds.count("translation") >= 50
+
+
+@pytest.mark.parametrize("kind", ["sum", "translation"])
+def test_right_answers(model: GenerativeModel, tokenizer: Tokenizer, kind: str) -> None:
+    """At least 95 % of questions whose combinations training held back, answered in one batch."""
+    rows = [row for row in ROWS if row["kind"] == kind]
+    found = answers(model, tokenizer, [row["prompt"] for row in rows])
+    wrong = [
+        f"{row['prompt']}{answer}, expected{row['answer']}"
+        for row, answer in zip(rows, found, strict=True)
+        if answer.strip() != row["answer"].strip()
+    ]
+    assert len(wrong) <= 0.05 * len(rows), "; ".join(wrong)
+
+
+def test_sums_that_a_person_can_check(model: GenerativeModel, tokenizer: Tokenizer) -> None:
+    sums = [(row["prompt"], re.findall(r"\d+", row["prompt"])) for row in ROWS if "+" in row["prompt"]][:20]
+    assert len(sums) == 20
+    found = answers(model, tokenizer, [prompt for prompt, _ in sums])
+    right = [int(answer) == int(a) + int(b) for answer, (_, (a, b)) in zip(found, sums, strict=True)]
+    assert sum(right) >= 19
+
+
+def test_one_by_one_and_together(model: GenerativeModel, tokenizer: Tokenizer) -> None:
+    texts = [row["prompt"] for row in ROWS[::20]] + ["Once upon a time"]
+    together = answers(model, tokenizer, texts, max_new_tokens=60)
+    assert together == [answers(model, tokenizer, [text], max_new_tokens=60)[0] for text in texts]
+    assert together[::-1] == answers(model, tokenizer, texts[::-1], max_new_tokens=60)
+
+
+def test_with_and_without_the_past(model: GenerativeModel, tokenizer: Tokenizer) -> None:
+    texts = [row["prompt"] for row in ROWS[::25]] + ["Once upon a time"]
+    found = [answers(model, tokenizer, texts, max_new_tokens=40, use_past=use_past) for use_past in (True, False)]
+    assert found[0] == found[1]
+
+
+def test_samples_depend_on_their_seeds_alone(model: GenerativeModel, tokenizer: Tokenizer) -> None:
+    text, settings = "Once upon a time", {"do_sample": True, "temperature": 1.2, "max_new_tokens": 30}
+    alone = {seed: answers(model, tokenizer, [text], seed=seed, **settings)[0] for seed in (0, 1)}
+    assert alone[0] != alone[1]
+    among = answers(model, tokenizer, ["2 + 2 =", text, "3 + 3 =", text], seed=0, **settings)
+    assert among[1] == among[3] == alone[0]
+
+
+def test_a_story_is_good_english(model: GenerativeModel, tokenizer: Tokenizer) -> None:
+    (story,) = answers(model, tokenizer, ["Once upon a time"])
+    assert len(story.split()) > 20
+    assert re.fullmatch(r"[A-Za-z ,.!?'\"\n:;-]+", story), story
+    assert story.rstrip()[-1] in '.!?"'
+
+
+def test_a_stop_string_ends_the_story(model: GenerativeModel, tokenizer: Tokenizer) -> None:
+    (story,) = answers(model, tokenizer, ["Once upon a time"])
+    first = story.split(".")[0]
+    assert answers(model, tokenizer, ["Once upon a time"], stop=["."]) == [first]

@@ -1,0 +1,188 @@
+"""What is known about a model before anything is computed: where it is, its sizes, its weights and settings."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from inference.config import InferenceConfig, load_config
+from inference.errors import CheckpointError, ConfigError, InferenceError, ModelNotFoundError
+from inference.models.source import resolve
+
+GOLDENS = Path(__file__).parents[1] / "goldens"
+SIZES = {
+    "type": "LlamaConfig",
+    "vocab_size": 128,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_layers": 2,
+    "num_heads": 4,
+    "seq_length": 64,
+}
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A golden model's directory, to be damaged."""
+    return shutil.copytree(GOLDENS / "llama2_mha", tmp_path / "tiny", ignore=shutil.ignore_patterns("golden.npz"))
+
+
+def config(**keys) -> InferenceConfig:
+    return load_config(keys)
+
+
+def edit(path: Path, **changes) -> None:
+    values = json.loads(path.read_text())
+    values.update(changes)
+    path.write_text(json.dumps({key: value for key, value in values.items() if value != "absent"}))
+
+
+@pytest.mark.parametrize("key", ["pretrained_model_dir", "load_checkpoint"])
+def test_a_hugging_face_directory(model: Path, key: str) -> None:
+    source = resolve(config(**{key: str(model)}))
+    assert (source.name, source.directory, source.checkpoint) == ("tiny", model, model)
+    assert (source.model.hidden_size, source.model.num_layers, source.model.context_length) == (32, 2, 256)
+    pairs = source.pairs()
+    assert pairs is not None and len(pairs) == 21
+
+
+def test_weights_in_another_place(model: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.move(model / "model.safetensors", other / "weights.safetensors")
+    for given in (other, other / "weights.safetensors"):
+        source = resolve(config(pretrained_model_dir=str(model), load_checkpoint=str(given)))
+        assert (source.directory, source.checkpoint) == (model, given)
+        assert source.pairs()
+    with pytest.raises(ModelNotFoundError, match="holds no weights"):
+        resolve(config(pretrained_model_dir=str(model))).pairs()
+
+
+def test_a_file_whose_config_is_beside_it(model: Path) -> None:
+    source = resolve(config(load_checkpoint=str(model / "model.safetensors")))
+    assert source.directory == model and source.pairs()
+
+
+def test_a_yaml_that_says_everything(tmp_path: Path) -> None:
+    shutil.copy(GOLDENS / "llama2_mha" / "model.safetensors", tmp_path)
+    source = resolve(config(load_checkpoint=str(tmp_path / "model.safetensors"), model={"model_config": SIZES}))
+    assert source.directory is None and source.model.context_length == 64
+    assert source.pairs()
+
+
+def test_a_yaml_wins_over_the_models_config(model: Path) -> None:
+    given = {"model_config": {"seq_length": 100, "theta": 5.0}}
+    source = resolve(config(pretrained_model_dir=str(model), model=given))
+    assert (source.model.context_length, source.model.rope.theta, source.model.hidden_size) == (100, 5.0, 32)
+
+
+class TestGenerationSettings:
+    def test_of_the_model(self) -> None:
+        source = resolve(config(pretrained_model_dir=str(GOLDENS / "llama31")))
+        generation = source.generation
+        assert (generation.do_sample, generation.temperature, generation.top_p) == (True, 0.6, 0.9)
+        assert generation.eos_token_id == (2, 5, 7)
+
+    def test_the_yaml_wins(self) -> None:
+        given = {"do_sample": False, "eos_token_id": 9}
+        source = resolve(config(pretrained_model_dir=str(GOLDENS / "llama31"), generation_config=given))
+        generation = source.generation
+        assert (generation.do_sample, generation.top_p, generation.eos_token_id) == (False, 0.9, (9,))
+
+    @pytest.mark.parametrize(("own", "found"), [(7, (7,)), ([7, 8], (7, 8)), (None, ()), ("absent", ())])
+    def test_the_end_token_of_config_json_is_the_last_resort(self, model: Path, own, found: tuple) -> None:
+        edit(model / "config.json", eos_token_id=own)
+        assert resolve(config(pretrained_model_dir=str(model))).generation.eos_token_id == (2,)
+        (model / "generation_config.json").unlink()
+        assert resolve(config(pretrained_model_dir=str(model))).generation.eos_token_id == found
+
+
+class TestWhatIsRefused:
+    def test_no_checkpoint(self) -> None:
+        """Never random weights that nobody asked for."""
+        with pytest.raises(ModelNotFoundError, match="no checkpoint is given; .*--random_weights") as caught:
+            resolve(config(model={"model_config": SIZES}))
+        assert caught.value.exit_code == 2
+
+    def test_random_weights_only_by_name(self, model: Path) -> None:
+        source = resolve(config(model={"model_config": SIZES}, engine={"random_weights": True}))
+        assert source.checkpoint is None and source.pairs() is None
+        (model / "model.safetensors").unlink()
+        source = resolve(config(pretrained_model_dir=str(model), engine={"random_weights": True}))
+        assert source.pairs() is None and source.directory == model
+
+    @pytest.mark.parametrize("name", ["none.ckpt", "none.safetensors", "sub/none.ckpt"])
+    def test_a_checkpoint_that_is_not_there(self, tmp_path: Path, name: str) -> None:
+        with pytest.raises(ModelNotFoundError, match=f"{name} does not exist"):
+            resolve(config(load_checkpoint=str(tmp_path / name), model={"model_config": SIZES}))
+
+    def test_no_sizes(self, tmp_path: Path) -> None:
+        shutil.copy(GOLDENS / "llama2_mha" / "model.safetensors", tmp_path)
+        with pytest.raises(ConfigError, match="has no model.model_config, so the model's sizes are unknown"):
+            resolve(config(load_checkpoint=str(tmp_path / "model.safetensors")))
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("{", "config.json is not valid JSON"),
+            ("[" * 100_000, "config.json is not valid JSON"),
+            ("[]", "config.json must hold an object"),
+            ("\xff", "config.json is not valid JSON"),
+            ("{}", "config.json: no architecture is named"),
+            ('{"architectures": ["GPT2LMHeadModel"]}', "architecture 'GPT2LMHeadModel' is not supported"),
+            ('{"architectures": ["LlamaForCausalLM"]}', "config.json: .* is missing"),
+        ],
+    )
+    def test_a_config_json_that_cannot_be_used(self, model: Path, text: str, message: str) -> None:
+        (model / "config.json").write_bytes(text.encode("latin-1"))
+        with pytest.raises(ConfigError, match=message) as caught:
+            resolve(config(pretrained_model_dir=str(model)))
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"num_hidden_layers": 3}, "9 missing: model.layers.2"),
+            ({"hidden_size": 64}, "misshapen"),
+            ({"tie_word_embeddings": False, "vocab_size": 99}, "misshapen"),
+        ],
+    )
+    def test_a_config_that_does_not_fit_the_weights(self, model: Path, changes: dict, message: str) -> None:
+        edit(model / "config.json", **changes)
+        with pytest.raises(CheckpointError, match=message):
+            resolve(config(pretrained_model_dir=str(model))).pairs()
+
+    def test_pickled_weights_alone(self, model: Path) -> None:
+        (model / "model.safetensors").rename(model / "pytorch_model.bin")
+        with pytest.raises(CheckpointError, match="can run code"):
+            resolve(config(pretrained_model_dir=str(model))).pairs()
+
+    def test_settings_of_the_wrong_type(self, model: Path) -> None:
+        edit(model / "generation_config.json", temperature="hot")
+        with pytest.raises(ConfigError, match="generation_config.json: .*temperature"):
+            resolve(config(pretrained_model_dir=str(model)))
+
+    def test_end_tokens_that_make_no_sense(self, model: Path) -> None:
+        (model / "generation_config.json").unlink()
+        edit(model / "config.json", eos_token_id="two")
+        with pytest.raises(InferenceError, match="eos_token_id"):
+            resolve(config(pretrained_model_dir=str(model)))
+
+
+def test_finding_all_that_out_does_not_import_mindspore() -> None:
+    program = f"""
+import sys
+from inference.config import load_config
+from inference.models.source import resolve
+source = resolve(load_config({{'pretrained_model_dir': {str(GOLDENS / "llama2_gqa")!r}}}))
+assert source.pairs()
+sys.exit('mindspore' in sys.modules)
+"""
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,0 +1,289 @@
+"""Which stored tensor goes where: names of Hugging Face and MindFormers, what is listed as wrong, memory."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from inference.errors import CheckpointError
+from inference.kernels.formats import Format
+from inference.models import weights
+from inference.models.checkpoint import Checkpoint, Segment, StoredTensor, open_checkpoint
+from inference.models.config import ModelConfig
+from inference.models.parameters import hugging_face_name, parameter_shapes, tensor_places
+from inference.models.registry import model_config_from
+
+GOLDENS = Path(__file__).parents[1] / "goldens"
+CASES = sorted(path.parent.name for path in GOLDENS.glob("*/config.json"))
+ROOT = Path(__file__).parents[2]
+# The pieces of MindFormers' Llama names, as its convert_weight.py writes them.
+MINDFORMERS = {
+    "embed_tokens.weight": "tok_embeddings.embedding_weight",
+    "self_attn.q_proj": "attention.wq",
+    "self_attn.k_proj": "attention.wk",
+    "self_attn.v_proj": "attention.wv",
+    "self_attn.o_proj": "attention.wo",
+    "self_attn.q_norm": "attention.q_norm",
+    "self_attn.k_norm": "attention.k_norm",
+    "mlp.gate_proj": "feed_forward.w1",
+    "mlp.down_proj": "feed_forward.w2",
+    "mlp.up_proj": "feed_forward.w3",
+    "post_attention_layernorm": "ffn_norm",
+    "input_layernorm": "attention_norm",
+    "model.norm.": "model.norm_out.",
+}
+
+
+def golden(name: str) -> tuple[Checkpoint, ModelConfig]:
+    directory = GOLDENS / name
+    values = json.loads((directory / "config.json").read_text())
+    return open_checkpoint(directory), model_config_from(values, str(directory))
+
+
+def mindformers_name(name: str) -> str:
+    for ours, theirs in MINDFORMERS.items():
+        name = name.replace(ours, theirs)
+    return name
+
+
+def renamed(checkpoint: Checkpoint) -> Checkpoint:
+    return {
+        theirs: replace(tensor, name=theirs)
+        for theirs, tensor in ((mindformers_name(name), tensor) for name, tensor in checkpoint.items())
+    }
+
+
+def fake(name: str, *shape: int) -> StoredTensor:
+    return StoredTensor(name, "float32", shape, (Segment(Path("nowhere"), 0, 4 * int(np.prod(shape))),))
+
+
+def load(checkpoint: Checkpoint, config: ModelConfig) -> dict[str, np.ndarray]:
+    """All parameters in float32."""
+    arrays = {name: np.full(shape, np.nan, np.float32) for name, shape in parameter_shapes(config).items()}
+    places = {name: weights.Destination(array, Format.FLOAT32, Format.FLOAT32) for name, array in arrays.items()}
+    weights.load(weights.fit(checkpoint, config, Path("model")), places)
+    return arrays
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_tensor_of_a_golden_model_has_its_place(name: str) -> None:
+    """All of every parameter is written, and q, k, v and gate, up lie one after the other in the fused ones."""
+    checkpoint, config = golden(name)
+    arrays = load(checkpoint, config)
+    assert not any(np.isnan(array).any() for array in arrays.values())
+    values = {}
+    for stored, tensor in checkpoint.items():
+        values[stored] = np.empty(tensor.shape, np.float32)
+        tensor.read_into(values[stored])
+    for kind in ("weight", "bias") if config.qkv_bias else ("weight",):
+        parts = [values[f"model.layers.1.self_attn.{part}_proj.{kind}"] for part in "qkv"]
+        assert np.array_equal(arrays[f"model.layers.1.self_attn.qkv_proj.{kind}"], np.concatenate(parts))
+    gate_up = [values[f"model.layers.0.mlp.{part}_proj.weight"] for part in ("gate", "up")]
+    assert np.array_equal(arrays["model.layers.0.mlp.gate_up_proj.weight"], np.concatenate(gate_up))
+    for whole in ("model.embed_tokens.weight", "model.norm.weight", "model.layers.0.mlp.down_proj.weight"):
+        assert np.array_equal(arrays[whole], values[whole])
+    assert ("lm_head.weight" in arrays) == (not config.tie_embeddings)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_mindformers_names_are_the_same_tensors(name: str) -> None:
+    checkpoint, config = golden(name)
+    theirs = renamed(checkpoint)
+    assert not any("self_attn" in name or "mlp" in name or "layernorm" in name for name in theirs)
+    expected, found = load(checkpoint, config), load(theirs, config)
+    assert all(np.array_equal(found[parameter], array) for parameter, array in expected.items())
+
+
+@pytest.mark.parametrize("name", ["llama2_mha", "qwen3_tied"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_a_mindspore_checkpoint_loads_equal(graph_mode: None, tmp_path: Path, name: str, dtype: str) -> None:
+    """Saved by MindSpore under MindFormers' names, from the golden model rounded to the type."""
+    import mindspore
+
+    checkpoint, config = golden(name)
+    data, expected = [], {}
+    for stored, tensor in checkpoint.items():
+        array = np.empty(tensor.shape, np.float32)
+        tensor.read_into(array)
+        value = mindspore.Tensor(array).astype(getattr(mindspore, dtype))
+        data.append({"name": mindformers_name(stored), "data": value})
+        expected[stored] = value.astype(mindspore.float32).asnumpy()
+    path = tmp_path / "llama.ckpt"
+    mindspore.save_checkpoint(data, str(path))
+    arrays = load(open_checkpoint(path), config)
+    for place in tensor_places(config):
+        rows = slice(place.first_row, place.first_row + place.shape[0])
+        assert np.array_equal(arrays[place.parameter][rows], expected[place.name])
+
+
+@pytest.mark.parametrize("name", [place.name for place in tensor_places(golden("qwen3")[1])])
+def test_a_name_in_either_spelling(name: str) -> None:
+    assert hugging_face_name(name) == name
+    assert hugging_face_name(mindformers_name(name)) == name
+
+
+class TestWhatDoesNotFit:
+    def test_missing_unexpected_and_misshapen_tensors_are_listed(self) -> None:
+        checkpoint, config = golden("llama2_mha")
+        del checkpoint["model.layers.0.mlp.up_proj.weight"]
+        del checkpoint["model.norm.weight"]
+        for name, shape in (("model.layers.1.self_attn.q_proj.weight", (32, 16)), ("lm_head.weight", (64, 64))):
+            checkpoint[name] = fake(name, *shape)
+        checkpoint["model.layers.2.mlp.up_proj.weight"] = fake("model.layers.2.mlp.up_proj.weight", 1)
+        with pytest.raises(CheckpointError) as caught:
+            weights.fit(checkpoint, config, Path("my/model"))
+        message = str(caught.value)
+        assert "my/model does not fit the config" in message and "\n" not in message
+        assert "2 missing: model.layers.0.mlp.up_proj.weight, model.norm.weight;" in message
+        assert "1 unexpected: model.layers.2.mlp.up_proj.weight;" in message
+        assert "2 misshapen: model.layers.1.self_attn.q_proj.weight is [32, 16], the config says [32, 32]," in message
+        assert "lm_head.weight is [64, 64], the config says [128, 32]" in message
+
+    def test_long_lists_are_counted(self) -> None:
+        checkpoint, config = golden("llama2_mha")
+        with pytest.raises(CheckpointError, match=r"9 missing: model\.layers\.2\.input.*, \.\.\.$") as caught:
+            weights.fit(checkpoint, replace(config, num_layers=3), Path("model"))
+        assert str(caught.value).count("model.layers.2.") == weights.SHOWN
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"num_layers": 1}, "9 unexpected"),
+            ({"hidden_size": 64}, "misshapen"),
+            ({"vocab_size": 127}, r"embed_tokens.weight is \[128, 32\], the config says \[127, 32\]"),
+            ({"num_kv_heads": 1}, r"k_proj.weight is \[32, 32\], the config says \[8, 32\]"),
+            ({"qk_norm": True}, "4 missing: .*q_norm"),
+            ({"qkv_bias": True}, "6 missing: .*q_proj.bias"),
+            ({"mlp_bias": True}, "6 missing: .*gate_proj.bias"),
+            ({"output_bias": True}, "2 missing: .*o_proj.bias"),
+        ],
+    )
+    def test_a_config_of_another_model(self, changes: dict, message: str) -> None:
+        checkpoint, config = golden("llama2_mha")
+        with pytest.raises(CheckpointError, match=message):
+            weights.fit(checkpoint, replace(config, **changes), Path("model"))
+
+    def test_a_model_without_its_biases(self) -> None:
+        checkpoint, config = golden("qwen2")
+        with pytest.raises(CheckpointError, match="6 unexpected: .*bias"):
+            weights.fit(checkpoint, replace(config, qkv_bias=False), Path("model"))
+
+    def test_a_head_that_is_missing(self) -> None:
+        checkpoint, config = golden("qwen2_tied")
+        with pytest.raises(CheckpointError, match="1 missing: lm_head.weight"):
+            weights.fit(checkpoint, replace(config, tie_embeddings=False), Path("model"))
+
+    def test_an_empty_checkpoint(self) -> None:
+        with pytest.raises(CheckpointError, match="21 missing"):
+            weights.fit({}, golden("llama2_mha")[1], Path("model"))
+
+    def test_a_tensor_in_both_spellings(self) -> None:
+        checkpoint, config = golden("llama2_mha")
+        twice = renamed({"model.norm.weight": checkpoint["model.norm.weight"]})
+        with pytest.raises(CheckpointError, match="model.norm.weight.*model.norm_out.weight"):
+            weights.fit({**checkpoint, **twice}, config, Path("model"))
+
+
+def test_a_tied_head_may_be_stored_too() -> None:
+    checkpoint, config = golden("llama32_tied")
+    assert "lm_head.weight" not in checkpoint
+    expected = load(checkpoint, config)
+    found = load({**checkpoint, "lm_head.weight": fake("lm_head.weight", 128, 32)}, config)
+    assert found.keys() == expected.keys()
+
+
+@pytest.mark.parametrize(
+    "name", ["model.layers.0.self_attn.rotary_emb.inv_freq", "model.freqs_mgr.freqs_cos", "model.rotary_emb.inv_freq"]
+)
+def test_buffers_of_older_exporters_are_passed_over(name: str) -> None:
+    checkpoint, config = golden("llama2_mha")
+    pairs = weights.fit({**checkpoint, name: fake(name, 4)}, config, Path("model"))
+    assert [place.name for _, place in pairs] == [place.name for place in tensor_places(config)]
+
+
+def test_progress_sees_every_tensor_once() -> None:
+    checkpoint, config = golden("qwen3")
+    pairs = weights.fit(checkpoint, config, Path("model"))
+    arrays = {name: np.empty(shape, np.float32) for name, shape in parameter_shapes(config).items()}
+    seen: list[StoredTensor] = []
+    places = {name: weights.Destination(array, Format.FLOAT32, Format.FLOAT32) for name, array in arrays.items()}
+    weights.load(pairs, places, seen.append)
+    assert {tensor.name for tensor in seen} == set(checkpoint) and len(seen) == len(checkpoint)
+
+
+def test_random_weights_are_those_of_their_seed() -> None:
+    config = golden("qwen2")[1]
+
+    def fill(seed: int) -> dict[str, np.ndarray]:
+        shapes = parameter_shapes(config)
+        arrays = {name: np.full(shape, np.nan, np.float32) for name, shape in shapes.items()}
+        places = {name: weights.Destination(array, Format.FLOAT32, Format.FLOAT32) for name, array in arrays.items()}
+        weights.fill_random(shapes, places, seed)
+        return arrays
+
+    first, again, other = fill(0), fill(0), fill(1)
+    assert all(np.array_equal(array, again[name]) for name, array in first.items())
+    matrix = "model.layers.0.mlp.down_proj.weight"
+    assert not np.array_equal(first[matrix], other[matrix])
+    assert first[matrix].std() == pytest.approx(0.02, rel=0.1)
+    assert (first["model.norm.weight"] == 1).all() and (first["model.layers.0.self_attn.qkv_proj.bias"] == 0).all()
+
+
+LOAD = """
+import json, sys
+from pathlib import Path
+from inference.context import build_context
+from inference.models import weights
+from inference.models.checkpoint import open_checkpoint
+from inference.models.registry import model_config_from
+from inference.models.runner import ModelRunner
+
+def memory(key):
+    lines = Path('/proc/self/status').read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(key)).split()[1]) * 1024
+
+directory = Path(sys.argv[1])
+build_context({'context': {'mode': 0}})
+config = model_config_from(json.loads((directory / 'config.json').read_text()), 'config.json')
+pairs = weights.fit(open_checkpoint(directory), config, directory)
+before = memory('VmRSS:')
+runner = ModelRunner(config, pairs, num_blocks=2, block_size=16)
+print(memory('VmHWM:') - before)
+"""
+
+
+@pytest.mark.slow
+def test_loading_takes_the_model_and_one_tensor(tmp_path: Path) -> None:
+    """A bfloat16 checkpoint of 300 MB, sparse on disk: peak memory is the float32 model and its largest tensor."""
+    values = {
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": 32000,
+        "hidden_size": 1024,
+        "intermediate_size": 2816,
+        "num_hidden_layers": 7,
+        "num_attention_heads": 16,
+        "max_position_embeddings": 128,
+    }
+    config = model_config_from(values, "config.json")
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    header, end = {}, 0
+    sizes = [2 * int(np.prod(place.shape)) for place in tensor_places(config)]
+    for place, size in zip(tensor_places(config), sizes, strict=True):
+        header[place.name] = {"dtype": "BF16", "shape": place.shape, "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header).encode()
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+    assert end > 300 * 10**6
+    done = subprocess.run([sys.executable, "-c", LOAD, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    growth, slack = int(done.stdout), 40 * 2**20
+    print(f"peak {growth / 1e6:.0f} MB, parameters {2 * end / 1e6:.0f} MB, largest tensor {max(sizes) / 1e6:.0f} MB")
+    assert 2 * end < growth <= 2 * end + max(sizes) + slack
