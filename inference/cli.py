@@ -7,6 +7,7 @@ answer at once.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 import traceback
@@ -24,7 +25,7 @@ from inference.config.report import known_keys
 from inference.errors import EXIT_FAILURE, EXIT_USAGE, InferenceError, did_you_mean
 from inference.interrupt import watch
 
-PROGRAM = "run_inference.py"
+PROGRAM = Path(sys.argv[0]).name
 COMPLETION_VARIABLE = "_RUN_INFERENCE_COMPLETE"
 SHELLS = ("bash", "zsh", "fish")
 GROUPS = ("Run", "Model", "Device", "Generation", "Output", "Information")
@@ -306,7 +307,7 @@ def _flag_names() -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs the command line and ends the process: 0 done, 1 a failure, 2 a mistake of the user's, 130 interrupted."""
-    _replace_closed_streams()
+    _prepare_streams()
     watch()
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -320,11 +321,17 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     _leave(code if isinstance(code, int) else 0)
 
 
-def _replace_closed_streams() -> None:
-    """A shell's `>&-` leaves None in the place of a stream; what is written to it goes nowhere."""
+def _prepare_streams() -> None:
+    """Files and pipes get UTF-8, whatever the locale; a terminal keeps its encoding, and what that cannot show is `?`.
+
+    A shell's `>&-` leaves None in the place of a stream: what is written to it goes nowhere.
+    """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        encoding = sys.stdout.encoding if sys.stdout.isatty() else "utf-8"
+        sys.stdout.reconfigure(encoding=encoding, errors="replace")
 
 
 def _report(error: BaseException) -> int:

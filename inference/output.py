@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -89,7 +90,8 @@ class AnswerWriter:
         model: name of the model in records.
         stream: show text while it grows (form text only).
         echo: put the prompt before its answer (form text only).
-        save_file: where records go as well; it must not exist yet, unless `overwrite`.
+        save_file: where records go as well; it must not exist yet, unless `overwrite`. It is made, or its old content
+            lost, when there is a first record for it, and not by a run that fails before.
     """
 
     def __init__(
@@ -100,7 +102,9 @@ class AnswerWriter:
         self._echo = echo
         self._streamer = TerminalStreamer(sys.stdout) if form == "text" else None
         self._stream = stream
-        self._file = _open_new(save_file, overwrite) if save_file else None
+        self._save_file = save_file
+        self._overwrite = overwrite
+        self._file: TextIO | None = None
         self._waiting: dict[int, str] = {}
         self._next_row = 0
 
@@ -130,8 +134,10 @@ class AnswerWriter:
             if not self._streamer:
                 sys.stdout.write(line + "\n")
                 sys.stdout.flush()
-            if self._file:
-                self._save(self._file, line)
+            if self._save_file:
+                # Kept open; closed by `close`.
+                self._file = self._file or _open_new(self._save_file, self._overwrite)
+                _append(self._file, line)
 
     def _show(self, streamer: TerminalStreamer, event: TextEvent) -> None:
         row, shown = event.answer.row, event.text if self._stream else ""
@@ -143,15 +149,6 @@ class AnswerWriter:
         streamer.write(row, shown)
         if event.finished:
             streamer.finish(row)
-
-    @staticmethod
-    def _save(file: TextIO, line: str) -> None:
-        try:
-            file.write(line + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        except OSError as error:
-            raise InferenceError(f"{file.name} cannot be written: {error.strerror}") from error
 
     def close(self) -> None:
         if self._file:
@@ -183,6 +180,16 @@ def _open_new(path: Path, overwrite: bool) -> TextIO:
         return path.open("w", encoding="utf-8")
     except OSError as error:
         raise InputError(f"the save file {path} cannot be written: {error.strerror}") from error
+
+
+def _append(file: TextIO, line: str) -> None:
+    try:
+        file.write(line + "\n")
+        file.flush()
+        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise InferenceError(f"{file.name} cannot be written: {error.strerror}") from error
 
 
 def _rounded(seconds: float | None) -> float | None:

@@ -98,7 +98,7 @@ def _write_weights(
     file.write(len(text).to_bytes(8, "little") + text)
     for name, (dtype, shape, _) in layouts.items():
         array = np.empty(shape, np.uint8 if dtype == "U8" else np.float32)
-        destination = Destination(array, formats[name], formats[name], shapes[name], quantise)
+        destination = Destination(array, formats[name], formats[name], quantise)
         for tensor, place in pairs:
             if place.parameter == name:
                 destination.write(tensor, place.first_row)

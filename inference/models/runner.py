@@ -101,9 +101,7 @@ class ModelRunner:
             packed = memory is not Format.FLOAT32
             parameter = empty(name, (shape[0], memory.row_bytes(shape[1])), np.uint8) if packed else empty(name, shape)
             loaded[name] = Weight(parameter, memory)
-            destinations[name] = weights.Destination(
-                parameter.asnumpy(), memory, precision, shape, _quantiser(is_stock)
-            )
+            destinations[name] = weights.Destination(parameter.asnumpy(), memory, precision, _quantiser(is_stock))
         if pairs is None:
             weights.fill_random(shapes, destinations, seed)
         else:

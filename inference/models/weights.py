@@ -108,14 +108,12 @@ class Destination:
         memory: the format that the array is in.
         precision: the format whose rounding the values get. Packed memory has it by itself; float32 memory takes the
             values as `precision` would give them back, so that stock operators compute with the same weights.
-        shape: of the parameter, before packing.
         quantise: packs float32 rows into the INT8 and INT4 formats.
     """
 
     array: np.ndarray
     memory: Format
     precision: Format
-    shape: tuple[int, ...]
     quantise: Quantise = pack
 
     def write(self, tensor: StoredTensor, first_row: int) -> None:
@@ -149,7 +147,7 @@ class Destination:
         tensor.read_bytes_into(packed)
         for row in range(0, len(rows), ROWS_AT_ONCE):
             part = slice(row, row + ROWS_AT_ONCE)
-            rows[part] = unpack(packed[part], self.precision, self.shape[1])
+            rows[part] = unpack(packed[part], self.precision, rows.shape[1])
 
     def _packed(self, values: np.ndarray) -> np.ndarray:
         return (self.quantise if self.memory.quantised else pack)(values, self.memory)

@@ -22,16 +22,22 @@ def interrupted(process: subprocess.Popen[bytes]) -> bytes:
 
 
 def test_interrupt_while_text_streams(cli):
-    process = cli.start(
-        *STORIES, "--stream", "--save_file", "saved.txt", stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    kept = cli.write("saved.txt", "precious\n")
+    arguments = (*STORIES, "--stream", "--save_file", "saved.txt", "--overwrite")
+    process = cli.start(*arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     first = process.stdout.read(20)
     # Streamed: the beginning is there although the end is not.
     assert process.poll() is None
     assert first.decode().startswith(", there ")
     interrupted(process)
-    assert (cli.directory / "saved.txt").read_bytes() == b""
+    # No answer was complete.
+    assert kept.read_text() == "precious\n"
     assert {path.name for path in cli.directory.iterdir()} == {"saved.txt"}
+
+
+def test_a_run_that_fails_leaves_no_empty_file(cli):
+    result = cli.demo("--predict_data", "2 + 3 =", "--save_file", "saved.txt", "--engine.kv_cache_memory", "1KiB")
+    assert "KV cache" in result.error(code=1)
 
 
 @pytest.mark.parametrize(("library", "seconds"), [("_pydantic_core", 0), ("_c_expression", 0), ("_c_dataengine", 1)])

@@ -61,6 +61,11 @@ def test_print_config_reads_back_the_same(cli):
     assert without_comments(second.out) == without_comments(first.out)
 
 
+def test_pipes_are_utf8_whatever_the_locale(cli):
+    cli.environment |= {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    assert 'stop: ["größer", "大"]' in cli.demo("--stop", "größer", "大", "--print_config").answered().out
+
+
 def without_comments(text: str) -> list[str]:
     return [line.partition("  #")[0] for line in text.splitlines()]
 
