@@ -37,9 +37,6 @@ NOT_THERE_YET: tuple[tuple[str, tuple[Any, ...], str], ...] = (
 )
 
 
-RUN_MODES = ("predict", "evaluate", "convert")
-
-
 @dataclass(frozen=True)
 class Job:
     """A run of which everything has been checked and nothing has been computed."""
@@ -57,11 +54,6 @@ def check(config: InferenceConfig, batch: PromptBatch, overwrite: bool = False) 
     Raises:
         InferenceError: the first one.
     """
-    if config.run_mode not in RUN_MODES:
-        raise ConfigError(
-            f"{config.origin('run_mode')}: run_mode {config.run_mode} is not there yet",
-            f"accepted: {', '.join(RUN_MODES)}",
-        )
     check_device(config)
     if config.output.save_file:
         check_writable(Path(config.output.save_file), overwrite)

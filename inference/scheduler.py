@@ -107,6 +107,7 @@ class Scheduler:
         """The next step's work: rows that run first, oldest first, then as many waiting ones as fit."""
         budget = self.max_batch_tokens
         planned: list[Scheduled] = []
+        waiting = len(self.waiting)
         index = 0
         while index < len(self.running):
             request = self.running[index]
@@ -117,14 +118,14 @@ class Scheduler:
                 break
             planned.append(Scheduled(request, count))
             budget -= count
-        # A row that was put back must not push another out in the same step.
-        while self.waiting and budget > 0 and len(self.running) < self.max_sequences and index == len(self.running):
+        # A step that put a row back lets none in: the room would be gone in the next one.
+        admits = len(self.waiting) == waiting
+        while admits and self.waiting and budget > 0 and len(self.running) < self.max_sequences:
             request = self.waiting[0]
             count = min(request.num_uncached, budget)
             if not self.pool.grow(request.block_table, request.num_cached + count):
                 break
             self.running.append(self.waiting.popleft())
-            index += 1
             planned.append(Scheduled(request, count))
             budget -= count
         return planned

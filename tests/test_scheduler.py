@@ -62,9 +62,11 @@ class Run:
         return request
 
     def step(self) -> None:
-        before = set(self.scheduler.running)
+        cached = {request: request.num_cached for request in self.scheduler.running}
         planned = self.scheduler.plan()
-        self.put_back += len(before - set(self.scheduler.running))
+        self.put_back += len(cached.keys() - set(self.scheduler.running))
+        for item in planned:
+            assert item.request.num_cached == cached.get(item.request, 0), "put back and begun again in one step"
         check_plan(self.scheduler, planned)
         check_blocks(self.scheduler, self.requests)
         for item in planned:

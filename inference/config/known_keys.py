@@ -132,7 +132,27 @@ NOT_ACTED_ON: dict[KeyPath, frozenset[str]] = {
     ("processor", "tokenizer"): _TOKENIZER,
     ("generation_config",): IGNORED_KEYS,
 }
-TYPED_BUT_NOT_ACTED_ON: dict[KeyPath, frozenset[str]] = {MODEL: DEVICE_KEYS}
+TYPED_BUT_NOT_ACTED_ON: dict[KeyPath, frozenset[str]] = {
+    MODEL: DEVICE_KEYS,
+    ("parallel",): frozenset({"parallel_mode"}),
+    ("context",): frozenset(
+        {
+            "affinity_config",
+            "affinity_cpu_list",
+            "enable_graph_kernel",
+            "graph_kernel_flags",
+            "infer_boost",
+            "jit_config",
+            "jit_level",
+            "memory_optimize_level",
+            "mempool_block_size",
+            "runtime_num_threads",
+        }
+    ),
+    ("processor", "tokenizer"): frozenset(
+        {"add_special_tokens", "checkpoint_name_or_path", "max_length", "merges_file", "model_max_length"}
+    ),
+}
 
 # MindFormers' other names of a key. Renamed as a layer is read, so that only one name is left.
 RENAMED: dict[KeyPath, KeyPath] = {

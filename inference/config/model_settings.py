@@ -78,7 +78,7 @@ class ModelSettings(Section):
     rope_theta: Positive | None = Field(None, description="Base of the rotary frequencies.")
     rope_scaling: Free | None = Field(None, description="Rotary scaling as transformers 4 writes it.")
     rope_parameters: Free | None = Field(None, description="Rotary base and scaling as transformers 5 does.")
-    extend_method: OptionalText = Field(None, description="MindFormers' rotary scaling: None, PI, NTK or LLAMA3.")
+    extend_method: OptionalText = Field(None, description="MindFormers' rotary scaling: None, PI or LLAMA3.")
     scaling_factor: Annotated[float | Free | None, BeforeValidator(_rope_factor)] = Field(
         None, description="Factor of extend_method, or a mapping for LLAMA3."
     )

@@ -31,7 +31,7 @@ from inference.config.values import (
 )
 from inference.errors import ConfigError
 
-RUN_MODES = ("predict", "pipeline", "evaluate", "convert")
+RUN_MODES = ("predict", "evaluate", "convert")
 _TRAINING = ("train", "finetune", "export", "predict_with_train_model")
 _GRAPH_MODES = ((0, 0), (1, 1), ("GRAPH_MODE", 0), ("PYNATIVE_MODE", 1))
 _SAVE_GRAPHS = ((False, 0), (True, 2), (0, 0), (1, 1), (2, 2), (3, 3))
@@ -193,7 +193,7 @@ class InferenceConfig(Section):
     """The whole config: frozen, complete, with a record of where each key was set. Made by `load_config`."""
 
     seed: Seed | None = Field(None, description="Seed of sampling, an integer from 0.")
-    run_mode: Annotated[str, BeforeValidator(_run_mode)] = Field("predict", description=f"One of {RUN_MODES}.")
+    run_mode: Annotated[str, BeforeValidator(_run_mode)] = Field("predict", description=f"One of {', '.join(RUN_MODES)}.")
     output_dir: str = Field("./output", description="Directory for what a run writes.")
     use_parallel: bool = Field(False, description="Run on several devices; the launcher starts a process for each.")
     load_checkpoint: OptionalText = Field(None, description="Directory or file of the weights.")

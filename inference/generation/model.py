@@ -264,6 +264,12 @@ def num_blocks(source: ModelSource, positions: int | None, weight_format: Format
     free = available_memory() - weights
     if settings.kv_cache_memory is not None:
         blocks = settings.kv_cache_memory // size
+        if blocks < 1:
+            raise ConfigError(
+                f"{source.config.origin('engine.kv_cache_memory')}: engine.kv_cache_memory is "
+                f"{settings.kv_cache_memory} bytes, a block of {settings.block_size} positions takes {size}",
+                "raise it, or leave it out",
+            )
     else:
         wanted = positions if positions is not None else max(DEFAULT_POSITIONS, model.context_length)
         blocks = min(-(-wanted // settings.block_size), max(free, 0) // 2 // size)

@@ -16,6 +16,9 @@ from inference.prompts import Prompt
 from inference.request import FinishReason, Request
 from inference.tokenizer import IncrementalDetokenizer, Tokenizer
 
+# Tokens of a prompt that stay when it is cut, even where the answer would like their room.
+MINIMUM_KEPT = 16
+
 
 @dataclass
 class EncodedPrompt:
@@ -93,7 +96,10 @@ class Encoder:
                     f"({self._limit_name(generation)})",
                     "shorten it, or cut it with --truncate left or right",
                 )
-            ids = ids[excess:] if self.truncate == "left" else ids[:limit]
+            # Cut so far that the whole answer has room, if that leaves anything of the prompt.
+            keep = max(limit + 1 - (generation.max_new_tokens or 1), min(limit, MINIMUM_KEPT))
+            excess = len(ids) - keep
+            ids = ids[excess:] if self.truncate == "left" else ids[:keep]
         is_chat = prompt.token_ids is None and (self.chat or prompt.messages is not None)
         return EncodedPrompt(row, prompt, text, ids, generation, is_chat, max(excess, 0))
 

@@ -71,8 +71,11 @@ class StoredTensor:
 Checkpoint = dict[str, StoredTensor]
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_checkpoint(path: Path, preferred: str | None = None) -> Checkpoint:
     """The tensors of a `.safetensors` or `.ckpt` file, or of a directory that holds such files.
+
+    Args:
+        preferred: `ckpt` takes the .ckpt file of a directory that has safetensors too.
 
     Raises:
         ModelNotFoundError: nothing there, or nothing that can be read as weights.
@@ -82,7 +85,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     from inference.models.safetensors_format import read_safetensors_header
 
     tensors: Checkpoint = {}
-    for file in checkpoint_files(path):
+    for file in checkpoint_files(path, preferred):
         read_header = read_ckpt_header if file.suffix == ".ckpt" else read_safetensors_header
         for tensor in read_header(file):
             if tensor.name in tensors:
@@ -91,10 +94,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return tensors
 
 
-def checkpoint_files(path: Path) -> list[Path]:
+def checkpoint_files(path: Path, preferred: str | None = None) -> list[Path]:
     """The files that make up the checkpoint at `path`."""
     if path.is_dir():
-        return _directory_files(path)
+        return _directory_files(path, preferred)
     if not path.exists():
         raise ModelNotFoundError(f"checkpoint {path} does not exist")
     if path.name.endswith(".index.json"):
@@ -114,7 +117,9 @@ def has_weights(directory: Path) -> bool:
     return any(directory.glob("*.safetensors")) or any(directory.glob("*.ckpt"))
 
 
-def _directory_files(directory: Path) -> list[Path]:
+def _directory_files(directory: Path, preferred: str | None) -> list[Path]:
+    if preferred == "ckpt" and any(directory.glob("*.ckpt")):
+        return _ckpt_files(directory)
     if (directory / INDEX_NAME).exists():
         return _indexed_files(directory / INDEX_NAME)
     if (directory / "model.safetensors").exists():
@@ -122,16 +127,20 @@ def _directory_files(directory: Path) -> list[Path]:
     shards = sorted(directory.glob("*.safetensors"))
     if shards:
         return shards
-    ckpts = sorted(directory.glob("*.ckpt"))
-    if len(ckpts) == 1:
-        return ckpts
-    if ckpts:
-        names = ", ".join(file.name for file in ckpts[:5])
-        raise CheckpointError(f"{directory} holds {len(ckpts)} .ckpt files ({names})", "name the one to load")
+    if any(directory.glob("*.ckpt")):
+        return _ckpt_files(directory)
     pickled = sorted(file.name for file in directory.iterdir() if file.suffix in PICKLE_SUFFIXES)
     if pickled:
         return checkpoint_files(directory / pickled[0])
     raise ModelNotFoundError(f"{directory} holds no weights", "expected *.safetensors or *.ckpt there")
+
+
+def _ckpt_files(directory: Path) -> list[Path]:
+    ckpts = sorted(directory.glob("*.ckpt"))
+    if len(ckpts) > 1:
+        names = ", ".join(file.name for file in ckpts[:5])
+        raise CheckpointError(f"{directory} holds {len(ckpts)} .ckpt files ({names})", "name the one to load")
+    return ckpts
 
 
 def _indexed_files(index: Path) -> list[Path]:

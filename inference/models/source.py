@@ -59,7 +59,7 @@ class ModelSource:
         """
         if self.checkpoint is None:
             return None
-        checkpoint = open_checkpoint(self.checkpoint)
+        checkpoint = open_checkpoint(self.checkpoint, self.config.load_ckpt_format)
         if self.packed is not None:
             return weights.fit_packed(checkpoint, self.model, self.packed, self.checkpoint)
         return weights.fit(checkpoint, self.model, self.checkpoint)

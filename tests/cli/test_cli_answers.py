@@ -225,19 +225,19 @@ def test_echo_stop_and_dotted_flags(shared_cli):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_truncate(shared_cli, side):
-    """A prompt that is too long runs as the 511 tokens of it that are kept."""
+    """A prompt that is too long is cut so that an answer of 256 tokens has room."""
     text = f"{STORY} {'and ' * 600} 7 + 2 ="
     ids = load_tokenizer(DEMO).encode(text)
-    cut = ids[-511:] if side == "left" else ids[:511]
+    cut = ids[-256:] if side == "left" else ids[:256]
     shared_cli.write("long.jsonl", jsonl([{"prompt": text, "custom_id": "long"}, {"prompt": cut, "custom_id": "cut"}]))
     result = shared_cli.demo(
         *("--predict_data", "long.jsonl", "--truncate", side, "--output_format", "json", "--logprobs", "3")
     ).answered()
     assert result.err.startswith(f"cut 1 prompt to the model's context, on the {side}\n")
     long, kept = result.by_id["long"], result.by_id["cut"]
-    assert long["truncated_tokens"] == len(ids) - 511
+    assert long["truncated_tokens"] == len(ids) - 256
     assert "truncated_tokens" not in kept
-    assert long["prompt_tokens"] == kept["prompt_tokens"] == 511
+    assert long["prompt_tokens"] == kept["prompt_tokens"] == 256
     assert long["token_ids"] == kept["token_ids"]
     assert long["logprobs"][0]["top"] == [
         [token, pytest.approx(p, abs=1e-4)] for token, p in kept["logprobs"][0]["top"]

@@ -78,8 +78,8 @@ def test_check_says_what_would_run_and_lists_keys_without_effect(cli):
     assert first.startswith("demo: LlamaForCausalLM, 1.8 M parameters, context 512, weights ")
     assert first.endswith("; 2 prompts; ok")
     assert unused == [
-        "no effect: runner_config (mine.yaml:2)",
         "no effect: model.model_config.batch_size (mine.yaml:6)",
+        "no effect: runner_config (mine.yaml:2)",
         "no effect: profile (--profile)",
     ]
 

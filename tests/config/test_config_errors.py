@@ -92,12 +92,12 @@ WRONG_VALUES = [
     ("output_dir: 7\n", "x.yaml:1: output_dir must be text (put it in quotes), got 7"),
     (
         "run_mode: train\n",
-        "x.yaml:1: run_mode must be one of predict, pipeline, evaluate, convert, got 'train'; "
+        "x.yaml:1: run_mode must be one of predict, evaluate, convert, got 'train'; "
         "this project runs models and does not train them",
     ),
     (
         "run_mode: eval\n",
-        "x.yaml:1: run_mode must be one of predict, pipeline, evaluate, convert, got 'eval'; "
+        "x.yaml:1: run_mode must be one of predict, evaluate, convert, got 'eval'; "
         "MindFormers' eval is evaluate here",
     ),
     ("context: 3\n", "x.yaml:1: context must be a section, a mapping of keys, got 3"),

@@ -233,6 +233,13 @@ class TestEncoding:
         (short,) = encoder(context=9, truncate=side).encode_all([prompt("1234")])
         assert (bytes(short.ids), short.truncated) == (b"1234", 0)
 
+    def test_a_cut_prompt_leaves_room_for_the_whole_answer(self) -> None:
+        text = "".join(chr(65 + i % 26) for i in range(90))
+        (source,) = encoder(context=64, max_new_tokens=40, truncate="left").encode_all([prompt(text)])
+        assert (bytes(source.ids), source.request(64).max_new_tokens) == (text[-24:].encode(), 40)
+        (greedy,) = encoder(context=64, max_new_tokens=60, truncate="right").encode_all([prompt(text)])
+        assert bytes(greedy.ids) == text[:16].encode()
+
     def test_max_length_limits_the_prompt_too(self) -> None:
         with pytest.raises(InputError, match="at most 4 leave room for an answer .max_length is 5"):
             encoder(max_length=5).encode_all([prompt("12345")])
