@@ -9,5 +9,6 @@ prompt=(--predict_data 'Once upon a time')
 for argument in "$@"; do
     [[ $argument == --predict_data* ]] && prompt=()
 done
-exec "$PYTHON_IN_VENV" "$ROOT/run_inference.py" --config "$ROOT/configs/demo/predict_demo.yaml" \
+# Not exec: the start-up figures count from the start of the process, which is to be Python's.
+"$PYTHON_IN_VENV" "$ROOT/run_inference.py" --config "$ROOT/configs/demo/predict_demo.yaml" \
     --run_mode predict --echo True --stream True "${prompt[@]}" "$@"

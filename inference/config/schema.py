@@ -193,7 +193,9 @@ class InferenceConfig(Section):
     """The whole config: frozen, complete, with a record of where each key was set. Made by `load_config`."""
 
     seed: Seed | None = Field(None, description="Seed of sampling, an integer from 0.")
-    run_mode: Annotated[str, BeforeValidator(_run_mode)] = Field("predict", description=f"One of {', '.join(RUN_MODES)}.")
+    run_mode: Annotated[str, BeforeValidator(_run_mode)] = Field(
+        "predict", description="predict answers prompts, evaluate measures perplexity, convert packs weights."
+    )
     output_dir: str = Field("./output", description="Directory for what a run writes.")
     use_parallel: bool = Field(False, description="Run on several devices; the launcher starts a process for each.")
     load_checkpoint: OptionalText = Field(None, description="Directory or file of the weights.")

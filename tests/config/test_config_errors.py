@@ -97,8 +97,7 @@ WRONG_VALUES = [
     ),
     (
         "run_mode: eval\n",
-        "x.yaml:1: run_mode must be one of predict, evaluate, convert, got 'eval'; "
-        "MindFormers' eval is evaluate here",
+        "x.yaml:1: run_mode must be one of predict, evaluate, convert, got 'eval'; MindFormers' eval is evaluate here",
     ),
     ("context: 3\n", "x.yaml:1: context must be a section, a mapping of keys, got 3"),
     ("model: []\n", "x.yaml:1: model must be a section, a mapping of keys, got []"),

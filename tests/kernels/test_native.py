@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,8 +22,8 @@ except KernelBuildError as error:
 
 def supported() -> list[str]:
     """Instruction sets that this build and this processor have."""
-    with open("/proc/cpuinfo") as file:
-        flags = next((set(line.split()) for line in file if line.startswith(("flags", "Features"))), set())
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    flags = next((set(line.split()) for line in lines if line.startswith(("flags", "Features"))), set())
     needs = {
         "plain": set(),
         "avx2": {"avx2", "fma", "f16c"},
