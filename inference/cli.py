@@ -368,9 +368,9 @@ def _fail(what: str, hint: str | None, code: int) -> int:
 
 
 def _leave(code: int) -> NoReturn:
-    """Exits, without MindSpore's own teardown where it was loaded: its threads can take a second to end."""
-    if "mindspore" not in sys.modules:
-        sys.exit(code)
+    """Exits at once: MindSpore's threads can take a second to end, and Python would try a full disk again, and give
+    its own exit code for that.
+    """
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
             stream.flush()

@@ -250,7 +250,7 @@ class TestCacheSize:
         memory(10**6)
         with pytest.raises(InferenceError, match="kv_cache_memory"):
             self.blocks(100, kv_cache_memory=10**9)
-        with pytest.raises(InferenceError, match="llama2_gqa needs"):
+        with pytest.raises(ConfigError, match="kv_cache_memory is 1000 bytes, a block of 16 positions takes"):
             self.blocks(100, kv_cache_memory=1000)
 
     def test_positions_that_prompts_need(self) -> None:
