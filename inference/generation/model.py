@@ -66,11 +66,11 @@ class GenerativeModel:
         self.runner = ModelRunner(
             source.model,
             pairs,
-            num_blocks=num_blocks(source, positions, weight_format),
+            num_blocks=num_blocks(source, positions, weight_format if chosen.NARROW else Format.FLOAT32),
             block_size=engine.block_size,
             kernels=chosen,
             weight_format=weight_format,
-            half_cache=engine.kv_cache_dtype == "float16" and chosen.HALF_CACHE,
+            half_cache=engine.kv_cache_dtype == "float16" and chosen.NARROW,
             seed=source.config.seed or 0,
             progress=progress,
         )
@@ -244,7 +244,7 @@ def choose_kernels(config: InferenceConfig) -> ModuleType:
         threads=config.engine.threads,
         say=say,
     )
-    if config.engine.kv_cache_dtype == "float16" and not chosen.HALF_CACHE:
+    if config.engine.kv_cache_dtype == "float16" and not chosen.NARROW:
         say("engine.kv_cache_dtype float16 needs the native kernels: the cache is in float32")
     return chosen
 

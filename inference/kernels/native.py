@@ -18,8 +18,8 @@ from inference.kernels.build import library_path
 from inference.kernels.shapes import AttentionShape, FeedForwardShape
 from inference.kernels.weight import Weight
 
-# Whether the cache can be kept in float16.
-HALF_CACHE = True
+# Whether weights and cache can be kept narrower than float32.
+NARROW = True
 _TYPES = {
     "f": DataType.F32_Default,
     "h": DataType.F16_Default,

@@ -19,8 +19,8 @@ from mindspore import Parameter, Tensor, nn, ops
 from inference.kernels.shapes import AttentionShape, FeedForwardShape
 from inference.kernels.weight import Weight
 
-# Whether the cache can be kept in float16.
-HALF_CACHE = False
+# Whether weights and cache can be kept narrower than float32.
+NARROW = False
 # Added to the score of a position that must not be seen. Finite, so that a row of nothing else is no NaN.
 MASKED = -1e30
 

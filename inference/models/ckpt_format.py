@@ -17,6 +17,8 @@ from pathlib import Path
 from inference.errors import CheckpointError
 from inference.models.checkpoint import ITEM_SIZES, Segment, StoredTensor, check_tensor
 
+# What a training leaves beside the weights.
+COUNTERS = ("epoch_num", "step_num", "global_step", "loss_scale", "scale_sense", "current_iterator_step")
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 # Written after the last value when the file carries a checksum; no protobuf tag starts with this byte sequence.
 CHECKSUM = b"crc_num"
@@ -46,6 +48,8 @@ def read_ckpt_header(path: Path) -> Iterator[StoredTensor]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from error
     for name, tensor in tensors.items():
+        if name in COUNTERS:
+            continue
         size = sum(segment.size for segment in tensor.segments)
         dims = check_tensor(name, tensor.dtype, tensor.dims, size, path)
         if any(segment.size % ITEM_SIZES[tensor.dtype] for segment in tensor.segments):

@@ -13,7 +13,7 @@ from toys import END, ByteTokenizer, ScriptModel, ToyModel
 from inference.config import GenerationConfig
 from inference.errors import InputError
 from inference.generation.engine import Engine
-from inference.generation.text import EncodedPrompt, Encoder, TextEvent, TextGenerator
+from inference.generation.text import MINIMUM_KEPT, EncodedPrompt, Encoder, TextEvent, TextGenerator
 from inference.prompts import Prompt
 from inference.request import FinishReason
 from inference.tokenizer import Tokenizer, load_tokenizer
@@ -239,6 +239,14 @@ class TestEncoding:
         assert (bytes(source.ids), source.request(64).max_new_tokens) == (text[-24:].encode(), 40)
         (greedy,) = encoder(context=64, max_new_tokens=60, truncate="right").encode_all([prompt(text)])
         assert bytes(greedy.ids) == text[:16].encode()
+
+    @pytest.mark.parametrize(("new", "kept"), [(20, 44), (47, 17), (48, MINIMUM_KEPT), (500, MINIMUM_KEPT)])
+    def test_a_cut_prompt_leaves_room_for_its_answer(self, new: int, kept: int) -> None:
+        text = "".join(chr(48 + i) for i in range(70))
+        for side, part in (("left", text[-kept:]), ("right", text[:kept])):
+            (source,) = encoder(context=64, truncate=side, max_new_tokens=new).encode_all([prompt(text)])
+            assert (bytes(source.ids).decode(), source.truncated) == (part, 70 - kept)
+            assert source.request(64).max_new_tokens == min(new, 64 - kept)
 
     def test_max_length_limits_the_prompt_too(self) -> None:
         with pytest.raises(InputError, match="at most 4 leave room for an answer .max_length is 5"):

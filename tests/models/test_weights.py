@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -102,8 +103,11 @@ def test_mindformers_names_are_the_same_tensors(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["llama2_mha", "qwen3_tied"])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_a_mindspore_checkpoint_loads_equal(graph_mode: None, tmp_path: Path, name: str, dtype: str) -> None:
-    """Saved by MindSpore under MindFormers' names, from the golden model rounded to the type."""
+@pytest.mark.parametrize("spelling", [mindformers_name, str], ids=["mindformers", "hugging_face"])
+def test_a_mindspore_checkpoint_loads_equal(
+    graph_mode: None, tmp_path: Path, name: str, dtype: str, spelling: Callable[[str], str]
+) -> None:
+    """Saved by MindSpore under either names, from the golden model rounded to the type."""
     import mindspore
 
     checkpoint, config = golden(name)
@@ -112,7 +116,7 @@ def test_a_mindspore_checkpoint_loads_equal(graph_mode: None, tmp_path: Path, na
         array = np.empty(tensor.shape, np.float32)
         tensor.read_into(array)
         value = mindspore.Tensor(array).astype(getattr(mindspore, dtype))
-        data.append({"name": mindformers_name(stored), "data": value})
+        data.append({"name": spelling(stored), "data": value})
         expected[stored] = value.astype(mindspore.float32).asnumpy()
     path = tmp_path / "llama.ckpt"
     mindspore.save_checkpoint(data, str(path))

@@ -1,0 +1,89 @@
+"""Weight formats, kernels, evaluate and convert, as a user meets them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HELD_OUT = Path(__file__).resolve().parents[1] / "demo" / "heldout.txt"
+QUESTIONS = ("--predict_data", "12 + 7 =", "Translate to German: the big house", "2 + 3 =")
+
+
+def perplexity(cli, *arguments: object) -> float:
+    words = ("--run_mode", "evaluate", "--predict_data", HELD_OUT, "--output_format", "json", *arguments)
+    return json.loads(cli.demo(*words).answered().out)["perplexity"]
+
+
+@pytest.fixture(scope="module")
+def exact(shared_cli) -> float:
+    return perplexity(shared_cli, "--engine.weight_dtype", "float32")
+
+
+@pytest.mark.parametrize(("dtype", "allowed"), [("float16", 1e-4), ("bfloat16", 1e-3), ("int8", 0.01), ("int4", 0.05)])
+def test_a_narrower_format_costs_little(shared_cli, exact, dtype, allowed):
+    got = perplexity(shared_cli, "--engine.weight_dtype", dtype)
+    assert abs(got / exact - 1) < allowed
+    if dtype == "int4":
+        assert got != exact
+
+
+def test_stock_operators_give_the_same_perplexity(shared_cli, exact):
+    assert perplexity(shared_cli, "--engine.kernels", "stock") == pytest.approx(exact, rel=1e-4)
+
+
+def test_convert_then_load(cli, exact):
+    convert = ("--run_mode", "convert", "--engine.weight_dtype", "int8", "--output_dir", "made")
+    names = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.model", "tokenizer_config.json")
+    files = ("made", "made/demo-int8", *(f"made/demo-int8/{name}" for name in names))
+    assert cli.demo(*convert, writes=files).answered().out == "made/demo-int8\n"
+    assert cli.demo(*convert).error() == ("made/demo-int8 exists; give another --output_dir, or --force to replace it")
+    cli.demo(*convert, "--force").answered()
+    packed = ("--load_checkpoint", "made/demo-int8")
+    assert cli.demo(*packed, *QUESTIONS).answered().out == " 19\n das große Haus\n 5\n"
+    assert perplexity(cli, *packed) == perplexity(cli, "--engine.weight_dtype", "int8")
+    assert perplexity(cli, *packed, "--engine.kernels", "stock") == pytest.approx(exact, rel=0.01)
+    assert "are packed as int8" in cli.demo(*packed, *QUESTIONS, "--engine.weight_dtype", "int4").error()
+
+
+def test_without_a_compiler_stock_operators_answer(cli):
+    cli.environment |= {"CXX": "no-such-compiler"}
+    result = cli.demo(*QUESTIONS).answered()
+    assert result.out == " 19\n das große Haus\n 5\n"
+    line = "no C++ compiler (no-such-compiler) is on the PATH; install g++: stock operators are used, which are slower"
+    assert result.err.splitlines()[0] == line
+    assert cli.demo(*QUESTIONS, "--engine.kernels", "native").error(code=1).startswith("no C++ compiler")
+
+
+def test_a_compiler_that_fails(cli):
+    broken = cli.write("broken-c++", "#!/bin/sh\n[ $1 = --version ] && exit 0\necho 'x.cpp:1: error: no' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    cli.environment |= {"CXX": str(broken), "INFERENCE_KERNEL_CACHE": str(cli.directory.parent / "kernel-cache")}
+    result = cli.demo(*QUESTIONS)
+    assert (result.code, result.out) == (0, " 19\n das große Haus\n 5\n")
+    assert "could not build the kernels: x.cpp:1: error: no: stock operators are used" in result.err
+
+
+@pytest.mark.slow
+def test_two_processes_build_once(tmp_path):
+    """Both get the one library, and nothing half-made is left beside it."""
+    code = "from inference.kernels.build import main; main()"
+    root = Path(__file__).resolve().parents[2]
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "INFERENCE_KERNEL_CACHE": str(tmp_path / "cache")}
+    runs = [
+        subprocess.Popen([sys.executable, "-c", code], cwd=root, env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    paths = {run.communicate(timeout=200)[0].strip() for run in runs}
+    assert len(paths) == 1
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == ["build.lock", Path(paths.pop()).name]
+
+
+def test_float16_cache(cli):
+    result = cli.demo(*QUESTIONS, "--engine.kv_cache_dtype", "float16").answered()
+    assert result.out == " 19\n das große Haus\n 5\n"
+    stock = cli.demo(*QUESTIONS, "--engine.kv_cache_dtype", "float16", "--engine.kernels", "stock").answered()
+    assert stock.err.startswith("engine.kv_cache_dtype float16 needs the native kernels: the cache is in float32\n")
