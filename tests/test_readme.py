@@ -97,6 +97,8 @@ def test_links_lead_somewhere(page):
 def test_flags_that_the_pages_name_exist():
     known = {flag.name for flag in FLAGS} | {
         *("--config", "--predict_data", "--options", "--overwrite", "--no-stream", "--traceback", "--check", "--help"),
+        # The last four are those of scripts/bench.py.
+        *("--force", "--models", "--dtypes", "--kernels", "--rounds"),
         *("--print_config", "--list_models", "--version", "--show_completion", "--section.key"),
     }
     for page in PAGES:
