@@ -38,7 +38,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, required=True, help="the model directory to write or replace")
     parser.add_argument("--heldout_dir", type=Path, help="where to write heldout.jsonl and heldout.txt")
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=1800)
     parser.add_argument("--rows", type=int, default=8, help="rows a step")
     parser.add_argument("--row_length", type=int, default=512, help="tokens a row")
     parser.add_argument("--vocab_size", type=int, default=1280)

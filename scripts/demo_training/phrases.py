@@ -189,34 +189,24 @@ def _draw_description(rng: random.Random) -> Phrase:
 
 
 def _draw_action(rng: random.Random) -> Phrase:
-    """Subject, verb and one object or two; the subject is a pronoun at times."""
+    """Subject, verb and object; the subject is a pronoun at times."""
     verb = rng.choice(tuple(VERBS))
-    things = _draw_objects(rng, "at" if verb == "buys" else "pat")
-    combinations = [combination for thing in things for combination in thing.combinations]
+    thing = _draw_noun_phrase(rng, rng.random() < 0.4, "at" if verb == "buys" else "pat")
     if rng.random() < 0.3:
-        subject_english = key = rng.choice(tuple(PRONOUNS))
+        subject_english = rng.choice(tuple(PRONOUNS))
         subject_german, form = PRONOUNS[subject_english]
+        key, combinations = subject_english, thing.combinations
     else:
         subject = _draw_noun_phrase(rng, rng.random() < 0.2, "pa")
-        subject_english, subject_german, key = subject.english, subject.german(), subject.noun.english
+        subject_english, subject_german = subject.english, subject.german()
         form = 3 if subject.plural else 1
-        combinations += subject.combinations
-    combinations += [(key, verb, thing.noun.english) for thing in things]
-    english = " and ".join(thing.english for thing in things)
-    german = " und ".join(thing.german(accusative=True) for thing in things)
+        key, combinations = subject.noun.english, thing.combinations + subject.combinations
     return Phrase(
-        f"{subject_english} {verb if form == 1 else VERBS[verb][0]} {english}",
-        f"{subject_german} {VERBS[verb][form]} {german}",
-        tuple(combinations),
+        f"{subject_english} {verb if form == 1 else VERBS[verb][0]} {thing.english}",
+        f"{subject_german} {VERBS[verb][form]} {thing.german(accusative=True)}",
+        (*combinations, (key, verb, thing.noun.english)),
         True,
     )
-
-
-def _draw_objects(rng: random.Random, kinds: str) -> list[NounPhrase]:
-    """One noun phrase, at times with an adjective, or two without."""
-    if rng.random() < 0.12:
-        return [_draw_noun_phrase(rng, False, kinds) for _ in range(2)]
-    return [_draw_noun_phrase(rng, rng.random() < 0.4, kinds)]
 
 
 def _draw_noun_phrase_alone(rng: random.Random) -> Phrase:
@@ -238,8 +228,7 @@ def draw_phrase(rng: random.Random, held_out: bool = False) -> Phrase:
 def _worded(phrase: Phrase, rng: random.Random) -> Phrase:
     """The phrase as it is, or with a capital letter, or (a sentence) with that and a full stop."""
     chance = rng.random()
-    # English writes a capital I anywhere, so a capital letter alone says nothing about the German one.
-    if chance < 0.65 or (phrase.english.startswith("I ") and chance >= 0.9):
+    if chance < 0.65:
         return phrase
     stop = "." if phrase.is_sentence and chance < 0.9 else ""
     english, german = (text[0].upper() + text[1:] + stop for text in (phrase.english, phrase.german))

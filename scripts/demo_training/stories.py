@@ -10,21 +10,57 @@ import re
 
 from .documents import Document, Exchange
 
-GIRLS = (
-    "Lily", "Anna", "Mia", "Emma", "Sophie", "Lucy", "Rosa", "Clara", "Nora", "Ella", "Grace", "Molly", "Ruby",
-    "Alice", "Julia", "Sara", "Amy", "Zoe", "Kate", "Maria", "Helen", "Jane", "Eva", "Laura", "Polly", "Daisy",
-    "Nina", "Tina", "Ida", "Frida",
-)  # fmt: skip
-BOYS = (
-    "Tom", "Ben", "Max", "Leo", "Jack", "Sam", "Tim", "Paul", "Finn", "Oscar", "Peter", "Noah", "Adam", "Luke",
-    "Henry", "Oliver", "Fred", "Bob", "Bill", "Mark", "David", "Daniel", "James", "John", "Alex", "Charlie", "Theo",
-    "Felix", "Hugo", "Karl",
-)  # fmt: skip
-GIRL_KINDS, BOY_KINDS = ("girl", "girl", "princess"), ("boy", "boy", "prince")
-ANIMALS = (
-    "fox", "rabbit", "mouse", "frog", "duck", "cat", "dog", "squirrel", "hedgehog", "turtle", "bear", "lamb", "pony",
-)  # fmt: skip
-CHARACTERS = (*ANIMALS[:11], "dragon")
+GIRLS = [
+    "Lily",
+    "Anna",
+    "Mia",
+    "Emma",
+    "Sophie",
+    "Lucy",
+    "Rosa",
+    "Clara",
+    "Nora",
+    "Ella",
+    "Grace",
+    "Molly",
+    "Ruby",
+    "Alice",
+    "Julia",
+    "Sara",
+]
+BOYS = [
+    "Tom",
+    "Ben",
+    "Max",
+    "Leo",
+    "Jack",
+    "Sam",
+    "Tim",
+    "Paul",
+    "Finn",
+    "Oscar",
+    "Peter",
+    "Noah",
+    "Adam",
+    "Luke",
+    "Henry",
+    "Oliver",
+]
+ANIMALS = [
+    "fox",
+    "rabbit",
+    "mouse",
+    "frog",
+    "duck",
+    "cat",
+    "dog",
+    "squirrel",
+    "hedgehog",
+    "turtle",
+    "bear",
+    "lamb",
+    "pony",
+]
 CHARACTER = ["kind", "brave", "curious", "clever", "cheerful", "gentle", "quiet", "friendly"]
 COLOURS = ["red", "blue", "green", "yellow", "white", "golden"]
 TOYS = ("ball", "kite", "teddy bear", "toy boat", "drum", "hat", "scarf", "book", "toy train", "lantern")
@@ -60,7 +96,7 @@ PLOTS = {
 [It was a little {other}.|There, {name} saw a little {other}.]
 The {other} was stuck [in the mud|between two stones|under a fallen branch] and could not get out.
 [{name} was not afraid.|{name} thought for a moment.|"Do not worry," said {name}.]
-{He} [found a long stick and|took a deep breath and|called {his} {relative}, and together they] pulled [very hard|and pulled|again and again] until the {other} was free.
+{He} [found a long stick and|took a deep breath and|called {his} {relative}, and together they] pulled [as hard as {he} could|and pulled|again and again] until the {other} was free.
 ["Thank you!" said the {other}. "You saved me."|"You are very kind," said the {other}. "I will never forget this."]
 [After that, they met every day and played together.|From then on, {name} and the {other} were best friends.]
 [{name} learned that even a small act of kindness can change a day.|{name} was tired, but {his} heart was full of joy.]
@@ -156,7 +192,7 @@ As a thank you, {name} got [a {colour} {toy}|a warm apple pie|a bag of {fruits}]
     "race": """
 {when}, a proud {other} said, "I am the fastest of all. Nobody can beat me!"
 ["I will race you," said {name}.|{name} was tired of hearing this. "Let us race to {place}," {he} said.]
-[Everyone laughed, because {name} had never won a race.|Nobody thought that {name} could win.]
+[Everyone laughed, because {name} was so small.|Nobody thought that {name} could win.]
 They started in the morning, and soon the {other} was far ahead.
 ["I have time for a nap," said the {other}, and lay down under a tree.|The {other} stopped to eat some {fruits} and fell asleep.]
 But {name} [went on, step by step|did not stop] and [never looked back|passed the sleeping {other}].
@@ -180,18 +216,17 @@ Since then, one star shines brighter than all the others [when {name} goes to be
 
 # An opening, its weight, and whether it leaves the plot to say when things happen.
 OPENINGS = (
-    ("Once upon a time, there was {a_kind} named {name}.", 6, True),
-    ("Once upon a time, there was {a_kind} named {name}. {He} lived near {home}.", 3, True),
-    ("Once upon a time, {a_kind} named {name} lived near {home}.", 3, True),
-    ("Once upon a time, in a house near {home}, there lived {a_kind} named {name}.", 3, True),
-    ("Once upon a time there was {a_kind} named {name}.", 1, True),
-    ("Once upon a time, there lived {a_kind} called {name}.", 2, True),
-    ("Long ago, {a_kind} named {name} lived near {home}.", 2, True),
-    ("There once was {a_kind} named {name}.", 2, True),
-    ("{name} was {a_kind} who lived near {home}.", 2, True),
-    ("{A_kind} named {name} lived near {home}.", 2, True),
-    ("One day, {a_kind} named {name} went to {home} with {his} {relative}.", 4, False),
-    ("One day, {a_kind} named {name} woke up early and looked out of the window.", 1, False),
+    ("Once upon a time, there was a {adjective} {kind} named {name}.", 6, True),
+    ("Once upon a time, there was a {adjective} {kind} named {name}. {He} lived near {home}.", 3, True),
+    ("Once upon a time, a {adjective} {kind} named {name} lived near {home}.", 3, True),
+    ("Once upon a time, in a house near {home}, there lived a {adjective} {kind} named {name}.", 3, True),
+    ("Once upon a time there was a {adjective} {kind} named {name}.", 1, True),
+    ("Once upon a time, there lived a {adjective} {kind} called {name}.", 2, True),
+    ("Long ago, a {adjective} {kind} named {name} lived near {home}.", 2, True),
+    ("There once was a {adjective} {kind} named {name}.", 2, True),
+    ("{name} was a {adjective} {kind} who lived near {home}.", 2, True),
+    ("One day, a {adjective} {kind} named {name} went to {home} with {his} {relative}.", 4, False),
+    ("One day, a {adjective} {kind} named {name} woke up early and looked out of the window.", 1, False),
 )
 TRAITS = (
     "{He} loved to [play outside|sing|read books|draw|tell stories].",
@@ -205,8 +240,10 @@ SAME_DAY_PLOTS = ("stuck", "share", "owner", "race")
 
 def draw_story(rng: random.Random, kind: str | None = None, name: str | None = None) -> str:
     """A whole story, as one paragraph; about the `kind` named `name` where they are given."""
-    drawn_kind, drawn_name = _draw_character(rng)
-    slots = _draw_slots(rng, kind or drawn_kind, name or drawn_name)
+    slots = _draw_slots(rng)
+    if kind and name:
+        slots |= _character(kind, name)
+        slots["other"] = _other_animal(kind, rng)
     openings = OPENINGS[:6] if kind else OPENINGS
     opening, _, is_open = rng.choices(openings, [weight for _, weight, _ in openings])[0]
     plot = rng.choice(list(PLOTS) if is_open else SAME_DAY_PLOTS)
@@ -239,26 +276,30 @@ def _expand(template: str, rng: random.Random) -> str:
 
 
 def _draw_character(rng: random.Random) -> tuple[str, str]:
-    names, kinds = rng.choice(((GIRLS, GIRL_KINDS), (BOYS, BOY_KINDS)))
-    return rng.choice(kinds if rng.random() < 0.4 else CHARACTERS), rng.choice(names)
+    is_girl = rng.random() < 0.5
+    kind = rng.choice(["girl" if is_girl else "boy"] * 5 + ANIMALS[:9])
+    return kind, rng.choice(GIRLS if is_girl else BOYS)
 
 
-def _character(rng: random.Random, kind: str, name: str) -> dict[str, str]:
+def _character(kind: str, name: str) -> dict[str, str]:
     he, his, him = ("she", "her", "her") if name in GIRLS else ("he", "his", "him")
-    adjective = rng.choice(("", "", "little ", "little ", "little ", "young ", *(f"{word} " for word in CHARACTER)))
     return {
-        "name": name, "a_kind": f"a {adjective}{kind}", "A_kind": f"A {adjective}{kind}",
-        "he": he, "his": his, "him": him, "He": he.title(), "His": his.title(),
+        "kind": kind, "name": name, "he": he, "his": his, "him": him, "He": he.title(), "His": his.title(),
     }  # fmt: skip
 
 
-def _draw_slots(rng: random.Random, kind: str, name: str) -> dict[str, str]:
+def _other_animal(kind: str, rng: random.Random) -> str:
+    return rng.choice([animal for animal in ANIMALS if animal != kind])
+
+
+def _draw_slots(rng: random.Random) -> dict[str, str]:
+    kind, name = _draw_character(rng)
     relative = rng.choice(list(RELATIVES))
     home, place = rng.sample(PLACES, 2)
-    return _character(rng, kind, name) | {
+    return _character(kind, name) | {
         "relative": relative, "relative_he": RELATIVES[relative], "home": home, "place": place,
-        "trait": rng.choice(CHARACTER),
+        "adjective": rng.choice(["little", "little", "young", *CHARACTER]), "trait": rng.choice(CHARACTER),
         "colour": rng.choice(COLOURS), "toy": rng.choice(TOYS), "food": rng.choice(FOODS),
         "drink": rng.choice(["tea", "milk", "soup"]), "fruits": rng.choice(FRUITS),
-        "other": rng.choice([animal for animal in ANIMALS if animal != kind]),
+        "other": _other_animal(kind, rng),
     }  # fmt: skip
