@@ -175,8 +175,3 @@ def cache_shapes(shape: AttentionShape) -> tuple[tuple[int, ...], tuple[int, ...
     """Shapes of a layer's key and value cache; keys lie transposed within a block."""
     heads = (shape.num_blocks, shape.kv_heads)
     return (*heads, shape.head_dim, shape.block_size), (*heads, shape.block_size, shape.head_dim)
-
-
-def windows_of(shapes: Sequence[AttentionShape]) -> tuple[int, ...]:
-    """Each layer knows its own window; there are no masks to order."""
-    return tuple(sorted({shape.window or 0 for shape in shapes}))

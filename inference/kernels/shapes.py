@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -37,3 +38,8 @@ class FeedForwardShape:
     hidden: int
     width: int
     eps: float
+
+
+def windows_of(shapes: Sequence[AttentionShape]) -> tuple[int, ...]:
+    """The windows that occur, in the order of a step's masks; 0 for none."""
+    return tuple(sorted({shape.window or 0 for shape in shapes}))

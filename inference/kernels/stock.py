@@ -16,7 +16,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-from inference.kernels.shapes import AttentionShape, FeedForwardShape
+from inference.kernels.shapes import AttentionShape, FeedForwardShape, windows_of
 from inference.kernels.weight import Weight
 
 # Whether weights and cache can be kept narrower than float32.
@@ -260,11 +260,6 @@ def cache_shapes(shape: AttentionShape) -> tuple[tuple[int, ...], tuple[int, ...
     """Shapes of a layer's key and value cache."""
     both = (shape.kv_heads * shape.slots, shape.head_dim)
     return both, both
-
-
-def windows_of(shapes: Sequence[AttentionShape]) -> tuple[int, ...]:
-    """The windows that occur, in the order of the masks; 0 for none."""
-    return tuple(sorted({shape.window or 0 for shape in shapes}))
 
 
 def _optional(weights: Mapping[str, Weight], name: str) -> Parameter | None:

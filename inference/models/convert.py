@@ -8,7 +8,6 @@ Such a directory loads by copying bytes. It holds `model.safetensors` with the n
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -22,10 +21,12 @@ from inference.kernels.formats import Format
 from inference.models.checkpoint import StoredTensor
 from inference.models.config import ModelConfig
 from inference.models.parameters import parameter_shapes
-from inference.models.weights import Destination, Pairs, Quantise, formats_of
+from inference.models.weights import Destination, Pairs, Quantise, formats_of, layout_bytes, memory_layout
 
 PACKED_KEY = "packed_weights"
 WEIGHTS_NAME = "model.safetensors"
+# Our names of types, and those of the safetensors format.
+TYPE_NAMES = {"float32": "F32", "uint8": "U8"}
 # Of the model's directory, what a copy needs beside weights and config.
 COMPANIONS = ("tokenizer*", "generation_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template*")
 
@@ -87,17 +88,18 @@ def _write_weights(
     progress: Callable[[StoredTensor], None] | None,
 ) -> None:
     shapes, formats = parameter_shapes(config), formats_of(config, weight_format)
-    layouts = {name: _layout(shape, formats[name]) for name, shape in shapes.items()}
+    layouts = {name: memory_layout(shape, formats[name]) for name, shape in shapes.items()}
     header, offset = {}, 0
-    for name, (dtype, shape, size) in layouts.items():
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + size]}
-        offset += size
+    for name, layout in layouts.items():
+        end = offset + layout_bytes(layout)
+        header[name] = {"dtype": TYPE_NAMES[layout[0]], "shape": layout[1], "data_offsets": [offset, end]}
+        offset = end
     text = json.dumps(header).encode()
     # The format asks that data begin at a multiple of eight.
     text += b" " * (-len(text) % 8)
     file.write(len(text).to_bytes(8, "little") + text)
-    for name, (dtype, shape, _) in layouts.items():
-        array = np.empty(shape, np.uint8 if dtype == "U8" else np.float32)
+    for name, (dtype, shape) in layouts.items():
+        array = np.empty(shape, dtype)
         destination = Destination(array, formats[name], formats[name], quantise)
         for tensor, place in pairs:
             if place.parameter == name:
@@ -105,14 +107,6 @@ def _write_weights(
                 if progress:
                     progress(tensor)
         file.write(array.data)
-
-
-def _layout(shape: tuple[int, ...], memory: Format) -> tuple[str, tuple[int, ...], int]:
-    """(safetensors type, stored shape, bytes) of a parameter."""
-    if memory is Format.FLOAT32:
-        return "F32", shape, 4 * math.prod(shape)
-    stored = (shape[0], memory.row_bytes(shape[1]))
-    return "U8", stored, math.prod(stored)
 
 
 def _copy_companions(directory: Path | None, made: Path) -> None:

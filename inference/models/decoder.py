@@ -11,7 +11,7 @@ from types import ModuleType
 from mindspore import Tensor, nn
 from mindspore import dtype as mstype
 
-from inference.kernels.shapes import AttentionShape, FeedForwardShape
+from inference.kernels.shapes import AttentionShape, FeedForwardShape, windows_of
 from inference.kernels.weight import Weight
 from inference.models.cache import LayerCache
 from inference.models.config import ModelConfig
@@ -95,7 +95,7 @@ class Decoder(nn.Cell):
         super().__init__()
         self.geometry = kernels.StepGeometry(config.rope.inverse_frequencies(config.head_dim), shapes)
         self.embedding = kernels.Embedding(weights[EMBEDDING], config.hidden_size)
-        masks = kernels.windows_of(shapes)
+        masks = windows_of(shapes)
         self.layers = nn.CellList(
             [
                 DecoderLayer(

@@ -97,9 +97,8 @@ class ModelRunner:
         loaded, destinations = {}, {}
         for name, precision in weights.formats_of(self.config, self.weight_format).items():
             memory = Format.FLOAT32 if is_stock else precision
-            shape = shapes[name]
-            packed = memory is not Format.FLOAT32
-            parameter = empty(name, (shape[0], memory.row_bytes(shape[1])), np.uint8) if packed else empty(name, shape)
+            dtype, shape = weights.memory_layout(shapes[name], memory)
+            parameter = empty(name, shape, dtype)
             loaded[name] = Weight(parameter, memory)
             destinations[name] = weights.Destination(parameter.asnumpy(), memory, precision, _quantiser(is_stock))
         if pairs is None:

@@ -18,7 +18,7 @@ from inference.config.presets import is_preset
 from inference.errors import ConfigError, ModelNotFoundError
 from inference.kernels.formats import Format
 from inference.models import weights
-from inference.models.checkpoint import has_weights, open_checkpoint
+from inference.models.checkpoint import open_checkpoint
 from inference.models.config import ModelConfig, lay_over
 from inference.models.convert import PACKED_KEY
 from inference.models.registry import model_config_from
@@ -93,19 +93,15 @@ def resolve(config: InferenceConfig) -> ModelSource:
 
 def _locate(config: InferenceConfig) -> tuple[Path | None, Path | None]:
     """(directory of the model's files, file or directory of its weights)."""
+    random_weights = config.engine.random_weights
     given = config.load_checkpoint or config.checkpoint_name_or_path
+    if not given and not config.pretrained_model_dir and not random_weights:
+        given = config.model.model_config.checkpoint_name_or_path
     checkpoint = _checkpoint_path(given, config) if given else None
     directory = _model_directory(config, checkpoint)
-    named = config.model.model_config.checkpoint_name_or_path
-    random_weights = config.engine.random_weights
-    if checkpoint is None and directory is None and named and not random_weights:
-        checkpoint = _checkpoint_path(named, config)
-    if directory is None and checkpoint is not None and (_directory_of(checkpoint) / CONFIG_FILE).is_file():
-        directory = _directory_of(checkpoint)
-    if checkpoint is None and directory is not None and (has_weights(directory) or not random_weights):
-        checkpoint = directory
     if random_weights:
         return directory, None
+    checkpoint = checkpoint or directory
     if checkpoint is None:
         raise ModelNotFoundError(
             "no checkpoint is given",

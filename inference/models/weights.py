@@ -7,6 +7,7 @@ only where it is converted to a packed format.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,11 +87,8 @@ def fit_packed(checkpoint: Checkpoint, config: ModelConfig, weight_format: Forma
     pairs = []
     formats = formats_of(config, weight_format)
     for name, shape in parameter_shapes(config).items():
-        memory = formats[name]
-        packed = memory is not Format.FLOAT32
-        wanted = (PACKED, (shape[0], memory.row_bytes(shape[1]))) if packed else (Format.FLOAT32.value, shape)
         stored = checkpoint.get(name)
-        if stored is None or (stored.dtype, stored.shape) != wanted:
+        if stored is None or (stored.dtype, stored.shape) != memory_layout(shape, formats[name]):
             found = "missing" if stored is None else f"{stored.dtype} {list(stored.shape)}"
             raise CheckpointError(
                 f"{path} does not fit its config: packed parameter {name} is {found}", "convert it again"
@@ -171,22 +169,32 @@ def formats_of(config: ModelConfig, weight_format: Format) -> dict[str, Format]:
     }
 
 
+def memory_layout(shape: tuple[int, ...], memory: Format) -> tuple[str, tuple[int, ...]]:
+    """(type, shape) of a parameter of this shape in memory: float32 as it is, other formats as packed rows."""
+    if memory is Format.FLOAT32:
+        return Format.FLOAT32.value, shape
+    return PACKED, (shape[0], memory.row_bytes(shape[1]))
+
+
+def layout_bytes(layout: tuple[str, tuple[int, ...]]) -> int:
+    """Bytes that a parameter of this (type, shape) takes."""
+    dtype, shape = layout
+    return ITEM_SIZES[dtype] * math.prod(shape)
+
+
 def weight_bytes(config: ModelConfig, weight_format: Format) -> int:
     """Bytes that the parameters take in memory."""
     formats = formats_of(config, weight_format)
-    return sum(
-        shape[0] * (formats[name].row_bytes(shape[1]) if len(shape) > 1 else 4)
-        for name, shape in parameter_shapes(config).items()
-    )
+    return sum(layout_bytes(memory_layout(shape, formats[name])) for name, shape in parameter_shapes(config).items())
 
 
 def stored_format(pairs: Pairs | None) -> Format:
     """The format that most of a checkpoint's bytes are in; float32 for random weights."""
-    sizes = {Format.FLOAT32: 1, Format.FLOAT16: 0, Format.BFLOAT16: 0}
+    sizes = {"float32": 1, "float16": 0, "bfloat16": 0}
     for tensor, _ in pairs or []:
-        if tensor.dtype in ITEM_SIZES and tensor.dtype != "float64":
-            sizes[Format(tensor.dtype)] += sum(segment.size for segment in tensor.segments)
-    return max(sizes, key=lambda name: sizes[name])
+        if tensor.dtype in sizes:
+            sizes[tensor.dtype] += sum(segment.size for segment in tensor.segments)
+    return Format(max(sizes, key=lambda name: sizes[name]))
 
 
 def load(
