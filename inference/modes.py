@@ -134,12 +134,12 @@ def convert(config: InferenceConfig, force: bool = False) -> Path:
     target = Path(config.output_dir) / f"{source.name}-{weight_format.value}"
     check_target(target, force)
     try:
-        from inference.kernels.library import quantise, set_threads
+        from inference.kernels.library import pack_into, set_threads
 
         set_threads(config.engine.threads)
     except KernelBuildError as error:
         say(f"{error}: the slower packer is used")
-        from inference.kernels.formats import pack as quantise
+        from inference.kernels.formats import pack_into
     own = dict(source.own_config)
     write_converted(
         pairs,
@@ -148,7 +148,7 @@ def convert(config: InferenceConfig, force: bool = False) -> Path:
         source.directory,
         target,
         weight_format,
-        quantise,
+        pack_into,
         force=force,
         progress=load_progress(pairs),
     )

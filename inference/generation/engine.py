@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from inference.errors import InferenceError, InputError
-from inference.generation.sampler import choose, token_logprob
+from inference.generation.sampler import choose, needs_logits, token_logprob
 from inference.metrics import RunMetrics
 from inference.models.runner import StepModel
 from inference.models.step import SequenceStep, StepBatch
@@ -82,13 +82,16 @@ class Engine:
         """Runs one step; the requests that got a token in it, some of them finished by it."""
         started = time.perf_counter()
         planned = self._scheduler.plan()
-        logits = self.model.step(StepBatch.build([_sequence(item) for item in planned], self.model.block_size))
+        full = [row for row, item in enumerate(planned) if item.reaches_end and needs_logits(item.request)]
+        sequences = [_sequence(item) for item in planned]
+        result = self.model.step(StepBatch.build(sequences, self.model.block_size, logit_rows=full))
+        logits = dict(zip(full, result.logits, strict=True))
         ready = []
-        for item, row in zip(planned, logits, strict=True):
+        for row, item in enumerate(planned):
             at_end = item.reaches_end
             item.request.num_cached += item.count
             if at_end:
-                self._take_token(item.request, row)
+                self._take_token(item.request, int(result.best[row]), logits.get(row))
                 ready.append(item.request)
         tokens = sum(item.count for item in planned)
         self.metrics.step(time.perf_counter() - started, tokens, len(ready))
@@ -101,15 +104,16 @@ class Engine:
                 if request.finished:
                     yield request
 
-    def _take_token(self, request: Request, logits: np.ndarray) -> None:
+    def _take_token(self, request: Request, best: int, logits: np.ndarray | None) -> None:
+        """Appends the next token: the best, or one chosen from the logits where the request needs them."""
         generation = request.generation
-        if not np.isfinite(logits.max()):
+        if best < 0:
             raise InferenceError(
                 f"the model gave logits that are no numbers for request {request.request_id}",
                 "the checkpoint is damaged, or its config is another model's",
             )
-        token = choose(logits, request)
-        if generation.logprobs is not None:
+        token = best if logits is None else choose(logits, request)
+        if generation.logprobs is not None and logits is not None:
             request.logprobs.append(token_logprob(logits, token, generation.logprobs))
         request.append(token)
         if not generation.use_past:

@@ -66,7 +66,7 @@ class GenerativeModel:
         self.runner = ModelRunner(
             source.model,
             pairs,
-            num_blocks=num_blocks(source, positions, weight_format if chosen.NARROW else Format.FLOAT32),
+            num_blocks=num_blocks(source, positions, weight_format if chosen.NARROW else None),
             block_size=engine.block_size,
             kernels=chosen,
             weight_format=weight_format,
@@ -249,7 +249,7 @@ def choose_kernels(config: InferenceConfig) -> ModuleType:
     return chosen
 
 
-def num_blocks(source: ModelSource, positions: int | None, weight_format: Format) -> int:
+def num_blocks(source: ModelSource, positions: int | None, weight_format: Format | None) -> int:
     """Blocks of cache to allocate, the null block included.
 
     `engine.kv_cache_memory` decides where it is set. Otherwise it is what the work needs, up to half of the memory
@@ -260,7 +260,7 @@ def num_blocks(source: ModelSource, positions: int | None, weight_format: Format
     """
     settings, model = source.config.engine, source.model
     size = cache.block_bytes(model, settings.block_size, settings.kv_cache_dtype == "float16")
-    weights = weight_bytes(model, Format.FLOAT32 if settings.kernels == "stock" else weight_format)
+    weights = weight_bytes(model, None if settings.kernels == "stock" else weight_format)
     free = available_memory() - weights
     if settings.kv_cache_memory is not None:
         blocks = settings.kv_cache_memory // size

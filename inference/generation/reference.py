@@ -15,7 +15,7 @@ def generate(model: StepModel, request: Request) -> list[int]:
     while True:
         tokens = [*request.prompt_ids, *request.output_ids]
         batch = StepBatch.build([SequenceStep(tokens, 0, blocks)], model.block_size)
-        request.append(choose(model.step(batch)[0], request))
+        request.append(choose(model.step(batch).logits[0], request))
         ended = request.output_ids[-1] in generation.eos_token_id and not generation.ignore_eos
         if ended or len(request.output_ids) == request.max_new_tokens:
             return request.output_ids

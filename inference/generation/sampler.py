@@ -38,6 +38,12 @@ def choose(logits: np.ndarray, request: Request) -> int:
     return int(ids[min(int(np.searchsorted(cumulative, drawn, side="right")), len(ids) - 1)])
 
 
+def needs_logits(request: Request) -> bool:
+    """Whether the request's next token takes more than the largest logit of its row."""
+    generation = request.generation
+    return not generation.greedy or generation.logprobs is not None or _is_penalised(request)
+
+
 def uniform(seed: int, position: int) -> float:
     """A number in [0, 1) that (seed, position) determines. Philox is counter-based (Salmon et al. 2011)."""
     key = np.array([seed & _WORD, seed >> 64 & _WORD], np.uint64)
@@ -46,20 +52,28 @@ def uniform(seed: int, position: int) -> float:
 
 def penalised(logits: np.ndarray, request: Request) -> np.ndarray:
     """Logits after the penalties, with the end of sequence barred while the answer is too short."""
-    generation = request.generation
-    barred = len(request.output_ids) < request.min_new_tokens and bool(generation.eos_token_id)
-    repeated = generation.repetition_penalty != 1.0
-    counted = generation.frequency_penalty != 0.0 or generation.presence_penalty != 0.0
-    if not (barred or repeated or counted):
+    if not _is_penalised(request):
         return logits
+    generation = request.generation
     scores = logits.copy()
-    if repeated:
+    if generation.repetition_penalty != 1.0:
         _penalise_repetition(scores, [*request.prompt_ids, *request.output_ids], generation.repetition_penalty)
-    if counted and request.output_ids:
+    if request.output_ids:
         _penalise_counts(scores, request.output_ids, generation)
-    if barred:
+    if _is_barred(request):
         scores[[token for token in generation.eos_token_id if token < scores.size]] = -np.inf
     return scores
+
+
+def _is_barred(request: Request) -> bool:
+    """Whether the answer is too short to end."""
+    return len(request.output_ids) < request.min_new_tokens and bool(request.generation.eos_token_id)
+
+
+def _is_penalised(request: Request) -> bool:
+    generation = request.generation
+    weights = (generation.frequency_penalty, generation.presence_penalty)
+    return _is_barred(request) or generation.repetition_penalty != 1.0 or any(weights)
 
 
 def _penalise_repetition(scores: np.ndarray, seen: Sequence[int], penalty: float) -> None:

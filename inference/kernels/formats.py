@@ -11,6 +11,8 @@ import numpy as np
 
 GROUP = 32
 PAIR = 2 * GROUP
+# Rows of a matrix that lie together.
+PANEL = 16
 
 
 class Format(Enum):
@@ -32,64 +34,119 @@ class Format(Enum):
         return self in (Format.INT8, Format.INT4)
 
     @property
+    def item_size(self) -> int:
+        """Bytes of an element, or of a word of elements in a quantised format."""
+        return 2 if self in (Format.FLOAT16, Format.BFLOAT16) else 4
+
+    @property
     def zero(self) -> int:
         """The quantised value that stands for 0."""
         return 128 if self is Format.INT8 else 8
 
-    def row_bytes(self, columns: int) -> int:
-        """Bytes of a row."""
-        wide = -(-columns // PAIR) * PAIR
-        scales = wide // GROUP * 2
-        return {
-            Format.FLOAT32: 4 * columns,
-            Format.FLOAT16: 2 * columns,
-            Format.BFLOAT16: 2 * columns,
-            Format.INT8: wide + scales,
-            Format.INT4: wide // 2 + scales,
-        }[self]
+    @property
+    def words(self) -> int:
+        """Words of a row in a pair of groups."""
+        return 16 if self is Format.INT8 else 8
+
+    def shape(self, rows: int, columns: int) -> tuple[int, int]:
+        """[panels, bytes of a panel] of a packed matrix."""
+        row_bytes = self.item_size * columns
+        if self.quantised:
+            row_bytes = -(-columns // PAIR) * (2 * 2 + 4 * self.words)
+        return -(-rows // PANEL), PANEL * row_bytes
 
 
-def unpack(packed: np.ndarray, weight_format: Format, columns: int) -> np.ndarray:
-    """uint8 [rows, row_bytes] -> the float32 [rows, columns] that it stands for."""
-    packed = np.ascontiguousarray(packed)
-    rows = len(packed)
-    if weight_format is Format.FLOAT32:
-        return packed.view(np.float32)
-    if weight_format is Format.FLOAT16:
-        return packed.view(np.float16).astype(np.float32)
-    if weight_format is Format.BFLOAT16:
-        return (packed.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-    wide = -(-columns // PAIR) * PAIR
-    value_bytes = wide if weight_format is Format.INT8 else wide // 2
-    scales = np.ascontiguousarray(packed[:, value_bytes:]).view(np.float16).astype(np.float32)
-    values = packed[:, :value_bytes]
+def check_room(panels: np.ndarray, weight_format: Format, rows: int, columns: int) -> None:
+    """Raises ValueError where packed memory is not the room of a matrix that has at least these rows."""
+    count, size = weight_format.shape(rows, columns)
+    if panels.dtype != np.uint8 or panels.ndim != 2 or panels.shape[1] != size or len(panels) < count:
+        raise ValueError(f"{panels.dtype} {list(panels.shape)} does not hold {rows} x {columns} {weight_format.value}")
+    if not panels.flags.c_contiguous:
+        raise ValueError("packed memory must be contiguous")
+
+
+def unpack(panels: np.ndarray, weight_format: Format, rows: int, columns: int) -> np.ndarray:
+    """Packed uint8 [panels, panel bytes] -> the float32 [rows, columns] that it stands for."""
+    panels = np.ascontiguousarray(panels)
+    check_room(panels, weight_format, rows, columns)
+    fields = [_by_row(field) for field in _fields(panels, weight_format)]
+    if not weight_format.quantised:
+        (items,) = fields
+        values = items.reshape(len(items), -1)[:rows]
+        if weight_format is Format.BFLOAT16:
+            return (values.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+        return values.view(np.dtype(weight_format.value)).astype(np.float32)
+    scales, words = fields  # [rows, pairs, 2] of 2 bytes, [rows, pairs, words] of 4 bytes
+    values = words.view(np.uint8).reshape(len(words), -1, 2, 2 * weight_format.words)
     if weight_format is Format.INT4:
-        runs = values.reshape(rows, -1, GROUP)
-        values = np.stack([runs & 15, runs >> 4], axis=2).reshape(rows, wide)
-    groups = values.astype(np.float32).reshape(rows, -1, GROUP) - weight_format.zero
-    return (groups * scales[:, :, None]).reshape(rows, wide)[:, :columns]
+        values = np.concatenate([values & 15, values >> 4], axis=3)
+    wide = scales.view(np.float16).astype(np.float32).reshape(len(scales), -1, 2, 1)
+    return ((values.astype(np.float32) - weight_format.zero) * wide).reshape(len(words), -1)[:rows, :columns]
 
 
 def pack(weights: np.ndarray, weight_format: Format) -> np.ndarray:
-    """float32 [rows, columns] -> uint8 [rows, row_bytes]; the reference of the native library's `quantise`."""
-    weights = np.ascontiguousarray(weights, np.float32)
-    rows = len(weights)
+    """float32 [rows, columns] -> packed uint8 [panels, panel bytes]; the reference of the native library's packing."""
+    panels = np.zeros(weight_format.shape(*weights.shape), np.uint8)
+    pack_into(np.asarray(weights, np.float32), weight_format, panels)
+    return panels
+
+
+def pack_into(values: np.ndarray, weight_format: Format, panels: np.ndarray, first_row: int = 0) -> None:
+    """Writes values [rows, columns] into packed memory as its rows from `first_row` on.
+
+    Args:
+        values: float32, or uint16 that are elements of a 16-bit format already.
+        panels: uint8 [panels, panel bytes]. Rows that nothing is written to must be 0 before.
+    """
+    rows, columns = values.shape
+    check_room(panels, weight_format, first_row + rows, columns)
+    first, last = first_row // PANEL, -(-(first_row + rows) // PANEL)
+    # Rows of the first and the last panel may be other matrices': they are left as they are.
+    lanes = np.arange(first * PANEL, last * PANEL).reshape(last - first, PANEL)
+    ours = (lanes >= first_row) & (lanes < first_row + rows)
+    for field, items in zip(_fields(panels[first:last], weight_format), _items(values, weight_format), strict=True):
+        by_lane = np.moveaxis(field, -1, 1)
+        by_lane[ours] = items.reshape(rows, *by_lane.shape[2:])
+
+
+def _fields(panels: np.ndarray, weight_format: Format) -> list[np.ndarray]:
+    """Views of packed memory, a row of the matrix to each index of the last axis (`cpp/formats.h`).
+
+    16 and 32 bit: [panels, columns, 16]. Quantised: scales [panels, pairs, 2, 16], words [panels, pairs, words, 16].
+    """
+    if not weight_format.quantised:
+        return [panels.view(f"u{weight_format.item_size}").reshape(len(panels), -1, PANEL)]
+    pairs = panels.reshape(len(panels), -1, PANEL * (2 * 2 + 4 * weight_format.words))
+    scales, words = pairs[:, :, : PANEL * 4].view("u2"), pairs[:, :, PANEL * 4 :].view("u4")
+    return [field.reshape(*field.shape[:2], -1, PANEL) for field in (scales, words)]
+
+
+def _by_row(field: np.ndarray) -> np.ndarray:
+    """[panels, ..., 16] -> [rows, ...], contiguous."""
+    by_lane = np.moveaxis(field, -1, 1)
+    return np.ascontiguousarray(by_lane.reshape(-1, *by_lane.shape[2:]))
+
+
+def _items(values: np.ndarray, weight_format: Format) -> list[np.ndarray]:
+    """What `_fields` hold of a matrix, row by row."""
+    if values.dtype == np.uint16:
+        return [values]
     if weight_format is Format.FLOAT32:
-        return weights.view(np.uint8)
+        return [np.ascontiguousarray(values, np.float32).view("u4")]
     if weight_format is Format.FLOAT16:
-        return weights.astype(np.float16).view(np.uint8)
+        return [values.astype(np.float16).view("u2")]
     if weight_format is Format.BFLOAT16:
-        return to_bfloat16(weights).view(np.uint8)
-    groups = _grouped(weights)  # [rows, groups, 32]
+        return [to_bfloat16(values)]
+    groups = _grouped(values)  # [rows, groups, 32]
     scales = _scales(groups, weight_format).astype(np.float16)
     wide = scales.astype(np.float32)[:, :, None]
     inverse = np.divide(1, wide, out=np.zeros_like(wide), where=wide != 0)
     limit = 127 if weight_format is Format.INT8 else 7
     lowest = -127 if weight_format is Format.INT8 else -8
-    values = (np.clip(np.rint(groups * inverse), lowest, limit) + weight_format.zero).astype(np.uint8)
+    q = (np.clip(np.rint(groups * inverse), lowest, limit) + weight_format.zero).astype(np.uint8)
     if weight_format is Format.INT4:
-        values = values[:, 0::2] | values[:, 1::2] << 4
-    return np.concatenate([values.reshape(rows, -1), scales.view(np.uint8)], axis=1)
+        q = q[:, :, : GROUP // 2] | q[:, :, GROUP // 2 :] << 4
+    return [scales.view("u2"), np.ascontiguousarray(q).view("u4")]
 
 
 def to_bfloat16(values: np.ndarray) -> np.ndarray:

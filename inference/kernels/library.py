@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 
 from inference.kernels.build import library_path
-from inference.kernels.formats import Format
+from inference.kernels.formats import Format, check_room
 
 _POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_float
 
@@ -23,7 +23,7 @@ def _library() -> ctypes.CDLL:
     library.kernels_name.restype = ctypes.c_char_p
     library.kernels_use.argtypes = [ctypes.c_char_p]
     library.kernels_set_threads.argtypes = [ctypes.c_int]
-    library.kernels_quantise.argtypes = [_INT, _POINTER, _LONG, _LONG, _POINTER]
+    library.kernels_pack.argtypes = [_INT, _POINTER, _INT, _LONG, _LONG, _LONG, _POINTER]
     library.kernels_linear.argtypes = [_INT, _POINTER, _LONG, _LONG, _POINTER, _LONG, *[_POINTER] * 3]
     library.kernels_read.argtypes = [_POINTER, _LONG]
     library.kernels_read.restype = ctypes.c_uint64
@@ -51,32 +51,35 @@ def set_threads(count: int | None) -> int:
     return count
 
 
-def quantise(weights: np.ndarray, weight_format: Format) -> np.ndarray:
-    """float32 [rows, columns] -> uint8 [rows, row_bytes] in the INT8 or INT4 format of `cpp/formats.h`."""
-    weights = _floats(weights)
-    rows, columns = weights.shape
-    out = np.empty((rows, weight_format.row_bytes(columns)), np.uint8)
-    _library().kernels_quantise(weight_format.code, _at(weights), rows, columns, _at(out))
-    return out
+def pack_into(values: np.ndarray, weight_format: Format, panels: np.ndarray, first_row: int = 0) -> None:
+    """`formats.pack_into`, by all threads."""
+    values = np.ascontiguousarray(values)
+    rows, columns = values.shape
+    is_packed = values.dtype == np.uint16
+    if values.dtype != np.float32 and not (is_packed and weight_format.item_size == 2):
+        raise ValueError(f"values of {values.dtype} do not go into {weight_format.value}")
+    check_room(panels, weight_format, first_row + rows, columns)
+    _library().kernels_pack(
+        weight_format.code, _at(values), is_packed, rows, columns, first_row, _at(panels)
+    )
 
 
 def linear(
-    packed: np.ndarray,
+    panels: np.ndarray,
     weight_format: Format,
+    rows: int,
     x: np.ndarray,
     bias: np.ndarray | None = None,
     residual: np.ndarray | None = None,
 ) -> np.ndarray:
-    """x [tokens, columns] times the transposed weights, packed as uint8 [rows, row_bytes], float32 [tokens, rows]."""
+    """x [tokens, columns] times the transposed weights [rows, columns], packed; float32 [tokens, rows]."""
     x = _floats(x)
-    rows, columns = packed.shape[0], x.shape[1]
-    if packed.dtype != np.uint8 or packed.shape[1] != weight_format.row_bytes(columns):
-        raise ValueError(f"weights of {packed.shape} {packed.dtype} do not fit {columns} columns")
+    check_room(panels, weight_format, rows, x.shape[1])
     out = np.empty((len(x), rows), np.float32)
     others = [None if array is None else _floats(array) for array in (bias, residual)]
-    code, weights = weight_format.code, np.ascontiguousarray(packed)
+    code = weight_format.code
     _library().kernels_linear(
-        code, _at(weights), rows, columns, _at(x), len(x), _at(others[0]), _at(others[1]), _at(out)
+        code, _at(panels), rows, x.shape[1], _at(x), len(x), _at(others[0]), _at(others[1]), _at(out)
     )
     return out
 

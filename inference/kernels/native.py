@@ -7,7 +7,6 @@ operator with dynamic shapes; two operators a layer keep that below the time tha
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import product
 
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
@@ -27,13 +26,13 @@ _TYPES = {
     "l": DataType.I64_Default,
     "b": DataType.U8_Default,
 }
-# Types of each operator's inputs, a letter each; `w` is a weight (float32 or packed bytes), `c` a cache (float32 or
-# float16). MindSpore keeps the first registration of a name, so all combinations are registered at once.
+# Types of each operator's inputs, a letter each; `b` is a packed weight, `c` a cache (float32 or float16). MindSpore
+# keeps the first registration of a name, so all combinations are registered at once.
 _INPUTS = {
-    "embedding": "iwl",
-    "attention_half": "fiiiif" + "fwfffwf" + "cc" + "l",
-    "feed_forward_half": "f" + "fwfwf" + "l",
-    "output_head": "ffwil",
+    "embedding": "ibl",
+    "attention_half": "fiiiif" + "fbfffbf" + "cc" + "l",
+    "feed_forward_half": "f" + "fbfbf" + "l",
+    "output_head": "ffbiilb",
 }
 
 
@@ -44,8 +43,8 @@ def _operator(function: str) -> ops.Custom:
     for index in range(len(letters)):
         register = register.input(index, f"x{index}")
     register = register.output(0, "y")
-    for weight, cache in product("fb", "fh" if "c" in letters else "f"):
-        kinds = letters.replace("w", weight).replace("c", cache)
+    for cache in "fh" if "c" in letters else "f":
+        kinds = letters.replace("c", cache)
         register = register.dtype_format(*[_TYPES[kind] for kind in kinds], DataType.F32_Default)
     return ops.Custom(
         f"{library_path()}:{function}",
@@ -158,17 +157,23 @@ class FeedForwardHalf(nn.Cell):
 
 
 class OutputHead(nn.Cell):
-    """Final norm and logits of the tokens that are wanted, as one operator."""
+    """Final norm and logits of the tokens that are wanted, as one operator, which compares the logits as they come.
 
-    def __init__(self, hidden: int, eps: float, norm: Weight, weight: Weight):
+    x [T, hidden], wanted [R], logit_rows [1 + S] -> float32 [R + S * vocabulary]: the best token of each row (-1 where a
+    logit is no number), then the logits of the rows that `logit_rows` names after its first number, which is not read:
+    tensors of no elements are best avoided.
+    """
+
+    def __init__(self, vocabulary: int, hidden: int, eps: float, norm: Weight, weight: Weight):
         super().__init__()
-        rows = weight.parameter.shape[0]
-        self.layout = Tensor(np.array([hidden, rows, float_bits(eps), weight.format.code], np.int64))
+        self.layout = Tensor(np.array([hidden, float_bits(eps), weight.format.code], np.int64))
+        # Its length carries the vocabulary to where the output's shape is inferred.
+        self.vocabulary = Tensor(np.zeros(vocabulary, np.uint8))
         self.norm, self.weight = norm.parameter, weight.parameter
         self.operator = _operator("output_head")
 
-    def construct(self, x: Tensor, wanted: Tensor) -> Tensor:
-        return self.operator(x, self.norm, self.weight, wanted, self.layout)
+    def construct(self, x: Tensor, wanted: Tensor, logit_rows: Tensor) -> Tensor:
+        return self.operator(x, self.norm, self.weight, wanted, logit_rows, self.layout, self.vocabulary)
 
 
 def cache_shapes(shape: AttentionShape) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -246,13 +246,13 @@ class FeedForwardHalf(nn.Cell):
 class OutputHead(nn.Cell):
     """x [T, hidden] -> logits [R, vocabulary] of the tokens that are wanted."""
 
-    def __init__(self, hidden: int, eps: float, norm: Weight, weight: Weight):
+    def __init__(self, vocabulary: int, hidden: int, eps: float, norm: Weight, weight: Weight):
         super().__init__()
         self.norm = RMSNorm(norm.parameter, eps)
         self.linear = Linear(weight.parameter)
         self.gather = ops.Gather()
 
-    def construct(self, x: Tensor, wanted: Tensor) -> Tensor:
+    def construct(self, x: Tensor, wanted: Tensor, logit_rows: Tensor) -> Tensor:
         return self.linear(self.norm(self.gather(x, wanted, 0)))
 
 

@@ -1,4 +1,4 @@
-"""A weight on the device: its memory, and the format that the memory is in."""
+"""A weight on the device: its memory, and its format."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Weight:
-    """float32 [rows, columns] (or a vector), or packed uint8 [rows, row_bytes]."""
+    """A vector, float32; a matrix, float32 [rows, columns] or packed uint8 (`Format.shape`), as the kernels take it."""
 
     parameter: Parameter
     format: Format

@@ -1,7 +1,7 @@
 """Writes a model in a format of this project's own: matrices packed and fused as they lie in memory.
 
-Such a directory loads by copying bytes. It holds `model.safetensors` with the network's parameters (packed ones as U8
-[rows, row_bytes], laid out as `kernels/cpp/formats.h` says), the model's own config.json with the key
+Such a directory loads by copying bytes. It holds `model.safetensors` with the network's parameters (packed ones as U8,
+laid out as `kernels/cpp/formats.h` says), the model's own config.json with the key
 `packed_weights` added, and its tokenizer files. Peak memory is one parameter.
 """
 
@@ -21,7 +21,7 @@ from inference.kernels.formats import Format
 from inference.models.checkpoint import StoredTensor
 from inference.models.config import ModelConfig
 from inference.models.parameters import parameter_shapes
-from inference.models.weights import Destination, Pairs, Quantise, formats_of, layout_bytes, memory_layout
+from inference.models.weights import PACKED, Destination, PackInto, Pairs, formats_of, layout_bytes, memory_layout
 
 PACKED_KEY = "packed_weights"
 WEIGHTS_NAME = "model.safetensors"
@@ -38,7 +38,7 @@ def convert(
     directory: Path | None,
     target: Path,
     weight_format: Format,
-    quantise: Quantise,
+    pack_into: PackInto,
     *,
     force: bool = False,
     progress: Callable[[StoredTensor], None] | None = None,
@@ -62,7 +62,7 @@ def convert(
             made = Path(scratch) / target.name
             made.mkdir()
             with (made / WEIGHTS_NAME).open("wb") as file:
-                _write_weights(file, pairs, config, weight_format, quantise, progress)
+                _write_weights(file, pairs, config, weight_format, pack_into, progress)
             text = json.dumps({**own_config, PACKED_KEY: {"weight_dtype": weight_format.value}}, indent=2)
             (made / "config.json").write_text(text + "\n", encoding="utf-8")
             _copy_companions(directory, made)
@@ -84,7 +84,7 @@ def _write_weights(
     pairs: Pairs,
     config: ModelConfig,
     weight_format: Format,
-    quantise: Quantise,
+    pack_into: PackInto,
     progress: Callable[[StoredTensor], None] | None,
 ) -> None:
     shapes, formats = parameter_shapes(config), formats_of(config, weight_format)
@@ -99,8 +99,9 @@ def _write_weights(
     text += b" " * (-len(text) % 8)
     file.write(len(text).to_bytes(8, "little") + text)
     for name, (dtype, shape) in layouts.items():
-        array = np.empty(shape, dtype)
-        destination = Destination(array, formats[name], formats[name], quantise)
+        array = np.zeros(shape, dtype)
+        memory = formats[name] if dtype == PACKED else None
+        destination = Destination(array, memory, formats[name], pack_into)
         for tensor, place in pairs:
             if place.parameter == name:
                 destination.write(tensor, place.first_row)

@@ -76,7 +76,7 @@ class DecoderLayer(nn.Cell):
 
 
 class Decoder(nn.Cell):
-    """tokens [T] -> logits [R, vocabulary], float32, for the tokens named by logits_index [R].
+    """tokens [T] -> what the kernels' OutputHead gives of the tokens named by logits_index [R].
 
     The inputs are those of `StepBatch`. Every shape is dynamic: one compilation serves all lengths and batch sizes.
 
@@ -105,9 +105,9 @@ class Decoder(nn.Cell):
             ]
         )
         head = weights[EMBEDDING if config.tie_embeddings else HEAD]
-        self.head = kernels.OutputHead(config.hidden_size, config.norm_eps, weights["model.norm.weight"], head)
+        self.head = kernels.OutputHead(config.vocab_size, config.hidden_size, config.norm_eps, weights["model.norm.weight"], head)
         vector, matrix = Tensor(shape=[None], dtype=mstype.int32), Tensor(shape=[None, None], dtype=mstype.int32)
-        self.set_inputs(vector, vector, vector, matrix, vector, matrix, vector, vector)
+        self.set_inputs(vector, vector, vector, matrix, vector, matrix, vector, vector, vector)
 
     def construct(
         self,
@@ -119,9 +119,10 @@ class Decoder(nn.Cell):
         query_index: Tensor,
         token_index: Tensor,
         logits_index: Tensor,
+        logit_rows: Tensor,
     ) -> Tensor:
         geometry = self.geometry(positions, slots, block_tables, query_starts, query_index, token_index)
         x = self.embedding(tokens)  # [T, hidden]
         for layer in self.layers:
             x = layer(x, geometry)
-        return self.head(x, logits_index)
+        return self.head(x, logits_index, logit_rows)

@@ -13,13 +13,13 @@ from typing import Protocol
 
 import numpy as np
 
-from inference.kernels.formats import Format, pack
+from inference.kernels.formats import Format, pack_into
 from inference.kernels.weight import Weight
 from inference.models import weights
 from inference.models.checkpoint import StoredTensor
 from inference.models.config import ModelConfig
 from inference.models.parameters import parameter_shapes
-from inference.models.step import SequenceStep, StepBatch
+from inference.models.step import SequenceStep, StepBatch, StepResult
 from inference.models.weights import Pairs
 
 
@@ -30,7 +30,7 @@ class StepModel(Protocol):
     num_blocks: int
     context_length: int
 
-    def step(self, batch: StepBatch) -> np.ndarray: ...
+    def step(self, batch: StepBatch) -> StepResult: ...
 
 
 @dataclass
@@ -96,11 +96,14 @@ class ModelRunner:
         shapes = parameter_shapes(self.config)
         loaded, destinations = {}, {}
         for name, precision in weights.formats_of(self.config, self.weight_format).items():
-            memory = Format.FLOAT32 if is_stock else precision
+            memory = None if is_stock or len(shapes[name]) == 1 else precision
             dtype, shape = weights.memory_layout(shapes[name], memory)
             parameter = empty(name, shape, dtype)
-            loaded[name] = Weight(parameter, memory)
-            destinations[name] = weights.Destination(parameter.asnumpy(), memory, precision, _quantiser(is_stock))
+            array = parameter.asnumpy()
+            # The last panel may have room that no row is written to.
+            array[-1:] = 0
+            loaded[name] = Weight(parameter, precision)
+            destinations[name] = weights.Destination(array, memory, precision, _packer(is_stock))
         if pairs is None:
             weights.fill_random(shapes, destinations, seed)
         else:
@@ -114,9 +117,15 @@ class ModelRunner:
         self.step(StepBatch.build([SequenceStep([0], 0, [0])], self.block_size))
         self.times.compile = time.perf_counter() - started
 
-    def step(self, batch: StepBatch) -> np.ndarray:
-        """Logits float32 [R, vocabulary] of the tokens that the batch names, after writing its keys and values."""
-        return self._network(*self._tensors(batch)).asnumpy()
+    def step(self, batch: StepBatch) -> StepResult:
+        """The next tokens of the sequences that the batch names, after writing its keys and values."""
+        given = self._network(*self._tensors(batch)).asnumpy()
+        if given.ndim == 2:
+            return StepResult.of_logits(given, batch)
+        # The native head compares the logits itself.
+        count = len(batch.logits_index)
+        logits = given[count:].reshape(len(batch.logit_rows), self.config.vocab_size)
+        return StepResult(given[:count].astype(np.int64), logits)
 
     @staticmethod
     def _tensors(batch: StepBatch) -> list:
@@ -125,9 +134,9 @@ class ModelRunner:
         return [Tensor.from_numpy(array) for array in batch.arrays()]
 
 
-def _quantiser(is_stock: bool) -> weights.Quantise:
+def _packer(is_stock: bool) -> weights.PackInto:
     if is_stock:
-        return pack
-    from inference.kernels.library import quantise
+        return pack_into
+    from inference.kernels import library
 
-    return quantise
+    return library.pack_into

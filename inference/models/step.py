@@ -34,7 +34,8 @@ class StepBatch:
     query_starts [B + 1]: sequence b's tokens are [query_starts[b], query_starts[b + 1]);
     query_index [B, Q]: where each sequence's tokens stand in the flat batch (padded with 0);
     token_index [T]: where each token stands in the flattened [B, Q];
-    logits_index [R]: the tokens whose logits are wanted.
+    logits_index [R]: the tokens that another follows, whose logits are compared;
+    logit_rows [S]: of these R those whose logits are wanted themselves.
     """
 
     tokens: np.ndarray
@@ -45,10 +46,22 @@ class StepBatch:
     query_index: np.ndarray
     token_index: np.ndarray
     logits_index: np.ndarray
+    logit_rows: np.ndarray
 
     @classmethod
-    def build(cls, sequences: Sequence[SequenceStep], block_size: int, all_logits: bool = False) -> StepBatch:
-        """Lays sequences end to end. Logits are those of each sequence's last token, or of all tokens."""
+    def build(
+        cls,
+        sequences: Sequence[SequenceStep],
+        block_size: int,
+        all_logits: bool = False,
+        logit_rows: Sequence[int] | None = None,
+    ) -> StepBatch:
+        """Lays sequences end to end.
+
+        Args:
+            all_logits: the logits of all tokens count, instead of those of each sequence's last token.
+            logit_rows: of these, those that are wanted themselves; None for all.
+        """
         lengths = np.array([len(sequence.tokens) for sequence in sequences])
         starts = np.cumsum(lengths) - lengths
         total, longest = int(lengths.sum()), int(lengths.max())
@@ -72,11 +85,12 @@ class StepBatch:
             query_index,
             row_of_token * longest + within,
             wanted,
+            np.arange(len(wanted)) if logit_rows is None else np.asarray(logit_rows),
         )
         return cls(*(np.ascontiguousarray(array, np.int32) for array in arrays))
 
     def arrays(self) -> tuple[np.ndarray, ...]:
-        """In the order that the network takes them."""
+        """In the order that the network takes them; before `logit_rows` a 0, because it may be empty."""
         return (
             self.tokens,
             self.positions,
@@ -86,4 +100,23 @@ class StepBatch:
             self.query_index,
             self.token_index,
             self.logits_index,
+            np.concatenate([[0], self.logit_rows]).astype(np.int32),
         )
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step gives for the R tokens of its `logits_index`.
+
+    best [R]: the token with the largest logit, the first of several; -1 where a logit is no number.
+    logits [S, vocabulary]: float32, of the rows in `logit_rows`.
+    """
+
+    best: np.ndarray
+    logits: np.ndarray
+
+    @classmethod
+    def of_logits(cls, logits: np.ndarray, batch: StepBatch) -> StepResult:
+        """From the logits [R, vocabulary] of all of them."""
+        finite = np.isfinite(logits).all(axis=1)
+        return cls(np.where(finite, logits.argmax(axis=1), -1), logits[batch.logit_rows])

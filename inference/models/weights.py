@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from inference.errors import CheckpointError
-from inference.kernels.formats import Format, pack, unpack
+from inference.kernels.formats import PANEL, Format, pack, pack_into, unpack
 from inference.models.checkpoint import ITEM_SIZES, Checkpoint, StoredTensor
 from inference.models.config import ModelConfig
 from inference.models.parameters import (
@@ -29,11 +29,12 @@ from inference.models.parameters import (
 )
 
 SHOWN = 5
-# Rows that are rounded together, so that working memory stays small.
-ROWS_AT_ONCE = 256
+# Rows that are rounded together, so that working memory stays small; whole panels.
+ROWS_AT_ONCE = 16 * PANEL
 # The type of tensors that `convert` packed.
 PACKED = "uint8"
-Quantise = Callable[[np.ndarray, Format], np.ndarray]
+# `formats.pack_into`, or its native twin.
+PackInto = Callable[[np.ndarray, Format, np.ndarray, int], None]
 Pairs = list[tuple[StoredTensor, TensorPlace]]
 
 
@@ -102,59 +103,60 @@ class Destination:
     """Memory that a parameter's tensors are written to.
 
     Args:
-        array: writable; float32, or packed uint8 rows in `memory`'s format.
-        memory: the format that the array is in.
-        precision: the format whose rounding the values get. Packed memory has it by itself; float32 memory takes the
+        array: writable; float32 rows as they are, or packed uint8 in `memory`'s format.
+        memory: the format that the array is packed in, or None.
+        precision: the format whose rounding the values get. Packed memory has it by itself; plain memory takes the
             values as `precision` would give them back, so that stock operators compute with the same weights.
-        quantise: packs float32 rows into the INT8 and INT4 formats.
+        pack_into: packs rows.
     """
 
     array: np.ndarray
-    memory: Format
+    memory: Format | None
     precision: Format
-    quantise: Quantise = pack
+    pack_into: PackInto = pack_into
 
     def write(self, tensor: StoredTensor, first_row: int) -> None:
         """Reads a tensor into the rows from `first_row` on, converted to the format."""
-        rows = self.array[first_row : first_row + tensor.shape[0]]
         if tensor.dtype == PACKED:
-            self._write_packed(tensor, rows)
-        elif self.memory is Format.FLOAT32:
+            self._write_packed(tensor)
+        elif self.memory is None:
+            rows = self.array[first_row : first_row + tensor.shape[0]]
             tensor.read_into(rows)
             self._round(rows)
-        elif tensor.dtype == self.memory.value:
-            tensor.read_bytes_into(rows)
+        elif tensor.dtype == self.memory.value and self.memory.item_size == 2:
+            elements = np.empty(tensor.shape, np.uint16)
+            tensor.read_bytes_into(elements.view(np.uint8))
+            self.pack_into(elements, self.memory, self.array, first_row)
         else:
             values = np.empty(tensor.shape, np.float32)
             tensor.read_into(values)
-            rows[:] = self._packed(values)
+            self.pack_into(values, self.memory, self.array, first_row)
 
     def write_values(self, values: np.ndarray) -> None:
         """Takes float32 values for the whole parameter."""
-        if self.memory is Format.FLOAT32:
+        if self.memory is None:
             self.array[:] = values
             self._round(self.array)
         else:
-            self.array[:] = self._packed(values)
+            self.pack_into(values, self.memory, self.array, 0)
 
-    def _write_packed(self, tensor: StoredTensor, rows: np.ndarray) -> None:
-        if self.memory is not Format.FLOAT32:
-            tensor.read_bytes_into(rows)
+    def _write_packed(self, tensor: StoredTensor) -> None:
+        if self.memory is not None:
+            tensor.read_bytes_into(self.array)
             return
         packed = np.empty(tensor.shape, np.uint8)
         tensor.read_bytes_into(packed)
-        for row in range(0, len(rows), ROWS_AT_ONCE):
-            part = slice(row, row + ROWS_AT_ONCE)
-            rows[part] = unpack(packed[part], self.precision, rows.shape[1])
-
-    def _packed(self, values: np.ndarray) -> np.ndarray:
-        return (self.quantise if self.memory.quantised else pack)(values, self.memory)
+        count, columns = self.array.shape
+        for row in range(0, count, ROWS_AT_ONCE):
+            part = self.array[row : row + ROWS_AT_ONCE]
+            panels = packed[row // PANEL : (row + ROWS_AT_ONCE) // PANEL]
+            part[:] = unpack(panels, self.precision, len(part), columns)
 
     def _round(self, rows: np.ndarray) -> None:
         if self.precision is not Format.FLOAT32:
             for row in range(0, len(rows), ROWS_AT_ONCE):
                 part = rows[row : row + ROWS_AT_ONCE]
-                part[:] = unpack(pack(part, self.precision), self.precision, part.shape[1])
+                part[:] = unpack(pack(part, self.precision), self.precision, *part.shape)
 
 
 def formats_of(config: ModelConfig, weight_format: Format) -> dict[str, Format]:
@@ -169,11 +171,11 @@ def formats_of(config: ModelConfig, weight_format: Format) -> dict[str, Format]:
     }
 
 
-def memory_layout(shape: tuple[int, ...], memory: Format) -> tuple[str, tuple[int, ...]]:
-    """(type, shape) of a parameter of this shape in memory: float32 as it is, other formats as packed rows."""
-    if memory is Format.FLOAT32:
+def memory_layout(shape: tuple[int, ...], memory: Format | None) -> tuple[str, tuple[int, ...]]:
+    """(type, shape) of a parameter of this shape in memory: matrices packed in `memory`, the rest float32 as it is."""
+    if memory is None or len(shape) == 1:
         return Format.FLOAT32.value, shape
-    return PACKED, (shape[0], memory.row_bytes(shape[1]))
+    return PACKED, memory.shape(*shape)
 
 
 def layout_bytes(layout: tuple[str, tuple[int, ...]]) -> int:
@@ -182,10 +184,13 @@ def layout_bytes(layout: tuple[str, tuple[int, ...]]) -> int:
     return ITEM_SIZES[dtype] * math.prod(shape)
 
 
-def weight_bytes(config: ModelConfig, weight_format: Format) -> int:
-    """Bytes that the parameters take in memory."""
-    formats = formats_of(config, weight_format)
-    return sum(layout_bytes(memory_layout(shape, formats[name])) for name, shape in parameter_shapes(config).items())
+def weight_bytes(config: ModelConfig, weight_format: Format | None) -> int:
+    """Bytes that the parameters take in memory, packed in a format, or None for float32 rows as they are."""
+    formats = formats_of(config, weight_format or Format.FLOAT32)
+    return sum(
+        layout_bytes(memory_layout(shape, weight_format and formats[name]))
+        for name, shape in parameter_shapes(config).items()
+    )
 
 
 def stored_format(pairs: Pairs | None) -> Format:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from inference.config import GenerationConfig
-from inference.models.step import StepBatch
+from inference.models.step import StepBatch, StepResult
 from inference.request import Request
 from inference.tokenizer import Tokenizer
 
@@ -46,13 +46,14 @@ class ToyModel:
         self.positions = np.full(num_blocks * block_size, -1)
         self.batches: list[StepBatch] = []
 
-    def step(self, batch: StepBatch) -> np.ndarray:
+    def step(self, batch: StepBatch) -> StepResult:
         self.batches.append(batch)
         assert len(set(batch.slots.tolist())) == len(batch.slots), "two tokens in one slot"
         assert batch.slots.min() >= self.block_size, "a token in the null block"
         assert batch.tokens.min() >= 0 and batch.tokens.max() < self.vocabulary
         self.tokens[batch.slots], self.positions[batch.slots] = batch.tokens, batch.positions
-        return np.stack([self._logits(batch, int(token)) for token in batch.logits_index])
+        logits = np.stack([self._logits(batch, int(token)) for token in batch.logits_index])
+        return StepResult.of_logits(logits, batch)
 
     def _logits(self, batch: StepBatch, token: int) -> np.ndarray:
         row = batch.token_index[token] // batch.query_index.shape[1]

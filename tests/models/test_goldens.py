@@ -59,7 +59,9 @@ class Case:
     def step(self, parts: Sequence[tuple[list[int], int, list[int]]], all_logits: bool = False) -> np.ndarray:
         """One step of (tokens, start, blocks) a sequence."""
         sequences = [SequenceStep(*part) for part in parts]
-        return self.runner.step(StepBatch.build(sequences, self.runner.block_size, all_logits))
+        result = self.runner.step(StepBatch.build(sequences, self.runner.block_size, all_logits))
+        assert (result.best == result.logits.argmax(axis=1)).all()
+        return result.logits
 
     def greedy(self, rows: Sequence[Row], cached: bool, steps: int = STEPS) -> list[list[int]]:
         """Greedy tokens of all rows, run together."""

@@ -67,7 +67,7 @@ def fake(name: str, *shape: int) -> StoredTensor:
 def load(checkpoint: Checkpoint, config: ModelConfig) -> dict[str, np.ndarray]:
     """All parameters in float32."""
     arrays = {name: np.full(shape, np.nan, np.float32) for name, shape in parameter_shapes(config).items()}
-    places = {name: weights.Destination(array, Format.FLOAT32, Format.FLOAT32) for name, array in arrays.items()}
+    places = {name: weights.Destination(array, None, Format.FLOAT32) for name, array in arrays.items()}
     weights.load(weights.fit(checkpoint, config, Path("model")), places)
     return arrays
 
@@ -216,7 +216,7 @@ def test_progress_sees_every_tensor_once() -> None:
     pairs = weights.fit(checkpoint, config, Path("model"))
     arrays = {name: np.empty(shape, np.float32) for name, shape in parameter_shapes(config).items()}
     seen: list[StoredTensor] = []
-    places = {name: weights.Destination(array, Format.FLOAT32, Format.FLOAT32) for name, array in arrays.items()}
+    places = {name: weights.Destination(array, None, Format.FLOAT32) for name, array in arrays.items()}
     weights.load(pairs, places, seen.append)
     assert {tensor.name for tensor in seen} == set(checkpoint) and len(seen) == len(checkpoint)
 
@@ -227,7 +227,7 @@ def test_random_weights_are_those_of_their_seed() -> None:
     def fill(seed: int) -> dict[str, np.ndarray]:
         shapes = parameter_shapes(config)
         arrays = {name: np.full(shape, np.nan, np.float32) for name, shape in shapes.items()}
-        places = {name: weights.Destination(array, Format.FLOAT32, Format.FLOAT32) for name, array in arrays.items()}
+        places = {name: weights.Destination(array, None, Format.FLOAT32) for name, array in arrays.items()}
         weights.fill_random(shapes, places, seed)
         return arrays
 

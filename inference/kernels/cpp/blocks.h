@@ -49,6 +49,15 @@ struct Head {
   Matrix weight;                        // [vocabulary, hidden]
 };
 
+// What is wanted of the logits of R tokens. A row's best token is the first of those with the largest logit, or -1 where
+// one of its logits is no number.
+struct Choice {
+  const int32_t *logit_rows;            // [S]: of the R tokens, those whose logits are wanted
+  int64_t logit_count;
+  float *best;                          // [R]: an integer below 2^24
+  float *logits;                        // [S, vocabulary]
+};
+
 // One table of functions for each instruction set.
 struct Kernels {
   const char *name;
@@ -58,7 +67,8 @@ struct Kernels {
   void (*attention)(Team &, const AttentionLayer &, const Step &, const float *qkv, float *out);
   void (*attention_half)(Team &, const AttentionLayer &, const Step &, const float *x, float *out);
   void (*feed_forward_half)(Team &, const FeedForwardLayer &, int64_t tokens, const float *x, float *out);
-  void (*head)(Team &, const Head &, const float *x, int64_t tokens, float *logits);
+  void (*head)(Team &, const Head &, const float *x, int64_t tokens, const Choice &);
   void (*unpack)(const Matrix &, int64_t row, float *out);
-  void (*quantise)(Format, const float *x, int64_t columns, uint8_t *row);
+  // Writes one row, float32 or (is_packed) of the format's own 16-bit elements, as row `lane` of a panel.
+  void (*pack_row)(Format, const void *x, bool is_packed, int64_t columns, int64_t lane, uint8_t *panel);
 };

@@ -1,31 +1,40 @@
-// How a weight matrix [rows, columns] lies in memory. Each row is contiguous and can be cut out, which is what tensor
-// parallelism and memory-mapping need.
+// How a weight matrix [rows, columns] lies in memory: in panels of 16 rows, so that a vector register holds the same
+// columns of neighbouring rows, a product needs no sum across lanes, and a thread reads one run of memory from end to
+// end. A panel is as long as its rows are together; the last one is filled up with zeros.
 //
-//   FLOAT32            4 bytes an element
-//   FLOAT16, BFLOAT16  2 bytes an element
-//   INT8, INT4         columns are padded to a multiple of 64; a row is its quantised values followed by one float16
-//                      scale for every group of 32. A value is (q - zero) * scale, q unsigned.
-//     INT8  q = 1 byte, zero = 128
-//     INT4  q = 4 bits, zero = 8; byte i of a 32-byte run holds element i of its first group in the low half and
-//           element i of its second group in the high half, so that one load gives two whole groups
+//   FLOAT32            [columns][16 rows], 4 bytes an element
+//   FLOAT16, BFLOAT16  [columns][16 rows], 2 bytes an element
+//   INT8, INT4         columns are padded to pairs of groups of 32. A pair is its scales, float16 [2 groups][16 rows],
+//                      and its values, words of 4 bytes [words][16 rows]. A value is (q - zero) * scale, q unsigned.
+//     INT8  16 words, a byte an element, zero = 128: word i holds columns 4i to 4i + 3 of the pair
+//     INT4  8 words, 4 to a group, zero = 8: byte i of a group's 16 holds its element i in the low half, i + 16 in the
+//           high half
 #pragma once
 
 #include <cstdint>
 
 enum Format : int32_t { FLOAT32 = 0, FLOAT16 = 1, BFLOAT16 = 2, INT8 = 3, INT4 = 4 };
 
+constexpr int64_t PANEL = 16;
 constexpr int64_t GROUP = 32;
 constexpr int64_t PAIR = 2 * GROUP;
+// Of a pair of groups in a panel.
+constexpr int64_t SCALE_BYTES = 2 * PANEL * 2;
+constexpr int64_t WORD_BYTES = PANEL * 4;
+
+constexpr int64_t words_of_group(Format format) { return format == INT8 ? 8 : 4; }
+constexpr int64_t pair_bytes(Format format) { return SCALE_BYTES + 2 * words_of_group(format) * WORD_BYTES; }
 
 inline int64_t padded(int64_t columns) { return (columns + PAIR - 1) / PAIR * PAIR; }
+inline int64_t panels_of(int64_t rows) { return (rows + PANEL - 1) / PANEL; }
 
-inline int64_t row_bytes(Format format, int64_t columns) {
+inline int64_t panel_bytes(Format format, int64_t columns) {
   switch (format) {
-    case FLOAT32: return 4 * columns;
+    case FLOAT32: return 4 * PANEL * columns;
     case FLOAT16:
-    case BFLOAT16: return 2 * columns;
-    case INT8: return padded(columns) + padded(columns) / GROUP * 2;
-    case INT4: return padded(columns) / 2 + padded(columns) / GROUP * 2;
+    case BFLOAT16: return 2 * PANEL * columns;
+    case INT8:
+    case INT4: return padded(columns) / PAIR * pair_bytes(format);
   }
   return 0;
 }
@@ -34,7 +43,7 @@ struct Matrix {
   const uint8_t *data;
   Format format;
   int64_t rows, columns;
-  int64_t stride() const { return row_bytes(format, columns); }
-  const uint8_t *row(int64_t index) const { return data + index * stride(); }
+  int64_t panels() const { return panels_of(rows); }
+  const uint8_t *panel(int64_t index) const { return data + index * panel_bytes(format, columns); }
   bool quantised() const { return format == INT8 || format == INT4; }
 };

@@ -6,16 +6,13 @@
 namespace KERNEL_ISA {
 namespace {
 
-// Rows of a matrix that a thread takes at a time.
-constexpr int CHUNK = 32;
-
 // Memory that lives from one call to the next; only one region runs at a time.
 struct Workspace {
-  std::vector<float> normed, qkv, angles, attended, gated;
-  Quantised quantised;
+  std::vector<float> normed, qkv, angles, attended, gate_up, gated;
+  Input input;
 };
 Workspace workspace;
-thread_local std::vector<float> scratch, partial;
+thread_local std::vector<float> scratch, sums;
 thread_local Attending attending;
 
 float *sized(std::vector<float> &buffer, int64_t count) {
@@ -29,50 +26,42 @@ void share(Team &team, int64_t count, int64_t grain, const Work &work) {
     for (int64_t i = begin; i < std::min(count, begin + grain); i++) work(i);
 }
 
-// Quantises every token where the weights need it; ends with a barrier.
-Input prepare(Team &team, const Matrix &w, const float *x, int64_t tokens) {
-  if (w.quantised()) {
-    share(team, tokens, 1, [&](int64_t t) { workspace.quantised.quantise(t, x + t * w.columns, w.columns); });
-  }
-  team.barrier();
-  return {x, &workspace.quantised, tokens};
+// Panels that a thread takes at a time: few enough to share the work out evenly, enough to use x while it is near.
+int64_t panels_at_once(const Team &team, const Matrix &w, const Input &input) {
+  constexpr int64_t MOST_OF_ONE_TILE = 4, MOST = 8, SHARES = 8;
+  const int64_t most = input.tiles == 1 ? MOST_OF_ONE_TILE : MOST;
+  return std::min(most, std::max<int64_t>(1, w.panels() / (SHARES * team.size())));
 }
 
-// Called before a region: buffers must not move while threads use them.
-void reserve(const Matrix &w, int64_t tokens) {
-  if (w.quantised()) workspace.quantised.reserve(tokens, w.columns);
-}
-
-// Calls finish(row, rows, values, stride) for every chunk of rows: values [tokens, stride], x W^T without a bias.
+// Arranges x, of `Input::reserve`, and calls finish(row, rows, token, y) for every 16 rows or fewer of every token, with
+// y [rows] = x W^T.
 template <class Finish>
-void linear_phase(Team &team, const Matrix &w, const Input &input, const Finish &finish) {
-  const int64_t chunks = (w.rows + CHUNK - 1) / CHUNK;
-  share(team, chunks, 1, [&](int64_t chunk) {
-    const int64_t row = chunk * CHUNK;
-    const int rows = int(std::min<int64_t>(CHUNK, w.rows - row));
-    float *out = sized(partial, input.tokens * CHUNK);
-    std::fill(out, out + input.tokens * CHUNK, 0.0f);
-    linear_rows(w, row, rows, input, out, CHUNK, scratch);
-    finish(row, rows, out);
+void linear_phase(Team &team, const Matrix &w, Input &input, const Finish &finish) {
+  if (input.pieces()) {
+    share(team, input.pieces(), 1, [&](int64_t piece) { input.arrange(piece); });
+    team.barrier();
+  }
+  const int64_t together = panels_at_once(team, w, input);
+  share(team, (w.panels() + together - 1) / together, 1, [&](int64_t chunk) {
+    const int64_t first = chunk * together, panels = std::min(together, w.panels() - first);
+    float *buffer = sized(sums, panels * input.tiles * input.tile * PANEL);
+    linear_range({w, first, panels, input, buffer}, scratch);
+    for (int64_t panel = 0; panel < panels; panel++) {
+      const int64_t row = (first + panel) * PANEL, rows = std::min(PANEL, w.rows - row);
+      for (int64_t token = 0; token < input.tokens; token++)
+        finish(row, rows, token, buffer + (panel * input.tiles * input.tile + token) * PANEL);
+    }
   });
 }
 
-void write_rows(const Matrix &w, int64_t tokens, int64_t row, int rows, const float *values, const float *bias,
-                const float *residual, float *out) {
-  for (int64_t t = 0; t < tokens; t++)
-    for (int r = 0; r < rows; r++) {
-      float y = values[t * CHUNK + r];
-      if (bias) y += bias[row + r];
-      const int64_t at = t * w.rows + row + r;
-      out[at] = residual ? residual[at] + y : y;
+// out [tokens, rows] = x W^T + bias + residual, of which the last two may be null.
+void linear_into(Team &team, const Matrix &w, Input &input, const float *bias, const float *residual, float *out) {
+  linear_phase(team, w, input, [&](int64_t row, int64_t rows, int64_t token, const float *y) {
+    const int64_t at = token * w.rows + row;
+    for (int64_t r = 0; r < rows; r++) {
+      const float biased = bias ? y[r] + bias[row + r] : y[r];
+      out[at + r] = residual ? residual[at + r] + biased : biased;
     }
-}
-
-void linear_into(Team &team, const Matrix &w, const float *x, int64_t tokens, const float *bias, const float *residual,
-                 float *out) {
-  const Input input = prepare(team, w, x, tokens);
-  linear_phase(team, w, input, [&](int64_t row, int rows, const float *values) {
-    write_rows(w, tokens, row, rows, values, bias, residual, out);
   });
 }
 
@@ -110,8 +99,8 @@ void attention_phase(Team &team, const AttentionLayer &layer, const Step &step, 
 
 void linear(Team &team, const Matrix &w, const float *x, int64_t tokens, const float *bias, const float *residual,
             float *out) {
-  reserve(w, tokens);
-  team.run([&](Team &t, int) { linear_into(t, w, x, tokens, bias, residual, out); });
+  workspace.input.reserve(w, x, tokens);
+  team.run([&](Team &t, int) { linear_into(t, w, workspace.input, bias, residual, out); });
 }
 
 void rms_norm(const float *x, const float *weight, int64_t tokens, int64_t width, float eps, float *out) {
@@ -132,10 +121,10 @@ void attention_half(Team &team, const AttentionLayer &layer, const Step &step, c
   float *qkv = sized(workspace.qkv, tokens * layer.qkv.rows);
   float *attended = sized(workspace.attended, tokens * layer.output.columns);
   sized(workspace.angles, tokens * layer.head_size);
-  reserve(layer.qkv, tokens);
+  workspace.input.reserve(layer.qkv, normed, tokens);
   team.run([&](Team &t, int) {
     norm_phase(t, x, layer.norm, tokens, layer.hidden, layer.eps, normed);
-    linear_into(t, layer.qkv, normed, tokens, layer.qkv_bias, nullptr, qkv);
+    linear_into(t, layer.qkv, workspace.input, layer.qkv_bias, nullptr, qkv);
     t.barrier();
     attention_phase(t, layer, step, qkv, attended);
   });
@@ -143,94 +132,179 @@ void attention_half(Team &team, const AttentionLayer &layer, const Step &step, c
   linear(team, layer.output, attended, tokens, layer.output_bias, x, out);
 }
 
+// silu(gate) * up of columns [begin, end) of one token.
+void activate(const float *gate, const float *up, int64_t begin, int64_t end, float *out) {
+  int64_t i = begin;
+  for (; i + LANES <= end; i += LANES) store(out + i, silu(load(gate + i)) * load(up + i));
+  for (; i < end; i++) out[i] = silu(broadcast(gate[i]))[0] * up[i];
+}
+
 void feed_forward_half(Team &team, const FeedForwardLayer &layer, int64_t tokens, const float *x, float *out) {
+  constexpr int64_t BLOCK = 1024;  // columns of one piece of work
+  const int64_t width = layer.width, blocks = (width + BLOCK - 1) / BLOCK;
   float *normed = sized(workspace.normed, tokens * layer.hidden);
-  float *gated = sized(workspace.gated, tokens * layer.width);
-  reserve(layer.gate_up, tokens);
-  const int64_t width = layer.width, chunks = (width + CHUNK - 1) / CHUNK;
+  float *gate_up = sized(workspace.gate_up, tokens * 2 * width);
+  float *gated = sized(workspace.gated, tokens * width);
+  workspace.input.reserve(layer.gate_up, normed, tokens);
   team.run([&](Team &t, int) {
     norm_phase(t, x, layer.norm, tokens, layer.hidden, layer.eps, normed);
-    const Input input = prepare(t, layer.gate_up, normed, tokens);
-    share(t, chunks, 1, [&](int64_t chunk) {
-      const int64_t row = chunk * CHUNK, stride = 2 * CHUNK;
-      const int rows = int(std::min<int64_t>(CHUNK, width - row));
-      float *both = sized(partial, tokens * stride);
-      std::fill(both, both + tokens * stride, 0.0f);
-      linear_rows(layer.gate_up, row, rows, input, both, stride, scratch);
-      linear_rows(layer.gate_up, width + row, rows, input, both + CHUNK, stride, scratch);
-      for (int64_t token = 0; token < tokens; token++)
-        for (int r = 0; r < rows; r++) {
-          float gate = both[token * stride + r], up = both[token * stride + CHUNK + r];
-          if (layer.gate_up_bias) gate += layer.gate_up_bias[row + r], up += layer.gate_up_bias[width + row + r];
-          gated[token * width + row + r] = gate / (1.0f + std::exp(-gate)) * up;
-        }
+    linear_into(t, layer.gate_up, workspace.input, layer.gate_up_bias, nullptr, gate_up);
+    t.barrier();
+    share(t, tokens * blocks, 1, [&](int64_t piece) {
+      const int64_t token = piece / blocks, begin = piece % blocks * BLOCK;
+      const float *gate = gate_up + token * 2 * width;
+      activate(gate, gate + width, begin, std::min(width, begin + BLOCK), gated + token * width);
     });
   });
   linear(team, layer.down, gated, tokens, layer.down_bias, x, out);
 }
 
-void head(Team &team, const Head &layer, const float *x, int64_t tokens, float *logits) {
+// The largest logit that a thread has seen of a token.
+struct Best {
+  float value = -INFINITY;
+  int64_t index = -1;
+  bool spoiled = false;  // by a logit that is no number
+
+  void see(const float *y, int64_t row, int64_t rows) {
+    if (rows == PANEL) {
+      VecF largest = load(y), differences = largest - largest;
+      for (int i = LANES; i < PANEL; i += LANES) {
+        const VecF some = load(y + i);
+        largest = some > largest ? some : largest;
+        differences += some - some;
+      }
+      spoiled |= sum_lanes(differences) != 0.0f;
+      if (largest_lane(largest) <= value) return;
+    }
+    for (int64_t r = 0; r < rows; r++) {
+      spoiled |= y[r] - y[r] != 0.0f;
+      if (y[r] > value) value = y[r], index = row + r;
+    }
+  }
+
+  void merge(const Best &other) {
+    spoiled |= other.spoiled;
+    if (other.value > value || (other.value == value && other.index < index)) value = other.value, index = other.index;
+  }
+};
+
+void head(Team &team, const Head &layer, const float *x, int64_t tokens, const Choice &choice) {
   float *normed = sized(workspace.normed, tokens * layer.hidden);
   rms_norm(x, layer.norm, tokens, layer.hidden, layer.eps, normed);
-  linear(team, layer.weight, normed, tokens, nullptr, nullptr, logits);
+  workspace.input.reserve(layer.weight, normed, tokens);
+  std::vector<float *> logits(tokens, nullptr);
+  for (int64_t s = 0; s < choice.logit_count; s++)
+    logits[choice.logit_rows[s]] = choice.logits + s * layer.weight.rows;
+  std::vector<std::vector<Best>> best(team.size(), std::vector<Best>(tokens));
+  team.run([&](Team &t, int thread) {
+    linear_phase(t, layer.weight, workspace.input, [&](int64_t row, int64_t rows, int64_t token, const float *y) {
+      best[thread][token].see(y, row, rows);
+      if (logits[token]) std::copy_n(y, rows, logits[token] + row);
+    });
+  });
+  for (int64_t token = 0; token < tokens; token++) {
+    for (int thread = 1; thread < team.size(); thread++) best[0][token].merge(best[thread][token]);
+    choice.best[token] = best[0][token].spoiled ? -1.0f : float(best[0][token].index);
+  }
 }
 
 void unpack(const Matrix &w, int64_t row, float *out) {
-  const uint8_t *bytes = w.row(row);
-  switch (w.format) {
-    case FLOAT32: std::memcpy(out, bytes, 4 * w.columns); return;
-    case FLOAT16: return widen<LoadHalf>(reinterpret_cast<const uint16_t *>(bytes), 0, 1, w.columns, out);
-    case BFLOAT16: return widen<LoadBfloat>(reinterpret_cast<const uint16_t *>(bytes), 0, 1, w.columns, out);
-    default: break;
-  }
-  const int64_t value_bytes = w.format == INT8 ? padded(w.columns) : padded(w.columns) / 2;
-  for (int64_t i = 0; i < w.columns; i++) {
-    const int64_t group = i / GROUP;
-    uint16_t half;
-    std::memcpy(&half, bytes + value_bytes + 2 * group, 2);
-    const int nibbles = bytes[group / 2 * GROUP + i % GROUP];
-    const int q = w.format == INT8 ? int(bytes[i]) - 128 : ((group & 1 ? nibbles >> 4 : nibbles) & 15) - 8;
-    out[i] = float(q) * half_to_float(half);
+  const uint8_t *panel = w.panel(row / PANEL);
+  const int64_t lane = row % PANEL;
+  const auto half = [panel](int64_t byte) {
+    uint16_t bits;
+    std::memcpy(&bits, panel + byte, 2);
+    return bits;
+  };
+  for (int64_t k = 0; k < w.columns; k++) {
+    const int64_t at = k * PANEL + lane;
+    switch (w.format) {
+      case FLOAT32: std::memcpy(out + k, panel + 4 * at, 4); break;
+      case FLOAT16: out[k] = half_to_float(half(2 * at)); break;
+      case BFLOAT16: out[k] = bfloat_to_float(half(2 * at)); break;
+      default: {
+        const int64_t pair = k / PAIR * pair_bytes(w.format), group = k / GROUP % 2, i = k % GROUP;
+        const bool is_high = w.format == INT4 && i >= GROUP / 2;
+        const int64_t byte = w.format == INT4 ? i % (GROUP / 2) : i;
+        const int64_t word = group * words_of_group(w.format) + byte / 4;
+        const int value = panel[pair + SCALE_BYTES + word * WORD_BYTES + lane * 4 + byte % 4];
+        const int q = w.format == INT8 ? value - 128 : (is_high ? value >> 4 : value & 15) - 8;
+        out[k] = float(q) * half_to_float(half(pair + (group * PANEL + lane) * 2));
+      }
+    }
   }
 }
 
-// Scale of a group by its largest magnitude, for int4 tried a little smaller and larger: the one with the least
+// Scale of a group of 32 by its largest magnitude, for int4 tried a little smaller and larger: the one with the least
 // squared error stays.
-float best_scale(Format format, const float *x, int64_t count) {
-  float largest = 0;
-  for (int64_t i = 0; i < count; i++) largest = std::max(largest, std::fabs(x[i]));
+float best_scale(Format format, const float *x) {
+  VecF sizes = magnitude(load(x));
+  for (int i = LANES; i < GROUP; i += LANES) {
+    const VecF m = magnitude(load(x + i));
+    sizes = m > sizes ? m : sizes;
+  }
+  const float largest = largest_lane(sizes);
   if (format == INT8) return largest / 127.0f;
   float best = 0, least = INFINITY;
   for (int step = 0; step < 24 && largest > 0; step++) {
     // Signs differ: a negative scale puts the extra level of [-8, 7] on the other side.
-    const float magnitude = largest / (6.0f + 0.2f * float(step % 12)), scale = step < 12 ? magnitude : -magnitude;
-    float error = 0;
-    for (int64_t i = 0; i < count; i++) {
-      const float q = std::min(7.0f, std::max(-8.0f, std::nearbyint(x[i] / scale)));
-      error += (x[i] - q * scale) * (x[i] - q * scale);
+    const float size = largest / (6.0f + 0.2f * float(step % 12)), scale = step < 12 ? size : -size;
+    const float inverse = 1.0f / scale;
+    VecF errors = zero();
+    for (int i = 0; i < GROUP; i += LANES) {
+      VecF q = __builtin_convertvector(round_to_int(load(x + i) * inverse), VecF);
+      q = q > 7.0f ? broadcast(7.0f) : q;
+      q = q < -8.0f ? broadcast(-8.0f) : q;
+      const VecF error = load(x + i) - q * scale;
+      errors += error * error;
     }
+    const float error = sum_lanes(errors);
     if (error < least) least = error, best = scale;
   }
   return best;
 }
 
-void quantise(Format format, const float *x, int64_t columns, uint8_t *row) {
-  const int64_t width = padded(columns), value_bytes = format == INT8 ? width : width / 2;
-  std::memset(row, 0, row_bytes(format, columns));
-  for (int64_t g = 0; g < width / GROUP; g++) {
-    const int64_t begin = g * GROUP, count = std::max<int64_t>(0, std::min(GROUP, columns - begin));
-    const uint16_t half = float_to_half(best_scale(format, x + begin, count));
-    std::memcpy(row + value_bytes + 2 * g, &half, 2);
-    const float scale = half_to_float(half), inverse = scale != 0 ? 1.0f / scale : 0.0f;
-    for (int64_t i = 0; i < GROUP; i++) {
-      const float value = i < count ? std::nearbyint(x[begin + i] * inverse) : 0.0f;
-      if (format == INT8) {
-        row[begin + i] = uint8_t(int(std::min(127.0f, std::max(-127.0f, value))) + 128);
-      } else {
-        const int q = int(std::min(7.0f, std::max(-8.0f, value))) + 8;
-        row[g / 2 * GROUP + i] |= uint8_t(g & 1 ? q << 4 : q);
-      }
-    }
+// 32 float32 values as one row of a group: a float16 scale and words of bytes.
+void quantise_group(Format format, const float *x, uint8_t *scale_at, uint8_t *words, int64_t lane) {
+  const uint16_t half = float_to_half(best_scale(format, x));
+  std::memcpy(scale_at + lane * 2, &half, 2);
+  const float scale = half_to_float(half), inverse = scale != 0 ? 1.0f / scale : 0.0f;
+  uint8_t q[GROUP];
+  for (int64_t i = 0; i < GROUP; i++) {
+    const float value = std::nearbyint(x[i] * inverse);
+    if (format == INT8) q[i] = uint8_t(int(std::min(127.0f, std::max(-127.0f, value))) + 128);
+    else q[i] = uint8_t(int(std::min(7.0f, std::max(-8.0f, value))) + 8);
+  }
+  if (format == INT4)
+    for (int64_t i = 0; i < GROUP / 2; i++) q[i] = uint8_t(q[i] | q[i + GROUP / 2] << 4);
+  for (int64_t word = 0; word < words_of_group(format); word++)
+    std::memcpy(words + word * WORD_BYTES + lane * 4, q + word * 4, 4);
+}
+
+template <class Element, class Source, class Narrow>
+void pack_lane(const Source *x, int64_t columns, int64_t lane, uint8_t *panel, const Narrow &narrow) {
+  Element *out = reinterpret_cast<Element *>(panel) + lane;
+  for (int64_t k = 0; k < columns; k++) out[k * PANEL] = narrow(x[k]);
+}
+
+// Row `lane` of a panel from one row of values.
+void pack_row(Format format, const void *x, bool is_packed, int64_t columns, int64_t lane, uint8_t *panel) {
+  const float *values = static_cast<const float *>(x);
+  const auto same = [](auto value) { return value; };
+  if (is_packed) return pack_lane<uint16_t>(static_cast<const uint16_t *>(x), columns, lane, panel, same);
+  switch (format) {
+    case FLOAT32: return pack_lane<float>(values, columns, lane, panel, same);
+    case FLOAT16: return pack_lane<uint16_t>(values, columns, lane, panel, float_to_half);
+    case BFLOAT16: return pack_lane<uint16_t>(values, columns, lane, panel, float_to_bfloat);
+    default: break;
+  }
+  for (int64_t g = 0; g < padded(columns) / GROUP; g++) {
+    alignas(64) float group[GROUP] = {};
+    const int64_t count = std::max<int64_t>(0, std::min(GROUP, columns - g * GROUP));
+    std::copy_n(values + std::min(g * GROUP, columns), count, group);
+    uint8_t *pair = panel + g / 2 * pair_bytes(format), *scales = pair + g % 2 * PANEL * 2;
+    uint8_t *words = pair + SCALE_BYTES + g % 2 * words_of_group(format) * WORD_BYTES;
+    quantise_group(format, group, scales, words, lane);
   }
 }
 
@@ -238,6 +312,6 @@ void quantise(Format format, const float *x, int64_t columns, uint8_t *row) {
 
 extern const Kernels table;
 const Kernels table = {KERNEL_NAME, linear, rms_norm, attention, attention_half, feed_forward_half, head, unpack,
-                       quantise};
+                       pack_row};
 
 }  // namespace KERNEL_ISA

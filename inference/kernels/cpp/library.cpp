@@ -119,15 +119,18 @@ void kernels_set_threads(int threads) {
   if (!team_ || team_->size() != threads) team_ = std::make_unique<Team>(threads);
 }
 
-int64_t kernels_row_bytes(int32_t format, int64_t columns) { return row_bytes(Format(format), columns); }
-
-void kernels_quantise(int32_t format, const float *x, int64_t rows, int64_t columns, uint8_t *out) {
-  const int64_t stride = row_bytes(Format(format), columns);
-  constexpr int64_t GRAIN = 16;
+// Writes x [rows, columns], float32 or (is_packed) of the format's own 16-bit elements, into the panels of a matrix as
+// its rows from `first` on.
+void kernels_pack(int32_t format, const uint8_t *x, int32_t is_packed, int64_t rows, int64_t columns, int64_t first,
+                  uint8_t *panels) {
+  const int64_t last = first + rows, before = first / PANEL, row_bytes = columns * (is_packed ? 2 : 4);
   team().run([&](Team &t, int) {
-    for (int64_t begin; (begin = int64_t(t.next()) * GRAIN) < rows;)
-      for (int64_t r = begin; r < rows && r < begin + GRAIN; r++)
-        kernels->quantise(Format(format), x + r * columns, columns, out + r * stride);
+    for (int64_t panel; (panel = before + t.next()) < panels_of(last);) {
+      const int64_t begin = std::max(first, panel * PANEL), end = std::min(last, (panel + 1) * PANEL);
+      uint8_t *out = panels + panel * panel_bytes(Format(format), columns);
+      for (int64_t row = begin; row < end; row++)
+        kernels->pack_row(Format(format), x + (row - first) * row_bytes, is_packed != 0, columns, row % PANEL, out);
+    }
   });
 }
 
@@ -223,18 +226,23 @@ int feed_forward_half(int n, void **p, int *ranks, int64_t **shapes, const char 
   return 0;
 }
 
-// Inputs: 0 x, 1 norm, 2 weight, 3 rows wanted, 4 layout; output 5: logits of these rows.
-// Layout, int64: hidden, vocabulary, bits of eps, format.
+// Inputs: 0 x, 1 norm, 2 weight, 3 tokens wanted [R], 4 of these those whose logits are wanted, after a number that is not
+// read [1 + S], 5 layout, 6 as many bytes as there are tokens in the vocabulary, not read; output 7: best tokens [R], then
+// logits [S, vocabulary].
+// Layout, int64: hidden, bits of eps, format.
 int output_head(int n, void **p, int *ranks, int64_t **shapes, const char **types, void *stream, void *extra) {
-  if (n != 6) return 1;
-  const int64_t *layout = as<const int64_t>(p[4]);
-  const Head layer{layout[0], float_of(layout[2]), as<const float>(p[1]), matrix(p[2], layout[3], layout[1], layout[0])};
+  if (n != 8) return 1;
+  const int64_t *layout = as<const int64_t>(p[5]), vocabulary = shapes[6][0];
+  const Head layer{layout[0], float_of(layout[1]), as<const float>(p[1]),
+                   matrix(p[2], layout[2], vocabulary, layout[0])};
   const int32_t *wanted = as<const int32_t>(p[3]);
   const int64_t tokens = shapes[3][0];
   std::vector<float> rows(tokens * layer.hidden);
   for (int64_t t = 0; t < tokens; t++)
     std::memcpy(rows.data() + t * layer.hidden, as<const float>(p[0]) + wanted[t] * layer.hidden, layer.hidden * 4);
-  kernels->head(team(), layer, rows.data(), tokens, as<float>(p[5]));
+  float *out = as<float>(p[7]);
+  kernels->head(team(), layer, rows.data(), tokens,
+                {as<const int32_t>(p[4]) + 1, shapes[4][0] - 1, out, out + tokens});
   return 0;
 }
 
@@ -242,7 +250,7 @@ int output_head(int n, void **p, int *ranks, int64_t **shapes, const char **type
 int embedding(int n, void **p, int *ranks, int64_t **shapes, const char **types, void *stream, void *extra) {
   if (n != 4) return 1;
   const int64_t columns = shapes[2][0], count = shapes[0][0];
-  const Matrix weight = matrix(p[1], *as<const int64_t>(p[2]), shapes[1][0], columns);
+  const Matrix weight = matrix(p[1], *as<const int64_t>(p[2]), shapes[1][0] * PANEL, columns);
   for (int64_t t = 0; t < count; t++)
     kernels->unpack(weight, as<const int32_t>(p[0])[t], as<float>(p[3]) + t * columns);
   return 0;
@@ -260,9 +268,10 @@ std::vector<int64_t> feed_forward_halfInferShape(int *ranks, int64_t **shapes, A
   return {shapes[0][0], shapes[0][1]};
 }
 
-// The vocabulary is the number of rows of the weight, whatever its format.
 std::vector<int64_t> output_headInferShape(int *ranks, int64_t **shapes, AotExtra *extra) {
-  return {shapes[3][0], shapes[2][0]};
+  // Dimensions that are not known yet are negative.
+  if (shapes[3][0] < 0 || shapes[4][0] < 0) return {-1};
+  return {shapes[3][0] + (shapes[4][0] - 1) * shapes[6][0]};
 }
 
 }  // extern "C"

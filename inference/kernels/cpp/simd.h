@@ -28,10 +28,13 @@ constexpr int LANES = 4;
 typedef float VecF __attribute__((vector_size(LANES * 4)));
 typedef float UnalignedVecF __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 typedef int32_t VecI __attribute__((vector_size(LANES * 4)));
+typedef int32_t UnalignedVecI __attribute__((vector_size(LANES * 4), aligned(1), may_alias));
 
 inline VecF zero() { return VecF{}; }
 inline VecF broadcast(float x) { return x - VecF{}; }
+inline VecI broadcast(int32_t x) { return x - VecI{}; }
 inline VecF load(const float *p) { return *reinterpret_cast<const UnalignedVecF *>(p); }
+inline VecI load_bytes(const uint8_t *p) { return *reinterpret_cast<const UnalignedVecI *>(p); }
 inline void store(float *p, VecF x) { *reinterpret_cast<UnalignedVecF *>(p) = x; }
 
 // One rounding where the processor has it, as in the vectors; so a scalar tail does not depend on how it is compiled.
@@ -55,6 +58,43 @@ inline float sum_lanes(VecF x) {
   for (int i = 0; i < LANES; i++) s += x[i];
   return s;
 #endif
+}
+
+inline int32_t sum_lanes(VecI x) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_epi32((__m512i)x);
+#else
+  int32_t s = 0;
+  for (int i = 0; i < LANES; i++) s += x[i];
+  return s;
+#endif
+}
+
+// Values in [-128, 127] as bytes.
+inline void store_bytes(int8_t *p, VecI x) {
+#if defined(__AVX512F__)
+  _mm_storeu_si128(reinterpret_cast<__m128i *>(p), _mm512_cvtepi32_epi8((__m512i)x));
+#else
+  for (int i = 0; i < LANES; i++) p[i] = int8_t(x[i]);
+#endif
+}
+
+inline float largest_lane(VecF x) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps((__m512)x);
+#else
+  float largest = x[0];
+  for (int i = 1; i < LANES; i++) largest = x[i] > largest ? x[i] : largest;
+  return largest;
+#endif
+}
+
+inline VecF magnitude(VecF x) { return (VecF)((VecI)x & 0x7fffffff); }
+
+// Nearest integers, ties to even, of values below 2^22 in magnitude.
+inline VecI round_to_int(VecF x) {
+  const VecF shifted = x + 12582912.0f;  // 1.5 * 2^23: leaves the integer in the low bits
+  return (VecI)shifted - 0x4b400000;
 }
 
 inline float bits_to_float(uint32_t bits) {
@@ -89,6 +129,12 @@ inline uint16_t float_to_half(float x) {
   }
   const uint32_t rounded = magnitude + 0xfff + ((magnitude >> 13) & 1);
   return uint16_t(sign | ((rounded - 0x38000000) >> 13));
+}
+
+// Round to nearest even; NaN stays NaN.
+inline uint16_t float_to_bfloat(float x) {
+  const uint32_t bits = float_to_bits(x);
+  return x != x ? 0x7fc0 : uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
 inline float bfloat_to_float(uint16_t b) { return bits_to_float(uint32_t(b) << 16); }
@@ -136,7 +182,7 @@ inline VecF load_bfloat(const uint16_t *p) {
 inline VecF exp_nonpositive(VecF x) {
   const VecF low = broadcast(-87.0f);
   x = x < low ? low : x;
-  const VecF shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: rounds to an integer in the low bits
+  const VecF shifted = x * 1.44269504f + 12582912.0f;  // as in round_to_int
   const VecF n = shifted - 12582912.0f;
   const VecF r = x - n * 0.693145752f - n * 1.42860677e-6f;
   VecF p = broadcast(1.0f / 5040);
@@ -149,6 +195,12 @@ inline VecF exp_nonpositive(VecF x) {
   p = p * r + 1.0f;
   const VecI exponent = ((VecI)shifted << 23);
   return (VecF)((VecI)p + exponent);
+}
+
+// x / (1 + e^-x), with an exponential that cannot overflow.
+inline VecF silu(VecF x) {
+  const VecF e = exp_nonpositive(-magnitude(x));
+  return x * (x < 0.0f ? e : broadcast(1.0f)) / (1.0f + e);
 }
 
 }  // namespace KERNEL_ISA

@@ -1,0 +1,138 @@
+// The tokens that a product reads, x [tokens, columns], arranged for the innermost kernels: tiles of T tokens in which
+// the values of one column, or the words of four, are neighbours. Quantised to int8 where the weights are.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "formats.h"
+#include "simd.h"
+
+namespace KERNEL_ISA {
+
+// Tile sizes that the kernels are compiled for, by how many accumulators the registers hold; the last but one is the best
+// for many tokens, the last for as many as can be taken without a second pass.
+#if defined(__AVX512F__)
+constexpr int FLOAT_TILES[] = {1, 2, 4, 8, 12, 16}, QUANTISED_TILES[] = {1, 2, 4, 8, 12, 16};
+#else
+constexpr int FLOAT_TILES[] = {1, 2, 4, 6, 8}, QUANTISED_TILES[] = {1, 2, 3, 4};
+#endif
+
+template <int N>
+inline int tile_size(const int (&sizes)[N], int64_t tokens) {
+  return tokens > sizes[N - 1] ? sizes[N - 2] : *std::lower_bound(sizes, sizes + N - 1, tokens);
+}
+
+class Input {
+ public:
+  // Makes room; to be called before threads share the work. The memory is kept from call to call.
+  void reserve(const Matrix &w, const float *x, int64_t tokens) {
+    x_ = x;
+    this->tokens = tokens;
+    columns = w.columns;
+    quantised = w.quantised();
+    tile = quantised ? tile_size(QUANTISED_TILES, tokens) : tile_size(FLOAT_TILES, tokens);
+    tiles = (tokens + tile - 1) / tile;
+    const int64_t slots = tiles * tile;
+    groups = padded(columns) / GROUP;
+    if (quantised) {
+      grow(words_, slots * groups * GROUP / 4);
+      grow(scales_, slots * groups);
+      grow(sums_, slots * groups);
+    } else if (tile > 1) {
+      grow(values_, slots * columns);
+    }
+  }
+
+  // Pieces of work that `arrange` can be asked for, in any order, by any thread.
+  int64_t pieces() const { return quantised ? tiles * tile * blocks() : tile > 1 ? tiles * blocks() : 0; }
+
+  void arrange(int64_t piece) {
+    if (quantised) quantise(piece / blocks(), piece % blocks());
+    else interleave(piece / blocks(), piece % blocks());
+  }
+
+  // [columns][tile]
+  const float *values(int64_t index) const { return tile > 1 ? values_.data() + index * tile * columns : x_; }
+  // [groups][8][tile]: four int8 values each
+  const int32_t *words(int64_t index) const { return words_.data() + index * tile * groups * (GROUP / 4); }
+  // [groups][tile]: of a group's values
+  const float *scales(int64_t index) const { return scales_.data() + index * tile * groups; }
+  // [groups][tile]: sum of a group's int8 values, which takes the zero point of the weights out again
+  const int32_t *sums(int64_t index) const { return sums_.data() + index * tile * groups; }
+
+  int64_t tokens = 0, columns = 0, groups = 0, tiles = 0;
+  int tile = 1;
+  bool quantised = false;
+
+ private:
+  static constexpr int64_t BLOCK = 512;  // columns that a piece covers
+
+  int64_t blocks() const { return (columns + BLOCK - 1) / BLOCK; }
+
+  template <class T>
+  static void grow(std::vector<T> &buffer, int64_t count) {
+    if (int64_t(buffer.size()) < count) buffer.resize(count);
+  }
+
+  void interleave(int64_t index, int64_t block) {
+    float *out = values_.data() + index * tile * columns;
+    const int64_t first = index * tile, some = std::min<int64_t>(tile, tokens - first);
+    for (int64_t k = block * BLOCK; k < std::min(columns, (block + 1) * BLOCK); k++) {
+      for (int64_t t = 0; t < some; t++) out[k * tile + t] = x_[(first + t) * columns + k];
+      for (int64_t t = some; t < tile; t++) out[k * tile + t] = 0;
+    }
+  }
+
+  // Groups of 32 values: to [-127, 127], by the largest magnitude.
+  void quantise(int64_t slot, int64_t block) {
+    const int64_t index = slot / tile, t = slot % tile;
+    int32_t *words = words_.data() + index * tile * groups * (GROUP / 4) + t;
+    float *scales = scales_.data() + index * tile * groups + t;
+    int32_t *sums = sums_.data() + index * tile * groups + t;
+    const int64_t last = std::min(groups, (block + 1) * BLOCK / GROUP);
+    for (int64_t g = block * BLOCK / GROUP; g < last; g++) {
+      const int64_t begin = g * GROUP;
+      const int64_t count = slot < tokens ? std::max<int64_t>(0, std::min(GROUP, columns - begin)) : 0;
+      alignas(64) float padding[GROUP];
+      const float *x = x_ + slot * columns + begin;
+      if (count < GROUP) {
+        std::fill(padding, padding + GROUP, 0.0f);
+        std::copy(x, x + count, padding);
+        x = padding;
+      }
+      alignas(64) int8_t bytes[GROUP];
+      scales[g * tile] = quantise_group(x, bytes, sums[g * tile]);
+      int32_t packed[GROUP / 4];
+      std::memcpy(packed, bytes, GROUP);
+      for (int64_t i = 0; i < GROUP / 4; i++) words[(g * (GROUP / 4) + i) * tile] = packed[i];
+    }
+  }
+
+  static float quantise_group(const float *x, int8_t *bytes, int32_t &sum) {
+    constexpr int VECTORS = int(GROUP) / LANES;
+    VecF magnitudes = magnitude(load(x)), spoiled = magnitudes - magnitudes;
+    for (int i = 1; i < VECTORS; i++) {
+      const VecF m = magnitude(load(x + i * LANES));
+      magnitudes = m > magnitudes ? m : magnitudes;
+      spoiled += m - m;
+    }
+    // What is no number must not be rounded to one: the group's results become NaN.
+    const bool finite = sum_lanes(spoiled) == 0.0f;
+    const float largest = finite ? largest_lane(magnitudes) : 0.0f, inverse = largest > 0 ? 127.0f / largest : 0.0f;
+    VecI total{};
+    for (int i = 0; i < VECTORS; i++) {
+      const VecI q = round_to_int(finite ? load(x + i * LANES) * inverse : zero());
+      total += q;
+      store_bytes(bytes + i * LANES, q);
+    }
+    sum = sum_lanes(total);
+    return finite ? largest / 127.0f : NAN;
+  }
+
+  const float *x_ = nullptr;
+  std::vector<float> values_, scales_;
+  std::vector<int32_t> words_, sums_;
+};
+
+}  // namespace KERNEL_ISA
