@@ -19,7 +19,7 @@ LAYERS = (
     {"generation"},
     {"auto", "pipeline", "output", "report", "modes", "cli", "interrupt", "__init__", "__main__"},
 )
-MINDSPORE_AT_TOP = ("kernels/", "models/decoder.py", "models/tensors.py")
+MINDSPORE_AT_TOP = ("kernels/", "models/decoder.py")
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
 

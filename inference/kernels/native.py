@@ -1,7 +1,9 @@
-"""The decoder's halves as custom operators on the CPU, two for each layer.
+"""The decoder on the CPU: three custom operators in a graph, one of them for all layers together.
 
 The same interface as `stock`, and the same results up to rounding. MindSpore charges about 25 microseconds for an
-operator with dynamic shapes; two operators a layer keep that below the time that a small model's arithmetic takes.
+operator with dynamic shapes and checks every parameter of a network at every call, which is more than the arithmetic of
+a small model takes. So weights and cache are plain memory, and the operators are given a program: a record of int64
+numbers for every half of a layer, with its sizes and the addresses of its weights.
 """
 
 from __future__ import annotations
@@ -9,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from mindspore import Parameter, Tensor, nn, ops
+from mindspore import Tensor, nn, ops
 from mindspore import dtype as mstype
 from mindspore.ops import CustomRegOp, DataType
+from numpy.typing import DTypeLike
 
 from inference.kernels.build import library_path
 from inference.kernels.shapes import AttentionShape, FeedForwardShape
@@ -19,33 +22,40 @@ from inference.kernels.weight import Weight
 
 # Whether weights and cache can be kept narrower than float32.
 NARROW = True
+# Numbers in the record of a half, as in `cpp/library.cpp`.
+RECORD = 24
 _TYPES = {
     "f": DataType.F32_Default,
-    "h": DataType.F16_Default,
     "i": DataType.I32_Default,
     "l": DataType.I64_Default,
     "b": DataType.U8_Default,
 }
-# Types of each operator's inputs, a letter each; `b` is a packed weight, `c` a cache (float32 or float16). MindSpore
-# keeps the first registration of a name, so all combinations are registered at once.
-_INPUTS = {
-    "embedding": "ibl",
-    "attention_half": "fiiiif" + "fbfffbf" + "cc" + "l",
-    "feed_forward_half": "f" + "fbfbf" + "l",
-    "output_head": "ffbiilb",
-}
+# Types of each operator's inputs, a letter each.
+_INPUTS = {"embedding": "il", "halves": "fiiiil", "output_head": "fiilb"}
+
+
+def empty(name: str, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
+    """Memory for a weight, with undefined contents."""
+    return np.empty(shape, dtype)
+
+
+def zeros(name: str, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
+    """Memory for a cache."""
+    return np.zeros(shape, dtype)
+
+
+def memory(data: np.ndarray) -> np.ndarray:
+    """What `empty` gave, to be written to."""
+    return data
 
 
 def _operator(function: str) -> ops.Custom:
     """A custom operator of the library with one float32 output; all shapes are dynamic."""
-    letters = _INPUTS[function]
     register = CustomRegOp(function)
-    for index in range(len(letters)):
+    for index in range(len(_INPUTS[function])):
         register = register.input(index, f"x{index}")
-    register = register.output(0, "y")
-    for cache in "fh" if "c" in letters else "f":
-        kinds = letters.replace("c", cache)
-        register = register.dtype_format(*[_TYPES[kind] for kind in kinds], DataType.F32_Default)
+    types = [_TYPES[letter] for letter in _INPUTS[function]]
+    register = register.output(0, "y").dtype_format(*types, DataType.F32_Default)
     return ops.Custom(
         f"{library_path()}:{function}",
         out_shape=None,
@@ -56,8 +66,18 @@ def _operator(function: str) -> ops.Custom:
 
 
 def float_bits(value: float) -> int:
-    """A float32 as the integer with the same bits: layouts are integers."""
+    """A float32 as the integer with the same bits: records are integers."""
     return int(np.float32(value).view(np.uint32))
+
+
+def _address(array: np.ndarray | None) -> int:
+    """Where an array lies; 0 for none. Whoever keeps the address keeps the array."""
+    assert array is None or array.flags.c_contiguous
+    return 0 if array is None else array.ctypes.data
+
+
+def _matrix(weight: Weight) -> list[int]:
+    return [weight.format.code, _address(weight.data)]
 
 
 class Embedding(nn.Cell):
@@ -65,13 +85,13 @@ class Embedding(nn.Cell):
 
     def __init__(self, weight: Weight, hidden: int):
         super().__init__()
-        self.weight = weight.parameter
-        # Its length carries the width to where the output's shape is inferred, which sees shapes and no values.
-        self.layout = Tensor(np.array([weight.format.code] + [0] * (hidden - 1), np.int64))
+        self.weight = weight
+        # The record's length carries the width to where the output's shape is inferred, which sees no values.
+        self.record = Tensor(np.array((_matrix(weight) + [0] * hidden)[:hidden], np.int64))
         self.operator = _operator("embedding")
 
     def construct(self, tokens: Tensor) -> Tensor:
-        return self.operator(tokens, self.weight, self.layout)
+        return self.operator(tokens, self.record)
 
 
 class StepGeometry(nn.Cell):
@@ -92,8 +112,8 @@ class StepGeometry(nn.Cell):
         return positions, slots, block_tables, query_starts
 
 
-class AttentionHalf(nn.Cell):
-    """x + output(attention(qkv(norm(x)))) as one operator."""
+class AttentionHalf:
+    """The record of x + output(attention(qkv(norm(x))))."""
 
     def __init__(
         self,
@@ -101,59 +121,44 @@ class AttentionHalf(nn.Cell):
         frequencies: np.ndarray,
         mask_index: int,
         weights: Mapping[str, Weight],
-        caches: tuple[Parameter, Parameter],
+        caches: tuple[np.ndarray, np.ndarray],
     ):
+        self.kept = (weights, caches, np.ascontiguousarray(frequencies, np.float32))
+        vectors = {name: _address(weight.data) for name, weight in weights.items() if weight.data.ndim == 1}
+        self.record = [0, shape.hidden, shape.heads, shape.kv_heads, shape.head_dim, shape.block_size]
+        self.record += [shape.window or 0, int(shape.half_cache), float_bits(shape.eps)]
+        self.record += [vectors["norm"], _address(self.kept[2])]
+        self.record += [*_matrix(weights["qkv"]), vectors.get("qkv_bias", 0)]
+        self.record += [vectors.get("query_norm", 0), vectors.get("key_norm", 0)]
+        self.record += [*_matrix(weights["output"]), vectors.get("output_bias", 0), *map(_address, caches)]
+
+
+class FeedForwardHalf:
+    """The record of x + down(silu(gate(norm(x))) * up(norm(x)))."""
+
+    def __init__(self, shape: FeedForwardShape, weights: Mapping[str, Weight]):
+        self.kept = weights
+        vectors = {name: _address(weight.data) for name, weight in weights.items() if weight.data.ndim == 1}
+        self.record = [1, shape.hidden, shape.width, float_bits(shape.eps), vectors["norm"]]
+        self.record += [*_matrix(weights["gate_up"]), vectors.get("gate_up_bias", 0)]
+        self.record += [*_matrix(weights["down"]), vectors.get("down_bias", 0)]
+
+
+class Halves(nn.Cell):
+    """x [T, hidden] through halves of layers, one after the other, as one operator."""
+
+    def __init__(self, halves: Sequence[AttentionHalf | FeedForwardHalf]):
         super().__init__()
-        layout = [shape.hidden, shape.heads, shape.kv_heads, shape.head_dim, shape.block_size, shape.window or 0]
-        layout += [int(shape.half_cache), float_bits(shape.eps)]
-        layout += [weights["qkv"].format.code, weights["output"].format.code]
-        layout += [int(name in weights) for name in ("qkv_bias", "output_bias", "query_norm")]
-        self.layout = Tensor(np.array(layout, np.int64))
-        self.frequencies = Tensor(frequencies.astype(np.float32))
-        names = ("norm", "qkv", "qkv_bias", "query_norm", "key_norm", "output", "output_bias")
-        # An operator has a fixed number of inputs: the norm stands in for what is absent, and is not read as it.
-        given = [weights.get(name, weights["norm"]).parameter for name in names]
-        self.norm, self.qkv, self.qkv_bias, self.query_norm, self.key_norm, self.output, self.output_bias = given
-        self.keys, self.values = caches
-        self.operator = _operator("attention_half")
+        self.kept = list(halves)
+        program = np.zeros((len(halves), RECORD), np.int64)
+        for row, half in enumerate(halves):
+            program[row, : len(half.record)] = half.record
+        self.program = Tensor(program.reshape(-1))
+        self.operator = _operator("halves")
 
     def construct(self, x: Tensor, geometry: tuple) -> Tensor:
         positions, slots, block_tables, query_starts = geometry
-        return self.operator(
-            x,
-            positions,
-            slots,
-            block_tables,
-            query_starts,
-            self.frequencies,
-            self.norm,
-            self.qkv,
-            self.qkv_bias,
-            self.query_norm,
-            self.key_norm,
-            self.output,
-            self.output_bias,
-            self.keys,
-            self.values,
-            self.layout,
-        )
-
-
-class FeedForwardHalf(nn.Cell):
-    """x + down(silu(gate(norm(x))) * up(norm(x))) as one operator."""
-
-    def __init__(self, shape: FeedForwardShape, weights: Mapping[str, Weight]):
-        super().__init__()
-        layout = [shape.hidden, shape.width, float_bits(shape.eps)]
-        layout += [weights["gate_up"].format.code, weights["down"].format.code, int("down_bias" in weights)]
-        self.layout = Tensor(np.array(layout, np.int64))
-        names = ("norm", "gate_up", "gate_up_bias", "down", "down_bias")
-        given = [weights.get(name, weights["norm"]).parameter for name in names]
-        self.norm, self.gate_up, self.gate_up_bias, self.down, self.down_bias = given
-        self.operator = _operator("feed_forward_half")
-
-    def construct(self, x: Tensor) -> Tensor:
-        return self.operator(x, self.norm, self.gate_up, self.gate_up_bias, self.down, self.down_bias, self.layout)
+        return self.operator(x, positions, slots, block_tables, query_starts, self.program)
 
 
 class OutputHead(nn.Cell):
@@ -166,14 +171,14 @@ class OutputHead(nn.Cell):
 
     def __init__(self, vocabulary: int, hidden: int, eps: float, norm: Weight, weight: Weight):
         super().__init__()
-        self.layout = Tensor(np.array([hidden, float_bits(eps), weight.format.code], np.int64))
+        self.kept = (norm, weight)
+        self.record = Tensor(np.array([hidden, float_bits(eps), _address(norm.data), *_matrix(weight)], np.int64))
         # Its length carries the vocabulary to where the output's shape is inferred.
         self.vocabulary = Tensor(np.zeros(vocabulary, np.uint8))
-        self.norm, self.weight = norm.parameter, weight.parameter
         self.operator = _operator("output_head")
 
     def construct(self, x: Tensor, wanted: Tensor, logit_rows: Tensor) -> Tensor:
-        return self.operator(x, self.norm, self.weight, wanted, logit_rows, self.layout, self.vocabulary)
+        return self.operator(x, wanted, logit_rows, self.record, self.vocabulary)
 
 
 def cache_shapes(shape: AttentionShape) -> tuple[tuple[int, ...], tuple[int, ...]]:

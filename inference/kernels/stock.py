@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
+from numpy.typing import DTypeLike
 
 from inference.kernels.shapes import AttentionShape, FeedForwardShape, windows_of
 from inference.kernels.weight import Weight
@@ -23,6 +24,21 @@ from inference.kernels.weight import Weight
 NARROW = False
 # Added to the score of a position that must not be seen. Finite, so that a row of nothing else is no NaN.
 MASKED = -1e30
+
+
+def empty(name: str, shape: tuple[int, ...], dtype: DTypeLike) -> Parameter:
+    """A parameter with undefined contents."""
+    return Parameter(Tensor.from_numpy(np.empty(shape, dtype)), name=name, requires_grad=False)
+
+
+def zeros(name: str, shape: tuple[int, ...], dtype: DTypeLike) -> Parameter:
+    """A parameter of zeros."""
+    return Parameter(Tensor.from_numpy(np.zeros(shape, dtype)), name=name, requires_grad=False)
+
+
+def memory(data: Parameter) -> np.ndarray:
+    """A parameter's memory, to be written to: on a CPU `asnumpy` is a view, so weights are copied once and not twice."""
+    return data.asnumpy()
 
 
 class RMSNorm(nn.Cell):
@@ -86,7 +102,7 @@ class Embedding(nn.Cell):
 
     def __init__(self, weight: Weight, hidden: int):
         super().__init__()
-        self.weight = weight.parameter
+        self.weight = weight.data
         self.gather = ops.Gather()
 
     def construct(self, tokens: Tensor) -> Tensor:
@@ -218,12 +234,12 @@ class AttentionHalf(nn.Cell):
         caches: tuple[Parameter, Parameter],
     ):
         super().__init__()
-        self.norm = RMSNorm(weights["norm"].parameter, shape.eps)
-        self.qkv = Linear(weights["qkv"].parameter, _optional(weights, "qkv_bias"))
+        self.norm = RMSNorm(weights["norm"].data, shape.eps)
+        self.qkv = Linear(weights["qkv"].data, _optional(weights, "qkv_bias"))
         norms = (_optional(weights, "query_norm"), _optional(weights, "key_norm"))
         query_norm, key_norm = (None if norm is None else RMSNorm(norm, shape.eps) for norm in norms)
         self.attention = Attention(shape, caches, mask_index, query_norm, key_norm)
-        self.output = LinearResidual(weights["output"].parameter, _optional(weights, "output_bias"))
+        self.output = LinearResidual(weights["output"].data, _optional(weights, "output_bias"))
 
     def construct(self, x: Tensor, geometry: tuple) -> Tensor:
         return self.output(self.attention(self.qkv(self.norm(x)), geometry), x)
@@ -234,13 +250,26 @@ class FeedForwardHalf(nn.Cell):
 
     def __init__(self, shape: FeedForwardShape, weights: Mapping[str, Weight]):
         super().__init__()
-        self.norm = RMSNorm(weights["norm"].parameter, shape.eps)
-        self.gate_up = Linear(weights["gate_up"].parameter, _optional(weights, "gate_up_bias"))
+        self.norm = RMSNorm(weights["norm"].data, shape.eps)
+        self.gate_up = Linear(weights["gate_up"].data, _optional(weights, "gate_up_bias"))
         self.activation = SiluMultiply(shape.width)
-        self.down = LinearResidual(weights["down"].parameter, _optional(weights, "down_bias"))
+        self.down = LinearResidual(weights["down"].data, _optional(weights, "down_bias"))
 
-    def construct(self, x: Tensor) -> Tensor:
+    def construct(self, x: Tensor, geometry: tuple) -> Tensor:
         return self.down(self.activation(self.gate_up(self.norm(x))), x)
+
+
+class Halves(nn.Cell):
+    """x [T, hidden] through halves of layers, one after the other."""
+
+    def __init__(self, halves: Sequence[AttentionHalf | FeedForwardHalf]):
+        super().__init__()
+        self.halves = nn.CellList(halves)
+
+    def construct(self, x: Tensor, geometry: tuple) -> Tensor:
+        for half in self.halves:
+            x = half(x, geometry)
+        return x
 
 
 class OutputHead(nn.Cell):
@@ -248,8 +277,8 @@ class OutputHead(nn.Cell):
 
     def __init__(self, vocabulary: int, hidden: int, eps: float, norm: Weight, weight: Weight):
         super().__init__()
-        self.norm = RMSNorm(norm.parameter, eps)
-        self.linear = Linear(weight.parameter)
+        self.norm = RMSNorm(norm.data, eps)
+        self.linear = Linear(weight.data)
         self.gather = ops.Gather()
 
     def construct(self, x: Tensor, wanted: Tensor, logit_rows: Tensor) -> Tensor:
@@ -263,4 +292,4 @@ def cache_shapes(shape: AttentionShape) -> tuple[tuple[int, ...], tuple[int, ...
 
 
 def _optional(weights: Mapping[str, Weight], name: str) -> Parameter | None:
-    return weights[name].parameter if name in weights else None
+    return weights[name].data if name in weights else None

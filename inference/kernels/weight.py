@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 from inference.kernels.formats import Format
-
-if TYPE_CHECKING:
-    from mindspore import Parameter
 
 
 @dataclass(frozen=True)
 class Weight:
-    """A vector, float32; a matrix, float32 [rows, columns] or packed uint8 (`Format.shape`), as the kernels take it."""
+    """A vector, float32; or a matrix, float32 [rows, columns] or packed uint8 (`Format.shape`), as the kernels take it.
 
-    parameter: Parameter
+    Args:
+        data: what the kernels' `empty` gave: a Parameter, or a numpy array.
+    """
+
+    data: Any
     format: Format

@@ -7,23 +7,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
 from inference.kernels.shapes import AttentionShape
 from inference.models.config import ModelConfig
 
-if TYPE_CHECKING:
-    from mindspore import Parameter
-
 
 @dataclass(frozen=True)
 class LayerCache:
     """Keys and values of one layer, in the layout that the kernels chose; slot = block * block_size + offset."""
 
-    keys: Parameter
-    values: Parameter
+    keys: Any
+    values: Any
 
 
 def block_bytes(config: ModelConfig, block_size: int, half: bool = False) -> int:
@@ -33,13 +30,13 @@ def block_bytes(config: ModelConfig, block_size: int, half: bool = False) -> int
 
 def allocate(kernels: ModuleType, shapes: list[AttentionShape]) -> list[LayerCache]:
     """A cache for every layer, zeroed: stock operators read (and mask) slots that were never written."""
-    from inference.models.tensors import zeros
-
     caches = []
     for layer, shape in enumerate(shapes):
         keys, values = kernels.cache_shapes(shape)
         dtype = np.float16 if shape.half_cache else np.float32
         caches.append(
-            LayerCache(zeros(f"cache.{layer}.keys", keys, dtype), zeros(f"cache.{layer}.values", values, dtype))
+            LayerCache(
+                kernels.zeros(f"cache.{layer}.keys", keys, dtype), kernels.zeros(f"cache.{layer}.values", values, dtype)
+            )
         )
     return caches

@@ -47,32 +47,26 @@ def attention_shapes(
     ]
 
 
-class DecoderLayer(nn.Cell):
-    """x + attention(norm(x)), then x + feed_forward(norm(x))."""
-
-    def __init__(
-        self,
-        kernels: ModuleType,
-        config: ModelConfig,
-        shape: AttentionShape,
-        mask_index: int,
-        prefix: str,
-        weights: Mapping[str, Weight],
-        cache: LayerCache,
-    ):
-        super().__init__()
-        frequencies = config.rope.inverse_frequencies(config.head_dim)
-        attention, feed_forward = (
-            {name: weights[prefix + theirs] for name, theirs in table.items() if prefix + theirs in weights}
-            for table in (ATTENTION_WEIGHTS, FEED_FORWARD_WEIGHTS)
-        )
-        caches = (cache.keys, cache.values)
-        self.attention = kernels.AttentionHalf(shape, frequencies, mask_index, attention, caches)
-        sizes = FeedForwardShape(config.hidden_size, config.intermediate_size, config.norm_eps)
-        self.feed_forward = kernels.FeedForwardHalf(sizes, feed_forward)
-
-    def construct(self, x: Tensor, geometry: tuple) -> Tensor:
-        return self.feed_forward(self.attention(x, geometry))
+def layer_halves(
+    kernels: ModuleType,
+    config: ModelConfig,
+    shape: AttentionShape,
+    mask_index: int,
+    prefix: str,
+    weights: Mapping[str, Weight],
+    cache: LayerCache,
+) -> list:
+    """The two halves of a layer: x + attention(norm(x)), then x + feed_forward(norm(x))."""
+    attention, feed_forward = (
+        {name: weights[prefix + theirs] for name, theirs in table.items() if prefix + theirs in weights}
+        for table in (ATTENTION_WEIGHTS, FEED_FORWARD_WEIGHTS)
+    )
+    frequencies = config.rope.inverse_frequencies(config.head_dim)
+    sizes = FeedForwardShape(config.hidden_size, config.intermediate_size, config.norm_eps)
+    return [
+        kernels.AttentionHalf(shape, frequencies, mask_index, attention, (cache.keys, cache.values)),
+        kernels.FeedForwardHalf(sizes, feed_forward),
+    ]
 
 
 class Decoder(nn.Cell):
@@ -96,14 +90,11 @@ class Decoder(nn.Cell):
         self.geometry = kernels.StepGeometry(config.rope.inverse_frequencies(config.head_dim), shapes)
         self.embedding = kernels.Embedding(weights[EMBEDDING], config.hidden_size)
         masks = windows_of(shapes)
-        self.layers = nn.CellList(
-            [
-                DecoderLayer(
-                    kernels, config, shape, masks.index(shape.window or 0), f"model.layers.{index}.", weights, cache
-                )
-                for index, (shape, cache) in enumerate(zip(shapes, caches, strict=True))
-            ]
-        )
+        halves = []
+        for index, (shape, cache) in enumerate(zip(shapes, caches, strict=True)):
+            mask = masks.index(shape.window or 0)
+            halves += layer_halves(kernels, config, shape, mask, f"model.layers.{index}.", weights, cache)
+        self.layers = kernels.Halves(halves)
         head = weights[EMBEDDING if config.tie_embeddings else HEAD]
         self.head = kernels.OutputHead(config.vocab_size, config.hidden_size, config.norm_eps, weights["model.norm.weight"], head)
         vector, matrix = Tensor(shape=[None], dtype=mstype.int32), Tensor(shape=[None, None], dtype=mstype.int32)
@@ -123,6 +114,4 @@ class Decoder(nn.Cell):
     ) -> Tensor:
         geometry = self.geometry(positions, slots, block_tables, query_starts, query_index, token_index)
         x = self.embedding(tokens)  # [T, hidden]
-        for layer in self.layers:
-            x = layer(x, geometry)
-        return self.head(x, logits_index, logit_rows)
+        return self.head(self.layers(x, geometry), logits_index, logit_rows)

@@ -90,7 +90,6 @@ class ModelRunner:
         self, pairs: Pairs | None, seed: int, progress: Callable[[StoredTensor], None] | None
     ) -> dict[str, Weight]:
         from inference.kernels import stock
-        from inference.models.tensors import empty
 
         is_stock = self.kernels is stock
         shapes = parameter_shapes(self.config)
@@ -98,11 +97,11 @@ class ModelRunner:
         for name, precision in weights.formats_of(self.config, self.weight_format).items():
             memory = None if is_stock or len(shapes[name]) == 1 else precision
             dtype, shape = weights.memory_layout(shapes[name], memory)
-            parameter = empty(name, shape, dtype)
-            array = parameter.asnumpy()
+            data = self.kernels.empty(name, shape, dtype)
+            array = self.kernels.memory(data)
             # The last panel may have room that no row is written to.
             array[-1:] = 0
-            loaded[name] = Weight(parameter, precision)
+            loaded[name] = Weight(data, precision)
             destinations[name] = weights.Destination(array, memory, precision, _packer(is_stock))
         if pairs is None:
             weights.fill_random(shapes, destinations, seed)

@@ -198,7 +198,7 @@ class TestAnswer:
         def fail(batch):
             calls.append(batch)
             result = step(batch)
-        return dataclasses.replace(result, best=result.best * 0 - 1) if len(calls) == 3 else result
+            return dataclasses.replace(result, best=result.best * 0 - 1) if len(calls) == 3 else result
 
         monkeypatch.setattr(llama.model.runner, "step", fail)
         with pytest.raises(InferenceError, match="no numbers"):

@@ -39,9 +39,9 @@ inline void rotate(float *x, const float *cosines, const float *sines, int64_t s
 }
 
 // Cosines, then sines, of one token's angles, [D].
-inline void turn(const Step &step, int64_t token, int64_t size, float *angles) {
+inline void turn(const float *frequencies, int64_t position, int64_t size, float *angles) {
   for (int64_t i = 0; i < size / 2; i++) {
-    const float angle = float(step.positions[token]) * step.frequencies[i];
+    const float angle = float(position) * frequencies[i];
     angles[i] = std::cos(angle);
     angles[size / 2 + i] = std::sin(angle);
   }

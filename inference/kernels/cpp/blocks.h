@@ -15,7 +15,6 @@ struct Step {
   const int32_t *slots;         // [T]
   const int32_t *block_tables;  // [B, table_width]
   const int32_t *query_starts;  // [B + 1]: sequence b's tokens are [query_starts[b], query_starts[b + 1])
-  const float *frequencies;     // [D / 2]: angle per position of each rotated pair
 };
 
 struct AttentionLayer {
@@ -23,6 +22,7 @@ struct AttentionLayer {
   bool half_cache;
   float eps;
   const float *norm;                    // [hidden]
+  const float *frequencies;             // [D / 2]: angle per position of each rotated pair
   Matrix qkv;                           // [(H + 2K) * D, hidden]
   const float *qkv_bias;                // or null
   const float *query_norm, *key_norm;   // [D], or null
@@ -64,11 +64,11 @@ struct Kernels {
   void (*linear)(Team &, const Matrix &, const float *x, int64_t tokens, const float *bias, const float *residual,
                  float *out);
   void (*rms_norm)(const float *x, const float *weight, int64_t tokens, int64_t width, float eps, float *out);
-  void (*attention)(Team &, const AttentionLayer &, const Step &, const float *qkv, float *out);
-  void (*attention_half)(Team &, const AttentionLayer &, const Step &, const float *x, float *out);
-  void (*feed_forward_half)(Team &, const FeedForwardLayer &, int64_t tokens, const float *x, float *out);
+  // Each adds to x [T, hidden], in place.
+  void (*attention_half)(Team &, const AttentionLayer &, const Step &, float *x);
+  void (*feed_forward_half)(Team &, const FeedForwardLayer &, int64_t tokens, float *x);
   void (*head)(Team &, const Head &, const float *x, int64_t tokens, const Choice &);
   void (*unpack)(const Matrix &, int64_t row, float *out);
-  // Writes one row, float32 or (is_packed) of the format's own 16-bit elements, as row `lane` of a panel.
-  void (*pack_row)(Format, const void *x, bool is_packed, int64_t columns, int64_t lane, uint8_t *panel);
+  // Writes rows, float32 or (is_packed) of the format's own 16-bit elements, into a panel from its row `lane` on.
+  void (*pack)(Format, const void *x, bool is_packed, int64_t rows, int64_t columns, int64_t lane, uint8_t *panel);
 };

@@ -9,7 +9,7 @@ namespace {
 // Memory that lives from one call to the next; only one region runs at a time.
 struct Workspace {
   std::vector<float> normed, qkv, angles, attended, gate_up, gated;
-  Input input;
+  Input input, second;  // of a half's first and second product
 };
 Workspace workspace;
 thread_local std::vector<float> scratch, sums;
@@ -72,7 +72,9 @@ void norm_phase(Team &team, const float *x, const float *weight, int64_t tokens,
 
 void attention_phase(Team &team, const AttentionLayer &layer, const Step &step, float *qkv, float *out) {
   float *angles = workspace.angles.data();
-  share(team, step.tokens, 1, [&](int64_t t) { turn(step, t, layer.head_size, angles + t * layer.head_size); });
+  share(team, step.tokens, 1, [&](int64_t t) {
+    turn(layer.frequencies, step.positions[t], layer.head_size, angles + t * layer.head_size);
+  });
   team.barrier();
   const int64_t heads = layer.heads + 2 * layer.kv_heads;
   share(team, step.tokens * heads, 8, [&](int64_t i) {
@@ -107,29 +109,21 @@ void rms_norm(const float *x, const float *weight, int64_t tokens, int64_t width
   for (int64_t t = 0; t < tokens; t++) rms_norm_row(x + t * width, weight, width, eps, out + t * width);
 }
 
-void attention(Team &team, const AttentionLayer &layer, const Step &step, const float *qkv, float *out) {
-  const int64_t count = step.tokens * (layer.heads + 2 * layer.kv_heads) * layer.head_size;
-  float *copy = sized(workspace.qkv, count);
-  sized(workspace.angles, step.tokens * layer.head_size);
-  std::copy(qkv, qkv + count, copy);
-  team.run([&](Team &t, int) { attention_phase(t, layer, step, copy, out); });
-}
-
-void attention_half(Team &team, const AttentionLayer &layer, const Step &step, const float *x, float *out) {
+void attention_half(Team &team, const AttentionLayer &layer, const Step &step, float *x) {
   const int64_t tokens = step.tokens;
   float *normed = sized(workspace.normed, tokens * layer.hidden);
   float *qkv = sized(workspace.qkv, tokens * layer.qkv.rows);
   float *attended = sized(workspace.attended, tokens * layer.output.columns);
   sized(workspace.angles, tokens * layer.head_size);
   workspace.input.reserve(layer.qkv, normed, tokens);
+  workspace.second.reserve(layer.output, attended, tokens);
   team.run([&](Team &t, int) {
     norm_phase(t, x, layer.norm, tokens, layer.hidden, layer.eps, normed);
     linear_into(t, layer.qkv, workspace.input, layer.qkv_bias, nullptr, qkv);
     t.barrier();
     attention_phase(t, layer, step, qkv, attended);
+    linear_into(t, layer.output, workspace.second, layer.output_bias, x, x);
   });
-  // Between the regions, because the buffers of the second product may be larger.
-  linear(team, layer.output, attended, tokens, layer.output_bias, x, out);
 }
 
 // silu(gate) * up of columns [begin, end) of one token.
@@ -139,13 +133,14 @@ void activate(const float *gate, const float *up, int64_t begin, int64_t end, fl
   for (; i < end; i++) out[i] = silu(broadcast(gate[i]))[0] * up[i];
 }
 
-void feed_forward_half(Team &team, const FeedForwardLayer &layer, int64_t tokens, const float *x, float *out) {
+void feed_forward_half(Team &team, const FeedForwardLayer &layer, int64_t tokens, float *x) {
   constexpr int64_t BLOCK = 1024;  // columns of one piece of work
   const int64_t width = layer.width, blocks = (width + BLOCK - 1) / BLOCK;
   float *normed = sized(workspace.normed, tokens * layer.hidden);
   float *gate_up = sized(workspace.gate_up, tokens * 2 * width);
   float *gated = sized(workspace.gated, tokens * width);
   workspace.input.reserve(layer.gate_up, normed, tokens);
+  workspace.second.reserve(layer.down, gated, tokens);
   team.run([&](Team &t, int) {
     norm_phase(t, x, layer.norm, tokens, layer.hidden, layer.eps, normed);
     linear_into(t, layer.gate_up, workspace.input, layer.gate_up_bias, nullptr, gate_up);
@@ -155,8 +150,9 @@ void feed_forward_half(Team &team, const FeedForwardLayer &layer, int64_t tokens
       const float *gate = gate_up + token * 2 * width;
       activate(gate, gate + width, begin, std::min(width, begin + BLOCK), gated + token * width);
     });
+    t.barrier();
+    linear_into(t, layer.down, workspace.second, layer.down_bias, x, x);
   });
-  linear(team, layer.down, gated, tokens, layer.down_bias, x, out);
 }
 
 // The largest logit that a thread has seen of a token.
@@ -281,37 +277,45 @@ void quantise_group(Format format, const float *x, uint8_t *scale_at, uint8_t *w
     std::memcpy(words + word * WORD_BYTES + lane * 4, q + word * 4, 4);
 }
 
+// Rows of values to lanes of a panel: a few rows and a block of columns at a time, which stay in the first-level cache.
 template <class Element, class Source, class Narrow>
-void pack_lane(const Source *x, int64_t columns, int64_t lane, uint8_t *panel, const Narrow &narrow) {
-  Element *out = reinterpret_cast<Element *>(panel) + lane;
-  for (int64_t k = 0; k < columns; k++) out[k * PANEL] = narrow(x[k]);
+void pack_elements(const Source *x, int64_t rows, int64_t columns, Element *out, const Narrow &narrow) {
+  constexpr int64_t ROWS = 8, COLUMNS = 64;
+  for (int64_t begin = 0; begin < columns; begin += COLUMNS)
+    for (int64_t first = 0; first < rows; first += ROWS)
+      for (int64_t k = begin; k < std::min(columns, begin + COLUMNS); k++)
+        for (int64_t r = first; r < std::min(rows, first + ROWS); r++) out[k * PANEL + r] = narrow(x[r * columns + k]);
 }
 
-// Row `lane` of a panel from one row of values.
-void pack_row(Format format, const void *x, bool is_packed, int64_t columns, int64_t lane, uint8_t *panel) {
-  const float *values = static_cast<const float *>(x);
-  const auto same = [](auto value) { return value; };
-  if (is_packed) return pack_lane<uint16_t>(static_cast<const uint16_t *>(x), columns, lane, panel, same);
-  switch (format) {
-    case FLOAT32: return pack_lane<float>(values, columns, lane, panel, same);
-    case FLOAT16: return pack_lane<uint16_t>(values, columns, lane, panel, float_to_half);
-    case BFLOAT16: return pack_lane<uint16_t>(values, columns, lane, panel, float_to_bfloat);
-    default: break;
-  }
+void pack_quantised(Format format, const float *x, int64_t columns, int64_t lane, uint8_t *panel) {
   for (int64_t g = 0; g < padded(columns) / GROUP; g++) {
     alignas(64) float group[GROUP] = {};
     const int64_t count = std::max<int64_t>(0, std::min(GROUP, columns - g * GROUP));
-    std::copy_n(values + std::min(g * GROUP, columns), count, group);
+    std::copy_n(x + std::min(g * GROUP, columns), count, group);
     uint8_t *pair = panel + g / 2 * pair_bytes(format), *scales = pair + g % 2 * PANEL * 2;
     uint8_t *words = pair + SCALE_BYTES + g % 2 * words_of_group(format) * WORD_BYTES;
     quantise_group(format, group, scales, words, lane);
   }
 }
 
+void pack(Format format, const void *x, bool is_packed, int64_t rows, int64_t columns, int64_t lane, uint8_t *panel) {
+  const float *values = static_cast<const float *>(x);
+  uint16_t *halves = reinterpret_cast<uint16_t *>(panel) + lane;
+  const auto same = [](auto value) { return value; };
+  if (is_packed) return pack_elements(static_cast<const uint16_t *>(x), rows, columns, halves, same);
+  switch (format) {
+    case FLOAT32: return pack_elements(values, rows, columns, reinterpret_cast<float *>(panel) + lane, same);
+    case FLOAT16: return pack_elements(values, rows, columns, halves, float_to_half);
+    case BFLOAT16: return pack_elements(values, rows, columns, halves, float_to_bfloat);
+    default:
+      for (int64_t r = 0; r < rows; r++) pack_quantised(format, values + r * columns, columns, lane + r, panel);
+  }
+}
+
 }  // namespace
 
 extern const Kernels table;
-const Kernels table = {KERNEL_NAME, linear, rms_norm, attention, attention_half, feed_forward_half, head, unpack,
-                       pack_row};
+const Kernels table = {KERNEL_NAME, linear, rms_norm, attention_half, feed_forward_half, head, unpack,
+                       pack};
 
 }  // namespace KERNEL_ISA

@@ -90,15 +90,50 @@ float float_of(int64_t bits) {
   return value;
 }
 
-Matrix matrix(void *data, int64_t format, int64_t rows, int64_t columns) {
-  return {as<const uint8_t>(data), Format(format), rows, columns};
+// Reads a record of a program: int64 numbers, among them addresses.
+class Record {
+ public:
+  explicit Record(const int64_t *next) : next_(next) {}
+  int64_t number() { return *next_++; }
+  float real() { return float_of(number()); }
+  template <class T>
+  T *at() {
+    return reinterpret_cast<T *>(number());
+  }
+  Matrix matrix(int64_t rows, int64_t columns) {
+    const Format format = Format(number());
+    return {at<const uint8_t>(), format, rows, columns};
+  }
+
+ private:
+  const int64_t *next_;
+};
+
+// What inference/kernels/native.py writes, field by field.
+AttentionLayer attention_layer(Record record) {
+  AttentionLayer layer{};
+  layer.hidden = record.number(), layer.heads = record.number(), layer.kv_heads = record.number();
+  layer.head_size = record.number(), layer.block_size = record.number(), layer.window = record.number();
+  layer.half_cache = record.number() != 0, layer.eps = record.real();
+  layer.norm = record.at<const float>(), layer.frequencies = record.at<const float>();
+  const int64_t query = layer.heads * layer.head_size, kv = layer.kv_heads * layer.head_size;
+  layer.qkv = record.matrix(query + 2 * kv, layer.hidden), layer.qkv_bias = record.at<const float>();
+  layer.query_norm = record.at<const float>(), layer.key_norm = record.at<const float>();
+  layer.output = record.matrix(layer.hidden, query), layer.output_bias = record.at<const float>();
+  layer.keys = record.at<void>(), layer.values = record.at<void>();
+  return layer;
 }
 
-int64_t elements(int rank, const int64_t *shape) {
-  int64_t count = 1;
-  for (int i = 0; i < rank; i++) count *= shape[i];
-  return count;
+FeedForwardLayer feed_forward_layer(Record record) {
+  FeedForwardLayer layer{};
+  layer.hidden = record.number(), layer.width = record.number(), layer.eps = record.real();
+  layer.norm = record.at<const float>();
+  layer.gate_up = record.matrix(2 * layer.width, layer.hidden), layer.gate_up_bias = record.at<const float>();
+  layer.down = record.matrix(layer.hidden, layer.width), layer.down_bias = record.at<const float>();
+  return layer;
 }
+
+constexpr int64_t RECORD = 24;  // numbers a record
 
 }  // namespace
 
@@ -128,8 +163,8 @@ void kernels_pack(int32_t format, const uint8_t *x, int32_t is_packed, int64_t r
     for (int64_t panel; (panel = before + t.next()) < panels_of(last);) {
       const int64_t begin = std::max(first, panel * PANEL), end = std::min(last, (panel + 1) * PANEL);
       uint8_t *out = panels + panel * panel_bytes(Format(format), columns);
-      for (int64_t row = begin; row < end; row++)
-        kernels->pack_row(Format(format), x + (row - first) * row_bytes, is_packed != 0, columns, row % PANEL, out);
+      kernels->pack(Format(format), x + (begin - first) * row_bytes, is_packed != 0, end - begin, columns, begin % PANEL,
+                    out);
     }
   });
 }
@@ -160,118 +195,71 @@ void kernels_rms_norm(const float *x, const float *weight, int64_t tokens, int64
   kernels->rms_norm(x, weight, tokens, width, eps, out);
 }
 
-// Inputs: 0 x, 1 positions, 2 slots, 3 block tables, 4 query starts, 5 frequencies, 6 norm, 7 qkv, 8 qkv bias,
-// 9 query norm, 10 key norm, 11 output, 12 output bias, 13 keys, 14 values, 15 layout; output 16.
-// Layout, int64: hidden, heads, kv heads, head size, block size, window, half cache, bits of eps, format of qkv, format
-// of output, whether there is a qkv bias, an output bias, a query and key norm.
-static AttentionLayer attention_layer(void **p, const int64_t *layout) {
-  AttentionLayer layer{};
-  layer.hidden = layout[0], layer.heads = layout[1], layer.kv_heads = layout[2], layer.head_size = layout[3];
-  layer.block_size = layout[4], layer.window = layout[5], layer.half_cache = layout[6] != 0;
-  layer.eps = float_of(layout[7]);
-  layer.norm = as<const float>(p[6]);
-  const int64_t query = layer.heads * layer.head_size, kv = layer.kv_heads * layer.head_size;
-  layer.qkv = matrix(p[7], layout[8], query + 2 * kv, layer.hidden);
-  layer.qkv_bias = layout[10] ? as<const float>(p[8]) : nullptr;
-  layer.query_norm = layout[12] ? as<const float>(p[9]) : nullptr;
-  layer.key_norm = layout[12] ? as<const float>(p[10]) : nullptr;
-  layer.output = matrix(p[11], layout[9], layer.hidden, query);
-  layer.output_bias = layout[11] ? as<const float>(p[12]) : nullptr;
-  layer.keys = p[13], layer.values = p[14];
-  return layer;
+// Runs the halves of a program, one record each, on x [T, hidden] in place. A record begins with its kind: 0 for an
+// attention half, 1 for a feed-forward half.
+void kernels_halves(const int64_t *program, int64_t numbers, int64_t tokens, int64_t sequences, int64_t table_width,
+                    const int32_t *positions, const int32_t *slots, const int32_t *block_tables,
+                    const int32_t *query_starts, float *x) {
+  const Step step{tokens, sequences, table_width, positions, slots, block_tables, query_starts};
+  for (const int64_t *at = program; at < program + numbers; at += RECORD) {
+    Record record(at);
+    if (record.number() == 0) kernels->attention_half(team(), attention_layer(record), step, x);
+    else kernels->feed_forward_half(team(), feed_forward_layer(record), tokens, x);
+  }
 }
 
-static Step step_of(void **p, int64_t **shapes) {
-  Step step{};
-  step.tokens = shapes[1][0];
-  step.sequences = shapes[4][0] - 1;
-  step.table_width = shapes[3][1];
-  step.positions = as<const int32_t>(p[1]);
-  step.slots = as<const int32_t>(p[2]);
-  step.block_tables = as<const int32_t>(p[3]);
-  step.query_starts = as<const int32_t>(p[4]);
-  step.frequencies = as<const float>(p[5]);
-  return step;
-}
-
-int attention_half(int n, void **p, int *ranks, int64_t **shapes, const char **types, void *stream, void *extra) {
-  if (n != 17) return 1;
-  const AttentionLayer layer = attention_layer(p, as<const int64_t>(p[15]));
-  kernels->attention_half(team(), layer, step_of(p, shapes), as<const float>(p[0]), as<float>(p[16]));
+// Inputs: 0 x [T, hidden], 1 positions, 2 slots, 3 block tables, 4 query starts, 5 program; output 6: x after all halves.
+int halves(int n, void **p, int *ranks, int64_t **shapes, const char **types, void *stream, void *extra) {
+  if (n != 7) return 1;
+  const int64_t tokens = shapes[0][0];
+  std::memcpy(p[6], p[0], tokens * shapes[0][1] * 4);
+  kernels_halves(as<const int64_t>(p[5]), shapes[5][0], tokens, shapes[4][0] - 1, shapes[3][1], as<const int32_t>(p[1]),
+                 as<const int32_t>(p[2]), as<const int32_t>(p[3]), as<const int32_t>(p[4]), as<float>(p[6]));
   return 0;
 }
 
-// The attention itself, without products and norm: x is qkv [T, (H + 2K) * D], out is [T, H * D].
-int attention_only(int n, void **p, int *ranks, int64_t **shapes, const char **types, void *stream, void *extra) {
-  if (n != 17) return 1;
-  const AttentionLayer layer = attention_layer(p, as<const int64_t>(p[15]));
-  kernels->attention(team(), layer, step_of(p, shapes), as<const float>(p[0]), as<float>(p[16]));
-  return 0;
-}
-
-// Inputs: 0 x, 1 norm, 2 gate and up, 3 their bias, 4 down, 5 its bias, 6 layout; output 7.
-// Layout, int64: hidden, width, bits of eps, format of gate and up, format of down, whether there are biases.
-int feed_forward_half(int n, void **p, int *ranks, int64_t **shapes, const char **types, void *stream, void *extra) {
-  if (n != 8) return 1;
-  const int64_t *layout = as<const int64_t>(p[6]);
-  FeedForwardLayer layer{};
-  layer.hidden = layout[0], layer.width = layout[1], layer.eps = float_of(layout[2]);
-  layer.norm = as<const float>(p[1]);
-  layer.gate_up = matrix(p[2], layout[3], 2 * layer.width, layer.hidden);
-  layer.gate_up_bias = layout[5] ? as<const float>(p[3]) : nullptr;
-  layer.down = matrix(p[4], layout[4], layer.hidden, layer.width);
-  layer.down_bias = layout[5] ? as<const float>(p[5]) : nullptr;
-  const int64_t tokens = elements(ranks[0], shapes[0]) / layer.hidden;
-  kernels->feed_forward_half(team(), layer, tokens, as<const float>(p[0]), as<float>(p[7]));
-  return 0;
-}
-
-// Inputs: 0 x, 1 norm, 2 weight, 3 tokens wanted [R], 4 of these those whose logits are wanted, after a number that is not
-// read [1 + S], 5 layout, 6 as many bytes as there are tokens in the vocabulary, not read; output 7: best tokens [R], then
-// logits [S, vocabulary].
-// Layout, int64: hidden, bits of eps, format.
+// Inputs: 0 x, 1 tokens wanted [R], 2 of these those whose logits are wanted, after a number that is not read [1 + S],
+// 3 record: hidden, eps, norm, weight, 4 as many bytes as there are tokens in the vocabulary, not read; output 5: best
+// tokens [R], then logits [S, vocabulary].
 int output_head(int n, void **p, int *ranks, int64_t **shapes, const char **types, void *stream, void *extra) {
-  if (n != 8) return 1;
-  const int64_t *layout = as<const int64_t>(p[5]), vocabulary = shapes[6][0];
-  const Head layer{layout[0], float_of(layout[1]), as<const float>(p[1]),
-                   matrix(p[2], layout[2], vocabulary, layout[0])};
-  const int32_t *wanted = as<const int32_t>(p[3]);
-  const int64_t tokens = shapes[3][0];
+  if (n != 6) return 1;
+  Record record(as<const int64_t>(p[3]));
+  Head layer{};
+  layer.hidden = record.number(), layer.eps = record.real(), layer.norm = record.at<const float>();
+  layer.weight = record.matrix(shapes[4][0], layer.hidden);
+  const int32_t *wanted = as<const int32_t>(p[1]);
+  const int64_t tokens = shapes[1][0];
   std::vector<float> rows(tokens * layer.hidden);
   for (int64_t t = 0; t < tokens; t++)
     std::memcpy(rows.data() + t * layer.hidden, as<const float>(p[0]) + wanted[t] * layer.hidden, layer.hidden * 4);
-  float *out = as<float>(p[7]);
-  kernels->head(team(), layer, rows.data(), tokens,
-                {as<const int32_t>(p[4]) + 1, shapes[4][0] - 1, out, out + tokens});
+  float *out = as<float>(p[5]);
+  kernels->head(team(), layer, rows.data(), tokens, {as<const int32_t>(p[2]) + 1, shapes[2][0] - 1, out, out + tokens});
   return 0;
 }
 
-// Inputs: 0 tokens, 1 weight, 2 layout (int64: format, then as many entries as there are columns); output 3.
+// Inputs: 0 tokens, 1 record: weight, then as many numbers as make its length that of a row; output 2.
 int embedding(int n, void **p, int *ranks, int64_t **shapes, const char **types, void *stream, void *extra) {
-  if (n != 4) return 1;
-  const int64_t columns = shapes[2][0], count = shapes[0][0];
-  const Matrix weight = matrix(p[1], *as<const int64_t>(p[2]), shapes[1][0] * PANEL, columns);
+  if (n != 3) return 1;
+  const int64_t columns = shapes[1][0], count = shapes[0][0];
+  // How many rows there are is the caller's to check.
+  const Matrix weight = Record(as<const int64_t>(p[1])).matrix(0, columns);
   for (int64_t t = 0; t < count; t++)
-    kernels->unpack(weight, as<const int32_t>(p[0])[t], as<float>(p[3]) + t * columns);
+    kernels->unpack(weight, as<const int32_t>(p[0])[t], as<float>(p[2]) + t * columns);
   return 0;
 }
 
 std::vector<int64_t> embeddingInferShape(int *ranks, int64_t **shapes, AotExtra *extra) {
-  return {shapes[0][0], shapes[2][0]};
+  return {shapes[0][0], shapes[1][0]};
 }
 
-std::vector<int64_t> attention_halfInferShape(int *ranks, int64_t **shapes, AotExtra *extra) {
-  return {shapes[0][0], shapes[0][1]};
-}
-
-std::vector<int64_t> feed_forward_halfInferShape(int *ranks, int64_t **shapes, AotExtra *extra) {
+std::vector<int64_t> halvesInferShape(int *ranks, int64_t **shapes, AotExtra *extra) {
   return {shapes[0][0], shapes[0][1]};
 }
 
 std::vector<int64_t> output_headInferShape(int *ranks, int64_t **shapes, AotExtra *extra) {
   // Dimensions that are not known yet are negative.
-  if (shapes[3][0] < 0 || shapes[4][0] < 0) return {-1};
-  return {shapes[3][0] + (shapes[4][0] - 1) * shapes[6][0]};
+  if (shapes[1][0] < 0 || shapes[2][0] < 0) return {-1};
+  return {shapes[1][0] + (shapes[2][0] - 1) * shapes[4][0]};
 }
 
 }  // extern "C"
