@@ -1,7 +1,7 @@
 """Checkpoints on disk: which tensors a file or a directory holds, and their bytes on demand.
 
-Knows file formats; knows nothing about models. Opening reads the headers only; a tensor's bytes are memory-mapped and
-copied once, straight into the memory that the caller gives. Nothing is unpickled and no code is run. Never imports
+Knows file formats; knows nothing about models. Opening reads the headers only; a tensor's bytes are memory-mapped, and
+used where they are or copied once, straight into the memory that the caller gives. Nothing is unpickled and no code is run. Never imports
 mindspore.
 """
 
@@ -11,6 +11,7 @@ import json
 import math
 import mmap
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,8 @@ STORED = {
 }
 # Elements converted at a time, so that a conversion's working memory stays in the cache.
 CHUNK = 1 << 20
+# madvise(2), Linux 5.14: reads pages ahead and maps them, so that the first step does not have to.
+POPULATE_READ = 22
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,15 @@ class StoredTensor:
         for segment in self.segments:
             _copy(segment, "bytes", flat[position : position + segment.size])
             position += segment.size
+
+    def map(self) -> np.ndarray:
+        """The tensor's bytes where they are, read-only uint8 [..] of its shape, for a tensor of bytes in one run.
+
+        The pages are the operating system's file cache: every process that maps the file shares them.
+        """
+        (segment,) = self.segments
+        array = _mapped(segment, "bytes", math.prod(self.shape), populate=True)
+        return array.reshape(self.shape)
 
 
 Checkpoint = dict[str, StoredTensor]
@@ -175,11 +187,8 @@ def check_tensor(name: str, dtype: str, shape: Iterable[int], size: int, path: P
     return dims
 
 
-def _copy(segment: Segment, dtype: str, out: np.ndarray) -> None:
-    stored = STORED[dtype]
-    if not out.size:
-        return
-    # Only this run is mapped, and only while it is copied: pages that stay mapped count as this process's memory.
+def _mapped(segment: Segment, dtype: str, count: int, populate: bool = False) -> np.ndarray:
+    """A read-only view of a run of a file, which stays mapped as long as the view lives."""
     page = segment.offset % mmap.ALLOCATIONGRANULARITY
     start, length = segment.offset - page, page + segment.size
     try:
@@ -187,7 +196,18 @@ def _copy(segment: Segment, dtype: str, out: np.ndarray) -> None:
             mapped = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ, offset=start)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{segment.path} cannot be read, or was changed while it was ({error})") from error
-    source = np.frombuffer(mapped, dtype=stored, count=out.size, offset=page)
+    if populate:
+        # An older kernel does not know it: the pages then come with their first use.
+        with suppress(OSError):
+            mapped.madvise(POPULATE_READ)
+    return np.frombuffer(mapped, dtype=STORED[dtype], count=count, offset=page)
+
+
+def _copy(segment: Segment, dtype: str, out: np.ndarray) -> None:
+    if not out.size:
+        return
+    # Mapped only while it is copied: pages that stay mapped count as this process's memory.
+    source = _mapped(segment, dtype, out.size)
     for start in range(0, out.size, CHUNK):
         part, into = source[start : start + CHUNK], out[start : start + CHUNK]
         if dtype == "bfloat16":

@@ -1,6 +1,6 @@
 """Writes a model in a format of this project's own: matrices packed and fused as they lie in memory.
 
-Such a directory loads by copying bytes. It holds `model.safetensors` with the network's parameters (packed ones as U8,
+Such a directory is not loaded but mapped. It holds `model.safetensors` with the network's parameters (packed ones as U8,
 laid out as `kernels/cpp/formats.h` says), the model's own config.json with the key
 `packed_weights` added, and its tokenizer files. Peak memory is one parameter.
 """
@@ -25,6 +25,8 @@ from inference.models.weights import PACKED, Destination, PackInto, Pairs, forma
 
 PACKED_KEY = "packed_weights"
 WEIGHTS_NAME = "model.safetensors"
+# Data begin at the border of a page, because they are used where they lie, by mapping the file.
+PAGE = 4096
 # Our names of types, and those of the safetensors format.
 TYPE_NAMES = {"float32": "F32", "uint8": "U8"}
 # Of the model's directory, what a copy needs beside weights and config.
@@ -89,14 +91,15 @@ def _write_weights(
 ) -> None:
     shapes, formats = parameter_shapes(config), formats_of(config, weight_format)
     layouts = {name: memory_layout(shape, formats[name]) for name, shape in shapes.items()}
+    # Matrices first: each is a whole number of cache lines long, so that all begin at one.
+    layouts = dict(sorted(layouts.items(), key=lambda item: item[1][0] != PACKED))
     header, offset = {}, 0
     for name, layout in layouts.items():
         end = offset + layout_bytes(layout)
         header[name] = {"dtype": TYPE_NAMES[layout[0]], "shape": layout[1], "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header).encode()
-    # The format asks that data begin at a multiple of eight.
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(len(text) + 8) % PAGE)
     file.write(len(text).to_bytes(8, "little") + text)
     for name, (dtype, shape) in layouts.items():
         array = np.zeros(shape, dtype)

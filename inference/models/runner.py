@@ -94,7 +94,14 @@ class ModelRunner:
         is_stock = self.kernels is stock
         shapes = parameter_shapes(self.config)
         loaded, destinations = {}, {}
+        # What `convert` packed is used where it lies in the file.
+        in_place = {place.parameter: t for t, place in pairs or [] if t.dtype == weights.PACKED and not is_stock}
         for name, precision in weights.formats_of(self.config, self.weight_format).items():
+            if name in in_place:
+                loaded[name] = Weight(in_place[name].map(), precision)
+                if progress:
+                    progress(in_place[name])
+                continue
             memory = None if is_stock or len(shapes[name]) == 1 else precision
             dtype, shape = weights.memory_layout(shapes[name], memory)
             data = self.kernels.empty(name, shape, dtype)
@@ -106,7 +113,7 @@ class ModelRunner:
         if pairs is None:
             weights.fill_random(shapes, destinations, seed)
         else:
-            weights.load(pairs, destinations, progress)
+            weights.load([pair for pair in pairs if pair[1].parameter in destinations], destinations, progress)
         return loaded
 
     def compile(self) -> None:

@@ -20,29 +20,20 @@ float *sized(std::vector<float> &buffer, int64_t count) {
   return buffer.data();
 }
 
-template <class Work>
-void share(Team &team, int64_t count, int64_t grain, const Work &work) {
-  for (int64_t begin; (begin = int64_t(team.next()) * grain) < count;)
-    for (int64_t i = begin; i < std::min(count, begin + grain); i++) work(i);
-}
-
 // Panels that a thread takes at a time: few enough to share the work out evenly, enough to use x while it is near.
-int64_t panels_at_once(const Team &team, const Matrix &w, const Input &input) {
+int64_t panels_at_once(const Member &me, const Matrix &w, const Input &input) {
   constexpr int64_t MOST_OF_ONE_TILE = 4, MOST = 8, SHARES = 8;
   const int64_t most = input.tiles == 1 ? MOST_OF_ONE_TILE : MOST;
-  return std::min(most, std::max<int64_t>(1, w.panels() / (SHARES * team.size())));
+  return std::min(most, std::max<int64_t>(1, w.panels() / (SHARES * me.team_size())));
 }
 
 // Arranges x, of `Input::reserve`, and calls finish(row, rows, token, y) for every 16 rows or fewer of every token, with
 // y [rows] = x W^T.
 template <class Finish>
-void linear_phase(Team &team, const Matrix &w, Input &input, const Finish &finish) {
-  if (input.pieces()) {
-    share(team, input.pieces(), 1, [&](int64_t piece) { input.arrange(piece); });
-    team.barrier();
-  }
-  const int64_t together = panels_at_once(team, w, input);
-  share(team, (w.panels() + together - 1) / together, 1, [&](int64_t chunk) {
+void linear_phase(Member &me, const Matrix &w, Input &input, const Finish &finish) {
+  if (input.pieces()) me.share(input.pieces(), 1, [&](int64_t piece) { input.arrange(piece); });
+  const int64_t together = panels_at_once(me, w, input);
+  me.share((w.panels() + together - 1) / together, 1, [&](int64_t chunk) {
     const int64_t first = chunk * together, panels = std::min(together, w.panels() - first);
     float *buffer = sized(sums, panels * input.tiles * input.tile * PANEL);
     linear_range({w, first, panels, input, buffer}, scratch);
@@ -55,8 +46,8 @@ void linear_phase(Team &team, const Matrix &w, Input &input, const Finish &finis
 }
 
 // out [tokens, rows] = x W^T + bias + residual, of which the last two may be null.
-void linear_into(Team &team, const Matrix &w, Input &input, const float *bias, const float *residual, float *out) {
-  linear_phase(team, w, input, [&](int64_t row, int64_t rows, int64_t token, const float *y) {
+void linear_into(Member &me, const Matrix &w, Input &input, const float *bias, const float *residual, float *out) {
+  linear_phase(me, w, input, [&](int64_t row, int64_t rows, int64_t token, const float *y) {
     const int64_t at = token * w.rows + row;
     for (int64_t r = 0; r < rows; r++) {
       const float biased = bias ? y[r] + bias[row + r] : y[r];
@@ -65,44 +56,41 @@ void linear_into(Team &team, const Matrix &w, Input &input, const float *bias, c
   });
 }
 
-void norm_phase(Team &team, const float *x, const float *weight, int64_t tokens, int64_t width, float eps, float *out) {
-  share(team, tokens, 1, [&](int64_t t) { rms_norm_row(x + t * width, weight, width, eps, out + t * width); });
-  team.barrier();
+void norm_phase(Member &me, const float *x, const float *weight, int64_t tokens, int64_t width, float eps, float *out) {
+  me.share(tokens, 1, [&](int64_t t) { rms_norm_row(x + t * width, weight, width, eps, out + t * width); });
 }
 
-void attention_phase(Team &team, const AttentionLayer &layer, const Step &step, float *qkv, float *out) {
+void attention_phase(Member &me, const AttentionLayer &layer, const Step &step, float *qkv, float *out) {
   float *angles = workspace.angles.data();
-  share(team, step.tokens, 1, [&](int64_t t) {
+  me.share(step.tokens, 1, [&](int64_t t) {
     turn(layer.frequencies, step.positions[t], layer.head_size, angles + t * layer.head_size);
   });
-  team.barrier();
   const int64_t heads = layer.heads + 2 * layer.kv_heads;
-  share(team, step.tokens * heads, 8, [&](int64_t i) {
+  me.share(step.tokens * heads, 8, [&](int64_t i) {
     if (layer.half_cache) place_head<CacheHalf>(layer, step, angles, qkv, i / heads, i % heads);
     else place_head<CacheFloat>(layer, step, angles, qkv, i / heads, i % heads);
   });
-  team.barrier();
   const int64_t group = layer.heads / layer.kv_heads;
-  int64_t before = 0, mine = team.next();
-  for (int64_t b = 0; b < step.sequences; b++) {
-    const int64_t vectors = (step.query_starts[b + 1] - step.query_starts[b]) * group;
-    const int64_t tiles = (vectors + TILE - 1) / TILE, tasks = tiles * layer.kv_heads;
-    for (; mine < before + tasks; mine = team.next()) {
-      // Last tiles first: they see the longest context, and the shortest work evens out the end.
-      const int64_t task = mine - before, tile = tiles - 1 - task / layer.kv_heads;
-      const Tile work{b, task % layer.kv_heads, tile * TILE, int(std::min<int64_t>(TILE, vectors - tile * TILE))};
-      if (layer.half_cache) attend_tile<CacheHalf>(layer, step, qkv, out, work, attending);
-      else attend_tile<CacheFloat>(layer, step, qkv, out, work, attending);
-    }
-    before += tasks;
-  }
-  team.barrier();
+  const auto vectors_of = [&](int64_t b) { return (step.query_starts[b + 1] - step.query_starts[b]) * group; };
+  const auto tiles_of = [&](int64_t b) { return (vectors_of(b) + TILE - 1) / TILE; };
+  int64_t count = 0;
+  for (int64_t b = 0; b < step.sequences; b++) count += tiles_of(b) * layer.kv_heads;
+  // A thread's pieces come in order, so it walks through the sequences once.
+  int64_t b = 0, before = 0;
+  me.share(count, 1, [&](int64_t i) {
+    for (int64_t tasks; i >= before + (tasks = tiles_of(b) * layer.kv_heads); b++) before += tasks;
+    // Last tiles first: they see the longest context, and the shortest work evens out the end.
+    const int64_t task = i - before, tile = tiles_of(b) - 1 - task / layer.kv_heads;
+    const Tile work{b, task % layer.kv_heads, tile * TILE, int(std::min<int64_t>(TILE, vectors_of(b) - tile * TILE))};
+    if (layer.half_cache) attend_tile<CacheHalf>(layer, step, qkv, out, work, attending);
+    else attend_tile<CacheFloat>(layer, step, qkv, out, work, attending);
+  });
 }
 
 void linear(Team &team, const Matrix &w, const float *x, int64_t tokens, const float *bias, const float *residual,
             float *out) {
   workspace.input.reserve(w, x, tokens);
-  team.run([&](Team &t, int) { linear_into(t, w, workspace.input, bias, residual, out); });
+  team.run([&](Member &me) { linear_into(me, w, workspace.input, bias, residual, out); });
 }
 
 void rms_norm(const float *x, const float *weight, int64_t tokens, int64_t width, float eps, float *out) {
@@ -117,12 +105,11 @@ void attention_half(Team &team, const AttentionLayer &layer, const Step &step, f
   sized(workspace.angles, tokens * layer.head_size);
   workspace.input.reserve(layer.qkv, normed, tokens);
   workspace.second.reserve(layer.output, attended, tokens);
-  team.run([&](Team &t, int) {
-    norm_phase(t, x, layer.norm, tokens, layer.hidden, layer.eps, normed);
-    linear_into(t, layer.qkv, workspace.input, layer.qkv_bias, nullptr, qkv);
-    t.barrier();
-    attention_phase(t, layer, step, qkv, attended);
-    linear_into(t, layer.output, workspace.second, layer.output_bias, x, x);
+  team.run([&](Member &me) {
+    norm_phase(me, x, layer.norm, tokens, layer.hidden, layer.eps, normed);
+    linear_into(me, layer.qkv, workspace.input, layer.qkv_bias, nullptr, qkv);
+    attention_phase(me, layer, step, qkv, attended);
+    linear_into(me, layer.output, workspace.second, layer.output_bias, x, x);
   });
 }
 
@@ -141,17 +128,15 @@ void feed_forward_half(Team &team, const FeedForwardLayer &layer, int64_t tokens
   float *gated = sized(workspace.gated, tokens * width);
   workspace.input.reserve(layer.gate_up, normed, tokens);
   workspace.second.reserve(layer.down, gated, tokens);
-  team.run([&](Team &t, int) {
-    norm_phase(t, x, layer.norm, tokens, layer.hidden, layer.eps, normed);
-    linear_into(t, layer.gate_up, workspace.input, layer.gate_up_bias, nullptr, gate_up);
-    t.barrier();
-    share(t, tokens * blocks, 1, [&](int64_t piece) {
+  team.run([&](Member &me) {
+    norm_phase(me, x, layer.norm, tokens, layer.hidden, layer.eps, normed);
+    linear_into(me, layer.gate_up, workspace.input, layer.gate_up_bias, nullptr, gate_up);
+    me.share(tokens * blocks, 1, [&](int64_t piece) {
       const int64_t token = piece / blocks, begin = piece % blocks * BLOCK;
       const float *gate = gate_up + token * 2 * width;
       activate(gate, gate + width, begin, std::min(width, begin + BLOCK), gated + token * width);
     });
-    t.barrier();
-    linear_into(t, layer.down, workspace.second, layer.down_bias, x, x);
+    linear_into(me, layer.down, workspace.second, layer.down_bias, x, x);
   });
 }
 
@@ -192,9 +177,9 @@ void head(Team &team, const Head &layer, const float *x, int64_t tokens, const C
   for (int64_t s = 0; s < choice.logit_count; s++)
     logits[choice.logit_rows[s]] = choice.logits + s * layer.weight.rows;
   std::vector<std::vector<Best>> best(team.size(), std::vector<Best>(tokens));
-  team.run([&](Team &t, int thread) {
-    linear_phase(t, layer.weight, workspace.input, [&](int64_t row, int64_t rows, int64_t token, const float *y) {
-      best[thread][token].see(y, row, rows);
+  team.run([&](Member &me) {
+    linear_phase(me, layer.weight, workspace.input, [&](int64_t row, int64_t rows, int64_t token, const float *y) {
+      best[me.thread()][token].see(y, row, rows);
       if (logits[token]) std::copy_n(y, rows, logits[token] + row);
     });
   });

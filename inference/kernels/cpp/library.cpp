@@ -159,28 +159,27 @@ void kernels_set_threads(int threads) {
 void kernels_pack(int32_t format, const uint8_t *x, int32_t is_packed, int64_t rows, int64_t columns, int64_t first,
                   uint8_t *panels) {
   const int64_t last = first + rows, before = first / PANEL, row_bytes = columns * (is_packed ? 2 : 4);
-  team().run([&](Team &t, int) {
-    for (int64_t panel; (panel = before + t.next()) < panels_of(last);) {
+  team().run([&](Member &me) {
+    me.share(panels_of(last) - before, 1, [&](int64_t i) {
+      const int64_t panel = before + i;
       const int64_t begin = std::max(first, panel * PANEL), end = std::min(last, (panel + 1) * PANEL);
-      uint8_t *out = panels + panel * panel_bytes(Format(format), columns);
       kernels->pack(Format(format), x + (begin - first) * row_bytes, is_packed != 0, end - begin, columns, begin % PANEL,
-                    out);
-    }
+                    panels + panel * panel_bytes(Format(format), columns));
+    });
   });
 }
 
 // Reads `bytes` once with all threads; the return value keeps the compiler from leaving it out.
 uint64_t kernels_read(const uint64_t *data, int64_t bytes) {
-  constexpr int64_t GRAIN = 1 << 17;  // words
-  const int64_t words = bytes / 8;
+  constexpr int64_t GRAIN = 1 << 17, LANES = 8;  // words
+  const int64_t words = bytes / 8 / LANES * LANES;
   std::atomic<uint64_t> total{0};
-  team().run([&](Team &t, int) {
-    uint64_t sums[8] = {};
-    for (int64_t begin; (begin = int64_t(t.next()) * GRAIN) < words;) {
-      const int64_t end = std::min(words, begin + GRAIN) / 8 * 8;
-      for (int64_t i = begin; i < end; i += 8)
-        for (int lane = 0; lane < 8; lane++) sums[lane] += data[i + lane];
-    }
+  team().run([&](Member &me) {
+    uint64_t sums[LANES] = {};
+    me.share((words + GRAIN - 1) / GRAIN, 1, [&](int64_t piece) {
+      for (int64_t i = piece * GRAIN; i < std::min(words, (piece + 1) * GRAIN); i += LANES)
+        for (int64_t lane = 0; lane < LANES; lane++) sums[lane] += data[i + lane];
+    });
     for (uint64_t sum : sums) total += sum;
   });
   return total;

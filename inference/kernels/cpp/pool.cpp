@@ -23,6 +23,8 @@ inline void spin(const Ready &ready) {
 }
 
 constexpr auto SPIN_TIME = std::chrono::microseconds(200);
+// Bits of the state: workers in the region, open, and from there on its number.
+constexpr uint64_t OPEN = 1 << 15, REGION = 1 << 16, INSIDE = OPEN - 1;
 
 }  // namespace
 
@@ -34,7 +36,6 @@ Team::~Team() {
   {
     std::lock_guard<std::mutex> lock(sleep_);
     stop_ = true;
-    generation_++;
   }
   wake_.notify_all();
   for (auto &worker : workers_) worker.join();
@@ -42,51 +43,45 @@ Team::~Team() {
 
 void Team::run(const Region &region) {
   std::lock_guard<std::mutex> only(one_region_);
-  counter_.store(0);
-  if (size_ == 1) return region(*this, 0);
+  for (Phase &phase : phases_) phase.taken.store(0), phase.done.store(0);
   region_ = &region;
-  running_.store(size_ - 1);
-  generation_.fetch_add(1);
+  Member caller(*this, 0);
+  if (size_ == 1) return region(caller);
+  state_.store((state_.load() / REGION + 1) * REGION + OPEN);
   if (sleepers_.load() > 0) {
     std::lock_guard<std::mutex> lock(sleep_);
     wake_.notify_all();
   }
-  region(*this, 0);
-  spin([this] { return running_.load(std::memory_order_acquire) == 0; });
-}
-
-void Team::barrier() {
-  if (size_ == 1) {
-    counter_.store(0);
-    return;
-  }
-  const uint32_t phase = phase_.load(std::memory_order_acquire);
-  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
-    arrived_.store(0, std::memory_order_relaxed);
-    counter_.store(0, std::memory_order_relaxed);
-    phase_.store(phase + 1, std::memory_order_release);
-  } else {
-    spin([this, phase] { return phase_.load(std::memory_order_acquire) != phase; });
-  }
+  region(caller);
+  state_.fetch_and(~OPEN);
+  spin([this] { return (state_.load(std::memory_order_acquire) & INSIDE) == 0; });
 }
 
 void Team::work(int thread) {
   uint64_t seen = 0;
-  while (true) {
+  // Whether there is a region that this thread has not been in.
+  const auto is_called = [this, &seen](uint64_t state) { return (state & OPEN) && state / REGION != seen; };
+  while (!stop_.load()) {
+    uint64_t state = state_.load(std::memory_order_acquire);
     const auto patience = std::chrono::steady_clock::now() + SPIN_TIME;
-    for (int i = 0; generation_.load(std::memory_order_acquire) == seen; i++) {
+    for (int i = 0; !is_called(state) && !stop_.load(std::memory_order_relaxed); i++) {
       relax();
       if ((i & 0x3f) == 0x3f && std::chrono::steady_clock::now() > patience) {
         std::unique_lock<std::mutex> lock(sleep_);
         sleepers_++;
-        wake_.wait(lock, [this, seen] { return generation_.load() != seen; });
+        wake_.wait(lock, [this, &is_called] { return stop_.load() || is_called(state_.load()); });
         sleepers_--;
-        break;
       }
+      state = state_.load(std::memory_order_acquire);
     }
-    seen = generation_.load(std::memory_order_acquire);
-    if (stop_) return;
-    (*region_)(*this, thread);
-    running_.fetch_sub(1, std::memory_order_release);
+    if (stop_ || !state_.compare_exchange_weak(state, state + 1)) continue;
+    seen = state / REGION;
+    Member member(*this, thread);
+    (*region_)(member);
+    state_.fetch_sub(1, std::memory_order_release);
   }
+}
+
+void Member::wait(const std::atomic<int64_t> &done, int64_t count) {
+  spin([&done, count] { return done.load(std::memory_order_acquire) >= count; });
 }

@@ -1,9 +1,12 @@
-// The threads that all kernels share: the caller works too, and phases of a kernel are separated by barriers.
+// The threads that all kernels share. A kernel is a region that every thread runs: a row of phases, whose work the
+// threads take piece by piece.
 //
-// A worker that has nothing to do spins for some tens of microseconds, because the next kernel of a step usually
-// follows at once, and then sleeps, so that an idle process costs nothing.
+// A phase is over when its pieces are done, whoever did them: a thread that comes late, because the machine is busy
+// with something else, is not waited for. A worker that has nothing to do spins for some tens of microseconds, because
+// the next kernel of a step usually follows at once, and then sleeps, so that an idle process costs nothing.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
@@ -12,30 +15,62 @@
 #include <thread>
 #include <vector>
 
-class Team;
-using Region = std::function<void(Team &, int)>;
+class Member;
+using Region = std::function<void(Member &)>;
 
 class Team {
  public:
   explicit Team(int size);
   ~Team();
   int size() const { return size_; }
-  // Runs region(team, thread) on every thread; returns when all have ended. One region at a time.
+  // Runs region(member) on this thread and on every worker that comes in time; returns when all have left it. One
+  // region at a time.
   void run(const Region &region);
-  // Waits until every thread has come here. The last one sets the shared counter back to 0.
-  void barrier();
-  // The next piece of work of this phase: 0, 1, 2, ...
-  int next() { return counter_.fetch_add(1, std::memory_order_relaxed); }
 
  private:
+  friend class Member;
+  static constexpr int PHASES = 16;
+  struct alignas(64) Phase {
+    std::atomic<int64_t> taken{0}, done{0};
+  };
+
   void work(int thread);
+
   int size_;
   std::vector<std::thread> workers_;
   std::mutex one_region_, sleep_;
   std::condition_variable wake_;
   const Region *region_ = nullptr;
-  std::atomic<uint64_t> generation_{0};
-  std::atomic<int> running_{0}, arrived_{0}, counter_{0}, sleepers_{0};
-  std::atomic<uint32_t> phase_{0};
+  Phase phases_[PHASES];
+  // Number of the region, whether it may be entered, and how many workers are in it.
+  alignas(64) std::atomic<uint64_t> state_{0};
+  std::atomic<int> sleepers_{0};
   std::atomic<bool> stop_{false};
+};
+
+// A thread in a region.
+class Member {
+ public:
+  Member(Team &team, int thread) : team_(team), thread_(thread) {}
+  int thread() const { return thread_; }
+  int team_size() const { return team_.size_; }
+
+  // The next phase: calls work(i) once for every i in [0, count), `grain` at a time; returns when all are done. Every
+  // thread must come through the same phases, at most 16 in a region.
+  template <class Work>
+  void share(int64_t count, int64_t grain, const Work &work) {
+    Team::Phase &phase = team_.phases_[phase_++];
+    for (int64_t begin; (begin = phase.taken.fetch_add(grain, std::memory_order_relaxed)) < count;) {
+      const int64_t end = std::min(count, begin + grain);
+      for (int64_t i = begin; i < end; i++) work(i);
+      phase.done.fetch_add(end - begin, std::memory_order_acq_rel);
+    }
+    wait(phase.done, count);
+  }
+
+ private:
+  static void wait(const std::atomic<int64_t> &done, int64_t count);
+
+  Team &team_;
+  int thread_, phase_ = 0;
 };
