@@ -59,9 +59,7 @@ def pack_into(values: np.ndarray, weight_format: Format, panels: np.ndarray, fir
     if values.dtype != np.float32 and not (is_packed and weight_format.item_size == 2):
         raise ValueError(f"values of {values.dtype} do not go into {weight_format.value}")
     check_room(panels, weight_format, first_row + rows, columns)
-    _library().kernels_pack(
-        weight_format.code, _at(values), is_packed, rows, columns, first_row, _at(panels)
-    )
+    _library().kernels_pack(weight_format.code, _at(values), is_packed, rows, columns, first_row, _at(panels))
 
 
 def linear(

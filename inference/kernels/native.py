@@ -164,9 +164,9 @@ class Halves(nn.Cell):
 class OutputHead(nn.Cell):
     """Final norm and logits of the tokens that are wanted, as one operator, which compares the logits as they come.
 
-    x [T, hidden], wanted [R], logit_rows [1 + S] -> float32 [R + S * vocabulary]: the best token of each row (-1 where a
-    logit is no number), then the logits of the rows that `logit_rows` names after its first number, which is not read:
-    tensors of no elements are best avoided.
+    x [T, hidden], wanted [R], logit_rows [1 + S] -> float32 [R + S * vocabulary]: the best token of each row (-1 where
+    a logit is no number), then the logits of the rows that `logit_rows` names after its first number, which is not
+    read: tensors of no elements are best avoided.
     """
 
     def __init__(self, vocabulary: int, hidden: int, eps: float, norm: Weight, weight: Weight):

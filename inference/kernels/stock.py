@@ -37,7 +37,7 @@ def zeros(name: str, shape: tuple[int, ...], dtype: DTypeLike) -> Parameter:
 
 
 def memory(data: Parameter) -> np.ndarray:
-    """A parameter's memory, to be written to: on a CPU `asnumpy` is a view, so weights are copied once and not twice."""
+    """A parameter's memory, to be written to: on a CPU `asnumpy` is a view, so weights are copied only once."""
     return data.asnumpy()
 
 

@@ -1,8 +1,8 @@
 """Checkpoints on disk: which tensors a file or a directory holds, and their bytes on demand.
 
 Knows file formats; knows nothing about models. Opening reads the headers only; a tensor's bytes are memory-mapped, and
-used where they are or copied once, straight into the memory that the caller gives. Nothing is unpickled and no code is run. Never imports
-mindspore.
+used where they are or copied once, straight into the memory that the caller gives. Nothing is unpickled and no code is
+run. Never imports mindspore.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Writes a model in a format of this project's own: matrices packed and fused as they lie in memory.
 
-Such a directory is not loaded but mapped. It holds `model.safetensors` with the network's parameters (packed ones as U8,
-laid out as `kernels/cpp/formats.h` says), the model's own config.json with the key
-`packed_weights` added, and its tokenizer files. Peak memory is one parameter.
+Such a directory is not loaded but mapped. It holds `model.safetensors` with the network's parameters (packed ones as
+U8, laid out as `kernels/cpp/formats.h` says), the model's own config.json with the key `packed_weights` added, and its
+tokenizer files. Peak memory is one parameter.
 """
 
 from __future__ import annotations

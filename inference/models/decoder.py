@@ -96,7 +96,9 @@ class Decoder(nn.Cell):
             halves += layer_halves(kernels, config, shape, mask, f"model.layers.{index}.", weights, cache)
         self.layers = kernels.Halves(halves)
         head = weights[EMBEDDING if config.tie_embeddings else HEAD]
-        self.head = kernels.OutputHead(config.vocab_size, config.hidden_size, config.norm_eps, weights["model.norm.weight"], head)
+        self.head = kernels.OutputHead(
+            config.vocab_size, config.hidden_size, config.norm_eps, weights["model.norm.weight"], head
+        )
         vector, matrix = Tensor(shape=[None], dtype=mstype.int32), Tensor(shape=[None, None], dtype=mstype.int32)
         self.set_inputs(vector, vector, vector, matrix, vector, matrix, vector, vector, vector)
 

@@ -1,0 +1,129 @@
+"""The native kernels against the stock operators they stand beside: whole steps of small models, of any shape."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from importlib import import_module
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from inference.kernels.build import KernelBuildError, library_path
+from inference.kernels.formats import Format, pack_into
+from inference.models.registry import model_config_from
+from inference.models.runner import ModelRunner
+from inference.models.step import SequenceStep, StepBatch
+
+try:
+    library_path()
+except KernelBuildError as error:
+    pytest.skip(str(error), allow_module_level=True)
+
+pytestmark = pytest.mark.usefixtures("graph_mode")
+BLOCKS, BLOCK_SIZE, VOCABULARY = 40, 16, 101
+COMMON = {
+    "num_hidden_layers": 2,
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+}
+# Sizes that fill no register and no panel, each with another part of the block.
+MODELS = {
+    "grouped": {"architectures": ["LlamaForCausalLM"], "hidden_size": 36, "intermediate_size": 50}
+    | {"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 10},
+    "window": {"architectures": ["MistralForCausalLM"], "hidden_size": 32, "intermediate_size": 33}
+    | {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 8, "sliding_window": 5},
+    "biases": {"architectures": ["Qwen2ForCausalLM"], "hidden_size": 40, "intermediate_size": 17}
+    | {"num_attention_heads": 5, "num_key_value_heads": 1, "tie_word_embeddings": True},
+    "norms": {"architectures": ["Qwen3ForCausalLM"], "hidden_size": 24, "intermediate_size": 64}
+    | {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 34},
+}
+
+
+@lru_cache
+def shared_runner(name: str, kernels: str, half_cache: bool = False) -> ModelRunner:
+    return make_runner(name, kernels, half_cache)
+
+
+def make_runner(name: str, kernels: str, half_cache: bool = False) -> ModelRunner:
+    config = model_config_from(COMMON | MODELS[name], name)
+    module = import_module(f"inference.kernels.{kernels}")
+    sizes = {"num_blocks": BLOCKS, "block_size": BLOCK_SIZE, "half_cache": half_cache}
+    return ModelRunner(config, None, kernels=module, weight_format=Format.FLOAT32, seed=3, **sizes)
+
+
+@st.composite
+def steps_of_sequences(draw: st.DrawFn) -> list[list[SequenceStep]]:
+    """Up to four sequences on blocks of their own, each cut into as many pieces as there are steps."""
+    blocks = draw(st.permutations(range(1, BLOCKS)))
+    steps: list[list[SequenceStep]] = [[], []]
+    for row in range(draw(st.integers(1, 4))):
+        length = draw(st.sampled_from([1, 2, 15, 16, 17, 33, 70]))
+        tokens = np.random.default_rng(draw(st.integers(0, 99))).integers(0, VOCABULARY, length).tolist()
+        cut = draw(st.integers(0, length))
+        table = blocks[row * 8 : row * 8 + 8]
+        for step, (begin, end) in zip(steps, [(0, cut), (cut, length)], strict=True):
+            if begin < end:
+                step.append(SequenceStep(tokens[begin:end], begin, table))
+    return [step for step in steps if step]
+
+
+@pytest.mark.parametrize("name", MODELS)
+@settings(deadline=None, max_examples=25)
+@given(steps=steps_of_sequences())
+def test_logits_agree(name: str, steps: list[list[SequenceStep]]) -> None:
+    ours, theirs = shared_runner(name, "native"), shared_runner(name, "stock")
+    half = shared_runner(name, "native", half_cache=True)
+    for step in steps:
+        batch = StepBatch.build(step, BLOCK_SIZE, all_logits=True)
+        expected = theirs.step(batch).logits
+        allowed = np.abs(expected).max()
+        got = ours.step(batch)
+        assert np.abs(got.logits - expected).max() <= 2e-5 * allowed
+        assert (got.best == got.logits.argmax(axis=1)).all()
+        assert np.abs(half.step(batch).logits - expected).max() <= 2e-3 * allowed
+
+
+@pytest.mark.parametrize("kernels", ["native", "stock"])
+def test_one_graph_serves_all_shapes(kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is compiled again as lengths, rows, tables and the logits that are wanted change."""
+    from mindspore.nn import cell
+
+    executor = type(cell._cell_graph_executor)
+    compile_, compiled = executor.compile, []
+
+    def counting(*arguments, **options):
+        phase, is_new = compile_(*arguments, **options)
+        compiled.append(is_new)
+        return phase, is_new
+
+    monkeypatch.setattr(executor, "compile", counting)
+    model = make_runner("grouped", kernels)
+    model.compile()
+    for rows, length, wanted in ((1, 1, []), (1, 30, [0]), (3, 5, [1]), (4, 1, []), (2, 70, [0, 1])):
+        sequences = [SequenceStep([5] * length, 0, range(1 + 8 * row, 9 + 8 * row)) for row in range(rows)]
+        model.step(StepBatch.build(sequences, BLOCK_SIZE, logit_rows=wanted))
+    assert compiled == [True] + [False] * 5
+
+
+def test_only_the_logits_that_are_wanted_are_carried() -> None:
+    model = shared_runner("biases", "native")
+    sequences = [SequenceStep([row + 1, 7], 0, range(1 + row, 2 + row)) for row in range(3)]
+    whole = model.step(StepBatch.build(sequences, BLOCK_SIZE))
+    some = model.step(StepBatch.build(sequences, BLOCK_SIZE, logit_rows=[2, 0]))
+    none = model.step(StepBatch.build(sequences, BLOCK_SIZE, logit_rows=[]))
+    assert np.array_equal(some.logits, whole.logits[[2, 0]]) and none.logits.shape == (0, VOCABULARY)
+    assert np.array_equal(whole.best, some.best) and np.array_equal(whole.best, none.best)
+
+
+def test_what_is_no_number_stays_in_its_row() -> None:
+    model, clean = make_runner("grouped", "native"), shared_runner("grouped", "native")
+    embedding = model._network.embedding.weight
+    pack_into(np.full((1, model.config.hidden_size), np.nan, np.float32), embedding.format, embedding.data, 7)
+    batch = StepBatch.build([SequenceStep([3, token, 5], 0, [block]) for block, token in ((1, 2), (2, 7))], BLOCK_SIZE)
+    got, expected = model.step(batch), clean.step(batch)
+    assert got.best.tolist() == [expected.best[0], -1]
+    assert np.array_equal(got.logits[0], expected.logits[0]) and np.isnan(got.logits[1]).all()
