@@ -28,12 +28,21 @@ COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fno-math-errno", "-ffp-contract=fast", "-w")
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512")
-# Instruction sets of x86-64: the name, what the compiler must be told, what the dispatcher is told.
-X86_SETS = (
-    ("avx2", _AVX2, "WITH_AVX2"),
-    ("avx512", _AVX512, "WITH_AVX512"),
-    ("avx512_vnni", (*_AVX512, "-mavx512vnni"), "WITH_AVX512_VNNI"),
+# Instruction sets by machine: the name, what the compiler must be told, what the dispatcher is told. `plain` comes
+# beside them, and means vectors of four floats and nothing that a compiler may not know.
+_PLAIN = ("plain", ("-U__ARM_NEON", "-U__ARM_FEATURE_DOTPROD"), "")
+_X86_SETS = (
+    _PLAIN,
+    ("avx2", _AVX2, "-DWITH_AVX2"),
+    ("avx512", _AVX512, "-DWITH_AVX512"),
+    ("avx512_vnni", (*_AVX512, "-mavx512vnni"), "-DWITH_AVX512_VNNI"),
 )
+_ARM_SETS = (
+    _PLAIN,
+    ("neon", ("-U__ARM_FEATURE_DOTPROD",), "-DWITH_NEON"),
+    ("neon_dot", ("-march=armv8.2-a+dotprod",), "-DWITH_NEON_DOT"),
+)
+SETS = {"x86_64": _X86_SETS, "AMD64": _X86_SETS, "aarch64": _ARM_SETS, "arm64": _ARM_SETS}
 
 
 class KernelBuildError(InferenceError):
@@ -92,7 +101,7 @@ def _fingerprint(compiler: str) -> str:
     for path in sorted(SOURCES.iterdir()):
         digest.update(path.name.encode() + path.read_bytes())
     version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
-    digest.update(repr((FLAGS, X86_SETS, platform.machine())).encode() + version)
+    digest.update(repr((FLAGS, SETS, platform.machine())).encode() + version)
     return digest.hexdigest()[:16]
 
 
@@ -104,23 +113,34 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _build(compiler: str, path: Path) -> None:
-    sets = X86_SETS if platform.machine() in ("x86_64", "AMD64") else ()
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-        folder = Path(scratch)
-        jobs = [_object(compiler, folder, "plain", ())] + [_object(compiler, folder, s, f) for s, f, _ in sets]
-        with ThreadPoolExecutor(max(1, os.cpu_count() or 1)) as pool:
-            list(pool.map(_compile, jobs))
-        objects = [job[-1] for job in jobs]
-        defines = [f"-D{define}" for _, _, define in sets]
-        sources = [str(SOURCES / name) for name in ("library.cpp", "pool.cpp")]
-        library = folder / "library.so"
-        _compile([compiler, *FLAGS, *defines, "-shared", *sources, *objects, "-pthread", "-o", str(library)])
+        library = Path(scratch) / "library.so"
+        compile_sources([compiler], platform.machine(), Path(scratch), ["-shared"], library)
         library.replace(path)
 
 
-def _object(compiler: str, folder: Path, name: str, flags: tuple[str, ...]) -> list[str]:
+def compile_sources(compiler: list[str], machine: str, folder: Path, options: list[str], target: Path) -> None:
+    """Compiles the kernels for every instruction set of a machine, and all together into `target`.
+
+    Args:
+        folder: for what is made on the way.
+        options: of the last call.
+
+    Raises:
+        KernelBuildError: the compiler fails.
+    """
+    sets = SETS.get(machine, (_PLAIN,))
+    jobs = [_object(compiler, folder, name, flags) for name, flags, _ in sets]
+    with ThreadPoolExecutor(max(1, os.cpu_count() or 1)) as pool:
+        list(pool.map(_compile, jobs))
+    defines = [define for _, _, define in sets if define]
+    files = [str(SOURCES / name) for name in ("library.cpp", "pool.cpp")] + [job[-1] for job in jobs]
+    _compile([*compiler, *FLAGS, *defines, *files, *options, "-pthread", "-o", str(target)])
+
+
+def _object(compiler: list[str], folder: Path, name: str, flags: tuple[str, ...]) -> list[str]:
     defines = [f"-DKERNEL_ISA=isa_{name}", f'-DKERNEL_NAME="{name}"']
-    return [compiler, *FLAGS, *flags, *defines, "-c", str(SOURCES / "kernels.cpp"), "-o", str(folder / f"{name}.o")]
+    return [*compiler, *FLAGS, *flags, *defines, "-c", str(SOURCES / "kernels.cpp"), "-o", str(folder / f"{name}.o")]
 
 
 def _compile(command: list[str]) -> None:

@@ -13,6 +13,10 @@
 #include <thread>
 #include <vector>
 
+#if defined(WITH_NEON_DOT) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
 #include "blocks.h"
 
 class AotExtra;
@@ -28,6 +32,12 @@ DECLARE(isa_avx512)
 #ifdef WITH_AVX512_VNNI
 DECLARE(isa_avx512_vnni)
 #endif
+#ifdef WITH_NEON
+DECLARE(isa_neon)
+#endif
+#ifdef WITH_NEON_DOT
+DECLARE(isa_neon_dot)
+#endif
 
 namespace {
 
@@ -41,6 +51,12 @@ const Kernels *by_name(const char *name) {
 #endif
 #ifdef WITH_AVX512_VNNI
                             &isa_avx512_vnni::table,
+#endif
+#ifdef WITH_NEON
+                            &isa_neon::table,
+#endif
+#ifdef WITH_NEON_DOT
+                            &isa_neon_dot::table,
 #endif
   };
   for (const Kernels *kernels : known)
@@ -64,6 +80,11 @@ const Kernels *best() {
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
     return &isa_avx2::table;
 #endif
+#elif defined(WITH_NEON_DOT) && defined(__linux__)
+  constexpr unsigned long DOT_PRODUCT = 1 << 20;  // HWCAP_ASIMDDP
+  return getauxval(AT_HWCAP) & DOT_PRODUCT ? &isa_neon_dot::table : &isa_neon::table;
+#elif defined(WITH_NEON_DOT)
+  return &isa_neon_dot::table;  // every Mac with an Arm processor has it
 #endif
   return &isa_plain::table;
 }

@@ -1,0 +1,121 @@
+// Runs products and whole layers with every instruction set of a machine and compares them with `plain`; for machines
+// that Python does not run on here (tests/kernels/test_arm.py). Prints a line for each set; exit code 1 if one differs.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "formats.h"
+
+extern "C" {
+int kernels_use(const char *name);
+void kernels_set_threads(int threads);
+void kernels_pack(int32_t format, const uint8_t *x, int32_t is_packed, int64_t rows, int64_t columns, int64_t first,
+                  uint8_t *panels);
+void kernels_linear(int32_t format, const uint8_t *weight, int64_t rows, int64_t columns, const float *x, int64_t tokens,
+                    const float *bias, const float *residual, float *out);
+void kernels_halves(const int64_t *program, int64_t numbers, int64_t tokens, int64_t sequences, int64_t table_width,
+                    const int32_t *positions, const int32_t *slots, const int32_t *block_tables,
+                    const int32_t *query_starts, float *x);
+}
+
+namespace {
+
+std::mt19937 generator(7);
+
+std::vector<float> random(int64_t count) {
+  std::normal_distribution<float> normal;
+  std::vector<float> values(count);
+  for (float &value : values) value = normal(generator);
+  return values;
+}
+
+std::vector<uint8_t> packed(int32_t format, int64_t rows, int64_t columns) {
+  const std::vector<float> values = random(rows * columns);
+  std::vector<uint8_t> panels(panels_of(rows) * panel_bytes(Format(format), columns));
+  kernels_pack(format, reinterpret_cast<const uint8_t *>(values.data()), 0, rows, columns, 0, panels.data());
+  return panels;
+}
+
+template <class T>
+int64_t address(const std::vector<T> &values) {
+  return reinterpret_cast<int64_t>(values.data());
+}
+
+// Largest difference, as a part of the largest value.
+double difference(const std::vector<float> &a, const std::vector<float> &b) {
+  double largest = 0, worst = 0;
+  for (size_t i = 0; i < a.size(); i++) {
+    largest = std::max(largest, std::fabs(double(b[i])));
+    worst = std::isfinite(a[i]) ? std::max(worst, std::fabs(double(a[i]) - b[i])) : INFINITY;
+  }
+  return worst / largest;
+}
+
+double compare_products(const char *set) {
+  double worst = 0;
+  for (int32_t format = FLOAT32; format <= INT4; format++)
+    for (int64_t tokens : {1, 2, 3, 5, 8, 17})
+      for (int64_t columns : {7, 64, 200}) {
+        const int64_t rows = 37;
+        kernels_use("plain");
+        const std::vector<uint8_t> weight = packed(format, rows, columns);
+        const std::vector<float> x = random(tokens * columns), bias = random(rows);
+        std::vector<float> expected(tokens * rows), got(tokens * rows);
+        kernels_linear(format, weight.data(), rows, columns, x.data(), tokens, bias.data(), nullptr, expected.data());
+        kernels_use(set);
+        kernels_linear(format, weight.data(), rows, columns, x.data(), tokens, bias.data(), nullptr, got.data());
+        worst = std::max(worst, difference(got, expected));
+      }
+  return worst;
+}
+
+// An attention half and a feed-forward half on two sequences of 20 and 3 tokens; records as in library.cpp.
+double compare_layers(const char *set, bool half_cache) {
+  constexpr int64_t hidden = 48, heads = 6, kv_heads = 2, size = 10, block = 16, width = 50, tokens = 23;
+  const float eps = 1e-5f;
+  int32_t bits;
+  std::memcpy(&bits, &eps, 4);
+  kernels_use("plain");
+  const auto qkv = packed(FLOAT32, (heads + 2 * kv_heads) * size, hidden), output = packed(FLOAT16, hidden, heads * size);
+  const auto gate_up = packed(BFLOAT16, 2 * width, hidden), down = packed(FLOAT32, hidden, width);
+  const auto norm = random(hidden), frequencies = random(size / 2), x = random(tokens * hidden);
+  std::vector<float> keys(8 * kv_heads * size * block), values(keys.size());
+  const int64_t program[48] = {
+      0, hidden, heads, kv_heads, size, block, 12, half_cache, bits, address(norm), address(frequencies),
+      FLOAT32, address(qkv), 0, 0, 0, FLOAT16, address(output), 0, address(keys), address(values), 0, 0, 0,
+      1, hidden, width, bits, address(norm), BFLOAT16, address(gate_up), 0, FLOAT32, address(down), 0};
+  std::vector<int32_t> positions, slots;
+  const int32_t tables[4] = {3, 5, 1, 0}, starts[3] = {0, 20, 23};
+  for (int32_t t = 0; t < tokens; t++) {
+    const int32_t position = t < 20 ? t : t - 20, row = t < 20 ? 0 : 1;
+    positions.push_back(position);
+    slots.push_back(tables[row * 2 + position / block] * block + position % block);
+  }
+  std::vector<float> results[2] = {x, x};
+  const char *sets[2] = {"plain", set};
+  for (int run = 0; run < 2; run++) {
+    kernels_use(sets[run]);
+    kernels_halves(program, 48, tokens, 2, 2, positions.data(), slots.data(), tables, starts, results[run].data());
+  }
+  return difference(results[1], results[0]);
+}
+
+}  // namespace
+
+int main(int count, char **sets) {
+  bool good = count > 1;
+  kernels_set_threads(2);
+  for (int i = 1; i < count; i++) {
+    if (kernels_use(sets[i])) return std::printf("%s is not there\n", sets[i]), 1;
+    const double products = compare_products(sets[i]), layers = compare_layers(sets[i], false);
+    const double half = compare_layers(sets[i], true);
+    std::printf("%s: products %.1e, layers %.1e, with a float16 cache %.1e\n", sets[i], products, layers, half);
+    // An activation on the border of two int8 values may fall to either.
+    good = good && products < 5e-3 && layers < 1e-4 && half < 2e-3;
+  }
+  return good ? 0 : 1;
+}

@@ -1,0 +1,40 @@
+"""The kernels on an Arm processor, emulated, where a cross compiler and QEMU are installed."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from inference.kernels.build import SETS, SOURCES, compile_sources
+
+COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
+PROGRAM = Path(__file__).with_name("compare_sets.cpp")
+
+
+def compare(compiler: str, machine: str, names: list[str], folder: Path, *emulator: str) -> str:
+    """What the comparison of instruction sets prints; it must not find a difference."""
+    target = folder / "compare"
+    options = ["-static", f"-I{SOURCES}", str(PROGRAM)]
+    compile_sources([compiler], machine, folder, options, target)
+    done = subprocess.run([*emulator, str(target), *names], capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (shutil.which(COMPILER) and shutil.which(EMULATOR)), reason=f"no {COMPILER} or no {EMULATOR}")
+def test_arm_instruction_sets_agree_with_plain(tmp_path: Path) -> None:
+    names = [name for name, _, _ in SETS["aarch64"]]
+    assert compare(COMPILER, "aarch64", names, tmp_path, EMULATOR, "-cpu", "max").count(":") == 3
+
+
+@pytest.mark.slow
+def test_a_machine_without_sets_of_its_own_has_the_plain_one(tmp_path: Path) -> None:
+    compiler = shutil.which("g++")
+    if compiler is None or platform.machine() != "x86_64":
+        pytest.skip("no g++ for x86-64")
+    assert compare(compiler, "riscv64", ["plain"], tmp_path).startswith("plain: products 0.0")
