@@ -18,6 +18,7 @@ from inference.kernels.weight import Weight
 from inference.models import weights
 from inference.models.checkpoint import StoredTensor
 from inference.models.config import ModelConfig
+from inference.models.graph import CompiledNetwork
 from inference.models.parameters import parameter_shapes
 from inference.models.step import SequenceStep, StepBatch, StepResult
 from inference.models.weights import Pairs
@@ -83,7 +84,7 @@ class ModelRunner:
         parameters = self._load(pairs, seed, progress)
         shapes = attention_shapes(config, num_blocks, block_size, half_cache)
         caches = cache.allocate(self.kernels, shapes)
-        self._network = Decoder(self.kernels, config, shapes, parameters, caches)
+        self._network = CompiledNetwork(Decoder(self.kernels, config, shapes, parameters, caches))
         self.times.load = time.perf_counter() - started
 
     def _load(
