@@ -102,54 +102,94 @@ struct Attending {
   float maximum[TILE], total[TILE];
   alignas(64) float scores[TILE][PIECE];
   std::vector<float> mixed;            // [TILE, D]
+  std::vector<float> queries;          // [D, vectors]
 };
 
-template <class Cache, int V>
-inline void score_block(const typename Cache::Element *keys, const float *const *query, int64_t size,
-                        int64_t block_size, float *scores) {
-  for (int64_t p = 0; p < block_size; p += LANES) {
-    VecF sums[V];
-    for (int v = 0; v < V; v++) sums[v] = zero();
-    for (int64_t d = 0; d < size; d++) {
-      const VecF key = Cache::vector(keys + d * block_size + p);
-      for (int v = 0; v < V; v++) sums[v] += key * query[v][d];
-    }
-    for (int v = 0; v < V; v++) store(scores + v * PIECE + p, sums[v]);
+// Scores of V queries, [D][V], against N vectors of positions, each with its keys [D] `stride` apart.
+template <class Cache, int V, int N>
+inline void score_vectors(const typename Cache::Element *const *keys, int64_t stride, const float *query, int64_t size,
+                          float *scores) {
+  VecF sums[N][V];
+#pragma GCC unroll 2
+  for (int n = 0; n < N; n++)
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++) sums[n][v] = zero();
+  for (int64_t d = 0; d < size; d++) {
+    VecF key[N];
+#pragma GCC unroll 2
+    for (int n = 0; n < N; n++) key[n] = Cache::vector(keys[n] + d * stride);
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++)
+#pragma GCC unroll 2
+      for (int n = 0; n < N; n++) sums[n][v] += key[n] * query[d * V + v];
   }
+#pragma GCC unroll 2
+  for (int n = 0; n < N; n++)
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++) store(scores + v * PIECE + n * LANES, sums[n][v]);
+}
+
+// mixed [V][D] from column d on, N vectors of them, += weights [V][count] times the values of `count` positions.
+template <class Cache, int V, int N>
+inline void mix_vectors(const typename Cache::Element *const *blocks, int64_t block_size, const float *weights,
+                        int64_t size, int64_t count, int64_t d, float *mixed) {
+  VecF sums[N][V];
+#pragma GCC unroll 2
+  for (int n = 0; n < N; n++)
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++) sums[n][v] = load(mixed + v * size + d + n * LANES);
+  for (int64_t begin = 0; begin < count; begin += block_size) {
+    const typename Cache::Element *values = blocks[begin / block_size] + d;
+    for (int64_t p = begin; p < std::min(count, begin + block_size); p++, values += size) {
+      VecF value[N];
+#pragma GCC unroll 2
+      for (int n = 0; n < N; n++) value[n] = Cache::vector(values + n * LANES);
+#pragma GCC unroll 8
+      for (int v = 0; v < V; v++)
+#pragma GCC unroll 2
+        for (int n = 0; n < N; n++) sums[n][v] += value[n] * weights[v * PIECE + p];
+    }
+  }
+#pragma GCC unroll 2
+  for (int n = 0; n < N; n++)
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++) store(mixed + v * size + d + n * LANES, sums[n][v]);
 }
 
 template <class Cache, int V>
-inline void mix_block(const typename Cache::Element *values, const float *weights, int64_t size, int64_t positions,
-                      float *mixed) {
+inline void mix(const typename Cache::Element *const *blocks, int64_t block_size, const float *weights, int64_t size,
+                int64_t count, float *mixed) {
   int64_t d = 0;
-  for (; d + LANES <= size; d += LANES) {
-    VecF sums[V];
-    for (int v = 0; v < V; v++) sums[v] = load(mixed + v * size + d);
-    for (int64_t p = 0; p < positions; p++) {
-      const VecF value = Cache::vector(values + p * size + d);
-      for (int v = 0; v < V; v++) sums[v] += value * weights[v * PIECE + p];
-    }
-    for (int v = 0; v < V; v++) store(mixed + v * size + d, sums[v]);
-  }
+  for (; d + 2 * LANES <= size; d += 2 * LANES)
+    mix_vectors<Cache, V, 2>(blocks, block_size, weights, size, count, d, mixed);
+  for (; d + LANES <= size; d += LANES)
+    mix_vectors<Cache, V, 1>(blocks, block_size, weights, size, count, d, mixed);
   for (; d < size; d++)
     for (int v = 0; v < V; v++)
-      for (int64_t p = 0; p < positions; p++)
-        mixed[v * size + d] += Cache::scalar(values[p * size + d]) * weights[v * PIECE + p];
+      for (int64_t p = 0; p < count; p++) {
+        const float value = Cache::scalar(blocks[p / block_size][p % block_size * size + d]);
+        mixed[v * size + d] = multiply_add(value, weights[v * PIECE + p], mixed[v * size + d]);
+      }
 }
 
-// Turns scores [begin, begin + count) into weights, and brings what was summed before to the new maximum.
+// Turns scores of positions [begin, begin + count) into weights, and brings what was summed before to the new maximum.
 inline void soften(Attending &work, int v, int64_t begin, int64_t count, int64_t size) {
   float *scores = work.scores[v];
-  float maximum = work.maximum[v];
-  for (int64_t p = 0; p < count; p++) {
-    const int64_t position = begin + p;
-    if (position > work.last[v] || position < work.earliest[v]) scores[p] = MASKED;
-    maximum = maximum >= scores[p] ? maximum : scores[p];
+  VecI position = broadcast(int32_t(begin));
+  for (int i = 0; i < LANES; i++) position[i] += i;
+  const int32_t last = int32_t(work.last[v]), earliest = int32_t(work.earliest[v]);
+  VecF largest = broadcast(work.maximum[v]);
+  for (int64_t p = 0; p < count; p += LANES, position += LANES) {
+    VecF score = load(scores + p);
+    score = position > last ? broadcast(MASKED) : score;
+    score = position < earliest ? broadcast(MASKED) : score;
+    store(scores + p, score);
+    largest = score > largest ? score : largest;
   }
+  const float maximum = largest_lane(largest);
   const float fade = work.maximum[v] == maximum ? 1.0f : exp_nonpositive(broadcast(work.maximum[v] - maximum))[0];
   work.maximum[v] = maximum;
   VecF sums = zero();
-  for (int64_t p = count; p % LANES; p++) scores[p] = MASKED;
   for (int64_t p = 0; p < count; p += LANES) {
     const VecF score = load(scores + p);
     const VecF weight = exp_nonpositive(score - maximum);
@@ -164,6 +204,7 @@ inline void soften(Attending &work, int v, int64_t begin, int64_t count, int64_t
 
 template <class Cache, int V>
 inline void attend(const AttentionLayer &layer, const Step &step, const Tile &tile, Attending &work) {
+  typedef typename Cache::Element Element;
   const int64_t size = layer.head_size, block_size = layer.block_size, kv = layer.kv_heads;
   int64_t begin = work.earliest[0], end = work.last[0] + 1;
   for (int v = 0; v < V; v++) {
@@ -173,22 +214,29 @@ inline void attend(const AttentionLayer &layer, const Step &step, const Tile &ti
     end = std::max(end, work.last[v] + 1);
   }
   work.mixed.assign(TILE * size, 0.0f);
+  work.queries.resize(TILE * size);
+  for (int64_t d = 0; d < size; d++)
+    for (int v = 0; v < V; v++) work.queries[d * V + v] = work.query[v][d];
   const int32_t *table = step.block_tables + tile.sequence * step.table_width;
+  const auto *keys = static_cast<const Element *>(layer.keys), *values = static_cast<const Element *>(layer.values);
+  const auto start = [&](int64_t position) {
+    return (int64_t(table[position / block_size]) * kv + tile.kv_head) * size * block_size;
+  };
   // A piece is a whole number of blocks, at least one; longer blocks than a piece are refused when a layer is made.
   const int64_t piece = std::max<int64_t>(1, PIECE / block_size) * block_size;
   for (int64_t at = begin / block_size * block_size; at < end; at += piece) {
-    const int64_t count = std::min(piece, end - at);
-    for (int64_t p = 0; p < count; p += block_size) {
-      const int64_t start = (int64_t(table[(at + p) / block_size]) * kv + tile.kv_head) * size * block_size;
-      score_block<Cache, V>(static_cast<const typename Cache::Element *>(layer.keys) + start, work.query, size,
-                            block_size, work.scores[0] + p);
-    }
+    const int64_t count = std::min(piece, end - at), vectors = (count + LANES - 1) / LANES;
+    const Element *key_vectors[PIECE / LANES], *value_blocks[PIECE / LANES];
+    for (int64_t i = 0; i < vectors; i++)
+      key_vectors[i] = keys + start(at + i * LANES) + (at + i * LANES) % block_size;
+    for (int64_t p = 0; p < count; p += block_size) value_blocks[p / block_size] = values + start(at + p);
+    int64_t i = 0;
+    for (; i + 2 <= vectors; i += 2)
+      score_vectors<Cache, V, 2>(key_vectors + i, block_size, work.queries.data(), size, work.scores[0] + i * LANES);
+    if (i < vectors)
+      score_vectors<Cache, V, 1>(key_vectors + i, block_size, work.queries.data(), size, work.scores[0] + i * LANES);
     for (int v = 0; v < V; v++) soften(work, v, at, count, size);
-    for (int64_t p = 0; p < count; p += block_size) {
-      const int64_t start = (int64_t(table[(at + p) / block_size]) * kv + tile.kv_head) * size * block_size;
-      mix_block<Cache, V>(static_cast<const typename Cache::Element *>(layer.values) + start, work.scores[0] + p, size,
-                          std::min(block_size, count - p), work.mixed.data());
-    }
+    mix<Cache, V>(value_blocks, block_size, work.scores[0], size, count, work.mixed.data());
   }
   for (int v = 0; v < V; v++)
     for (int64_t d = 0; d < size; d++) work.out[v][d] = work.mixed[v * size + d] / work.total[v];

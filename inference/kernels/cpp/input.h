@@ -33,24 +33,26 @@ class Input {
     quantised = w.quantised();
     tile = quantised ? tile_size(QUANTISED_TILES, tokens) : tile_size(FLOAT_TILES, tokens);
     tiles = (tokens + tile - 1) / tile;
-    const int64_t slots = tiles * tile;
     groups = padded(columns) / GROUP;
     if (quantised) {
-      grow(words_, slots * groups * GROUP / 4);
-      grow(scales_, slots * groups);
-      grow(sums_, slots * groups);
+      grow(words_, slots() * groups * GROUP / 4);
+      grow(scales_, slots() * groups);
+      grow(sums_, slots() * groups);
     } else if (tile > 1) {
-      grow(values_, slots * columns);
+      grow(values_, slots() * columns);
     }
   }
 
   // Pieces of work that `arrange` can be asked for, in any order, by any thread.
-  int64_t pieces() const { return quantised ? tiles * tile * blocks() : tile > 1 ? tiles * blocks() : 0; }
+  int64_t pieces() const { return quantised ? slots() * blocks() : tile > 1 ? tiles * blocks() : 0; }
 
   void arrange(int64_t piece) {
     if (quantised) quantise(piece / blocks(), piece % blocks());
     else interleave(piece / blocks(), piece % blocks());
   }
+
+  // Tokens, and the room that the last tile has to spare.
+  int64_t slots() const { return tiles * tile; }
 
   // [columns][tile]
   const float *values(int64_t index) const { return tile > 1 ? values_.data() + index * tile * columns : x_; }

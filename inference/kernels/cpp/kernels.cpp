@@ -27,21 +27,26 @@ int64_t panels_at_once(const Member &me, const Matrix &w, const Input &input) {
   return std::min(most, std::max<int64_t>(1, w.panels() / (SHARES * me.team_size())));
 }
 
+void arrange(Member &me, Input &input) {
+  if (input.pieces()) me.share(input.pieces(), 1, [&](int64_t piece) { input.arrange(piece); });
+}
+
 // Arranges x, of `Input::reserve`, and calls finish(row, rows, token, y) for every 16 rows or fewer of every token, with
 // y [rows] = x W^T.
 template <class Finish>
 void linear_phase(Member &me, const Matrix &w, Input &input, const Finish &finish) {
-  if (input.pieces()) me.share(input.pieces(), 1, [&](int64_t piece) { input.arrange(piece); });
+  arrange(me, input);
   const int64_t together = panels_at_once(me, w, input);
   me.share((w.panels() + together - 1) / together, 1, [&](int64_t chunk) {
     const int64_t first = chunk * together, panels = std::min(together, w.panels() - first);
-    float *buffer = sized(sums, panels * input.tiles * input.tile * PANEL);
+    float *buffer = sized(sums, panels * input.slots() * PANEL);
     linear_range({w, first, panels, input, buffer}, scratch);
-    for (int64_t panel = 0; panel < panels; panel++) {
-      const int64_t row = (first + panel) * PANEL, rows = std::min(PANEL, w.rows - row);
-      for (int64_t token = 0; token < input.tokens; token++)
-        finish(row, rows, token, buffer + (panel * input.tiles * input.tile + token) * PANEL);
-    }
+    // Token by token, because a token's rows are neighbours where they are written to.
+    for (int64_t token = 0; token < input.tokens; token++)
+      for (int64_t panel = 0; panel < panels; panel++) {
+        const int64_t row = (first + panel) * PANEL, rows = std::min(PANEL, w.rows - row);
+        finish(row, rows, token, buffer + (panel * input.slots() + token) * PANEL);
+      }
   });
 }
 
@@ -113,29 +118,56 @@ void attention_half(Team &team, const AttentionLayer &layer, const Step &step, f
   });
 }
 
-// silu(gate) * up of columns [begin, end) of one token.
-void activate(const float *gate, const float *up, int64_t begin, int64_t end, float *out) {
-  int64_t i = begin;
-  for (; i + LANES <= end; i += LANES) store(out + i, silu(load(gate + i)) * load(up + i));
-  for (; i < end; i++) out[i] = silu(broadcast(gate[i]))[0] * up[i];
+// out = silu(gate) * up.
+void activate(const float *gate, const float *up, int64_t count, float *out) {
+  int64_t i = 0;
+  for (; i + LANES <= count; i += LANES) store(out + i, silu(load(gate + i)) * load(up + i));
+  for (; i < count; i++) out[i] = silu(broadcast(gate[i]))[0] * up[i];
+}
+
+// Where gate and up begin at panels: both of some columns at once, so that only their product is written.
+void gated_phase(Member &me, const FeedForwardLayer &layer, Input &input, float *gated) {
+  const Matrix &w = layer.gate_up;
+  const int64_t width = layer.width, together = (panels_at_once(me, w, input) + 1) / 2, all = width / PANEL;
+  const float *gate_bias = layer.gate_up_bias, *up_bias = gate_bias ? gate_bias + width : nullptr;
+  arrange(me, input);
+  me.share((all + together - 1) / together, 1, [&](int64_t chunk) {
+    const int64_t first = chunk * together, panels = std::min(together, all - first);
+    const int64_t size = panels * input.slots() * PANEL;
+    float *gate = sized(sums, 2 * size), *up = gate + size;
+    linear_range({w, first, panels, input, gate}, scratch);
+    linear_range({w, all + first, panels, input, up}, scratch);
+    for (int64_t token = 0; token < input.tokens; token++)
+      for (int64_t panel = 0; panel < panels; panel++) {
+        const int64_t at = (panel * input.slots() + token) * PANEL, column = (first + panel) * PANEL;
+        for (int64_t i = 0; gate_bias && i < PANEL; i++)
+          gate[at + i] += gate_bias[column + i], up[at + i] += up_bias[column + i];
+        activate(gate + at, up + at, PANEL, gated + token * width + column);
+      }
+  });
+}
+
+// Where they do not: gate and up first, then their product.
+void ungrouped_gated_phase(Member &me, const FeedForwardLayer &layer, Input &input, float *gate_up, float *gated) {
+  const int64_t width = layer.width;
+  linear_into(me, layer.gate_up, input, layer.gate_up_bias, nullptr, gate_up);
+  me.share(input.tokens, 1, [&](int64_t token) {
+    const float *gate = gate_up + token * 2 * width;
+    activate(gate, gate + width, width, gated + token * width);
+  });
 }
 
 void feed_forward_half(Team &team, const FeedForwardLayer &layer, int64_t tokens, float *x) {
-  constexpr int64_t BLOCK = 1024;  // columns of one piece of work
-  const int64_t width = layer.width, blocks = (width + BLOCK - 1) / BLOCK;
+  const bool is_grouped = layer.width % PANEL == 0;
   float *normed = sized(workspace.normed, tokens * layer.hidden);
-  float *gate_up = sized(workspace.gate_up, tokens * 2 * width);
-  float *gated = sized(workspace.gated, tokens * width);
+  float *gate_up = is_grouped ? nullptr : sized(workspace.gate_up, tokens * 2 * layer.width);
+  float *gated = sized(workspace.gated, tokens * layer.width);
   workspace.input.reserve(layer.gate_up, normed, tokens);
   workspace.second.reserve(layer.down, gated, tokens);
   team.run([&](Member &me) {
     norm_phase(me, x, layer.norm, tokens, layer.hidden, layer.eps, normed);
-    linear_into(me, layer.gate_up, workspace.input, layer.gate_up_bias, nullptr, gate_up);
-    me.share(tokens * blocks, 1, [&](int64_t piece) {
-      const int64_t token = piece / blocks, begin = piece % blocks * BLOCK;
-      const float *gate = gate_up + token * 2 * width;
-      activate(gate, gate + width, begin, std::min(width, begin + BLOCK), gated + token * width);
-    });
+    if (is_grouped) gated_phase(me, layer, workspace.input, gated);
+    else ungrouped_gated_phase(me, layer, workspace.input, gate_up, gated);
     linear_into(me, layer.down, workspace.second, layer.down_bias, x, x);
   });
 }

@@ -144,7 +144,7 @@ inline void quantised_range(const Range &range) {
 }
 
 inline void linear_range(const Range &range, std::vector<float> &scratch) {
-  std::fill_n(range.sums, range.panels * range.input.tiles * range.input.tile * PANEL, 0.0f);
+  std::fill_n(range.sums, range.panels * range.input.slots() * PANEL, 0.0f);
   switch (range.w.format) {
     case FLOAT32: return float_range<LoadFloat>(range, scratch);
     case FLOAT16: return float_range<LoadHalf>(range, scratch);
