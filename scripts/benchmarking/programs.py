@@ -16,7 +16,13 @@ from typing import Any
 SCRIPTS = Path(__file__).resolve().parent.parent
 ROOT = SCRIPTS.parent
 # Where the layout of converted weights is decided.
-LAYOUT_SOURCES = ("kernels/formats.py", "kernels/cpp/formats.h", "models/parameters.py", "models/convert.py")
+LAYOUT_SOURCES = (
+    "kernels/formats.py",
+    "kernels/cpp/formats.h",
+    "models/parameters.py",
+    "models/weights.py",
+    "models/convert.py",
+)
 
 
 @dataclass(frozen=True)
