@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import bench
 import pytest
 
 from inference.config.flags import FLAGS
