@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import bench
 import pytest
 
 from inference.config.flags import FLAGS
@@ -97,8 +98,9 @@ def test_links_lead_somewhere(page):
 def test_flags_that_the_pages_name_exist():
     known = {flag.name for flag in FLAGS} | {
         *("--config", "--predict_data", "--options", "--overwrite", "--no-stream", "--traceback", "--check", "--help"),
-        # The last four are those of scripts/bench.py.
-        *("--force", "--models", "--dtypes", "--kernels", "--rounds"),
+        *("--force", "--harness", *(option for parameter in bench.main.params for option in parameter.opts)),
+        # Of the harness and its entry.
+        *("--add", "--converted", "--model", "--prompts", "--task", "--dtype", "--slots", "--reps"),
         *("--print_config", "--list_models", "--version", "--show_completion", "--section.key"),
     }
     for page in PAGES:
