@@ -13,7 +13,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "inference"
 LAYERS = (
-    {"errors", "config", "request", "scheduler", "metrics", "prompts"},
+    {"errors", "config", "request", "blocks", "scheduler", "metrics", "prompts"},
     {"context", "kernels"},
     {"models", "tokenizer"},
     {"generation"},

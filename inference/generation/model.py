@@ -30,7 +30,7 @@ from inference.models.runner import ModelRunner
 from inference.models.source import ModelSource, resolve
 from inference.models.weights import Pairs, stored_format, weight_bytes
 from inference.prompts import Prompt
-from inference.scheduler import NULL_BLOCK
+from inference.blocks import NULL_BLOCK
 from inference.tokenizer import Tokenizer
 
 # Positions of cache that a model gets where the work is not known beforehand: several prompts of common length.
@@ -94,12 +94,18 @@ class GenerativeModel:
         """An engine on this model; one at a time."""
         settings = self.source.config
         with self._lock:
-            yield Engine(
+            engine = Engine(
                 self.runner,
                 max_sequences=settings.predict_batch_size or settings.engine.max_sequences,
                 max_batch_tokens=settings.engine.max_batch_tokens,
+                prefix_cache=settings.engine.prefix_cache,
                 metrics=metrics,
             )
+            try:
+                yield engine
+            finally:
+                # After an error: the blocks belong to the model, and later engines need them.
+                engine.close()
 
     def encoder(self, tokenizer: Tokenizer, generation: GenerationConfig | None = None) -> Encoder:
         """Turns prompts into ids for this model."""

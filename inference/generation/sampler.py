@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 _WORD = (1 << 64) - 1
 # A difference of float32 numbers divided by this is still a float64.
 COLDEST = 1e-200
+# Values of which only the largest is looked at first, where the largest of all are sought.
+GROUP = 32
+# How many of the likeliest tokens to look at, one after the other, until they decide.
+HEADS = (256, 4096)
 
 
 def choose(logits: np.ndarray, request: Request) -> int:
@@ -32,10 +36,10 @@ def choose(logits: np.ndarray, request: Request) -> int:
     scores = penalised(logits, request)
     if generation.greedy:
         return int(scores.argmax())
-    ids, probabilities = distribution(scores, generation)
-    cumulative = np.cumsum(probabilities)
-    drawn = uniform(request.seed, len(request.output_ids)) * cumulative[-1]
-    return int(ids[min(int(np.searchsorted(cumulative, drawn, side="right")), len(ids) - 1)])
+    drawn = uniform(request.seed, len(request.output_ids))
+    ranked, probabilities = distribution(scores, generation, drawn)
+    rank = int(np.searchsorted(np.cumsum(probabilities), drawn, side="right"))
+    return token_at(scores, ranked, min(rank, len(ranked) - 1))
 
 
 def uniform(seed: int, position: int) -> float:
@@ -75,34 +79,76 @@ def _penalise_counts(scores: np.ndarray, generated: Sequence[int], generation: G
         scores[token] -= generation.frequency_penalty * count + generation.presence_penalty
 
 
-def distribution(scores: np.ndarray, generation: GenerationConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Ids and probabilities to sample from, the likeliest first: temperature, then top-k, top-p and min-p.
+def distribution(
+    scores: np.ndarray, generation: GenerationConfig, enough: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and probabilities to sample from, the likeliest first: temperature, then top-k, top-p and min-p.
 
-    The order of the filters is Hugging Face's. Equal logits are ordered by id, so that the result is reproducible.
+    The order of the filters is Hugging Face's. `token_at` tells whose scores they are.
+
+    Args:
+        scores: [vocabulary].
+        enough: tokens whose probabilities add up to more than this need not be followed by the others.
     """
-    ids = _largest(scores, generation.top_k or scores.size)
+    best, size = float(scores.max()), scores.size
+    limit = min(generation.top_k or size, size)
+    total = _weights(scores, best, generation).sum() if limit == size else None
+    filtered = generation.top_p < 1 or generation.min_p > 0
+    # Of a whole vocabulary a few hundred tokens nearly always decide, and are found far faster than all are sorted.
+    for count in (limit,) if limit < size else (*(head for head in HEADS if head < size), size):
+        ranked = _largest(scores, count)
+        weights = _weights(ranked, best, generation)
+        ahead = np.cumsum(weights)
+        total = ahead[-1] if total is None else total
+        kept = weights >= generation.min_p
+        if generation.top_p < 1:
+            # A token stays while those before it do not add up to top_p; the first always does.
+            kept &= ahead - weights < generation.top_p * total
+        number = int(np.count_nonzero(kept))
+        if filtered and (number < count or count == limit):
+            return ranked[:number], weights[:number] / weights[:number].sum()
+        if not filtered and ahead[-1] > enough * total:
+            break
+    return ranked, weights / total
+
+
+def token_at(scores: np.ndarray, ranked: np.ndarray, rank: int) -> int:
+    """The id whose score is `ranked[rank]`, of `scores` in falling order; equal scores are ranked by id."""
+    equals = np.flatnonzero(scores == ranked[rank])
+    return int(equals[rank - int(np.argmax(ranked == ranked[rank]))])
+
+
+def _weights(scores: np.ndarray, best: float, generation: GenerationConfig) -> np.ndarray:
+    """Probabilities as multiples of the largest, whose score is `best`."""
     # The difference first, and no temperature under COLDEST, so that nothing overflows near 0.
-    below = scores[ids].astype(np.float64) - float(scores[ids[0]])
-    probabilities = np.exp(below / max(generation.temperature, COLDEST))
-    probabilities /= probabilities.sum()
-    # A token stays while those before it do not add up to top_p; the first always does.
-    kept = np.cumsum(probabilities) - probabilities < generation.top_p
-    kept &= probabilities >= generation.min_p * probabilities[0]
-    return ids[kept], probabilities[kept] / probabilities[kept].sum()
+    weights = scores.astype(np.float64)
+    # In place: fresh memory for a whole vocabulary costs more than the arithmetic.
+    weights -= best
+    weights /= max(generation.temperature, COLDEST)
+    return np.exp(weights, out=weights)
 
 
 def token_logprob(logits: np.ndarray, token_id: int, alternatives: int) -> TokenLogprob:
     """The log probability of a token under the model itself, before penalties and filters."""
     shifted = logits.astype(np.float64) - float(logits.max())
     logprobs = shifted - np.log(np.exp(shifted).sum())
-    top = _largest(logits, alternatives) if alternatives else ()
-    return TokenLogprob(token_id, float(logprobs[token_id]), tuple((int(i), float(logprobs[i])) for i in top))
+    ranked = _largest(logits, min(alternatives, logits.size)) if alternatives else ()
+    top = [token_at(logits, ranked, rank) for rank in range(len(ranked))]
+    return TokenLogprob(token_id, float(logprobs[token_id]), tuple((i, float(logprobs[i])) for i in top))
 
 
 def _largest(values: np.ndarray, count: int) -> np.ndarray:
-    """Indices of the `count` largest values, the largest first; equal values in the order of their indices."""
-    if count >= values.size:
-        return np.argsort(-values, kind="stable")
-    smallest = np.partition(values, values.size - count)[values.size - count]
-    indices = np.flatnonzero(values >= smallest)
-    return indices[np.argsort(-values[indices], kind="stable")][:count]
+    """The `count` largest values, in falling order."""
+    candidates = values if count == values.size else values[values >= _bound(values, count)]
+    return np.sort(candidates)[::-1][:count]
+
+
+def _bound(values: np.ndarray, count: int) -> float:
+    """A bound that at least `count` values reach, and not many more.
+
+    Values are put into groups: where `count` groups have a maximum that reaches the bound, so do `count` values.
+    """
+    height = min(GROUP, values.size // count)
+    width = values.size // height
+    maxima = values[: height * width].reshape(height, width).max(axis=0)
+    return float(np.partition(maxima, width - count)[width - count])

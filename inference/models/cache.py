@@ -5,6 +5,7 @@ Knows sizes and memory; which block belongs to which sequence is the scheduler's
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -43,3 +44,17 @@ def allocate(kernels: ModuleType, shapes: list[AttentionShape]) -> list[LayerCac
             LayerCache(zeros(f"cache.{layer}.keys", keys, dtype), zeros(f"cache.{layer}.values", values, dtype))
         )
     return caches
+
+
+def copy_blocks(
+    caches: Iterable[LayerCache], num_blocks: int, kv_heads: int, pairs: Sequence[tuple[int, int]]
+) -> None:
+    """Copies whole blocks in every layer, one pair (from, to) after the other. On a CPU: through numpy's view."""
+    for layer in caches:
+        for parameter in (layer.keys, layer.values):
+            memory = parameter.asnumpy()
+            # Either a block holds all heads, or a head all blocks.
+            heads = 1 if len(memory) == num_blocks else kv_heads
+            blocks = memory.reshape(heads, num_blocks, -1)
+            for source, target in pairs:
+                blocks[:, target] = blocks[:, source]

@@ -6,13 +6,14 @@ Knows how a step's arrays become logits; knows nothing about requests, sampling 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Protocol
 
 import numpy as np
 
+from inference.blocks import BlockPool
 from inference.kernels.formats import Format, pack
 from inference.kernels.weight import Weight
 from inference.models import weights
@@ -29,8 +30,11 @@ class StepModel(Protocol):
     block_size: int
     num_blocks: int
     context_length: int
+    blocks: BlockPool
 
     def step(self, batch: StepBatch) -> np.ndarray: ...
+
+    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None: ...
 
 
 @dataclass
@@ -75,6 +79,7 @@ class ModelRunner:
 
         self.config = config
         self.block_size, self.num_blocks = block_size, num_blocks
+        self.blocks = BlockPool(num_blocks, block_size)
         self.context_length = config.context_length
         self.times = LoadTimes()
         self.kernels = kernels or stock
@@ -82,8 +87,8 @@ class ModelRunner:
         started = time.perf_counter()
         parameters = self._load(pairs, seed, progress)
         shapes = attention_shapes(config, num_blocks, block_size, half_cache)
-        caches = cache.allocate(self.kernels, shapes)
-        self._network = Decoder(self.kernels, config, shapes, parameters, caches)
+        self._caches = cache.allocate(self.kernels, shapes)
+        self._network = Decoder(self.kernels, config, shapes, parameters, self._caches)
         self.times.load = time.perf_counter() - started
 
     def _load(
@@ -117,6 +122,12 @@ class ModelRunner:
     def step(self, batch: StepBatch) -> np.ndarray:
         """Logits float32 [R, vocabulary] of the tokens that the batch names, after writing its keys and values."""
         return self._network(*self._tensors(batch)).asnumpy()
+
+    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copies keys and values of whole blocks, one pair (from, to) after the other."""
+        from inference.models import cache
+
+        cache.copy_blocks(self._caches, self.num_blocks, self.config.num_kv_heads, pairs)
 
     @staticmethod
     def _tensors(batch: StepBatch) -> list:

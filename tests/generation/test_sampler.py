@@ -7,12 +7,12 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from toys import make_request
 
 from inference.config import GenerationConfig
-from inference.generation.sampler import choose, distribution, penalised, token_logprob, uniform
+from inference.generation.sampler import choose, distribution, penalised, token_at, token_logprob, uniform
 
 # Quarters, so that equal logits occur.
 LOGITS = st.lists(st.integers(-40, 40).map(lambda n: n / 4), min_size=1, max_size=30).map(
@@ -33,15 +33,24 @@ def naive_distribution(logits: np.ndarray, settings: GenerationConfig) -> dict[i
     order = sorted(range(len(logits)), key=lambda i: (-logits[i], i))
     if settings.top_k:
         order = order[: settings.top_k]
-    weights = {i: math.exp((float(logits[i]) - float(max(logits))) / settings.temperature) for i in order}
+    best = float(max(logits))
+    weights = {i: math.exp((float(logits[i]) - best) / settings.temperature) for i in order}
     total = sum(weights.values())
     kept, sum_before = {}, 0.0
     for i in order:
         if sum_before < settings.top_p:
             kept[i] = weights[i] / total
         sum_before += weights[i] / total
-    kept = {i: p for i, p in kept.items() if p >= settings.min_p * max(kept.values())}
-    return {i: p / sum(kept.values()) for i, p in kept.items()}
+    least = settings.min_p * max(kept.values())
+    kept = {i: p for i, p in kept.items() if p >= least}
+    total = sum(kept.values())
+    return {i: p / total for i, p in kept.items()}
+
+
+def by_id(logits: np.ndarray, settings: GenerationConfig, enough: float = 1.0) -> tuple[list[int], np.ndarray]:
+    """Ids and probabilities to sample from, the likeliest first."""
+    ranked, probabilities = distribution(logits, settings, enough)
+    return [token_at(logits, ranked, rank) for rank in range(len(ranked))], probabilities
 
 
 def on_an_edge(logits: np.ndarray, settings: GenerationConfig) -> bool:
@@ -54,12 +63,12 @@ def on_an_edge(logits: np.ndarray, settings: GenerationConfig) -> bool:
 
 @given(LOGITS, FILTERS)
 def test_distribution_is_the_naive_one(logits: np.ndarray, filters: dict) -> None:
-    settings = GenerationConfig(do_sample=True, **filters)
-    if on_an_edge(logits, settings):
+    generation = GenerationConfig(do_sample=True, **filters)
+    if on_an_edge(logits, generation):
         return
-    ids, probabilities = distribution(logits, settings)
-    expected = naive_distribution(logits, settings)
-    assert ids.tolist() == list(expected)
+    ids, probabilities = by_id(logits, generation)
+    expected = naive_distribution(logits, generation)
+    assert ids == list(expected)
     np.testing.assert_allclose(probabilities, list(expected.values()), rtol=1e-9)
 
 
@@ -82,15 +91,37 @@ def test_distribution_is_the_naive_one(logits: np.ndarray, filters: dict) -> Non
 def test_filters_by_hand(settings: dict, kept: list[int]) -> None:
     """Probabilities of ids 0 to 4: 0.01, 0.24, 0.05, 0.65, 0.05; ids 2 and 4 alike."""
     logits = np.log(np.array([0.01, 0.24, 0.05, 0.6449, 0.05], np.float32))
-    ids, _ = distribution(logits, GenerationConfig(do_sample=True, **{"top_k": 0, **settings}))
-    assert ids.tolist() == kept
+    ids, _ = by_id(logits, GenerationConfig(do_sample=True, **{"top_k": 0, **settings}))
+    assert ids == kept
+
+
+@given(
+    st.integers(0, 2**32),
+    st.sampled_from([300, 5000]),
+    st.sampled_from([0.1, 1.0, 8.0]),
+    st.sampled_from([{}, {"top_k": 7}, {"top_p": 0.3}, {"top_p": 0.999}, {"min_p": 0.02}]),
+    st.sampled_from([0.0, 0.5, 0.999999]),
+)
+@settings(max_examples=40)
+def test_of_a_large_vocabulary_no_more_is_ranked_than_decides(
+    seed: int, size: int, spread: float, filters: dict, enough: float
+) -> None:
+    """Flat and steep, with many equals: the same tokens and probabilities as when all are sorted, as far as asked."""
+    logits = (np.round(np.random.default_rng(seed).standard_normal(size) * 16) / 16 * spread).astype(np.float32)
+    generation = GenerationConfig(do_sample=True, **{"top_k": 0, **filters})
+    if on_an_edge(logits, generation):
+        return
+    ids, probabilities = by_id(logits, generation, enough)
+    expected = naive_distribution(logits, generation)
+    assert ids == list(expected)[: len(ids)]
+    np.testing.assert_allclose(probabilities, list(expected.values())[: len(ids)], rtol=1e-9)
+    assert len(ids) == len(expected) or (not filters and probabilities.sum() > enough)
 
 
 @pytest.mark.parametrize("temperature", [0.001, 1e-40, 1e-300])
 def test_a_temperature_near_zero_is_greedy(temperature: float) -> None:
     logits = np.array([1, 3, 2, -1e30], np.float32)
-    settings = GenerationConfig(do_sample=True, temperature=temperature)
-    ids, probabilities = distribution(logits, settings)
+    ids, probabilities = by_id(logits, GenerationConfig(do_sample=True, temperature=temperature))
     assert ids[0] == 1 and probabilities[0] == 1
 
 
