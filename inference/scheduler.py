@@ -9,7 +9,7 @@ takes over the blocks of that beginning.
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from inference.blocks import BlockPool, chain
 from inference.errors import InputError
@@ -21,7 +21,8 @@ from inference.request import Request
 ROOM = 2
 
 
-class Scheduled(NamedTuple):
+@dataclass(eq=False, slots=True)
+class Scheduled:
     """`count` tokens of a request, from its first that is not cached, go through the model now.
 
     Args:

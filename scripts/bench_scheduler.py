@@ -110,7 +110,9 @@ def sampling_table(rows: int, vocabulary: int, rounds: int) -> str:
     for name, settings in SETTINGS.items():
         generation = GenerationConfig(**settings)
         requests = [Request(str(row), [1] * 100, generation, 100, seed=row, output_ids=[2] * 50) for row in range(rows)]
-        taken = milliseconds(lambda requests=requests: [choose(*pair) for pair in zip(logits, requests)], rounds)
+        taken = milliseconds(
+            lambda requests=requests: [choose(*pair) for pair in zip(logits, requests, strict=True)], rounds
+        )
         lines.append(f"| {name} | {taken:.2f} |")
     return "\n".join(lines)
 

@@ -17,7 +17,7 @@ LAYERS = (
     {"context", "kernels"},
     {"models", "tokenizer"},
     {"generation"},
-    {"auto", "pipeline", "output", "report", "modes", "cli", "interrupt", "__init__", "__main__"},
+    {"auto", "llm", "pipeline", "output", "report", "modes", "cli", "interrupt", "__init__", "__main__"},
 )
 MINDSPORE_AT_TOP = ("kernels/", "models/decoder.py", "models/tensors.py")
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))

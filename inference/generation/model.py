@@ -9,18 +9,21 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from inference import kernels
+from inference.blocks import NULL_BLOCK
 from inference.config import GenerationConfig, InferenceConfig
 from inference.context import available_memory
 from inference.errors import ConfigError, InferenceError, InputError
+from inference.generation.background import BackgroundEngine
 from inference.generation.engine import Engine
-from inference.generation.streamers import BaseStreamer
-from inference.generation.text import EncodedPrompt, Encoder, TextGenerator
+from inference.generation.streamers import BaseStreamer, SeparateStreamers
+from inference.generation.text import AnswerRow, EncodedPrompt, Encoder
 from inference.kernels.formats import Format
 from inference.metrics import RunMetrics
 from inference.models import cache
@@ -30,7 +33,7 @@ from inference.models.runner import ModelRunner
 from inference.models.source import ModelSource, resolve
 from inference.models.weights import Pairs, stored_format, weight_bytes
 from inference.prompts import Prompt
-from inference.blocks import NULL_BLOCK
+from inference.request import Request
 from inference.tokenizer import Tokenizer
 
 # Positions of cache that a model gets where the work is not known beforehand: several prompts of common length.
@@ -45,6 +48,10 @@ class GenerativeModel:
         pairs: its tensors (`source.pairs()`), None for random weights.
         positions: how many positions of KV cache the work needs; None where that is not known.
         progress: called with each tensor as it is loaded.
+
+    Attributes:
+        background: the engine that all calls share; `engine()` gives one of the caller's own.
+        metrics: of what `background` did.
 
     Raises:
         InferenceError: there is too little memory.
@@ -77,6 +84,8 @@ class GenerativeModel:
         self.runner.compile()
         # Two threads that step at once would write into each other's cache.
         self._lock = threading.Lock()
+        self.metrics = RunMetrics()
+        self.background = BackgroundEngine(lambda: self.engine(self.metrics))
 
     @classmethod
     def from_config(cls, config: InferenceConfig) -> GenerativeModel:
@@ -89,6 +98,12 @@ class GenerativeModel:
         """The architecture."""
         return self.source.model
 
+    @property
+    def max_sequences(self) -> int:
+        """The most rows in a step."""
+        settings = self.source.config
+        return settings.predict_batch_size or settings.engine.max_sequences
+
     @contextmanager
     def engine(self, metrics: RunMetrics | None = None) -> Iterator[Engine]:
         """An engine on this model; one at a time."""
@@ -96,7 +111,7 @@ class GenerativeModel:
         with self._lock:
             engine = Engine(
                 self.runner,
-                max_sequences=settings.predict_batch_size or settings.engine.max_sequences,
+                max_sequences=self.max_sequences,
                 max_batch_tokens=settings.engine.max_batch_tokens,
                 prefix_cache=settings.engine.prefix_cache,
                 metrics=metrics,
@@ -151,44 +166,56 @@ class GenerativeModel:
         prompts = [Prompt(str(row), f"row {row}", token_ids=tuple(ids)) for row, ids in enumerate(rows)]
         encoder = make_encoder(self.source, None, generation)
         requests = [encoded.request(self.config.context_length) for encoded in encoder.encode_all(prompts)]
-        with self.engine() as engine:
-            for request in requests:
-                engine.add(request)
+        if streamer is not None:
+            streamer.put(rows[0])
+        running = map(_Tokens, requests)
+        for delivery in self.background.stream(running, len(requests), every_token=streamer is not None):
+            token = delivery.unwrap()
             if streamer is not None:
-                streamer.put(rows[0])
-            while engine.busy:
-                for request in engine.step():
-                    if streamer is not None:
-                        streamer.put(request.output_ids[-1:])
+                streamer.put([token])
         return [request.prompt_ids + request.output_ids for request in requests]
 
     def answer(
         self,
         prompts: Iterable[EncodedPrompt],
         tokenizer: Tokenizer,
-        streamer: BaseStreamer | None = None,
-        metrics: RunMetrics | None = None,
+        streamer: BaseStreamer | SeparateStreamers | None = None,
     ) -> list[str]:
         """The text of every answer, in the order of the prompts; shown to `streamer` as it comes."""
         texts: dict[int, str] = {}
         sources = list(prompts)
-        with self.engine(metrics) as engine:
-            try:
-                if streamer is not None and not streamer.skip_prompt:
-                    for source in sources:
-                        streamer.write(source.row, source.text)
-                for event in TextGenerator(engine, tokenizer).stream(sources):
-                    row = event.answer.row
-                    if streamer is not None:
-                        streamer.write(row, event.text)
-                    if event.finished:
-                        texts[row] = event.answer.text
-                        if streamer is not None:
-                            streamer.finish(row)
-            finally:
+        try:
+            if streamer is not None:
+                for source in sources:
+                    streamer.prompt(source.row, source.text)
+            rows = [self.row(source, tokenizer) for source in sources]
+            for delivery in self.background.stream(rows, len(rows), every_token=streamer is not None):
+                event = delivery.unwrap()
+                row = event.answer.row
                 if streamer is not None:
-                    streamer.close()
+                    streamer.write(row, event.text)
+                if event.finished:
+                    texts[row] = event.answer.text
+                    if streamer is not None:
+                        streamer.finish(row)
+        finally:
+            if streamer is not None:
+                streamer.close()
         return [texts[source.row] for source in sources]
+
+    def row(self, source: EncodedPrompt, tokenizer: Tokenizer) -> AnswerRow:
+        """A prompt as a row of `background`."""
+        return AnswerRow.begin(source, source.request(self.config.context_length), tokenizer)
+
+
+@dataclass(eq=False)
+class _Tokens:
+    """A row whose events are its token ids."""
+
+    request: Request
+
+    def advance(self, engine: Engine) -> int:
+        return self.request.output_ids[-1]
 
 
 def make_encoder(source: ModelSource, tokenizer: Tokenizer | None, generation: GenerationConfig) -> Encoder:

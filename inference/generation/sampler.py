@@ -132,8 +132,10 @@ def token_logprob(logits: np.ndarray, token_id: int, alternatives: int) -> Token
     """The log probability of a token under the model itself, before penalties and filters."""
     shifted = logits.astype(np.float64) - float(logits.max())
     logprobs = shifted - np.log(np.exp(shifted).sum())
-    ranked = _largest(logits, min(alternatives, logits.size)) if alternatives else ()
-    top = [token_at(logits, ranked, rank) for rank in range(len(ranked))]
+    top: list[int] = []
+    if alternatives:
+        ranked = _largest(logits, min(alternatives, logits.size))
+        top = [token_at(logits, ranked, rank) for rank in range(len(ranked))]
     return TokenLogprob(token_id, float(logprobs[token_id]), tuple((i, float(logprobs[i])) for i in top))
 
 

@@ -46,9 +46,7 @@ def allocate(kernels: ModuleType, shapes: list[AttentionShape]) -> list[LayerCac
     return caches
 
 
-def copy_blocks(
-    caches: Iterable[LayerCache], num_blocks: int, kv_heads: int, pairs: Sequence[tuple[int, int]]
-) -> None:
+def copy_blocks(caches: Iterable[LayerCache], num_blocks: int, kv_heads: int, pairs: Sequence[tuple[int, int]]) -> None:
     """Copies whole blocks in every layer, one pair (from, to) after the other. On a CPU: through numpy's view."""
     for layer in caches:
         for parameter in (layer.keys, layer.values):

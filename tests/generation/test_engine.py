@@ -146,7 +146,9 @@ def test_blocks_survive_the_engine_and_are_let_go_of_when_it_breaks_off() -> Non
 def test_the_reference_loop_leaves_nothing_wrong_behind() -> None:
     """It writes into blocks that the pool has published."""
     model = ToyModel(VOCABULARY)
-    first, second, other, naive = requests_of([([1] * 20, KINDS[0])] * 2 + [([2] * 20, KINDS[0])] + [([1] * 20, KINDS[0])])
+    first, second, other, naive = requests_of(
+        [([1] * 20, KINDS[0])] * 2 + [([2] * 20, KINDS[0])] + [([1] * 20, KINDS[0])]
+    )
     run(model, [first])
     reference.generate(model, other)
     run(model, [second])

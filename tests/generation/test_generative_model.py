@@ -178,10 +178,10 @@ class TestAnswer:
 
     def test_a_streamer_sees_prompts_and_answers_row_by_row(self, llama: Golden, small_ids: None) -> None:
         tokenizer, prompts = self.encode(llama)
-        metrics = RunMetrics()
+        metrics = llama.model.metrics = RunMetrics()
         for skip in (False, True):
             streamer = TextIteratorStreamer(tokenizer, skip_prompt=skip, timeout=10)
-            answers = llama.model.answer(prompts, tokenizer, streamer, metrics)
+            answers = llama.model.answer(prompts, tokenizer, streamer)
             shown = "".join("" if skip else prompt.text + "|" for prompt in prompts).split("|")
             expected = "".join(answers) if skip else "".join(p + a for p, a in zip(shown, answers, strict=False))
             assert "".join(streamer) == expected

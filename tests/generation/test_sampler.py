@@ -127,8 +127,8 @@ def test_a_temperature_near_zero_is_greedy(temperature: float) -> None:
 
 @given(LOGITS, st.integers(0, 5))
 def test_greedy_takes_the_largest_and_the_first_of_equals(logits: np.ndarray, seed: int) -> None:
-    for settings in ({"do_sample": False}, {"do_sample": True, "temperature": 0.0}, {"temperature": 0}):
-        request = make_request([1], **settings, top_k=3, top_p=0.5)
+    for greedy in ({"do_sample": False}, {"do_sample": True, "temperature": 0.0}, {"temperature": 0}):
+        request = make_request([1], **greedy, top_k=3, top_p=0.5)
         request.seed = seed
         assert choose(logits, request) == max(range(len(logits)), key=lambda i: (logits[i], -i))
 
