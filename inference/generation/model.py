@@ -36,9 +36,6 @@ from inference.prompts import Prompt
 from inference.request import Request
 from inference.tokenizer import Tokenizer
 
-# Positions of cache that a model gets where the work is not known beforehand: several prompts of common length.
-DEFAULT_POSITIONS = 8192
-
 
 class GenerativeModel:
     """A loaded model.
@@ -47,6 +44,7 @@ class GenerativeModel:
         source: what was found out about it.
         pairs: its tensors (`source.pairs()`), None for random weights.
         positions: how many positions of KV cache the work needs; None where that is not known.
+        row: how many of them its longest row needs at least.
         progress: called with each tensor as it is loaded.
 
     Attributes:
@@ -63,6 +61,7 @@ class GenerativeModel:
         pairs: Pairs | None,
         *,
         positions: int | None = None,
+        row: int = 1,
         progress: Callable[[StoredTensor], None] | None = None,
     ):
         self.source = source
@@ -70,10 +69,11 @@ class GenerativeModel:
         engine = source.config.engine
         weight_format = weight_format_of(source, pairs)
         chosen = choose_kernels(source.config)
+        in_memory = weight_format if chosen.NARROW else Format.FLOAT32
         self.runner = ModelRunner(
             source.model,
             pairs,
-            num_blocks=num_blocks(source, positions, weight_format if chosen.NARROW else Format.FLOAT32),
+            num_blocks=num_blocks(source, positions, in_memory, row),
             block_size=engine.block_size,
             kernels=chosen,
             weight_format=weight_format,
@@ -121,6 +121,17 @@ class GenerativeModel:
             finally:
                 # After an error: the blocks belong to the model, and later engines need them.
                 engine.close()
+
+    def describe_cache(self) -> str:
+        """The size of the KV cache, in a line for people."""
+        settings, runner = self.source.config.engine, self.runner
+        half = settings.kv_cache_dtype == "float16" and runner.kernels.NARROW
+        size = runner.blocks.capacity * cache.block_bytes(self.config, runner.block_size, half)
+        why = "as engine.kv_cache_memory says" if settings.kv_cache_memory is not None else "sized to work and memory"
+        return (
+            f"KV cache: {runner.blocks.capacity * runner.block_size:,} positions, {size / 2**20:,.0f} MiB, {why}; "
+            f"at most {self.max_sequences} rows at once"
+        )
 
     def encoder(self, tokenizer: Tokenizer, generation: GenerationConfig | None = None) -> Encoder:
         """Turns prompts into ids for this model."""
@@ -237,12 +248,19 @@ def positions_needed(prompts: Iterable[EncodedPrompt], source: ModelSource) -> i
     """Positions of cache with which none of the prompts has to wait for another's to become free."""
     settings = source.config
     rows = settings.predict_batch_size or settings.engine.max_sequences
-    block = settings.engine.block_size
-    lengths = []
+    return sum(sorted(_lengths(prompts, source), reverse=True)[:rows])
+
+
+def longest_row(prompts: Iterable[EncodedPrompt], source: ModelSource) -> int:
+    """Positions of cache that the longest of the prompts needs with its answer."""
+    return max(_lengths(prompts, source), default=1)
+
+
+def _lengths(prompts: Iterable[EncodedPrompt], source: ModelSource) -> Iterator[int]:
+    block = source.config.engine.block_size
     for prompt in prompts:
-        new = prompt.generation.new_token_limit(len(prompt.ids), source.model.context_length)
-        lengths.append(-(-(len(prompt.ids) + new) // block) * block)
-    return sum(sorted(lengths, reverse=True)[:rows])
+        request = prompt.request(source.model.context_length)
+        yield -(-request.most_cached // block) * block
 
 
 def weight_format_of(source: ModelSource, pairs: Pairs | None) -> Format:
@@ -282,37 +300,53 @@ def choose_kernels(config: InferenceConfig) -> ModuleType:
     return chosen
 
 
-def num_blocks(source: ModelSource, positions: int | None, weight_format: Format) -> int:
+def num_blocks(source: ModelSource, positions: int | None, weight_format: Format, row: int = 1) -> int:
     """Blocks of cache to allocate, the null block included.
 
-    `engine.kv_cache_memory` decides where it is set. Otherwise it is what the work needs, up to half of the memory
-    that the weights leave free.
+    `engine.kv_cache_memory` decides where it is set. Otherwise it is what the work needs, or where that is not known
+    what `max_sequences` rows of the longest kind need, up to half of the memory that the weights leave free. Memory
+    of blocks that are never used is never touched.
+
+    Args:
+        positions: what the work needs.
+        weight_format: of the matrices in memory.
+        row: positions that there must be.
 
     Raises:
         InferenceError: weights and the smallest cache do not fit into memory.
+        ConfigError: `engine.kv_cache_memory` is too little for a row.
     """
     settings, model = source.config.engine, source.model
     size = cache.block_bytes(model, settings.block_size, settings.kv_cache_dtype == "float16")
     weights = weight_bytes(model, Format.FLOAT32 if settings.kernels == "stock" else weight_format)
-    free = available_memory() - weights
+    available = available_memory()
+    free = available - weights
+    least = -(-row // settings.block_size)
     if settings.kv_cache_memory is not None:
         blocks = settings.kv_cache_memory // size
-        if blocks < 1:
+        if blocks < least:
             raise ConfigError(
                 f"{source.config.origin('engine.kv_cache_memory')}: engine.kv_cache_memory is "
-                f"{settings.kv_cache_memory} bytes, a block of {settings.block_size} positions takes {size}",
+                f"{settings.kv_cache_memory} bytes, {_what_takes(row, settings.block_size)} takes {least * size}",
                 "raise it, or leave it out",
             )
     else:
-        wanted = positions if positions is not None else max(DEFAULT_POSITIONS, model.context_length)
+        rows = source.config.predict_batch_size or settings.max_sequences
+        wanted = positions if positions is not None else rows * model.context_length
         blocks = min(-(-wanted // settings.block_size), max(free, 0) // 2 // size)
-    if blocks < 1 or blocks * size > free:
+    if blocks < least or blocks * size > free:
         raise InferenceError(
             f"{source.name} needs {weights / 2**30:.1f} GiB for weights and "
-            f"{max(blocks, 1) * size / 2**30:.2f} GiB for the KV cache, {available_memory() / 2**30:.1f} GiB are free",
-            "take a smaller model, a narrower engine.weight_dtype, or set engine.kv_cache_memory",
+            f"{max(blocks, least) * size / 2**30:.2f} GiB for the KV cache, {available / 2**30:.1f} GiB are free",
+            "take a smaller model, a narrower engine.weight_dtype, fewer max_new_tokens, or set engine.kv_cache_memory",
         )
     return blocks + NULL_BLOCK + 1
+
+
+def _what_takes(row: int, block_size: int) -> str:
+    if row <= block_size:
+        return f"a block of {block_size} positions"
+    return f"the longest prompt with its answer ({row} positions)"
 
 
 def _rows(input_ids: Any) -> list[list[int]]:

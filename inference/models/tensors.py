@@ -13,5 +13,8 @@ def empty(name: str, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> P
 
 
 def zeros(name: str, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> Parameter:
-    """A parameter of zeros."""
-    return Parameter(Tensor.from_numpy(np.zeros(shape, dtype)), name=name, requires_grad=False)
+    """A parameter of zeros, of whose memory no more is taken than is used."""
+    parameter = Parameter(Tensor.from_numpy(np.zeros(1, dtype)), name=name, requires_grad=False)
+    # `Parameter` copies what it is made from, which would touch all of it; this takes numpy's own memory over.
+    parameter.assign_value(Tensor.from_numpy(np.zeros(shape, dtype)))
+    return parameter

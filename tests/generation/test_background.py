@@ -72,7 +72,9 @@ class Background(BackgroundEngine):
         while self._thread is not None and time.monotonic() < deadline:
             time.sleep(0.001)
         with self._only:
-            return self._thread is None and not self._entries and self.model.blocks.num_free == self.model.blocks.capacity
+            return (
+                self._thread is None and not self._entries and self.model.blocks.num_free == self.model.blocks.capacity
+            )
 
 
 def tokens_of(background: BackgroundEngine, requests: list[Request], most: int) -> dict[Request, list[int]]:
