@@ -16,7 +16,7 @@ from typing import Any
 from inference.config import InferenceConfig
 from inference.context import build_context, check_device
 from inference.errors import ConfigError, InputError
-from inference.generation.model import GenerativeModel, longest_row, make_encoder, positions_needed, weight_format_of
+from inference.generation.model import GenerativeModel, make_encoder, positions_needed, weight_format_of
 from inference.generation.perplexity import Score, score
 from inference.generation.perplexity import positions_needed as score_positions
 from inference.generation.text import EncodedPrompt, TextGenerator
@@ -80,10 +80,8 @@ def predict(config: InferenceConfig, batch: PromptBatch, overwrite: bool = False
         job.source,
         job.pairs,
         positions=positions_needed(job.prompts, job.source),
-        row=longest_row(job.prompts, job.source),
         progress=load_progress(job.pairs),
     )
-    say(model.describe_cache())
     metrics.startup.weights, metrics.startup.compile = model.runner.times.load, model.runner.times.compile
     first_token = _run(job, model, metrics, overwrite)
     say(summary(metrics, first_token))
