@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from toys import make_request
 
 from inference.config import GenerationConfig
-from inference.generation.sampler import choose, distribution, penalised, token_at, token_logprob, uniform
+from inference.generation.sampler import choose, distribution, penalised, token_logprob, uniform
 
 # Quarters, so that equal logits occur.
 LOGITS = st.lists(st.integers(-40, 40).map(lambda n: n / 4), min_size=1, max_size=30).map(
@@ -47,12 +47,6 @@ def naive_distribution(logits: np.ndarray, settings: GenerationConfig) -> dict[i
     return {i: p / total for i, p in kept.items()}
 
 
-def by_id(logits: np.ndarray, settings: GenerationConfig, enough: float = 1.0) -> tuple[list[int], np.ndarray]:
-    """Ids and probabilities to sample from, the likeliest first."""
-    ranked, probabilities = distribution(logits, settings, enough)
-    return [token_at(logits, ranked, rank) for rank in range(len(ranked))], probabilities
-
-
 def on_an_edge(logits: np.ndarray, settings: GenerationConfig) -> bool:
     """Whether rounding decides if a token stays."""
     loose = {"top_p": min(settings.top_p * (1 + 1e-9), 1), "min_p": settings.min_p * (1 - 1e-9)}
@@ -66,9 +60,9 @@ def test_distribution_is_the_naive_one(logits: np.ndarray, filters: dict) -> Non
     generation = GenerationConfig(do_sample=True, **filters)
     if on_an_edge(logits, generation):
         return
-    ids, probabilities = by_id(logits, generation)
+    ids, probabilities = distribution(logits, generation)
     expected = naive_distribution(logits, generation)
-    assert ids == list(expected)
+    assert ids.tolist() == list(expected)
     np.testing.assert_allclose(probabilities, list(expected.values()), rtol=1e-9)
 
 
@@ -91,8 +85,8 @@ def test_distribution_is_the_naive_one(logits: np.ndarray, filters: dict) -> Non
 def test_filters_by_hand(settings: dict, kept: list[int]) -> None:
     """Probabilities of ids 0 to 4: 0.01, 0.24, 0.05, 0.65, 0.05; ids 2 and 4 alike."""
     logits = np.log(np.array([0.01, 0.24, 0.05, 0.6449, 0.05], np.float32))
-    ids, _ = by_id(logits, GenerationConfig(do_sample=True, **{"top_k": 0, **settings}))
-    assert ids == kept
+    ids, _ = distribution(logits, GenerationConfig(do_sample=True, **{"top_k": 0, **settings}))
+    assert ids.tolist() == kept
 
 
 @given(
@@ -111,17 +105,24 @@ def test_of_a_large_vocabulary_no_more_is_ranked_than_decides(
     generation = GenerationConfig(do_sample=True, **{"top_k": 0, **filters})
     if on_an_edge(logits, generation):
         return
-    ids, probabilities = by_id(logits, generation, enough)
+    ids, probabilities = distribution(logits, generation, enough)
     expected = naive_distribution(logits, generation)
-    assert ids == list(expected)[: len(ids)]
+    assert ids.tolist() == list(expected)[: len(ids)]
     np.testing.assert_allclose(probabilities, list(expected.values())[: len(ids)], rtol=1e-9)
     assert len(ids) == len(expected) or (not filters and probabilities.sum() > enough)
+
+
+def test_equal_logits_are_ordered_by_id_whatever_their_sign_and_size() -> None:
+    logits = np.array([-0.0, 1, 0.0, -np.inf, 3e38, -3e38, 3e38, 1, -np.inf, -1e-40, 1e-40, -0.0], np.float32)
+    order = sorted(range(len(logits)), key=lambda i: (-logits[i], i))
+    for count in range(1, len(logits) + 1):
+        assert [i for i, _ in token_logprob(logits, 0, count).top] == order[:count]
 
 
 @pytest.mark.parametrize("temperature", [0.001, 1e-40, 1e-300])
 def test_a_temperature_near_zero_is_greedy(temperature: float) -> None:
     logits = np.array([1, 3, 2, -1e30], np.float32)
-    ids, probabilities = by_id(logits, GenerationConfig(do_sample=True, temperature=temperature))
+    ids, probabilities = distribution(logits, GenerationConfig(do_sample=True, temperature=temperature))
     assert ids[0] == 1 and probabilities[0] == 1
 
 
