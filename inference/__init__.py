@@ -1,6 +1,7 @@
 """LLM inference on MindSpore, driven by one YAML file.
 
-The names below are MindFormers' own. They are imported when they are used, so that `import inference` costs nothing.
+The names below are MindFormers' own, and `LLM`. They are imported when they are used, so that `import inference` costs
+nothing.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ _HOMES = {
     "AutoTokenizer": "inference.auto",
     "GenerationConfig": "inference.config",
     "InferenceError": "inference.errors",
+    "LLM": "inference.llm",
     "TextIteratorStreamer": "inference.generation.streamers",
     "TextStreamer": "inference.generation.streamers",
     "build_context": "inference.context",
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from inference.context import build_context
     from inference.errors import InferenceError
     from inference.generation.streamers import TextIteratorStreamer, TextStreamer
+    from inference.llm import LLM
     from inference.pipeline import pipeline
 
 __all__ = [
@@ -37,6 +40,7 @@ __all__ = [
     "AutoTokenizer",
     "GenerationConfig",
     "InferenceError",
+    "LLM",
     "TextIteratorStreamer",
     "TextStreamer",
     "build_context",

@@ -6,8 +6,9 @@ A device that is not there is refused before MindSpore is imported.
 from __future__ import annotations
 
 import os
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,9 +115,47 @@ def _set_ascend(config: InferenceConfig) -> None:
     mindspore.set_context(**{key: value for key, value in given.items() if value is not None})
 
 
-def available_memory() -> int:
-    """Memory that this process can still take, bytes: what the kernel calls available."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
+def available_memory(root: Path = Path("/")) -> int:
+    """Memory that this process can still take, bytes: what the kernel calls available, within its control groups.
+
+    Args:
+        root: where /proc and /sys are.
+    """
+    for line in (root / "proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
+            return max(0, min([int(line.split()[1]) * 1024, *_left_in_groups(root)]))
     raise DeviceError("/proc/meminfo does not say how much memory is available")
+
+
+# Of version 2 and 1 of Linux' control groups: where they are, the files of limit and use, and what of the use is file
+# cache that the kernel gives back.
+_GROUPS = (
+    ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+
+
+def _left_in_groups(root: Path) -> Iterator[int]:
+    """What each control group around this process, such as a container's, still lets it take."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for number, controllers, path in (line.split(":", 2) for line in lines):
+        if number != "0" and "memory" not in controllers.split(","):
+            continue
+        mount, limit, used, cache = _GROUPS[number != "0"]
+        # In a container the path may be the host's, and the group of the container is what is mounted.
+        parts = Path(path).parts[1:]
+        for depth in range(len(parts), -1, -1):
+            yield from _left(root.joinpath(mount, *parts[:depth]), limit, used, cache)
+
+
+def _left(group: Path, limit: str, used: str, cache: str) -> Iterator[int]:
+    try:
+        most, taken = (group / limit).read_text().strip(), int((group / used).read_text())
+        stat = dict(re.findall(r"^(\w+) (\d+)$", (group / "memory.stat").read_text(), re.MULTILINE))
+    except (OSError, ValueError):
+        return
+    if most != "max":
+        yield int(most) - taken + int(stat.get(cache, 0))

@@ -36,6 +36,10 @@ class RunMetrics:
     startup: StartupTimes = field(default_factory=StartupTimes)
     requests: int = 0
     prompt_tokens: int = 0
+    reused_tokens: int = 0
+    """Of the prompts' tokens, those that the prefix cache had."""
+    preemptions: int = 0
+    """How often a row gave its blocks to an older one."""
     completion_tokens: int = 0
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
@@ -47,6 +51,8 @@ class RunMetrics:
         """Counts a request that is done."""
         self.requests += 1
         self.prompt_tokens += len(request.prompt_ids)
+        self.reused_tokens += request.num_reused
+        self.preemptions += request.times_put_back
         self.completion_tokens += len(request.output_ids)
         if request.timing.ttft is not None:
             self.ttft_seconds.append(request.timing.ttft)
@@ -67,8 +73,9 @@ class RunMetrics:
 
     @property
     def prefill_rate(self) -> float:
-        """Prompt tokens a second, over the steps that had prompt tokens."""
-        return self.prompt_tokens / self.prefill_seconds if self.prefill_seconds else 0.0
+        """Prompt tokens a second that were computed, over the steps that had prompt tokens."""
+        computed = self.prompt_tokens - self.reused_tokens
+        return computed / self.prefill_seconds if self.prefill_seconds else 0.0
 
     @property
     def decode_rate(self) -> float:

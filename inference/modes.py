@@ -33,7 +33,6 @@ from inference.tokenizer import Tokenizer
 # Keys of `engine`, the values that do what they say, and what is done for all others.
 NOT_THERE_YET: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     ("backend", ("auto", "native"), "the project's own networks are used"),
-    ("prefix_cache", (False,), "every prompt is computed"),
 )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from inference.auto import AutoModel, AutoTokenizer
 from inference.errors import ConfigError, InferenceError, InputError, did_you_mean
 from inference.generation.model import GenerativeModel
-from inference.generation.streamers import BaseStreamer
+from inference.generation.streamers import BaseStreamer, SeparateStreamers
 from inference.generation.text import EncodedPrompt
 from inference.prompts import Prompt, check_text
 from inference.tokenizer import Tokenizer
@@ -37,7 +37,7 @@ class TextGenerationPipeline:
         self,
         inputs: Inputs,
         *,
-        streamer: BaseStreamer | None = None,
+        streamer: BaseStreamer | Sequence[BaseStreamer] | None = None,
         return_full_text: bool = True,
         **settings: Any,
     ) -> list[dict[str, list[str]]]:
@@ -45,7 +45,7 @@ class TextGenerationPipeline:
 
         Args:
             inputs: one text or several.
-            streamer: instead of the pipeline's own.
+            streamer: instead of the pipeline's own; or one for each input, so that all can be followed at once.
             return_full_text: put the prompt before its answer, as MindFormers does.
             settings: of generation, for this call.
 
@@ -56,15 +56,20 @@ class TextGenerationPipeline:
             ConfigError: an unknown setting.
             InputError: an input that is empty or does not fit the model's context.
         """
-        streamer = streamer or self.streamer
+        given = streamer or self.streamer
+        shown = given if isinstance(given, BaseStreamer) or given is None else SeparateStreamers(given)
         try:
             prompts = self._encoded([inputs] if isinstance(inputs, str) else inputs, settings)
+            if isinstance(shown, SeparateStreamers) and len(shown) != len(prompts):
+                raise InputError(
+                    f"{len(shown)} streamers for {len(prompts)} inputs", "give one for each, or a single one"
+                )
         except InferenceError:
             # Whoever iterates over the streamer in another thread would wait for ever.
-            if streamer is not None:
-                streamer.close()
+            if shown is not None:
+                shown.close()
             raise
-        answers = self.model.answer(prompts, self.tokenizer, streamer)
+        answers = self.model.answer(prompts, self.tokenizer, shown)
         return [
             {"text_generation_text": [prompt.text + answer if return_full_text else answer]}
             for prompt, answer in zip(prompts, answers, strict=True)

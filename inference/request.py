@@ -64,6 +64,8 @@ class Request:
         max_new_tokens: the most tokens to generate, already held within the model's context.
         min_new_tokens: the fewest before an end-of-sequence token may be chosen.
         seed: of sampling; the engine draws one where the settings give none.
+        cache_key: what decides keys and values beside the tokens, such as the name of an adapter; requests whose
+            keys differ share nothing.
     """
 
     request_id: str
@@ -72,12 +74,19 @@ class Request:
     max_new_tokens: int
     min_new_tokens: int = 0
     seed: int = 0
+    cache_key: bytes = b""
     output_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     block_table: list[int] = field(default_factory=list)
     num_cached: int = 0
     """Tokens whose keys and values are in the cache."""
+    block_hashes: list[bytes] = field(default_factory=list)
+    """Of the first full blocks of prompt and answer, as far as the scheduler needed them."""
+    num_reused: int = 0
+    """Tokens of the prompt that were in the cache before the request came."""
+    times_put_back: int = 0
+    """How often its blocks went to an older row."""
     timing: Timing = field(default_factory=Timing)
 
     @property
@@ -88,7 +97,12 @@ class Request:
     @property
     def num_uncached(self) -> int:
         """Tokens that must still go through the model before the next one can be chosen."""
-        return self.num_tokens - self.num_cached
+        return len(self.prompt_ids) + len(self.output_ids) - self.num_cached
+
+    @property
+    def most_cached(self) -> int:
+        """The most tokens that it can ever have in the cache: the last one that is chosen never enters it."""
+        return len(self.prompt_ids) + self.max_new_tokens - 1
 
     @property
     def finished(self) -> bool:

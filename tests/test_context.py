@@ -114,3 +114,64 @@ def test_mindformers_own_call(spelling: dict | None) -> None:
 
 def test_available_memory_is_a_number_of_bytes() -> None:
     assert 2**20 < available_memory() < 2**50
+
+
+GIB = 2**30
+
+
+@pytest.fixture
+def machine(tmp_path: Path):
+    """A machine with 8 GiB available, and control groups as they are given."""
+
+    def make(membership: str, groups: dict[str, tuple[str, int, str]]) -> Path:
+        (tmp_path / "proc/self").mkdir(parents=True)
+        (tmp_path / "proc/meminfo").write_text("MemTotal: 9999999 kB\nMemAvailable: 8388608 kB\n")
+        (tmp_path / "proc/self/cgroup").write_text(membership)
+        for path, (limit, used, stat) in groups.items():
+            place = tmp_path / "sys/fs/cgroup" / path
+            place.mkdir(parents=True, exist_ok=True)
+            names = (
+                ("memory.limit_in_bytes", "memory.usage_in_bytes")
+                if path.startswith("memory")
+                else (
+                    "memory.max",
+                    "memory.current",
+                )
+            )
+            for name, text in zip((*names, "memory.stat"), (limit, used, stat), strict=True):
+                (place / name).write_text(f"{text}\n")
+        return tmp_path
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("membership", "groups", "left"),
+    [
+        ("0::/\n", {}, 8 * GIB),
+        ("0::/\n", {"": (f"{4 * GIB}", GIB, "anon 5\ninactive_file 100")}, 3 * GIB + 100),
+        ("0::/\n", {"": ("max", GIB, "anon 5")}, 8 * GIB),
+        ("0::/\n", {"": (f"{64 * GIB}", GIB, "anon 5")}, 8 * GIB),
+        ("0::/a/b\n", {"a/b": ("max", 5, ""), "a": (f"{2 * GIB}", GIB, "")}, GIB),
+        ("0::/a/b\n", {"a/b": (f"{GIB}", 5, ""), "a": (f"{2 * GIB}", 5, "")}, GIB - 5),
+        ("0::/of/the/host\n", {"": (f"{GIB}", 24, "")}, GIB - 24),
+        ("0::/\n", {"": (f"{GIB}", 2 * GIB, "")}, 0),
+        (
+            "5:cpu,cpuacct:/x\n4:memory:/docker/1\n0::/\n",
+            {"memory/docker/1": (f"{3 * GIB}", GIB, "cache 9\ntotal_inactive_file 7")},
+            2 * GIB + 7,
+        ),
+        ("4:memory:/docker/1\n", {"memory": (f"{3 * GIB}", GIB, "cache 9")}, 2 * GIB),
+        ("4:memory:/\n", {"memory": ("9223372036854771712", GIB, "cache 9")}, 8 * GIB),
+        ("4:cpu:/\n", {"memory": (f"{GIB}", 0, "")}, 8 * GIB),
+    ],
+)
+def test_memory_within_control_groups(machine, membership: str, groups: dict, left: int) -> None:
+    """Version 2 and version 1, in a container or not; the tightest group counts."""
+    assert available_memory(machine(membership, groups)) == left
+
+
+def test_memory_where_there_are_no_control_groups(machine) -> None:
+    root = machine("", {})
+    (root / "proc/self/cgroup").unlink()
+    assert available_memory(root) == 8 * GIB

@@ -173,7 +173,7 @@ class EngineSettings(Section):
     max_batch_tokens: Count = Field(512, description="Most tokens in one step of the model.")
     max_sequences: Count = Field(64, description="Most sequences in one step of the model.")
     threads: Count | None = Field(None, description="CPU threads; all cores if unset.")
-    prefix_cache: bool = Field(False, description="Keep the KV cache of prompts that begin alike.")
+    prefix_cache: bool = Field(True, description="Prompts that begin alike share that part of the KV cache.")
     random_weights: bool = Field(False, description="Run with random weights instead of a checkpoint.")
     truncate: Literal["left", "right"] | None = Field(
         None, description="Side to cut a prompt longer than the context; an error if unset."

@@ -27,6 +27,7 @@ class Engine:
         model: gives the logits of a step.
         max_sequences: the most rows in a step.
         max_batch_tokens: the most tokens in a step; longer prompts go in chunks.
+        prefix_cache: requests that begin alike share the blocks of that beginning, also with those of earlier engines.
         metrics: counts what is done.
     """
 
@@ -36,11 +37,12 @@ class Engine:
         *,
         max_sequences: int = 64,
         max_batch_tokens: int = 2048,
+        prefix_cache: bool = True,
         metrics: RunMetrics | None = None,
     ):
         self.model = model
         self.metrics = metrics or RunMetrics()
-        self._scheduler = Scheduler(model.num_blocks, model.block_size, max_sequences, max_batch_tokens)
+        self._scheduler = Scheduler(model.blocks, max_sequences, max_batch_tokens, prefix_cache)
 
     @property
     def busy(self) -> bool:
@@ -78,10 +80,18 @@ class Engine:
         if not request.finished:
             self._leave(request, reason)
 
+    def close(self) -> None:
+        """Lets go of every request that is not finished, and of its blocks."""
+        for request in [*self._scheduler.running, *self._scheduler.waiting]:
+            self.finish(request, FinishReason.CANCELLED)
+
     def step(self) -> list[Request]:
         """Runs one step; the requests that got a token in it, some of them finished by it."""
         started = time.perf_counter()
         planned = self._scheduler.plan()
+        copies = [item.copy for item in planned if item.copy]
+        if copies:
+            self.model.copy_blocks(copies)
         full = [row for row, item in enumerate(planned) if item.reaches_end and needs_logits(item.request)]
         sequences = [_sequence(item) for item in planned]
         result = self.model.step(StepBatch.build(sequences, self.model.block_size, logit_rows=full))
@@ -89,7 +99,7 @@ class Engine:
         ready = []
         for row, item in enumerate(planned):
             at_end = item.reaches_end
-            item.request.num_cached += item.count
+            self._scheduler.advance(item)
             if at_end:
                 self._take_token(item.request, int(result.best[row]), logits.get(row))
                 ready.append(item.request)

@@ -9,18 +9,21 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from inference import kernels
+from inference.blocks import NULL_BLOCK
 from inference.config import GenerationConfig, InferenceConfig
 from inference.context import available_memory
 from inference.errors import ConfigError, InferenceError, InputError
+from inference.generation.background import BackgroundEngine
 from inference.generation.engine import Engine
-from inference.generation.streamers import BaseStreamer
-from inference.generation.text import EncodedPrompt, Encoder, TextGenerator
+from inference.generation.streamers import BaseStreamer, SeparateStreamers
+from inference.generation.text import AnswerRow, EncodedPrompt, Encoder
 from inference.kernels.formats import Format
 from inference.metrics import RunMetrics
 from inference.models import cache
@@ -30,11 +33,8 @@ from inference.models.runner import ModelRunner
 from inference.models.source import ModelSource, resolve
 from inference.models.weights import Pairs, stored_format, weight_bytes
 from inference.prompts import Prompt
-from inference.scheduler import NULL_BLOCK
+from inference.request import Request
 from inference.tokenizer import Tokenizer
-
-# Positions of cache that a model gets where the work is not known beforehand: several prompts of common length.
-DEFAULT_POSITIONS = 8192
 
 
 class GenerativeModel:
@@ -44,7 +44,12 @@ class GenerativeModel:
         source: what was found out about it.
         pairs: its tensors (`source.pairs()`), None for random weights.
         positions: how many positions of KV cache the work needs; None where that is not known.
+        row: how many of them its longest row needs at least.
         progress: called with each tensor as it is loaded.
+
+    Attributes:
+        background: the engine that all calls share; `engine()` gives one of the caller's own.
+        metrics: of what `background` did.
 
     Raises:
         InferenceError: there is too little memory.
@@ -56,6 +61,7 @@ class GenerativeModel:
         pairs: Pairs | None,
         *,
         positions: int | None = None,
+        row: int = 1,
         progress: Callable[[StoredTensor], None] | None = None,
     ):
         self.source = source
@@ -63,10 +69,11 @@ class GenerativeModel:
         engine = source.config.engine
         weight_format = weight_format_of(source, pairs)
         chosen = choose_kernels(source.config)
+        in_memory = weight_format if chosen.NARROW else None
         self.runner = ModelRunner(
             source.model,
             pairs,
-            num_blocks=num_blocks(source, positions, weight_format if chosen.NARROW else None),
+            num_blocks=num_blocks(source, positions, in_memory, row),
             block_size=engine.block_size,
             kernels=chosen,
             weight_format=weight_format,
@@ -77,6 +84,8 @@ class GenerativeModel:
         self.runner.compile()
         # Two threads that step at once would write into each other's cache.
         self._lock = threading.Lock()
+        self.metrics = RunMetrics()
+        self.background = BackgroundEngine(lambda: self.engine(self.metrics))
 
     @classmethod
     def from_config(cls, config: InferenceConfig) -> GenerativeModel:
@@ -89,17 +98,40 @@ class GenerativeModel:
         """The architecture."""
         return self.source.model
 
+    @property
+    def max_sequences(self) -> int:
+        """The most rows in a step."""
+        settings = self.source.config
+        return settings.predict_batch_size or settings.engine.max_sequences
+
     @contextmanager
     def engine(self, metrics: RunMetrics | None = None) -> Iterator[Engine]:
         """An engine on this model; one at a time."""
         settings = self.source.config
         with self._lock:
-            yield Engine(
+            engine = Engine(
                 self.runner,
-                max_sequences=settings.predict_batch_size or settings.engine.max_sequences,
+                max_sequences=self.max_sequences,
                 max_batch_tokens=settings.engine.max_batch_tokens,
+                prefix_cache=settings.engine.prefix_cache,
                 metrics=metrics,
             )
+            try:
+                yield engine
+            finally:
+                # After an error: the blocks belong to the model, and later engines need them.
+                engine.close()
+
+    def describe_cache(self) -> str:
+        """The size of the KV cache, in a line for people."""
+        settings, runner = self.source.config.engine, self.runner
+        half = settings.kv_cache_dtype == "float16" and runner.kernels.NARROW
+        size = runner.blocks.capacity * cache.block_bytes(self.config, runner.block_size, half)
+        why = "as engine.kv_cache_memory says" if settings.kv_cache_memory is not None else "sized to work and memory"
+        return (
+            f"KV cache: {runner.blocks.capacity * runner.block_size:,} positions, {size / 2**20:,.0f} MiB, {why}; "
+            f"at most {self.max_sequences} rows at once"
+        )
 
     def encoder(self, tokenizer: Tokenizer, generation: GenerationConfig | None = None) -> Encoder:
         """Turns prompts into ids for this model."""
@@ -145,44 +177,56 @@ class GenerativeModel:
         prompts = [Prompt(str(row), f"row {row}", token_ids=tuple(ids)) for row, ids in enumerate(rows)]
         encoder = make_encoder(self.source, None, generation)
         requests = [encoded.request(self.config.context_length) for encoded in encoder.encode_all(prompts)]
-        with self.engine() as engine:
-            for request in requests:
-                engine.add(request)
+        if streamer is not None:
+            streamer.put(rows[0])
+        running = map(_Tokens, requests)
+        for delivery in self.background.stream(running, len(requests), every_token=streamer is not None):
+            token = delivery.unwrap()
             if streamer is not None:
-                streamer.put(rows[0])
-            while engine.busy:
-                for request in engine.step():
-                    if streamer is not None:
-                        streamer.put(request.output_ids[-1:])
+                streamer.put([token])
         return [request.prompt_ids + request.output_ids for request in requests]
 
     def answer(
         self,
         prompts: Iterable[EncodedPrompt],
         tokenizer: Tokenizer,
-        streamer: BaseStreamer | None = None,
-        metrics: RunMetrics | None = None,
+        streamer: BaseStreamer | SeparateStreamers | None = None,
     ) -> list[str]:
         """The text of every answer, in the order of the prompts; shown to `streamer` as it comes."""
         texts: dict[int, str] = {}
         sources = list(prompts)
-        with self.engine(metrics) as engine:
-            try:
-                if streamer is not None and not streamer.skip_prompt:
-                    for source in sources:
-                        streamer.write(source.row, source.text)
-                for event in TextGenerator(engine, tokenizer).stream(sources):
-                    row = event.answer.row
-                    if streamer is not None:
-                        streamer.write(row, event.text)
-                    if event.finished:
-                        texts[row] = event.answer.text
-                        if streamer is not None:
-                            streamer.finish(row)
-            finally:
+        try:
+            if streamer is not None:
+                for source in sources:
+                    streamer.prompt(source.row, source.text)
+            rows = [self.row(source, tokenizer) for source in sources]
+            for delivery in self.background.stream(rows, len(rows), every_token=streamer is not None):
+                event = delivery.unwrap()
+                row = event.answer.row
                 if streamer is not None:
-                    streamer.close()
+                    streamer.write(row, event.text)
+                if event.finished:
+                    texts[row] = event.answer.text
+                    if streamer is not None:
+                        streamer.finish(row)
+        finally:
+            if streamer is not None:
+                streamer.close()
         return [texts[source.row] for source in sources]
+
+    def row(self, source: EncodedPrompt, tokenizer: Tokenizer) -> AnswerRow:
+        """A prompt as a row of `background`."""
+        return AnswerRow.begin(source, source.request(self.config.context_length), tokenizer)
+
+
+@dataclass(eq=False)
+class _Tokens:
+    """A row whose events are its token ids."""
+
+    request: Request
+
+    def advance(self, engine: Engine) -> int:
+        return self.request.output_ids[-1]
 
 
 def make_encoder(source: ModelSource, tokenizer: Tokenizer | None, generation: GenerationConfig) -> Encoder:
@@ -204,12 +248,19 @@ def positions_needed(prompts: Iterable[EncodedPrompt], source: ModelSource) -> i
     """Positions of cache with which none of the prompts has to wait for another's to become free."""
     settings = source.config
     rows = settings.predict_batch_size or settings.engine.max_sequences
-    block = settings.engine.block_size
-    lengths = []
+    return sum(sorted(_lengths(prompts, source), reverse=True)[:rows])
+
+
+def longest_row(prompts: Iterable[EncodedPrompt], source: ModelSource) -> int:
+    """Positions of cache that the longest of the prompts needs with its answer."""
+    return max(_lengths(prompts, source), default=1)
+
+
+def _lengths(prompts: Iterable[EncodedPrompt], source: ModelSource) -> Iterator[int]:
+    block = source.config.engine.block_size
     for prompt in prompts:
-        new = prompt.generation.new_token_limit(len(prompt.ids), source.model.context_length)
-        lengths.append(-(-(len(prompt.ids) + new) // block) * block)
-    return sum(sorted(lengths, reverse=True)[:rows])
+        request = prompt.request(source.model.context_length)
+        yield -(-request.most_cached // block) * block
 
 
 def weight_format_of(source: ModelSource, pairs: Pairs | None) -> Format:
@@ -249,37 +300,53 @@ def choose_kernels(config: InferenceConfig) -> ModuleType:
     return chosen
 
 
-def num_blocks(source: ModelSource, positions: int | None, weight_format: Format | None) -> int:
+def num_blocks(source: ModelSource, positions: int | None, weight_format: Format | None, row: int = 1) -> int:
     """Blocks of cache to allocate, the null block included.
 
-    `engine.kv_cache_memory` decides where it is set. Otherwise it is what the work needs, up to half of the memory
-    that the weights leave free.
+    `engine.kv_cache_memory` decides where it is set. Otherwise it is what the work needs, or where that is not known
+    what `max_sequences` rows of the longest kind need, up to half of the memory that the weights leave free. Memory
+    of blocks that are never used is never touched.
+
+    Args:
+        positions: what the work needs.
+        weight_format: of the matrices in memory, None for plain float32.
+        row: positions that there must be.
 
     Raises:
         InferenceError: weights and the smallest cache do not fit into memory.
+        ConfigError: `engine.kv_cache_memory` is too little for a row.
     """
     settings, model = source.config.engine, source.model
     size = cache.block_bytes(model, settings.block_size, settings.kv_cache_dtype == "float16")
     weights = weight_bytes(model, None if settings.kernels == "stock" else weight_format)
-    free = available_memory() - weights
+    available = available_memory()
+    free = available - weights
+    least = -(-row // settings.block_size)
     if settings.kv_cache_memory is not None:
         blocks = settings.kv_cache_memory // size
-        if blocks < 1:
+        if blocks < least:
             raise ConfigError(
                 f"{source.config.origin('engine.kv_cache_memory')}: engine.kv_cache_memory is "
-                f"{settings.kv_cache_memory} bytes, a block of {settings.block_size} positions takes {size}",
+                f"{settings.kv_cache_memory} bytes, {_what_takes(row, settings.block_size)} takes {least * size}",
                 "raise it, or leave it out",
             )
     else:
-        wanted = positions if positions is not None else max(DEFAULT_POSITIONS, model.context_length)
+        rows = source.config.predict_batch_size or settings.max_sequences
+        wanted = positions if positions is not None else rows * model.context_length
         blocks = min(-(-wanted // settings.block_size), max(free, 0) // 2 // size)
-    if blocks < 1 or blocks * size > free:
+    if blocks < least or blocks * size > free:
         raise InferenceError(
             f"{source.name} needs {weights / 2**30:.1f} GiB for weights and "
-            f"{max(blocks, 1) * size / 2**30:.2f} GiB for the KV cache, {available_memory() / 2**30:.1f} GiB are free",
-            "take a smaller model, a narrower engine.weight_dtype, or set engine.kv_cache_memory",
+            f"{max(blocks, least) * size / 2**30:.2f} GiB for the KV cache, {available / 2**30:.1f} GiB are free",
+            "take a smaller model, a narrower engine.weight_dtype, fewer max_new_tokens, or set engine.kv_cache_memory",
         )
     return blocks + NULL_BLOCK + 1
+
+
+def _what_takes(row: int, block_size: int) -> str:
+    if row <= block_size:
+        return f"a block of {block_size} positions"
+    return f"the longest prompt with its answer ({row} positions)"
 
 
 def _rows(input_ids: Any) -> list[list[int]]:

@@ -35,6 +35,7 @@ class Score:
 def score(model: StepModel, documents: Iterable[Sequence[int]]) -> Score:
     """Scores every token of every document but the first, given those before it."""
     tokens, nats = 0, 0.0
+    model.blocks.forget()
     for group in _groups(_pieces(documents, min(model.context_length, TOKENS_AT_ONCE))):
         logits = model.step(StepBatch.build(_side_by_side(group, model.block_size), model.block_size, True)).logits
         row = 0

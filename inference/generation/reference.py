@@ -12,6 +12,7 @@ def generate(model: StepModel, request: Request) -> list[int]:
     """The answer's token ids, the one that ends it included. Uses the cache as scratch memory within a step only."""
     generation = request.generation
     blocks = range(1, model.num_blocks)
+    model.blocks.forget()
     while True:
         tokens = [*request.prompt_ids, *request.output_ids]
         batch = StepBatch.build([SequenceStep(tokens, 0, blocks)], model.block_size)

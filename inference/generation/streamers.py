@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import queue
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TextIO
 
 from inference.tokenizer import IncrementalDetokenizer, Tokenizer
@@ -25,6 +25,11 @@ class BaseStreamer:
         self._current = 0
         self._pending: dict[int, list[str]] = {}
         self._finished: set[int] = set()
+
+    def prompt(self, row: int, text: str) -> None:
+        """Adds a row's prompt, where prompts are shown."""
+        if not self.skip_prompt:
+            self.write(row, text)
 
     def write(self, row: int, text: str) -> None:
         """Adds text to a row."""
@@ -52,6 +57,38 @@ class BaseStreamer:
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         """Called with each piece of text, and with `stream_end` at the end of each row."""
         raise NotImplementedError
+
+
+class SeparateStreamers:
+    """Gives each row to a streamer of its own, so that several rows can be followed at once.
+
+    Args:
+        streamers: one for each row, in their order.
+    """
+
+    def __init__(self, streamers: Sequence[BaseStreamer]):
+        self._streamers = streamers
+        self._open = set(range(len(streamers)))
+
+    def __len__(self) -> int:
+        return len(self._streamers)
+
+    def prompt(self, row: int, text: str) -> None:
+        self._streamers[row].prompt(0, text)
+
+    def write(self, row: int, text: str) -> None:
+        self._streamers[row].write(0, text)
+
+    def finish(self, row: int) -> None:
+        """Ends the row's stream."""
+        self._streamers[row].finish(0)
+        self._streamers[row].close()
+        self._open.discard(row)
+
+    def close(self) -> None:
+        """Ends the streams that are still open."""
+        for row in self._open:
+            self._streamers[row].close()
 
 
 class TextStreamer(BaseStreamer):

@@ -196,19 +196,32 @@ class TextGenerator:
         """Whole answers, in the order in which they finish."""
         return (event.answer for event in self.stream(prompts) if event.finished)
 
-    def _row(self, source: EncodedPrompt, request: Request) -> _Row:
-        # A continuation goes on from its prompt, so that the space before its first word is kept.
-        context = () if source.is_chat else source.ids
-        detokenizer = IncrementalDetokenizer(self._tokenizer, self._skip_special_tokens, context)
-        return _Row(Answer(source, request), detokenizer, StopMatcher(source.generation.stop))
+    def _row(self, source: EncodedPrompt, request: Request) -> AnswerRow:
+        return AnswerRow.begin(source, request, self._tokenizer, self._skip_special_tokens)
 
 
 @dataclass(eq=False)
-class _Row:
+class AnswerRow:
+    """An answer and what turns its tokens into text."""
+
     answer: Answer
     detokenizer: IncrementalDetokenizer
     matcher: StopMatcher
     shown_tokens: int = 0
+
+    @classmethod
+    def begin(
+        cls, source: EncodedPrompt, request: Request, tokenizer: Tokenizer, skip_special_tokens: bool = True
+    ) -> AnswerRow:
+        """The row of a request that has no token yet."""
+        # A continuation goes on from its prompt, so that the space before its first word is kept.
+        context = () if source.is_chat else source.ids
+        detokenizer = IncrementalDetokenizer(tokenizer, skip_special_tokens, context)
+        return cls(Answer(source, request), detokenizer, StopMatcher(source.generation.stop))
+
+    @property
+    def request(self) -> Request:
+        return self.answer.request
 
     def advance(self, engine: Engine) -> TextEvent:
         """Takes the request's newest token."""

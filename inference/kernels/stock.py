@@ -28,12 +28,19 @@ MASKED = -1e30
 
 def empty(name: str, shape: tuple[int, ...], dtype: DTypeLike) -> Parameter:
     """A parameter with undefined contents."""
-    return Parameter(Tensor.from_numpy(np.empty(shape, dtype)), name=name, requires_grad=False)
+    return _parameter(name, np.empty(shape, dtype))
 
 
 def zeros(name: str, shape: tuple[int, ...], dtype: DTypeLike) -> Parameter:
-    """A parameter of zeros."""
-    return Parameter(Tensor.from_numpy(np.zeros(shape, dtype)), name=name, requires_grad=False)
+    """A parameter of zeros, of whose memory no more is taken than is used."""
+    return _parameter(name, np.zeros(shape, dtype))
+
+
+def _parameter(name: str, values: np.ndarray) -> Parameter:
+    parameter = Parameter(Tensor.from_numpy(np.zeros(1, values.dtype)), name=name, requires_grad=False)
+    # `Parameter` copies what it is made from, which would touch all of it; this takes numpy's own memory over.
+    parameter.assign_value(Tensor.from_numpy(values))
+    return parameter
 
 
 def memory(data: Parameter) -> np.ndarray:

@@ -5,6 +5,7 @@ Knows sizes and memory; which block belongs to which sequence is the scheduler's
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -40,3 +41,17 @@ def allocate(kernels: ModuleType, shapes: list[AttentionShape]) -> list[LayerCac
             )
         )
     return caches
+
+
+def copy_blocks(
+    kernels: ModuleType, caches: Iterable[LayerCache], shape: AttentionShape, pairs: Sequence[tuple[int, int]]
+) -> None:
+    """Copies whole blocks in every layer, one pair (from, to) after the other."""
+    for layer in caches:
+        for data in (layer.keys, layer.values):
+            memory = kernels.memory(data)
+            # Either a block holds all heads, or a head all blocks.
+            heads = 1 if len(memory) == shape.num_blocks else shape.kv_heads
+            blocks = memory.reshape(heads, shape.num_blocks, -1)
+            for source, target in pairs:
+                blocks[:, target] = blocks[:, source]

@@ -6,13 +6,14 @@ Knows how a step's arrays become logits; knows nothing about requests, sampling 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Protocol
 
 import numpy as np
 
+from inference.blocks import BlockPool
 from inference.kernels.formats import Format, pack_into
 from inference.kernels.weight import Weight
 from inference.models import weights
@@ -30,8 +31,11 @@ class StepModel(Protocol):
     block_size: int
     num_blocks: int
     context_length: int
+    blocks: BlockPool
 
     def step(self, batch: StepBatch) -> StepResult: ...
+
+    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None: ...
 
 
 @dataclass
@@ -76,15 +80,16 @@ class ModelRunner:
 
         self.config = config
         self.block_size, self.num_blocks = block_size, num_blocks
+        self.blocks = BlockPool(num_blocks, block_size)
         self.context_length = config.context_length
         self.times = LoadTimes()
         self.kernels = kernels or stock
         self.weight_format = weight_format or weights.stored_format(pairs)
         started = time.perf_counter()
         parameters = self._load(pairs, seed, progress)
-        shapes = attention_shapes(config, num_blocks, block_size, half_cache)
-        caches = cache.allocate(self.kernels, shapes)
-        self._network = CompiledNetwork(Decoder(self.kernels, config, shapes, parameters, caches))
+        self._shapes = attention_shapes(config, num_blocks, block_size, half_cache)
+        self._caches = cache.allocate(self.kernels, self._shapes)
+        self._network = CompiledNetwork(Decoder(self.kernels, config, self._shapes, parameters, self._caches))
         self.times.load = time.perf_counter() - started
 
     def _load(
@@ -133,6 +138,12 @@ class ModelRunner:
         count = len(batch.logits_index)
         logits = given[count:].reshape(len(batch.logit_rows), self.config.vocab_size)
         return StepResult(given[:count].astype(np.int64), logits)
+
+    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copies keys and values of whole blocks, one pair (from, to) after the other."""
+        from inference.models import cache
+
+        cache.copy_blocks(self.kernels, self._caches, self._shapes[0], pairs)
 
     @staticmethod
     def _tensors(batch: StepBatch) -> list:

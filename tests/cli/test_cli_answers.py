@@ -254,9 +254,9 @@ processor:
 """
     shared_cli.write("tiny.yaml", config.format(DEMO / "tokenizer.model"))
     arguments = ("--config", "tiny.yaml", "--predict_data", STORY, "--max_new_tokens", "3", "--output_format", "json")
-    result = shared_cli(*arguments, "--random_weights", "--engine.prefix_cache", "True").answered()
+    result = shared_cli(*arguments, "--random_weights", "--engine.backend", "mindformers").answered()
     assert result.rows[0]["completion_tokens"] == 3
     assert result.err.splitlines()[:2] == [
         "weights are random, as asked: the answers mean nothing",
-        "engine.prefix_cache True is not there yet: every prompt is computed",
+        "engine.backend mindformers is not there yet: the project's own networks are used",
     ]

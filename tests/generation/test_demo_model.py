@@ -8,9 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from inference.blocks import BlockPool
 from inference.config import Override, load_config
+from inference.generation.engine import Engine
 from inference.generation.model import GenerativeModel
+from inference.metrics import RunMetrics
 from inference.prompts import Prompt
+from inference.request import Request
 from inference.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -73,6 +77,52 @@ def test_with_and_without_the_past(model: GenerativeModel, tokenizer: Tokenizer)
     texts = [row["prompt"] for row in ROWS[::25]] + ["Once upon a time"]
     found = [answers(model, tokenizer, texts, max_new_tokens=40, use_past=use_past) for use_past in (True, False)]
     assert found[0] == found[1]
+
+
+def requests_of(model: GenerativeModel, tokenizer: Tokenizer) -> list[Request]:
+    """Rows that begin alike, one prompt twice whose blocks are all full, greedy and sampled."""
+    story = tokenizer.encode("Once upon a time, there was a little girl named Ruby. She lived near the beach. She")
+    rows: list[tuple[list[int], dict]] = [(tokenizer.encode(row["prompt"]), {}) for row in ROWS[::40]]
+    rows += [(story[:16], {}), (story[:16], {}), (story, {}), (story, {"do_sample": True, "seed": 3}), (story[:18], {})]
+    requests = []
+    for index, (ids, settings) in enumerate(rows):
+        generation = model.generation_config.updated(logprobs=1, ignore_eos=True, **settings)
+        requests.append(Request(str(index), ids, generation, 48))
+    return requests
+
+
+@pytest.mark.parametrize("blocks", [7, 15, 200])
+def test_in_any_company_with_and_without_shared_blocks(
+    model: GenerativeModel, tokenizer: Tokenizer, blocks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alone and without sharing, then together in any order, in caches down to one for hardly a row. With the native
+    kernels every log probability is the same to the last bit, so every key and value is."""
+    if not model.runner.kernels.NARROW and blocks != 15:
+        pytest.skip("one size is enough for the slow kernels")
+    alone = requests_of(model, tokenizer)
+    model.runner.blocks.forget()
+    for request in alone:
+        run(Engine(model.runner, prefix_cache=False), [request])
+    copies, copy = [], model.runner.copy_blocks
+    monkeypatch.setattr(model.runner, "copy_blocks", lambda pairs: (copies.extend(pairs), copy(pairs)))
+    monkeypatch.setattr(model.runner, "blocks", BlockPool(blocks, model.runner.block_size))
+    metrics = RunMetrics()
+    for order in (1, -1, 1):
+        together = requests_of(model, tokenizer)
+        run(Engine(model.runner, max_batch_tokens=40, metrics=metrics), together[::order])
+        assert [r.output_ids for r in together] == [r.output_ids for r in alone]
+        if model.runner.kernels.NARROW:
+            assert [r.logprobs for r in together] == [r.logprobs for r in alone]
+    assert metrics.reused_tokens > 0
+    assert (metrics.preemptions > 0) == (blocks != 200)
+    assert copies or blocks == 7
+
+
+def run(engine: Engine, requests: list[Request]) -> None:
+    for request in requests:
+        engine.add(request)
+    for _ in engine.run():
+        pass
 
 
 def test_samples_depend_on_their_seeds_alone(model: GenerativeModel, tokenizer: Tokenizer) -> None:

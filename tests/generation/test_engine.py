@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +33,16 @@ KINDS = (
     {"max_new_tokens": 1},
     {"max_length": 64, "eos_token_id": list(range(0, 40, 3))},
 )
-ROWS = st.lists(st.tuples(st.lists(st.integers(0, 39), min_size=1, max_size=24), st.sampled_from(KINDS)), max_size=7)
+# Every other prompt begins as another may, with the same few tokens.
+PROMPTS = st.one_of(
+    st.lists(st.integers(0, 39), min_size=1, max_size=24),
+    st.builds(
+        lambda length, end: [*range(length), *end],
+        st.sampled_from([1, 4, 8, 12, 16, 23]),
+        st.lists(st.integers(0, 1), max_size=2),
+    ),
+)
+ROWS = st.lists(st.tuples(PROMPTS, st.sampled_from(KINDS)), max_size=8)
 
 
 def naive_answer(request: Request) -> tuple[list[int], FinishReason]:
@@ -54,7 +64,7 @@ def requests_of(rows: Sequence[tuple[list[int], dict]]) -> list[Request]:
     return requests
 
 
-def run(model: ToyModel, requests: Sequence[Request], **limits: int) -> Engine:
+def run(model: ToyModel, requests: Sequence[Request], **limits: Any) -> Engine:
     engine = Engine(model, **limits)
     for request in requests:
         engine.add(request)
@@ -69,22 +79,28 @@ def run(model: ToyModel, requests: Sequence[Request], **limits: int) -> Engine:
     st.sampled_from([(64, 4), (17, 4), (70, 1), (9, 8), (3, 64)]),
     st.integers(1, 8),
     st.integers(1, 30),
+    st.booleans(),
     st.randoms(use_true_random=False),
 )
-@settings(max_examples=150)
+@settings(max_examples=250)
 def test_a_rows_tokens_are_its_own_in_any_company(
     rows: list[tuple[list[int], dict]],
     cache: tuple[int, int],
     max_sequences: int,
     max_batch_tokens: int,
+    prefix_cache: bool,
     chance: random.Random,
 ) -> None:
-    """Any batch, order, chunk size and cache size, down to one that holds a single row of the longest kind."""
+    """Any batch, order, chunk size, with or without shared blocks, and a cache of any size, down to one that holds a
+    single row of the longest kind; twice, so that the second run finds what the first has left."""
     expected = [naive_answer(request) for request in requests_of(rows)]
-    requests = requests_of(rows)
     model = ToyModel(VOCABULARY, num_blocks=cache[0], block_size=cache[1])
-    run(model, chance.sample(requests, len(requests)), max_sequences=max_sequences, max_batch_tokens=max_batch_tokens)
-    assert [(request.output_ids, request.finish_reason) for request in requests] == expected
+    limits = {"max_sequences": max_sequences, "max_batch_tokens": max_batch_tokens, "prefix_cache": prefix_cache}
+    for _ in range(2):
+        requests = requests_of(rows)
+        run(model, chance.sample(requests, len(requests)), **limits)
+        assert [(request.output_ids, request.finish_reason) for request in requests] == expected
+        assert model.blocks.num_free == model.blocks.capacity
     assert all(len(batch.block_tables) <= max_sequences for batch in model.batches)
     assert all(len(batch.tokens) <= max(max_batch_tokens, max_sequences) for batch in model.batches)
 
@@ -97,17 +113,46 @@ def test_the_reference_loop_says_the_same(prompt: list[int], kind: dict) -> None
     assert reference.generate(model, of_loop) == of_engine.output_ids == naive_answer(naive)[0]
 
 
-def test_rows_are_put_back_and_prompts_are_cut_in_these_runs() -> None:
-    """What the tests above are about does happen: rows computed again, chunks, and several rows a step."""
-    requests = requests_of([([i] * 20, {"max_new_tokens": 30}) for i in range(4)])
-    model = ToyModel(VOCABULARY, num_blocks=20, block_size=4)
-    run(model, requests, max_sequences=4, max_batch_tokens=9)
-    tokens = sum(len(batch.tokens) for batch in model.batches)
-    assert tokens > 4 * (20 + 29), "no row was put back"
-    assert any(1 < batch.query_index.shape[1] < 20 and len(batch.block_tables) > 1 for batch in model.batches)
-    assert [request.output_ids for request in requests] == [
-        naive_answer(request)[0] for request in requests_of([([i] * 20, {"max_new_tokens": 30}) for i in range(4)])
-    ]
+def test_what_these_tests_are_about_does_happen() -> None:
+    """Rows put back, chunks, several rows a step, shared and copied blocks: in one run, and the tokens are right."""
+    rows = [([*range(16), *[i] * (i % 3)], {"max_new_tokens": 30}) for i in range(8)]
+    requests, metrics = requests_of(rows), RunMetrics()
+    model = ToyModel(VOCABULARY, num_blocks=40, block_size=4)
+    run(model, requests, max_sequences=8, max_batch_tokens=11, metrics=metrics)
+    assert any(1 < batch.query_index.shape[1] < 16 and len(batch.block_tables) > 1 for batch in model.batches)
+    assert [request.output_ids for request in requests] == [naive_answer(r)[0] for r in requests_of(rows)]
+    assert metrics.preemptions > 0 and model.copied > 0
+    assert metrics.reused_tokens == sum(request.num_reused for request in requests) >= 6 * 15
+
+
+def test_blocks_survive_the_engine_and_are_let_go_of_when_it_breaks_off() -> None:
+    """A chat: each turn begins with all that was said before."""
+    model, said = ToyModel(VOCABULARY), [1, 2, 3]
+    for turn in range(3):
+        metrics = RunMetrics()
+        request = make_request(said, max_new_tokens=10)
+        run(model, [request], metrics=metrics)
+        assert metrics.reused_tokens == (len(said) - 3) // 4 * 4 == [0, 12, 24][turn]
+        said = [*said, *request.output_ids, 7, 8]
+    engine = Engine(model)
+    engine.add(make_request(said, "a"))
+    engine.add(make_request([5], "b"))
+    engine.step()
+    engine.add(make_request([6], "c"))
+    engine.close()
+    assert not engine.busy and model.blocks.num_free == model.blocks.capacity
+
+
+def test_the_reference_loop_leaves_nothing_wrong_behind() -> None:
+    """It writes into blocks that the pool has published."""
+    model = ToyModel(VOCABULARY)
+    first, second, other, naive = requests_of(
+        [([1] * 20, KINDS[0])] * 2 + [([2] * 20, KINDS[0])] + [([1] * 20, KINDS[0])]
+    )
+    run(model, [first])
+    reference.generate(model, other)
+    run(model, [second])
+    assert second.output_ids == naive_answer(naive)[0] and second.num_reused == 0
 
 
 def test_a_row_joins_while_others_run() -> None:

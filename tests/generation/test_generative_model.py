@@ -13,7 +13,7 @@ from inference.config import GenerationConfig, InferenceConfig, load_config
 from inference.errors import ConfigError, InferenceError, InputError
 from inference.generation import model as model_module
 from inference.generation import reference
-from inference.generation.model import GenerativeModel, num_blocks, positions_needed
+from inference.generation.model import GenerativeModel, longest_row, num_blocks, positions_needed
 from inference.generation.streamers import TextIteratorStreamer
 from inference.generation.text import Encoder
 from inference.kernels.formats import Format
@@ -179,10 +179,10 @@ class TestAnswer:
 
     def test_a_streamer_sees_prompts_and_answers_row_by_row(self, llama: Golden, small_ids: None) -> None:
         tokenizer, prompts = self.encode(llama)
-        metrics = RunMetrics()
+        metrics = llama.model.metrics = RunMetrics()
         for skip in (False, True):
             streamer = TextIteratorStreamer(tokenizer, skip_prompt=skip, timeout=10)
-            answers = llama.model.answer(prompts, tokenizer, streamer, metrics)
+            answers = llama.model.answer(prompts, tokenizer, streamer)
             shown = "".join("" if skip else prompt.text + "|" for prompt in prompts).split("|")
             expected = "".join(answers) if skip else "".join(p + a for p, a in zip(shown, answers, strict=False))
             assert "".join(streamer) == expected
@@ -225,7 +225,7 @@ class TestCacheSize:
     def test_as_much_as_the_work_needs(self, memory) -> None:
         memory(2**33)
         assert self.blocks(100) == 7 + 1
-        assert self.blocks(None) == model_module.DEFAULT_POSITIONS // 16 + 1
+        assert self.blocks(None, max_sequences=3) == 3 * 256 // 16 + 1
 
     def test_as_the_config_says(self, memory) -> None:
         memory(2**33)
@@ -252,8 +252,33 @@ class TestCacheSize:
         memory(10**6)
         with pytest.raises(InferenceError, match="kv_cache_memory"):
             self.blocks(100, kv_cache_memory=10**9)
-        with pytest.raises(ConfigError, match="kv_cache_memory is 1000 bytes, a block of 16 positions takes"):
+        with pytest.raises(ConfigError, match="kv_cache_memory is 1000 bytes, a block of 16 positions takes 6144"):
             self.blocks(100, kv_cache_memory=1000)
+
+    def test_too_little_for_one_row(self, memory) -> None:
+        memory(2**33)
+        source = resolve(config_of("llama2_gqa", engine={"block_size": 16, "kv_cache_memory": 5 * 6144}))
+        assert num_blocks(source, 1000, Format.FLOAT32, row=80) == 5 + 1
+        message = r"kv_cache_memory is 30720 bytes, the longest prompt with its answer \(81 positions\) takes 36864"
+        with pytest.raises(ConfigError, match=message):
+            num_blocks(source, 1000, Format.FLOAT32, row=81)
+        config = resolve(config_of("llama2_gqa")).model
+        memory(4 * config.num_parameters + 2 * 7 * 6144)
+        with pytest.raises(InferenceError, match="max_new_tokens"):
+            num_blocks(resolve(config_of("llama2_gqa", engine={"block_size": 16})), 1000, Format.FLOAT32, row=113)
+
+    def test_it_is_refused_before_the_weights_are_read(self, memory, monkeypatch: pytest.MonkeyPatch) -> None:
+        memory(10**6)
+        monkeypatch.setattr(model_module, "ModelRunner", lambda *_, **__: pytest.fail("the weights are loaded"))
+        with pytest.raises(InferenceError, match="needs .*GiB for the KV cache"):
+            GenerativeModel.from_config(config_of("llama2_gqa", engine={"kv_cache_memory": 10**9}))
+
+    def test_it_is_described(self, llama: Golden) -> None:
+        settings = {"kv_cache_memory": 62 * 6144, "max_sequences": 5}
+        model = GenerativeModel.from_config(config_of("llama2_gqa", engine=settings))
+        said = model.describe_cache()
+        assert said == ("KV cache: 992 positions, 0 MiB, as engine.kv_cache_memory says; at most 5 rows at once")
+        assert "sized to work and memory" in llama.model.describe_cache()
 
     def test_positions_that_prompts_need(self) -> None:
         encoder = Encoder(None, 128, 256, GenerationConfig(max_new_tokens=10))
@@ -261,5 +286,6 @@ class TestCacheSize:
         prompts = [encoder.encode(i, Prompt(str(i), "", token_ids=(1,) * n)) for i, n in enumerate(lengths)]
         source = resolve(config_of("llama2_gqa", engine={"block_size": 16}))
         assert positions_needed(prompts, source) == 16 + 48 + 112 + 256
+        assert longest_row(prompts, source) == 256
         two = resolve(config_of("llama2_gqa", engine={"block_size": 16}, predict_batch_size=2))
         assert positions_needed(prompts, two) == 112 + 256

@@ -7,7 +7,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from toys import make_request
 
@@ -33,15 +33,18 @@ def naive_distribution(logits: np.ndarray, settings: GenerationConfig) -> dict[i
     order = sorted(range(len(logits)), key=lambda i: (-logits[i], i))
     if settings.top_k:
         order = order[: settings.top_k]
-    weights = {i: math.exp((float(logits[i]) - float(max(logits))) / settings.temperature) for i in order}
+    best = float(max(logits))
+    weights = {i: math.exp((float(logits[i]) - best) / settings.temperature) for i in order}
     total = sum(weights.values())
     kept, sum_before = {}, 0.0
     for i in order:
         if sum_before < settings.top_p:
             kept[i] = weights[i] / total
         sum_before += weights[i] / total
-    kept = {i: p for i, p in kept.items() if p >= settings.min_p * max(kept.values())}
-    return {i: p / sum(kept.values()) for i, p in kept.items()}
+    least = settings.min_p * max(kept.values())
+    kept = {i: p for i, p in kept.items() if p >= least}
+    total = sum(kept.values())
+    return {i: p / total for i, p in kept.items()}
 
 
 def on_an_edge(logits: np.ndarray, settings: GenerationConfig) -> bool:
@@ -54,11 +57,11 @@ def on_an_edge(logits: np.ndarray, settings: GenerationConfig) -> bool:
 
 @given(LOGITS, FILTERS)
 def test_distribution_is_the_naive_one(logits: np.ndarray, filters: dict) -> None:
-    settings = GenerationConfig(do_sample=True, **filters)
-    if on_an_edge(logits, settings):
+    generation = GenerationConfig(do_sample=True, **filters)
+    if on_an_edge(logits, generation):
         return
-    ids, probabilities = distribution(logits, settings)
-    expected = naive_distribution(logits, settings)
+    ids, probabilities = distribution(logits, generation)
+    expected = naive_distribution(logits, generation)
     assert ids.tolist() == list(expected)
     np.testing.assert_allclose(probabilities, list(expected.values()), rtol=1e-9)
 
@@ -86,18 +89,47 @@ def test_filters_by_hand(settings: dict, kept: list[int]) -> None:
     assert ids.tolist() == kept
 
 
+@given(
+    st.integers(0, 2**32),
+    st.sampled_from([300, 5000]),
+    st.sampled_from([0.1, 1.0, 8.0]),
+    st.sampled_from([{}, {"top_k": 7}, {"top_p": 0.3}, {"top_p": 0.999}, {"min_p": 0.02}]),
+    st.sampled_from([0.0, 0.5, 0.999999]),
+)
+@settings(max_examples=40)
+def test_of_a_large_vocabulary_no_more_is_ranked_than_decides(
+    seed: int, size: int, spread: float, filters: dict, enough: float
+) -> None:
+    """Flat and steep, with many equals: the same tokens and probabilities as when all are sorted, as far as asked."""
+    logits = (np.round(np.random.default_rng(seed).standard_normal(size) * 16) / 16 * spread).astype(np.float32)
+    generation = GenerationConfig(do_sample=True, **{"top_k": 0, **filters})
+    if on_an_edge(logits, generation):
+        return
+    ids, probabilities = distribution(logits, generation, enough)
+    expected = naive_distribution(logits, generation)
+    assert ids.tolist() == list(expected)[: len(ids)]
+    np.testing.assert_allclose(probabilities, list(expected.values())[: len(ids)], rtol=1e-9)
+    assert len(ids) == len(expected) or (not filters and probabilities.sum() > enough)
+
+
+def test_equal_logits_are_ordered_by_id_whatever_their_sign_and_size() -> None:
+    logits = np.array([-0.0, 1, 0.0, -np.inf, 3e38, -3e38, 3e38, 1, -np.inf, -1e-40, 1e-40, -0.0], np.float32)
+    order = sorted(range(len(logits)), key=lambda i: (-logits[i], i))
+    for count in range(1, len(logits) + 1):
+        assert [i for i, _ in token_logprob(logits, 0, count).top] == order[:count]
+
+
 @pytest.mark.parametrize("temperature", [0.001, 1e-40, 1e-300])
 def test_a_temperature_near_zero_is_greedy(temperature: float) -> None:
     logits = np.array([1, 3, 2, -1e30], np.float32)
-    settings = GenerationConfig(do_sample=True, temperature=temperature)
-    ids, probabilities = distribution(logits, settings)
+    ids, probabilities = distribution(logits, GenerationConfig(do_sample=True, temperature=temperature))
     assert ids[0] == 1 and probabilities[0] == 1
 
 
 @given(LOGITS, st.integers(0, 5))
 def test_greedy_takes_the_largest_and_the_first_of_equals(logits: np.ndarray, seed: int) -> None:
-    for settings in ({"do_sample": False}, {"do_sample": True, "temperature": 0.0}, {"temperature": 0}):
-        request = make_request([1], **settings, top_k=3, top_p=0.5)
+    for greedy in ({"do_sample": False}, {"do_sample": True, "temperature": 0.0}, {"temperature": 0}):
+        request = make_request([1], **greedy, top_k=3, top_p=0.5)
         request.seed = seed
         assert choose(logits, request) == max(range(len(logits)), key=lambda i: (logits[i], -i))
 

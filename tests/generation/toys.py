@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from inference.blocks import BlockPool
 from inference.config import GenerationConfig
 from inference.models.step import StepBatch, StepResult
 from inference.request import Request
@@ -41,22 +42,39 @@ class ToyModel:
     ):
         self.vocabulary, self.num_blocks, self.block_size = vocabulary, num_blocks, block_size
         self.context_length = context_length
+        self.blocks = BlockPool(num_blocks, block_size)
         self.broken_after = broken_after
         self.tokens = np.full(num_blocks * block_size, -1)
         self.positions = np.full(num_blocks * block_size, -1)
         self.batches: list[StepBatch] = []
+        self.copied = 0
 
     def step(self, batch: StepBatch) -> StepResult:
         self.batches.append(batch)
         assert len(set(batch.slots.tolist())) == len(batch.slots), "two tokens in one slot"
         assert batch.slots.min() >= self.block_size, "a token in the null block"
         assert batch.tokens.min() >= 0 and batch.tokens.max() < self.vocabulary
+        owners = {slot // self.block_size: row for row, slot in zip(self._rows(batch), batch.slots, strict=True)}
+        for row, table in enumerate(batch.block_tables):
+            assert all(owners.get(block, row) == row for block in table[table > 0]), "a block of another row is written"
+        assert all(block not in self.blocks._hash_of for block in owners), "a published block is written"
         self.tokens[batch.slots], self.positions[batch.slots] = batch.tokens, batch.positions
         logits = np.stack([self._logits(batch, int(token)) for token in batch.logits_index])
         return StepResult.of_logits(logits, batch)
 
+    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        self.copied += len(pairs)
+        for of in (self.tokens, self.positions):
+            blocks = of.reshape(self.num_blocks, self.block_size)
+            for source, target in pairs:
+                blocks[target] = blocks[source]
+
+    @staticmethod
+    def _rows(batch: StepBatch) -> np.ndarray:
+        return batch.token_index // batch.query_index.shape[1]
+
     def _logits(self, batch: StepBatch, token: int) -> np.ndarray:
-        row = batch.token_index[token] // batch.query_index.shape[1]
+        row = self._rows(batch)[token]
         length = int(batch.positions[token]) + 1
         places = np.arange(length)
         slots = batch.block_tables[row, places // self.block_size] * self.block_size + places % self.block_size

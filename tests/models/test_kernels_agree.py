@@ -127,3 +127,17 @@ def test_what_is_no_number_stays_in_its_row() -> None:
     got, expected = model.step(batch), clean.step(batch)
     assert got.best.tolist() == [expected.best[0], -1]
     assert np.array_equal(got.logits[0], expected.logits[0]) and np.isnan(got.logits[1]).all()
+
+
+def test_a_long_window_does_not_depend_on_the_chunks() -> None:
+    config = model_config_from(COMMON | MODELS["window"] | {"sliding_window": 200, "max_position_embeddings": 400}, "w")
+    kernels = import_module("inference.kernels.native")
+    model = ModelRunner(config, None, num_blocks=BLOCKS, block_size=BLOCK_SIZE, kernels=kernels, seed=3)
+    tokens = np.random.default_rng(4).integers(0, VOCABULARY, 390).tolist()
+    last = []
+    for chunk in (390, 37, 1):
+        for begin in range(0, 390, chunk):
+            step = SequenceStep(tokens[begin : begin + chunk], begin, range(1, 26))
+            result = model.step(StepBatch.build([step], BLOCK_SIZE))
+        last.append(result.logits[0])
+    assert np.array_equal(last[0], last[1]) and np.array_equal(last[0], last[2])

@@ -222,9 +222,10 @@ inline void attend(const AttentionLayer &layer, const Step &step, const Tile &ti
   const auto start = [&](int64_t position) {
     return (int64_t(table[position / block_size]) * kv + tile.kv_head) * size * block_size;
   };
-  // A piece is a whole number of blocks, at least one; longer blocks than a piece are refused when a layer is made.
+  // A piece is a whole number of blocks, at least one; longer blocks than a piece are refused when a layer is made. Pieces
+  // begin where they do for every tile, so that sums do not depend on which tokens a tile holds.
   const int64_t piece = std::max<int64_t>(1, PIECE / block_size) * block_size;
-  for (int64_t at = begin / block_size * block_size; at < end; at += piece) {
+  for (int64_t at = begin / piece * piece; at < end; at += piece) {
     const int64_t count = std::min(piece, end - at), vectors = (count + LANES - 1) / LANES;
     const Element *key_vectors[PIECE / LANES], *value_blocks[PIECE / LANES];
     for (int64_t i = 0; i < vectors; i++)

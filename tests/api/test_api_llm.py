@@ -1,0 +1,258 @@
+"""`LLM` on the demo model: answers as they finish, streams side by side, and the event loop's form."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+
+import numpy as np
+import pytest
+
+from inference import LLM, GenerationConfig, InferenceError, TextIteratorStreamer, TextStreamer, load_config, pipeline
+from inference.errors import ConfigError, InputError
+from inference.prompts import Prompt
+
+SUM, PHRASE, STORY = "12 + 7 =", "Translate to German: the big house", "Once upon a time"
+
+
+@pytest.fixture(scope="module")
+def llm(model, tokenizer):
+    return LLM(model, tokenizer)
+
+
+def texts(llm, prompts, **settings) -> list[str]:
+    """Answers in the order of their prompts."""
+    return [c.text for c in sorted(llm.generate(prompts, **settings), key=lambda c: c.index)]
+
+
+def test_every_form_of_a_prompt(llm, tokenizer):
+    ids = tokenizer.encode(SUM)
+    forms = [
+        *(SUM, ids, tuple(ids), np.array(ids), {"prompt": SUM}, {"prompt": ids, "max_new_tokens": 9}),
+        Prompt("mine", "here", text=SUM),
+        {"messages": [{"role": "user", "content": "What is 2 + 3?"}], "custom_id": 7},
+    ]
+    completions = {c.index: c for c in llm.generate(forms)}
+    assert [completions[i].text for i in range(len(forms))] == [" 19"] * 7 + ["5"]
+    assert [completions[i].custom_id for i in range(len(forms))] == ["0", "1", "2", "3", "4", "5", "mine", "7"]
+    for one in (SUM, ids, np.array(ids), {"prompt": SUM}, Prompt("mine", "here", text=SUM), [SUM]):
+        assert texts(llm, one) == [" 19"]
+    assert texts(llm, []) == []
+
+
+def test_what_a_completion_says(llm, tokenizer):
+    (stop,) = llm.generate({"prompt": SUM, "custom_id": "sum"}, logprobs=2)
+    assert (stop.index, stop.custom_id, stop.prompt, stop.text, stop.finish_reason) == (0, "sum", SUM, " 19", "stop")
+    assert tokenizer.decode(list(stop.token_ids)) == "19"
+    assert (stop.prompt_tokens, stop.completion_tokens, len(stop.logprobs), stop.error) == (8, 4, 4, None)
+    assert 0 < stop.ttft_seconds <= stop.total_seconds
+    (length,) = llm.generate(STORY, max_new_tokens=3)
+    assert length.finish_reason == "length" and length.completion_tokens == 3
+
+
+def test_a_chat_finds_its_past_in_the_cache(llm, tokenizer):
+    first = tokenizer.encode(STORY)
+    (one,) = llm.generate(first, max_new_tokens=40, ignore_eos=True)
+    before = llm.metrics.reused_tokens
+    (two,) = llm.generate([*first, *one.token_ids, 300], max_new_tokens=2)
+    assert two.cached_tokens == (len(first) + 39) // 16 * 16 == llm.metrics.reused_tokens - before
+
+
+def test_settings_of_a_prompt_outrank_those_of_the_call(llm):
+    rows = [{"prompt": STORY, "max_new_tokens": 2}, STORY]
+    assert sorted(c.completion_tokens for c in llm.generate(rows, max_new_tokens=5)) == [2, 5]
+    assert llm.model.generation_config.max_new_tokens != 5
+
+
+def test_prompts_are_read_as_they_are_needed(llm):
+    read = itertools.count()
+    endless = (f"{next(read) % 90} + 7 =" for _ in itertools.count())
+    answers = llm.generate(endless)
+    for completion in itertools.islice(answers, 200):
+        assert completion.text == f" {completion.index % 90 + 7}"
+    assert next(read) < 200 + 2 * llm.model.max_sequences + 1
+    answers.close()
+    assert texts(llm, SUM) == [" 19"]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "settings", "error", "message"),
+    [
+        (SUM, {"temprature": 1}, ConfigError, "unknown generation setting 'temprature'; did you mean 'temperature'?"),
+        ([SUM, " "], {}, InputError, "prompt 2: the prompt is empty"),
+        ([SUM, 3.5], {}, InputError, "prompt 2: a prompt is float; give a text, token ids or a mapping"),
+        ([{"promt": SUM}], {}, InputError, "prompt 1: a row has either 'prompt' or 'messages'"),
+        ([{"prompt": SUM, "messages": []}], {}, InputError, "prompt 1: a row has either"),
+        ([{"prompt": 3}], {}, InputError, "prompt 1: 'prompt' is int; give a text or token ids"),
+        ([{"prompt": SUM, "top_pp": 1}], {}, InputError, "prompt 1: unknown generation setting 'top_pp'"),
+        ([[99999]], {}, InputError, "prompt 1: token id 99999 is outside the vocabulary"),
+        ([[]], {}, InputError, "prompt 1: the prompt has no tokens"),
+    ],
+)
+def test_what_is_refused(llm, prompts, settings, error, message):
+    with pytest.raises(error, match=message):
+        list(llm.generate(prompts, **settings))
+    assert texts(llm, SUM) == [" 19"]
+
+
+def test_settings_are_checked_before_anything_is_asked_for(llm):
+    for call in (llm.generate, llm.stream, llm.agenerate):
+        with pytest.raises(ConfigError, match="temprature"):
+            call(SUM, temprature=1)
+
+
+def test_rows_that_cannot_run_are_returned_where_that_is_asked_for(llm, monkeypatch):
+    scheduler_capacity = 16 * 20
+    monkeypatch.setattr("inference.scheduler.Scheduler.capacity", property(lambda self: scheduler_capacity))
+    rows = [" ", SUM, {"prompt": SUM, "top_pp": 1, "custom_id": "typo"}, {"prompt": STORY, "max_new_tokens": 400}]
+    found = {c.index: c for c in llm.generate(rows, return_errors=True)}
+    assert found[1].text == " 19" and found[1].error is None
+    for index, name, message in ((0, "0", "empty"), (2, "typo", "top_pp"), (3, "3", "positions of KV cache")):
+        assert (found[index].finish_reason, found[index].custom_id) == ("error", name)
+        assert message in str(found[index].error)
+    assert len(found) == 4 and list(llm.generate([" "], return_errors=True))[0].error
+
+
+def test_streams_side_by_side(llm):
+    streams = [llm.stream(STORY, max_new_tokens=20), llm.stream(SUM), llm.stream(PHRASE)]
+    assert streams[0].completion is None
+    pieces = [list(stream) for stream in reversed(streams)][::-1]
+    assert ["".join(row) for row in pieces] == texts(llm, [{"prompt": STORY, "max_new_tokens": 20}, SUM, PHRASE])
+    assert len(pieces[0]) > 10 and all(pieces[0])
+    assert streams[1].completion.text == " 19" and streams[1].completion.finish_reason == "stop"
+    assert list(streams[0]) == []
+
+
+def test_a_stream_that_is_closed_or_forgotten_frees_its_row(llm):
+    pool = llm.model.runner.blocks
+    closed, forgotten = (llm.stream(STORY, max_new_tokens=400, ignore_eos=True) for _ in range(2))
+    next(closed), next(forgotten)
+    closed.close()
+    assert list(closed) == [] and closed.completion is None
+    del forgotten
+    llm.model.background._thread.join(20)
+    assert pool.num_free == pool.capacity
+
+
+def test_close_ends_what_is_under_way(model, tokenizer):
+    with LLM(model, tokenizer) as llm:
+        stream = llm.stream(STORY, max_new_tokens=400, ignore_eos=True)
+        next(stream)
+    with pytest.raises(InferenceError, match="the engine was closed"):
+        list(stream)
+    assert texts(llm, SUM) == [" 19"]
+
+
+class TestEventLoop:
+    def test_many_at_once(self, llm):
+        async def one(prompt: str) -> tuple[str, str]:
+            stream = llm.agenerate(prompt)
+            text = "".join([piece async for piece in stream])
+            assert stream.completion.text == text
+            return text, stream.completion.finish_reason
+
+        async def everything() -> list:
+            return await asyncio.gather(*(one(f"{n} + 7 =") for n in range(40)))
+
+        assert asyncio.run(everything()) == [(f" {n + 7}", "stop") for n in range(40)]
+
+    def test_result(self, llm):
+        assert asyncio.run(llm.agenerate(SUM).result()).text == " 19"
+
+    def test_the_loop_goes_on_while_the_model_computes(self, llm):
+        async def ticks() -> int:
+            task = asyncio.create_task(llm.agenerate(STORY, max_new_tokens=200, ignore_eos=True).result())
+            count = 0
+            while not task.done():
+                await asyncio.sleep(0.001)
+                count += 1
+            return count
+
+        # A loop that had to wait for the model would come round once in all.
+        assert asyncio.run(ticks()) > 20
+
+    def test_cancelling_frees_the_row(self, llm):
+        pool = llm.model.runner.blocks
+
+        async def cancel() -> None:
+            broken_off = llm.agenerate(STORY, max_new_tokens=450, ignore_eos=True)
+            async for piece in broken_off:
+                assert piece
+                break
+            await broken_off.aclose()
+            task = asyncio.create_task(llm.agenerate(STORY, max_new_tokens=450, ignore_eos=True).result())
+            await asyncio.sleep(0.02)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+        asyncio.run(cancel())
+        thread = llm.model.background._thread
+        if thread is not None:
+            thread.join(20)
+        assert pool.num_free == pool.capacity
+
+    def test_a_prompt_that_cannot_be_used(self, llm):
+        with pytest.raises(InputError, match="prompt 1: the prompt is empty"):
+            llm.agenerate(" ")
+
+
+def test_a_pipeline_joins_the_same_engine(llm, model, tokenizer):
+    """While a long answer streams, the pipeline answers; then the rest of the stream is taken."""
+    stream = llm.stream(STORY, max_new_tokens=300, ignore_eos=True)
+    first = next(stream)
+    assert pipeline(model=model, tokenizer=tokenizer)(SUM) == [{"text_generation_text": [f"{SUM} 19"]}]
+    assert model.generate(tokenizer.encode(SUM), max_new_tokens=1)[0][-1] == 1205
+    assert model.background._thread is not None, "the answer had ended: it was not the same engine"
+    assert first + "".join(stream) == texts(llm, STORY, max_new_tokens=300, ignore_eos=True)[0]
+
+
+def test_a_streamer_for_each_input_of_a_pipeline(model, tokenizer):
+    pipe = pipeline(model=model, tokenizer=tokenizer)
+    streamers = [TextIteratorStreamer(tokenizer, skip_prompt=skip, timeout=60) for skip in (True, False, True)]
+    found: dict[int, str] = {}
+    # The last first: none of them waits for another.
+    readers = [threading.Thread(target=lambda i=i: found.update({i: "".join(streamers[i])})) for i in (2, 1, 0)]
+    for reader in readers:
+        reader.start()
+    outputs = pipe([STORY, SUM, PHRASE], streamer=streamers, max_new_tokens=20, return_full_text=False)
+    for reader in readers:
+        reader.join(60)
+    answers = [output["text_generation_text"][0] for output in outputs]
+    assert [found[row] for row in range(3)] == [answers[0], SUM + answers[1], answers[2]]
+
+
+def test_streamers_end_when_there_are_too_few(model, tokenizer):
+    streamers = [TextIteratorStreamer(tokenizer, timeout=10)]
+    with pytest.raises(InputError, match="1 streamers for 2 inputs"):
+        pipeline(model=model, tokenizer=tokenizer)([SUM, PHRASE], streamer=streamers)
+    assert list(streamers[0]) == []
+
+
+def test_what_makes_an_llm(demo, model):
+    config = load_config({"pretrained_model_dir": str(demo), "engine": {"max_sequences": 3, "prefix_cache": False}})
+    llm = LLM(config)
+    assert llm.model.max_sequences == 3 and texts(llm, [SUM, SUM, SUM]) == [" 19"] * 3
+    assert llm.metrics.requests == 3 and llm.metrics.reused_tokens == 0
+    assert LLM("demo", predict_batch_size=2).model.max_sequences == 2
+    mapping = {"pretrained_model_dir": str(demo), "engine": {"kv_cache_memory": "1MiB"}}
+    assert texts(LLM(mapping), SUM) == [" 19"]
+    with pytest.raises(InputError, match="a model that is loaded takes no settings"):
+        LLM(model, predict_batch_size=2)
+    with pytest.raises(ConfigError, match="no 'predict_bach_size'; did you mean 'predict_batch_size'"):
+        LLM("demo", predict_bach_size=2)
+
+
+def test_at_most_so_many_rows_run_at_once(demo, monkeypatch):
+    llm = LLM({"pretrained_model_dir": str(demo), "predict_batch_size": 2})
+    step, rows = llm.model.runner.step, []
+    monkeypatch.setattr(llm.model.runner, "step", lambda batch: (rows.append(len(batch.block_tables)), step(batch))[1])
+    assert texts(llm, [f"{n} + 7 =" for n in range(9)]) == [f" {n + 7}" for n in range(9)]
+    assert max(rows) == 2
+
+
+def test_a_streamer_of_a_pipeline_still_shows_row_after_row(model, tokenizer, capsys):
+    settings = GenerationConfig(max_new_tokens=10).given()
+    outputs = pipeline(model=model, tokenizer=tokenizer)([STORY, SUM], streamer=TextStreamer(tokenizer), **settings)
+    assert capsys.readouterr().out == "".join(f"{output['text_generation_text'][0]}\n" for output in outputs)
