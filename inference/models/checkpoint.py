@@ -70,6 +70,17 @@ class StoredTensor:
             _copy(segment, "bytes", flat[position : position + segment.size])
             position += segment.size
 
+    def rows(self, begin: int, end: int) -> StoredTensor:
+        """Its rows [begin, end) as a tensor of their own: the bytes of the others are never read."""
+        row_bytes = math.prod(self.shape[1:]) * ITEM_SIZES[self.dtype]
+        start, stop, at, segments = begin * row_bytes, end * row_bytes, 0, []
+        for segment in self.segments:
+            first, last = max(start - at, 0), min(stop - at, segment.size)
+            if first < last:
+                segments.append(Segment(segment.path, segment.offset + first, last - first))
+            at += segment.size
+        return StoredTensor(self.name, self.dtype, (end - begin, *self.shape[1:]), tuple(segments))
+
     def map(self) -> np.ndarray:
         """The tensor's bytes where they are, read-only uint8 [..] of its shape, for a tensor of bytes in one run.
 

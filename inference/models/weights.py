@@ -1,8 +1,8 @@
 """Fills a network's parameters from a checkpoint, tensor by tensor.
 
 Knows names, shapes and formats; the parameters are plain numpy arrays here, so that nothing below needs mindspore. Peak
-memory is the parameters and at most one tensor: a tensor goes from the mapped file into its place, with a copy between
-only where it is converted to a packed format.
+memory is the parameters and a part of a tensor: a tensor goes from the mapped file into its place, with a copy of some
+rows between where they are packed.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ from inference.models.parameters import (
 SHOWN = 5
 # Rows that are rounded together, so that working memory stays small; whole panels.
 ROWS_AT_ONCE = 16 * PANEL
+# Elements that are read and packed together; enough to occupy all threads.
+PACKED_AT_ONCE = 1 << 22
 # The type of tensors that `convert` packed.
 PACKED = "uint8"
 # `formats.pack_into`, or its native twin.
@@ -123,14 +125,11 @@ class Destination:
             rows = self.array[first_row : first_row + tensor.shape[0]]
             tensor.read_into(rows)
             self._round(rows)
-        elif tensor.dtype == self.memory.value and self.memory.item_size == 2:
-            elements = np.empty(tensor.shape, np.uint16)
-            tensor.read_bytes_into(elements.view(np.uint8))
-            self.pack_into(elements, self.memory, self.array, first_row)
         else:
-            values = np.empty(tensor.shape, np.float32)
-            tensor.read_into(values)
-            self.pack_into(values, self.memory, self.array, first_row)
+            count = max(1, PACKED_AT_ONCE // tensor.shape[1])
+            for begin in range(0, tensor.shape[0], count):
+                some = tensor.rows(begin, min(begin + count, tensor.shape[0]))
+                self.pack_into(self._read(some, self.memory), self.memory, self.array, first_row + begin)
 
     def write_values(self, values: np.ndarray) -> None:
         """Takes float32 values for the whole parameter."""
@@ -139,6 +138,17 @@ class Destination:
             self._round(self.array)
         else:
             self.pack_into(values, self.memory, self.array, 0)
+
+    @staticmethod
+    def _read(tensor: StoredTensor, memory: Format) -> np.ndarray:
+        """Its values, or its elements where the memory is of the same 16 bits."""
+        if tensor.dtype == memory.value and memory.item_size == 2:
+            elements = np.empty(tensor.shape, np.uint16)
+            tensor.read_bytes_into(elements.view(np.uint8))
+            return elements
+        values = np.empty(tensor.shape, np.float32)
+        tensor.read_into(values)
+        return values
 
     def _write_packed(self, tensor: StoredTensor) -> None:
         if self.memory is not None:

@@ -299,6 +299,11 @@ class TestCkpt:
         assert same(read(checkpoint), expected)
         assert {tensor.dtype for tensor in checkpoint.values()} == {dtype}
         assert (len(checkpoint["model.embed_tokens.weight"].segments) > 1) == split
+        table = checkpoint["model.embed_tokens.weight"]
+        for begin, end in ((0, 30), (3, 11), (29, 30)):
+            some = np.empty((end - begin, 70), np.float32)
+            table.rows(begin, end).read_into(some)
+            assert np.array_equal(some, expected[table.name][begin:end])
         theirs = mindspore.load_checkpoint(str(path))
         assert {name: value.shape for name, value in theirs.items()} == {n: a.shape for n, a in arrays.items()}
 
