@@ -13,11 +13,11 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "inference"
 LAYERS = (
-    {"errors", "config", "request", "scheduler", "metrics", "prompts"},
+    {"errors", "config", "request", "scheduler", "metrics", "latency", "prompts", "inputs"},
     {"context", "kernels"},
     {"models", "tokenizer"},
     {"generation"},
-    {"auto", "pipeline", "output", "report", "modes", "cli", "interrupt", "__init__", "__main__"},
+    {"auto", "pipeline", "jobs", "report", "modes", "cli", "interrupt", "__init__", "__main__"},
 )
 MINDSPORE_AT_TOP = ("kernels/", "models/decoder.py", "models/tensors.py")
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
