@@ -48,14 +48,12 @@ class RunMetrics:
     decode_tokens: int = 0
 
     def finished(self, request: Request) -> None:
-        """Counts a request that is done; one that was let go of is not."""
-        if request.finish_reason is FinishReason.CANCELLED:
-            return
+        """Counts a request that is done; one that was let go of has no latency."""
         self.requests += 1
         self.prompt_tokens += len(request.prompt_ids)
         self.completion_tokens += len(request.output_ids)
         timing = request.timing
-        if timing.ttft is None or timing.total is None:
+        if timing.ttft is None or timing.total is None or request.finish_reason is FinishReason.CANCELLED:
             return
         self.ttft_seconds.add(timing.ttft)
         self.row_seconds.add(timing.total)

@@ -24,7 +24,7 @@ COMPRESSED = {".gz": GZIP, ".zst": ZSTD}
 LONGEST_LINE = 64 << 20
 # Compressed bytes that are decompressed at once; zstd makes up to some thousand times as many of them.
 CHUNK = 16 << 10
-BUFFER = 256 << 10
+BUFFER = 64 << 10
 
 
 class ByteFile:
@@ -57,7 +57,8 @@ class ByteFile:
                 head = _head(stored)
                 whole: IO[bytes] = io.BufferedReader(_Joined(head, stored, self), BUFFER)
                 if head == GZIP:
-                    whole = io.BufferedReader(gzip.GzipFile(fileobj=whole), BUFFER)
+                    # It buffers lines itself; a second buffer would lose those before the place where it is cut off.
+                    whole = gzip.GzipFile(fileobj=whole)
                 elif head == ZSTD:
                     whole = io.BufferedReader(_Zstd(whole, self.name), BUFFER)
                 yield whole
