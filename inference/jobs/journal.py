@@ -73,7 +73,7 @@ class SaveFile:
     def __init__(self, path: Path, identity: Identity | None = None, overwrite: bool = False, resume: bool = False):
         self.path = path
         self._identity = dict(identity) if identity is not None else None
-        self._overwrite, self._resume = overwrite, resume
+        self._overwrite = overwrite
         self._appender: Appender | None = None
         self.num_written = 0
         """Rows in the file, those of earlier runs included."""
@@ -129,28 +129,31 @@ class SaveFile:
     def _start(self) -> Appender:
         try:
             fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                return Appender(fd, str(self.path))
-            self._lock(fd)
-            if not self._resume:
-                if not self._overwrite and os.fstat(fd).st_size:
-                    os.close(fd)
-                    raise _exists(self.path)
-                # In this order: an old answer is never beside the new sidecar.
-                os.ftruncate(fd, 0)
-                if self._identity is not None:
-                    _write_sidecar(self.path, self._identity)
-            sync_directory(self.path.parent)
-            return Appender(fd, str(self.path))
         except OSError as error:
             raise InputError(f"the save file {self.path} cannot be written: {error.strerror}") from error
+        try:
+            if stat.S_ISREG(os.fstat(fd).st_mode):
+                self._begin(fd)
+            return Appender(fd, str(self.path))
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def _begin(self, fd: int) -> None:
+        self._lock(fd)
+        if not self._overwrite and os.fstat(fd).st_size:
+            raise _exists(self.path)
+        # In this order: an old answer is never beside the new sidecar.
+        os.ftruncate(fd, 0)
+        if self._identity is not None:
+            _write_sidecar(self.path, self._identity)
+        sync_directory(self.path.parent)
 
     def _lock(self, fd: int) -> None:
         """Two runs that write the same file would both do every row."""
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            os.close(fd)
             raise InputError(f"another run is writing {self.path}", "wait for it, or give another name") from None
         except OSError:
             # A file system without locks: nothing can be said.
@@ -161,18 +164,22 @@ class SaveFile:
         if self._identity is None:
             raise InputError("--resume goes on with records", "give --output_format json and a --save_file")
         if not self.path.exists() or not self.path.stat().st_size:
-            self._resume = False
+            # There is nothing to go on with: it is begun.
             self._overwrite = True
             return
         if not self.path.is_file():
             raise InputError(f"--resume: {self.path} is no file that could be gone on with")
         fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
-        self._lock(fd)
-        _check_same(self.path, self._identity)
-        self.done, whole = _read_records(self.path)
-        if whole < os.fstat(fd).st_size:
-            os.ftruncate(fd, whole)
-        os.fsync(fd)
+        try:
+            self._lock(fd)
+            _check_same(self.path, self._identity)
+            self.done, whole = _read_records(self.path)
+            if whole < os.fstat(fd).st_size:
+                os.ftruncate(fd, whole)
+            os.fsync(fd)
+        except BaseException:
+            os.close(fd)
+            raise
         self.num_written = self.num_durable = len(self.done.numbers)
         self._appender = Appender(fd, str(self.path))
 
