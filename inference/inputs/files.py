@@ -97,7 +97,7 @@ def check_file(value: str, suffixes: tuple[str, ...]) -> None:
         InputError: with the nearest name that is.
     """
     path = Path(value)
-    if not (exists(path) and path.is_file()):
+    if not exists(path) or path.is_dir():
         raise InputError(f"the prompt file {path} does not exist", _file_hint(path))
 
 

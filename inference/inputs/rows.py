@@ -74,7 +74,8 @@ class RowStream:
                 self.known_count += tables.parquet_count(file)
         else:
             self.known_count = None
-            if form == "csv" and value != STDIN:
+            # A pipe can be read only once.
+            if form == "csv" and file.size is not None:
                 header = tables.csv_header(ByteFile(value))
         if header is not None:
             tables.column_of(header, self._prompt_column, file.name)
@@ -178,7 +179,7 @@ def _format_of(value: str, given: str | None) -> str | None:
     path = Path(value)
     # A file or directory that exists was hardly meant as a prompt, if it looks like a path.
     if (path.suffix or "/" in value) and files.exists(path):
-        if given and path.is_file():
+        if given and not path.is_dir():
             return given
         kind = "a directory" if path.is_dir() else f"a file, but none of {', '.join(SUFFIXES)}"
         raise InputError(

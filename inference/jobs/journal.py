@@ -208,7 +208,8 @@ def check_writable(path: Path, overwrite: bool) -> None:
 
 def replace_file(path: Path, data: bytes) -> None:
     """Writes a file so that it is there as a whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    # Always the same name: what a killed process left of it goes with the next one.
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(data)

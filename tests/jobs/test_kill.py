@@ -78,6 +78,8 @@ class Server:
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     server = Server()
+    # It has started, and what comes takes as long as it takes.
+    server.run(None, values=["a"], save=None)
     yield server
     server.process.stdin.close()
     assert server.process.wait(10) == 0
@@ -108,15 +110,8 @@ def test_random_moments(tmp_path: Path, server: Server, ordered: bool) -> None:
             finished += 1
             out.unlink()
             sidecar_of(out).unlink()
-    assert finished and broken > MOMENTS // 8, "too few of the moments were in the middle"
-    assert {path.name for path in tmp_path.iterdir()} <= {"in.jsonl", "clean.jsonl", "clean.jsonl.job"} | leftovers(
-        tmp_path
-    )
-
-
-def leftovers(directory: Path) -> set[str]:
-    """Temporary files of killed processes: hidden, and never taken for anything."""
-    return {path.name for path in directory.glob(".out.jsonl.job.*")}
+    assert finished and broken >= 3, "too few of the moments were in the middle"
+    assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "clean.jsonl", "clean.jsonl.job"}
 
 
 def test_every_place_at_which_a_write_can_break_off(tmp_path: Path) -> None:
