@@ -31,17 +31,21 @@ class Appender:
 
     Args:
         name: what to call it in errors.
+
+    Attributes:
+        num_lines: whole lines that were written.
     """
 
     def __init__(self, fd: int, name: str):
         self.fd, self.name = fd, name
         self.is_regular = stat.S_ISREG(os.fstat(fd).st_mode)
+        self.num_lines = 0
 
     def append(self, data: bytes) -> None:
         """Writes all of `data`, which ends with a newline.
 
         Raises:
-            OSError: it could not be written; a regular file is then as it was before.
+            OSError: not all could be written; a regular file has whole lines of it then, and no half one.
         """
         start = os.fstat(self.fd).st_size
         written = 0
@@ -49,11 +53,13 @@ class Appender:
             while written < len(data):
                 written += os.write(self.fd, data[written:])
         except OSError:
-            # Lines that are whole stay; not if another process wrote in between.
+            # Not if another process wrote in between.
             keep = data.rfind(b"\n", 0, written) + 1
             if self.is_regular and keep < written and os.fstat(self.fd).st_size == start + written:
                 os.ftruncate(self.fd, start + keep)
             raise
+        finally:
+            self.num_lines += data.count(b"\n", 0, written)
 
 
 class SaveFile:
@@ -75,10 +81,9 @@ class SaveFile:
         self._identity = dict(identity) if identity is not None else None
         self._overwrite = overwrite
         self._appender: Appender | None = None
-        self.num_written = 0
-        """Rows in the file, those of earlier runs included."""
+        self._num_earlier = 0
         self.num_durable = 0
-        """Of these, the rows that are on the disk."""
+        """Rows on the disk, those of earlier runs included."""
         self.done = DoneRows.none()
         check_writable(path, overwrite or resume)
         if resume:
@@ -88,6 +93,11 @@ class SaveFile:
     def can_resume(self) -> bool:
         """Whether a later run could go on with it."""
         return self._identity is not None and (not self.path.exists() or self.path.is_file())
+
+    @property
+    def num_written(self) -> int:
+        """Rows in the file, those of earlier runs included."""
+        return self._num_earlier + (self._appender.num_lines if self._appender else 0)
 
     def append(self, lines: list[str]) -> None:
         """Writes lines; they survive this process from here on.
@@ -102,7 +112,6 @@ class SaveFile:
                 self._appender.append("".join(f"{line}\n" for line in lines).encode("utf-8", "replace"))
             except OSError as error:
                 raise self._failure(error) from error
-            self.num_written += len(lines)
 
     def commit(self) -> None:
         """Brings what was written to the disk, and counts it."""
@@ -121,6 +130,7 @@ class SaveFile:
             # What could not be written has been reported.
             with contextlib.suppress(OSError):
                 os.close(self._appender.fd)
+            self._num_earlier = self.num_written
             self._appender = None
 
     def _failure(self, error: OSError) -> InferenceError:
@@ -180,7 +190,7 @@ class SaveFile:
         except BaseException:
             os.close(fd)
             raise
-        self.num_written = self.num_durable = len(self.done.numbers)
+        self._num_earlier = self.num_durable = len(self.done.numbers)
         self._appender = Appender(fd, str(self.path))
 
 
