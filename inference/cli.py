@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,7 @@ COMPLETION_VARIABLE = "_RUN_INFERENCE_COMPLETE"
 SHELLS = ("bash", "zsh", "fish")
 GROUPS = ("Run", "Model", "Device", "Generation", "Output", "Information")
 MULTIPLE = ("--predict_data", "--options", *(flag.name for flag in FLAGS if flag.multiple))
+OVERWRITE = ("--overwrite", "--force")
 # What `--section.key value` becomes.
 KEY = "--key"
 # Where a key is looked for that is given as a flag, although it has none.
@@ -38,7 +40,7 @@ EXAMPLES = """
 Examples:
   python run_inference.py --config configs/demo/predict_demo.yaml --predict_data 'Once upon a time'
   python run_inference.py --config configs/llama2/predict_llama2_7b.yaml --load_checkpoint path/to/hf_dir \\
-      --predict_data prompts.jsonl --predict_batch_size 8 --output_format json
+      --predict_data prompts.jsonl --predict_batch_size 8 --save_file out.jsonl
   python run_inference.py --config my.yaml --predict_data - --model.model_config.seq_length 1024
 """
 
@@ -116,15 +118,17 @@ def _own_options() -> list[GroupedOption]:
             group=run,
             multiple=True,
             metavar="TEXT|FILE|-",
-            help="Prompts: texts, a .txt (a prompt a line) or .jsonl file, - for standard input.",
+            help="Prompts: texts; .txt (a prompt a line), .jsonl, .csv or .parquet files; - for standard input.",
         ),
         GroupedOption(
             ["--options"], group=run, multiple=True, metavar="KEY=VALUE", help="Any key of the config, dotted."
         ),
         GroupedOption([KEY], group=run, multiple=True, hidden=True),
+        GroupedOption([*OVERWRITE, "overwrite"], group=output, is_flag=True, help="Replace a save file that exists."),
         GroupedOption(
-            ["--overwrite", "--force", "overwrite"], group=output, is_flag=True, help="Replace a save file that exists."
+            ["--resume"], group=output, is_flag=True, help="Go on with a save file that an earlier run left."
         ),
+        GroupedOption(["--no_echo", "--no-echo"], group=output, is_flag=True, help="Leave prompts out of records."),
         GroupedOption(
             ["--no-stream", "--no_stream"], group=output, is_flag=True, help="Write each answer when it is complete."
         ),
@@ -180,8 +184,7 @@ def _with_config(given: dict[str, Any]) -> int:
     if given["print_config"]:
         click.echo(config.to_yaml().rstrip("\n"))
         return 0
-    _predict(config, given)
-    return 0
+    return _act(config, given)
 
 
 def _config_file(name: str) -> Path:
@@ -191,35 +194,40 @@ def _config_file(name: str) -> Path:
     return find_preset(name) if is_word or (is_preset(name) and not path.is_file()) else path
 
 
-def _predict(config: InferenceConfig, given: dict[str, Any]) -> None:
+def _act(config: InferenceConfig, given: dict[str, Any]) -> int:
     # Here and not above: these import tokenizers and models, which --help need not wait for.
     from inference import modes
-    from inference.prompts import PromptBatch, read_prompts
     from inference.report import count, say
 
     values = list(given["predict_data"] or config.input_data or ())
     if given["check"]:
-        job = modes.check(config, read_prompts(values) if values else PromptBatch(), given["overwrite"])
-        _say_checked(config, job)
-        return
+        ready, number = modes.check(config, values, given["overwrite"] or given["resume"])
+        _say_checked(config, ready, count(number, "prompt"))
+        return 0
     if config.unused_keys:
         say(f"without effect here: {count(len(config.unused_keys), 'key')} of the config (--check lists them)")
     if config.run_mode == "convert":
         modes.convert(config, given["overwrite"])
     elif config.run_mode == "evaluate":
-        modes.evaluate(config, read_prompts(values))
+        modes.evaluate(config, values)
     else:
-        modes.predict(config, read_prompts(values), given["overwrite"])
+        again = resume_command(click.get_current_context().obj)
+        return modes.predict(config, values, overwrite=given["overwrite"], resume=given["resume"], again=again)
+    return 0
 
 
-def _say_checked(config: InferenceConfig, job: Any) -> None:
-    from inference.report import count
+def resume_command(arguments: Sequence[str]) -> str:
+    """The command line that goes on with a run of these arguments."""
+    program = ["python", sys.argv[0]] if sys.argv[0].endswith(".py") else [PROGRAM]
+    kept = [argument for argument in arguments if argument not in (*OVERWRITE, "--resume")]
+    return shlex.join([*program, *kept, "--resume"])
 
-    model = job.source.model
+
+def _say_checked(config: InferenceConfig, ready: Any, prompts: str) -> None:
+    model = ready.source.model
     click.echo(
-        f"{job.source.name}: {model.architecture}, {model.num_parameters / 1e6:,.1f} M parameters, "
-        f"context {model.context_length}, weights {job.source.checkpoint or 'random'}; "
-        f"{count(len(job.prompts), 'prompt')}; ok"
+        f"{ready.source.name}: {model.architecture}, {model.num_parameters / 1e6:,.1f} M parameters, "
+        f"context {model.context_length}, weights {ready.source.checkpoint or 'random'}; {prompts}; ok"
     )
     for key, where in config.unused_keys:
         click.echo(f"no effect: {key} ({where})")
@@ -233,6 +241,8 @@ def _overrides(given: dict[str, Any]) -> list[Override]:
         if value is None or value == ():
             continue
         overrides.append(_flag_override(flag, value))
+    if given["no_echo"]:
+        overrides.append(Override("output.echo", False, "--no_echo"))
     if given["no_stream"]:
         overrides.append(Override("output.stream", False, "--no-stream"))
     overrides += [parse_override(text) for text in given["options"]]
@@ -306,13 +316,15 @@ def _flag_names() -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Runs the command line and ends the process: 0 done, 1 a failure, 2 a mistake of the user's, 130 interrupted."""
+    """Runs the command line and ends the process: 0 done, 1 a failure, 2 a mistake of the user's, 3 rows
+    that failed, 130 interrupted.
+    """
     _prepare_streams()
     watch()
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         code = build_command().main(
-            spread(given), prog_name=PROGRAM, complete_var=COMPLETION_VARIABLE, standalone_mode=False
+            spread(given), prog_name=PROGRAM, complete_var=COMPLETION_VARIABLE, standalone_mode=False, obj=given
         )
     except BaseException as error:
         if "--traceback" in given and not isinstance(error, click.ClickException):

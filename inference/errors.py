@@ -12,6 +12,8 @@ from collections.abc import Iterable
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
+# The run went to its end, or to --max_errors, and some rows have no answer.
+EXIT_ROWS_FAILED = 3
 
 
 class InferenceError(Exception):

@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 
 EXIT_INTERRUPTED = 130
@@ -17,6 +19,7 @@ EXIT_INTERRUPTED = 130
 WRITING = threading.Lock()
 # Seconds to wait for that; a pipe that nobody reads may block for ever.
 PATIENCE = 1.0
+_last_words: list[Callable[[], str]] = []
 
 
 @cache
@@ -29,10 +32,21 @@ def watch() -> None:
     threading.Thread(target=_wait, name="interrupt", daemon=True).start()
 
 
+@contextmanager
+def last_words(say: Callable[[], str]) -> Iterator[None]:
+    """What an interrupt has to add to its line meanwhile; `say` is called when no record is being written."""
+    _last_words.append(say)
+    try:
+        yield
+    finally:
+        _last_words.remove(say)
+
+
 def _wait() -> None:
     signal.sigwait({signal.SIGINT})
     WRITING.acquire(timeout=PATIENCE)
+    more = "".join(f"; {words}" for words in [say() for say in _last_words] if words)
     # On a terminal the cursor is after "^C", or in the middle of an answer.
     start = "\n" if os.isatty(2) else ""
-    os.write(2, f"{start}error: interrupted\n".encode())
+    os.write(2, f"{start}error: interrupted{more}\n".encode())
     os._exit(EXIT_INTERRUPTED)

@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 import resource
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from inference.request import Request
+from inference.latency import Percentiles
+from inference.request import FinishReason, Request
 
 
 @dataclass
@@ -44,18 +45,26 @@ class RunMetrics:
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
     wall_seconds: float = 0.0
-    ttft_seconds: list[float] = field(default_factory=list)
+    ttft_seconds: Percentiles = field(default_factory=Percentiles)
+    tpot_seconds: Percentiles = field(default_factory=Percentiles)
+    row_seconds: Percentiles = field(default_factory=Percentiles)
+    """From the arrival of a request to its last token."""
     decode_tokens: int = 0
 
     def finished(self, request: Request) -> None:
-        """Counts a request that is done."""
+        """Counts a request that is done; one that was let go of has no latency."""
         self.requests += 1
         self.prompt_tokens += len(request.prompt_ids)
         self.reused_tokens += request.num_reused
         self.preemptions += request.times_put_back
         self.completion_tokens += len(request.output_ids)
-        if request.timing.ttft is not None:
-            self.ttft_seconds.append(request.timing.ttft)
+        timing = request.timing
+        if timing.ttft is None or timing.total is None or request.finish_reason is FinishReason.CANCELLED:
+            return
+        self.ttft_seconds.add(timing.ttft)
+        self.row_seconds.add(timing.total)
+        if len(request.output_ids) > 1:
+            self.tpot_seconds.add((timing.total - timing.ttft) / (len(request.output_ids) - 1))
 
     def step(self, seconds: float, tokens: int, chosen: int) -> None:
         """Counts a step that put `tokens` through the model and chose `chosen` next ones."""
@@ -68,8 +77,7 @@ class RunMetrics:
     @property
     def ttft(self) -> float | None:
         """Median time to first token, seconds."""
-        ordered = sorted(self.ttft_seconds)
-        return ordered[len(ordered) // 2] if ordered else None
+        return self.ttft_seconds.percentile(50)
 
     @property
     def prefill_rate(self) -> float:
@@ -84,10 +92,11 @@ class RunMetrics:
 
     def as_dict(self) -> dict[str, Any]:
         """All figures, for JSON."""
-        values = asdict(self)
-        values.pop("ttft_seconds")
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        values["startup"] = asdict(self.startup)
+        latencies = {name: values.pop(name).as_dict() for name in ("ttft_seconds", "tpot_seconds", "row_seconds")}
         rates = {"prefill_tokens_per_second": self.prefill_rate, "decode_tokens_per_second": self.decode_rate}
-        return {**values, **rates, "ttft_seconds": self.ttft, "peak_memory_bytes": peak_memory()}
+        return {**values, **rates, **latencies, "peak_memory_bytes": peak_memory()}
 
 
 def process_age() -> float:

@@ -8,28 +8,41 @@ from __future__ import annotations
 
 import json
 import sys
-import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from inference.config import InferenceConfig
 from inference.context import build_context, check_device
-from inference.errors import ConfigError, InputError
+from inference.errors import EXIT_ROWS_FAILED, ConfigError, InferenceError, InputError
 from inference.generation.model import GenerativeModel, make_encoder, positions_needed, weight_format_of
 from inference.generation.perplexity import Score, score
 from inference.generation.perplexity import positions_needed as score_positions
-from inference.generation.text import EncodedPrompt, TextGenerator
+from inference.generation.text import EncodedPrompt, Encoder, TextGenerator
+from inference.inputs import RowStream, no_prompt, open_rows
+from inference.inputs.files import STDIN
+from inference.interrupt import last_words
+from inference.jobs.feed import Feed
+from inference.jobs.figures import check_plot, check_target, metrics_of, write_metrics, write_plot
+from inference.jobs.identity import identity_of
+from inference.jobs.journal import SaveFile, check_writable
+from inference.jobs.progress import ProgressLine
+from inference.jobs.run import Job, Outcome
+from inference.jobs.writer import AnswerWriter
 from inference.metrics import RunMetrics, StartupTimes, process_age
-from inference.models.convert import check_target
+from inference.models.convert import check_target as check_converted
 from inference.models.convert import convert as write_converted
 from inference.models.source import ModelSource, resolve
 from inference.models.weights import Pairs
-from inference.output import AnswerWriter, check_writable
-from inference.prompts import PromptBatch
 from inference.report import count, load_progress, say, summary
 from inference.tokenizer import Tokenizer
 
+# Rows that are read and encoded ahead, beside those that the engine has.
+READ_AHEAD = 32
+# Seconds that an input is given to come to its end, before the KV cache is made for more than is there.
+SETTLING = 0.2
 # Keys of `engine`, the values that do what they say, and what is done for all others.
 NOT_THERE_YET: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     ("backend", ("auto", "native"), "the project's own networks are used"),
@@ -37,63 +50,108 @@ NOT_THERE_YET: tuple[tuple[str, tuple[Any, ...], str], ...] = (
 
 
 @dataclass(frozen=True)
-class Job:
-    """A run of which everything has been checked and nothing has been computed."""
+class Checked:
+    """A run of which everything but the rows of files has been checked, and nothing has been computed."""
 
     config: InferenceConfig
     source: ModelSource
     pairs: Pairs | None
     tokenizer: Tokenizer
-    prompts: list[EncodedPrompt]
+    encoder: Encoder
+
+    @property
+    def rows_at_once(self) -> int:
+        """The most rows in a step."""
+        return self.config.predict_batch_size or self.config.engine.max_sequences
 
 
-def check(config: InferenceConfig, batch: PromptBatch, overwrite: bool = False) -> Job:
-    """Finds every mistake that can be found without computing.
+def check(config: InferenceConfig, values: Sequence[str], overwrite: bool = False) -> tuple[Checked, int]:
+    """Finds every mistake that can be found without computing; also the number of prompts.
 
     Raises:
         InferenceError: the first one.
     """
-    check_device(config)
-    if config.output.save_file:
-        check_writable(Path(config.output.save_file), overwrite)
-    source = resolve(config)
-    tokenizer = source.tokenizer()
-    # A text to evaluate may be longer than the context, and needs no room for an answer.
-    predicting = config.run_mode == "predict"
-    prompts = make_encoder(source, tokenizer, source.generation).encode_all(batch.prompts) if predicting else []
-    return Job(config, source, source.pairs(), tokenizer, prompts)
+    rows = _rows(config, values) if values else None
+    ready = _prepare(config, rows, overwrite)
+    number, bad = 0, []
+    for row in rows or ():
+        number += 1
+        try:
+            prompt = row.parse()
+            if config.run_mode == "predict":
+                ready.encoder.encode(row.number, prompt)
+        except InputError as error:
+            bad.append(error)
+    if bad:
+        more = f"; {count(len(bad) - 1, 'further row')} cannot be used" if len(bad) > 1 else ""
+        raise InputError(bad[0].what, f"{bad[0].hint or ''}{more}".lstrip("; ") or None)
+    if rows is not None and not number:
+        raise _nothing(rows)
+    return ready, number
 
 
-def predict(config: InferenceConfig, batch: PromptBatch, overwrite: bool = False) -> RunMetrics:
-    """Answers every prompt; answers go to standard output and the save file, figures to stderr."""
-    job = check(config, batch, overwrite)
-    if batch.blank_lines:
-        say(f"passed over {count(batch.blank_lines, 'blank line')}")
-    cut = [prompt for prompt in job.prompts if prompt.truncated]
-    if cut:
-        say(f"cut {count(len(cut), 'prompt')} to the model's context, on the {config.engine.truncate}")
-    _say_what_is_used(job)
-    metrics = RunMetrics(startup=StartupTimes(python=process_age()))
-    context = build_context(config)
-    metrics.startup.mindspore = context.import_seconds
-    model = GenerativeModel(
-        job.source,
-        job.pairs,
-        positions=positions_needed(job.prompts, job.source),
-        progress=load_progress(job.pairs),
+def predict(
+    config: InferenceConfig, values: Sequence[str], *, overwrite: bool = False, resume: bool = False, again: str = ""
+) -> int:
+    """Answers every prompt; answers go to standard output and the save file, figures to stderr.
+
+    Args:
+        values: prompts, and files of prompts.
+        overwrite: a save file that exists is lost.
+        resume: a save file that exists is gone on with.
+        again: the command that goes on with this run, to be shown when it ends early.
+
+    Returns:
+        The exit code: 0, or 3 where rows failed.
+    """
+    rows = _rows(config, values)
+    ready = _prepare(config, rows, overwrite or resume)
+    save_file = _save_file(ready, rows, overwrite, resume)
+    _say_what_is_used(ready)
+    earlier = save_file.num_durable if save_file else 0
+    metrics = RunMetrics()
+    feed = Feed(rows, ready.encoder.encode, ready.rows_at_once + READ_AHEAD, save_file.done if save_file else None)
+    progress = _progress(config)
+    job = Job(
+        feed,
+        _writer(ready, save_file),
+        lambda first: _generator(ready, feed, first, metrics),
+        progress=progress,
+        complain=say if config.output.form != "json" else None,
+        max_errors=config.output.max_errors,
+        earlier=earlier,
     )
-    metrics.startup.weights, metrics.startup.compile = model.runner.times.load, model.runner.times.compile
-    first_token = _run(job, model, metrics, overwrite)
-    say(summary(metrics, first_token))
-    return metrics
+    try:
+        with last_words(lambda: _last_words(save_file, again)):
+            outcome = job.run()
+    except InferenceError as error:
+        hint = _go_on(save_file, again) or error.hint
+        raise type(error)(error.what, hint) from error
+    finally:
+        if save_file:
+            save_file.close()
+        metrics.wall_seconds = job.outcome.seconds
+    if not rows.count:
+        raise _nothing(rows)
+    _say_what_came_of_it(ready, outcome, rows, metrics, earlier)
+    _write_figures(ready, outcome, metrics, earlier)
+    failed = outcome.failed + (save_file.done.failed if save_file else 0)
+    if outcome.stopped:
+        end = f"stopped: more than {count(config.output.max_errors or 0, 'row')} failed"
+        say("; ".join(part for part in (end, _go_on(save_file, again)) if part))
+    return EXIT_ROWS_FAILED if failed else 0
 
 
-def evaluate(config: InferenceConfig, batch: PromptBatch) -> Score:
+def evaluate(config: InferenceConfig, values: Sequence[str]) -> Score:
     """Perplexity over texts, a document for each prompt; one line on standard output."""
-    job = check(config, batch)
+    rows = _rows(config, values)
+    prompts = [row.parse() for row in rows]
+    if not prompts:
+        raise _nothing(rows)
+    job = _prepare(config, rows, replace=True)
     documents = [
         list(prompt.token_ids) if prompt.token_ids else job.tokenizer.encode(prompt.text or "")
-        for prompt in batch.prompts
+        for prompt in prompts
         if prompt.messages is None
     ]
     if not any(len(document) > 1 for document in documents):
@@ -131,7 +189,7 @@ def convert(config: InferenceConfig, force: bool = False) -> Path:
         raise ConfigError("there is nothing to convert: the weights are random or packed already", "give a checkpoint")
     weight_format = weight_format_of(source, pairs)
     target = Path(config.output_dir) / f"{source.name}-{weight_format.value}"
-    check_target(target, force)
+    check_converted(target, force)
     try:
         from inference.kernels.library import pack_into, set_threads
 
@@ -155,30 +213,127 @@ def convert(config: InferenceConfig, force: bool = False) -> Path:
     return target
 
 
-def _run(job: Job, model: GenerativeModel, metrics: RunMetrics, overwrite: bool) -> float | None:
-    """Runs the prompts; the age of the process when the first token was out."""
-    output = job.config.output
-    writer = AnswerWriter(
-        output.format,
-        job.source.name,
-        stream=sys.stdout.isatty() if output.stream is None else output.stream,
-        echo=output.echo,
-        save_file=Path(output.save_file) if output.save_file else None,
-        overwrite=overwrite,
+def _rows(config: InferenceConfig, values: Sequence[str]) -> RowStream:
+    return open_rows(values, config.input.format, config.input.prompt_column, config.input.id_column)
+
+
+def _nothing(rows: RowStream) -> InputError:
+    if len(rows.empty_files) == len(rows.inputs) == 1 and rows.inputs[0][0] != STDIN:
+        return InputError(f"the prompt file {rows.empty_files[0]} holds no prompt")
+    return no_prompt()
+
+
+def _prepare(config: InferenceConfig, rows: RowStream | None, replace: bool) -> Checked:
+    check_device(config)
+    output = config.output
+    if output.save_file:
+        check_writable(Path(output.save_file), replace)
+    if output.metrics_file:
+        check_target(Path(output.metrics_file), "--metrics_file")
+    if output.metrics_plot:
+        check_plot(Path(output.metrics_plot))
+    source = resolve(config)
+    tokenizer = source.tokenizer()
+    encoder = make_encoder(source, tokenizer, source.generation)
+    # A text to evaluate may be longer than the context, and needs no room for an answer.
+    for prompt in rows.arguments if rows and config.run_mode == "predict" else ():
+        encoder.encode(0, prompt)
+    return Checked(config, source, source.pairs(), tokenizer, encoder)
+
+
+def _save_file(ready: Checked, rows: RowStream, overwrite: bool, resume: bool) -> SaveFile | None:
+    output = ready.config.output
+    if resume and overwrite:
+        raise InputError("--resume goes on with a save file, --overwrite begins anew", "give one of them")
+    if not output.save_file:
+        if resume:
+            raise InputError("--resume goes on with a save file, and there is none", "give --save_file")
+        return None
+    identity = None
+    if output.form == "json":
+        identity = identity_of(ready.source, ready.pairs, ready.tokenizer, ready.encoder.generation, rows)
+    return SaveFile(Path(output.save_file), identity, overwrite, resume)
+
+
+def _writer(ready: Checked, save_file: SaveFile | None) -> AnswerWriter:
+    output = ready.config.output
+    form, on_terminal = output.form, sys.stdout.isatty()
+    return AnswerWriter(
+        form,
+        ready.source.name,
+        ready.rows_at_once,
+        ordered=output.ordered,
+        stream=on_terminal if output.stream is None else output.stream,
+        echo=(form == "json") if output.echo is None else output.echo,
+        save_file=save_file,
+        # A person who has a file made of the records would rather see how it goes.
+        stdout=None if save_file and form == "json" and on_terminal else sys.stdout,
     )
-    started, first_token = time.perf_counter(), None
-    try:
-        with model.engine(metrics) as engine:
-            for event in TextGenerator(engine, job.tokenizer).stream(job.prompts):
-                first_token = first_token or process_age()
-                writer.take(event)
-    finally:
-        writer.close()
-        metrics.wall_seconds = time.perf_counter() - started
-    return first_token
 
 
-def _say_what_is_used(job: Job) -> None:
+def _progress(config: InferenceConfig) -> ProgressLine | None:
+    """None where answers appear on the same terminal."""
+    answers_shown = sys.stdout.isatty() and not (config.output.form == "json" and config.output.save_file)
+    return None if answers_shown and sys.stderr.isatty() else ProgressLine(sys.stderr, sys.stderr.isatty())
+
+
+@contextmanager
+def _generator(ready: Checked, feed: Feed, first: EncodedPrompt, metrics: RunMetrics) -> Iterator[TextGenerator]:
+    """Loads the model, with a KV cache for the rows that follow `first`."""
+    metrics.startup = StartupTimes(python=process_age())
+    context = build_context(ready.config)
+    metrics.startup.mindspore = context.import_seconds
+    rest = feed.whole(SETTLING)
+    if rest is None:
+        positions = ready.rows_at_once * ready.source.model.context_length
+        say(f"rows are read as they are needed: the KV cache is for {ready.rows_at_once} of full length, or what fits")
+    else:
+        encoded = [first, *(item for item in rest if isinstance(item, EncodedPrompt))]
+        positions = positions_needed(encoded, ready.source)
+    model = GenerativeModel(ready.source, ready.pairs, positions=positions, progress=load_progress(ready.pairs))
+    metrics.startup.weights, metrics.startup.compile = model.runner.times.load, model.runner.times.compile
+    with model.engine(metrics) as engine:
+        yield TextGenerator(engine, ready.tokenizer)
+
+
+def _go_on(save_file: SaveFile | None, again: str) -> str:
+    """How to go on with a run that ends early; nothing where that cannot be done."""
+    if save_file is None or not save_file.can_resume or not save_file.num_written:
+        return ""
+    return f"{count(save_file.num_written, 'row')} in {save_file.path}, go on with: {again}"
+
+
+def _last_words(save_file: SaveFile | None, again: str) -> str:
+    if save_file is not None:
+        with suppress(InferenceError):
+            save_file.commit()
+    return _go_on(save_file, again)
+
+
+def _say_what_came_of_it(ready: Checked, outcome: Outcome, rows: RowStream, metrics: RunMetrics, earlier: int) -> None:
+    if rows.blank_lines:
+        say(f"passed over {count(rows.blank_lines, 'blank line')}")
+    for name in rows.empty_files:
+        say(f"{name} holds no prompt")
+    if outcome.cut:
+        say(f"cut {count(outcome.cut, 'prompt')} to the model's context, on the {ready.config.engine.truncate}")
+    if earlier:
+        say(f"{count(earlier, 'row')} had been done before, {outcome.rows:,} were left")
+    if outcome.failed:
+        say(f"{outcome.failed:,} of {count(outcome.rows, 'row')} failed, the first: {outcome.first_failure}")
+    if metrics.requests:
+        say(summary(metrics, outcome.first_token))
+
+
+def _write_figures(ready: Checked, outcome: Outcome, metrics: RunMetrics, earlier: int) -> None:
+    output, name = ready.config.output, ready.source.name
+    if output.metrics_file:
+        write_metrics(Path(output.metrics_file), metrics_of(outcome, metrics, name, earlier))
+    if output.metrics_plot:
+        write_plot(Path(output.metrics_plot), outcome, metrics, name)
+
+
+def _say_what_is_used(job: Checked) -> None:
     """No silent fallback: what was asked for and is not there is named."""
     if job.pairs is None:
         say("weights are random, as asked: the answers mean nothing")

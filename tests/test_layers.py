@@ -13,11 +13,11 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "inference"
 LAYERS = (
-    {"errors", "config", "request", "blocks", "scheduler", "metrics", "prompts"},
+    {"errors", "config", "request", "blocks", "scheduler", "metrics", "latency", "prompts", "inputs"},
     {"context", "kernels"},
     {"models", "tokenizer"},
     {"generation"},
-    {"auto", "llm", "pipeline", "output", "report", "modes", "cli", "interrupt", "__init__", "__main__"},
+    {"auto", "llm", "pipeline", "jobs", "report", "modes", "cli", "interrupt", "__init__", "__main__"},
 )
 MINDSPORE_AT_TOP = ("kernels/", "models/decoder.py")
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))

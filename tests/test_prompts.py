@@ -1,89 +1,16 @@
-"""Prompts from arguments, standard input and files; every mistake names its file and line."""
+"""What a row may say: a prompt, settings, OpenAI's spelling of both; every mistake begins with its place."""
 
 from __future__ import annotations
 
-import io
 import json
-import sys
-from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from inference.errors import InputError
-from inference.prompts import PromptBatch, parse_row, read_prompts
-
-
-def write(path: Path, content: str | bytes) -> str:
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return str(path)
-
-
-def texts(batch: PromptBatch) -> list[str | None]:
-    return [prompt.text for prompt in batch.prompts]
-
-
-@pytest.fixture
-def stdin(monkeypatch: pytest.MonkeyPatch):
-    def give(data: bytes) -> None:
-        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(data)))
-
-    return give
-
-
-def test_texts_keep_their_order_and_spaces() -> None:
-    batch = read_prompts(["  one ", "two\nlines", "三つ 🙂"])
-    assert texts(batch) == ["  one ", "two\nlines", "三つ 🙂"]
-    assert [prompt.custom_id for prompt in batch.prompts] == ["0", "1", "2"]
-    assert [prompt.where for prompt in batch.prompts] == ["prompt 1", "prompt 2", "prompt 3"]
-
-
-def test_a_text_file_is_a_prompt_a_line(tmp_path: Path) -> None:
-    path = write(tmp_path / "p.txt", "\ufeffeins\r\n\n  \nzwei  \n\tdrei\u2028vier\x0bfünf")
-    batch = read_prompts([path])
-    assert texts(batch) == ["eins", "zwei  ", "\tdrei\u2028vier\x0bfünf"]
-    assert batch.blank_lines == 2
-    assert [prompt.where for prompt in batch.prompts] == [f"{path}:1", f"{path}:4", f"{path}:5"]
-
-
-@given(
-    st.lists(
-        st.text(st.characters(blacklist_characters="\n\r", blacklist_categories=("Cs",))).filter(
-            lambda t: t.strip() and not t.startswith("\ufeff")
-        ),
-        min_size=1,
-    ),
-    st.sampled_from(["\n", "\r\n"]),
-    st.booleans(),
-)
-def test_any_lines_come_back(tmp_path_factory: pytest.TempPathFactory, lines: list[str], end: str, last: bool) -> None:
-    path = tmp_path_factory.getbasetemp() / "any.txt"
-    write(path, end.join(lines) + (end if last else ""))
-    batch = read_prompts([str(path)])
-    assert texts(batch) == lines and batch.blank_lines == 0
-
-
-def test_stdin(stdin) -> None:
-    stdin("one\n\nzwölf".encode())
-    batch = read_prompts(["first", "-"])
-    assert texts(batch) == ["first", "one", "zwölf"] and batch.blank_lines == 1
-    assert batch.prompts[2].where == "standard input:3"
-
-
-def test_a_jsonl_file(tmp_path: Path) -> None:
-    rows = [
-        {"prompt": "text", "custom_id": "a", "max_new_tokens": 3, "stop": ["x"]},
-        {"prompt": [1, 2, 3]},
-        {"messages": [{"role": "user", "content": "hi"}], "custom_id": 7, "seed": 0},
-    ]
-    path = write(tmp_path / "p.jsonl", "\n".join(json.dumps(row) for row in rows) + "\n")
-    first, second, third = read_prompts([path]).prompts
-    assert (first.text, first.custom_id, first.settings) == ("text", "a", {"max_new_tokens": 3, "stop": ["x"]})
-    assert (second.token_ids, second.custom_id, second.text) == ((1, 2, 3), "1", None)
-    assert (third.messages, third.custom_id) == (({"role": "user", "content": "hi"},), "7")
-    assert dict(third.settings) == {"seed": 0}
+from inference.prompts import RowError, parse_row, prompt_of
 
 
 @pytest.mark.parametrize(
@@ -133,62 +60,80 @@ def test_any_line_is_a_row_or_an_input_error(line: str) -> None:
         assert sum(value is not None for value in (prompt.text, prompt.token_ids, prompt.messages)) == 1
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"good\nb\xffd\n", r"p\.txt:2: byte 0xFF is not UTF-8"),
-        ("\u00e4".encode("latin-1"), r"p\.txt:1: byte 0xE4 is not UTF-8"),
-        ("\ufeffx".encode("utf-16"), r"p\.txt:1: byte 0xF[EF] is not UTF-8"),
-        (b"", "holds no prompt"),
-        (b"\n  \n", "holds no prompt"),
-    ],
-)
-def test_text_files_that_cannot_be_used(tmp_path: Path, content: bytes, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        read_prompts([write(tmp_path / "p.txt", content)])
+CHAT = [{"role": "user", "content": "hi"}]
 
 
-def test_stdin_that_cannot_be_used(stdin) -> None:
-    stdin(b"a\n\xc3")
-    with pytest.raises(InputError, match="standard input:2: byte 0xC3"):
-        read_prompts(["-"])
-    stdin(b" \n")
-    with pytest.raises(InputError, match="there is no prompt"):
-        read_prompts(["-"])
+def openai(body: dict[str, Any], **keys: Any) -> str:
+    """A row of OpenAI's batch format."""
+    row = {"custom_id": "r1", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    return json.dumps(row | keys)
 
 
-@pytest.mark.parametrize("name", ["prompts.txt", "prompts.jsonl", "no/such/dir/prompts.txt"])
-def test_a_missing_file_is_no_prompt(tmp_path: Path, name: str) -> None:
-    with pytest.raises(InputError, match="does not exist"):
-        read_prompts([str(tmp_path / name)])
+class TestOpenAI:
+    def test_a_chat(self) -> None:
+        body = {"model": "some", "messages": CHAT, "max_tokens": 7, "stop": ["x"], "seed": 3, "user": "me", "n": 1}
+        prompt = parse_row(openai(body), "f:1", "0")
+        assert (prompt.custom_id, prompt.messages) == ("r1", (CHAT[0],))
+        assert prompt.settings == {"max_new_tokens": 7, "stop": ["x"], "seed": 3, "num_return_sequences": 1}
+
+    def test_a_completion(self) -> None:
+        for given_prompt, text, ids in (("Once", "Once", None), ([1, 2], None, (1, 2))):
+            prompt = parse_row(openai({"prompt": given_prompt, "logprobs": 2}, url="/v1/completions"), "f:1", "0")
+            assert (prompt.text, prompt.token_ids, prompt.settings) == (text, ids, {"logprobs": 2})
+
+    @pytest.mark.parametrize(
+        ("asked", "settings"),
+        [
+            ({"temperature": 0.5}, {"temperature": 0.5, "do_sample": True}),
+            ({"top_p": 0.9}, {"top_p": 0.9, "do_sample": True}),
+            ({"temperature": 0}, {"temperature": 0}),
+            ({"temperature": None}, {}),
+            ({"max_completion_tokens": 9}, {"max_new_tokens": 9}),
+            ({"logprobs": True, "top_logprobs": 4}, {"logprobs": 4}),
+            ({"logprobs": True}, {"logprobs": 0}),
+            ({"logprobs": False}, {}),
+            ({"stream": False}, {}),
+        ],
+    )
+    def test_settings(self, asked: dict[str, Any], settings: dict[str, Any]) -> None:
+        assert parse_row(openai({"messages": CHAT, **asked}), "f:1", "0").settings == settings
+
+    def test_parts_of_text_are_joined(self) -> None:
+        content = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+        prompt = parse_row(openai({"messages": [{"role": "user", "content": content}]}), "f:1", "0")
+        assert prompt.messages == ({"role": "user", "content": "ab"},)
+
+    @pytest.mark.parametrize(
+        ("line", "message"),
+        [
+            (openai({"messages": CHAT}, url="/v1/embeddings"), "POST /v1/embeddings cannot be answered"),
+            (openai({"messages": CHAT}, method="GET"), "GET /v1/chat/completions cannot be answered"),
+            (openai({"messages": CHAT, "stream": True}), "cannot be streamed"),
+            (openai({"messages": CHAT, "n": 2}), "num_return_sequences"),
+            (openai({"messages": CHAT, "tools": []}), "unknown generation setting 'tools'"),
+            (openai({"messages": CHAT}, temperature=1), "unknown key 'temperature' beside body"),
+            (openai({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}), "a part that is no text"),
+            (openai({}), "no prompt in this row"),
+            ('{"custom_id": "r1", "body": 3}', "body must be an object, got int"),
+        ],
+    )
+    def test_rows_that_cannot_be_answered(self, line: str, message: str) -> None:
+        with pytest.raises(RowError, match=f"^f:1: .*{message}") as caught:
+            parse_row(line, "f:1", "0")
+        assert caught.value.custom_id == "r1"
 
 
-def test_a_missing_file_with_a_near_name(tmp_path: Path) -> None:
-    write(tmp_path / "prompts.jsonl", "{}")
-    with pytest.raises(InputError, match=r"did you mean '.*prompts\.jsonl'"):
-        read_prompts([str(tmp_path / "prompt.jsonl")])
+def test_a_bad_row_keeps_its_name_where_it_has_one() -> None:
+    for line, name in (('{"custom_id": 7}', "7"), ("{}", "12"), ("{", None), ('{"custom_id": []}', None)):
+        with pytest.raises(RowError) as caught:
+            parse_row(line, "f:1", "12")
+        assert caught.value.custom_id == name
 
 
-def test_a_directory_is_no_file(tmp_path: Path) -> None:
-    (tmp_path / "d.txt").mkdir()
-    with pytest.raises(InputError, match="does not exist"):
-        read_prompts([str(tmp_path / "d.txt")])
-
-
-@pytest.mark.parametrize("values", [[], [""], [" \t"]])
-def test_no_prompt(values: list[str]) -> None:
-    with pytest.raises(InputError, match="prompt"):
-        read_prompts(values)
-
-
-def test_ids_that_occur_twice(tmp_path: Path) -> None:
-    path = write(tmp_path / "p.jsonl", '{"prompt": "a", "custom_id": "x"}\n\n{"prompt": "b", "custom_id": "x"}')
-    with pytest.raises(InputError, match=r"p\.jsonl:3: custom_id 'x' is that of .*p\.jsonl:1 too"):
-        read_prompts([path])
-
-
-@pytest.mark.timeout(15)
-def test_blank_lines_cost_no_more_than_others(tmp_path: Path) -> None:
-    """A file of mostly blank lines: half a second, or minutes where time grows with its square."""
-    batch = read_prompts([write(tmp_path / "p.txt", "a\n" + "\n" * 1_000_000)])
-    assert (len(batch.prompts), batch.blank_lines) == (1, 1_000_000)
+def test_prompts_of_tables() -> None:
+    assert prompt_of("a", "t:2", "x").text == "a"
+    assert prompt_of([1, 2], "t:2", "x").token_ids == (1, 2)
+    for value in (None, "", 3, ["a"]):
+        with pytest.raises(RowError, match="^t:2: ") as caught:
+            prompt_of(value, "t:2", "x")
+        assert caught.value.custom_id == "x"

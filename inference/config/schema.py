@@ -1,7 +1,7 @@
 """The config: its sections, their keys, types, units and defaults, in MindFormers' spelling.
 
 Knows what a complete config is; knows nothing about files or command lines. Sections beyond MindFormers' own
-are `engine`, `output`, `pipeline` and `serve`, and the keys `model.hub_id`, `model.parameters` and
+are `engine`, `input`, `output`, `pipeline` and `serve`, and the keys `model.hub_id`, `model.parameters` and
 `processor.chat`.
 """
 
@@ -180,13 +180,37 @@ class EngineSettings(Section):
     )
 
 
+class InputSettings(Section):
+    """`input`: how files of prompts are read."""
+
+    format: Literal["txt", "jsonl", "csv", "parquet"] | None = Field(
+        None, description="Format of files and standard input; told by the file's suffix if unset, txt for stdin."
+    )
+    prompt_column: str = Field("prompt", description="Column of a table that has the prompts.")
+    id_column: str = Field("custom_id", description="Column of a table that has the rows' names, if it has one.")
+
+
 class OutputSettings(Section):
     """`output`: what is written, and where."""
 
-    format: Literal["text", "json", "mindformers"] = Field("text", description="Form of the answers.")
+    format: Literal["text", "json", "mindformers"] | None = Field(
+        None, description="Form of the answers; json for a save file that ends in .jsonl, and text, if unset."
+    )
     save_file: OptionalText = Field(None, description="File for the answers, besides standard output.")
+    ordered: bool = Field(False, description="Write records in the order of the prompts, not as they finish.")
+    max_errors: NonNegative | None = Field(None, description="Rows that may fail before the run stops.")
+    metrics_file: OptionalText = Field(None, description="File for the figures of the run, as JSON.")
+    metrics_plot: OptionalText = Field(None, description="Picture of the figures, such as a .png; needs matplotlib.")
     stream: bool | None = Field(None, description="Write text as it comes; decided by the output if unset.")
-    echo: bool = Field(False, description="Write the prompt before its answer.")
+    echo: bool | None = Field(
+        None, description="Write the prompt before its answer, or into its record; records alone have it if unset."
+    )
+
+    @property
+    def form(self) -> str:
+        """The form of the answers, also where `format` is unset."""
+        by_name = "json" if (self.save_file or "").lower().endswith(".jsonl") else "text"
+        return self.format or by_name
 
 
 class InferenceConfig(Section):
@@ -216,6 +240,7 @@ class InferenceConfig(Section):
         default_factory=GenerationSettings, description="Settings of generation."
     )
     engine: EngineSettings = Field(default_factory=EngineSettings, description="How the model is run.")
+    input: InputSettings = Field(default_factory=InputSettings, description="How files of prompts are read.")
     output: OutputSettings = Field(default_factory=OutputSettings, description="What is written.")
     pipeline: Free = Field(default_factory=dict, description="Apache Beam.")
     serve: Free = Field(default_factory=dict, description="The server.")

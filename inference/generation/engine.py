@@ -57,6 +57,17 @@ class Engine:
     def num_waiting(self) -> int:
         return len(self._scheduler.waiting)
 
+    @property
+    def max_sequences(self) -> int:
+        """The most rows in a step."""
+        return self._scheduler.max_sequences
+
+    @property
+    def kv_use(self) -> float:
+        """The share of the KV cache's blocks that requests hold."""
+        pool = self._scheduler.pool
+        return 1 - pool.num_free / pool.capacity
+
     def add(self, request: Request) -> None:
         """Queues a request.
 

@@ -18,6 +18,8 @@ from inference.tokenizer import IncrementalDetokenizer, Tokenizer
 
 # Tokens of a prompt that stay when it is cut, even where the answer would like their room.
 MINIMUM_KEPT = 16
+# Requests that wait in the engine beside those that run, so that a row that ends is replaced at once.
+WAITING = 4
 
 
 @dataclass
@@ -176,21 +178,60 @@ class TextGenerator:
         self.engine = engine
         self._tokenizer = tokenizer
         self._skip_special_tokens = skip_special_tokens
+        self._rows: dict[Request, AnswerRow] = {}
+
+    @property
+    def has_room(self) -> bool:
+        """Whether more prompts would do any good: every row of the next step should have one, and a few wait."""
+        engine = self.engine
+        return engine.num_running + engine.num_waiting < engine.max_sequences + WAITING
+
+    @property
+    def busy(self) -> bool:
+        """Whether any answer is not finished."""
+        return bool(self._rows)
+
+    def add(self, source: EncodedPrompt) -> None:
+        """Queues a prompt.
+
+        Raises:
+            InputError: the engine cannot take it.
+        """
+        request = source.request(self.engine.model.context_length)
+        self.engine.add(request)
+        self._rows[request] = self._row(source, request)
+
+    def step(self) -> list[TextEvent]:
+        """Runs one step of the engine; the text that came of it."""
+        events = []
+        for request in self.engine.step():
+            events.append(self._rows[request].advance(self.engine))
+            if request.finished:
+                del self._rows[request]
+        return events
+
+    def cancel(self) -> None:
+        """Lets go of all answers that are not finished."""
+        for request in self._rows:
+            self.engine.finish(request, FinishReason.CANCELLED)
+        self._rows.clear()
 
     def stream(self, prompts: Iterable[EncodedPrompt]) -> Iterator[TextEvent]:
-        """Text of all prompts, their rows mixed as the engine runs them."""
-        rows = {}
+        """Text of all prompts, their rows mixed as the engine runs them. Prompts are taken when there is room."""
+        waiting = iter(prompts)
+        more = True
         try:
-            for source in prompts:
-                request = source.request(self.engine.model.context_length)
-                self.engine.add(request)
-                rows[request.request_id] = self._row(source, request)
-            while self.engine.busy:
-                for request in self.engine.step():
-                    yield rows[request.request_id].advance(self.engine)
+            while more or self.busy:
+                while more and self.has_room:
+                    source = next(waiting, None)
+                    if source is None:
+                        more = False
+                    else:
+                        self.add(source)
+                if self.busy:
+                    yield from self.step()
         finally:
-            for row in rows.values():
-                self.engine.finish(row.answer.request, FinishReason.CANCELLED)
+            self.cancel()
 
     def answers(self, prompts: Iterable[EncodedPrompt]) -> Iterator[Answer]:
         """Whole answers, in the order in which they finish."""

@@ -15,6 +15,7 @@ DEMO = Path(__file__).parents[2] / "inference" / "demo"
 STORY = "Once upon a time"
 FIELDS = [
     "custom_id",
+    "row",
     "prompt",
     "text",
     "token_ids",
@@ -24,6 +25,7 @@ FIELDS = [
     "ttft_seconds",
     "total_seconds",
     "model",
+    "error",
 ]
 IDS = load_tokenizer(DEMO).encode("2 + 3 =")
 PAD = 3
@@ -57,7 +59,7 @@ def everything(shared_cli):
         *("--predict_data", "rows.jsonl", "lines.txt", "--output_format", "json", "--predict_data", "5 + 5 ="),
         *("Translate to English: das große Haus", "-", "--save_file", "saved.jsonl"),
         stdin="3 + 1 =\n\n9 - 4 =\n",
-        writes=("saved.jsonl",),
+        writes=("saved.jsonl", "saved.jsonl.job"),
     ).answered()
 
 

@@ -141,17 +141,15 @@ def test_all_mistakes_of_a_config_are_listed_at_once(cli):
 
 
 PROMPTS = [
-    ([], b"", "there is no prompt; give --predict_data a text, a .txt or .jsonl file, or - for stdin"),
+    ([], b"", "there is no prompt; give --predict_data a text, a file (.txt, .jsonl, .csv, .parquet, "),
     ([""], b"", "--predict_data: the prompt is empty"),
     (["  \n"], b"", "--predict_data: the prompt is empty"),
     (["-"], b"", "there is no prompt"),
     (["-"], b"\n \n", "there is no prompt"),
-    (["-"], b"a\nb\xff\n", "standard input:2: byte 0xFF is not UTF-8; save it as UTF-8"),
     (["promts.txt"], b"", "the prompt file promts.txt does not exist; did you mean 'prompts.txt'?"),
     (["none/prompts.jsonl"], b"", "the prompt file none/prompts.jsonl does not exist"),
-    (["latin.txt"], b"", "latin.txt:2: byte 0xE9 is not UTF-8; save it as UTF-8"),
     (["blank.txt"], b"", "the prompt file blank.txt holds no prompt"),
-    (["prompts.json"], b"", "prompts.json is a file, but neither .txt nor .jsonl"),
+    (["prompts.json"], b"", "prompts.json is a file, but none of .txt, .jsonl, .csv, .parquet, "),
     (["./folder/"], b"", "./folder/ is a directory"),
     ([f"{'long ' * 400}.txt"], b"", "does not exist"),
     (
@@ -167,7 +165,6 @@ def test_prompts(cli, values, stdin, message):
     cli.write("prompts.txt", "a\n")
     cli.write("prompts.json", "[]\n")
     cli.write("folder/x", "")
-    cli.write("latin.txt", b"a\ncaf\xe9\n")
     cli.write("blank.txt", "\n  \n")
     assert message in cli.demo(*(["--predict_data", *values] if values else []), stdin=stdin).error()
 
@@ -193,16 +190,36 @@ ROWS = [
         '{"prompt": "a", "max_length": 1}',
         "the prompt has 2 tokens, at most 0 leave room for an answer (max_length is 1)",
     ),
-    ('{"prompt": "a", "custom_id": "first"}', "custom_id 'first' is that of rows.jsonl:1 too"),
+    ('{"prompt": "a", "custom_id": "first"}', "custom_id 'first' is that of an earlier row too"),
 ]
 
 
 @pytest.mark.parametrize(("row", "message"), ROWS, ids=[row for row, _ in ROWS])
 def test_rows_of_jsonl(cli, row, message):
     cli.write("rows.jsonl", '{"prompt": "a", "custom_id": "first"}\n\n' + row + "\n")
-    error = cli.demo("--predict_data", "rows.jsonl").error()
+    error = cli.demo("--predict_data", "rows.jsonl", "--check").error()
     assert error.startswith("rows.jsonl:3: ")
     assert message in error
+
+
+def test_all_bad_rows_are_told_without_loading_the_model(cli):
+    """As error records, with their lines; nothing is computed, so it takes no longer than a check."""
+    cli.write("rows.jsonl", "".join(f"{row}\n" for row, _ in ROWS[:-1]))
+    cli.write("latin.txt", b"caf\xe9\n")
+    result = cli.demo(
+        *("--predict_data", "rows.jsonl", "latin.txt", "--save_file", "out.jsonl"),
+        writes=("out.jsonl", "out.jsonl.job"),
+    )
+    assert result.code == 3
+    for row, (line, message) in zip(
+        result.rows, [*ROWS[:-1], ("", "byte 0xE9 is not UTF-8; save it as UTF-8")], strict=True
+    ):
+        assert message in row["error"]["message"], line
+        assert row["text"] is None and row["finish_reason"] == "error"
+    assert [row["error"]["line"] for row in result.rows] == [*range(1, len(ROWS)), 1]
+    assert [row["row"] for row in result.rows] == list(range(len(ROWS)))
+    (said,) = result.err.splitlines()
+    assert said.startswith(f"{len(ROWS)} of {len(ROWS)} rows failed, the first: rows.jsonl:1: not JSON")
 
 
 def copy_of_demo(cli, **changes: object) -> None:

@@ -46,6 +46,7 @@ SAMPLES = {
     "--device_target": "Ascend",
     "--truncate": "left",
     "--output_format": "json",
+    "--input_format": "csv",
 }
 
 

@@ -211,7 +211,7 @@ def test_defaults() -> None:
     assert (config.run_mode, config.context.device_target, config.context.mode) == ("predict", "CPU", 0)
     assert config.engine.block_size == 16
     assert config.engine.weight_dtype == "auto"
-    assert config.output.format == "text"
+    assert config.output.format is None and config.output.form == "text"
     assert config.origin("engine.block_size") == "default"
     assert config.sources == ()
 

@@ -332,7 +332,7 @@ def test_metrics_count_what_was_done() -> None:
     assert (metrics.requests, metrics.prompt_tokens, metrics.completion_tokens) == (2, 13, 7)
     # The first step prefills both; in the others a row that runs gives a token.
     assert metrics.decode_tokens == 7 - 2
-    assert len(metrics.ttft_seconds) == 2 and metrics.ttft > 0
+    assert metrics.ttft_seconds.count == metrics.row_seconds.count == 2 and metrics.ttft > 0
     assert metrics.prefill_rate > 0 and metrics.decode_rate > 0
     for request in requests:
         assert 0 < request.timing.ttft <= request.timing.total

@@ -1,0 +1,129 @@
+"""Tables of prompts: .csv and .parquet, of which one column is the prompt and one may name the row.
+
+Other columns are passed over. Knows columns; what a prompt may be is `prompts`' business.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from inference.errors import InputError, did_you_mean
+from inference.inputs.files import LONGEST_LINE, ByteFile
+
+# Rows of a .parquet file that are in memory at once.
+BATCH = 256
+Cell = Any
+_NOTHING: tuple[int, list[str]] = (0, [])
+
+
+def csv_header(file: ByteFile) -> list[str]:
+    """The names of a .csv file's columns; not for standard input, which can be read only once."""
+    return next(_records(file), _NOTHING)[1]
+
+
+def csv_rows(file: ByteFile, prompt_column: str, id_column: str) -> Iterator[tuple[int, Cell, Cell]]:
+    """Line, prompt and name (or None) of each row.
+
+    A row that cannot be read has an `InputError` in the place of its prompt.
+
+    Raises:
+        InputError: there is no such column.
+    """
+    records = _records(file)
+    header = next(records, _NOTHING)[1]
+    prompt = column_of(header, prompt_column, file.name)
+    name = header.index(id_column) if id_column in header else None
+    for line, record in records:
+        if isinstance(record, InputError):
+            yield line, record, None
+        elif record:
+            missing = len(record) <= max(prompt, name or 0)
+            width = f"this row has {len(record)} of {len(header)} columns"
+            cell = (
+                InputError(width, "a text with a newline or a comma belongs in quotes") if missing else record[prompt]
+            )
+            yield line, cell, record[name] if name is not None and name < len(record) else None
+
+
+def parquet_header(file: ByteFile) -> list[str]:
+    """The names of a .parquet file's columns."""
+    return list(_parquet(file).schema_arrow.names)
+
+
+def parquet_count(file: ByteFile) -> int:
+    """Its rows."""
+    return int(_parquet(file).metadata.num_rows)
+
+
+def parquet_rows(file: ByteFile, prompt_column: str, id_column: str) -> Iterator[tuple[int, Cell, Cell]]:
+    """Number (from 1), prompt and name (or None) of each row."""
+    table = _parquet(file)
+    header = list(table.schema_arrow.names)
+    column_of(header, prompt_column, file.name)
+    columns = [prompt_column, *([id_column] if id_column in header else [])]
+    number = 0
+    try:
+        for batch in table.iter_batches(batch_size=BATCH, columns=columns):
+            prompts = batch.column(prompt_column).to_pylist()
+            names = batch.column(id_column).to_pylist() if len(columns) == 2 else [None] * len(prompts)
+            for prompt, name in zip(prompts, names, strict=True):
+                number += 1
+                yield number, prompt, name
+    except (OSError, ValueError) as error:
+        raise _damaged(file, error) from error
+
+
+def column_of(header: Sequence[str], wanted: str, name: str) -> int:
+    """Where a column is.
+
+    Raises:
+        InputError: nowhere; with the columns that there are.
+    """
+    if wanted not in header:
+        near = did_you_mean(wanted, header)
+        raise InputError(
+            f"{name} has no column '{wanted}'", near or f"name one with --prompt_column: {', '.join(header) or 'none'}"
+        )
+    return header.index(wanted)
+
+
+def _records(file: ByteFile) -> Iterator[tuple[int, Any]]:
+    """Records of a .csv file with the lines on which they begin; an `InputError` for one that cannot be read."""
+    csv.field_size_limit(LONGEST_LINE)
+    # A byte that is not UTF-8 becomes half of a surrogate pair, which no text has.
+    texts = (line.decode("utf-8-sig" if number == 1 else "utf-8", "surrogateescape") for number, line in file.lines())
+    reader = csv.reader(texts)
+    while True:
+        line = reader.line_num + 1
+        try:
+            record = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield line, InputError(f"not CSV ({error})")
+            continue
+        odd = next((char for cell in record for char in cell if "\udc80" <= char <= "\udcff"), None)
+        if odd is not None and line > 1:
+            yield line, InputError(f"byte 0x{ord(odd) - 0xDC00:02X} is not UTF-8", "save it as UTF-8")
+        else:
+            yield line, record
+
+
+def _parquet(file: ByteFile) -> Any:
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise InputError(f"{file.name}: .parquet needs the package pyarrow", "pip install 'pyarrow<24'") from None
+    if file.path is None:
+        raise InputError("parquet cannot be read from standard input", "name a file")
+    try:
+        return pyarrow.parquet.ParquetFile(Path(file.path))
+    except (OSError, ValueError) as error:
+        raise _damaged(file, error) from error
+
+
+def _damaged(file: ByteFile, error: Exception) -> InputError:
+    return InputError(f"{file.name} is no .parquet file, or damaged: {error}")

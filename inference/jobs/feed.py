@@ -1,0 +1,163 @@
+"""Reads ahead: a thread parses and encodes rows while the model works on those before them, and waits when it is
+some rows ahead.
+
+Knows rows and what encodes them; knows nothing about engines or results.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from inference.errors import InferenceError
+from inference.generation.text import EncodedPrompt
+from inference.inputs import Row, RowStream
+from inference.jobs.seen import NameSet, NumberSet
+from inference.prompts import Prompt, RowError
+
+BAD_ROW = "bad_row"
+# Its name belongs to the row that had it first.
+DUPLICATE = "duplicate_id"
+
+
+@dataclass(frozen=True)
+class FailedRow:
+    """A row without an answer.
+
+    Args:
+        line: of the input, from 1; None for an argument.
+        kind: `bad_row` or `duplicate_id`.
+        message: what is wrong, in a line that begins with where.
+    """
+
+    row: int
+    custom_id: str
+    line: int | None
+    kind: str
+    message: str
+
+
+@dataclass
+class DoneRows:
+    """What an earlier run left: the rows that have a record, and the names that these took."""
+
+    numbers: NumberSet
+    names: NameSet
+    failed: int = 0
+
+    @classmethod
+    def none(cls) -> DoneRows:
+        return cls(NumberSet(), NameSet())
+
+
+Item = EncodedPrompt | FailedRow
+
+
+class Feed:
+    """Encoded rows, in the order of the input.
+
+    Args:
+        encode: makes an encoded prompt; raises InferenceError for one that cannot be used.
+        ahead: the most rows to be ahead.
+        done: rows to leave out.
+
+    Attributes:
+        error: what ended the input before its end; every row before it has been given out by then.
+        skipped: rows left out.
+    """
+
+    def __init__(
+        self,
+        rows: RowStream,
+        encode: Callable[[int, Prompt], EncodedPrompt],
+        ahead: int,
+        done: DoneRows | None = None,
+    ):
+        self.rows = rows
+        self._encode = encode
+        self._done = done or DoneRows.none()
+        self._ahead = max(ahead, 1)
+        self._queue: queue.Queue[Item | None] = queue.Queue(self._ahead)
+        self._complete = threading.Event()
+        self._pushed_back: list[Item] = []
+        self._over = False
+        self.error: Exception | None = None
+        self.skipped = 0
+        threading.Thread(target=self._read, name="read-ahead", daemon=True).start()
+
+    @property
+    def ended(self) -> bool:
+        """Whether every row has been taken."""
+        return self._over and not self._pushed_back
+
+    @property
+    def num_ready(self) -> int:
+        """Rows that wait to be taken."""
+        return self._queue.qsize() + len(self._pushed_back)
+
+    @property
+    def all_read(self) -> bool:
+        """Whether the input's end has been seen, so that `rows.count` is final."""
+        return self._complete.is_set()
+
+    def take(self, wait: bool) -> Item | None:
+        """The next row; None at the end, and without `wait` also where none is ready."""
+        if self._pushed_back:
+            return self._pushed_back.pop(0)
+        if self._over:
+            return None
+        try:
+            item = self._queue.get(block=wait)
+        except queue.Empty:
+            return None
+        self._over = item is None
+        return item
+
+    def whole(self, seconds: float) -> list[Item] | None:
+        """All rows that are left, if the read-ahead holds them; None if there are more, or more may come.
+
+        They are still to be taken. Waits at most `seconds` for an input that is slow.
+        """
+        limit = time.monotonic() + seconds
+        while not self._complete.is_set() and self._queue.qsize() < self._ahead and time.monotonic() < limit:
+            self._complete.wait(0.005)
+        if not self._complete.is_set():
+            return None
+        items: list[Item] = []
+        while (item := self.take(wait=True)) is not None:
+            items.append(item)
+        self._pushed_back = list(items)
+        return items
+
+    def _read(self) -> None:
+        try:
+            for row in self.rows:
+                if row.number in self._done.numbers:
+                    self.skipped += 1
+                else:
+                    self._queue.put(self._item(row))
+        except Exception as error:  # whatever it is belongs to the thread that takes
+            self.error = error
+        self._complete.set()
+        self._queue.put(None)
+
+    def _item(self, row: Row) -> Item:
+        problem: InferenceError | None = None
+        try:
+            prompt = row.parse()
+            custom_id = prompt.custom_id
+        except RowError as error:
+            custom_id, problem = error.custom_id or str(row.number), error
+        # Rows without names of their own are named by their numbers, which never meet.
+        if not self.rows.texts_only and not self._done.names.add(custom_id):
+            message = f"{row.where}: custom_id '{custom_id}' is that of an earlier row too; give each row its own"
+            return FailedRow(row.number, custom_id, row.line, DUPLICATE, message)
+        if problem is None:
+            try:
+                return self._encode(row.number, prompt)
+            except InferenceError as error:
+                problem = error
+        return FailedRow(row.number, custom_id, row.line, BAD_ROW, str(problem))

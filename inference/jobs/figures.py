@@ -1,0 +1,109 @@
+"""A job's figures as JSON and as a picture.
+
+Knows files and matplotlib; all figures come from `metrics` and from the job's course.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from inference.errors import InferenceError, InputError
+from inference.jobs.journal import replace_file
+from inference.jobs.run import Outcome
+from inference.metrics import RunMetrics
+
+
+def metrics_of(outcome: Outcome, metrics: RunMetrics, model: str, earlier: int) -> dict[str, Any]:
+    """All figures of a run. Times are in seconds, memory in bytes; percentiles are of the rows that were answered."""
+    return {
+        "model": model,
+        "rows": outcome.rows,
+        "failed": outcome.failed,
+        "rows_of_earlier_runs": earlier,
+        "stopped": outcome.stopped,
+        "first_failure": outcome.first_failure,
+        "tokens_in_per_second": metrics.prompt_tokens / outcome.seconds if outcome.seconds else 0.0,
+        "tokens_out_per_second": metrics.completion_tokens / outcome.seconds if outcome.seconds else 0.0,
+        **metrics.as_dict(),
+    }
+
+
+def write_metrics(path: Path, figures: dict[str, Any]) -> None:
+    """Writes them, as a whole or not at all."""
+    replace_file(path, json.dumps(figures, indent=1, ensure_ascii=False).encode() + b"\n")
+
+
+def check_target(path: Path, what: str) -> None:
+    """Refuses a place that nothing can be written to, before a model is loaded.
+
+    Raises:
+        InputError: the directory is not there, or it is one itself.
+    """
+    if path.is_dir() or not path.parent.is_dir():
+        problem = "is a directory" if path.is_dir() else f"cannot be made: there is no directory {path.parent}"
+        raise InputError(f"{what}: {path} {problem}", "give the name of a file")
+
+
+def check_plot(path: Path) -> None:
+    """Refuses a plot that could not be made at the end of the run.
+
+    Raises:
+        InputError: matplotlib is not installed, or does not know the suffix.
+    """
+    check_target(path, "--metrics_plot")
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+    except ImportError:
+        raise InputError("--metrics_plot needs the package matplotlib", "pip install matplotlib") from None
+    known = sorted(FigureCanvasAgg.get_supported_filetypes())
+    if path.suffix.lstrip(".").lower() not in known:
+        raise InputError(f"--metrics_plot: {path} is of no known kind", f"known: {', '.join(known)}")
+
+
+def write_plot(path: Path, outcome: Outcome, metrics: RunMetrics, model: str) -> None:
+    """Draws the course of a run, tokens a second, rows and KV cache, and the distribution of its latencies."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    (rates, rows), (queue, latency) = figure.subplots(2, 2)
+    points = outcome.course.points
+    seconds = [point.seconds for point in points]
+    for name in ("prompt_tokens", "completion_tokens"):
+        rates.plot(*_rates(seconds, [getattr(point, name) for point in points]), label=name.replace("_", " "))
+    rates.set(title="Tokens a second", xlabel="seconds")
+    rows.plot(seconds, [point.rows for point in points], label="rows out")
+    rows.set(title="Rows", xlabel="seconds")
+    queue.plot(seconds, [point.running for point in points], label="running")
+    queue.plot(seconds, [point.waiting for point in points], label="waiting")
+    queue.set(title="Rows at once, and the KV cache (right)", xlabel="seconds")
+    share = queue.twinx()
+    share.plot(seconds, [100 * point.kv_use for point in points], color="tab:gray", linestyle=":", label="KV cache")
+    share.set(ylim=(0, 105), ylabel="KV cache, %")
+    named = (("TTFT", metrics.ttft_seconds), ("TPOT", metrics.tpot_seconds), ("row", metrics.row_seconds))
+    for label, times in named:
+        buckets = times.buckets()
+        total, so_far = max(times.count, 1), 0
+        shares = [100 * (so_far := so_far + count) / total for _, count in buckets]
+        latency.step([1000 * time for time, _ in buckets], shares, where="post", label=label)
+    latency.set(title="Latency", xlabel="ms", ylabel="% of rows at most", xscale="log")
+    for axes in (rates, rows, queue, latency):
+        axes.grid(alpha=0.3)
+        axes.legend(loc="best", fontsize="small")
+    figure.suptitle(f"{model}: {outcome.rows:,} rows, {outcome.failed:,} failed, {outcome.seconds:,.1f} s")
+    try:
+        canvas.print_figure(path, dpi=120)
+    except OSError as error:
+        raise InferenceError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _rates(seconds: Sequence[float], totals: Sequence[int]) -> tuple[list[float], list[float]]:
+    """Change a second between neighbouring points."""
+    pairs = list(zip(seconds, totals, strict=True))
+    steps = [(end, (b - a) / (end - start)) for (start, a), (end, b) in pairwise(pairs) if end > start]
+    return [end for end, _ in steps], [rate for _, rate in steps]

@@ -1,0 +1,97 @@
+"""What decides the text of an answer: the settings, and digests of checkpoint, tokenizer and input.
+
+A job goes on only where all of it is the same. What decides speed alone (threads, batch sizes, memory) is left out.
+Knows configs and checkpoints; never imports mindspore.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import asdict
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from inference.config import GenerationConfig
+from inference.inputs import RowStream
+from inference.models.source import ModelSource
+from inference.models.weights import Pairs
+from inference.tokenizer import Tokenizer
+
+ENGINE_KEYS = ("backend", "kernels", "weight_dtype", "kv_cache_dtype", "truncate")
+# Of each tensor so many bytes from its middle are read: to read all of a big checkpoint takes minutes.
+SAMPLE = 4096
+# Tokens whose bytes are looked at, and a text that most tokenizers cut differently.
+TOKENS = 4096
+TEXT = "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich. 日本語 🙂 x += 1234567890\n\t"
+# At most so many bytes of it.
+HEAD = 64 << 10
+
+
+def identity_of(
+    source: ModelSource, pairs: Pairs | None, tokenizer: Tokenizer, generation: GenerationConfig, rows: RowStream
+) -> dict[str, Any]:
+    """Dotted keys and values, as JSON has them."""
+    config = source.config
+    random = f"random, seed {config.seed or 0}"
+    return {
+        "model": blake2b(repr(sorted(asdict(source.model).items())).encode(), digest_size=16).hexdigest(),
+        "checkpoint": random if pairs is None else checkpoint_digest(pairs),
+        "tokenizer": tokenizer_digest(tokenizer),
+        "device_target": config.context.device_target,
+        "chat": config.processor.chat,
+        **{f"generation.{key}": value for key, value in generation},
+        **{f"engine.{key}": getattr(config.engine, key) for key in ENGINE_KEYS},
+        **{f"input.{key}": value for key, value in config.input.model_dump(mode="json").items()},
+        **{f"predict_data.{i}": value for i, value in enumerate(input_digests(rows.inputs))},
+    }
+
+
+def checkpoint_digest(pairs: Pairs) -> str:
+    """Of every tensor's name, type and shape, and of a sample of its bytes; not of the names and places of files."""
+    digest = blake2b(digest_size=16)
+    files: dict[Path, int] = {}
+    try:
+        for tensor, _ in sorted(pairs, key=lambda pair: pair[0].name):
+            digest.update(f"{tensor.name} {tensor.dtype} {tensor.shape}\n".encode())
+            for segment in tensor.segments:
+                if segment.path not in files:
+                    files[segment.path] = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC)
+                middle = max(segment.size - SAMPLE, 0) // 2
+                digest.update(os.pread(files[segment.path], min(SAMPLE, segment.size), segment.offset + middle))
+    finally:
+        for fd in files.values():
+            os.close(fd)
+    return digest.hexdigest()
+
+
+def tokenizer_digest(tokenizer: Tokenizer) -> str:
+    """Of its settings and templates, of tokens from all over its vocabulary, and of a text that it has encoded."""
+    digest = blake2b(repr(tokenizer.config).encode("utf-8", "replace"), digest_size=16)
+    digest.update(f"{len(tokenizer)} {tokenizer.encode(TEXT)}".encode())
+    for token in range(0, len(tokenizer), max(len(tokenizer) // TOKENS, 1)):
+        digest.update(tokenizer.token_bytes(token) + b"\n")
+    return digest.hexdigest()
+
+
+def input_digests(inputs: Iterable[tuple[str, str | None]]) -> list[str]:
+    """Of each value: of a prompt all, of a file its first line, for rows may have been added since; nothing can be said
+    of standard input.
+    """
+    digests = []
+    for value, form in inputs:
+        path = Path(value)
+        if form is None:
+            digests.append(_short(value.encode("utf-8", "replace")))
+        elif path.is_file():
+            with path.open("rb") as file:
+                first = file.readline(HEAD).rstrip(b"\r\n")
+            digests.append(f"{form} {_short(first)}")
+        else:
+            digests.append(form)
+    return digests
+
+
+def _short(data: bytes) -> str:
+    return blake2b(data, digest_size=8).hexdigest()

@@ -1,0 +1,143 @@
+"""How a job is going: a line on stderr, in place on a terminal, now and then elsewhere; and the course of it for a
+plot.
+
+Knows figures and terminals; knows nothing about rows or engines.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass
+from typing import TextIO
+
+# Seconds from one line to the next: on a terminal, and elsewhere at first.
+REFRESH = 0.25
+INTERVAL = 10.0
+# Elsewhere a line comes each time the job has got older by this share, and after this many seconds at the latest.
+SHARE = 0.1
+LONGEST = 300.0
+# Points of the course; when there are more, every other one is dropped.
+POINTS = 1000
+
+
+@dataclass
+class Figures:
+    """A job at one moment.
+
+    Args:
+        done: rows that are out, and on the disk if there is a save file; those of earlier runs and failed ones too.
+        earlier: of these, rows of earlier runs.
+        expected: rows in all, where that can be known or guessed; exact or not.
+        prompt_tokens: tokens of prompts that went through the model in this run.
+        kv_use: share of the KV cache, 0 to 1.
+    """
+
+    done: int = 0
+    earlier: int = 0
+    failed: int = 0
+    expected: float | None = None
+    exact: bool = False
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    running: int = 0
+    waiting: int = 0
+    kv_use: float = 0.0
+
+    def line(self, seconds: float) -> str:
+        """All of it in a line, `seconds` after the first row began."""
+        seconds = max(seconds, 1e-9)
+        total = "" if self.expected is None else f" of {'' if self.exact else 'about '}{self.expected:,.0f}"
+        parts = [
+            f"{self.done:,}{total} rows, {self.failed:,} failed",
+            f"{self.prompt_tokens / seconds:,.0f} tok/s in, {self.completion_tokens / seconds:,.0f} out",
+            f"{self.running} running, {self.waiting} waiting",
+            f"KV cache {self.kv_use:.0%}",
+        ]
+        new = self.done - self.earlier
+        if self.expected is not None and new:
+            parts.append(f"ETA {_clock(max(self.expected - self.done, 0) * seconds / new)}")
+        return "; ".join(parts)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A moment of a job's course."""
+
+    seconds: float
+    rows: int
+    prompt_tokens: int
+    completion_tokens: int
+    running: int
+    waiting: int
+    kv_use: float
+
+
+class Course:
+    """What a job did when, in at most `POINTS` points."""
+
+    def __init__(self) -> None:
+        self.points: list[Point] = []
+        self._interval, self._next = 0.05, 0.0
+
+    def is_due(self, seconds: float) -> bool:
+        """Whether it is time for the next point."""
+        return seconds >= self._next
+
+    def add(self, seconds: float, figures: Figures) -> None:
+        """Takes a point."""
+        self._next = seconds + self._interval
+        f = figures
+        self.points.append(
+            Point(seconds, f.done - f.earlier, f.prompt_tokens, f.completion_tokens, f.running, f.waiting, f.kv_use)
+        )
+        if len(self.points) > POINTS:
+            self.points = self.points[::2]
+            self._interval *= 2
+
+
+class ProgressLine:
+    """The line.
+
+    Args:
+        file: stderr.
+        in_place: overwrite the line; the file is a terminal then.
+        interval: seconds from one line to the next.
+    """
+
+    def __init__(self, file: TextIO, in_place: bool, interval: float | None = None):
+        self._file, self._in_place = file, in_place
+        self._interval = interval or (REFRESH if in_place else INTERVAL)
+        self._fixed = in_place or interval is not None
+        self._next = time.perf_counter() + self._interval
+        self._shown = False
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time for the next line."""
+        return time.perf_counter() >= self._next
+
+    def show(self, text: str, seconds: float) -> None:
+        """Shows the line, `seconds` after the first row began."""
+        pause = self._interval if self._fixed else min(max(self._interval, seconds * SHARE), LONGEST)
+        self._next = time.perf_counter() + pause
+        if self._in_place:
+            width = shutil.get_terminal_size().columns - 1
+            self._file.write(f"\r{text[:width]}\x1b[K")
+        else:
+            self._file.write(f"{text}\n")
+        self._file.flush()
+        self._shown = True
+
+    def clear(self) -> None:
+        """Takes a line that is in place away, so that something else can be said."""
+        if self._in_place and self._shown:
+            self._file.write("\r\x1b[K")
+            self._file.flush()
+            self._shown = False
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"

@@ -1,0 +1,196 @@
+"""The job itself: takes rows from the feed, puts them through the engine, and hands what comes of them to the writer.
+
+Knows the order of things; knows nothing about forms, files or models. The model is loaded when there is a row for it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
+
+from inference.errors import InputError
+from inference.generation.text import EncodedPrompt, TextEvent, TextGenerator
+from inference.jobs.feed import BAD_ROW, FailedRow, Feed, Item
+from inference.jobs.progress import Course, Figures, ProgressLine
+from inference.jobs.writer import AnswerWriter
+from inference.metrics import process_age
+
+# Seconds after which what was written is on the disk at the latest.
+COMMIT_AFTER = 1.0
+
+
+@dataclass
+class Outcome:
+    """What became of the rows of this run; `failed` ones included in `rows`."""
+
+    rows: int = 0
+    failed: int = 0
+    cut: int = 0
+    """Prompts that were cut to the model's context."""
+    first_failure: str | None = None
+    stopped: bool = False
+    """There were more failures than allowed: rows are left."""
+    seconds: float = 0.0
+    """Since the model was there."""
+    first_token: float | None = None
+    """Age of the process, in seconds, when the first token was there."""
+    course: Course = field(default_factory=Course)
+
+
+class Job:
+    """One run of rows.
+
+    Args:
+        feed: gives rows.
+        writer: takes answers and failures.
+        open_generator: loads the model; called with the first row that can be answered.
+        progress: shows how it goes, None for nothing.
+        complain: is told of each failure; None where the form has a place for them.
+        max_errors: how many rows may fail before the job stops; None for any number.
+        earlier: rows of earlier runs that are in the output.
+    """
+
+    def __init__(
+        self,
+        feed: Feed,
+        writer: AnswerWriter,
+        open_generator: Callable[[EncodedPrompt], AbstractContextManager[TextGenerator]],
+        *,
+        progress: ProgressLine | None = None,
+        complain: Callable[[str], None] | None = None,
+        max_errors: int | None = None,
+        earlier: int = 0,
+    ):
+        self._feed, self._writer, self._open = feed, writer, open_generator
+        self._progress, self._complain, self._max_errors = progress, complain, max_errors
+        self._generator: TextGenerator | None = None
+        self._started = time.perf_counter()
+        self._committed = self._started
+        self._tokens_in = self._tokens_out = 0
+        self._earlier = earlier
+        self.outcome = Outcome()
+
+    def run(self) -> Outcome:
+        """Runs all rows to their end.
+
+        Raises:
+            InferenceError: the input broke off, or the output cannot be written. What was written by then is whole.
+        """
+        outcome = self.outcome
+        try:
+            with ExitStack() as stack:
+                try:
+                    while self._fill(stack):
+                        assert self._generator is not None
+                        for event in self._generator.step():
+                            self._take(event)
+                        self._note()
+                finally:
+                    if self._generator is not None:
+                        self._generator.cancel()
+            self._writer.flush()
+        finally:
+            self._writer.commit()
+            if self._generator is not None:
+                outcome.seconds = time.perf_counter() - self._started
+                outcome.course.add(outcome.seconds, self._figures())
+            if self._progress:
+                self._progress.clear()
+        if self._feed.error is not None:
+            raise self._feed.error
+        return outcome
+
+    def _fill(self, stack: ExitStack) -> bool:
+        """Gives the engine all rows that are ready and that it has room for; False when there is nothing left to do."""
+        while True:
+            if self.outcome.stopped:
+                return False
+            generator = self._generator
+            busy = generator is not None and generator.busy
+            if generator is not None and not (generator.has_room and self._writer.has_room):
+                return True
+            item = self._feed.take(wait=not busy)
+            if item is None:
+                return busy
+            self._begin(item, stack)
+
+    def _begin(self, item: Item, stack: ExitStack) -> None:
+        self.outcome.rows += 1
+        self._writer.expect(item.row)
+        if isinstance(item, FailedRow):
+            self._fail(item)
+            return
+        if self._generator is None:
+            # What failed before is out by then: loading may take minutes.
+            self._writer.flush()
+            self._generator = stack.enter_context(self._open(item))
+            self._started = time.perf_counter()
+        try:
+            self._generator.add(item)
+        except InputError as error:
+            self._fail(_refused(item, error))
+            return
+        self.outcome.cut += item.truncated > 0
+
+    def _fail(self, failed: FailedRow) -> None:
+        outcome = self.outcome
+        outcome.failed += 1
+        outcome.first_failure = outcome.first_failure or failed.message
+        outcome.stopped = self._max_errors is not None and outcome.failed > self._max_errors
+        self._writer.fail(failed)
+        if self._complain:
+            if self._progress:
+                self._progress.clear()
+            self._complain(failed.message)
+        self._note()
+
+    def _take(self, event: TextEvent) -> None:
+        request = event.answer.request
+        self._tokens_out += 1
+        self.outcome.first_token = self.outcome.first_token or process_age()
+        if len(request.output_ids) == 1:
+            self._tokens_in += len(request.prompt_ids)
+        self._writer.take(event)
+
+    def _note(self) -> None:
+        """Hands over what is complete; commits, and shows how it goes, when it is time to."""
+        self._writer.flush()
+        now = time.perf_counter()
+        is_due = self._progress is not None and self._progress.is_due
+        if is_due or now - self._committed > COMMIT_AFTER:
+            self._writer.commit()
+            self._committed = time.perf_counter()
+        if self.outcome.course.is_due(now - self._started):
+            self.outcome.course.add(now - self._started, self._figures())
+        if is_due and self._progress is not None:
+            self._progress.show(self._figures().line(now - self._started), now - self._started)
+
+    def _figures(self) -> Figures:
+        engine = self._generator.engine if self._generator else None
+        feed = self._feed
+        return Figures(
+            done=self._earlier + self._writer.num_out,
+            earlier=self._earlier,
+            failed=self.outcome.failed,
+            expected=feed.rows.count if feed.all_read else feed.rows.expected(),
+            exact=feed.all_read or feed.rows.known_count is not None,
+            prompt_tokens=self._tokens_in,
+            completion_tokens=self._tokens_out,
+            running=engine.num_running if engine else 0,
+            waiting=(engine.num_waiting if engine else 0) + feed.num_ready,
+            kv_use=engine.kv_use if engine else 0.0,
+        )
+
+
+def _refused(item: EncodedPrompt, error: InputError) -> FailedRow:
+    prompt = item.prompt
+    name, _, line = prompt.where.rpartition(":")
+    return FailedRow(
+        item.row,
+        prompt.custom_id,
+        int(line) if name and line.isdecimal() else None,
+        BAD_ROW,
+        f"{prompt.where}: {error}",
+    )

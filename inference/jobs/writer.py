@@ -1,0 +1,189 @@
+"""Answers on their way out: in the form that was asked for, in their order, to standard output and the save file.
+
+Rows are never interleaved: records go out when they are complete, and text that grows belongs to the first row that is
+not complete, while the others wait. Knows nothing about models.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import OrderedDict
+from typing import TextIO
+
+from inference.errors import InferenceError
+from inference.generation.text import Answer, TextEvent
+from inference.interrupt import WRITING
+from inference.jobs.feed import FailedRow
+from inference.jobs.journal import Appender, SaveFile
+from inference.jobs.records import RENDERERS
+
+# Rows that may be complete and wait for an earlier one, as a multiple of the rows that run at once.
+WAITING = 16
+
+
+class TextShow:
+    """Text that grows, on a terminal: the first open row as it comes, the others after it.
+
+    Args:
+        stream: show text while it grows, and not only when it is complete.
+        echo: put each prompt before its answer.
+    """
+
+    def __init__(self, file: TextIO, stream: bool, echo: bool):
+        self._file, self._stream, self._echo = file, stream, echo
+        # Text of each row that is not out yet; the first row is the one that shows.
+        self._pending: OrderedDict[int, list[str]] = OrderedDict()
+        self._ended: set[int] = set()
+
+    def expect(self, row: int) -> None:
+        self._pending[row] = []
+
+    def take(self, event: TextEvent) -> None:
+        answer = event.answer
+        pending = self._pending[answer.row]
+        if self._echo and len(answer.request.output_ids) == 1:
+            pending.append(answer.source.text)
+        if self._stream:
+            pending.append(event.text)
+        elif event.finished:
+            pending.append(answer.text)
+        if event.finished:
+            pending.append("\n")
+            self._ended.add(answer.row)
+        self._show()
+
+    def leave_out(self, row: int) -> None:
+        """Ends a row that has no text."""
+        self._ended.add(row)
+        self._show()
+
+    def _show(self) -> None:
+        text = ""
+        while self._pending:
+            row, pieces = next(iter(self._pending.items()))
+            text += "".join(pieces)
+            pieces.clear()
+            if row not in self._ended:
+                break
+            self._ended.remove(row)
+            del self._pending[row]
+        if text:
+            self._file.write(text)
+            self._file.flush()
+
+
+class AnswerWriter:
+    """Writes answers and failures.
+
+    Args:
+        form: text, json or mindformers.
+        model: name of the model in records.
+        rows_at_once: how many rows run at most.
+        ordered: records in the order of the rows; text and mindformers' form always are.
+        stream: show text while it grows (form text only).
+        echo: with the prompts.
+        stdout: where answers go, besides the save file; None for nowhere.
+    """
+
+    def __init__(
+        self,
+        form: str,
+        model: str,
+        rows_at_once: int,
+        *,
+        ordered: bool,
+        stream: bool,
+        echo: bool,
+        save_file: SaveFile | None,
+        stdout: TextIO | None = sys.stdout,
+    ):
+        self._form, self._model, self._echo = form, model, echo
+        self._ordered = ordered or form != "json"
+        self._most_waiting = WAITING * rows_at_once
+        self._save_file = save_file
+        self._show = TextShow(stdout, stream, echo) if stdout is not None and form == "text" else None
+        self._out = stdout if form != "text" else None
+        # Rows that are not written, in their order; the line of those that are complete.
+        self._open: OrderedDict[int, str | None] = OrderedDict()
+        self._complete: set[int] = set()
+        self._due: list[str] = []
+        self._num_due = 0
+        self._num_handed = 0
+        self.num_out = 0
+        """Rows of this run that are out; on the disk, if there is a save file."""
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another row may begin: the complete ones that wait for their turn are not too many."""
+        return not self._ordered or len(self._open) < self._most_waiting
+
+    def expect(self, row: int) -> None:
+        """Says that a row begins; rows begin in their order."""
+        self._open[row] = None
+        if self._show:
+            self._show.expect(row)
+
+    def take(self, event: TextEvent) -> None:
+        """Takes the next piece of an answer."""
+        if self._show:
+            self._show.take(event)
+        if event.finished:
+            self._finish(event.answer.row, event.answer)
+
+    def fail(self, failed: FailedRow) -> None:
+        """Takes a row that has begun and gets no answer."""
+        if self._show:
+            self._show.leave_out(failed.row)
+        self._finish(failed.row, failed)
+
+    def flush(self) -> None:
+        """Hands over all records that are due: to the kernel, and with `commit` to the disk.
+
+        Raises:
+            InferenceError: they could not be written; whole ones stay.
+        """
+        lines, number = self._due, self._num_due
+        self._due, self._num_due = [], 0
+        if lines and self._save_file:
+            self._save_file.append(lines)
+        if lines and self._out is not None:
+            _print(self._out, lines)
+        self._num_handed += number
+
+    def commit(self) -> None:
+        """Brings all that was handed over to the disk."""
+        number = self._num_handed
+        if self._save_file:
+            self._save_file.commit()
+        self.num_out = number
+
+    def _finish(self, row: int, result: Answer | FailedRow) -> None:
+        self._open[row] = RENDERERS[self._form](result, self._model, self._echo)
+        self._complete.add(row)
+        if not self._ordered:
+            self._release(row)
+        while self._open and (first := next(iter(self._open))) in self._complete:
+            self._release(first)
+
+    def _release(self, row: int) -> None:
+        line = self._open.pop(row)
+        self._complete.remove(row)
+        self._num_due += 1
+        if line is not None:
+            self._due.append(line)
+
+
+def _print(file: TextIO, lines: list[str]) -> None:
+    """Prints whole lines, or none."""
+    data = "".join(f"{line}\n" for line in lines).encode("utf-8", "replace")
+    with WRITING:
+        try:
+            file.flush()
+            Appender(file.fileno(), "standard output").append(data)
+        except BrokenPipeError as error:
+            # Python would try again at exit, and complain again.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
+            raise InferenceError("the reader of standard output has gone") from error
+        except OSError as error:
+            raise InferenceError(f"standard output cannot be written: {error.strerror}") from error

@@ -1,0 +1,46 @@
+"""Percentiles of times in little memory: a histogram whose buckets grow by a constant factor.
+
+Knows numbers; knows nothing about what took the time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+# Buckets this much wider than the one before: a percentile is off by half of it at most.
+GROWTH = 1.01
+# Shorter times, seconds, are counted as this.
+SHORTEST = 1e-6
+PERCENTILES = (50, 90, 99)
+
+
+class Percentiles:
+    """Times in seconds, of which about a thousand buckets are kept, however many there are."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[int] = Counter()
+        self.count = 0
+        self.greatest = 0.0
+
+    def add(self, seconds: float) -> None:
+        self._counts[round(math.log(max(seconds, SHORTEST) / SHORTEST, GROWTH))] += 1
+        self.count += 1
+        self.greatest = max(self.greatest, seconds)
+
+    def percentile(self, percent: float) -> float | None:
+        """The time that `percent` of all times do not exceed (nearest rank), to 0.5 %; None where there is none."""
+        rank = max(math.ceil(self.count * percent / 100), 1)
+        for bucket in sorted(self._counts):
+            rank -= self._counts[bucket]
+            if rank <= 0:
+                return min(SHORTEST * GROWTH**bucket, self.greatest)
+        return None
+
+    def as_dict(self) -> dict[str, float | None]:
+        """`p50`, `p90` and `p99`, and the greatest."""
+        return {f"p{p}": self.percentile(p) for p in PERCENTILES} | {"max": self.greatest if self.count else None}
+
+    def buckets(self) -> list[tuple[float, int]]:
+        """Times and how often they came, the shortest first."""
+        return [(SHORTEST * GROWTH**bucket, self._counts[bucket]) for bucket in sorted(self._counts)]

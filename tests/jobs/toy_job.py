@@ -1,0 +1,106 @@
+"""A job on a toy model, through the project's own code and without MindSpore.
+
+`python toy_job.py JSON` runs one, `python toy_job.py --serve` one for each line of JSON on standard input, each in a
+process of its own that costs no start-up: it says the process' id, and how it ended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "generation"))
+
+from toys import END, ByteTokenizer, ToyModel
+
+from inference.config import GenerationConfig
+from inference.errors import InferenceError
+from inference.generation.engine import Engine
+from inference.generation.text import EncodedPrompt, Encoder, TextGenerator
+from inference.inputs import open_rows
+from inference.jobs.feed import Feed
+from inference.jobs.journal import SaveFile
+from inference.jobs.progress import ProgressLine
+from inference.jobs.run import Job, Outcome
+from inference.jobs.writer import AnswerWriter
+from inference.metrics import RunMetrics
+
+CONTEXT = 96
+BYTES = ByteTokenizer()
+
+
+def toy_job(
+    values: list[str],
+    save: str | None,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    ordered: bool = False,
+    rows_at_once: int = 4,
+    form: str = "json",
+    echo: bool = True,
+    stdout: Any = None,
+    max_errors: int | None = None,
+    max_new_tokens: int = 12,
+    progress: float | None = None,
+    context: int = CONTEXT,
+    num_blocks: int = 400,
+    metrics: RunMetrics | None = None,
+    loaded: list[EncodedPrompt] | None = None,
+) -> Outcome:
+    """Runs rows; `loaded` gets the row for which the model was loaded."""
+    rows = open_rows(values)
+    identity = {"max_new_tokens": max_new_tokens} if form == "json" else None
+    file = SaveFile(Path(save), identity, overwrite, resume) if save else None
+    generation = GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=END)
+    feed = Feed(rows, Encoder(BYTES, 258, context, generation).encode, 16, file.done if file else None)
+    writer = AnswerWriter(
+        form, "toy", rows_at_once, ordered=ordered, stream=True, echo=echo, save_file=file, stdout=stdout
+    )
+
+    @contextmanager
+    def generator(first: EncodedPrompt) -> Iterator[TextGenerator]:
+        if loaded is not None:
+            loaded.append(first)
+        model = ToyModel(vocabulary=258, context_length=context, num_blocks=num_blocks)
+        yield TextGenerator(Engine(model, max_sequences=rows_at_once, metrics=metrics), BYTES)
+
+    line = ProgressLine(sys.stderr, in_place=False, interval=progress) if progress else None
+    job = Job(feed, writer, generator, progress=line, max_errors=max_errors, earlier=file.num_durable if file else 0)
+    try:
+        return job.run()
+    finally:
+        if file:
+            file.close()
+
+
+def serve() -> None:
+    for line in sys.stdin:
+        child = os.fork()
+        if not child:
+            run_one(line)
+        print(child, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
+def run_one(line: str) -> None:
+    """Ends the process."""
+    assert not {"mindspore", "mindformers"} & set(sys.modules)
+    try:
+        toy_job(**json.loads(line))
+    except InferenceError as error:
+        os.write(2, f"error: {error}\n".encode())
+        os._exit(error.exit_code)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "--serve":
+        serve()
+    else:
+        run_one(sys.argv[1])
