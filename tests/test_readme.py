@@ -99,6 +99,7 @@ def test_flags_that_the_pages_name_exist():
         *("--config", "--predict_data", "--options", "--overwrite", "--no-stream", "--traceback", "--check", "--help"),
         # The last four are those of scripts/bench.py.
         *("--force", "--models", "--dtypes", "--kernels", "--rounds"),
+        *("--resume", "--no_echo"),
         *("--print_config", "--list_models", "--version", "--show_completion", "--section.key"),
     }
     for page in PAGES:
