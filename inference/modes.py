@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from inference.config import InferenceConfig
+from inference.config import GenerationConfig, InferenceConfig
 from inference.context import build_context, check_device
 from inference.errors import EXIT_ROWS_FAILED, ConfigError, InferenceError, InputError
 from inference.generation.model import GenerativeModel, make_encoder, positions_needed, weight_format_of
@@ -24,7 +24,7 @@ from inference.generation.text import EncodedPrompt, Encoder, TextGenerator
 from inference.inputs import RowStream, no_prompt, open_rows
 from inference.inputs.files import STDIN
 from inference.interrupt import last_words
-from inference.jobs.feed import Feed
+from inference.jobs.feed import FailedRow, Feed
 from inference.jobs.figures import check_plot, check_target, metrics_of, write_metrics, write_plot
 from inference.jobs.identity import identity_of
 from inference.jobs.journal import SaveFile, check_writable
@@ -36,6 +36,7 @@ from inference.models.convert import check_target as check_converted
 from inference.models.convert import convert as write_converted
 from inference.models.source import ModelSource, resolve
 from inference.models.weights import Pairs
+from inference.prompts import Prompt
 from inference.report import count, load_progress, say, summary
 from inference.tokenizer import Tokenizer
 
@@ -73,21 +74,22 @@ def check(config: InferenceConfig, values: Sequence[str], overwrite: bool = Fals
     """
     rows = _rows(config, values) if values else None
     ready = _prepare(config, rows, overwrite)
-    number, bad = 0, []
-    for row in rows or ():
-        number += 1
-        try:
-            prompt = row.parse()
-            if config.run_mode == "predict":
-                ready.encoder.encode(row.number, prompt)
-        except InputError as error:
-            bad.append(error)
-    if bad:
-        more = f"; {count(len(bad) - 1, 'further row')} cannot be used" if len(bad) > 1 else ""
-        raise InputError(bad[0].what, f"{bad[0].hint or ''}{more}".lstrip("; ") or None)
-    if rows is not None and not number:
+    if rows is None:
+        return ready, 0
+    # A document to evaluate is cut into pieces that fit.
+    encode = ready.encoder.encode if config.run_mode == "predict" else _not_encoded
+    feed, failures, first = Feed(rows, encode, READ_AHEAD), 0, ""
+    while (item := feed.take(wait=True)) is not None:
+        if isinstance(item, FailedRow):
+            failures += 1
+            first = first or item.message
+    if feed.error is not None:
+        raise feed.error
+    if failures:
+        raise InputError(first, f"{count(failures - 1, 'further row')} cannot be used" if failures > 1 else None)
+    if not rows.count:
         raise _nothing(rows)
-    return ready, number
+    return ready, rows.count
 
 
 def predict(
@@ -211,6 +213,10 @@ def convert(config: InferenceConfig, force: bool = False) -> Path:
     )
     print(target)
     return target
+
+
+def _not_encoded(row: int, prompt: Prompt) -> EncodedPrompt:
+    return EncodedPrompt(row, prompt, prompt.text or "", [], GenerationConfig())
 
 
 def _rows(config: InferenceConfig, values: Sequence[str]) -> RowStream:

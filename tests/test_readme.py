@@ -101,6 +101,7 @@ def test_flags_that_the_pages_name_exist():
         *("--force", "--harness", *(option for parameter in bench.main.params for option in parameter.opts)),
         # Of the harness and its entry.
         *("--add", "--converted", "--model", "--prompts", "--task", "--dtype", "--slots", "--reps"),
+        *("--resume", "--no_echo"),
         *("--print_config", "--list_models", "--version", "--show_completion", "--section.key"),
     }
     for page in PAGES:

@@ -12,7 +12,7 @@ import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from inference.errors import InputError, nearest
 
@@ -58,7 +58,7 @@ class ByteFile:
                 whole: IO[bytes] = io.BufferedReader(_Joined(head, stored, self), BUFFER)
                 if head == GZIP:
                     # It buffers lines itself; a second buffer would lose those before the place where it is cut off.
-                    whole = gzip.GzipFile(fileobj=whole)
+                    whole = cast(IO[bytes], gzip.GzipFile(fileobj=whole))
                 elif head == ZSTD:
                     whole = io.BufferedReader(_Zstd(whole, self.name), BUFFER)
                 yield whole

@@ -109,8 +109,12 @@ class ProgressLine:
         self._file, self._in_place = file, in_place
         self._interval = interval or (REFRESH if in_place else INTERVAL)
         self._fixed = in_place or interval is not None
-        self._next = time.perf_counter() + self._interval
         self._shown = False
+        self.restart()
+
+    def restart(self) -> None:
+        """The next line comes an interval from now."""
+        self._next = time.perf_counter() + self._interval
 
     @property
     def is_due(self) -> bool:

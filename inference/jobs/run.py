@@ -127,6 +127,8 @@ class Job:
             self._writer.flush()
             self._generator = stack.enter_context(self._open(item))
             self._started = time.perf_counter()
+            if self._progress:
+                self._progress.restart()
         try:
             self._generator.add(item)
         except InputError as error:

@@ -52,6 +52,8 @@ def test_killed_interrupted_and_gone_on_with(cli):
     written = ("clean.jsonl", "clean.jsonl.job")
     clean = cli.demo(*FLAGS, *SLOW, "--save_file", "clean.jsonl", writes=written)
     assert clean.code == 3
+    # More rows than are read ahead.
+    assert "rows are read as they are needed: the KV cache is for 4 of full length, or what fits" in clean.err
     assert f"1 of {ROWS} rows failed, the first: rows.jsonl:4: not JSON" in clean.err
     for lines, how in ((2, signal.SIGKILL), (12, signal.SIGINT), (25, signal.SIGKILL)):
         arguments = ("--config", "demo", *FLAGS, *SLOW, "--resume", "--predict_batch_size", str(1 + lines % 3))
