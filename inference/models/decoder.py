@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import ModuleType
 
+import numpy as np
 from mindspore import Tensor, nn
 from mindspore import dtype as mstype
 
@@ -55,13 +56,13 @@ def layer_halves(
     prefix: str,
     weights: Mapping[str, Weight],
     cache: LayerCache,
+    frequencies: np.ndarray,
 ) -> list:
     """The two halves of a layer: x + attention(norm(x)), then x + feed_forward(norm(x))."""
     attention, feed_forward = (
         {name: weights[prefix + theirs] for name, theirs in table.items() if prefix + theirs in weights}
         for table in (ATTENTION_WEIGHTS, FEED_FORWARD_WEIGHTS)
     )
-    frequencies = config.rope.inverse_frequencies(config.head_dim)
     sizes = FeedForwardShape(config.hidden_size, config.intermediate_size, config.norm_eps)
     return [
         kernels.AttentionHalf(shape, frequencies, mask_index, attention, (cache.keys, cache.values)),
@@ -87,13 +88,15 @@ class Decoder(nn.Cell):
         caches: list[LayerCache],
     ):
         super().__init__()
-        self.geometry = kernels.StepGeometry(config.rope.inverse_frequencies(config.head_dim), shapes)
+        # One array for all layers, by which the kernels know that the angles are the same.
+        frequencies = np.ascontiguousarray(config.rope.inverse_frequencies(config.head_dim), np.float32)
+        self.geometry = kernels.StepGeometry(frequencies, shapes)
         self.embedding = kernels.Embedding(weights[EMBEDDING], config.hidden_size)
         masks = windows_of(shapes)
         halves = []
         for index, (shape, cache) in enumerate(zip(shapes, caches, strict=True)):
             mask = masks.index(shape.window or 0)
-            halves += layer_halves(kernels, config, shape, mask, f"model.layers.{index}.", weights, cache)
+            halves += layer_halves(kernels, config, shape, mask, f"model.layers.{index}.", weights, cache, frequencies)
         self.layers = kernels.Halves(halves)
         head = weights[EMBEDDING if config.tie_embeddings else HEAD]
         self.head = kernels.OutputHead(

@@ -15,6 +15,7 @@ struct Step {
   const int32_t *slots;         // [T]
   const int32_t *block_tables;  // [B, table_width]
   const int32_t *query_starts;  // [B + 1]: sequence b's tokens are [query_starts[b], query_starts[b + 1])
+  mutable const float *turned;  // the frequencies that this step's angles were last made for: layers share them
 };
 
 struct AttentionLayer {

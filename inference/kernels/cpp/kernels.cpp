@@ -20,25 +20,25 @@ float *sized(std::vector<float> &buffer, int64_t count) {
   return buffer.data();
 }
 
-// Panels that a thread takes at a time: few enough to share the work out evenly, enough to use x while it is near.
-int64_t panels_at_once(const Member &me, const Matrix &w, const Input &input) {
-  constexpr int64_t MOST_OF_ONE_TILE = 4, MOST = 8, SHARES = 8;
-  const int64_t most = input.tiles == 1 ? MOST_OF_ONE_TILE : MOST;
-  return std::min(most, std::max<int64_t>(1, w.panels() / (SHARES * me.team_size())));
+// Panels that a thread takes at a time: as many as read x while it is near, and as one call of the kernels takes.
+int64_t panels_at_once(const Input &input) { return input.tiles == 1 ? 4 : 8; }
+
+// Lets a thread that waits fetch the first panels of the matrix that comes next.
+void expect(Member &me, const Matrix &w, const Input &input) {
+  constexpr int64_t MOST = 384 << 10;  // of a second-level cache
+  if (input.tiles == 1) me.expect(w.data, std::min(MOST, 4 * panel_bytes(w.format, w.columns)));
 }
 
+// Arranges x, of `Input::reserve`.
 void arrange(Member &me, Input &input) {
   if (input.pieces()) me.share(input.pieces(), 1, [&](int64_t piece) { input.arrange(piece); });
 }
 
-// Arranges x, of `Input::reserve`, and calls finish(row, rows, token, y) for every 16 rows or fewer of every token, with
+// Calls finish(row, rows, token, y) for every 16 rows or fewer of every token, with
 // y [rows] = x W^T.
 template <class Finish>
 void linear_phase(Member &me, const Matrix &w, Input &input, const Finish &finish) {
-  arrange(me, input);
-  const int64_t together = panels_at_once(me, w, input);
-  me.share((w.panels() + together - 1) / together, 1, [&](int64_t chunk) {
-    const int64_t first = chunk * together, panels = std::min(together, w.panels() - first);
+  me.share_runs(w.panels(), panels_at_once(input), [&](int64_t first, int64_t panels) {
     float *buffer = sized(sums, panels * input.slots() * PANEL);
     linear_range({w, first, panels, input, buffer}, scratch);
     // Token by token, because a token's rows are neighbours where they are written to.
@@ -66,10 +66,7 @@ void norm_phase(Member &me, const float *x, const float *weight, int64_t tokens,
 }
 
 void attention_phase(Member &me, const AttentionLayer &layer, const Step &step, float *qkv, float *out) {
-  float *angles = workspace.angles.data();
-  me.share(step.tokens, 1, [&](int64_t t) {
-    turn(layer.frequencies, step.positions[t], layer.head_size, angles + t * layer.head_size);
-  });
+  const float *angles = workspace.angles.data();
   const int64_t heads = layer.heads + 2 * layer.kv_heads;
   me.share(step.tokens * heads, 8, [&](int64_t i) {
     if (layer.half_cache) place_head<CacheHalf>(layer, step, angles, qkv, i / heads, i % heads);
@@ -95,7 +92,10 @@ void attention_phase(Member &me, const AttentionLayer &layer, const Step &step, 
 void linear(Team &team, const Matrix &w, const float *x, int64_t tokens, const float *bias, const float *residual,
             float *out) {
   workspace.input.reserve(w, x, tokens);
-  team.run([&](Member &me) { linear_into(me, w, workspace.input, bias, residual, out); });
+  team.run([&](Member &me) {
+    arrange(me, workspace.input);
+    linear_into(me, w, workspace.input, bias, residual, out);
+  });
 }
 
 void rms_norm(const float *x, const float *weight, int64_t tokens, int64_t width, float eps, float *out) {
@@ -107,13 +107,23 @@ void attention_half(Team &team, const AttentionLayer &layer, const Step &step, f
   float *normed = sized(workspace.normed, tokens * layer.hidden);
   float *qkv = sized(workspace.qkv, tokens * layer.qkv.rows);
   float *attended = sized(workspace.attended, tokens * layer.output.columns);
-  sized(workspace.angles, tokens * layer.head_size);
+  float *angles = sized(workspace.angles, tokens * layer.head_size);
+  const bool is_turned = step.turned == layer.frequencies;
+  step.turned = layer.frequencies;
   workspace.input.reserve(layer.qkv, normed, tokens);
   workspace.second.reserve(layer.output, attended, tokens);
   team.run([&](Member &me) {
+    expect(me, layer.qkv, workspace.input);
+    if (!is_turned)
+      me.share(tokens, 1, [&](int64_t t) {
+        turn(layer.frequencies, step.positions[t], layer.head_size, angles + t * layer.head_size);
+      });
     norm_phase(me, x, layer.norm, tokens, layer.hidden, layer.eps, normed);
+    arrange(me, workspace.input);
+    expect(me, layer.output, workspace.input);
     linear_into(me, layer.qkv, workspace.input, layer.qkv_bias, nullptr, qkv);
     attention_phase(me, layer, step, qkv, attended);
+    arrange(me, workspace.second);
     linear_into(me, layer.output, workspace.second, layer.output_bias, x, x);
   });
 }
@@ -128,11 +138,10 @@ void activate(const float *gate, const float *up, int64_t count, float *out) {
 // Where gate and up begin at panels: both of some columns at once, so that only their product is written.
 void gated_phase(Member &me, const FeedForwardLayer &layer, Input &input, float *gated) {
   const Matrix &w = layer.gate_up;
-  const int64_t width = layer.width, together = (panels_at_once(me, w, input) + 1) / 2, all = width / PANEL;
+  const int64_t width = layer.width, all = width / PANEL;
   const float *gate_bias = layer.gate_up_bias, *up_bias = gate_bias ? gate_bias + width : nullptr;
-  arrange(me, input);
-  me.share((all + together - 1) / together, 1, [&](int64_t chunk) {
-    const int64_t first = chunk * together, panels = std::min(together, all - first);
+  expect(me, layer.down, input);
+  me.share_runs(all, panels_at_once(input), [&](int64_t first, int64_t panels) {
     const int64_t size = panels * input.slots() * PANEL;
     float *gate = sized(sums, 2 * size), *up = gate + size;
     linear_range({w, first, panels, input, gate}, scratch);
@@ -165,9 +174,12 @@ void feed_forward_half(Team &team, const FeedForwardLayer &layer, int64_t tokens
   workspace.input.reserve(layer.gate_up, normed, tokens);
   workspace.second.reserve(layer.down, gated, tokens);
   team.run([&](Member &me) {
+    expect(me, layer.gate_up, workspace.input);
     norm_phase(me, x, layer.norm, tokens, layer.hidden, layer.eps, normed);
+    arrange(me, workspace.input);
     if (is_grouped) gated_phase(me, layer, workspace.input, gated);
     else ungrouped_gated_phase(me, layer, workspace.input, gate_up, gated);
+    arrange(me, workspace.second);
     linear_into(me, layer.down, workspace.second, layer.down_bias, x, x);
   });
 }
@@ -210,6 +222,7 @@ void head(Team &team, const Head &layer, const float *x, int64_t tokens, const C
     logits[choice.logit_rows[s]] = choice.logits + s * layer.weight.rows;
   std::vector<std::vector<Best>> best(team.size(), std::vector<Best>(tokens));
   team.run([&](Member &me) {
+    arrange(me, workspace.input);
     linear_phase(me, layer.weight, workspace.input, [&](int64_t row, int64_t rows, int64_t token, const float *y) {
       best[me.thread()][token].see(y, row, rows);
       if (logits[token]) std::copy_n(y, rows, logits[token] + row);

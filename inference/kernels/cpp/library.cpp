@@ -220,7 +220,7 @@ void kernels_rms_norm(const float *x, const float *weight, int64_t tokens, int64
 void kernels_halves(const int64_t *program, int64_t numbers, int64_t tokens, int64_t sequences, int64_t table_width,
                     const int32_t *positions, const int32_t *slots, const int32_t *block_tables,
                     const int32_t *query_starts, float *x) {
-  const Step step{tokens, sequences, table_width, positions, slots, block_tables, query_starts};
+  const Step step{tokens, sequences, table_width, positions, slots, block_tables, query_starts, nullptr};
   for (const int64_t *at = program; at < program + numbers; at += RECORD) {
     Record record(at);
     if (record.number() == 0) kernels->attention_half(team(), attention_layer(record), step, x);

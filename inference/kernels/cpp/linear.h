@@ -48,6 +48,10 @@ inline void multiply_tile(const typename Load::Element *w, int64_t stride, int p
     multiply_panels<Load, P, T>(w + p * stride, stride, x, count, sums);
     for (int i = 0; i < P; i++) std::copy_n(sums + i * T * PANEL, T * PANEL, range.at(panel + p + i, tile));
   }
+  if (P > 2 && p + 2 <= panels && range.input.tiles == 1) {
+    multiply_panels<Load, 2, T>(w + p * stride, stride, x, count, range.at(panel + p, tile));
+    p += 2;
+  }
   for (; p < panels; p++) multiply_panels<Load, 1, T>(w + p * stride, stride, x, count, range.at(panel + p, tile));
 }
 
@@ -113,15 +117,18 @@ inline void quantised_range(const Range &range) {
   for (int64_t pair = 0; pair < pairs; pair += block) {
     const int64_t count = std::min(block, pairs - pair), group = 2 * pair;
     for (int64_t panel = 0; panel < range.panels;) {
-      const bool whole = P == 1 || (input.tiles == 1 && panel + P <= range.panels);
+      // Sums of several panels lie together where there is one tile only.
+      const int64_t some = input.tiles > 1 ? 1 : std::min<int64_t>(P, range.panels - panel);
       const uint8_t *at = w + panel * stride + pair * pair_bytes(F);
       for (int64_t tile = 0; tile < input.tiles; tile++) {
         const int32_t *x = input.words(tile) + group * 8 * T, *x_sums = input.sums(tile) + group * T;
         const float *scales = input.scales(tile) + group * T;
-        if (whole) multiply_quantised<F, P, T>(at, stride, x, scales, x_sums, count, range.at(panel, tile));
-        else multiply_quantised<F, 1, T>(at, stride, x, scales, x_sums, count, range.at(panel, tile));
+        float *sums = range.at(panel, tile);
+        if (some == P) multiply_quantised<F, P, T>(at, stride, x, scales, x_sums, count, sums);
+        else if (P > 2 && some >= 2) multiply_quantised<F, 2, T>(at, stride, x, scales, x_sums, count, sums);
+        else multiply_quantised<F, 1, T>(at, stride, x, scales, x_sums, count, sums);
       }
-      panel += whole ? P : 1;
+      panel += some == P ? P : P > 2 && some >= 2 ? 2 : 1;
     }
   }
 }

@@ -83,5 +83,9 @@ void Team::work(int thread) {
 }
 
 void Member::wait(const std::atomic<int64_t> &done, int64_t count) {
-  spin([&done, count] { return done.load(std::memory_order_acquire) >= count; });
+  constexpr int64_t LINE = 64, LINES = 8;
+  spin([&] {
+    for (int64_t line = 0; line < LINES && ahead_ < ahead_end_; line++, ahead_ += LINE) __builtin_prefetch(ahead_, 0, 2);
+    return done.load(std::memory_order_acquire) >= count;
+  });
 }

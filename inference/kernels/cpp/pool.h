@@ -68,9 +68,31 @@ class Member {
     wait(phase.done, count);
   }
 
+  // The same for work(first, some) on runs of at most `most`, which become shorter towards the end, so that all threads
+  // come to it together (guided self-scheduling: Polychronopoulos & Kuck 1987).
+  template <class Work>
+  void share_runs(int64_t count, int64_t most, const Work &work) {
+    Team::Phase &phase = team_.phases_[phase_++];
+    for (int64_t begin = phase.taken.load(std::memory_order_relaxed); begin < count;) {
+      const int64_t some = std::min(most, std::max<int64_t>(1, (count - begin) / (2 * team_.size_)));
+      if (!phase.taken.compare_exchange_weak(begin, begin + some, std::memory_order_relaxed)) continue;
+      work(begin, some);
+      phase.done.fetch_add(some, std::memory_order_acq_rel);
+      begin = phase.taken.load(std::memory_order_relaxed);
+    }
+    wait(phase.done, count);
+  }
+
+  // Memory that will be read soon, `bytes` for each thread in turn: fetched while this thread waits for others.
+  void expect(const uint8_t *data, int64_t bytes) {
+    ahead_ = data + thread_ * bytes;
+    ahead_end_ = ahead_ + bytes;
+  }
+
  private:
-  static void wait(const std::atomic<int64_t> &done, int64_t count);
+  void wait(const std::atomic<int64_t> &done, int64_t count);
 
   Team &team_;
   int thread_, phase_ = 0;
+  const uint8_t *ahead_ = nullptr, *ahead_end_ = nullptr;
 };
