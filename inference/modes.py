@@ -17,7 +17,13 @@ from typing import Any
 from inference.config import GenerationConfig, InferenceConfig
 from inference.context import build_context, check_device
 from inference.errors import EXIT_ROWS_FAILED, ConfigError, InferenceError, InputError
-from inference.generation.model import GenerativeModel, make_encoder, positions_needed, weight_format_of
+from inference.generation.model import (
+    GenerativeModel,
+    longest_row,
+    make_encoder,
+    positions_needed,
+    weight_format_of,
+)
 from inference.generation.perplexity import Score, score
 from inference.generation.perplexity import positions_needed as score_positions
 from inference.generation.text import EncodedPrompt, Encoder, TextGenerator
@@ -290,13 +296,14 @@ def _generator(ready: Checked, feed: Feed, first: EncodedPrompt, metrics: RunMet
     context = build_context(ready.config)
     metrics.startup.mindspore = context.import_seconds
     rest = feed.whole(SETTLING)
-    if rest is None:
-        positions = ready.rows_at_once * ready.source.model.context_length
-        say(f"rows are read as they are needed: the KV cache is for {ready.rows_at_once} of full length, or what fits")
-    else:
-        encoded = [first, *(item for item in rest if isinstance(item, EncodedPrompt))]
-        positions = positions_needed(encoded, ready.source)
-    model = GenerativeModel(ready.source, ready.pairs, positions=positions, progress=load_progress(ready.pairs))
+    encoded = [first, *(item for item in rest or () if isinstance(item, EncodedPrompt))]
+    # Where rows are still to come, nobody knows how long they are: there is room for the longest that the model takes.
+    positions = None if rest is None else positions_needed(encoded, ready.source)
+    row = longest_row(encoded, ready.source)
+    progress = load_progress(ready.pairs)
+    model = GenerativeModel(ready.source, ready.pairs, positions=positions, row=row, progress=progress)
+    if ready.config.output.save_file and (rest is None or len(encoded) > 1):
+        say(model.describe_cache())
     metrics.startup.weights, metrics.startup.compile = model.runner.times.load, model.runner.times.compile
     with model.engine(metrics) as engine:
         yield TextGenerator(engine, ready.tokenizer)

@@ -134,7 +134,8 @@ def test_temperature_zero_is_greedy(everything):
 
 def test_stdout_is_the_answers_and_stderr_the_rest(everything, shared_cli):
     assert (shared_cli.directory / "saved.jsonl").read_text() == everything.out
-    notes, work, start = everything.err.splitlines()
+    cache, notes, work, start = everything.err.splitlines()
+    assert re.match(r"KV cache: [\d,]+ positions, \d+ MiB, sized to work and memory; at most \d+ rows at once$", cache)
     assert notes == "passed over 3 blank lines"
     rows = everything.rows
     tokens_in, tokens_out = (sum(row[f"{kind}_tokens"] for row in rows) for kind in ("prompt", "completion"))
