@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import bench
+import bench_pairs
 import pytest
 
 from inference.config.flags import FLAGS
@@ -98,7 +99,16 @@ def test_links_lead_somewhere(page):
 def test_flags_that_the_pages_name_exist():
     known = {flag.name for flag in FLAGS} | {
         *("--config", "--predict_data", "--options", "--overwrite", "--no-stream", "--traceback", "--check", "--help"),
-        *("--force", "--harness", *(option for parameter in bench.main.params for option in parameter.opts)),
+        *(
+            "--force",
+            "--harness",
+            *(
+                option
+                for main in (bench.main, bench_pairs.main)
+                for parameter in main.params
+                for option in parameter.opts
+            ),
+        ),
         # Of the harness and its entry.
         *("--add", "--converted", "--model", "--prompts", "--task", "--dtype", "--slots", "--reps"),
         *("--resume", "--no_echo"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -133,3 +134,17 @@ def test_thread_counts_agree() -> None:
     library.set_threads(None)
     assert np.array_equal(results[0], results[1])
     assert np.array_equal(results[0], results[2])
+
+
+def test_calls_from_several_threads_do_not_disturb_each_other() -> None:
+    """Two models may be in use: their calls wait for one another."""
+    generator = np.random.default_rng(8)
+    jobs = []
+    for tokens, rows, columns, weight_format in ((3, 200, 64, Format.INT8), (1, 40, 300, Format.FLOAT32)):
+        packed = pack(generator.standard_normal((rows, columns), dtype=np.float32), weight_format)
+        x = generator.standard_normal((tokens, columns), dtype=np.float32)
+        jobs.append((packed, weight_format, rows, x))
+    expected = [library.linear(*job) for job in jobs]
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(lambda turn: library.linear(*jobs[turn % 2]), range(600)))
+    assert all(np.array_equal(result, expected[turn % 2]) for turn, result in enumerate(results))

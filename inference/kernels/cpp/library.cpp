@@ -91,10 +91,12 @@ const Kernels *best() {
 
 const Kernels *kernels = best();
 std::unique_ptr<Team> team_;
-std::mutex team_lock;
+// Kernels keep their working memory from call to call, so that only one runs at a time: two models may be in use.
+std::mutex one_call;
+typedef std::lock_guard<std::mutex> Lock;
 
+// To be called under the lock.
 Team &team() {
-  std::lock_guard<std::mutex> lock(team_lock);
   if (!team_) team_ = std::make_unique<Team>(int(std::thread::hardware_concurrency()));
   return *team_;
 }
@@ -171,7 +173,7 @@ int kernels_use(const char *name) {
 }
 
 void kernels_set_threads(int threads) {
-  std::lock_guard<std::mutex> lock(team_lock);
+  const Lock lock(one_call);
   if (!team_ || team_->size() != threads) team_ = std::make_unique<Team>(threads);
 }
 
@@ -179,6 +181,7 @@ void kernels_set_threads(int threads) {
 // its rows from `first` on.
 void kernels_pack(int32_t format, const uint8_t *x, int32_t is_packed, int64_t rows, int64_t columns, int64_t first,
                   uint8_t *panels) {
+  const Lock lock(one_call);
   const int64_t last = first + rows, before = first / PANEL, row_bytes = columns * (is_packed ? 2 : 4);
   team().run([&](Member &me) {
     me.share(panels_of(last) - before, 1, [&](int64_t i) {
@@ -192,6 +195,7 @@ void kernels_pack(int32_t format, const uint8_t *x, int32_t is_packed, int64_t r
 
 // Reads `bytes` once with all threads; the return value keeps the compiler from leaving it out.
 uint64_t kernels_read(const uint64_t *data, int64_t bytes) {
+  const Lock lock(one_call);
   constexpr int64_t GRAIN = 1 << 17, LANES = 8;  // words
   const int64_t words = bytes / 8 / LANES * LANES;
   std::atomic<uint64_t> total{0};
@@ -208,6 +212,7 @@ uint64_t kernels_read(const uint64_t *data, int64_t bytes) {
 
 void kernels_linear(int32_t format, const uint8_t *weight, int64_t rows, int64_t columns, const float *x, int64_t tokens,
                     const float *bias, const float *residual, float *out) {
+  const Lock lock(one_call);
   kernels->linear(team(), {weight, Format(format), rows, columns}, x, tokens, bias, residual, out);
 }
 
@@ -220,6 +225,7 @@ void kernels_rms_norm(const float *x, const float *weight, int64_t tokens, int64
 void kernels_halves(const int64_t *program, int64_t numbers, int64_t tokens, int64_t sequences, int64_t table_width,
                     const int32_t *positions, const int32_t *slots, const int32_t *block_tables,
                     const int32_t *query_starts, float *x) {
+  const Lock lock(one_call);
   const Step step{tokens, sequences, table_width, positions, slots, block_tables, query_starts, nullptr};
   for (const int64_t *at = program; at < program + numbers; at += RECORD) {
     Record record(at);
@@ -253,6 +259,7 @@ int output_head(int n, void **p, int *ranks, int64_t **shapes, const char **type
   for (int64_t t = 0; t < tokens; t++)
     std::memcpy(rows.data() + t * layer.hidden, as<const float>(p[0]) + wanted[t] * layer.hidden, layer.hidden * 4);
   float *out = as<float>(p[5]);
+  const Lock lock(one_call);
   kernels->head(team(), layer, rows.data(), tokens, {as<const int32_t>(p[2]) + 1, shapes[2][0] - 1, out, out + tokens});
   return 0;
 }
