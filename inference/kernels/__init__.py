@@ -54,7 +54,10 @@ def choose(
     from inference.kernels.library import set_threads
 
     set_threads(threads)
-    return import_module("inference.kernels.native")
+    native = import_module("inference.kernels.native")
+    if native.turn_compile_cache_off():
+        say("MindSpore's compile cache is not used: the native kernels' graph holds addresses of this process")
+    return native
 
 
 def _obstacle(device_target: str, mode: int, block_size: int) -> str | None:

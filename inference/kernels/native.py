@@ -8,8 +8,10 @@ numbers for every half of a layer, with its sizes and the addresses of its weigh
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 
+import mindspore
 import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore import dtype as mstype
@@ -22,6 +24,8 @@ from inference.kernels.weight import Weight
 
 # Whether weights and cache can be kept narrower than float32.
 NARROW = True
+# The environment variable that turns MindSpore's compile cache on.
+COMPILE_CACHE = "MS_COMPILER_CACHE_ENABLE"
 # Numbers in the record of a half, as in `cpp/library.cpp`.
 RECORD = 24
 _TYPES = {
@@ -47,6 +51,15 @@ def zeros(name: str, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
 def memory(data: np.ndarray) -> np.ndarray:
     """What `empty` gave, to be written to."""
     return data
+
+
+def turn_compile_cache_off() -> bool:
+    """Keeps MindSpore from storing graphs, which hold addresses here; whether it would have."""
+    wanted = os.environ.get(COMPILE_CACHE) == "1" or bool(mindspore.get_context("enable_compile_cache"))
+    if wanted:
+        os.environ[COMPILE_CACHE] = "0"
+        mindspore.set_context(enable_compile_cache=False)
+    return wanted
 
 
 def _operator(function: str) -> ops.Custom:

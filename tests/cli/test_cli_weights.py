@@ -87,3 +87,12 @@ def test_float16_cache(cli):
     assert result.out == " 19\n das große Haus\n 5\n"
     stock = cli.demo(*QUESTIONS, "--engine.kv_cache_dtype", "float16", "--engine.kernels", "stock").answered()
     assert stock.err.startswith("engine.kv_cache_dtype float16 needs the native kernels: the cache is in float32\n")
+
+
+def test_compile_cache(cli):
+    """A stored graph would hold the addresses of the process that stored it."""
+    cli.environment |= {"MS_COMPILER_CACHE_ENABLE": "1", "MS_COMPILER_CACHE_PATH": str(cli.directory.parent / "graphs")}
+    for _ in range(2):
+        result = cli.demo(*QUESTIONS).answered()
+        assert result.out == " 19\n das große Haus\n 5\n"
+        assert result.err.startswith("MindSpore's compile cache is not used: ")
