@@ -47,16 +47,10 @@ inline void turn(const float *frequencies, int64_t position, int64_t size, float
   }
 }
 
-struct CacheFloat {
-  typedef float Element;
-  static VecF vector(const float *p) { return load(p); }
-  static float scalar(float x) { return x; }
+struct CacheFloat : LoadFloat {
   static float narrow(float x) { return x; }
 };
-struct CacheHalf {
-  typedef uint16_t Element;
-  static VecF vector(const uint16_t *p) { return load_half(p); }
-  static float scalar(uint16_t x) { return half_to_float(x); }
+struct CacheHalf : LoadHalf {
   static uint16_t narrow(float x) { return float_to_half(x); }
 };
 

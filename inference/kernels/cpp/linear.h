@@ -35,7 +35,7 @@ struct Range {
   }
 };
 
-// Where the sums of the panels of one call lie apart (several tiles), a call takes them one panel at a time.
+// Where there are several tiles, the sums of the panels of one call lie apart: they are brought together for it.
 template <class Load, int T>
 inline void multiply_tile(const typename Load::Element *w, int64_t stride, int panels, const Range &range,
                           int64_t panel, int64_t tile, int64_t column, int64_t count) {

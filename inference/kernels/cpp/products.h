@@ -11,36 +11,36 @@ namespace KERNEL_ISA {
 
 constexpr int PARTS = int(PANEL) / LANES;  // vectors that hold one value of every row of a panel
 
-struct LoadFloat {
-  typedef float Element;
-  static VecF vector(const float *p) { return load(p); }
-  static float scalar(float x) { return x; }
-};
-struct LoadHalf {
-  typedef uint16_t Element;
-  static VecF vector(const uint16_t *p) { return load_half(p); }
-  static float scalar(uint16_t x) { return half_to_float(x); }
-};
-struct LoadBfloat {
-  typedef uint16_t Element;
-  static VecF vector(const uint16_t *p) { return load_bfloat(p); }
-  static float scalar(uint16_t x) { return bfloat_to_float(x); }
-};
-
 // How far ahead of its use a panel is asked for: memory takes longer than the processor looks ahead by itself.
 constexpr int64_t AHEAD = 2048;  // bytes
 
-// sums [P][T][16] += `count` columns of P panels, `stride` elements apart, times x [count][T].
-template <class Load, int P, int T>
-inline void multiply_panels(const typename Load::Element *w, int64_t stride, const float *x, int64_t count,
-                            float *sums) {
-  VecF acc[P][T][PARTS];
+// The sums of P panels times T tokens, [P][T][16], in registers and back.
+template <int P, int T>
+inline void load_sums(const float *sums, VecF (&acc)[P][T][PARTS]) {
 #pragma GCC unroll 4
   for (int p = 0; p < P; p++)
 #pragma GCC unroll 16
     for (int t = 0; t < T; t++)
 #pragma GCC unroll 4
       for (int i = 0; i < PARTS; i++) acc[p][t][i] = load(sums + (p * T + t) * PANEL + i * LANES);
+}
+
+template <int P, int T>
+inline void store_sums(const VecF (&acc)[P][T][PARTS], float *sums) {
+#pragma GCC unroll 4
+  for (int p = 0; p < P; p++)
+#pragma GCC unroll 16
+    for (int t = 0; t < T; t++)
+#pragma GCC unroll 4
+      for (int i = 0; i < PARTS; i++) store(sums + (p * T + t) * PANEL + i * LANES, acc[p][t][i]);
+}
+
+// sums [P][T][16] += `count` columns of P panels, `stride` elements apart, times x [count][T].
+template <class Load, int P, int T>
+inline void multiply_panels(const typename Load::Element *w, int64_t stride, const float *x, int64_t count,
+                            float *sums) {
+  VecF acc[P][T][PARTS];
+  load_sums(sums, acc);
   for (int64_t k = 0; k < count; k++) {
     VecF rows[P][PARTS];
 #pragma GCC unroll 4
@@ -58,12 +58,7 @@ inline void multiply_panels(const typename Load::Element *w, int64_t stride, con
         for (int i = 0; i < PARTS; i++) acc[p][t][i] += rows[p][i] * token;
     }
   }
-#pragma GCC unroll 4
-  for (int p = 0; p < P; p++)
-#pragma GCC unroll 16
-    for (int t = 0; t < T; t++)
-#pragma GCC unroll 4
-      for (int i = 0; i < PARTS; i++) store(sums + (p * T + t) * PANEL + i * LANES, acc[p][t][i]);
+  store_sums(acc, sums);
 }
 
 // A vector of four columns, a byte each, of LANES rows times the same four columns of a token; each instruction set in
@@ -173,12 +168,7 @@ inline void multiply_quantised(const uint8_t *w, int64_t stride, const int32_t *
   constexpr int WORDS = int(words_of_group(F)), HALVES = F == INT8 ? 1 : 2;
   typedef typename Dot<F>::Sum Sum;
   VecF acc[P][T][PARTS];
-#pragma GCC unroll 4
-  for (int p = 0; p < P; p++)
-#pragma GCC unroll 16
-    for (int t = 0; t < T; t++)
-#pragma GCC unroll 4
-      for (int i = 0; i < PARTS; i++) acc[p][t][i] = load(sums + (p * T + t) * PANEL + i * LANES);
+  load_sums(sums, acc);
   for (int64_t g = 0; g < 2 * pairs; g++) {
     const uint8_t *pair = w + g / 2 * pair_bytes(F);
     const uint8_t *values = pair + SCALE_BYTES + (g & 1) * WORDS * WORD_BYTES;
@@ -220,12 +210,7 @@ inline void multiply_quantised(const uint8_t *w, int64_t stride, const int32_t *
         }
       }
   }
-#pragma GCC unroll 4
-  for (int p = 0; p < P; p++)
-#pragma GCC unroll 16
-    for (int t = 0; t < T; t++)
-#pragma GCC unroll 4
-      for (int i = 0; i < PARTS; i++) store(sums + (p * T + t) * PANEL + i * LANES, acc[p][t][i]);
+  store_sums(acc, sums);
 }
 
 }  // namespace KERNEL_ISA

@@ -203,4 +203,21 @@ inline VecF silu(VecF x) {
   return x * (x < 0.0f ? e : broadcast(1.0f)) / (1.0f + e);
 }
 
+// Elements in memory as the float32 values that they stand for.
+struct LoadFloat {
+  typedef float Element;
+  static VecF vector(const float *p) { return load(p); }
+  static float scalar(float x) { return x; }
+};
+struct LoadHalf {
+  typedef uint16_t Element;
+  static VecF vector(const uint16_t *p) { return load_half(p); }
+  static float scalar(uint16_t x) { return half_to_float(x); }
+};
+struct LoadBfloat {
+  typedef uint16_t Element;
+  static VecF vector(const uint16_t *p) { return load_bfloat(p); }
+  static float scalar(uint16_t x) { return bfloat_to_float(x); }
+};
+
 }  // namespace KERNEL_ISA
