@@ -66,11 +66,6 @@ class Checked:
     tokenizer: Tokenizer
     encoder: Encoder
 
-    @property
-    def rows_at_once(self) -> int:
-        """The most rows in a step."""
-        return self.config.predict_batch_size or self.config.engine.max_sequences
-
 
 def check(config: InferenceConfig, values: Sequence[str], overwrite: bool = False) -> tuple[Checked, int]:
     """Finds every mistake that can be found without computing; also the number of prompts.
@@ -118,7 +113,9 @@ def predict(
     _say_what_is_used(ready)
     earlier = save_file.num_durable if save_file else 0
     metrics = RunMetrics()
-    feed = Feed(rows, ready.encoder.encode, ready.rows_at_once + READ_AHEAD, save_file.done if save_file else None)
+    feed = Feed(
+        rows, ready.encoder.encode, ready.config.rows_at_once + READ_AHEAD, save_file.done if save_file else None
+    )
     progress = _progress(config)
     job = Job(
         feed,
@@ -273,7 +270,7 @@ def _writer(ready: Checked, save_file: SaveFile | None) -> AnswerWriter:
     return AnswerWriter(
         form,
         ready.source.name,
-        ready.rows_at_once,
+        ready.config.rows_at_once,
         ordered=output.ordered,
         stream=on_terminal if output.stream is None else output.stream,
         echo=(form == "json") if output.echo is None else output.echo,

@@ -256,6 +256,11 @@ class InferenceConfig(Section):
     __hash__ = None  # type: ignore[assignment]  # free sections are dicts
 
     @property
+    def rows_at_once(self) -> int:
+        """The most rows in a step: `predict_batch_size` where it is set."""
+        return self.predict_batch_size or self.engine.max_sequences
+
+    @property
     def sources(self) -> tuple[str, ...]:
         """The files that were read, the one named by the user last."""
         return self._sources

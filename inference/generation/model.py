@@ -101,8 +101,7 @@ class GenerativeModel:
     @property
     def max_sequences(self) -> int:
         """The most rows in a step."""
-        settings = self.source.config
-        return settings.predict_batch_size or settings.engine.max_sequences
+        return self.source.config.rows_at_once
 
     @contextmanager
     def engine(self, metrics: RunMetrics | None = None) -> Iterator[Engine]:
@@ -246,9 +245,7 @@ def make_encoder(source: ModelSource, tokenizer: Tokenizer | None, generation: G
 
 def positions_needed(prompts: Iterable[EncodedPrompt], source: ModelSource) -> int:
     """Positions of cache with which none of the prompts has to wait for another's to become free."""
-    settings = source.config
-    rows = settings.predict_batch_size or settings.engine.max_sequences
-    return sum(sorted(_lengths(prompts, source), reverse=True)[:rows])
+    return sum(sorted(_lengths(prompts, source), reverse=True)[: source.config.rows_at_once])
 
 
 def longest_row(prompts: Iterable[EncodedPrompt], source: ModelSource) -> int:
@@ -331,8 +328,7 @@ def num_blocks(source: ModelSource, positions: int | None, weight_format: Format
                 "raise it, or leave it out",
             )
     else:
-        rows = source.config.predict_batch_size or settings.max_sequences
-        wanted = positions if positions is not None else rows * model.context_length
+        wanted = positions if positions is not None else source.config.rows_at_once * model.context_length
         blocks = min(-(-wanted // settings.block_size), max(free, 0) // 2 // size)
     if blocks < least or blocks * size > free:
         raise InferenceError(
