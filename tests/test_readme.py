@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import bench
+import bench_batch
 import bench_pairs
 import pytest
 
@@ -104,7 +105,7 @@ def test_flags_that_the_pages_name_exist():
             "--harness",
             *(
                 option
-                for main in (bench.main, bench_pairs.main)
+                for main in (bench.main, bench_batch.main, bench_pairs.main)
                 for parameter in main.params
                 for option in parameter.opts
             ),

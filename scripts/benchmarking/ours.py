@@ -67,19 +67,25 @@ class Ours:
         rate = tokens / (last - first) if tokens else 0.0
         return Run(first - started, rate, [request.output_ids for request in requests])
 
-    def many(self, requests: list[tuple[list[int], int]]) -> tuple[float, list[list[int]]]:
-        """(seconds, new ids of each) for prompts that are given at once, each with its own number of new tokens."""
+    def many(self, requests: list[tuple[list[int], int]], at_once: int | None = None) -> tuple[float, list[list[int]]]:
+        """(seconds, new ids of each) for prompts that are given at once, each with its own number of new tokens.
+
+        Args:
+            at_once: the most rows in a step, if not the model's.
+        """
         from inference.config import GenerationConfig
+        from inference.generation.engine import Engine
         from inference.request import Request
 
         generation = GenerationConfig(ignore_eos=True)
         made = [Request(str(row), ids, generation, new) for row, (ids, new) in enumerate(requests)]
-        with self.model.engine() as engine:
-            started = time.perf_counter()
-            for request in made:
-                engine.add(request)
-            while engine.busy:
-                engine.step()
+        most = at_once or self.model.max_sequences
+        engine = Engine(self.model.runner, max_sequences=most, prefix_cache=False)
+        started = time.perf_counter()
+        for request in made:
+            engine.add(request)
+        while engine.busy:
+            engine.step()
         return time.perf_counter() - started, [request.output_ids for request in made]
 
     def sizes(self) -> dict[str, float]:
