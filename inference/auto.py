@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from inference.backend import choose_model_class
 from inference.config import GenerationConfig, InferenceConfig, Override, load_config, override_config
 from inference.config.locate import locate_model
 from inference.config.model_settings import ModelSettings
@@ -119,7 +120,7 @@ class AutoModel:
         for key, value in settings.items():
             setattr(config, key, value)
         build_context(config.inference_config)
-        return GenerativeModel.from_config(config.inference_config)
+        return choose_model_class(config.inference_config).from_config(config.inference_config)
 
 
 def _config_of(name: str) -> InferenceConfig:

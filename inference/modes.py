@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from inference.backend import check_backend, choose_model_class
 from inference.config import GenerationConfig, InferenceConfig
 from inference.context import build_context, check_device
 from inference.errors import EXIT_ROWS_FAILED, ConfigError, InferenceError, InputError
@@ -50,10 +50,6 @@ from inference.tokenizer import Tokenizer
 READ_AHEAD = 32
 # Seconds that an input is given to come to its end, before the KV cache is made for more than is there.
 SETTLING = 0.2
-# Keys of `engine`, the values that do what they say, and what is done for all others.
-NOT_THERE_YET: tuple[tuple[str, tuple[Any, ...], str], ...] = (
-    ("backend", ("auto", "native"), "the project's own networks are used"),
-)
 
 
 @dataclass(frozen=True)
@@ -188,6 +184,7 @@ def convert(config: InferenceConfig, force: bool = False) -> Path:
     from inference.kernels.build import KernelBuildError
 
     check_device(config)
+    check_backend(config)
     source = resolve(config)
     pairs = source.pairs()
     if pairs is None or source.packed is not None:
@@ -234,6 +231,7 @@ def _nothing(rows: RowStream) -> InputError:
 
 def _prepare(config: InferenceConfig, rows: RowStream | None, replace: bool) -> Checked:
     check_device(config)
+    check_backend(config)
     output = config.output
     if output.save_file:
         check_writable(Path(output.save_file), replace)
@@ -298,10 +296,11 @@ def _generator(ready: Checked, feed: Feed, first: EncodedPrompt, metrics: RunMet
     positions = None if rest is None else positions_needed(encoded, ready.source)
     row = longest_row(encoded, ready.source)
     progress = load_progress(ready.pairs)
-    model = GenerativeModel(ready.source, ready.pairs, positions=positions, row=row, progress=progress)
+    model_class = choose_model_class(ready.config)
+    model = model_class(ready.source, ready.pairs, positions=positions, row=row, progress=progress)
     if ready.config.output.save_file and (rest is None or len(encoded) > 1):
         say(model.describe_cache())
-    metrics.startup.weights, metrics.startup.compile = model.runner.times.load, model.runner.times.compile
+    metrics.startup.weights, metrics.startup.compile = model.times.load, model.times.compile
     with model.engine(metrics) as engine:
         yield TextGenerator(engine, ready.tokenizer)
 
@@ -347,7 +346,3 @@ def _say_what_is_used(job: Checked) -> None:
     """No silent fallback: what was asked for and is not there is named."""
     if job.pairs is None:
         say("weights are random, as asked: the answers mean nothing")
-    for key, there, instead in NOT_THERE_YET:
-        asked = getattr(job.config.engine, key)
-        if asked not in there:
-            say(f"engine.{key} {asked} is not there yet: {instead}")

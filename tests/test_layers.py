@@ -17,9 +17,22 @@ LAYERS = (
     {"context", "kernels"},
     {"models", "tokenizer"},
     {"generation"},
-    {"auto", "llm", "pipeline", "jobs", "report", "modes", "cli", "interrupt", "__init__", "__main__"},
+    {
+        "auto",
+        "backend",
+        "llm",
+        "mindformers_bridge",
+        "pipeline",
+        "jobs",
+        "report",
+        "modes",
+        "cli",
+        "interrupt",
+        "__init__",
+        "__main__",
+    },
 )
-MINDSPORE_AT_TOP = ("kernels/", "models/decoder.py")
+MINDSPORE_AT_TOP = ("kernels/", "models/decoder.py", "mindformers_bridge/network.py")
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
 

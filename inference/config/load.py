@@ -45,12 +45,12 @@ def load_config(source: str | Path | Mapping[str, Any], *, overrides: Sequence[O
             line that begins with `file:line` or the flag, and lists every mistake.
     """
     if isinstance(source, Mapping):
-        layers, sources = [_renamed(layer_from_mapping(source))], []
+        layers, sources = [layer_from_mapping(source)], []
     else:
         files = list(_files(Path(source), str(source) or ".", ()))
         layers, sources = [layer for layer, _ in files], [shown for _, shown in files]
-    layers += [_renamed(override.layer()) for override in overrides]
-    return _build(lay_all(layers, RIVALS), sources)
+    layers += [override.layer() for override in overrides]
+    return _build(layers, sources)
 
 
 def override_config(config: InferenceConfig, overrides: Sequence[Override]) -> InferenceConfig:
@@ -59,8 +59,7 @@ def override_config(config: InferenceConfig, overrides: Sequence[Override]) -> I
     Raises:
         ConfigError: a key that nobody knows, or a value that cannot be used.
     """
-    layers = [config._layer, *(_renamed(override.layer()) for override in overrides)]
-    return _build(lay_all(layers, RIVALS), config.sources)
+    return _build([*config._given, *(override.layer() for override in overrides)], config.sources)
 
 
 def _files(path: Path, shown: str, children: tuple[str, ...]) -> Iterator[tuple[Layer, str]]:
@@ -74,7 +73,7 @@ def _files(path: Path, shown: str, children: tuple[str, ...]) -> Iterator[tuple[
         if not Path(base).is_file():
             raise ConfigError(f"{line}: base_config: there is no file {base}", f"it is relative to {shown}")
         yield from _files(Path(base), base, (*children, os.path.realpath(path)))
-    yield _renamed(layer), shown
+    yield layer, shown
 
 
 def _base_names(value: Any, where: str) -> list[str]:
@@ -109,10 +108,11 @@ def _refuse_difference(layer: Layer, first: KeyPath, second: KeyPath) -> None:
         )
 
 
-def _build(layer: Layer, sources: Iterable[str]) -> InferenceConfig:
+def _build(given: Sequence[Layer], sources: Iterable[str]) -> InferenceConfig:
+    layer = lay_all([_renamed(layer.copy()) for layer in given], RIVALS)
     values, unused = _split_unused(layer.values, ())
     config = _validated(_without_nulls(values, ()), layer)
-    config._layer, config._sources, config._unused = layer, tuple(sources), tuple(unused)
+    config._layer, config._given, config._sources, config._unused = layer, tuple(given), tuple(sources), tuple(unused)
     return config
 
 

@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr
 from pydantic.dataclasses import dataclass
 
 from inference.config.generation import GenerationConfig, GenerationSettings, Layers, merge_generation_config
-from inference.config.layer import KeyPath, Layer
+from inference.config.layer import KeyPath, Layer, lay_all
 from inference.config.model_settings import ModelSettings
 from inference.config.printing import yaml_of
 from inference.config.values import (
@@ -174,6 +174,10 @@ class EngineSettings(Section):
     max_sequences: Count = Field(64, description="Most sequences in one step of the model.")
     threads: Count | None = Field(None, description="CPU threads; all cores if unset.")
     prefix_cache: bool = Field(True, description="Prompts that begin alike share that part of the KV cache.")
+    qkv_layout: Literal["stacked", "interleaved"] | None = Field(
+        None,
+        description="How a MindFormers checkpoint with qkv_concat joins matrices: stacked to 1.3, then interleaved.",
+    )
     random_weights: bool = Field(False, description="Run with random weights instead of a checkpoint.")
     truncate: Literal["left", "right"] | None = Field(
         None, description="Side to cut a prompt longer than the context; an error if unset."
@@ -246,6 +250,7 @@ class InferenceConfig(Section):
     serve: Free = Field(default_factory=dict, description="The server.")
 
     _layer: Layer = PrivateAttr(default_factory=Layer)
+    _given: tuple[Layer, ...] = PrivateAttr(default=())
     _sources: tuple[str, ...] = PrivateAttr(default=())
     _unused: tuple[KeyPath, ...] = PrivateAttr(default=())
 
@@ -278,6 +283,10 @@ class InferenceConfig(Section):
     def merged(self) -> dict[str, Any]:
         """Everything that was set, as plain values, with the keys that nothing here acts on; a copy."""
         return copy.deepcopy(self._layer.values)
+
+    def as_given(self) -> dict[str, Any]:
+        """The same in the spelling of the files and flags, where `merged` has one name for each key; a copy."""
+        return lay_all(self._given).values
 
     def to_yaml(self) -> str:
         """The merged config as YAML, each key with its origin; `load_config` reads back an equal config."""

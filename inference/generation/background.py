@@ -18,7 +18,7 @@ from itertools import islice
 from typing import Any, Generic, Protocol, TypeVar
 
 from inference.errors import InferenceError
-from inference.generation.engine import Engine
+from inference.generation.engine import BaseEngine
 from inference.request import FinishReason, Request
 
 Event = TypeVar("Event")
@@ -31,7 +31,7 @@ class Row(Protocol[EventOf]):
     @property
     def request(self) -> Request: ...
 
-    def advance(self, engine: Engine) -> EventOf:
+    def advance(self, engine: BaseEngine) -> EventOf:
         """Takes the newest token; runs in the engine's thread. May end the request."""
         ...
 
@@ -75,7 +75,7 @@ class BackgroundEngine:
         open_engine: gives an engine on which nobody else runs meanwhile.
     """
 
-    def __init__(self, open_engine: Callable[[], AbstractContextManager[Engine]]):
+    def __init__(self, open_engine: Callable[[], AbstractContextManager[BaseEngine]]):
         self._open = open_engine
         self._lock = threading.Lock()
         self._entries: dict[Request, _Entry] = {}
@@ -177,7 +177,7 @@ class BackgroundEngine:
             for row in rows:
                 self._deliver(Delivery(row, None, True, error))
 
-    def _take_changes(self, engine: Engine) -> bool:
+    def _take_changes(self, engine: BaseEngine) -> bool:
         """Lets rows in and out; False, and the thread is no more, where none is left."""
         with self._lock:
             entered, self._entered = self._entered, []
@@ -194,7 +194,7 @@ class BackgroundEngine:
             engine.finish(request, FinishReason.CANCELLED)
         return True
 
-    def _advance(self, engine: Engine, request: Request) -> None:
+    def _advance(self, engine: BaseEngine, request: Request) -> None:
         entry = self._entries.get(request)
         if entry is None:
             return

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 import numpy as np
@@ -20,7 +21,88 @@ from inference.request import FinishReason, Request
 from inference.scheduler import Scheduled, Scheduler
 
 
-class Engine:
+class BaseEngine(ABC):
+    """What every engine does: takes requests, gives each its tokens step by step, and counts.
+
+    Attributes:
+        context_length: the most tokens of a prompt and its answer.
+        max_sequences: the most rows that run together.
+        metrics: of what was done.
+    """
+
+    def __init__(self, context_length: int, max_sequences: int, metrics: RunMetrics | None = None):
+        self.context_length, self.max_sequences = context_length, max_sequences
+        self.metrics = metrics or RunMetrics()
+
+    @property
+    @abstractmethod
+    def num_running(self) -> int: ...
+
+    @property
+    @abstractmethod
+    def num_waiting(self) -> int: ...
+
+    @property
+    @abstractmethod
+    def kv_use(self) -> float:
+        """The share of the KV cache that requests hold."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether any request is not finished."""
+        return self.num_running + self.num_waiting > 0
+
+    @abstractmethod
+    def step(self) -> list[Request]:
+        """Runs one step; the requests that got a token in it, some of them finished by it."""
+
+    @abstractmethod
+    def finish(self, request: Request, reason: FinishReason) -> None:
+        """Ends a request from outside: a stop string was seen, or the caller let go of it."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Lets go of every request that is not finished, and of what it holds."""
+
+    def add(self, request: Request) -> None:
+        """Queues a request.
+
+        Raises:
+            InputError: an empty prompt, or more tokens than the context or the cache can hold.
+        """
+        length = len(request.prompt_ids) + request.max_new_tokens
+        if not request.prompt_ids:
+            raise InputError(f"request {request.request_id}: the prompt has no tokens")
+        if length > self.context_length or request.max_new_tokens < 1:
+            raise InputError(
+                f"request {request.request_id}: a prompt of {len(request.prompt_ids)} tokens and "
+                f"{request.max_new_tokens} new ones do not fit a context of {self.context_length}"
+            )
+        self._queue(request)
+        seed = request.generation.seed
+        request.seed = secrets.randbits(64) if seed is None else seed
+
+    @abstractmethod
+    def _queue(self, request: Request) -> None:
+        """Takes a request that fits the context."""
+
+    def run(self) -> Iterator[Request]:
+        """Steps until nothing is left; yields each request as it finishes."""
+        while self.busy:
+            for request in self.step():
+                if request.finished:
+                    yield request
+
+    def _append(self, request: Request, token: int) -> None:
+        """Gives a request its next token, which may be its last."""
+        request.append(token)
+        if token in request.generation.eos_token_id and not request.generation.ignore_eos:
+            self.finish(request, FinishReason.STOP)
+        elif len(request.output_ids) >= request.max_new_tokens:
+            self.finish(request, FinishReason.LENGTH)
+
+
+class Engine(BaseEngine):
     """Runs requests on a model until each has its answer.
 
     Args:
@@ -40,14 +122,9 @@ class Engine:
         prefix_cache: bool = True,
         metrics: RunMetrics | None = None,
     ):
+        super().__init__(model.context_length, max_sequences, metrics)
         self.model = model
-        self.metrics = metrics or RunMetrics()
         self._scheduler = Scheduler(model.blocks, max_sequences, max_batch_tokens, prefix_cache)
-
-    @property
-    def busy(self) -> bool:
-        """Whether any request is not finished."""
-        return self._scheduler.busy
 
     @property
     def num_running(self) -> int:
@@ -58,46 +135,25 @@ class Engine:
         return len(self._scheduler.waiting)
 
     @property
-    def max_sequences(self) -> int:
-        """The most rows in a step."""
-        return self._scheduler.max_sequences
-
-    @property
     def kv_use(self) -> float:
         """The share of the KV cache's blocks that requests hold."""
         pool = self._scheduler.pool
         return 1 - pool.num_free / pool.capacity
 
-    def add(self, request: Request) -> None:
-        """Queues a request.
-
-        Raises:
-            InputError: an empty prompt, or more tokens than the context or the cache can hold.
-        """
-        length = len(request.prompt_ids) + request.max_new_tokens
-        if not request.prompt_ids:
-            raise InputError(f"request {request.request_id}: the prompt has no tokens")
-        if length > self.model.context_length or request.max_new_tokens < 1:
-            raise InputError(
-                f"request {request.request_id}: a prompt of {len(request.prompt_ids)} tokens and "
-                f"{request.max_new_tokens} new ones do not fit a context of {self.model.context_length}"
-            )
+    def _queue(self, request: Request) -> None:
         self._scheduler.add(request)
-        seed = request.generation.seed
-        request.seed = secrets.randbits(64) if seed is None else seed
 
     def finish(self, request: Request, reason: FinishReason) -> None:
-        """Ends a request from outside: a stop string was seen, or the caller let go of it."""
         if not request.finished:
-            self._leave(request, reason)
+            request.finish(reason)
+            self._scheduler.finish(request)
+            self.metrics.finished(request)
 
     def close(self) -> None:
-        """Lets go of every request that is not finished, and of its blocks."""
         for request in [*self._scheduler.running, *self._scheduler.waiting]:
             self.finish(request, FinishReason.CANCELLED)
 
     def step(self) -> list[Request]:
-        """Runs one step; the requests that got a token in it, some of them finished by it."""
         started = time.perf_counter()
         planned = self._scheduler.plan()
         copies = [item.copy for item in planned if item.copy]
@@ -118,13 +174,6 @@ class Engine:
         self.metrics.step(time.perf_counter() - started, tokens, len(ready))
         return ready
 
-    def run(self) -> Iterator[Request]:
-        """Steps until nothing is left; yields each request as it finishes."""
-        while self.busy:
-            for request in self.step():
-                if request.finished:
-                    yield request
-
     def _take_token(self, request: Request, best: int, logits: np.ndarray | None) -> None:
         """Appends the next token: the best, or one chosen from the logits where the request needs them."""
         generation = request.generation
@@ -136,18 +185,9 @@ class Engine:
         token = best if logits is None else choose(logits, request)
         if generation.logprobs is not None and logits is not None:
             request.logprobs.append(token_logprob(logits, token, generation.logprobs))
-        request.append(token)
         if not generation.use_past:
             request.num_cached = 0
-        if token in generation.eos_token_id and not generation.ignore_eos:
-            self._leave(request, FinishReason.STOP)
-        elif len(request.output_ids) >= request.max_new_tokens:
-            self._leave(request, FinishReason.LENGTH)
-
-    def _leave(self, request: Request, reason: FinishReason) -> None:
-        request.finish(reason)
-        self._scheduler.finish(request)
-        self.metrics.finished(request)
+        self._append(request, token)
 
 
 def _sequence(item: Scheduled) -> SequenceStep:

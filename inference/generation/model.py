@@ -21,7 +21,7 @@ from inference.config import GenerationConfig, InferenceConfig
 from inference.context import available_memory
 from inference.errors import ConfigError, InferenceError, InputError
 from inference.generation.background import BackgroundEngine
-from inference.generation.engine import Engine
+from inference.generation.engine import BaseEngine, Engine
 from inference.generation.streamers import BaseStreamer, SeparateStreamers
 from inference.generation.text import AnswerRow, EncodedPrompt, Encoder
 from inference.kernels.formats import Format
@@ -48,6 +48,7 @@ class GenerativeModel:
         progress: called with each tensor as it is loaded.
 
     Attributes:
+        times: that loading and compiling took.
         background: the engine that all calls share; `engine()` gives one of the caller's own.
         metrics: of what `background` did.
 
@@ -64,8 +65,7 @@ class GenerativeModel:
         row: int = 1,
         progress: Callable[[StoredTensor], None] | None = None,
     ):
-        self.source = source
-        self.generation_config = source.generation
+        self._set_up(source)
         engine = source.config.engine
         weight_format = weight_format_of(source, pairs)
         chosen = choose_kernels(source.config)
@@ -82,6 +82,12 @@ class GenerativeModel:
             progress=progress,
         )
         self.runner.compile()
+        self.times = self.runner.times
+
+    def _set_up(self, source: ModelSource) -> None:
+        """What every model has, whatever runs it."""
+        self.source = source
+        self.generation_config = source.generation
         # Two threads that step at once would write into each other's cache.
         self._lock = threading.Lock()
         self.metrics = RunMetrics()
@@ -104,22 +110,25 @@ class GenerativeModel:
         return self.source.config.rows_at_once
 
     @contextmanager
-    def engine(self, metrics: RunMetrics | None = None) -> Iterator[Engine]:
+    def engine(self, metrics: RunMetrics | None = None) -> Iterator[BaseEngine]:
         """An engine on this model; one at a time."""
-        settings = self.source.config
         with self._lock:
-            engine = Engine(
-                self.runner,
-                max_sequences=self.max_sequences,
-                max_batch_tokens=settings.engine.max_batch_tokens,
-                prefix_cache=settings.engine.prefix_cache,
-                metrics=metrics,
-            )
+            engine = self._new_engine(metrics)
             try:
                 yield engine
             finally:
                 # After an error: the blocks belong to the model, and later engines need them.
                 engine.close()
+
+    def _new_engine(self, metrics: RunMetrics | None) -> BaseEngine:
+        settings = self.source.config
+        return Engine(
+            self.runner,
+            max_sequences=self.max_sequences,
+            max_batch_tokens=settings.engine.max_batch_tokens,
+            prefix_cache=settings.engine.prefix_cache,
+            metrics=metrics,
+        )
 
     def describe_cache(self) -> str:
         """The size of the KV cache, in a line for people."""
@@ -224,7 +233,7 @@ class _Tokens:
 
     request: Request
 
-    def advance(self, engine: Engine) -> int:
+    def advance(self, engine: BaseEngine) -> int:
         return self.request.output_ids[-1]
 
 

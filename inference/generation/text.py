@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from inference.config import GenerationConfig
 from inference.errors import InferenceError, InputError
-from inference.generation.engine import Engine
+from inference.generation.engine import BaseEngine
 from inference.generation.stopping import StopMatcher
 from inference.prompts import Prompt
 from inference.request import FinishReason, Request
@@ -174,7 +174,7 @@ class TextGenerator:
         skip_special_tokens: leave special tokens out of the text.
     """
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, skip_special_tokens: bool = True):
+    def __init__(self, engine: BaseEngine, tokenizer: Tokenizer, skip_special_tokens: bool = True):
         self.engine = engine
         self._tokenizer = tokenizer
         self._skip_special_tokens = skip_special_tokens
@@ -197,7 +197,7 @@ class TextGenerator:
         Raises:
             InputError: the engine cannot take it.
         """
-        request = source.request(self.engine.model.context_length)
+        request = source.request(self.engine.context_length)
         self.engine.add(request)
         self._rows[request] = self._row(source, request)
 
@@ -264,7 +264,7 @@ class AnswerRow:
     def request(self) -> Request:
         return self.answer.request
 
-    def advance(self, engine: Engine) -> TextEvent:
+    def advance(self, engine: BaseEngine) -> TextEvent:
         """Takes the request's newest token."""
         request = self.answer.request
         fresh = request.answer_ids[self.shown_tokens :]

@@ -45,10 +45,31 @@ MINDFORMERS_PARTS = (
     ("ffn_norm.", "post_attention_layernorm."),
     ("norm_out.", "norm."),
 )
+# Those of its newer style, of which a name may have several.
+MINDFORMERS_MCORE_PARTS = (
+    ("embedding.word_embeddings.", "model.embed_tokens."),
+    ("decoder.final_layernorm.", "model.norm."),
+    ("output_layer.", "lm_head."),
+    ("decoder.layers.", "model.layers."),
+    (".self_attention.linear_q.", ".self_attn.q_proj."),
+    (".self_attention.linear_k.", ".self_attn.k_proj."),
+    (".self_attention.linear_v.", ".self_attn.v_proj."),
+    (".self_attention.linear_proj.", ".self_attn.o_proj."),
+    (".self_attention.q_layernorm.", ".self_attn.q_norm."),
+    (".self_attention.k_layernorm.", ".self_attn.k_norm."),
+    (".mlp.gating.", ".mlp.gate_proj."),
+    (".mlp.hidden.", ".mlp.up_proj."),
+    (".mlp.linear_fc2.", ".mlp.down_proj."),
+    (".pre_mlp_layernorm.", ".post_attention_layernorm."),
+)
 
 
 def hugging_face_name(name: str) -> str:
     """A checkpoint's tensor name in Hugging Face's spelling, whether it was MindFormers' or already that."""
+    if name.startswith(("decoder.layers.", "decoder.final_layernorm.", "embedding.", "output_layer.")):
+        for theirs, ours in MINDFORMERS_MCORE_PARTS:
+            name = name.replace(theirs, ours)
+        return name
     for theirs, ours in MINDFORMERS_PARTS:
         if theirs in name:
             return name.replace(theirs, ours)

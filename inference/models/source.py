@@ -18,7 +18,8 @@ from inference.config.presets import is_preset
 from inference.errors import ConfigError, ModelNotFoundError
 from inference.kernels.formats import Format
 from inference.models import weights
-from inference.models.checkpoint import open_checkpoint
+from inference.models.checkpoint import Checkpoint, open_checkpoint
+from inference.models.concatenated import separate
 from inference.models.config import ModelConfig, lay_over
 from inference.models.convert import PACKED_KEY
 from inference.models.registry import model_config_from
@@ -62,7 +63,16 @@ class ModelSource:
         checkpoint = open_checkpoint(self.checkpoint, self.config.load_ckpt_format)
         if self.packed is not None:
             return weights.fit_packed(checkpoint, self.model, self.packed, self.checkpoint)
-        return weights.fit(checkpoint, self.model, self.checkpoint)
+        return self.fit(checkpoint, self.checkpoint)
+
+    def fit(self, checkpoint: Checkpoint, path: Path) -> Pairs:
+        """The tensors of an unpacked checkpoint and their places; `path` is what to call it.
+
+        Raises:
+            CheckpointError: tensors that do not fit the config.
+        """
+        apart = separate(checkpoint, self.model, self.config.engine.qkv_layout, path)
+        return weights.fit(apart, self.model, path)
 
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer."""

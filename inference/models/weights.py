@@ -208,7 +208,7 @@ def stored_format(pairs: Pairs | None) -> Format:
     sizes = {"float32": 1, "float16": 0, "bfloat16": 0}
     for tensor, _ in pairs or []:
         if tensor.dtype in sizes:
-            sizes[tensor.dtype] += sum(segment.size for segment in tensor.segments)
+            sizes[tensor.dtype] += layout_bytes((tensor.dtype, tensor.shape))
     return Format(max(sizes, key=lambda name: sizes[name]))
 
 

@@ -1,0 +1,53 @@
+"""The bridge to MindFormers (extra `mindformers`), in both directions.
+
+`register()` hands this project's networks to MindFormers, whose own code then drives them, also on a CPU: AutoConfig
+and AutoModel, `generate`, `pipeline`, `Trainer(config).predict`. `backend` does the reverse: it runs MindFormers'
+networks and generate loop behind this project's command line. Nothing outside this package imports mindformers, and
+this file imports it only when it is asked to.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from inference.errors import ConfigError
+from inference.models.registry import ALIASES, ARCHITECTURES
+
+# What run_mindformer.py's --register_path is to be: the directory of `auto_register`.
+REGISTER_PATH = Path(__file__).parent
+
+
+def is_installed() -> bool:
+    """Whether there is a mindformers to import."""
+    return find_spec("mindformers") is not None
+
+
+def register(replace: bool = False) -> None:
+    """Puts `InferenceModelConfig` and `InferenceForCausalLM` into MindFormerRegister, for YAMLs of both styles.
+
+    Args:
+        replace: also under the names of all families that run here, such as LlamaConfig and Qwen3ForCausalLM, in the
+            place of MindFormers' own classes of these names. A YAML of MindFormers then runs as it is.
+
+    Raises:
+        ConfigError: mindformers is not installed.
+    """
+    if not is_installed():
+        raise ConfigError("mindformers is not installed", "pip install 'mindspore-inference[mindformers]'")
+    from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
+
+    from inference.mindformers_bridge.network import InferenceForCausalLM, InferenceModelConfig, renamed
+
+    def put(kind: str, own: type, name: str) -> None:
+        # MindFormers keeps the classes of its older and its newer YAMLs apart.
+        for legacy in (True, False):
+            MindFormerRegister.register_cls(own, kind, alias=name, legacy=legacy)
+
+    for kind, own in (
+        (MindFormerModuleType.CONFIG, InferenceModelConfig),
+        (MindFormerModuleType.MODELS, InferenceForCausalLM),
+    ):
+        put(kind, own, own.__name__)
+        for name in (*ARCHITECTURES, *ALIASES) if replace else ():
+            put(kind, renamed(own, name, ALIASES.get(name, name)), name)

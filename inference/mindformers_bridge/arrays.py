@@ -1,0 +1,45 @@
+"""A checkpoint of tensors that MindSpore has read already, with the face of one on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from inference.models.checkpoint import Checkpoint, StoredTensor
+
+
+@dataclass(frozen=True)
+class ArrayTensor(StoredTensor):
+    """A tensor in memory, float32 or float16."""
+
+    array: np.ndarray
+
+    def read_into(self, out: np.ndarray) -> None:
+        np.copyto(out.reshape(self.shape), self.array)
+
+    def read_bytes_into(self, out: np.ndarray) -> None:
+        out.reshape(-1)[:] = np.ascontiguousarray(self.array).view(np.uint8).reshape(-1)
+
+    def rows(self, begin: int, end: int) -> ArrayTensor:
+        return _tensor(self.name, self.array[begin:end])
+
+
+def checkpoint_of(parameters: Mapping[str, Any]) -> Checkpoint:
+    """The tensors of a dict of MindSpore parameters; what a training counts is left out."""
+    return {name: _tensor(name, _values(value)) for name, value in parameters.items() if value.ndim}
+
+
+def _values(parameter: Any) -> np.ndarray:
+    import mindspore
+
+    # numpy has no bfloat16.
+    values = parameter.astype(mindspore.float32) if parameter.dtype == mindspore.bfloat16 else parameter
+    array: np.ndarray = values.asnumpy()
+    return array
+
+
+def _tensor(name: str, array: np.ndarray) -> ArrayTensor:
+    return ArrayTensor(name, str(array.dtype), array.shape, (), array)

@@ -1,0 +1,368 @@
+"""`engine.backend: mindformers`: MindFormers' networks and generate loop behind this project's engine interface.
+
+MindFormers' loop takes a batch and runs it until its last row has ended: rows that end earlier go on being computed,
+and no row joins. That is its own limit, and stays one here. Where a row's next token is not just the likeliest one,
+this project's sampler chooses it, so that every setting of generation works and each row draws by its own seed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import queue
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from inference.errors import InferenceError, InputError
+from inference.generation.engine import BaseEngine
+from inference.generation.model import GenerativeModel
+from inference.generation.sampler import choose, needs_logits, token_logprob
+from inference.metrics import RunMetrics
+from inference.mindformers_bridge import register
+from inference.models.checkpoint import StoredTensor
+from inference.models.runner import LoadTimes
+from inference.models.source import ModelSource
+from inference.models.weights import Pairs
+from inference.request import FinishReason, Request
+
+# Of MindFormers' defaults, those that the rest depends on.
+BLOCK_SIZE, NUM_BLOCKS = 16, 512
+# Sections of a config that MindFormers does not have.
+OUR_SECTIONS = ("engine", "input", "output", "pipeline", "serve")
+
+
+class MindFormersModel(GenerativeModel):
+    """A model of MindFormers, built from the same YAML. On a CPU, where MindFormers' own networks do not run, its code
+    builds this project's under their names.
+
+    Args: as for `GenerativeModel`; the size of the KV cache is the YAML's `num_blocks` and `block_size`.
+
+    Raises:
+        ConfigError: MindFormers has no such model, or something that it does not do is asked for.
+        InferenceError: MindFormers cannot build or load it.
+    """
+
+    def __init__(
+        self,
+        source: ModelSource,
+        pairs: Pairs | None,
+        *,
+        positions: int | None = None,
+        row: int = 1,
+        progress: Callable[[StoredTensor], None] | None = None,
+    ):
+        started = time.perf_counter()
+        self._set_up(source)
+        import_quietly()
+        if source.config.context.device_target == "CPU":
+            register(replace=True)
+        self.network = _build(source)
+        self.times = LoadTimes(load=time.perf_counter() - started)
+
+    def _new_engine(self, metrics: RunMetrics | None) -> BaseEngine:
+        return MindFormersEngine(self.network, self.config.context_length, self.max_sequences, metrics)
+
+    @property
+    def max_sequences(self) -> int:
+        """The most rows of a batch: `predict_batch_size`, or the YAML's `batch_size`."""
+        config = self.source.config
+        return config.predict_batch_size or config.model.model_config.batch_size or 1
+
+    def describe_cache(self) -> str:
+        config = self.network.config
+        return (
+            f"KV cache of MindFormers: {config.num_blocks * config.block_size:,} positions; batches of at most "
+            f"{self.max_sequences} rows, each run to the end of its longest"
+        )
+
+
+class MindFormersEngine(BaseEngine):
+    """Runs requests in batches through MindFormers' `generate`.
+
+    Args:
+        network: a MindFormers model with its weights.
+        context_length: of the model.
+        max_sequences: the most rows of a batch.
+    """
+
+    def __init__(self, network: Any, context_length: int, max_sequences: int, metrics: RunMetrics | None = None):
+        config = network.config
+        self._block_size, self._num_blocks = config.block_size, config.num_blocks
+        # MindFormers' block tables have a whole number of blocks.
+        longest = min(context_length, config.seq_length) // self._block_size * self._block_size
+        super().__init__(longest, max_sequences, metrics)
+        self.network = network
+        self._waiting: deque[Request] = deque()
+        self._batch: list[Request] = []
+        self._generation: _Generation | None = None
+
+    @property
+    def num_running(self) -> int:
+        return sum(not request.finished for request in self._batch)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def kv_use(self) -> float:
+        return self._blocks(self._batch) / self._num_blocks
+
+    def finish(self, request: Request, reason: FinishReason) -> None:
+        if request.finished:
+            return
+        request.finish(reason)
+        self.metrics.finished(request)
+        with contextlib.suppress(ValueError):
+            self._waiting.remove(request)
+        if not self.num_running:
+            self._end_batch()
+
+    def close(self) -> None:
+        for request in [*self._batch, *self._waiting]:
+            self.finish(request, FinishReason.CANCELLED)
+        self._end_batch()
+
+    def step(self) -> list[Request]:
+        started = time.perf_counter()
+        if self._generation is None:
+            self._begin_batch()
+        assert self._generation is not None
+        is_first = not self._generation.has_begun
+        try:
+            tokens = self._generation.advance()
+        except Exception as error:
+            self._end_batch()
+            raise InferenceError(f"MindFormers cannot generate: {type(error).__name__}: {error}") from error
+        running = [(row, token) for row, token in zip(self._batch, tokens, strict=True) if not row.finished]
+        chosen = sum(len(row.prompt_ids) for row, _ in running) + 1 if is_first else len(running)
+        self.metrics.step(time.perf_counter() - started, chosen, len(running))
+        for request, token in running:
+            self._append(request, int(token))
+        return [request for request, _ in running]
+
+    def _queue(self, request: Request) -> None:
+        if self._blocks([request]) > self._num_blocks:
+            raise InputError(
+                f"request {request.request_id}: prompt and answer need {self._blocks([request])} blocks of KV cache, "
+                f"model.model_config.num_blocks is {self._num_blocks}"
+            )
+        self._waiting.append(request)
+
+    def _blocks(self, rows: Sequence[Request]) -> int:
+        """Blocks of cache that rows take at most: each runs as long as the one with the longest answer."""
+        longest = max((row.max_new_tokens for row in rows), default=0)
+        lengths = (min(len(row.prompt_ids) + longest, self.context_length) for row in rows)
+        return sum(-(-length // self._block_size) for length in lengths)
+
+    def _begin_batch(self) -> None:
+        self._batch = []
+        while self._waiting and len(self._batch) < self.max_sequences:
+            if self._batch and self._blocks([*self._batch, self._waiting[0]]) > self._num_blocks:
+                break
+            self._batch.append(self._waiting.popleft())
+        self._generation = _Generation(self.network, self._batch)
+
+    def _end_batch(self) -> None:
+        generation, self._generation, self._batch = self._generation, None, []
+        if generation is not None:
+            generation.abandon()
+
+
+class _Generation:
+    """A call of MindFormers' `generate` that stands still between tokens, in a thread of its own.
+
+    It is the call's streamer: `put` is where the call waits until the next token is wanted, or gives up.
+    """
+
+    def __init__(self, network: Any, rows: Sequence[Request]):
+        self.has_begun = False
+        self._network, self._rows = network, rows
+        self._tokens: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._go_on: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._saw_prompts = False
+        self._thread = threading.Thread(target=self._run, name="mindformers", daemon=True)
+
+    def advance(self) -> list[int]:
+        """Lets the call run until each row has its next token.
+
+        Raises:
+            Exception: what the call raised.
+        """
+        if self.has_begun:
+            self._go_on.put(True)
+        else:
+            self.has_begun = True
+            self._thread.start()
+        given = self._tokens.get()
+        if isinstance(given, BaseException):
+            raise given
+        return list(given)
+
+    def abandon(self) -> None:
+        """Ends the call where it stands."""
+        if self.has_begun:
+            self._go_on.put(False)
+            self._thread.join()
+
+    def put(self, value: Any) -> None:
+        """Called by `generate`: with all prompts, and then with each row's next token."""
+        if not self._saw_prompts:
+            self._saw_prompts = True
+            return
+        self._tokens.put([value] if np.ndim(value) == 0 else value)
+        if not self._go_on.get():
+            raise _AbandonedError
+
+    def end(self) -> None:
+        """Called by `generate` at its end."""
+
+    def _run(self) -> None:
+        try:
+            self._network.generate(self._padded(), streamer=self, **self._settings())
+            # It ends by itself only where it has no more room than the request thought.
+            raise InferenceError("it ended before the answer did")
+        except _AbandonedError:
+            # What generate does at its end.
+            if self._network.block_mgr:
+                self._network.block_mgr.clear_cache()
+        except BaseException as error:
+            self._tokens.put(error)
+
+    @property
+    def _pad(self) -> int:
+        """MindFormers takes a row's last tokens for padding if they are; so the pad token is one that ends no row."""
+        last = {row.prompt_ids[-1] for row in self._rows}
+        return next(token for token in range(len(last) + 1) if token not in last)
+
+    def _padded(self) -> list[list[int]]:
+        width, pad = max(len(row.prompt_ids) for row in self._rows), self._pad
+        return [row.prompt_ids + [pad] * (width - len(row.prompt_ids)) for row in self._rows]
+
+    def _settings(self) -> dict[str, Any]:
+        """A token that ends every row may end it in MindFormers too; the engine sees to all else."""
+        settings = [row.generation for row in self._rows]
+        ends = [set() if given.ignore_eos else set(given.eos_token_id) for given in settings]
+        return {
+            "max_new_tokens": max(row.max_new_tokens for row in self._rows),
+            "eos_token_id": sorted(reduce(set.intersection, ends)),
+            "pad_token_id": self._pad,
+            "do_sample": False,
+            "min_length": 0,
+            "min_new_tokens": None,
+            "repetition_penalty": 1.0,
+            "renormalize_logits": False,
+            "return_dict_in_generate": False,
+            "logits_processor": [self._choose] if any(needs_logits(row) for row in self._rows) else None,
+        }
+
+    def _choose(self, input_ids: Any, logits: Any) -> Any:
+        """Logits [B, vocabulary] in which the token that a row takes is the likeliest."""
+        import mindspore
+
+        rows: np.ndarray = logits.astype(mindspore.float32).asnumpy()
+        chosen = np.zeros_like(rows)
+        for index, (request, row) in enumerate(zip(self._rows, rows, strict=True)):
+            if request.finished:
+                continue
+            token = choose(row, request)
+            chosen[index, token] = 1
+            if request.generation.logprobs is not None:
+                request.logprobs.append(token_logprob(row, token, request.generation.logprobs))
+        return mindspore.Tensor(chosen)
+
+
+class _AbandonedError(BaseException):
+    """Nobody waits for the rest. Not an Exception, so that nothing on the way takes it for a failure."""
+
+
+def import_quietly() -> None:
+    """Imports mindformers, which takes 6 to 10 seconds, without its log: that would go to standard output, and to
+    `./output`.
+    """
+    if "mindformers" in sys.modules:
+        return
+    given = os.environ.get("LOCAL_DEFAULT_PATH")
+    scratch = tempfile.mkdtemp(prefix="mindformers.")
+    os.environ["LOCAL_DEFAULT_PATH"] = scratch
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            # Its logger has the name of the directory of its files.
+            logger = logging.getLogger(f"mindformers{Path(scratch) / 'log'}")
+            logger.addFilter(lambda record: record.levelno >= logging.ERROR)
+            import mindformers  # noqa: F401
+    finally:
+        for handler in [handler for handler in logger.handlers if isinstance(handler, logging.FileHandler)]:
+            logger.removeHandler(handler)
+            handler.close()
+        shutil.rmtree(scratch, ignore_errors=True)
+        if given is not None:
+            os.environ["LOCAL_DEFAULT_PATH"] = given
+
+
+def _build(source: ModelSource) -> Any:
+    """MindFormers' model with its weights, as its own `Trainer.predict` makes it."""
+    from mindformers import AutoModel, MindFormerConfig
+    from mindformers.core.context import build_context
+    from mindformers.tools.register.template import ConfigTemplate
+    from mindformers.trainer.utils import transform_and_load_checkpoint
+    from mindspore.train import Model
+
+    config = MindFormerConfig(**mindformers_settings(source))
+    try:
+        ConfigTemplate.apply_template(config)
+        build_context(config)
+        network = AutoModel.from_config(config)
+        network.set_train(False)
+        if config.use_legacy:
+            transform_and_load_checkpoint(config, Model(network), network, None, do_predict=True)
+        else:
+            network.load_weights(config.load_checkpoint)
+    except InferenceError:
+        raise
+    except Exception as error:
+        message = f"MindFormers cannot build {source.name}: {type(error).__name__}: {error}"
+        raise InferenceError(message, "try engine.backend native") from error
+    return network
+
+
+def mindformers_settings(source: ModelSource) -> dict[str, Any]:
+    """The keys of the YAML and the command line as they were given, with files where they were found."""
+    settings = source.config.as_given()
+    for section in OUR_SECTIONS:
+        settings.pop(section, None)
+    model = settings.setdefault("model", {}).setdefault("model_config", {})
+    # The older style names a config class, the newer one has it from config.json.
+    settings.setdefault("use_legacy", "type" in model)
+    settings["run_mode"] = "predict"
+    # Choosing tokens needs the logits of all rows at once.
+    settings["postprocess_use_numpy"] = False
+    settings.setdefault("parallel_config", {})
+    model["checkpoint_name_or_path"] = None
+    for name, value in (
+        ("seq_length", source.model.context_length),
+        ("block_size", BLOCK_SIZE),
+        ("num_blocks", NUM_BLOCKS),
+    ):
+        if model.get(name) is None:
+            model[name] = value
+    if source.directory is not None:
+        settings["pretrained_model_dir"] = str(source.directory)
+    checkpoint = source.checkpoint
+    assert checkpoint is not None
+    settings["load_checkpoint"] = str(checkpoint)
+    settings["checkpoint"] = {**(settings.get("checkpoint") or {}), "load_path": str(checkpoint)}
+    has_ckpt = checkpoint.suffix == ".ckpt" or (checkpoint.is_dir() and any(checkpoint.glob("*.ckpt")))
+    settings["load_ckpt_format"] = "ckpt" if has_ckpt else "safetensors"
+    return settings
