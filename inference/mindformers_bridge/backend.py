@@ -17,8 +17,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from functools import reduce
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +63,11 @@ class MindFormersModel(GenerativeModel):
     ):
         started = time.perf_counter()
         self._set_up(source)
-        import_quietly()
-        if source.config.context.device_target == "CPU":
-            register(replace=True)
-        self.network = _build(source)
+        with _stdout_to_stderr():
+            import_quietly()
+            if source.config.context.device_target == "CPU":
+                register(replace=True)
+            self.network = _build(source)
         self.times = LoadTimes(load=time.perf_counter() - started)
 
     def _new_engine(self, metrics: RunMetrics | None) -> BaseEngine:
@@ -229,16 +229,20 @@ class _Generation:
         """Called by `generate` at its end."""
 
     def _run(self) -> None:
+        failure: BaseException | None = None
         try:
             self._network.generate(self._padded(), streamer=self, **self._settings())
             # It ends by itself only where it has no more room than the request thought.
-            raise InferenceError("it ended before the answer did")
+            failure = InferenceError("it ended before the answer did")
         except _AbandonedError:
-            # What generate does at its end.
-            if self._network.block_mgr:
-                self._network.block_mgr.clear_cache()
+            pass
         except BaseException as error:
-            self._tokens.put(error)
+            failure = error
+        # What generate does where it comes to its end.
+        if self._network.block_mgr:
+            self._network.block_mgr.clear_cache()
+        if failure:
+            self._tokens.put(failure)
 
     @property
     def _pad(self) -> int:
@@ -256,7 +260,7 @@ class _Generation:
         ends = [set() if given.ignore_eos else set(given.eos_token_id) for given in settings]
         return {
             "max_new_tokens": max(row.max_new_tokens for row in self._rows),
-            "eos_token_id": sorted(reduce(set.intersection, ends)),
+            "eos_token_id": sorted(set.intersection(*ends)),
             "pad_token_id": self._pad,
             "do_sample": False,
             "min_length": 0,
@@ -297,11 +301,10 @@ def import_quietly() -> None:
     scratch = tempfile.mkdtemp(prefix="mindformers.")
     os.environ["LOCAL_DEFAULT_PATH"] = scratch
     try:
-        with contextlib.redirect_stdout(sys.stderr):
-            # Its logger has the name of the directory of its files.
-            logger = logging.getLogger(f"mindformers{Path(scratch) / 'log'}")
-            logger.addFilter(lambda record: record.levelno >= logging.ERROR)
-            import mindformers  # noqa: F401
+        # Its logger has the name of the directory of its files.
+        logger = logging.getLogger(f"mindformers{Path(scratch) / 'log'}")
+        logger.addFilter(lambda record: record.levelno >= logging.ERROR)
+        import mindformers  # noqa: F401
     finally:
         for handler in [handler for handler in logger.handlers if isinstance(handler, logging.FileHandler)]:
             logger.removeHandler(handler)
@@ -311,24 +314,44 @@ def import_quietly() -> None:
             os.environ["LOCAL_DEFAULT_PATH"] = given
 
 
+@contextlib.contextmanager
+def _stdout_to_stderr() -> Iterator[None]:
+    """Standard output is for answers: what Python and MindSpore's libraries print meanwhile goes to stderr."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
 def _build(source: ModelSource) -> Any:
     """MindFormers' model with its weights, as its own `Trainer.predict` makes it."""
     from mindformers import AutoModel, MindFormerConfig
-    from mindformers.core.context import build_context
+    from mindformers.core.context import build_context, build_mf_context
     from mindformers.tools.register.template import ConfigTemplate
     from mindformers.trainer.utils import transform_and_load_checkpoint
     from mindspore.train import Model
 
-    config = MindFormerConfig(**mindformers_settings(source))
+    from inference.mindformers_bridge.network import InferenceForCausalLM
+
+    settings = mindformers_settings(source)
     try:
-        ConfigTemplate.apply_template(config)
-        build_context(config)
+        ConfigTemplate.apply_template(settings)
+        config = MindFormerConfig(**settings)
+        # On a CPU there is nothing to set up but MindFormers' own switches.
+        (build_mf_context if config.context.device_target == "CPU" else build_context)(config)
         network = AutoModel.from_config(config)
         network.set_train(False)
         if config.use_legacy:
             transform_and_load_checkpoint(config, Model(network), network, None, do_predict=True)
         else:
             network.load_weights(config.load_checkpoint)
+        if isinstance(network, InferenceForCausalLM):
+            network.load()
     except InferenceError:
         raise
     except Exception as error:
@@ -346,6 +369,8 @@ def mindformers_settings(source: ModelSource) -> dict[str, Any]:
     # The older style names a config class, the newer one has it from config.json.
     settings.setdefault("use_legacy", "type" in model)
     settings["run_mode"] = "predict"
+    # MindFormers' default is another.
+    settings["context"] = {**(settings.get("context") or {}), "device_target": source.config.context.device_target}
     # Choosing tokens needs the logits of all rows at once.
     settings["postprocess_use_numpy"] = False
     settings.setdefault("parallel_config", {})

@@ -164,19 +164,18 @@ class InferenceForCausalLM(PreTrainedModel):
         return self._logits(np.split(np.reshape(input_ids, -1), borders[:-1]), starts, block_tables), None
 
     def _logits(self, tokens: Sequence[np.ndarray], starts: Sequence[int], block_tables: np.ndarray | None) -> Tensor:
-        model = self.generative_model
+        model = self.load()
         if block_tables is None:
             # Without use_past every step computes all tokens anew: each row has the same blocks in every step.
             count = self.config.num_blocks // len(tokens)
             block_tables = np.arange(len(tokens) * count).reshape(len(tokens), count)
         tables = block_tables + _FIRST_BLOCK
         rows = zip(tokens, starts, tables, strict=True)
-        sequences = [SequenceStep(row, start, table) for row, start, table in rows]
+        sequences = [SequenceStep(row.tolist(), start, table) for row, start, table in rows]
         return Tensor(model.runner.step(StepBatch.build(sequences, self.config.block_size)).logits)
 
-    @property
-    def generative_model(self) -> GenerativeModel:
-        """The network with its weights; built when it is first asked for.
+    def load(self) -> GenerativeModel:
+        """The network with its weights; the first step does it if nobody has.
 
         Raises:
             InferenceError: no weights were given, or they do not fit.

@@ -93,7 +93,7 @@ def separate(checkpoint: Checkpoint, config: ModelConfig, layout: str | None, pa
         if used is None:
             raise CheckpointError(
                 f"{path}: '{name}' is joined of several matrices, and MindFormers' releases differ in how",
-                "give --engine.qkv_layout stacked for a checkpoint of MindFormers 1.0 to 1.3, interleaved for 1.6 or later",
+                "give --engine.qkv_layout stacked for one of MindFormers 1.0 to 1.3, interleaved for 1.6 or later",
             )
         if used == STACKED:
             parts, periods = [(part, count * periods) for part, count in parts], 1

@@ -1,0 +1,18 @@
+"""Where mindformers is not installed, what needs it is skipped; the tests' own process never imports it."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "generation"))
+
+
+@pytest.fixture(scope="session")
+def mindformers() -> None:
+    """Skips where it is not there."""
+    if find_spec("mindformers") is None:
+        pytest.skip("mindformers is not installed (the extra `dev` has it)")
