@@ -1,6 +1,6 @@
 """Keys that are known and not acted on, other names of the same key, and keys that exclude each other.
 
-Tables only. The keys are MindFormers' (1.0 to 1.9) and Hugging Face's; a key in none of these tables and in
+Tables only. The keys are MindFormers' (1.0 to 2.1) and Hugging Face's; a key in none of these tables and in
 no section of the schema is a mistake.
 """
 
@@ -74,7 +74,7 @@ _MODEL_CONFIG = _words("""
     use_kvcache_op is_flexible_shape use_incre_flash_attention use_prompt_flash_attention
     use_attention_mask use_contiguous_weight_layout_attention use_interleaved_weight_layout_mlp
     input_sliced_sig input_layout sparse_mode calculate_per_token_loss return_hidden_states chunk_prefill
-    llm_backend boost_model_type need_nz quant_config quantization parallel_decoding_params
+    llm_backend boost_model_type need_nz quant quant_config quantization parallel_decoding_params
     is_sample_acceleration qk_layernorm use_qk_norm activation_func fp32_residual_connection
     attention_softmax_in_fp32 apply_query_key_layer_scaling apply_residual_connection_post_layernorm
     mask_func_type fp16_lm_cross_entropy track_max_attention_logit post_process pre_process softmax_scale
@@ -108,7 +108,7 @@ _OTHER_FAMILIES = _words("""
     rotary_percent rotary_pct rope_ratio original_rope padded_vocab_size multi_query_attention
     multi_query_group_num post_layer_norm post_self_attn_layernorm post_mlp_layernorm rmsnorm layernorm_order
     quantization_bit pre_seq_len prefix_projection interleaved_qkv mlp_concat gmask_token_id num_queries
-    logits_soft_cap
+    logits_soft_cap expand_ratio vision_model llm_model
 """)
 
 _TOKENIZER = _words("""

@@ -327,6 +327,7 @@ _MODEL = ("model", "model_config")
 _NOT_YET = (
     ((*_MODEL, "pet_config"), "pet_type", "adapters"),
     ((*_MODEL, "quantization_config"), "quant_method", "quantised weights"),
+    (_MODEL, "quant", "quantised weights"),
     ((*_MODEL, "moe_config"), "expert_num", "experts"),
     (("moe_config",), "expert_num", "experts"),
 )

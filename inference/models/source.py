@@ -22,7 +22,7 @@ from inference.models.checkpoint import Checkpoint, open_checkpoint
 from inference.models.concatenated import separate
 from inference.models.config import ModelConfig, lay_over
 from inference.models.convert import PACKED_KEY
-from inference.models.registry import model_config_from
+from inference.models.registry import model_config_from, resolve_architecture
 from inference.models.weights import Pairs
 from inference.tokenizer import Tokenizer, load_tokenizer
 
@@ -89,6 +89,10 @@ def resolve(config: InferenceConfig) -> ModelSource:
         ConfigError: sizes that are missing or make no sense.
     """
     config.check_supported()
+    # A family that does not run is named before files are looked for.
+    for key, named in (("model.arch.type", config.model.arch.type), ("model.model_config.type", _config_class(config))):
+        if named:
+            resolve_architecture(named, config.origin(key))
     directory, checkpoint = _locate(config)
     values, where = _architecture(config, directory)
     model = model_config_from(values, where, config.model.arch.type)
@@ -167,6 +171,12 @@ def _packed_format(values: Mapping[str, Any], where: str) -> Format | None:
         return Format(packed["weight_dtype"])
     except (ValueError, TypeError, KeyError) as error:
         raise ConfigError(f"{where}: {PACKED_KEY} is damaged: {packed!r}", "convert the model again") from error
+
+
+def _config_class(config: InferenceConfig) -> str | None:
+    """MindFormers' config class, where nothing else names the architecture."""
+    model = config.model.model_config
+    return None if config.model.arch.type or model.architectures or model.model_type else model.type
 
 
 def _yaml_name(config: InferenceConfig) -> str:

@@ -88,7 +88,7 @@ def test_python_and_streams(mindformers: None, tmp_path: Path) -> None:
     assert texts == ["12 + 7 = 19", "Once upon a time, there was a little girl named Ruby. She lived near"]
     assert results["ids"][0][:3] == [1, 1205, 1227] and len(results["ids"][0]) <= 11
     assert done.stdout == "12 + 7 = 19\n"
-    assert "Once upon a time, there was".find(results["begun"].strip(" ,")) > 0
+    assert results["begun"] == ","
     assert results["next"] == [" 5", " 19"]
 
 
