@@ -19,7 +19,7 @@ from inference.models.source import ModelSource
 from inference.models.weights import Pairs
 from inference.tokenizer import Tokenizer
 
-ENGINE_KEYS = ("backend", "kernels", "weight_dtype", "kv_cache_dtype", "truncate")
+ENGINE_KEYS = ("backend", "kernels", "qkv_layout", "weight_dtype", "kv_cache_dtype", "truncate")
 # Of each tensor so many bytes from its middle are read: to read all of a big checkpoint takes minutes.
 SAMPLE = 4096
 # Tokens whose bytes are looked at, and a text that most tokenizers cut differently.

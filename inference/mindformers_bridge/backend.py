@@ -33,10 +33,16 @@ from inference.models.checkpoint import StoredTensor
 from inference.models.runner import LoadTimes
 from inference.models.source import ModelSource
 from inference.models.weights import Pairs
+from inference.report import say
 from inference.request import FinishReason, Request
 
 # Of MindFormers' defaults, those that the rest depends on.
 BLOCK_SIZE, NUM_BLOCKS = 16, 512
+# Keys of `engine` that are for this project's own networks.
+NO_EFFECT = (
+    *("kernels", "weight_dtype", "kv_cache_dtype", "kv_cache_memory"),
+    *("block_size", "max_batch_tokens", "max_sequences", "prefix_cache", "threads"),
+)
 # Sections of a config that MindFormers does not have.
 OUR_SECTIONS = ("engine", "input", "output", "pipeline", "serve")
 
@@ -63,6 +69,9 @@ class MindFormersModel(GenerativeModel):
     ):
         started = time.perf_counter()
         self._set_up(source)
+        unused = [f"engine.{key}" for key in NO_EFFECT if source.config.origin(f"engine.{key}") != "default"]
+        if unused:
+            say(f"without effect with engine.backend mindformers: {', '.join(unused)}")
         with _stdout_to_stderr():
             import_quietly()
             if source.config.context.device_target == "CPU":

@@ -118,6 +118,8 @@ def _pick(
         if periods == 1:
             picked[part] = replace(tensor.rows(offset, offset + count), name=name)
         else:
-            picked[part] = PickedTensor(name, tensor.dtype, shape, (), tensor, period, offset, count)
+            # Not its own bytes, but as many: for progress, and to tell one file from another.
+            share = tensor.rows(offset * periods, (offset + count) * periods).segments
+            picked[part] = PickedTensor(name, tensor.dtype, shape, share, tensor, period, offset, count)
         offset += count
     return picked

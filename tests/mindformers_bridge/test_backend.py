@@ -62,9 +62,12 @@ def test_a_job_has_the_records_metrics_and_errors_of_our_own(mindformers: None, 
     flags = ("--predict_batch_size", 3, "--metrics_file", "metrics.json")
     native = run(tmp_path, *program, *flags, "--save_file", "native.jsonl")
     assert native.returncode == 3, native.stderr
-    theirs = run(tmp_path, *program, *flags, "--save_file", "theirs.jsonl", *BACKEND)
+    theirs = run(
+        tmp_path, *program, *flags, "--save_file", "theirs.jsonl", *BACKEND, "--engine.weight_dtype", "float16"
+    )
     assert theirs.returncode == 3, theirs.stderr
     assert records(tmp_path / "theirs.jsonl") == records(tmp_path / "native.jsonl")
+    assert "without effect with engine.backend mindformers: engine.weight_dtype\n" in theirs.stderr
     # Standard output has the records and nothing that MindSpore or MindFormers print.
     assert theirs.stdout == (tmp_path / "theirs.jsonl").read_text()
     assert "1 of 6 rows failed, the first: rows.jsonl:3: " in theirs.stderr

@@ -138,6 +138,14 @@ def test_a_joined_matrix_of_another_size_is_refused(tmp_path) -> None:
         loaded(tmp_path, Format.FLOAT32, qkv_layout="stacked")
 
 
+def test_bytes_are_counted_once(tmp_path) -> None:
+    """Progress and the mark of a job go by them."""
+    write("qwen3", tmp_path, NEW, "interleaved", np.float16)
+    pairs = resolve(load_config({"pretrained_model_dir": str(tmp_path)})).pairs()
+    size = sum(segment.size for tensor, _ in pairs for segment in tensor.segments)
+    assert size == sum(tensor.shape[0] * (tensor.shape[1:] or (1,))[0] * 2 for tensor, _ in pairs)
+
+
 def test_other_checkpoints_are_left_alone() -> None:
     source = resolve(load_config({"pretrained_model_dir": str(GOLDENS / "qwen2")}))
     checkpoint = open_checkpoint(GOLDENS / "qwen2")

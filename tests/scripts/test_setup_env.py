@@ -22,8 +22,14 @@ case "$1 $2" in
     "-m pip") [[ $3 == --version ]] && exit 0
         echo "$@" >>"$FAKE_LOG"
         sleep "${FAKE_PIP_SECONDS:-0}"
-        [[ -z ${FAKE_PIP_ERROR:-} ]] || { echo "$FAKE_PIP_ERROR"; exit 1; } ;;
-    *) printf 'ran'; printf ' <%s>' "$@"; echo ;;
+        [[ -z ${FAKE_PIP_ERROR:-} ]] || { echo "$FAKE_PIP_ERROR"; exit 1; }
+        if [[ $3 == download ]]; then
+            [[ -z ${FAKE_NO_INDEX:-} ]] || exit 1
+            wheel=${!#}
+            touch "${@: -2:1}/${wheel/==/-}-py3-none-any.whl"
+        fi ;;
+    *) printf 'ran'; printf ' <%s>' "$@"; echo
+        [[ $2 != pytest ]] || echo "wheels ${MINDFORMERS_WHEELS:-none}" >&2 ;;
 esac
 """
 
@@ -70,7 +76,12 @@ class Copy:
 
     @property
     def installs(self) -> list[str]:
-        return [line.split()[-1] for line in self.log.read_text().splitlines()] if self.log.exists() else []
+        return self.given_to("install")
+
+    def given_to(self, command: str) -> list[str]:
+        """The last argument of each call of this pip command."""
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        return [line.split()[-1] for line in lines if line.split()[2] == command]
 
 
 @pytest.fixture
@@ -103,6 +114,22 @@ def test_the_tests_need_their_extra_and_the_demo_is_content_with_it(copy):
     for script in ("demo.sh", "test.sh", "test.sh", "demo.sh"):
         assert copy.run(script).returncode == 0
     assert copy.installs == [".", ".[dev]"]
+
+
+def test_wheels_of_mindformers_are_fetched_once(copy):
+    first, second = copy.run("test.sh"), copy.run("test.sh")
+    fetched = copy.given_to("download")
+    assert len(fetched) == len(set(fetched)) == 10 and fetched[0] == "mindformers==1.0.2"
+    for result in (first, second):
+        assert f"wheels {copy.root}/.venv/mindformers-wheels" in result.stderr
+
+
+def test_tests_run_without_an_index_and_say_what_is_skipped(copy):
+    result = copy.run("test.sh", FAKE_NO_INDEX="1")
+    assert result.returncode == 0
+    assert "mindformers 1.0.2 cannot be fetched: tests of its YAML files are skipped\nwheels none" in result.stderr
+    assert copy.given_to("download") == ["mindformers==1.0.2"]
+    assert "wheels /else" in copy.run("test.sh", MINDFORMERS_WHEELS="/else").stderr
 
 
 def test_arguments_of_the_tests_go_to_pytest_last(copy):
