@@ -1,5 +1,5 @@
 """Makes the golden files of tests/goldens: tiny random Hugging Face models, and what transformers says of
-them.
+them; for families that it has no class for, what reference_models.py says.
 
 Needs torch and transformers (extra `dev`); the tests that read the files need neither.
 
@@ -12,6 +12,7 @@ where the case is sharded) and golden.npz. Everything is computed in float32 on 
 upcast), with eager attention, without a cache, and then checked against a run with a cache. Keys of
 golden.npz, for prompt i of length L with vocabulary V:
 
+    source        text             who computed it: transformers, or reference_models.py (no key: transformers)
     seed          int64            seed of weights and prompts
     lengths       int32 [n]        L of each prompt; there are n prompts, i = 0..n-1
     prompt_<i>    int32 [L]        token ids
@@ -40,9 +41,12 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from reference_models import MODELS, Reference
+from safetensors.numpy import load_file, save_file
 from tokenizer_goldens import TOKENIZERS, make_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent / "tests" / "goldens"
+VOCABULARY = 128
 LENGTHS = (1, 2, 7, 16, 17, 33, 70)
 STEPS = 64
 MIN_MARGIN = 2e-3
@@ -71,12 +75,15 @@ class Case:
     written: dict[str, Any] = field(default_factory=dict)  # keys put into config.json as they are (form 4)
     dropped: tuple[str, ...] = ()  # keys left out of config.json (form 4)
     generation: dict[str, Any] = field(default_factory=dict)
+    reference: bool = False  # computed by reference_models.py; `config` is then config.json
+    # Rope scaling that follows a sequence's length is fixed at this one, as it is in our models.
+    length: int = 0
 
 
 def sizes(**changes: Any) -> dict[str, Any]:
     """Config values that every case shares, with `changes`."""
     common: dict[str, Any] = {
-        "vocab_size": 128,
+        "vocab_size": VOCABULARY,
         "hidden_size": 32,
         "intermediate_size": 48,
         "num_hidden_layers": 2,
@@ -181,30 +188,197 @@ CASES: dict[str, Case] = {
 }
 
 
+LONGROPE = {
+    "rope_type": "longrope",
+    # Of a head of 16, three quarters are rotated: 6 pairs.
+    "partial_rotary_factor": 0.75,
+    "short_factor": [1.0, 1.1, 1.2, 1.5, 1.7, 2.0],
+    "long_factor": [1.0, 1.5, 2.0, 4.0, 6.0, 8.0],
+}
+GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 24, "hidden_activation": "gelu_pytorch_tanh"}
+GEMMA |= {"tie_word_embeddings": True, "rms_norm_eps": 1e-6, "num_hidden_layers": 3, "sliding_window": 12}
+REFERENCE = {"vocab_size": 128, "hidden_size": 64, "torch_dtype": "float32", "bos_token_id": 1, "eos_token_id": 2}
+CASES |= {
+    "glm": Case(
+        "glm",
+        sizes(
+            pad_token_id=0, head_dim=16, attention_bias=True, rope_parameters=rope(10000.0, partial_rotary_factor=0.5)
+        ),
+    ),
+    "glm4": Case(
+        "glm4",
+        sizes(
+            pad_token_id=0,
+            head_dim=16,
+            num_hidden_layers=3,
+            rms_norm_eps=1.5625e-07,
+            attention_bias=False,
+            rope_parameters=rope(10000.0, partial_rotary_factor=0.5),
+        ),
+        form=4,
+        dtype=torch.bfloat16,
+        written={"partial_rotary_factor": 0.5},
+    ),
+    "gemma2": Case(
+        "gemma2",
+        sizes(
+            **GEMMA,
+            attn_logit_softcapping=3.0,
+            final_logit_softcapping=20.0,
+            layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+            rope_parameters=rope(10000.0),
+        ),
+        form=4,
+        dropped=("layer_types", "tie_word_embeddings"),
+    ),
+    "gemma3": Case(
+        "gemma3_text",
+        sizes(
+            **GEMMA,
+            layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+            rope_parameters={
+                "sliding_attention": rope(100.0),
+                "full_attention": rope(100000.0, rope_type="linear", factor=4.0),
+            },
+        ),
+    ),
+    "phi3": Case("phi3", sizes(pad_token_id=0, head_dim=16, sliding_window=12, rope_parameters=rope(10000.0)), form=4),
+    "phi4_mini": Case(
+        "phi3",
+        sizes(
+            pad_token_id=0,
+            hidden_size=64,
+            num_hidden_layers=3,
+            tie_word_embeddings=True,
+            original_max_position_embeddings=32,
+            rope_parameters=rope(10000.0, **LONGROPE),
+        ),
+        length=256,
+    ),
+    "phi3_short": Case(
+        "phi3",
+        sizes(
+            pad_token_id=0,
+            hidden_size=64,
+            max_position_embeddings=512,
+            original_max_position_embeddings=256,
+            rope_parameters=rope(10000.0, **LONGROPE),
+        ),
+        # As long as nothing longer is asked for, the factors are the short ones.
+        written={"seq_length": 256},
+    ),
+    "gpt2": Case(
+        "gpt2",
+        {"vocab_size": 128, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}
+        | {"bos_token_id": 1, "eos_token_id": 2},
+    ),
+    "llama_yarn": Case(
+        "llama",
+        sizes(
+            hidden_size=64,
+            rope_parameters=rope(10000.0, rope_type="yarn", factor=8.0, original_max_position_embeddings=32),
+        ),
+    ),
+    "llama_dynamic": Case(
+        "llama",
+        sizes(
+            hidden_size=64, max_position_embeddings=64, rope_parameters=rope(10000.0, rope_type="dynamic", factor=4.0)
+        ),
+        written={"seq_length": 256},
+        length=256,
+    ),
+    "internlm2": Case(
+        "internlm2",
+        REFERENCE
+        | {"architectures": ["InternLM2ForCausalLM"], "intermediate_size": 48, "num_hidden_layers": 2}
+        | {
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 10000.0,
+            "bias": False,
+        }
+        | {"max_position_embeddings": 256, "tie_word_embeddings": False, "hidden_act": "silu"}
+        | {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
+        reference=True,
+    ),
+    "chatglm3": Case(
+        "chatglm",
+        {key: value for key, value in REFERENCE.items() if key != "vocab_size"}
+        | {"architectures": ["ChatGLMModel"], "padded_vocab_size": 128, "ffn_hidden_size": 48, "num_layers": 2}
+        | {"num_attention_heads": 4, "multi_query_attention": True, "multi_query_group_num": 2, "kv_channels": 16}
+        | {"layernorm_epsilon": 1e-5, "add_qkv_bias": True, "add_bias_linear": False, "rmsnorm": True}
+        | {"post_layer_norm": True, "apply_residual_connection_post_layernorm": False, "rope_ratio": 50}
+        | {"seq_length": 256, "tie_word_embeddings": False},
+        reference=True,
+    ),
+    "baichuan2_7b": Case(
+        "baichuan",
+        REFERENCE
+        | {"architectures": ["BaichuanForCausalLM"], "intermediate_size": 48, "num_hidden_layers": 2}
+        | {"num_attention_heads": 4, "rms_norm_eps": 1e-6, "hidden_act": "silu", "tie_word_embeddings": False}
+        | {"max_position_embeddings": 256, "model_max_length": 256},
+        reference=True,
+    ),
+    "baichuan2_13b": Case(
+        "baichuan",
+        REFERENCE
+        | {"architectures": ["BaichuanForCausalLM"], "intermediate_size": 48, "num_hidden_layers": 2}
+        | {"num_attention_heads": 4, "rms_norm_eps": 1e-6, "hidden_act": "silu", "tie_word_embeddings": False}
+        | {"model_max_length": 256},
+        reference=True,
+    ),
+    "telechat2": Case(
+        "telechat",
+        REFERENCE
+        | {"architectures": ["TelechatForCausalLM"], "ffn_hidden_size": 48, "n_layer": 2, "n_head": 4}
+        | {"num_key_value_heads": 2, "layer_norm_epsilon": 1e-5, "training_seqlen": 256, "base_seqlen": 64}
+        | {"seq_length": 256, "embed_layernorm": False, "apply_residual_connection_post_layernorm": False}
+        | {"hidden_dropout": 0.0, "attention_dropout": 0.0, "tie_word_embeddings": False},
+        reference=True,
+    ),
+}
+
+
 # --- weights and files
 # ------------------------------------------------------------------------------------------
 
 
 def random_weights(model: torch.nn.Module, rng: np.random.Generator) -> None:
     """Fills `model` so that logits are spread and greedy text is varied: norms about 1, biases not zero."""
+    # Gemma stores its norms less one; GPT-2's matrices are [in, out].
+    is_gemma, inputs = model.config.model_type.startswith("gemma"), 0 if model.config.model_type == "gpt2" else 1
     for name, parameter in sorted(model.named_parameters()):
-        shape = tuple(parameter.shape)
-        if name.endswith("norm.weight"):
-            values = 1.0 + 0.2 * rng.standard_normal(shape)
-        elif name.endswith(".bias"):
-            values = 0.3 * rng.standard_normal(shape)
-        elif "embed_tokens" in name or "lm_head" in name:
-            values = 0.4 * rng.standard_normal(shape)
-        else:
-            values = rng.standard_normal(shape) * 1.6 / shape[1] ** 0.5
+        values = random_values(name, tuple(parameter.shape), rng, inputs)
+        if is_gemma:
+            values = less_of_the_token(name, values) - (parameter.ndim == 1)
         with torch.no_grad():
             parameter.copy_(torch.from_numpy(values.astype(np.float32)))
+
+
+def less_of_the_token(name: str, values: np.ndarray) -> np.ndarray:
+    """Embeddings that are scaled and tied make a model repeat its input: smaller ones, and a wider last norm."""
+    if name.endswith("embed_tokens.weight"):
+        return values / values.shape[1] ** 0.5
+    return 5 * values if name == "model.norm.weight" else values
+
+
+def random_values(name: str, shape: tuple[int, ...], rng: np.random.Generator, inputs: int = 1) -> np.ndarray:
+    """Of one parameter; `inputs` is the axis of a matrix's inputs."""
+    if name.endswith(".bias"):
+        return 0.3 * rng.standard_normal(shape)
+    if len(shape) == 1:
+        return 1.0 + 0.2 * rng.standard_normal(shape)
+    if any(part in name for part in ("embed", "lm_head", "wte", "wpe", "output.weight", "output_layer")):
+        return 0.4 * rng.standard_normal(shape)
+    return rng.standard_normal(shape) * 1.6 / shape[inputs] ** 0.5
 
 
 def v4_config(config: dict[str, Any], case: Case) -> dict[str, Any]:
     """`config`, as transformers 5 writes it, in the form of transformers 4."""
     old = dict(config)
     parameters = dict(old.pop("rope_parameters"))
+    parameters.pop("partial_rotary_factor", None)
     old["rope_theta"] = parameters.pop("rope_theta")
     old["rope_scaling"] = None if parameters["rope_type"] == "default" else parameters
     old["torch_dtype"] = old.pop("dtype")
@@ -217,7 +391,19 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def save_reference(case: Case, seed: int, directory: Path) -> None:
+    rng = np.random.default_rng(seed)
+    shapes = MODELS[case.model_type].shapes(case.config)
+    tensors = {name: random_values(name, shape, rng).astype(np.float32) for name, shape in sorted(shapes.items())}
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    write_json(directory / "config.json", {"model_type": case.model_type} | case.config)
+    write_json(directory / "generation_config.json", {"bos_token_id": 1, "eos_token_id": 2})
+
+
 def save_model(case: Case, seed: int, directory: Path) -> None:
+    if case.reference:
+        save_reference(case, seed, directory)
+        return
     config = transformers.AutoConfig.for_model(case.model_type, **case.config)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     random_weights(model, np.random.default_rng(seed))
@@ -230,11 +416,14 @@ def save_model(case: Case, seed: int, directory: Path) -> None:
     write_json(directory / "generation_config.json", generation)
     if case.form == 4:
         check_v4_loads_the_same(case, directory)
+    elif case.written:
+        path = directory / "config.json"
+        write_json(path, json.loads(path.read_text(encoding="utf-8")) | case.written)
 
 
 def check_v4_loads_the_same(case: Case, directory: Path) -> None:
     """Rewrites config.json in the older form; the model that transformers loads must not change by a bit."""
-    tokens = torch.arange(60)[None] % case.config["vocab_size"]
+    tokens = torch.arange(60)[None] % VOCABULARY
     with torch.no_grad():
         before = load(directory)(tokens).logits
         path = directory / "config.json"
@@ -250,12 +439,26 @@ def load(directory: Path, **config: Any) -> Any:
     ).eval()
 
 
+def load_case(case: Case, directory: Path) -> Any:
+    if case.reference:
+        return Reference(case.config | {"model_type": case.model_type}, load_file(directory / "model.safetensors"))
+    model = load(directory)
+    if case.length:
+        # After a sequence of this length the frequencies are those for it; what they are reset to is made the same.
+        logits_of(model, [5] * case.length)
+        rotary = model.model.rotary_emb
+        rotary.original_inv_freq = rotary.inv_freq.clone()
+    return model
+
+
 # --- logits and greedy tokens
 # -----------------------------------------------------------------------------------
 
 
 def logits_of(model: Any, tokens: list[int]) -> torch.Tensor:
     """Logits [L, V] at every position, with no cache."""
+    if isinstance(model, Reference):
+        return torch.from_numpy(model.logits(tokens))
     with torch.no_grad():
         return model(torch.tensor([tokens]), use_cache=False).logits[0]
 
@@ -299,12 +502,14 @@ def golden(model: Any, case: Case, seed: int) -> dict[str, np.ndarray] | None:
     """The arrays of golden.npz, or None when this seed's text is not clear or not varied."""
     rng = np.random.default_rng(seed + 1_000_003)
     arrays = {"seed": np.int64(seed), "lengths": np.array(LENGTHS, np.int32)}
+    if case.reference:
+        arrays["source"] = np.array("reference_models.py")
     for i, length in enumerate(LENGTHS):
-        prompt = rng.integers(3, case.config["vocab_size"], length).tolist()
+        prompt = rng.integers(3, VOCABULARY, length).tolist()
         found = greedy(model, prompt)
         if found is None or not varied(found[0]):
             return None
-        if cached_greedy(model, prompt) != found[0]:
+        if not case.reference and cached_greedy(model, prompt) != found[0]:
             raise SystemExit("greedy tokens with and without a cache differ")
         positions = stored_positions(length)
         arrays[f"prompt_{i}"] = np.array(prompt, np.int32)
@@ -333,11 +538,16 @@ def check_window(directory: Path, window: int) -> None:
         raise SystemExit(f"{directory.name}: the sliding window changes nothing")
 
 
-def check_scaling(directory: Path, theta: float) -> None:
+def check_scaling(case: Case, directory: Path) -> None:
     """Rope scaling must change the logits, or a reader that passes over it would go unseen."""
     tokens = [(7 * i) % 100 for i in range(60)]
-    plain = logits_of(load(directory, rope_parameters=rope(theta)), tokens)
-    if torch.allclose(logits_of(load(directory), tokens)[8:], plain[8:], atol=1e-2):
+    kept = {
+        key: case.config["rope_parameters"][key]
+        for key in ("rope_theta", "partial_rotary_factor")
+        if key in case.config["rope_parameters"]
+    }
+    plain = logits_of(load(directory, rope_parameters={"rope_type": "default"} | kept), tokens)
+    if torch.allclose(logits_of(load_case(case, directory), tokens)[8:], plain[8:], atol=1e-2):
         raise SystemExit(f"{directory.name}: rope scaling changes nothing")
 
 
@@ -348,15 +558,15 @@ def make_model(name: str, directory: Path, seeds: range) -> None:
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
         save_model(case, seed, directory)
-        arrays = golden(load(directory), case, seed)
+        arrays = golden(load_case(case, directory), case, seed)
         if arrays is not None:
             break
     else:
         raise SystemExit(f"{name}: no seed in {seeds} gives clear and varied greedy text")
-    if case.config.get("sliding_window"):
+    if case.model_type == "mistral" and case.config["sliding_window"]:
         check_window(directory, case.config["sliding_window"])
-    if case.config["rope_parameters"]["rope_type"] != "default":
-        check_scaling(directory, case.config["rope_parameters"]["rope_theta"])
+    if case.config.get("rope_parameters", {}).get("rope_type", "default") != "default":
+        check_scaling(case, directory)
     np.savez_compressed(directory / "golden.npz", **arrays)
     print(f"{name}: seed {seed}, standard deviation of logits {arrays['logits_6'].std():.2f}", flush=True)
 

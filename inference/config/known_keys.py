@@ -72,11 +72,11 @@ _MODEL_CONFIG = _words("""
     use_rope_slice use_fused_rope apply_rope_fusion use_fused_swiglu bias_swiglu_fusion bias_dropout_fusion
     fused_rms_norm fused_norm rmsnorm_compute_2d compute_in_2d use_past_shard use_paged_attention
     use_kvcache_op is_flexible_shape use_incre_flash_attention use_prompt_flash_attention
-    use_attention_mask use_contiguous_weight_layout_attention use_interleaved_weight_layout_mlp
+    use_attention_mask
     input_sliced_sig input_layout sparse_mode calculate_per_token_loss return_hidden_states chunk_prefill
     llm_backend boost_model_type need_nz quant quant_config quantization parallel_decoding_params
     is_sample_acceleration qk_layernorm use_qk_norm activation_func fp32_residual_connection
-    attention_softmax_in_fp32 apply_query_key_layer_scaling apply_residual_connection_post_layernorm
+    attention_softmax_in_fp32 apply_query_key_layer_scaling
     mask_func_type fp16_lm_cross_entropy track_max_attention_logit post_process pre_process softmax_scale
     attn_reduce_scatter attn_allgather attn_allreduce ffn_reduce_scatter ffn_allgather ffn_allreduce
     use_alltoall print_separate_loss disable_lazy_inline monitor_config experimental_attention_variant
@@ -84,6 +84,11 @@ _MODEL_CONFIG = _words("""
     _commit_hash pretrained_model_dir mindformers_version transformers_version use_cache pretraining_tp
     is_encoder_decoder is_decoder attn_implementation _attn_implementation use_mrope rope_interleaved
     output_attentions output_hidden_states return_dict output_router_logits num_labels
+    resid_pdrop embd_pdrop attn_pdrop embedding_dropout summary_type summary_use_proj summary_activation
+    summary_proj_to_labels summary_first_dropout task_specific_params n_ctx reorder_and_upcast_attn
+    gradient_checkpointing z_loss_weight cache_implementation chunk_size_feed_forward
+    _sliding_window_pattern logn masked_softmax_fusion flash_attn skip_bias_add skip_bias_add_qkv slow_but_exact
+    offset_alibi unk_token_id full_attn interpolate_factor rope_theta_alpha
     id2label label2id problem_type tie_encoder_decoder add_cross_attention
 """)
 
@@ -105,8 +110,8 @@ _OTHER_FAMILIES = _words("""
     use_shared_expert_gating multi_latent_attention q_lora_rank kv_lora_rank qk_nope_head_dim qk_rope_head_dim
     qk_head_dim v_head_dim mla_qkv_concat use_fused_mla num_nextn_predict_layers mtp_depth mtp_num_layers
     mtp_loss_factor mtp_loss_scaling_factor beta_fast beta_slow mscale mscale_all_dim rotary_scaling_factor
-    rotary_percent rotary_pct rope_ratio original_rope padded_vocab_size multi_query_attention
-    multi_query_group_num post_layer_norm post_self_attn_layernorm post_mlp_layernorm rmsnorm layernorm_order
+    rotary_percent rotary_pct original_rope
+    post_self_attn_layernorm post_mlp_layernorm layernorm_order
     quantization_bit pre_seq_len prefix_projection interleaved_qkv mlp_concat gmask_token_id num_queries
     logits_soft_cap expand_ratio vision_model llm_model
 """)
@@ -160,6 +165,13 @@ RENAMED: dict[KeyPath, KeyPath] = {
     ("generation_config", "max_decode_length"): ("generation_config", "max_length"),
     (*MODEL, "kv_channels"): (*MODEL, "head_dim"),
     (*MODEL, "ffn_hidden_size"): (*MODEL, "intermediate_size"),
+    (*MODEL, "n_inner"): (*MODEL, "intermediate_size"),
+    (*MODEL, "n_embd"): (*MODEL, "hidden_size"),
+    (*MODEL, "n_embed"): (*MODEL, "hidden_size"),
+    (*MODEL, "n_positions"): (*MODEL, "max_position_embeddings"),
+    (*MODEL, "padded_vocab_size"): (*MODEL, "vocab_size"),
+    (*MODEL, "hidden_activation"): (*MODEL, "hidden_act"),
+    (*MODEL, "activation_function"): (*MODEL, "hidden_act"),
     (*MODEL, "add_qkv_bias"): (*MODEL, "qkv_has_bias"),
     (*MODEL, "num_query_groups"): (*MODEL, "num_key_value_heads"),
     (*MODEL, "n_layer"): (*MODEL, "num_hidden_layers"),

@@ -6,7 +6,7 @@ where a YAML does not set one, the model's own config.json, or the family's rule
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -60,7 +60,13 @@ class ModelSettings(Section):
     n_kv_heads: Count | None = Field(None, description="Key and value heads; as many as query heads if unset.")
     num_key_value_heads: Count | None = Field(None, description="Key and value heads.")
     head_dim: Count | None = Field(None, description="Width of a head; hidden_size / heads if unset.")
+    expand_ratio: Count | None = Field(None, description="intermediate_size / hidden_size, where that is not set.")
+    multi_query_attention: bool | None = Field(None, description="Whether multi_query_group_num counts (ChatGLM).")
+    multi_query_group_num: Count | None = Field(None, description="Key and value heads (ChatGLM).")
     seq_length: Count | None = Field(None, description="Longest sequence to run with, in tokens.")
+    model_max_length: Count | None = Field(None, description="Longest sequence of the model, in tokens (Baichuan).")
+    training_seqlen: Count | None = Field(None, description="Longest sequence in training, in tokens (TeleChat).")
+    base_seqlen: Count | None = Field(None, description="Longest sequence before the base is scaled (TeleChat).")
     max_position_embedding: Count | None = Field(None, description="Longest sequence of the model, in tokens.")
     max_position_embeddings: Count | None = Field(None, description="Longest sequence of the model, in tokens.")
 
@@ -71,6 +77,29 @@ class ModelSettings(Section):
     attention_bias: bool | None = Field(None, description="Bias in the attention projections.")
     mlp_bias: bool | None = Field(None, description="Bias in the feed-forward projections.")
     tie_word_embeddings: bool | None = Field(None, description="Output layer shares the embedding's weights.")
+    bias: bool | None = Field(None, description="Bias in the attention projections (InternLM 2).")
+    add_bias_linear: bool | None = Field(None, description="Bias in every projection.")
+    query_pre_attn_scalar: Positive | None = Field(
+        None, description="Scores are divided by its root; head_dim if unset."
+    )
+    attn_logit_softcapping: Positive | None = Field(
+        None, description="Bounds attention scores by a tanh; null for none."
+    )
+    final_logit_softcapping: Positive | None = Field(None, description="Bounds logits by a tanh; null for none.")
+    position_embedding_type: Literal["rope", "partial_rope", "alibi", "learned_absolute"] | None = Field(
+        None, description="Kind of the position embedding."
+    )
+    rmsnorm: bool | None = Field(None, description="Norms are RMSNorm (ChatGLM); must be true.")
+    post_layer_norm: bool | None = Field(None, description="A norm before the output layer (ChatGLM); must be true.")
+    apply_residual_connection_post_layernorm: bool | None = Field(
+        None, description="Residual stream of normed values; must be false."
+    )
+    embed_layernorm: bool | None = Field(None, description="A norm after the embedding (TeleChat); must be false.")
+    scale_attn_weights: bool | None = Field(None, description="Scale scores (GPT-2); must be true.")
+    scale_attn_by_inverse_layer_idx: bool | None = Field(
+        None, description="Scale scores by the layer's number (GPT-2); must be false."
+    )
+    use_bidirectional_attention: bool | None = Field(None, description="Tokens see later ones; must be false.")
     initializer_range: float | None = Field(None, description="Standard deviation of random weights.")
 
     # Rotary embedding.
@@ -78,9 +107,17 @@ class ModelSettings(Section):
     rope_theta: Positive | None = Field(None, description="Base of the rotary frequencies.")
     rope_scaling: Free | None = Field(None, description="Rotary scaling as transformers 4 writes it.")
     rope_parameters: Free | None = Field(None, description="Rotary base and scaling as transformers 5 does.")
-    extend_method: OptionalText = Field(None, description="MindFormers' rotary scaling: None, PI or LLAMA3.")
+    rope_ratio: Positive | None = Field(None, description="Multiplies the base of the rotary frequencies (ChatGLM).")
+    rope_local_base_freq: Positive | None = Field(None, description="Base in layers with a window (Gemma 3).")
+    partial_rotary_factor: Positive | None = Field(None, description="Part of a head that is rotated, at most 1.")
+    original_max_position_embeddings: Count | None = Field(
+        None, description="Longest sequence before rotary scaling (Phi-3), in tokens."
+    )
+    extend_method: OptionalText = Field(
+        None, description="MindFormers' rotary scaling: None, PI, NTK, DYNAMIC_NTK, LINEAR, LLAMA3 or YARN."
+    )
     scaling_factor: Annotated[float | Free | None, BeforeValidator(_rope_factor)] = Field(
-        None, description="Factor of extend_method, or a mapping for LLAMA3."
+        None, description="Factor of PI and NTK, a mapping for LINEAR, LLAMA3 and YARN."
     )
 
     # Windows.
@@ -89,6 +126,17 @@ class ModelSettings(Section):
     max_window_layers: NonNegative | None = Field(None, description="Qwen's layers below this see everything.")
     layer_types: Annotated[tuple[str, ...] | None, BeforeValidator(_layer_types)] = Field(
         None, description="full_attention or sliding_attention for each layer."
+    )
+
+    sliding_window_pattern: Count | None = Field(None, description="Every n-th layer sees everything (Gemma).")
+
+    # How MindFormers' own checkpoints lay out their rows.
+    use_rearrange_rope: bool | None = Field(None, description="ChatGLM's rotary pairs are stored as halves.")
+    use_contiguous_weight_layout_attention: bool | None = Field(
+        None, description="w_qkv holds q, k and v one after the other, as before MindFormers 1.5."
+    )
+    use_interleaved_weight_layout_mlp: bool | None = Field(
+        None, description="w_gate_hidden holds gate and up in turn; false as before MindFormers 1.5."
     )
 
     # Types of the stored weights.
@@ -134,15 +182,8 @@ class ModelSettings(Section):
     attn_proj_has_bias: Annotated[bool, only(False)] | None = Field(
         None, description="Bias in the attention output projection."
     )
-    add_bias_linear: Annotated[bool, only(False)] | None = Field(None, description="Bias in every projection.")
     gated_linear_unit: Annotated[bool, only(True)] | None = Field(None, description="Gate in the feed-forward layer.")
     normalization: Annotated[str, only("RMSNorm")] | None = Field(None, description="Kind of the norms.")
-    partial_rotary_factor: Annotated[float, only(1.0)] | None = Field(
-        None, description="Part of a head that is rotated."
-    )
-    position_embedding_type: Annotated[str, only("rope")] | None = Field(
-        None, description="Kind of the position embedding."
-    )
     rotary_interleaved: Annotated[bool, only(False)] | None = Field(
         None, description="Rotate neighbouring pairs instead of halves."
     )

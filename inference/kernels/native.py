@@ -19,7 +19,7 @@ from mindspore.ops import CustomRegOp, DataType
 from numpy.typing import DTypeLike
 
 from inference.kernels.build import library_path
-from inference.kernels.shapes import AttentionShape, FeedForwardShape
+from inference.kernels.shapes import ACTIVATIONS, AttentionShape, FeedForwardShape
 from inference.kernels.weight import Weight
 
 # Whether weights and cache can be kept narrower than float32.
@@ -27,7 +27,7 @@ NARROW = True
 # The environment variable that turns MindSpore's compile cache on.
 COMPILE_CACHE = "MS_COMPILER_CACHE_ENABLE"
 # Numbers in the record of a half, as in `cpp/library.cpp`.
-RECORD = 24
+RECORD = 32
 _TYPES = {
     "f": DataType.F32_Default,
     "i": DataType.I32_Default,
@@ -110,7 +110,7 @@ class Embedding(nn.Cell):
 class StepGeometry(nn.Cell):
     """The kernels work out all that a step shares; this only picks what they need."""
 
-    def __init__(self, inverse_frequencies: np.ndarray, shapes: Sequence[AttentionShape]):
+    def __init__(self, rotations: Sequence[np.ndarray], shapes: Sequence[AttentionShape]):
         super().__init__()
 
     def construct(
@@ -131,19 +131,23 @@ class AttentionHalf:
     def __init__(
         self,
         shape: AttentionShape,
-        frequencies: np.ndarray,
+        rotation: np.ndarray,
         mask_index: int,
+        rotation_index: int,
         weights: Mapping[str, Weight],
         caches: tuple[np.ndarray, np.ndarray],
     ):
-        self.kept = (weights, caches, np.ascontiguousarray(frequencies, np.float32))
+        slopes = None if shape.slopes is None else np.array(shape.slopes, np.float32)
+        self.kept = (weights, caches, rotation, slopes)
         vectors = {name: _address(weight.data) for name, weight in weights.items() if weight.data.ndim == 1}
         self.record = [0, shape.hidden, shape.heads, shape.kv_heads, shape.head_dim, shape.block_size]
         self.record += [shape.window or 0, int(shape.half_cache), float_bits(shape.eps)]
-        self.record += [vectors["norm"], _address(self.kept[2])]
+        self.record += [vectors["norm"], _address(rotation)]
         self.record += [*_matrix(weights["qkv"]), vectors.get("qkv_bias", 0)]
         self.record += [vectors.get("query_norm", 0), vectors.get("key_norm", 0)]
         self.record += [*_matrix(weights["output"]), vectors.get("output_bias", 0), *map(_address, caches)]
+        self.record += [float_bits(shape.scale), float_bits(shape.softcap or 0), _address(slopes)]
+        self.record += [vectors.get("norm_bias", 0), vectors.get("post_norm", 0)]
 
 
 class FeedForwardHalf:
@@ -152,9 +156,11 @@ class FeedForwardHalf:
     def __init__(self, shape: FeedForwardShape, weights: Mapping[str, Weight]):
         self.kept = weights
         vectors = {name: _address(weight.data) for name, weight in weights.items() if weight.data.ndim == 1}
-        self.record = [1, shape.hidden, shape.width, float_bits(shape.eps), vectors["norm"]]
+        self.record = [1, shape.hidden, shape.width, float_bits(shape.eps)]
+        self.record += [ACTIVATIONS.index(shape.activation), int(shape.gated)]
+        self.record += [vectors["norm"], vectors.get("norm_bias", 0)]
         self.record += [*_matrix(weights["gate_up"]), vectors.get("gate_up_bias", 0)]
-        self.record += [*_matrix(weights["down"]), vectors.get("down_bias", 0)]
+        self.record += [*_matrix(weights["down"]), vectors.get("down_bias", 0), vectors.get("post_norm", 0)]
 
 
 class Halves(nn.Cell):
@@ -182,10 +188,21 @@ class OutputHead(nn.Cell):
     read: tensors of no elements are best avoided.
     """
 
-    def __init__(self, vocabulary: int, hidden: int, eps: float, norm: Weight, weight: Weight):
+    def __init__(
+        self,
+        vocabulary: int,
+        hidden: int,
+        eps: float,
+        norm: Weight,
+        weight: Weight,
+        norm_bias: Weight | None = None,
+        softcap: float | None = None,
+    ):
         super().__init__()
-        self.kept = (norm, weight)
-        self.record = Tensor(np.array([hidden, float_bits(eps), _address(norm.data), *_matrix(weight)], np.int64))
+        self.kept = (norm, weight, norm_bias)
+        record = [hidden, float_bits(eps), float_bits(softcap or 0), _address(norm.data)]
+        record += [_address(norm_bias and norm_bias.data), *_matrix(weight)]
+        self.record = Tensor(np.array(record, np.int64))
         # Its length carries the vocabulary to where the output's shape is inferred.
         self.vocabulary = Tensor(np.zeros(vocabulary, np.uint8))
         self.operator = _operator("output_head")

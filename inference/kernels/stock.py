@@ -63,6 +63,22 @@ class RMSNorm(nn.Cell):
         return x * self.rsqrt(self.mean(self.square(x), -1) + self.eps) * self.weight
 
 
+class LayerNorm(nn.Cell):
+    """(x - mean) / sqrt(variance + eps) * weight + bias over the last axis (Ba et al. 2016)."""
+
+    def __init__(self, weight: Parameter, bias: Parameter, eps: float):
+        super().__init__()
+        self.weight, self.bias = weight, bias
+        self.eps = eps
+        self.square = ops.Square()
+        self.mean = ops.ReduceMean(keep_dims=True)
+        self.rsqrt = ops.Rsqrt()
+
+    def construct(self, x: Tensor) -> Tensor:
+        x = x - self.mean(x, -1)
+        return x * self.rsqrt(self.mean(self.square(x), -1) + self.eps) * self.weight + self.bias
+
+
 class Linear(nn.Cell):
     """x [T, in] -> [T, out], weight [out, in], with an optional bias [out]."""
 
@@ -82,26 +98,50 @@ class Linear(nn.Cell):
 
 
 class LinearResidual(nn.Cell):
-    """residual + linear(x): one operation, so that a fused kernel can take its place."""
+    """residual + linear(x), or residual + norm(linear(x))."""
 
-    def __init__(self, weight: Parameter, bias: Parameter | None = None):
+    def __init__(self, weight: Parameter, bias: Parameter | None = None, norm: RMSNorm | None = None):
         super().__init__()
         self.linear = Linear(weight, bias)
+        self.has_norm = norm is not None
+        if norm is not None:
+            self.norm = norm
 
     def construct(self, x: Tensor, residual: Tensor) -> Tensor:
-        return residual + self.linear(x)
+        y = self.linear(x)
+        if self.has_norm:
+            y = self.norm(y)
+        return residual + y
 
 
-class SiluMultiply(nn.Cell):
-    """gate_up [T, 2F] -> silu(gate) * up [T, F] (SwiGLU: Shazeer 2020)."""
+class Activate(nn.Cell):
+    """gate_up [T, 2F] -> activation(gate) * up [T, F] (Shazeer 2020); without a gate up [T, F] -> activation(up)."""
 
-    def __init__(self, width: int):
+    def __init__(self, shape: FeedForwardShape):
         super().__init__()
-        self.width = width
-        self.silu = nn.SiLU()
+        self.width, self.gated = shape.width, shape.gated
+        self.function = {
+            "silu": nn.SiLU(),
+            "gelu_tanh": nn.GELU(approximate=True),
+            "gelu": nn.GELU(approximate=False),
+        }[shape.activation]
 
     def construct(self, gate_up: Tensor) -> Tensor:
-        return self.silu(gate_up[:, : self.width]) * gate_up[:, self.width :]
+        if self.gated:
+            return self.function(gate_up[:, : self.width]) * gate_up[:, self.width :]
+        return self.function(gate_up)
+
+
+class Softcap(nn.Cell):
+    """limit * tanh(x / limit)."""
+
+    def __init__(self, limit: float):
+        super().__init__()
+        self.limit = limit
+        self.tanh = ops.Tanh()
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.tanh(x / self.limit) * self.limit
 
 
 class Embedding(nn.Cell):
@@ -123,10 +163,19 @@ class StepGeometry(nn.Cell):
     which is what the batched products want, without a transposition of the context.
     """
 
-    def __init__(self, inverse_frequencies: np.ndarray, shapes: Sequence[AttentionShape]):
+    def __init__(self, rotations: Sequence[np.ndarray], shapes: Sequence[AttentionShape]):
         super().__init__()
         shape = shapes[0]
-        self.inverse_frequencies = Tensor(inverse_frequencies.reshape(1, 1, -1))
+        # Of each rotation, for both halves of a head: angle per position, and magnitude of cosine and of sine.
+        self.rotations = tuple(
+            (
+                Tensor(np.tile(frequencies, 2).reshape(1, 1, -1)),
+                Tensor(np.tile(magnitudes, 2).reshape(1, 1, -1)),
+                Tensor(np.concatenate([-magnitudes, magnitudes]).reshape(1, 1, -1)),
+            )
+            for frequencies, magnitudes in rotations
+        )
+        self.has_distances = any(shape.slopes is not None for shape in shapes)
         self.head_offsets = Tensor((np.arange(shape.kv_heads) * shape.slots).astype(np.int32).reshape(-1, 1))
         self.block_size = shape.block_size
         self.block_offsets = Tensor(np.arange(shape.block_size, dtype=np.int32))
@@ -148,12 +197,13 @@ class StepGeometry(nn.Cell):
         """positions, slots [T]; block_tables [B, blocks]; query_starts is not used.
 
         query_index [B, Q] picks each sequence's tokens from the flat batch; token_index [T] undoes it. Both are
-        returned after cos, sin [T, 1, D]; write_slots [K, T]; context_slots [K, B, L]; masks [B, 1, Q, L], one for
-        each window.
+        returned after cos and sin [T, 1, D] of each rotation; write_slots [K, T]; context_slots [K, B, L]; masks
+        [B, 1, Q, L], one for each window; and last the distances [B, 1, Q, L], where a layer needs them.
         """
-        angles = positions.astype(ms.float32).reshape(-1, 1, 1) * self.inverse_frequencies
-        cos, sin = ops.cos(angles), ops.sin(angles)
-        cos, sin = ops.concat((cos, cos), -1), ops.concat((-sin, sin), -1)
+        turns: tuple = ()
+        for frequencies, cos_magnitudes, sin_magnitudes in self.rotations:
+            angles = positions.astype(ms.float32).reshape(-1, 1, 1) * frequencies
+            turns = turns + ((ops.cos(angles) * cos_magnitudes, ops.sin(angles) * sin_magnitudes),)
         write_slots = self.head_offsets + slots.reshape(1, -1)
         rows, blocks = block_tables.shape
         context = block_tables.reshape(rows, blocks, 1) * self.block_size + self.block_offsets
@@ -167,7 +217,10 @@ class StepGeometry(nn.Cell):
             if window > 0:
                 visible = ops.logical_and(visible, key_positions > query_positions - window)
             masks = masks + (ops.expand_dims(ops.select(visible, self.seen, self.masked), 1),)
-        return cos, sin, write_slots, context_slots, masks, query_index, token_index
+        distances: tuple = ()
+        if self.has_distances:
+            distances = (ops.expand_dims((key_positions - query_positions).astype(ms.float32), 1),)
+        return turns, write_slots, context_slots, masks, query_index, token_index, distances
 
 
 class Attention(nn.Cell):
@@ -182,6 +235,7 @@ class Attention(nn.Cell):
         shape: AttentionShape,
         caches: tuple[Parameter, Parameter],
         mask_index: int,
+        rotation_index: int,
         query_norm: RMSNorm | None = None,
         key_norm: RMSNorm | None = None,
     ):
@@ -190,11 +244,17 @@ class Attention(nn.Cell):
         self.heads, self.kv_heads, self.head_dim = shape.heads, shape.kv_heads, head_dim
         self.groups = shape.heads // shape.kv_heads
         self.key_cache, self.value_cache = caches
-        self.mask_index = mask_index
+        self.mask_index, self.rotation_index = mask_index, rotation_index
         self.has_norm = query_norm is not None
         if query_norm is not None and key_norm is not None:
             self.query_norm, self.key_norm = query_norm, key_norm
-        self.scale = head_dim**-0.5
+        self.scale = shape.scale
+        self.has_softcap = shape.softcap is not None
+        if shape.softcap is not None:
+            self.softcap = Softcap(shape.softcap)
+        self.has_slopes = shape.slopes is not None
+        if shape.slopes is not None:
+            self.slopes = Tensor(np.array(shape.slopes, np.float32).reshape(shape.kv_heads, 1, self.groups, 1, 1))
         half = head_dim // 2
         self.swap_halves = Tensor(np.r_[half:head_dim, 0:half].astype(np.int32))
         self.gather = ops.Gather()
@@ -205,7 +265,8 @@ class Attention(nn.Cell):
 
     def construct(self, qkv: Tensor, geometry: tuple) -> Tensor:
         """`geometry` is what `StepGeometry` returns."""
-        cos, sin, write_slots, context_slots, masks, query_index, token_index = geometry
+        turns, write_slots, context_slots, masks, query_index, token_index, distances = geometry
+        cos, sin = turns[self.rotation_index]
         heads, kv_heads, dim = self.heads, self.kv_heads, self.head_dim
         qkv = qkv.reshape(-1, heads + 2 * kv_heads, dim)
         rotated, value = qkv[:, : heads + kv_heads], qkv[:, heads + kv_heads :]
@@ -222,6 +283,10 @@ class Attention(nn.Cell):
         query = query.reshape(rows, longest, kv_heads, self.groups, dim)
         query = ops.transpose(query, (2, 0, 3, 1, 4)).reshape(kv_heads, rows, -1, dim)  # [K, B, G * Q, D]
         scores = self.scores(query, keys).reshape(kv_heads, rows, self.groups, longest, -1)
+        if self.has_softcap:
+            scores = self.softcap(scores)
+        if self.has_slopes:
+            scores = scores + self.slopes * distances[0]
         weights = self.softmax(scores + masks[self.mask_index])
         weights = weights.reshape(kv_heads, rows, self.groups * longest, -1)
         mixed = self.weighted_sum(weights, values).reshape(kv_heads, rows, self.groups, longest, dim)
@@ -230,37 +295,40 @@ class Attention(nn.Cell):
 
 
 class AttentionHalf(nn.Cell):
-    """x + output(attention(qkv(norm(x))))."""
+    """x + output(attention(qkv(norm(x)))); with a post-norm, x + post_norm(output(...))."""
 
     def __init__(
         self,
         shape: AttentionShape,
-        frequencies: np.ndarray,
+        rotation: np.ndarray,
         mask_index: int,
+        rotation_index: int,
         weights: Mapping[str, Weight],
         caches: tuple[Parameter, Parameter],
     ):
         super().__init__()
-        self.norm = RMSNorm(weights["norm"].data, shape.eps)
+        self.norm = _norm(weights, shape.eps)
         self.qkv = Linear(weights["qkv"].data, _optional(weights, "qkv_bias"))
         norms = (_optional(weights, "query_norm"), _optional(weights, "key_norm"))
         query_norm, key_norm = (None if norm is None else RMSNorm(norm, shape.eps) for norm in norms)
-        self.attention = Attention(shape, caches, mask_index, query_norm, key_norm)
-        self.output = LinearResidual(weights["output"].data, _optional(weights, "output_bias"))
+        self.attention = Attention(shape, caches, mask_index, rotation_index, query_norm, key_norm)
+        bias, post_norm = _optional(weights, "output_bias"), _post_norm(weights, shape.eps)
+        self.output = LinearResidual(weights["output"].data, bias, post_norm)
 
     def construct(self, x: Tensor, geometry: tuple) -> Tensor:
         return self.output(self.attention(self.qkv(self.norm(x)), geometry), x)
 
 
 class FeedForwardHalf(nn.Cell):
-    """x + down(silu(gate(norm(x))) * up(norm(x)))."""
+    """x + down(activation(gate(norm(x))) * up(norm(x))); with a post-norm, x + post_norm(down(...))."""
 
     def __init__(self, shape: FeedForwardShape, weights: Mapping[str, Weight]):
         super().__init__()
-        self.norm = RMSNorm(weights["norm"].data, shape.eps)
+        self.norm = _norm(weights, shape.eps)
         self.gate_up = Linear(weights["gate_up"].data, _optional(weights, "gate_up_bias"))
-        self.activation = SiluMultiply(shape.width)
-        self.down = LinearResidual(weights["down"].data, _optional(weights, "down_bias"))
+        self.activation = Activate(shape)
+        bias, post_norm = _optional(weights, "down_bias"), _post_norm(weights, shape.eps)
+        self.down = LinearResidual(weights["down"].data, bias, post_norm)
 
     def construct(self, x: Tensor, geometry: tuple) -> Tensor:
         return self.down(self.activation(self.gate_up(self.norm(x))), x)
@@ -282,20 +350,46 @@ class Halves(nn.Cell):
 class OutputHead(nn.Cell):
     """x [T, hidden] -> logits [R, vocabulary] of the tokens that are wanted."""
 
-    def __init__(self, vocabulary: int, hidden: int, eps: float, norm: Weight, weight: Weight):
+    def __init__(
+        self,
+        vocabulary: int,
+        hidden: int,
+        eps: float,
+        norm: Weight,
+        weight: Weight,
+        norm_bias: Weight | None = None,
+        softcap: float | None = None,
+    ):
         super().__init__()
-        self.norm = RMSNorm(norm.data, eps)
+        self.norm = _norm({"norm": norm} if norm_bias is None else {"norm": norm, "norm_bias": norm_bias}, eps)
         self.linear = Linear(weight.data)
+        self.has_softcap = softcap is not None
+        if softcap is not None:
+            self.softcap = Softcap(softcap)
         self.gather = ops.Gather()
 
     def construct(self, x: Tensor, wanted: Tensor, logit_rows: Tensor) -> Tensor:
-        return self.linear(self.norm(self.gather(x, wanted, 0)))
+        logits = self.linear(self.norm(self.gather(x, wanted, 0)))
+        if self.has_softcap:
+            logits = self.softcap(logits)
+        return logits
 
 
 def cache_shapes(shape: AttentionShape) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Shapes of a layer's key and value cache."""
     both = (shape.kv_heads * shape.slots, shape.head_dim)
     return both, both
+
+
+def _norm(weights: Mapping[str, Weight], eps: float) -> RMSNorm | LayerNorm:
+    """The norm before a half: LayerNorm where it has a bias."""
+    if "norm_bias" in weights:
+        return LayerNorm(weights["norm"].data, weights["norm_bias"].data, eps)
+    return RMSNorm(weights["norm"].data, eps)
+
+
+def _post_norm(weights: Mapping[str, Weight], eps: float) -> RMSNorm | None:
+    return RMSNorm(weights["post_norm"].data, eps) if "post_norm" in weights else None
 
 
 def _optional(weights: Mapping[str, Weight], name: str) -> Parameter | None:

@@ -7,79 +7,103 @@ Hugging Face's; MindFormers' names are translated into it before anything is rea
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from inference.errors import ConfigError
+from inference.models.rope import (
+    ROPE_KINDS,
+    RopeConfig,
+    longrope_attention_factor,
+    yarn_attention_factor,
+)
 
-# MindFormers' name -> Hugging Face's. `seq_length` stays: it is the length to run with, not the model's own limit.
-MINDFORMERS_NAMES = {
+# Other names of a key -> Hugging Face's usual one: MindFormers', and those of families that go their own way.
+# `seq_length` stays: it is the length to run with, not the model's own limit.
+OTHER_NAMES = {
     "num_layers": "num_hidden_layers",
     "num_heads": "num_attention_heads",
     "n_kv_heads": "num_key_value_heads",
-    "multi_query_group_num": "num_key_value_heads",
     "theta": "rope_theta",
     "max_position_embedding": "max_position_embeddings",
+    "qkv_has_bias": "qkv_bias",
+    "n_layer": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+    "n_embd": "hidden_size",
+    "n_embed": "hidden_size",
+    "n_inner": "intermediate_size",
+    "n_positions": "max_position_embeddings",
+    "ffn_hidden_size": "intermediate_size",
+    "kv_channels": "head_dim",
+    "padded_vocab_size": "vocab_size",
+    "add_qkv_bias": "qkv_bias",
+    "layernorm_epsilon": "rms_norm_eps",
+    "layer_norm_epsilon": "rms_norm_eps",
+    "hidden_activation": "hidden_act",
+    "activation_function": "hidden_act",
 }
-ACTIVATIONS = ("silu",)
+# The config's names of activations, and the kernels'.
+ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
 LAYER_TYPES = ("full_attention", "sliding_attention")
+# How tokens learn their positions; the names that configs give it, and ours.
+POSITIONS = {
+    "rope": "rope",
+    "partial_rope": "rope",
+    "alibi": "alibi",
+    "learned_absolute": "learned",
+}
 
 
 @dataclass(frozen=True)
-class RopeConfig:
-    """Rotary position embedding: base, and how its frequencies are scaled for longer contexts."""
+class Storage:
+    """How a family's checkpoints spell and lay out what the decoder block takes.
 
-    theta: float = 10000.0
-    kind: str = "default"
-    factor: float = 1.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_max_positions: int = 8192
+    Args:
+        names: (regular expression, its replacement), which turn a tensor's name into Llama's.
+        transposed: matrices of the layers are [in, out].
+        norm_offset: what is added to a norm's stored weights.
+        normalised_head: each row of the output head is divided by its length.
+        interleaved: rotary embedding turns neighbours (2i, 2i + 1) instead of (i, i + D / 2).
+        contiguous_qkv, interleaved_mlp: MindFormers' `w_qkv` and `w_gate_hidden`, which its releases lay out in two
+            ways: q, k and v one after the other or by key/value head; gate and up one after the other or row by row.
+    """
 
-    def inverse_frequencies(self, head_dim: int) -> np.ndarray:
-        """Angle per position of each rotated pair, float32 [head_dim / 2], in radians.
-
-        Source: RoFormer (Su et al. 2021), eq. 15; position interpolation (Chen et al. 2023); Llama 3.1's
-        frequency-dependent interpolation as its model card's `rope_scaling` fields define it.
-        """
-        exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-        frequencies = (1.0 / np.float32(self.theta) ** exponents).astype(np.float32)
-        return ROPE_KINDS[self.kind](self, frequencies)
-
-
-def _unscaled(rope: RopeConfig, frequencies: np.ndarray) -> np.ndarray:
-    return frequencies
-
-
-def _linear(rope: RopeConfig, frequencies: np.ndarray) -> np.ndarray:
-    return frequencies / np.float32(rope.factor)
-
-
-def _llama3(rope: RopeConfig, frequencies: np.ndarray) -> np.ndarray:
-    """Long wavelengths are interpolated, short ones kept, and those between are blended."""
-    wavelengths = 2 * math.pi / frequencies
-    turns = rope.original_max_positions / wavelengths
-    blend = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
-    blend = np.clip(blend, 0.0, 1.0)
-    return ((1 - blend) * frequencies / rope.factor + blend * frequencies).astype(np.float32)
-
-
-ROPE_KINDS: dict[str, Callable[[RopeConfig, np.ndarray], np.ndarray]] = {
-    "default": _unscaled,
-    "linear": _linear,
-    "llama3": _llama3,
-}
+    names: tuple[tuple[str, str], ...] = ()
+    transposed: bool = False
+    norm_offset: float = 0.0
+    normalised_head: bool = False
+    interleaved: bool = False
+    contiguous_qkv: bool = False
+    interleaved_mlp: bool = True
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes of a pre-norm decoder with rotary attention and a gated feed-forward.
+    """Sizes and parts of a pre-norm decoder.
 
-    `windows` has an entry a layer: how many positions back a token may look (itself included), None for all.
-    `context_length` is the most tokens a sequence may have, prompt and answer together.
+    Args:
+        windows: an entry a layer: how many positions back a token may look (itself included), None for all.
+        context_length: the most tokens a sequence may have, prompt and answer together.
+        rotary_size: elements of a head that rotary embedding turns; 0 for a model without.
+        local_rope: that of layers with a window, where they have one of their own.
+        attention_scale: of scores.
+        softcap, logit_softcap: bounds of scores and of logits; None for none.
+        activation: of the feed-forward, as in `kernels.shapes`.
+        gated: the feed-forward multiplies a gate and a second projection.
+        layer_norm: norms are LayerNorm with a bias, not RMSNorm.
+        post_norms: what attention and feed-forward give is normed before it is added, too.
+        alibi: scores fall with the distance of a position.
+        position_rows: rows of the table of learned positions; None for none.
+        embedding_scale: what embeddings are multiplied by.
     """
 
     architecture: str
@@ -97,8 +121,22 @@ class ModelConfig:
     qkv_bias: bool
     output_bias: bool
     mlp_bias: bool
+    down_bias: bool
     qk_norm: bool
     windows: tuple[int | None, ...]
+    rotary_size: int
+    attention_scale: float
+    local_rope: RopeConfig | None = None
+    softcap: float | None = None
+    logit_softcap: float | None = None
+    activation: str = "silu"
+    gated: bool = True
+    layer_norm: bool = False
+    post_norms: bool = False
+    alibi: bool = False
+    position_rows: int | None = None
+    embedding_scale: float = 1.0
+    storage: Storage = field(default_factory=Storage)
 
     @property
     def query_size(self) -> int:
@@ -115,23 +153,62 @@ class ModelConfig:
 
     @property
     def num_parameters(self) -> int:
+        """Of matrices and of norms as wide as the model; biases and the norms of heads are left out."""
         attention = self.hidden_size * (2 * self.query_size + 2 * self.kv_size)
-        layer = attention + 3 * self.hidden_size * self.intermediate_size + 2 * self.hidden_size
-        embeddings = self.vocab_size * self.hidden_size * (1 if self.tie_embeddings else 2)
-        return self.num_layers * layer + embeddings + self.hidden_size
+        feed_forward = (3 if self.gated else 2) * self.hidden_size * self.intermediate_size
+        layer = attention + feed_forward + (4 if self.post_norms else 2) * self.hidden_size
+        rows = self.vocab_size * (1 if self.tie_embeddings else 2) + (self.position_rows or 0)
+        return self.num_layers * layer + (rows + 1) * self.hidden_size
+
+    def rope_of(self, layer: int) -> RopeConfig:
+        """The rotary embedding of a layer."""
+        return self.local_rope if self.local_rope and self.windows[layer] else self.rope
+
+    def rotation(self, rope: RopeConfig) -> np.ndarray:
+        """Angle per position of each pair (i, i + D / 2) of a head, and its magnitude, float32 [2, D / 2].
+
+        Pairs that are not rotated have the angle 0.
+        """
+        table = np.zeros((2, self.head_dim // 2), np.float32)
+        table[1] = 1
+        pairs = self.rotary_size // 2
+        if pairs:
+            table[0, :pairs] = rope.inverse_frequencies(self.rotary_size)
+            table[1, :pairs] = rope.attention_factor
+        return table
 
 
 @dataclass(frozen=True)
 class Family:
-    """What differs between families that share the decoder block."""
+    """What differs between families that share the decoder block.
+
+    Args:
+        qkv_bias, output_bias, mlp_bias, down_bias: biases that are there whatever the config says.
+        attention_bias_on_output: `attention_bias` puts a bias on the output projection too.
+        sliding: which layers may have a window: none (never), all (always), those that the config's switches choose
+            (optional), or all but every n-th (pattern).
+        positions: rope, alibi, learned; or rope_or_alibi, which the config decides.
+        local_rope: layers with a window have a rotary base of their own.
+        scaled_embeddings: embeddings are multiplied by the root of the width.
+        defaults: values of the config's keys where it does not have them.
+    """
 
     name: str
     qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    down_bias: bool = False
     qk_norm: bool = False
-    # Llama's attention_bias puts a bias on the output projection too; Qwen's has none there.
     attention_bias_on_output: bool = False
-    # Which layers may have a sliding window: none, all, or those that the config's switches choose.
     sliding: str = "never"
+    positions: str = "rope"
+    local_rope: bool = False
+    gated: bool = True
+    layer_norm: bool = False
+    post_norms: bool = False
+    scaled_embeddings: bool = False
+    storage: Storage = field(default_factory=Storage)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Fields:
@@ -162,6 +239,9 @@ class Fields:
             raise self.error(key, "a positive number")
         return float(value)
 
+    def optional_number(self, key: str) -> float | None:
+        return None if self.get(key) is None else self.number(key, 1.0)
+
     def flag(self, key: str, default: bool) -> bool:
         value = self.get(key, default)
         if not isinstance(value, bool):
@@ -179,27 +259,60 @@ def lay_over(own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]
     top = translate_mindformers(given)
     if {"rope_theta", "rope_scaling"} & set(top) and isinstance(base.get("rope_parameters"), Mapping):
         scaling = dict(base.pop("rope_parameters"))
+        if isinstance(scaling.get("full_attention"), Mapping):
+            local = scaling.get("sliding_attention") or {}
+            base = {"rope_local_base_freq": local.get("rope_theta"), **base}
+            scaling = dict(scaling["full_attention"])
         base = {"rope_theta": scaling.pop("rope_theta", None), "rope_scaling": scaling, **base}
     return {**base, **top}
 
 
 def translate_mindformers(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The same architecture with Hugging Face's key names."""
-    out = {MINDFORMERS_NAMES.get(key, key): value for key, value in values.items()}
-    if "qkv_has_bias" in out:
-        out["qkv_bias"] = out.pop("qkv_has_bias")
+    """The same architecture with Hugging Face's usual key names."""
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        name = OTHER_NAMES.get(key, key)
+        # A null in one spelling does not undo a value in the other.
+        if value is not None or name not in out:
+            out[name] = value
+    if out.get("type") == "GPT2Config" and out.get("hidden_act") == "gelu":
+        # What MindSpore calls GELU is the approximation.
+        out["hidden_act"] = "gelu_new"
+    if out.pop("multi_query_attention", True) is False:
+        out.pop("multi_query_group_num", None)
+    groups = out.pop("multi_query_group_num", None)
+    if groups is not None:
+        out["num_key_value_heads"] = groups
     method = str(out.pop("extend_method", "None")).upper()
-    scaling = out.pop("scaling_factor", None)
-    if method == "PI" and scaling is not None:
-        out["rope_scaling"] = {"type": "linear", "factor": scaling}
-    elif method == "LLAMA3" and isinstance(scaling, Mapping):
-        out["rope_scaling"] = {**scaling, "rope_type": "llama3"}
-    elif method in ("PI", "LLAMA3"):
-        accepted = "a number" if method == "PI" else "a mapping with factor, low_freq_factor, high_freq_factor"
-        raise ConfigError(f"'scaling_factor' is {scaling!r}", f"for extend_method {method} it must be {accepted}")
-    elif method != "NONE":
-        raise ConfigError(f"extend_method '{method}' is not supported", "accepted: None, PI, LLAMA3")
+    if method not in EXTEND_METHODS:
+        raise ConfigError(f"extend_method '{method}' is not supported", f"accepted: {', '.join(EXTEND_METHODS)}")
+    factor = out.pop("scaling_factor", None)
+    wants = EXTEND_METHODS[method]
+    if wants is not None and (not isinstance(factor, wants) or isinstance(factor, bool)):
+        accepted = "a mapping with 'factor'" if wants is Mapping else "a number"
+        raise ConfigError(f"'scaling_factor' is {factor!r}", f"for extend_method {method} it must be {accepted}")
+    if method == "PI":
+        out["rope_scaling"] = {"type": "linear", "factor": factor}
+    elif method == "NTK":
+        # MindFormers multiplies the base itself.
+        out["rope_theta"] = (out.get("rope_theta") or 10000.0) * factor
+    elif method in ("LINEAR", "LLAMA3", "YARN"):
+        out["rope_scaling"] = {**factor, "rope_type": method.lower()}
+    elif method == "DYNAMIC_NTK":
+        out["rope_scaling"] = {"rope_type": "dynamic_ntk"}
     return out
+
+
+# MindFormers' ways to scale rotary embedding, and what `scaling_factor` must be for them.
+EXTEND_METHODS: dict[str, Any] = {
+    "NONE": None,
+    "PI": (int, float),
+    "NTK": (int, float),
+    "DYNAMIC_NTK": None,
+    "LINEAR": Mapping,
+    "LLAMA3": Mapping,
+    "YARN": Mapping,
+}
 
 
 def read_model_config(values: Mapping[str, Any], family: Family, architecture: str, where: str) -> ModelConfig:
@@ -212,7 +325,9 @@ def read_model_config(values: Mapping[str, Any], family: Family, architecture: s
     Raises:
         ConfigError: a size is missing or of the wrong type, or a feature is not supported.
     """
-    fields = Fields(translate_mindformers(values), where)
+    given = {key: value for key, value in translate_mindformers(values).items() if value is not None}
+    fields = Fields({**family.defaults, **given}, where)
+    _refuse(fields)
     activation = fields.get("hidden_act", "silu")
     if activation not in ACTIVATIONS:
         raise fields.error("hidden_act", f"one of {', '.join(ACTIVATIONS)}")
@@ -226,7 +341,12 @@ def read_model_config(values: Mapping[str, Any], family: Family, architecture: s
     if head_dim % 2:
         raise fields.error("head_dim", "even, because rotary embedding turns pairs")
     layers = fields.integer("num_hidden_layers")
-    attention_bias = fields.flag("attention_bias", False)
+    positions = _positions(fields, family)
+    attention_bias = fields.flag("attention_bias", fields.flag("bias", False))
+    every_bias = fields.flag("add_bias_linear", False)
+    mlp_bias = fields.flag("mlp_bias", False) or every_bias
+    context = _context_length(fields)
+    rope, local_rope = _ropes(fields, family, context)
     return ModelConfig(
         architecture=architecture,
         vocab_size=fields.integer("vocab_size"),
@@ -237,21 +357,108 @@ def read_model_config(values: Mapping[str, Any], family: Family, architecture: s
         num_kv_heads=kv_heads,
         head_dim=head_dim,
         norm_eps=fields.number("rms_norm_eps", 1e-6),
-        context_length=_context_length(fields),
-        rope=_rope(fields),
+        context_length=context,
+        rope=rope,
         tie_embeddings=fields.flag("tie_word_embeddings", False),
-        qkv_bias=fields.flag("qkv_bias", family.qkv_bias or attention_bias),
-        output_bias=attention_bias and family.attention_bias_on_output,
-        mlp_bias=fields.flag("mlp_bias", False),
+        qkv_bias=fields.flag("qkv_bias", family.qkv_bias or attention_bias or every_bias),
+        output_bias=family.output_bias or every_bias or (attention_bias and family.attention_bias_on_output),
+        mlp_bias=family.mlp_bias or mlp_bias,
+        down_bias=family.down_bias or mlp_bias,
         qk_norm=family.qk_norm,
         windows=_windows(fields, family, layers),
+        rotary_size=_rotary_size(fields, head_dim) if positions == "rope" else 0,
+        attention_scale=fields.number("query_pre_attn_scalar", head_dim) ** -0.5,
+        local_rope=local_rope,
+        softcap=fields.optional_number("attn_logit_softcapping"),
+        logit_softcap=fields.optional_number("final_logit_softcapping"),
+        activation=ACTIVATIONS[activation],
+        gated=family.gated,
+        layer_norm=family.layer_norm,
+        post_norms=family.post_norms,
+        alibi=positions == "alibi",
+        position_rows=_position_rows(fields) if positions == "learned" else None,
+        embedding_scale=hidden**0.5 if family.scaled_embeddings else 1.0,
+        storage=_storage(fields, family),
     )
 
 
+# Switches of families that change the arithmetic, and the values that we compute.
+_COMPUTED: dict[str, Any] = {
+    "apply_residual_connection_post_layernorm": False,
+    "post_layer_norm": True,
+    "rmsnorm": True,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "use_bidirectional_attention": False,
+    "embed_layernorm": False,
+    "add_cross_attention": False,
+}
+
+
+def _refuse(fields: Fields) -> None:
+    """Refuses what a family's config can ask for and no published model of it does."""
+    for key, value in _COMPUTED.items():
+        if fields.flag(key, value) is not value:
+            raise fields.error(key, f"{str(value).lower()}: the other value is not supported")
+
+
+def _positions(fields: Fields, family: Family) -> str:
+    given = fields.get("position_embedding_type")
+    if given is not None:
+        if not isinstance(given, str) or given not in POSITIONS:
+            raise fields.error("position_embedding_type", f"one of {', '.join(POSITIONS)}")
+        if POSITIONS[given] == "learned" or family.positions != "learned":
+            return POSITIONS[given]
+        raise fields.error("position_embedding_type", "learned_absolute for this family")
+    if family.positions == "rope_or_alibi":
+        # Models with rotary embedding state the positions that they were trained with, those with ALiBi only the
+        # length of their tokenizer.
+        return "rope" if fields.get("max_position_embeddings") is not None else "alibi"
+    return family.positions
+
+
+def _rotary_size(fields: Fields, head_dim: int) -> int:
+    """Elements of a head that are rotated."""
+    parameters = fields.get("rope_parameters")
+    parameters = parameters if isinstance(parameters, Mapping) else {}
+    factor = parameters.get("partial_rotary_factor", fields.get("partial_rotary_factor", 1.0))
+    if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 < factor <= 1:
+        raise ConfigError(f"{fields.where}: 'partial_rotary_factor' is {factor!r}", "it must be above 0 and at most 1")
+    size = int(head_dim * factor)
+    if size % 2 or not size:
+        raise ConfigError(f"{fields.where}: 'partial_rotary_factor' {factor} of a head of {head_dim} is no pairs")
+    return size
+
+
+def _position_rows(fields: Fields) -> int:
+    if fields.get("max_position_embeddings") is not None:
+        return fields.integer("max_position_embeddings")
+    return fields.integer("seq_length")
+
+
+def _storage(fields: Fields, family: Family) -> Storage:
+    stored = family.storage
+    normalised = stored.normalised_head and fields.get("vocab_size") != BAICHUAN1_VOCABULARY
+    return replace(
+        stored,
+        normalised_head=normalised,
+        # MindFormers' ChatGLM can be converted with its rows in our order.
+        interleaved=stored.interleaved and not fields.flag("use_rearrange_rope", False),
+        contiguous_qkv=fields.flag("use_contiguous_weight_layout_attention", False),
+        interleaved_mlp=fields.flag("use_interleaved_weight_layout_mlp", True),
+    )
+
+
+# Baichuan's first release has a plain output head, and nothing else in its config that tells.
+BAICHUAN1_VOCABULARY = 64000
+
+
 def _intermediate_size(fields: Fields, hidden: int) -> int:
-    """As given, or Llama's rule: two thirds of four times the width, scaled, rounded up to `multiple_of`."""
+    """As given, or a multiple of the width, or Llama's rule: 2/3 of 4 widths, scaled, rounded up to `multiple_of`."""
     if fields.get("intermediate_size") is not None:
         return fields.integer("intermediate_size")
+    if fields.get("multiple_of") is None and fields.get("expand_ratio") is not None:
+        return fields.integer("expand_ratio") * hidden
     if fields.get("multiple_of") is None:
         raise ConfigError(f"{fields.where}: neither 'intermediate_size' nor 'multiple_of' is given")
     width = 4 * hidden
@@ -262,39 +469,141 @@ def _intermediate_size(fields: Fields, hidden: int) -> int:
 
 
 def _context_length(fields: Fields) -> int:
-    limit = fields.get("max_position_embeddings")
+    """What the config asks for, and no more than the model can: its positions, times what scaling makes of them."""
+    keys = ("max_position_embeddings", "model_max_length", "training_seqlen")
+    own = next((key for key in keys if fields.get(key) is not None), None)
     length = fields.get("seq_length")
-    if limit is None and length is None:
+    if own is None and length is None:
         raise ConfigError(f"{fields.where}: neither 'max_position_embeddings' nor 'seq_length' is given")
-    if limit is None:
+    if own is None:
         return fields.integer("seq_length")
+    limit = fields.integer(own)
     if length is None:
-        return fields.integer("max_position_embeddings")
-    return min(fields.integer("seq_length"), fields.integer("max_position_embeddings"))
+        return limit
+    return min(fields.integer("seq_length"), max(limit, _scaled_limit(fields, limit)))
 
 
-def _rope(fields: Fields) -> RopeConfig:
+def _scaled_limit(fields: Fields, limit: int) -> int:
+    scaling = _scaling(fields)
+    if _kind(scaling) not in ("linear", "dynamic", "yarn"):
+        return limit
+    original = scaling.integer("original_max_position_embeddings", limit)
+    return int(original * scaling.number("factor", 1.0))
+
+
+def _scaling(fields: Fields) -> Fields:
     """transformers 4 writes `rope_theta` and `rope_scaling`; transformers 5 puts both into `rope_parameters`."""
     given = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
     if not isinstance(given, Mapping):
         raise fields.error("rope_scaling", "a mapping")
-    scaling = Fields(given, f"{fields.where}: rope_scaling")
+    # Of a model whose kinds of layers differ, the layers that see everything.
+    if isinstance(given.get("full_attention"), Mapping):
+        given = given["full_attention"]
+    return Fields(given, f"{fields.where}: rope_scaling")
+
+
+# Kinds that are read as another one.
+_RENAMED_KINDS = {"su": "longrope", "dynamic_ntk": "ntk"}
+
+
+def _kind(scaling: Fields) -> str:
     kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if isinstance(kind, str):
+        # Phi-3's first configs call their LongRoPE by other names.
+        kind = "longrope" if scaling.get("short_factor") is not None else _RENAMED_KINDS.get(kind, kind)
     if not isinstance(kind, str) or kind not in ROPE_KINDS:
         raise ConfigError(f"{scaling.where}: rope_type '{kind}' is not supported", f"accepted: {', '.join(ROPE_KINDS)}")
-    return RopeConfig(
-        theta=scaling.number("rope_theta", fields.number("rope_theta", 10000.0)),
+    return kind
+
+
+def _ropes(fields: Fields, family: Family, context: int) -> tuple[RopeConfig, RopeConfig | None]:
+    """The rotary embedding, and that of layers with a window where it differs."""
+    scaling = _scaling(fields)
+    kind = _kind(scaling)
+    theta = scaling.number("rope_theta", fields.number("rope_theta", 10000.0) * fields.number("rope_ratio", 1.0))
+    rope = RopeConfig(
+        theta=theta,
         kind=kind,
         factor=scaling.number("factor", 1.0),
         low_freq_factor=scaling.number("low_freq_factor", 1.0),
         high_freq_factor=scaling.number("high_freq_factor", 4.0),
         original_max_positions=scaling.integer("original_max_position_embeddings", 8192),
     )
+    if kind in ("dynamic", "yarn", "longrope"):
+        rope = _with_lengths(rope, fields, scaling, context)
+    elif kind == "ntk":
+        rope = _stretched(rope, fields, scaling, context)
+    if not family.local_rope:
+        return rope, None
+    nested = (fields.get("rope_parameters") or {}).get("sliding_attention") or {}
+    local = Fields(nested, f"{fields.where}: rope_parameters of sliding_attention")
+    if local.get("rope_type", "default") != "default":
+        raise local.error("rope_type", "default: layers with a window are not scaled")
+    return rope, RopeConfig(theta=local.number("rope_theta", fields.number("rope_local_base_freq", 10000.0)))
+
+
+def _with_lengths(rope: RopeConfig, fields: Fields, scaling: Fields, context: int) -> RopeConfig:
+    """Adds what the kinds need that depend on the model's lengths."""
+    limit = fields.integer("max_position_embeddings", context)
+    own = scaling.get("original_max_position_embeddings")
+    # Phi-3 has it beside the scaling, not in it. A scaling that does not say it begins at the model's own length.
+    place = scaling if own is not None else fields
+    original = limit if rope.kind == "dynamic" else place.integer("original_max_position_embeddings", limit)
+    rope = replace(rope, original_max_positions=original)
+    if rope.kind == "dynamic":
+        return replace(rope, length=context)
+    if rope.kind == "yarn":
+        # A weight of 0 is one that is not there.
+        mscales = (scaling.number(key, 1.0) if scaling.get(key) else None for key in ("mscale", "mscale_all_dim"))
+        factor = scaling.number("factor", limit / original)
+        return replace(
+            rope,
+            factor=factor,
+            attention_factor=scaling.number("attention_factor", yarn_attention_factor(factor, *mscales)),
+            beta_fast=scaling.number("beta_fast", 32.0),
+            beta_slow=scaling.number("beta_slow", 1.0),
+            truncate=scaling.flag("truncate", True),
+        )
+    factor = scaling.number("factor", limit / original)
+    return replace(
+        rope,
+        factor=factor,
+        length=context,
+        attention_factor=scaling.number("attention_factor", longrope_attention_factor(factor, original)),
+        short_factors=_factors(fields, scaling, "short_factor"),
+        long_factors=_factors(fields, scaling, "long_factor"),
+    )
+
+
+def _factors(fields: Fields, scaling: Fields, key: str) -> tuple[float, ...]:
+    head_dim = fields.integer("head_dim", fields.integer("hidden_size") // fields.integer("num_attention_heads"))
+    count = _rotary_size(fields, head_dim) // 2
+    factors = scaling.get(key)
+    is_list = isinstance(factors, (list, tuple)) and len(factors) == count
+    if not is_list or any(isinstance(f, bool) or not isinstance(f, (int, float)) or not f > 0 for f in factors):
+        raise scaling.error(key, f"a list of {count} positive numbers, one for each rotated pair")
+    return tuple(float(factor) for factor in factors)
+
+
+def _stretched(rope: RopeConfig, fields: Fields, scaling: Fields, context: int) -> RopeConfig:
+    """NTK scaling, by a factor that is given, or by TeleChat's and MindFormers' rule from the length.
+
+    The rule: the base grows by 2^n - 1 for n - 1 doublings of the length, begun ones included, and cosine and sine by a
+    tenth of the logarithm.
+    """
+    if scaling.get("factor") is not None:
+        return rope
+    trained = fields.integer("training_seqlen", fields.integer("max_position_embeddings", context))
+    base = fields.integer("base_seqlen", trained)
+    length = max(context, trained)
+    factor = max(1, 2 ** math.ceil(math.log2(length / base) + 1) - 1)
+    return replace(rope, factor=float(factor), attention_factor=1.0 + 0.1 * math.log(length / trained))
 
 
 def _windows(fields: Fields, family: Family, layers: int) -> tuple[int | None, ...]:
-    """`layer_types` decides where it is given; before transformers 4.53, `max_window_layers` did."""
-    slides = family.sliding == "always" or (family.sliding == "optional" and fields.flag("use_sliding_window", False))
+    """`layer_types` decides where it is given; before transformers 4.53, `max_window_layers` or a pattern did."""
+    slides = family.sliding in ("always", "pattern")
+    slides = slides or (family.sliding == "optional" and fields.flag("use_sliding_window", False))
     if not slides or fields.get("sliding_window") is None:
         return (None,) * layers
     window = fields.integer("sliding_window")
@@ -305,6 +614,9 @@ def _windows(fields: Fields, family: Family, layers: int) -> tuple[int | None, .
         if any(kind not in LAYER_TYPES for kind in kinds[:layers]):
             raise fields.error("layer_types", f"made of {' and '.join(LAYER_TYPES)}")
         return tuple(window if kind == "sliding_attention" else None for kind in kinds[:layers])
+    if family.sliding == "pattern":
+        every = fields.integer("sliding_window_pattern")
+        return tuple(window if (layer + 1) % every else None for layer in range(layers))
     first = 0 if family.sliding == "always" else fields.get("max_window_layers", layers)
     if type(first) is not int or first < 0:
         raise fields.error("max_window_layers", "the number of layers that see their whole context")

@@ -107,7 +107,7 @@ def _write_weights(
         destination = Destination(array, memory, formats[name], pack_into)
         for tensor, place in pairs:
             if place.parameter == name:
-                destination.write(tensor, place.first_row)
+                destination.write(tensor, place)
                 if progress:
                     progress(tensor)
         file.write(array.data)

@@ -5,7 +5,7 @@ Knows how layers are put together; the arithmetic is the kernels'. Takes and giv
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 
 import numpy as np
@@ -16,24 +16,29 @@ from inference.kernels.shapes import AttentionShape, FeedForwardShape, windows_o
 from inference.kernels.weight import Weight
 from inference.models.cache import LayerCache
 from inference.models.config import ModelConfig
-from inference.models.parameters import EMBEDDING, HEAD
+from inference.models.parameters import EMBEDDING, HEAD, POSITIONS
+from inference.models.rope import alibi_slopes
 
 # The kernels' name of each weight of a layer, and the checkpoint's.
 ATTENTION_WEIGHTS = {
     "norm": "input_layernorm.weight",
+    "norm_bias": "input_layernorm.bias",
     "qkv": "self_attn.qkv_proj.weight",
     "qkv_bias": "self_attn.qkv_proj.bias",
     "query_norm": "self_attn.q_norm.weight",
     "key_norm": "self_attn.k_norm.weight",
     "output": "self_attn.o_proj.weight",
     "output_bias": "self_attn.o_proj.bias",
+    "post_norm": "post_self_attn_layernorm.weight",
 }
 FEED_FORWARD_WEIGHTS = {
     "norm": "post_attention_layernorm.weight",
+    "norm_bias": "post_attention_layernorm.bias",
     "gate_up": "mlp.gate_up_proj.weight",
     "gate_up_bias": "mlp.gate_up_proj.bias",
     "down": "mlp.down_proj.weight",
     "down_bias": "mlp.down_proj.bias",
+    "post_norm": "post_mlp_layernorm.weight",
 }
 
 
@@ -41,9 +46,21 @@ def attention_shapes(
     config: ModelConfig, num_blocks: int, block_size: int, half_cache: bool = False
 ) -> list[AttentionShape]:
     """The attention layers of a model."""
-    heads = (config.num_heads, config.num_kv_heads, config.head_dim)
     return [
-        AttentionShape(config.hidden_size, *heads, config.norm_eps, window, num_blocks, block_size, half_cache)
+        AttentionShape(
+            config.hidden_size,
+            config.num_heads,
+            config.num_kv_heads,
+            config.head_dim,
+            config.norm_eps,
+            config.attention_scale,
+            window,
+            num_blocks,
+            block_size,
+            half_cache,
+            config.softcap,
+            alibi_slopes(config.num_heads) if config.alibi else None,
+        )
         for window in config.windows
     ]
 
@@ -53,19 +70,29 @@ def layer_halves(
     config: ModelConfig,
     shape: AttentionShape,
     mask_index: int,
+    rotations: Sequence[np.ndarray],
+    rotation_index: int,
     prefix: str,
     weights: Mapping[str, Weight],
     cache: LayerCache,
-    frequencies: np.ndarray,
 ) -> list:
-    """The two halves of a layer: x + attention(norm(x)), then x + feed_forward(norm(x))."""
+    """The two halves of a layer: x + attention(norm(x)), then x + feed_forward(norm(x)).
+
+    Args:
+        mask_index: which of the step's masks it takes.
+        rotations: the rotation tables that the model's layers share, of which it takes the one of `rotation_index`.
+    """
     attention, feed_forward = (
         {name: weights[prefix + theirs] for name, theirs in table.items() if prefix + theirs in weights}
         for table in (ATTENTION_WEIGHTS, FEED_FORWARD_WEIGHTS)
     )
-    sizes = FeedForwardShape(config.hidden_size, config.intermediate_size, config.norm_eps)
+    sizes = FeedForwardShape(
+        config.hidden_size, config.intermediate_size, config.norm_eps, config.activation, config.gated
+    )
+    caches = (cache.keys, cache.values)
+    rotation = rotations[rotation_index]
     return [
-        kernels.AttentionHalf(shape, frequencies, mask_index, attention, (cache.keys, cache.values)),
+        kernels.AttentionHalf(shape, rotation, mask_index, rotation_index, attention, caches),
         kernels.FeedForwardHalf(sizes, feed_forward),
     ]
 
@@ -88,19 +115,32 @@ class Decoder(nn.Cell):
         caches: list[LayerCache],
     ):
         super().__init__()
-        # One array for all layers, by which the kernels know that the angles are the same.
-        frequencies = np.ascontiguousarray(config.rope.inverse_frequencies(config.head_dim), np.float32)
-        self.geometry = kernels.StepGeometry(frequencies, shapes)
+        # One array for all layers that are alike, by which the kernels know that the angles are the same.
+        ropes = list(dict.fromkeys(config.rope_of(layer) for layer in range(config.num_layers)))
+        rotations = [config.rotation(rope) for rope in ropes]
+        self.geometry = kernels.StepGeometry(rotations, shapes)
         self.embedding = kernels.Embedding(weights[EMBEDDING], config.hidden_size)
+        self.embedding_scale = config.embedding_scale
+        self.has_positions = config.position_rows is not None
+        if self.has_positions:
+            self.position_embedding = kernels.Embedding(weights[POSITIONS], config.hidden_size)
         masks = windows_of(shapes)
         halves = []
         for index, (shape, cache) in enumerate(zip(shapes, caches, strict=True)):
             mask = masks.index(shape.window or 0)
-            halves += layer_halves(kernels, config, shape, mask, f"model.layers.{index}.", weights, cache, frequencies)
+            rotation = ropes.index(config.rope_of(index))
+            prefix = f"model.layers.{index}."
+            halves += layer_halves(kernels, config, shape, mask, rotations, rotation, prefix, weights, cache)
         self.layers = kernels.Halves(halves)
         head = weights[EMBEDDING if config.tie_embeddings else HEAD]
         self.head = kernels.OutputHead(
-            config.vocab_size, config.hidden_size, config.norm_eps, weights["model.norm.weight"], head
+            config.vocab_size,
+            config.hidden_size,
+            config.norm_eps,
+            weights["model.norm.weight"],
+            head,
+            weights.get("model.norm.bias"),
+            config.logit_softcap,
         )
         vector, matrix = Tensor(shape=[None], dtype=mstype.int32), Tensor(shape=[None, None], dtype=mstype.int32)
         self.set_inputs(vector, vector, vector, matrix, vector, matrix, vector, vector, vector)
@@ -119,4 +159,8 @@ class Decoder(nn.Cell):
     ) -> Tensor:
         geometry = self.geometry(positions, slots, block_tables, query_starts, query_index, token_index)
         x = self.embedding(tokens)  # [T, hidden]
+        if self.embedding_scale != 1:
+            x = x * self.embedding_scale
+        if self.has_positions:
+            x = x + self.position_embedding(positions)
         return self.head(self.layers(x, geometry), logits_index, logit_rows)

@@ -2,48 +2,80 @@
 
 Knows names and shapes only; never imports mindspore, so that a checkpoint that does not fit is refused at once.
 Hugging Face's names are kept. The network fuses q/k/v and gate/up into one matrix each, because one large product is
-faster than two or three small ones; a tensor's place says which rows of the fused parameter it fills.
+faster than two or three small ones; a tensor's place says which rows of the fused parameter it fills. What families
+store in another way (fused in another order, rotary pairs as neighbours, matrices the other way round, norms less one)
+is brought into the one order here, so that the kernels know one layout.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
 
 from inference.models.config import ModelConfig
+from inference.models.names import MINDFORMERS, Names
 
 
 @dataclass(frozen=True)
 class TensorPlace:
-    """One checkpoint tensor: its name and shape, and the rows of the network's parameter that it fills."""
+    """One checkpoint tensor, and the rows of the network's parameter that it fills.
+
+    Args:
+        name: of the tensor.
+        shape: that it has in the parameter.
+        first_row: of the parameter's rows.
+        order: of each row, the stored one that it is; None where they lie in the parameter's order.
+        transposed: it is stored [in, out].
+        offset: what is added to the stored values.
+        normalised: each row is divided by its length.
+    """
 
     name: str
     shape: tuple[int, ...]
     parameter: str
     first_row: int = 0
+    order: np.ndarray | None = field(default=None, compare=False, repr=False)
+    transposed: bool = False
+    offset: float = 0.0
+    normalised: bool = False
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """The shape that it has in the checkpoint."""
+        return self.shape[::-1] if self.transposed else self.shape
+
+    @property
+    def is_arranged(self) -> bool:
+        """Whether its rows are not simply those that are stored."""
+        return self.transposed or self.order is not None
+
+    def arranged(self, stored: np.ndarray) -> np.ndarray:
+        """The whole tensor, with its rows in the parameter's order."""
+        rows = stored.T if self.transposed else stored
+        return rows if self.order is None else rows[self.order]
+
+    @property
+    def is_computed(self) -> bool:
+        """Whether its values are not simply those that are stored."""
+        return self.normalised or self.offset != 0
+
+    def computed(self, rows: np.ndarray) -> np.ndarray:
+        """What becomes of some of its rows, float32."""
+        if self.normalised:
+            rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+        return (rows + self.offset if self.offset else rows).astype(np.float32, copy=False)
 
 
 EMBEDDING = "model.embed_tokens.weight"
+POSITIONS = "model.embed_positions.weight"
 HEAD = "lm_head.weight"
-# Buffers that older exporters saved beside the weights; they follow from the config.
-DERIVED = re.compile(r"\.rotary_emb\.(inv_freq|cos_cached|sin_cached)$|\.freqs_mgr\.")
-
-# MindFormers' Llama names, as its convert_weight writes them, and what they are called here.
-MINDFORMERS_PARTS = (
-    ("tok_embeddings.embedding_weight", "embed_tokens.weight"),
-    ("attention.wq.", "self_attn.q_proj."),
-    ("attention.wk.", "self_attn.k_proj."),
-    ("attention.wv.", "self_attn.v_proj."),
-    ("attention.wo.", "self_attn.o_proj."),
-    ("attention.q_norm.", "self_attn.q_norm."),
-    ("attention.k_norm.", "self_attn.k_norm."),
-    ("feed_forward.w1.", "mlp.gate_proj."),
-    ("feed_forward.w2.", "mlp.down_proj."),
-    ("feed_forward.w3.", "mlp.up_proj."),
-    ("attention_norm.", "input_layernorm."),
-    ("ffn_norm.", "post_attention_layernorm."),
-    ("norm_out.", "norm."),
+# Buffers that exporters saved beside the weights; they follow from the config.
+DERIVED = re.compile(
+    r"\.rotary_emb\.(inv_freq|cos_cached|sin_cached)$|\.rotary_pos_emb\.inv_freq$|\.freqs_mgr\.|\.attn\.(masked_)?bias$"
 )
 # Those of its newer style, of which a name may have several.
 MINDFORMERS_MCORE_PARTS = (
@@ -64,26 +96,32 @@ MINDFORMERS_MCORE_PARTS = (
 )
 
 
-def hugging_face_name(name: str) -> str:
-    """A checkpoint's tensor name in Hugging Face's spelling, whether it was MindFormers' or already that."""
-    if name.startswith(("decoder.layers.", "decoder.final_layernorm.", "embedding.", "output_layer.")):
-        for theirs, ours in MINDFORMERS_MCORE_PARTS:
-            name = name.replace(theirs, ours)
-        return name
-    for theirs, ours in MINDFORMERS_PARTS:
-        if theirs in name:
-            return name.replace(theirs, ours)
+def hugging_face_name(name: str, names: Names = ()) -> str:
+    """A checkpoint's tensor name in Hugging Face's spelling for Llama.
+
+    Args:
+        names: the family's own table.
+    """
+    for pattern, ours in (*names, *MINDFORMERS):
+        name = re.sub(pattern, ours, name)
     return name
 
 
-def tensor_places(config: ModelConfig) -> list[TensorPlace]:
-    """Every tensor that a checkpoint of this model holds, in the order of the layers."""
+def tensor_places(config: ModelConfig, stored: Container[str] = ()) -> list[TensorPlace]:
+    """Every tensor that a checkpoint of this model holds, in the order of the layers.
+
+    Args:
+        stored: names of a checkpoint, which decide between tensors that are apart and fused ones.
+    """
     places = [TensorPlace(EMBEDDING, (config.vocab_size, config.hidden_size), EMBEDDING)]
+    if config.position_rows:
+        places.append(TensorPlace(POSITIONS, (config.position_rows, config.hidden_size), POSITIONS))
     for layer in range(config.num_layers):
-        places.extend(_layer_places(config, f"model.layers.{layer}."))
-    places.append(TensorPlace("model.norm.weight", (config.hidden_size,), "model.norm.weight"))
+        places.extend(_layer_places(config, f"model.layers.{layer}.", stored))
+    places.extend(_norm(config, "model.norm"))
     if not config.tie_embeddings:
-        places.append(TensorPlace(HEAD, (config.vocab_size, config.hidden_size), HEAD))
+        shape = (config.vocab_size, config.hidden_size)
+        places.append(TensorPlace(HEAD, shape, HEAD, normalised=config.storage.normalised_head))
     return places
 
 
@@ -96,37 +134,138 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _layer_places(config: ModelConfig, prefix: str) -> Iterator[TensorPlace]:
+def _layer_places(config: ModelConfig, prefix: str, stored: Container[str]) -> Iterator[TensorPlace]:
     hidden, width = config.hidden_size, config.intermediate_size
-    query, kv = config.query_size, config.kv_size
     attention, mlp = f"{prefix}self_attn.", f"{prefix}mlp."
-    yield _whole(f"{prefix}input_layernorm.weight", (hidden,))
-    qkv = (("q_proj", query), ("k_proj", kv), ("v_proj", kv))
-    yield from _fused(attention, "qkv_proj.weight", [(f"{n}.weight", (rows, hidden)) for n, rows in qkv])
+    yield from _norm(config, f"{prefix}input_layernorm")
+    yield from _qkv_places(config, attention, "weight", (hidden,), stored)
     if config.qkv_bias:
-        yield from _fused(attention, "qkv_proj.bias", [(f"{n}.bias", (rows,)) for n, rows in qkv])
+        yield from _qkv_places(config, attention, "bias", (), stored)
     if config.qk_norm:
-        yield _whole(f"{attention}q_norm.weight", (config.head_dim,))
-        yield _whole(f"{attention}k_norm.weight", (config.head_dim,))
-    yield _whole(f"{attention}o_proj.weight", (hidden, query))
+        order = _head_order(config)
+        for name in ("q_norm", "k_norm"):
+            parameter = f"{attention}{name}.weight"
+            shape = (config.head_dim,)
+            yield TensorPlace(parameter, shape, parameter, order=order, offset=config.storage.norm_offset)
+    yield _matrix(config, f"{attention}o_proj.weight", (hidden, config.query_size))
     if config.output_bias:
         yield _whole(f"{attention}o_proj.bias", (hidden,))
-    yield _whole(f"{prefix}post_attention_layernorm.weight", (hidden,))
-    gate_up = (("gate_proj", width), ("up_proj", width))
-    yield from _fused(mlp, "gate_up_proj.weight", [(f"{n}.weight", (rows, hidden)) for n, rows in gate_up])
+    if config.post_norms:
+        yield from _norm(config, f"{prefix}post_self_attn_layernorm")
+    yield from _norm(config, f"{prefix}post_attention_layernorm")
+    yield from _gate_up_places(config, mlp, "weight", (hidden,), stored)
     if config.mlp_bias:
-        yield from _fused(mlp, "gate_up_proj.bias", [(f"{n}.bias", (rows,)) for n, rows in gate_up])
-    yield _whole(f"{mlp}down_proj.weight", (hidden, width))
-    if config.mlp_bias:
+        yield from _gate_up_places(config, mlp, "bias", (), stored)
+    yield _matrix(config, f"{mlp}down_proj.weight", (hidden, width))
+    if config.down_bias:
         yield _whole(f"{mlp}down_proj.bias", (hidden,))
+    if config.post_norms:
+        yield from _norm(config, f"{prefix}post_mlp_layernorm")
 
 
 def _whole(name: str, shape: tuple[int, ...]) -> TensorPlace:
     return TensorPlace(name, shape, name)
 
 
-def _fused(prefix: str, target: str, parts: list[tuple[str, tuple[int, ...]]]) -> Iterator[TensorPlace]:
-    row = 0
-    for name, shape in parts:
-        yield TensorPlace(prefix + name, shape, prefix + target, row)
-        row += shape[0]
+def _matrix(config: ModelConfig, name: str, shape: tuple[int, ...]) -> TensorPlace:
+    return TensorPlace(name, shape, name, transposed=config.storage.transposed)
+
+
+def _norm(config: ModelConfig, name: str) -> Iterator[TensorPlace]:
+    shape = (config.hidden_size,)
+    yield TensorPlace(f"{name}.weight", shape, f"{name}.weight", offset=config.storage.norm_offset)
+    if config.layer_norm:
+        yield _whole(f"{name}.bias", shape)
+
+
+def _qkv_places(
+    config: ModelConfig, prefix: str, end: str, tail: tuple[int, ...], stored: Container[str]
+) -> Iterator[TensorPlace]:
+    """The projections of queries, keys and values: apart, or in one of the fused layouts of `names`."""
+    parameter = f"{prefix}qkv_proj.{end}"
+    turned = _head_order(config)
+    heads, groups, share = config.num_heads, config.num_kv_heads, config.group_size
+    transposed = config.storage.transposed and bool(tail)
+
+    def place(name: str, first: int, *parts: tuple[Sequence[int], np.ndarray | None]) -> TensorPlace:
+        """Heads of a stored tensor, by number, and the order of the elements of each."""
+        rows = [_rows(numbers, order, config.head_dim) for numbers, order in parts]
+        order: np.ndarray | None = np.concatenate(rows)
+        if np.array_equal(order, np.arange(len(order))):
+            order = None
+        count = sum(len(some) for some in rows)
+        name = f"{prefix}{name}.{end}"
+        return TensorPlace(name, (count, *tail), parameter, first, order, transposed)
+
+    by_group = range(0, groups * (share + 2), share + 2)
+    grouped = (
+        ([start + i for start in by_group for i in range(share)], turned),
+        ([start + share for start in by_group], turned),
+        ([start + share + 1 for start in by_group], None),
+    )
+    stacked = (
+        (range(heads), turned),
+        (range(heads, heads + groups), turned),
+        (range(heads + groups, heads + 2 * groups), None),
+    )
+    layouts = {
+        "qkv_proj": stacked,
+        "grouped_qkv": grouped,
+        "w_qkv": stacked if config.storage.contiguous_qkv else grouped,
+    }
+    for name, parts in layouts.items():
+        if f"{prefix}{name}.{end}" in stored:
+            yield place(name, 0, *parts)
+            return
+    yield place("q_proj", 0, (range(heads), turned))
+    if f"{prefix}grouped_kv.{end}" in stored:
+        keys, values = range(0, 2 * groups, 2), range(1, 2 * groups, 2)
+        yield place("grouped_kv", config.query_size, (keys, turned), (values, None))
+        return
+    yield place("k_proj", config.query_size, (range(groups), turned))
+    yield place("v_proj", config.query_size + config.kv_size, (range(groups), None))
+
+
+def _gate_up_places(
+    config: ModelConfig, prefix: str, end: str, tail: tuple[int, ...], stored: Container[str]
+) -> Iterator[TensorPlace]:
+    """The feed-forward's gate and up: apart, or in one of the fused layouts of `names`."""
+    parameter, width = f"{prefix}gate_up_proj.{end}", config.intermediate_size
+    transposed = config.storage.transposed and bool(tail)
+    if not config.gated:
+        yield TensorPlace(f"{prefix}up_proj.{end}", (width, *tail), parameter, transposed=transposed)
+        return
+    for name in ("gate_up_proj", "w_gate_hidden"):
+        if f"{prefix}{name}.{end}" in stored:
+            in_turn = name == "w_gate_hidden" and config.storage.interleaved_mlp
+            order = np.r_[0 : 2 * width : 2, 1 : 2 * width : 2] if in_turn else None
+            yield TensorPlace(f"{prefix}{name}.{end}", (2 * width, *tail), parameter, 0, order, transposed)
+            return
+    yield TensorPlace(f"{prefix}gate_proj.{end}", (width, *tail), parameter, 0, transposed=transposed)
+    yield TensorPlace(f"{prefix}up_proj.{end}", (width, *tail), parameter, width, transposed=transposed)
+
+
+def _head_order(config: ModelConfig) -> np.ndarray | None:
+    """Of each element of a head, the stored one, so that the kernels rotate pairs (i, i + D / 2), unrotated ones last.
+
+    None where it is stored so.
+    """
+    return _turned(config.head_dim, config.rotary_size, config.storage.interleaved)
+
+
+@lru_cache
+def _turned(head_dim: int, rotary_size: int, interleaved: bool) -> np.ndarray | None:
+    half = rotary_size // 2
+    middle = (rotary_size + head_dim) // 2
+    if rotary_size == 0 or (rotary_size == head_dim and not interleaved):
+        return None
+    first, second = np.r_[0:half], np.r_[half:rotary_size]
+    if interleaved:
+        first, second = np.r_[0:rotary_size:2], np.r_[1:rotary_size:2]
+    return np.r_[first, rotary_size:middle, second, middle:head_dim]
+
+
+def _rows(heads: Sequence[int], order: np.ndarray | None, head_dim: int) -> np.ndarray:
+    """The rows of some heads of a tensor, each head's in an order."""
+    within = np.arange(head_dim) if order is None else order
+    return (np.array(heads)[:, None] * head_dim + within).reshape(-1)

@@ -6,21 +6,83 @@ A family is one line here, one reader of its config and, where its names differ,
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from inference.errors import ConfigError, did_you_mean
-from inference.models.config import Family, ModelConfig, read_model_config
+from inference.models import names
+from inference.models.config import Family, ModelConfig, Storage, read_model_config
 
 LLAMA = Family("llama", attention_bias_on_output=True)
 MISTRAL = Family("mistral", sliding="always")
 QWEN2 = Family("qwen2", qkv_bias=True, sliding="optional")
 QWEN3 = Family("qwen3", qk_norm=True, attention_bias_on_output=True, sliding="optional")
+GLM = Family("glm", storage=Storage(interleaved=True), defaults={"partial_rotary_factor": 0.5, "attention_bias": True})
+GLM4 = replace(GLM, name="glm4", post_norms=True)
+# ChatGLM 2 and 3, and GLM-4 9B in the same layout: `seq_length` is the model's own limit.
+CHATGLM = Family("chatglm", storage=Storage(names.CHATGLM, interleaved=True), defaults={"partial_rotary_factor": 0.5})
+BAICHUAN = Family("baichuan", positions="rope_or_alibi", storage=Storage(names.BAICHUAN, normalised_head=True))
+INTERNLM2 = Family("internlm2", attention_bias_on_output=True, storage=Storage(names.INTERNLM2))
+PHI3 = Family("phi3", sliding="always")
+_GEMMA = Family(
+    "gemma",
+    sliding="pattern",
+    post_norms=True,
+    scaled_embeddings=True,
+    attention_bias_on_output=True,
+    storage=Storage(names.GEMMA, norm_offset=1.0),
+)
+# What transformers' config classes assume where a published config.json says nothing.
+_GEMMA_DEFAULTS = {"head_dim": 256, "query_pre_attn_scalar": 256, "hidden_act": "gelu_pytorch_tanh"}
+_GEMMA_DEFAULTS |= {"tie_word_embeddings": True}
+GEMMA2 = replace(
+    _GEMMA,
+    name="gemma2",
+    defaults=_GEMMA_DEFAULTS
+    | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "sliding_window_pattern": 2},
+)
+GEMMA3 = replace(
+    _GEMMA,
+    name="gemma3",
+    qk_norm=True,
+    local_rope=True,
+    defaults=_GEMMA_DEFAULTS | {"rope_theta": 1e6, "sliding_window_pattern": 6},
+)
+GPT2 = Family(
+    "gpt2",
+    qkv_bias=True,
+    output_bias=True,
+    mlp_bias=True,
+    down_bias=True,
+    positions="learned",
+    gated=False,
+    layer_norm=True,
+    storage=Storage(names.GPT2, transposed=True),
+    defaults={"hidden_act": "gelu_new", "expand_ratio": 4, "rms_norm_eps": 1e-5, "tie_word_embeddings": True},
+)
+TELECHAT2 = Family(
+    "telechat2",
+    output_bias=True,
+    down_bias=True,
+    storage=Storage(names.TELECHAT),
+    defaults={"rope_scaling": {"rope_type": "dynamic_ntk"}},
+)
 
 ARCHITECTURES: dict[str, Family] = {
     "LlamaForCausalLM": LLAMA,
     "MistralForCausalLM": MISTRAL,
     "Qwen2ForCausalLM": QWEN2,
     "Qwen3ForCausalLM": QWEN3,
+    "GlmForCausalLM": GLM,
+    "Glm4ForCausalLM": GLM4,
+    "ChatGLMForConditionalGeneration": CHATGLM,
+    "BaichuanForCausalLM": BAICHUAN,
+    "InternLM2ForCausalLM": INTERNLM2,
+    "Phi3ForCausalLM": PHI3,
+    "Gemma2ForCausalLM": GEMMA2,
+    "Gemma3ForCausalLM": GEMMA3,
+    "GPT2LMHeadModel": GPT2,
+    "TeleChat2ForCausalLM": TELECHAT2,
 }
 
 # Other spellings of the same: Hugging Face's model_type, MindFormers' arch and config types.
@@ -35,6 +97,32 @@ ALIASES = {
     "ParallelQwenForCausalLM": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "Qwen3Config": "Qwen3ForCausalLM",
+    "glm": "GlmForCausalLM",
+    "glm4": "Glm4ForCausalLM",
+    "Glm4Config": "Glm4ForCausalLM",
+    "chatglm": "ChatGLMForConditionalGeneration",
+    "ChatGLMModel": "ChatGLMForConditionalGeneration",
+    "ChatGLM2Config": "ChatGLMForConditionalGeneration",
+    "ChatGLM2ForConditionalGeneration": "ChatGLMForConditionalGeneration",
+    "baichuan": "BaichuanForCausalLM",
+    "BaiChuanForCausalLM": "BaichuanForCausalLM",
+    "Baichuan7BV2ForCausalLM": "BaichuanForCausalLM",
+    "Baichuan13BV2ForCausalLM": "BaichuanForCausalLM",
+    "internlm2": "InternLM2ForCausalLM",
+    "InternLM2Config": "InternLM2ForCausalLM",
+    "Yi": "LlamaForCausalLM",
+    "YiForCausalLM": "LlamaForCausalLM",
+    "phi3": "Phi3ForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
+    "gpt2": "GPT2LMHeadModel",
+    "GPT2Config": "GPT2LMHeadModel",
+    "telechat": "TeleChat2ForCausalLM",
+    "telechat2": "TeleChat2ForCausalLM",
+    "TelechatForCausalLM": "TeleChat2ForCausalLM",
+    "TelechatConfig": "TeleChat2ForCausalLM",
+    "Telechat2Config": "TeleChat2ForCausalLM",
+    "Telechat2ForCausalLM": "TeleChat2ForCausalLM",
 }
 
 

@@ -22,6 +22,7 @@ from inference.models.parameters import (
     DERIVED,
     EMBEDDING,
     HEAD,
+    POSITIONS,
     TensorPlace,
     hugging_face_name,
     parameter_shapes,
@@ -46,8 +47,8 @@ def fit(checkpoint: Checkpoint, config: ModelConfig, path: Path) -> Pairs:
     Raises:
         CheckpointError: tensors are missing, unexpected or misshapen; all are counted and the first few listed.
     """
-    stored = _by_our_names(checkpoint, path)
-    places = tensor_places(config)
+    stored = _by_our_names(checkpoint, config, path)
+    places = tensor_places(config, stored)
     known = {place.name for place in places}
     if config.tie_embeddings:
         # Some exporters write the tied head a second time; it is the embedding.
@@ -55,10 +56,10 @@ def fit(checkpoint: Checkpoint, config: ModelConfig, path: Path) -> Pairs:
     missing = [place.name for place in places if place.name not in stored]
     unexpected = [name for name in stored if name not in known]
     misshapen = [
-        f"{place.name} is {list(stored[place.name].shape)}, the config says {list(place.shape)}"
+        f"{place.name} is {list(stored[place.name].shape)}, the config says {list(place.stored_shape)}"
         for place in places
         if place.name in stored
-        and (stored[place.name].shape, stored[place.name].dtype == PACKED) != (place.shape, False)
+        and (stored[place.name].shape, stored[place.name].dtype == PACKED) != (place.stored_shape, False)
     ]
     problems = [
         f"{len(names)} {kind}: {', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''}"
@@ -70,10 +71,10 @@ def fit(checkpoint: Checkpoint, config: ModelConfig, path: Path) -> Pairs:
     return [(stored[place.name], place) for place in places]
 
 
-def _by_our_names(checkpoint: Checkpoint, path: Path) -> Checkpoint:
+def _by_our_names(checkpoint: Checkpoint, config: ModelConfig, path: Path) -> Checkpoint:
     stored: Checkpoint = {}
     for name, tensor in checkpoint.items():
-        ours = hugging_face_name(name)
+        ours = hugging_face_name(name, config.storage.names)
         if ours in stored:
             raise CheckpointError(f"{path}: '{stored[ours].name}' and '{name}' are two spellings of one tensor")
         if not DERIVED.search(name):
@@ -117,19 +118,32 @@ class Destination:
     precision: Format
     pack_into: PackInto = pack_into
 
-    def write(self, tensor: StoredTensor, first_row: int) -> None:
-        """Reads a tensor into the rows from `first_row` on, converted to the format."""
+    def write(self, tensor: StoredTensor, place: TensorPlace) -> None:
+        """Reads a tensor into the rows of its place, converted to the format."""
         if tensor.dtype == PACKED:
             self._write_packed(tensor)
+        elif place.is_arranged:
+            rows = place.arranged(self._read(tensor, place))
+            self._write_rows(place.computed(rows) if place.is_computed else rows, place.first_row)
         elif self.memory is None:
-            rows = self.array[first_row : first_row + tensor.shape[0]]
+            rows = self.array[place.first_row : place.first_row + tensor.shape[0]]
             tensor.read_into(rows)
+            if place.is_computed:
+                rows[:] = place.computed(rows)
             self._round(rows)
         else:
             count = max(1, PACKED_AT_ONCE // tensor.shape[1])
             for begin in range(0, tensor.shape[0], count):
-                some = tensor.rows(begin, min(begin + count, tensor.shape[0]))
-                self.pack_into(self._read(some, self.memory), self.memory, self.array, first_row + begin)
+                rows = self._read(tensor.rows(begin, min(begin + count, tensor.shape[0])), place)
+                self._write_rows(place.computed(rows) if place.is_computed else rows, place.first_row + begin)
+
+    def _write_rows(self, rows: np.ndarray, first_row: int) -> None:
+        """Takes values, or elements of the memory's own type."""
+        if self.memory is not None:
+            self.pack_into(np.ascontiguousarray(rows), self.memory, self.array, first_row)
+            return
+        self.array[first_row : first_row + len(rows)] = rows
+        self._round(self.array[first_row : first_row + len(rows)])
 
     def write_values(self, values: np.ndarray) -> None:
         """Takes float32 values for the whole parameter."""
@@ -139,10 +153,10 @@ class Destination:
         else:
             self.pack_into(values, self.memory, self.array, 0)
 
-    @staticmethod
-    def _read(tensor: StoredTensor, memory: Format) -> np.ndarray:
-        """Its values, or its elements where the memory is of the same 16 bits."""
-        if tensor.dtype == memory.value and memory.item_size == 2:
+    def _read(self, tensor: StoredTensor, place: TensorPlace) -> np.ndarray:
+        """Its values, or its elements where the memory is of the same 16 bits and takes them as they are."""
+        memory = self.memory
+        if memory and tensor.dtype == memory.value and memory.item_size == 2 and not place.is_computed:
             elements = np.empty(tensor.shape, np.uint16)
             tensor.read_bytes_into(elements.view(np.uint8))
             return elements
@@ -172,11 +186,11 @@ class Destination:
 def formats_of(config: ModelConfig, weight_format: Format) -> dict[str, Format]:
     """The format of every parameter: matrices in `weight_format`, vectors in float32.
 
-    Embedding and output head, where a rounding touches every token of the answer, are int8 in an int4 model.
+    Embeddings and output head, where a rounding touches every token of the answer, are int8 in an int4 model.
     """
     ends = Format.INT8 if weight_format is Format.INT4 else weight_format
     return {
-        name: Format.FLOAT32 if len(shape) == 1 else ends if name in (EMBEDDING, HEAD) else weight_format
+        name: Format.FLOAT32 if len(shape) == 1 else ends if name in (EMBEDDING, POSITIONS, HEAD) else weight_format
         for name, shape in parameter_shapes(config).items()
     }
 
@@ -224,7 +238,7 @@ def load(
         progress: called after each tensor.
     """
     for tensor, place in pairs:
-        destinations[place.parameter].write(tensor, place.first_row)
+        destinations[place.parameter].write(tensor, place)
         if progress:
             progress(tensor)
 

@@ -77,8 +77,8 @@ WRONG_VALUES = [
         "x.yaml:3: model.model_config.compute_dtype must be 'float32', 'float16', 'bfloat16' or 'int8', got 'fp16'",
     ),
     (
-        f"{MODEL}    add_bias_linear: True\n",
-        "x.yaml:3: model.model_config.add_bias_linear is not supported yet except as false, got true",
+        f"{MODEL}    attn_proj_has_bias: True\n",
+        "x.yaml:3: model.model_config.attn_proj_has_bias is not supported yet except as false, got true",
     ),
     (
         f"{MODEL}    scaling_factor: x\n",

@@ -23,8 +23,10 @@ def settings_of(**model: object) -> ModelSettings:
 def test_every_key_of_a_config_json_is_known(path: Path) -> None:
     given = json.loads(path.read_text())
     architecture = settings_of(**given).given_architecture()
-    assert architecture == {name: value for name, value in given.items() if name in ARCHITECTURE_KEYS}
-    assert {"hidden_size", "num_hidden_layers", "vocab_size"} <= architecture.keys()
+    named = {RENAMED.get((*MODEL, name), (name,))[-1]: value for name, value in given.items()}
+    assert architecture == {name: value for name, value in named.items() if name in ARCHITECTURE_KEYS}
+    assert {"hidden_size", "vocab_size"} <= architecture.keys()
+    assert {"num_hidden_layers", "num_layers"} & architecture.keys()
 
 
 def test_there_are_config_files_to_read() -> None:
@@ -48,7 +50,9 @@ def test_plain_values() -> None:
 
 @pytest.mark.parametrize(("old", "new"), [(old[-1], new[-1]) for old, new in RENAMED.items() if old[:2] == MODEL])
 def test_other_names(old: str, new: str) -> None:
-    value = "float16" if new.endswith("type") else True if new.endswith("bias") else 1
+    value = (
+        "float16" if new.endswith("type") else True if new.endswith("bias") else "silu" if new == "hidden_act" else 1
+    )
     assert settings_of(**{old: value}).given() == {new: value}
 
 

@@ -73,21 +73,33 @@ double compare_products(const char *set) {
   return worst;
 }
 
-// An attention half and a feed-forward half on two sequences of 20 and 3 tokens; records as in library.cpp.
+int64_t bits_of(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  return bits;
+}
+
+// Two layers on two sequences of 20 and 3 tokens, the second with every option; records as in library.cpp.
 double compare_layers(const char *set, bool half_cache) {
   constexpr int64_t hidden = 48, heads = 6, kv_heads = 2, size = 10, block = 16, width = 50, tokens = 23;
-  const float eps = 1e-5f;
-  int32_t bits;
-  std::memcpy(&bits, &eps, 4);
+  constexpr int64_t RECORD = 32;
+  const int64_t eps = bits_of(1e-5f), scale = bits_of(0.3f), cap = bits_of(2.0f);
   kernels_use("plain");
   const auto qkv = packed(FLOAT32, (heads + 2 * kv_heads) * size, hidden), output = packed(FLOAT16, hidden, heads * size);
   const auto gate_up = packed(BFLOAT16, 2 * width, hidden), down = packed(FLOAT32, hidden, width);
-  const auto norm = random(hidden), frequencies = random(size / 2), x = random(tokens * hidden);
+  const auto up = packed(FLOAT32, width, hidden);
+  const auto norm = random(hidden), bias = random(hidden), rotation = random(size), slopes = random(heads);
+  const auto x = random(tokens * hidden);
   std::vector<float> keys(8 * kv_heads * size * block), values(keys.size());
-  const int64_t program[48] = {
-      0, hidden, heads, kv_heads, size, block, 12, half_cache, bits, address(norm), address(frequencies),
-      FLOAT32, address(qkv), 0, 0, 0, FLOAT16, address(output), 0, address(keys), address(values), 0, 0, 0,
-      1, hidden, width, bits, address(norm), BFLOAT16, address(gate_up), 0, FLOAT32, address(down), 0};
+  const int64_t program[4][RECORD] = {
+      {0, hidden, heads, kv_heads, size, block, 12, half_cache, eps, address(norm), address(rotation),
+       FLOAT32, address(qkv), 0, 0, 0, FLOAT16, address(output), 0, address(keys), address(values), scale},
+      {1, hidden, width, eps, SILU, 1, address(norm), 0, BFLOAT16, address(gate_up), 0, FLOAT32, address(down), 0},
+      {0, hidden, heads, kv_heads, size, block, 0, half_cache, eps, address(norm), address(rotation),
+       FLOAT32, address(qkv), 0, 0, 0, FLOAT16, address(output), 0, address(keys), address(values), scale, cap,
+       address(slopes), address(bias), address(norm)},
+      {1, hidden, width, eps, GELU_TANH, 0, address(norm), address(bias), FLOAT32, address(up), 0, FLOAT32,
+       address(down), 0, address(norm)}};
   std::vector<int32_t> positions, slots;
   const int32_t tables[4] = {3, 5, 1, 0}, starts[3] = {0, 20, 23};
   for (int32_t t = 0; t < tokens; t++) {
@@ -99,7 +111,7 @@ double compare_layers(const char *set, bool half_cache) {
   const char *sets[2] = {"plain", set};
   for (int run = 0; run < 2; run++) {
     kernels_use(sets[run]);
-    kernels_halves(program, 48, tokens, 2, 2, positions.data(), slots.data(), tables, starts, results[run].data());
+    kernels_halves(program[0], 4 * RECORD, tokens, 2, 2, positions.data(), slots.data(), tables, starts, results[run].data());
   }
   return difference(results[1], results[0]);
 }

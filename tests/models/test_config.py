@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference.errors import ConfigError
-from inference.models.config import ModelConfig, RopeConfig, lay_over
+from inference.models.config import ModelConfig, RopeConfig, lay_over, translate_mindformers
 from inference.models.registry import ALIASES, ARCHITECTURES, model_config_from
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
@@ -28,6 +29,19 @@ LLAMA = {
     "rms_norm_eps": 1e-5,
 }
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+YARN_ROPE = RopeConfig(10000.0, "yarn", 4.0, original_max_positions=64, attention_factor=0.1 * math.log(4) + 1)
+LONGROPE = {"type": "longrope", "short_factor": [1.0, 1.1, 1.2, 1.5], "long_factor": [1.0, 2.0, 3.0, 4.0]}
+LONGROPE_ROPE = RopeConfig(
+    10000.0,
+    "longrope",
+    4.0,
+    original_max_positions=64,
+    attention_factor=math.sqrt(1 + math.log(4) / math.log(64)),
+    short_factors=(1.0, 1.1, 1.2, 1.5),
+    long_factors=(1.0, 2.0, 3.0, 4.0),
+    length=256,
+)
 LLAMA3_ROPE = RopeConfig(10000.0, "llama3", 8.0, 1.0, 4.0, 8192)
 
 
@@ -42,14 +56,16 @@ def family(name: str, **changes: object) -> ModelConfig:
 
 @pytest.mark.parametrize("path", sorted(GOLDENS.glob("*/config.json")), ids=lambda path: path.parent.name)
 def test_sizes_of_the_golden_models(path: Path) -> None:
-    values = json.loads(path.read_text())
-    config = model_config_from(values, str(path))
+    own = json.loads(path.read_text())
+    values = {"tie_word_embeddings": own["model_type"] in ("gemma2", "gpt2"), **translate_mindformers(own)}
+    config = model_config_from(own, str(path))
     assert config.hidden_size == values["hidden_size"] and config.num_layers == values["num_hidden_layers"]
     assert config.num_heads == 4 and config.vocab_size == 128 and config.context_length == 256
     assert config.tie_embeddings == values["tie_word_embeddings"]
     assert config.query_size == config.num_heads * config.head_dim
     assert config.group_size == config.num_heads // config.num_kv_heads
-    assert config.qk_norm == (values["model_type"] == "qwen3") and config.qkv_bias == (values["model_type"] == "qwen2")
+    assert config.qk_norm == (values["model_type"] in ("qwen3", "gemma3_text"))
+    assert config.qkv_bias == (path.parent.name in ("qwen2", "qwen2_tied", "glm", "chatglm3", "gpt2"))
 
 
 class TestRope:
@@ -70,6 +86,28 @@ class TestRope:
             ({"extend_method": "None", "scaling_factor": 8.0}, RopeConfig()),
             ({"extend_method": "PI", "scaling_factor": 2.0}, RopeConfig(kind="linear", factor=2.0)),
             ({"extend_method": "LLAMA3", "scaling_factor": LLAMA3}, LLAMA3_ROPE),
+            ({"extend_method": "LINEAR", "scaling_factor": {"factor": 2.0}}, RopeConfig(kind="linear", factor=2.0)),
+            ({"extend_method": "NTK", "scaling_factor": 2.0}, RopeConfig(theta=20000.0)),
+            ({"rope_ratio": 50}, RopeConfig(theta=500000.0)),
+            ({"rope_scaling": {"type": "ntk", "factor": 3.0}}, RopeConfig(kind="ntk", factor=3.0)),
+            (
+                {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
+                RopeConfig(kind="dynamic", factor=2.0, original_max_positions=256, length=256),
+            ),
+            ({"rope_scaling": YARN}, YARN_ROPE),
+            ({"extend_method": "YARN", "scaling_factor": YARN}, YARN_ROPE),
+            (
+                {"rope_scaling": {**YARN, "mscale": 1.0, "mscale_all_dim": 0.5}},
+                replace(YARN_ROPE, attention_factor=(0.1 * math.log(4) + 1) / (0.05 * math.log(4) + 1)),
+            ),
+            ({"rope_scaling": {**YARN, "attention_factor": 1.5}}, replace(YARN_ROPE, attention_factor=1.5)),
+            ({"original_max_position_embeddings": 64, "rope_scaling": LONGROPE}, LONGROPE_ROPE),
+            ({"original_max_position_embeddings": 64, "rope_scaling": {**LONGROPE, "type": "su"}}, LONGROPE_ROPE),
+            # Up to the original length the short factors, and still the magnitude.
+            (
+                {"original_max_position_embeddings": 64, "rope_scaling": LONGROPE, "seq_length": 64},
+                replace(LONGROPE_ROPE, length=64),
+            ),
         ],
     )
     def test_spellings(self, keys: dict, rope: RopeConfig) -> None:
@@ -80,18 +118,29 @@ class TestRope:
         ("keys", "message"),
         [
             (
-                {"rope_scaling": {"rope_type": "yarn", "factor": 4}},
-                "rope_type 'yarn' is not supported; accepted: .*llama3",
+                {"rope_scaling": {"rope_type": "xpos", "factor": 4}},
+                "rope_type 'xpos' is not supported; accepted: .*llama3, yarn",
             ),
-            ({"rope_scaling": {"type": "dynamic"}}, "rope_type 'dynamic' is not supported"),
-            ({"rope_parameters": {"rope_type": "longrope"}}, "rope_type 'longrope' is not supported"),
+            (
+                {"rope_parameters": {"rope_type": "longrope"}},
+                "'short_factor' is None; it must be a list of 4 positive numbers",
+            ),
+            ({"rope_scaling": {"type": "su", "short_factor": [1, 1, 1, 1], "long_factor": [1, 2, 3]}}, "'long_factor'"),
+            ({"rope_scaling": {"type": "su", "short_factor": [1, 1, 1, 0], "long_factor": [1] * 4}}, "'short_factor'"),
+            ({"rope_scaling": {"type": "yarn", "factor": 4, "truncate": 1}}, "'truncate' is 1"),
             ({"rope_scaling": {"rope_type": ["linear"]}}, "rope_type '.*' is not supported"),
             ({"rope_scaling": "linear"}, "rope_scaling"),
             ({"rope_scaling": {"type": "linear", "factor": 0}}, "'factor' is 0; it must be a positive number"),
             ({"rope_scaling": {"type": "linear", "factor": "4"}}, "'factor' is '4'"),
             ({"rope_theta": -1}, "'rope_theta' is -1"),
-            ({"extend_method": "NTK", "scaling_factor": 2.0}, "extend_method 'NTK' is not supported"),
+            (
+                {"extend_method": "XPOS", "scaling_factor": 2.0},
+                "extend_method 'XPOS' is not supported; accepted: .*YARN",
+            ),
             ({"extend_method": "LLAMA3", "scaling_factor": 8.0}, "scaling_factor"),
+            ({"extend_method": "NTK", "scaling_factor": {"factor": 2.0}}, "'scaling_factor' .* must be a number"),
+            ({"partial_rotary_factor": 1.5}, "'partial_rotary_factor' is 1.5"),
+            ({"partial_rotary_factor": 0.1}, "'partial_rotary_factor' 0.1 of a head of 8 is no pairs"),
             ({"extend_method": "LLAMA3"}, "scaling_factor"),
             ({"extend_method": "PI"}, "scaling_factor"),
         ],
@@ -99,6 +148,56 @@ class TestRope:
     def test_what_is_refused(self, keys: dict, message: str) -> None:
         with pytest.raises(ConfigError, match=message):
             read(**keys)
+
+    @pytest.mark.parametrize(
+        ("keys", "length"),
+        [
+            ({"rope_scaling": {"type": "linear", "factor": 4.0}}, 256),
+            ({"rope_scaling": {"type": "linear", "factor": 4.0}, "seq_length": 2000}, 1024),
+            ({"rope_scaling": {"type": "dynamic", "factor": 2.0}, "seq_length": 500}, 500),
+            ({"rope_scaling": YARN, "seq_length": 2000}, 256),
+            ({"rope_scaling": {"type": "yarn", "factor": 4.0}, "seq_length": 2000}, 1024),
+            ({"rope_scaling": {"rope_type": "llama3", **LLAMA3}, "seq_length": 2000}, 256),
+        ],
+    )
+    def test_scaling_allows_longer_sequences_where_they_are_asked_for(self, keys: dict, length: int) -> None:
+        assert read(**keys).context_length == length
+
+    @pytest.mark.parametrize("dim", [16, 64, 96, 128])
+    def test_frequencies_of_scaled_kinds(self, dim: int) -> None:
+        """Each rule, pair by pair, in another form than the code's."""
+        plain = [500000.0 ** -(2 * i / dim) for i in range(dim // 2)]
+        ntk = RopeConfig(500000.0, "ntk", 4.0).inverse_frequencies(dim)
+        assert ntk[0] == pytest.approx(1) and ntk[-1] == pytest.approx(plain[-1] / 4, rel=1e-4)
+        short, long = (RopeConfig(500000.0, "dynamic", 4.0, 1.0, 4.0, 8192, length=n) for n in (4096, 16384))
+        np.testing.assert_allclose(short.inverse_frequencies(dim), plain, rtol=1e-5)
+        # Of a context twice as long 4 * 2 - 3 is left of the factor, as far as the longest wave goes.
+        assert long.inverse_frequencies(dim)[-1] == pytest.approx(plain[-1] / 5, rel=1e-4)
+        yarn = RopeConfig(500000.0, "yarn", 8.0, original_max_positions=8192, truncate=False).inverse_frequencies(dim)
+        for found, frequency in zip(yarn, plain, strict=True):
+            turns = 8192 * frequency / (2 * math.pi)
+            # By the number of the pair, between the pairs that turn 32 times and once.
+            blend = np.clip(math.log(32 / turns) / math.log(32), 0, 1)
+            assert found == pytest.approx(frequency * (1 - blend + blend / 8), rel=1e-4)
+
+    def test_longrope_takes_the_factors_of_its_length(self) -> None:
+        for length, factors in ((64, (1.0, 1.1, 1.2, 1.5)), (65, (1.0, 2.0, 3.0, 4.0))):
+            found = replace(LONGROPE_ROPE, length=length).inverse_frequencies(8)
+            np.testing.assert_allclose(found, RopeConfig().inverse_frequencies(8) / np.array(factors), rtol=1e-6)
+
+    @pytest.mark.parametrize(
+        ("trained", "base", "length", "factor", "magnitude"),
+        [
+            (8192, 8192, 8192, 1, 1.0),
+            (8192, 8192, 4096, 1, 1.0),
+            (32768, 8192, 8192, 7, 1.0),
+            (8192, 8192, 16384, 3, 1 + 0.1 * math.log(2)),
+        ],
+    )
+    def test_telechats_rule(self, trained: int, base: int, length: int, factor: int, magnitude: float) -> None:
+        keys = {"training_seqlen": trained, "base_seqlen": base, "seq_length": length, "max_position_embeddings": 16384}
+        rope = family("TelechatForCausalLM", **keys).rope
+        assert (rope.kind, rope.factor, rope.attention_factor) == ("ntk", factor, pytest.approx(magnitude))
 
     def test_plain_frequencies(self) -> None:
         expected = [10000.0 ** -(2 * i / 16) for i in range(8)]
@@ -209,6 +308,42 @@ class TestSizes:
         small = ("bias", "q_norm.weight", "k_norm.weight")
         assert config.num_parameters == sum(math.prod(t.shape) for t in stored if not t.name.endswith(small))
 
+    def test_families_that_go_their_own_way(self) -> None:
+        gemma = family("Gemma2ForCausalLM", intermediate_size=48, sliding_window=12, query_pre_attn_scalar=24)
+        assert (gemma.windows, gemma.head_dim, gemma.attention_scale) == ((12, None, 12), 256, 24**-0.5)
+        assert (gemma.softcap, gemma.logit_softcap, gemma.embedding_scale) == (50.0, 30.0, 32**0.5)
+        assert gemma.tie_embeddings and gemma.post_norms and gemma.activation == "gelu_tanh"
+        gemma = family("Gemma3ForCausalLM", sliding_window=12, num_hidden_layers=6, rope_local_base_freq=100.0)
+        assert gemma.windows == (12,) * 5 + (None,) and gemma.qk_norm and gemma.softcap is None
+        assert [gemma.rope_of(layer).theta for layer in (0, 5)] == [100.0, 1e6]
+        gpt2 = family("GPT2LMHeadModel", intermediate_size="absent", n_inner=None)
+        assert (gpt2.intermediate_size, gpt2.position_rows, gpt2.rotary_size) == (128, 256, 0)
+        assert gpt2.layer_norm and not gpt2.gated and gpt2.tie_embeddings and gpt2.activation == "gelu_tanh"
+        rotary, alibi = (
+            family("BaichuanForCausalLM", **keys)
+            for keys in ({}, {"max_position_embeddings": "absent", "model_max_length": 99})
+        )
+        assert (rotary.alibi, rotary.rotary_size, alibi.alibi, alibi.rotary_size) == (False, 8, True, 0)
+        assert alibi.context_length == 99 and alibi.storage.normalised_head
+        assert not family("BaiChuanForCausalLM", vocab_size=64000).storage.normalised_head
+        glm = family("Glm4ForCausalLM", head_dim=16)
+        assert (glm.rotary_size, glm.post_norms, glm.storage.interleaved, glm.output_bias) == (8, True, True, False)
+        assert not family("chatglm", use_rearrange_rope=True).storage.interleaved
+
+    def test_mindformers_spelling_of_other_families(self) -> None:
+        theirs = {"type": "GPT2Config", "seq_length": 256, "vocab_size": 128, "hidden_size": 32, "num_layers": 2}
+        theirs |= {"num_heads": 4, "expand_ratio": 4, "hidden_act": "gelu", "layernorm_epsilon": 1e-5}
+        ours = {"architectures": ["GPT2LMHeadModel"], "n_positions": 256, "vocab_size": 128, "n_embd": 32, "n_layer": 2}
+        ours |= {"n_head": 4, "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5}
+        assert model_config_from(theirs, "predict.yaml") == model_config_from(ours, "config.json")
+        golden = GOLDENS / "chatglm3/config.json"
+        theirs = {**json.loads(golden.read_text()), "type": "ChatGLM2Config"}
+        del theirs["architectures"], theirs["model_type"]
+        assert model_config_from(theirs, "predict.yaml") == model_config_from(
+            json.loads(golden.read_text()), "config.json"
+        )
+        assert model_config_from({**theirs, "multi_query_attention": False}, "predict.yaml").num_kv_heads == 4
+
     @pytest.mark.parametrize(
         ("keys", "message"),
         [
@@ -224,7 +359,11 @@ class TestSizes:
             ),
             ({"num_attention_heads": 5, "num_key_value_heads": 5}, r"divisor of hidden_size \(32\), or head_dim must"),
             ({"head_dim": 7}, "'head_dim' is 7; it must be even"),
-            ({"hidden_act": "gelu"}, "'hidden_act' is 'gelu'; it must be one of silu"),
+            ({"hidden_act": "relu"}, "'hidden_act' is 'relu'; it must be one of silu, .*gelu_new"),
+            ({"position_embedding_type": "xpos"}, "'position_embedding_type' is 'xpos'; it must be one of rope"),
+            ({"rmsnorm": False}, "'rmsnorm' is False; it must be true"),
+            ({"scale_attn_by_inverse_layer_idx": True}, "'scale_attn_by_inverse_layer_idx' is True; it must be false"),
+            ({"attn_logit_softcapping": 0}, "'attn_logit_softcapping' is 0; it must be a positive number"),
             ({"rms_norm_eps": -1e-5}, "'rms_norm_eps' is -1e-05"),
             ({"rms_norm_eps": math.nan}, "'rms_norm_eps' is nan"),
             ({"tie_word_embeddings": "yes"}, "'tie_word_embeddings' is 'yes'; it must be true or false"),
@@ -326,7 +465,7 @@ class TestArchitecture:
                 {"architectures": ["LlamaForCasualLM"]},
                 "'LlamaForCasualLM' is not supported; did you mean 'LlamaForCausalLM'",
             ),
-            ({"architectures": ["T5ForConditionalGeneration"]}, "is not supported; this release runs LlamaForCausalLM"),
+            ({"architectures": ["T5ForConditionalGeneration"]}, "is not supported; .*this release runs LlamaForCausalLM"),
             ({"architectures": []}, "no architecture is named"),
             ({"architectures": {}}, "no architecture is named"),
             ({"architectures": "absent"}, "no architecture is named"),

@@ -164,7 +164,7 @@ class TestWhatDoesNotFit:
             ({"num_kv_heads": 1}, r"k_proj.weight is \[32, 32\], the config says \[8, 32\]"),
             ({"qk_norm": True}, "4 missing: .*q_norm"),
             ({"qkv_bias": True}, "6 missing: .*q_proj.bias"),
-            ({"mlp_bias": True}, "6 missing: .*gate_proj.bias"),
+            ({"mlp_bias": True, "down_bias": True}, "6 missing: .*gate_proj.bias"),
             ({"output_bias": True}, "2 missing: .*o_proj.bias"),
         ],
     )

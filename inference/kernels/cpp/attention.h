@@ -28,6 +28,30 @@ inline void rms_norm_row(const float *x, const float *weight, int64_t width, flo
   for (; i < width; i++) out[i] = x[i] * scale * weight[i];
 }
 
+// (x - mean) / sqrt(variance + eps) * weight + bias (Ba et al. 2016).
+inline void layer_norm_row(const float *x, const float *weight, const float *bias, int64_t width, float eps,
+                           float *out) {
+  VecF sums = zero();
+  int64_t i = 0;
+  for (; i + LANES <= width; i += LANES) sums += load(x + i);
+  float sum = sum_lanes(sums);
+  for (; i < width; i++) sum += x[i];
+  const float mean = sum / float(width);
+  VecF squares = zero();
+  for (i = 0; i + LANES <= width; i += LANES) squares += (load(x + i) - mean) * (load(x + i) - mean);
+  float square = sum_lanes(squares);
+  for (; i < width; i++) square += (x[i] - mean) * (x[i] - mean);
+  const float scale = 1.0f / std::sqrt(square / float(width) + eps);
+  for (i = 0; i + LANES <= width; i += LANES)
+    store(out + i, (load(x + i) - mean) * scale * load(weight + i) + load(bias + i));
+  for (; i < width; i++) out[i] = multiply_add((x[i] - mean) * scale, weight[i], bias[i]);
+}
+
+inline void norm_row(const float *x, const float *weight, const float *bias, int64_t width, float eps, float *out) {
+  if (bias) layer_norm_row(x, weight, bias, width, eps, out);
+  else rms_norm_row(x, weight, width, eps, out);
+}
+
 // Rotates pairs (i, i + D/2), as Hugging Face's rotate_half does.
 inline void rotate(float *x, const float *cosines, const float *sines, int64_t size) {
   const int64_t half = size / 2;
@@ -38,12 +62,13 @@ inline void rotate(float *x, const float *cosines, const float *sines, int64_t s
   }
 }
 
-// Cosines, then sines, of one token's angles, [D].
-inline void turn(const float *frequencies, int64_t position, int64_t size, float *angles) {
+// Cosines, then sines, of one token's angles, each times its pair's magnitude, [D].
+inline void turn(const float *rotation, int64_t position, int64_t size, float *angles) {
+  const float *magnitudes = rotation + size / 2;
   for (int64_t i = 0; i < size / 2; i++) {
-    const float angle = float(position) * frequencies[i];
-    angles[i] = std::cos(angle);
-    angles[size / 2 + i] = std::sin(angle);
+    const float angle = float(position) * rotation[i];
+    angles[i] = std::cos(angle) * magnitudes[i];
+    angles[size / 2 + i] = std::sin(angle) * magnitudes[i];
   }
 }
 
@@ -67,8 +92,7 @@ inline void place_head(const AttentionLayer &layer, const Step &step, const floa
     rotate(x, angles + token * size, angles + token * size + half, size);
   }
   if (is_query) {
-    const float scale = 1.0f / std::sqrt(float(size));
-    for (int64_t i = 0; i < size; i++) x[i] *= scale;
+    for (int64_t i = 0; i < size; i++) x[i] *= layer.scale;
     return;
   }
   const int64_t slot = step.slots[token], block = slot / layer.block_size, at = slot % layer.block_size;
@@ -94,6 +118,7 @@ struct Attending {
   float *out[TILE];
   int64_t last[TILE], earliest[TILE];  // positions that a vector may see, both included
   float maximum[TILE], total[TILE];
+  float slope[TILE];                   // of a vector's head
   alignas(64) float scores[TILE][PIECE];
   std::vector<float> mixed;            // [TILE, D]
   std::vector<float> queries;          // [D, vectors]
@@ -166,6 +191,15 @@ inline void mix(const typename Cache::Element *const *blocks, int64_t block_size
       }
 }
 
+// Bounds scores, and lowers them with their distance, in models that do.
+inline void adjust(const AttentionLayer &layer, Attending &work, int v, int64_t begin, int64_t count) {
+  float *scores = work.scores[v];
+  if (layer.softcap > 0)
+    for (int64_t p = 0; p < count; p += LANES) store(scores + p, softcap(load(scores + p), layer.softcap));
+  if (layer.slopes)
+    for (int64_t p = 0; p < count; p++) scores[p] += work.slope[v] * float(begin + p - work.last[v]);
+}
+
 // Turns scores of positions [begin, begin + count) into weights, and brings what was summed before to the new maximum.
 inline void soften(Attending &work, int v, int64_t begin, int64_t count, int64_t size) {
   float *scores = work.scores[v];
@@ -230,6 +264,8 @@ inline void attend(const AttentionLayer &layer, const Step &step, const Tile &ti
       score_vectors<Cache, V, 2>(key_vectors + i, block_size, work.queries.data(), size, work.scores[0] + i * LANES);
     if (i < vectors)
       score_vectors<Cache, V, 1>(key_vectors + i, block_size, work.queries.data(), size, work.scores[0] + i * LANES);
+    if (layer.softcap > 0 || layer.slopes)
+      for (int v = 0; v < V; v++) adjust(layer, work, v, at, count);
     for (int v = 0; v < V; v++) soften(work, v, at, count, size);
     mix<Cache, V>(value_blocks, block_size, work.scores[0], size, count, work.mixed.data());
   }
@@ -246,6 +282,7 @@ inline void attend_tile(const AttentionLayer &layer, const Step &step, const flo
     const int64_t head = tile.kv_head * group + vector % group;
     work.query[v] = qkv + (token * width + head) * layer.head_size;
     work.out[v] = out + (token * layer.heads + head) * layer.head_size;
+    work.slope[v] = layer.slopes ? layer.slopes[head] : 0;
     work.last[v] = step.positions[token];
     work.earliest[v] = layer.window > 0 ? std::max<int64_t>(0, work.last[v] - layer.window + 1) : 0;
   }

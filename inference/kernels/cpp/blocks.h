@@ -15,38 +15,50 @@ struct Step {
   const int32_t *slots;         // [T]
   const int32_t *block_tables;  // [B, table_width]
   const int32_t *query_starts;  // [B + 1]: sequence b's tokens are [query_starts[b], query_starts[b + 1])
-  mutable const float *turned;  // the frequencies that this step's angles were last made for: layers share them
+  mutable const float *turned;  // the rotation that this step's angles were last made for: layers share them
 };
 
 struct AttentionLayer {
   int64_t hidden, heads, kv_heads, head_size, block_size, window;
   bool half_cache;
   float eps;
+  float scale;                          // of scores
+  float softcap;                        // bounds scores by a tanh; 0 for no bound
   const float *norm;                    // [hidden]
-  const float *frequencies;             // [D / 2]: angle per position of each rotated pair
+  const float *norm_bias;               // or null: with a bias the norm is LayerNorm, without RMSNorm
+  const float *rotation;                // [2, D / 2]: angle per position of each rotated pair, and its magnitude
+  const float *slopes;                  // [H]: added to scores for each position of distance (ALiBi), or null
   Matrix qkv;                           // [(H + 2K) * D, hidden]
   const float *qkv_bias;                // or null
   const float *query_norm, *key_norm;   // [D], or null
   Matrix output;                        // [hidden, H * D]
   const float *output_bias;             // or null
+  const float *post_norm;               // [hidden]: RMSNorm of what is added to x, or null
   void *keys;                           // [blocks, K, D, block_size]
   void *values;                         // [blocks, K, block_size, D]
 };
 
+// As inference/kernels/shapes.py numbers them.
+enum Activation : int64_t { SILU = 0, GELU_TANH = 1, GELU = 2 };
+
 struct FeedForwardLayer {
   int64_t hidden, width;
   float eps;
-  const float *norm;
-  Matrix gate_up;                       // [2 * width, hidden]
+  Activation activation;
+  bool gated;
+  const float *norm, *norm_bias;        // as in AttentionLayer
+  Matrix gate_up;                       // [2 * width, hidden]; [width, hidden] where there is no gate
   const float *gate_up_bias;
   Matrix down;                          // [hidden, width]
   const float *down_bias;
+  const float *post_norm;               // as in AttentionLayer
 };
 
 struct Head {
   int64_t hidden;
   float eps;
-  const float *norm;
+  float softcap;                        // bounds logits by a tanh; 0 for no bound
+  const float *norm, *norm_bias;        // as in AttentionLayer
   Matrix weight;                        // [vocabulary, hidden]
 };
 

@@ -8,7 +8,7 @@ namespace {
 
 // Memory that lives from one call to the next; only one region runs at a time.
 struct Workspace {
-  std::vector<float> normed, qkv, angles, attended, gate_up, gated;
+  std::vector<float> normed, qkv, angles, attended, gate_up, gated, added;
   Input input, second;  // of a half's first and second product
 };
 Workspace workspace;
@@ -61,8 +61,21 @@ void linear_into(Member &me, const Matrix &w, Input &input, const float *bias, c
   });
 }
 
-void norm_phase(Member &me, const float *x, const float *weight, int64_t tokens, int64_t width, float eps, float *out) {
-  me.share(tokens, 1, [&](int64_t t) { rms_norm_row(x + t * width, weight, width, eps, out + t * width); });
+void norm_phase(Member &me, const float *x, const float *weight, const float *bias, int64_t tokens, int64_t width,
+                float eps, float *out) {
+  me.share(tokens, 1, [&](int64_t t) { norm_row(x + t * width, weight, bias, width, eps, out + t * width); });
+}
+
+// x [tokens, rows] += y W^T + bias, y being `Input::reserve`d; normed before it is added where there is a norm.
+void add_linear(Member &me, const Matrix &w, Input &input, const float *bias, const float *norm, float eps, float *x) {
+  if (!norm) return linear_into(me, w, input, bias, x, x);
+  float *added = workspace.added.data();
+  linear_into(me, w, input, bias, nullptr, added);
+  me.share(input.tokens, 1, [&](int64_t t) {
+    float *row = added + t * w.rows;
+    rms_norm_row(row, norm, w.rows, eps, row);
+    for (int64_t i = 0; i < w.rows; i++) x[t * w.rows + i] += row[i];
+  });
 }
 
 void attention_phase(Member &me, const AttentionLayer &layer, const Step &step, float *qkv, float *out) {
@@ -108,31 +121,47 @@ void attention_half(Team &team, const AttentionLayer &layer, const Step &step, f
   float *qkv = sized(workspace.qkv, tokens * layer.qkv.rows);
   float *attended = sized(workspace.attended, tokens * layer.output.columns);
   float *angles = sized(workspace.angles, tokens * layer.head_size);
-  const bool is_turned = step.turned == layer.frequencies;
-  step.turned = layer.frequencies;
+  if (layer.post_norm) sized(workspace.added, tokens * layer.hidden);
+  const bool is_turned = step.turned == layer.rotation;
+  step.turned = layer.rotation;
   workspace.input.reserve(layer.qkv, normed, tokens);
   workspace.second.reserve(layer.output, attended, tokens);
   team.run([&](Member &me) {
     expect(me, layer.qkv, workspace.input);
     if (!is_turned)
       me.share(tokens, 1, [&](int64_t t) {
-        turn(layer.frequencies, step.positions[t], layer.head_size, angles + t * layer.head_size);
+        turn(layer.rotation, step.positions[t], layer.head_size, angles + t * layer.head_size);
       });
-    norm_phase(me, x, layer.norm, tokens, layer.hidden, layer.eps, normed);
+    norm_phase(me, x, layer.norm, layer.norm_bias, tokens, layer.hidden, layer.eps, normed);
     arrange(me, workspace.input);
     expect(me, layer.output, workspace.input);
     linear_into(me, layer.qkv, workspace.input, layer.qkv_bias, nullptr, qkv);
     attention_phase(me, layer, step, qkv, attended);
     arrange(me, workspace.second);
-    linear_into(me, layer.output, workspace.second, layer.output_bias, x, x);
+    add_linear(me, layer.output, workspace.second, layer.output_bias, layer.post_norm, layer.eps, x);
   });
 }
 
-// out = silu(gate) * up.
-void activate(const float *gate, const float *up, int64_t count, float *out) {
+template <class Function>
+void activate(const Function &function, const float *gate, const float *up, int64_t count, float *out) {
   int64_t i = 0;
-  for (; i + LANES <= count; i += LANES) store(out + i, silu(load(gate + i)) * load(up + i));
-  for (; i < count; i++) out[i] = silu(broadcast(gate[i]))[0] * up[i];
+  for (; i + LANES <= count; i += LANES) {
+    const VecF y = function(load(gate + i));
+    store(out + i, up ? y * load(up + i) : y);
+  }
+  for (; i < count; i++) {
+    const float y = function(broadcast(gate[i]))[0];
+    out[i] = up ? y * up[i] : y;
+  }
+}
+
+// out = activation(gate) * up; activation(gate) where `up` is null.
+void activate(Activation kind, const float *gate, const float *up, int64_t count, float *out) {
+  switch (kind) {
+    case SILU: return activate([](VecF x) { return silu(x); }, gate, up, count, out);
+    case GELU_TANH: return activate([](VecF x) { return gelu_tanh(x); }, gate, up, count, out);
+    case GELU: return activate([](VecF x) { return gelu(x); }, gate, up, count, out);
+  }
 }
 
 // Where gate and up begin at panels: both of some columns at once, so that only their product is written.
@@ -151,7 +180,7 @@ void gated_phase(Member &me, const FeedForwardLayer &layer, Input &input, float 
         const int64_t at = (panel * input.slots() + token) * PANEL, column = (first + panel) * PANEL;
         for (int64_t i = 0; gate_bias && i < PANEL; i++)
           gate[at + i] += gate_bias[column + i], up[at + i] += up_bias[column + i];
-        activate(gate + at, up + at, PANEL, gated + token * width + column);
+        activate(layer.activation, gate + at, up + at, PANEL, gated + token * width + column);
       }
   });
 }
@@ -162,12 +191,23 @@ void ungrouped_gated_phase(Member &me, const FeedForwardLayer &layer, Input &inp
   linear_into(me, layer.gate_up, input, layer.gate_up_bias, nullptr, gate_up);
   me.share(input.tokens, 1, [&](int64_t token) {
     const float *gate = gate_up + token * 2 * width;
-    activate(gate, gate + width, width, gated + token * width);
+    activate(layer.activation, gate, gate + width, width, gated + token * width);
+  });
+}
+
+// Without a gate: activation(x W^T + bias).
+void ungated_phase(Member &me, const FeedForwardLayer &layer, Input &input, float *activated) {
+  expect(me, layer.down, input);
+  linear_phase(me, layer.gate_up, input, [&](int64_t row, int64_t rows, int64_t token, const float *y) {
+    float biased[PANEL];
+    for (int64_t r = 0; r < rows; r++) biased[r] = layer.gate_up_bias ? y[r] + layer.gate_up_bias[row + r] : y[r];
+    activate(layer.activation, biased, nullptr, rows, activated + token * layer.width + row);
   });
 }
 
 void feed_forward_half(Team &team, const FeedForwardLayer &layer, int64_t tokens, float *x) {
   const bool is_grouped = layer.width % PANEL == 0;
+  if (layer.post_norm) sized(workspace.added, tokens * layer.hidden);
   float *normed = sized(workspace.normed, tokens * layer.hidden);
   float *gate_up = is_grouped ? nullptr : sized(workspace.gate_up, tokens * 2 * layer.width);
   float *gated = sized(workspace.gated, tokens * layer.width);
@@ -175,12 +215,13 @@ void feed_forward_half(Team &team, const FeedForwardLayer &layer, int64_t tokens
   workspace.second.reserve(layer.down, gated, tokens);
   team.run([&](Member &me) {
     expect(me, layer.gate_up, workspace.input);
-    norm_phase(me, x, layer.norm, tokens, layer.hidden, layer.eps, normed);
+    norm_phase(me, x, layer.norm, layer.norm_bias, tokens, layer.hidden, layer.eps, normed);
     arrange(me, workspace.input);
-    if (is_grouped) gated_phase(me, layer, workspace.input, gated);
+    if (!layer.gated) ungated_phase(me, layer, workspace.input, gated);
+    else if (is_grouped) gated_phase(me, layer, workspace.input, gated);
     else ungrouped_gated_phase(me, layer, workspace.input, gate_up, gated);
     arrange(me, workspace.second);
-    linear_into(me, layer.down, workspace.second, layer.down_bias, x, x);
+    add_linear(me, layer.down, workspace.second, layer.down_bias, layer.post_norm, layer.eps, x);
   });
 }
 
@@ -215,7 +256,8 @@ struct Best {
 
 void head(Team &team, const Head &layer, const float *x, int64_t tokens, const Choice &choice) {
   float *normed = sized(workspace.normed, tokens * layer.hidden);
-  rms_norm(x, layer.norm, tokens, layer.hidden, layer.eps, normed);
+  for (int64_t t = 0; t < tokens; t++)
+    norm_row(x + t * layer.hidden, layer.norm, layer.norm_bias, layer.hidden, layer.eps, normed + t * layer.hidden);
   workspace.input.reserve(layer.weight, normed, tokens);
   std::vector<float *> logits(tokens, nullptr);
   for (int64_t s = 0; s < choice.logit_count; s++)
@@ -224,6 +266,11 @@ void head(Team &team, const Head &layer, const float *x, int64_t tokens, const C
   team.run([&](Member &me) {
     arrange(me, workspace.input);
     linear_phase(me, layer.weight, workspace.input, [&](int64_t row, int64_t rows, int64_t token, const float *y) {
+      alignas(64) float capped[PANEL];
+      if (layer.softcap > 0) {
+        for (int64_t i = 0; i < PANEL; i += LANES) store(capped + i, softcap(load(y + i), layer.softcap));
+        y = capped;
+      }
       best[me.thread()][token].see(y, row, rows);
       if (logits[token]) std::copy_n(y, rows, logits[token] + row);
     });

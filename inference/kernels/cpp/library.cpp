@@ -138,25 +138,30 @@ AttentionLayer attention_layer(Record record) {
   layer.hidden = record.number(), layer.heads = record.number(), layer.kv_heads = record.number();
   layer.head_size = record.number(), layer.block_size = record.number(), layer.window = record.number();
   layer.half_cache = record.number() != 0, layer.eps = record.real();
-  layer.norm = record.at<const float>(), layer.frequencies = record.at<const float>();
+  layer.norm = record.at<const float>(), layer.rotation = record.at<const float>();
   const int64_t query = layer.heads * layer.head_size, kv = layer.kv_heads * layer.head_size;
   layer.qkv = record.matrix(query + 2 * kv, layer.hidden), layer.qkv_bias = record.at<const float>();
   layer.query_norm = record.at<const float>(), layer.key_norm = record.at<const float>();
   layer.output = record.matrix(layer.hidden, query), layer.output_bias = record.at<const float>();
   layer.keys = record.at<void>(), layer.values = record.at<void>();
+  layer.scale = record.real(), layer.softcap = record.real(), layer.slopes = record.at<const float>();
+  layer.norm_bias = record.at<const float>(), layer.post_norm = record.at<const float>();
   return layer;
 }
 
 FeedForwardLayer feed_forward_layer(Record record) {
   FeedForwardLayer layer{};
   layer.hidden = record.number(), layer.width = record.number(), layer.eps = record.real();
-  layer.norm = record.at<const float>();
-  layer.gate_up = record.matrix(2 * layer.width, layer.hidden), layer.gate_up_bias = record.at<const float>();
+  layer.activation = Activation(record.number()), layer.gated = record.number() != 0;
+  layer.norm = record.at<const float>(), layer.norm_bias = record.at<const float>();
+  layer.gate_up = record.matrix((layer.gated ? 2 : 1) * layer.width, layer.hidden);
+  layer.gate_up_bias = record.at<const float>();
   layer.down = record.matrix(layer.hidden, layer.width), layer.down_bias = record.at<const float>();
+  layer.post_norm = record.at<const float>();
   return layer;
 }
 
-constexpr int64_t RECORD = 24;  // numbers a record
+constexpr int64_t RECORD = 32;  // numbers a record
 
 }  // namespace
 
@@ -245,13 +250,14 @@ int halves(int n, void **p, int *ranks, int64_t **shapes, const char **types, vo
 }
 
 // Inputs: 0 x, 1 tokens wanted [R], 2 of these those whose logits are wanted, after a number that is not read [1 + S],
-// 3 record: hidden, eps, norm, weight, 4 as many bytes as there are tokens in the vocabulary, not read; output 5: best
+// 3 record: hidden, eps, soft cap, norm, its bias, weight, 4 as many bytes as there are tokens in the vocabulary, not read; output 5: best
 // tokens [R], then logits [S, vocabulary].
 int output_head(int n, void **p, int *ranks, int64_t **shapes, const char **types, void *stream, void *extra) {
   if (n != 6) return 1;
   Record record(as<const int64_t>(p[3]));
   Head layer{};
-  layer.hidden = record.number(), layer.eps = record.real(), layer.norm = record.at<const float>();
+  layer.hidden = record.number(), layer.eps = record.real(), layer.softcap = record.real();
+  layer.norm = record.at<const float>(), layer.norm_bias = record.at<const float>();
   layer.weight = record.matrix(shapes[4][0], layer.hidden);
   const int32_t *wanted = as<const int32_t>(p[1]);
   const int64_t tokens = shapes[1][0];

@@ -203,6 +203,34 @@ inline VecF silu(VecF x) {
   return x * (x < 0.0f ? e : broadcast(1.0f)) / (1.0f + e);
 }
 
+// 1 / (1 + e^-x), with an exponential that cannot overflow.
+inline VecF sigmoid(VecF x) {
+  const VecF e = exp_nonpositive(-magnitude(x));
+  return (x < 0.0f ? e : broadcast(1.0f)) / (1.0f + e);
+}
+
+// x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) (Hendrycks & Gimpel 2016), as a sigmoid of twice the argument.
+inline VecF gelu_tanh(VecF x) { return x * sigmoid(x * 1.59576912f * (1.0f + 0.044715f * x * x)); }
+
+// x / 2 * (1 + erf(x / sqrt(2))), with the error function to 1.5e-7 (Abramowitz & Stegun 1964, 7.1.26).
+inline VecF gelu(VecF x) {
+  const VecF z = magnitude(x) * 0.707106781f, t = 1.0f / (1.0f + 0.3275911f * z);
+  VecF p = broadcast(1.061405429f);
+  p = p * t - 1.453152027f;
+  p = p * t + 1.421413741f;
+  p = p * t - 0.284496736f;
+  p = p * t + 0.254829592f;
+  const VecF rest = p * t * exp_nonpositive(-z * z);
+  return x * (x < 0.0f ? 0.5f * rest : 1.0f - 0.5f * rest);
+}
+
+// limit * tanh(x / limit).
+inline VecF softcap(VecF x, float limit) {
+  const VecF e = exp_nonpositive(magnitude(x) * (-2.0f / limit));
+  const VecF bounded = limit * (1.0f - e) / (1.0f + e);
+  return x < 0.0f ? -bounded : bounded;
+}
+
 // Elements in memory as the float32 values that they stand for.
 struct LoadFloat {
   typedef float Element;

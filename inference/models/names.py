@@ -1,0 +1,104 @@
+"""How checkpoints spell the names of tensors: MindFormers' spellings, and those of families that go their own way.
+
+Tables only: (regular expression, replacement), applied one after the other, which end in Hugging Face's names for
+Llama. Tensors that are stored fused have names of their own there, told apart by how their rows lie:
+
+    self_attn.qkv_proj      q, k and v one after the other
+    self_attn.grouped_qkv   by key/value head: its query heads, its key, its value
+    self_attn.grouped_kv    by head: its key, its value
+    self_attn.w_qkv         MindFormers': one of the first two, which the config says
+    mlp.gate_up_proj        gate and up one after the other
+    mlp.w_gate_hidden       MindFormers': that, or row by row in turn, which the config says
+"""
+
+from __future__ import annotations
+
+Names = tuple[tuple[str, str], ...]
+
+# MindFormers' Llama, as its convert_weight writes it, and its Megatron-like networks of 1.6 and later; InternLM 2 has
+# most of the first names, too.
+MINDFORMERS: Names = (
+    (r"tok_embeddings\.(embedding_)?weight$", "embed_tokens.weight"),
+    (r"\.attention\.wq\.", ".self_attn.q_proj."),
+    (r"\.attention\.wk\.", ".self_attn.k_proj."),
+    (r"\.attention\.wv\.", ".self_attn.v_proj."),
+    (r"\.attention\.wo\.", ".self_attn.o_proj."),
+    (r"\.attention\.w_qkv\.", ".self_attn.w_qkv."),
+    (r"\.attention\.q_norm\.", ".self_attn.q_norm."),
+    (r"\.attention\.k_norm\.", ".self_attn.k_norm."),
+    (r"\.feed_forward\.w1\.", ".mlp.gate_proj."),
+    (r"\.feed_forward\.w2\.", ".mlp.down_proj."),
+    (r"\.feed_forward\.w3\.", ".mlp.up_proj."),
+    (r"\.feed_forward\.w_gate_hidden\.", ".mlp.w_gate_hidden."),
+    (r"\.attention_norm\.", ".input_layernorm."),
+    (r"\.ffn_norm\.", ".post_attention_layernorm."),
+    (r"\.norm_out\.", ".norm."),
+    (r"^embedding\.word_embeddings\.", "model.embed_tokens."),
+    (r"^decoder\.layers\.", "model.layers."),
+    (r"^decoder\.final_layernorm\.", "model.norm."),
+    (r"^output_layer\.", "lm_head."),
+    (r"\.self_attention\.linear_q\.", ".self_attn.q_proj."),
+    (r"\.self_attention\.linear_k\.", ".self_attn.k_proj."),
+    (r"\.self_attention\.linear_v\.", ".self_attn.v_proj."),
+    (r"\.self_attention\.linear_proj\.", ".self_attn.o_proj."),
+    (r"\.self_attention\.q_layernorm\.", ".self_attn.q_norm."),
+    (r"\.self_attention\.k_layernorm\.", ".self_attn.k_norm."),
+    (r"\.mlp\.gating\.", ".mlp.gate_proj."),
+    (r"\.mlp\.hidden\.", ".mlp.up_proj."),
+    (r"\.mlp\.linear_fc2\.", ".mlp.down_proj."),
+    (r"\.pre_mlp_layernorm\.", ".post_attention_layernorm."),
+)
+
+INTERNLM2: Names = (
+    (r"\.attention\.wqkv\.", ".self_attn.grouped_qkv."),
+    (r"^output\.", "lm_head."),
+)
+
+BAICHUAN: Names = ((r"\.W_pack\.", ".qkv_proj."),)
+
+# The norm after attention is what others call the one before the feed-forward.
+GEMMA: Names = (
+    (r"\.post_attention_layernorm\.", ".post_self_attn_layernorm."),
+    (r"\.pre_feedforward_layernorm\.", ".post_attention_layernorm."),
+    (r"\.post_feedforward_layernorm\.", ".post_mlp_layernorm."),
+)
+
+# The authors' code, and MindFormers' conversion of it, which may be split.
+CHATGLM: Names = (
+    (r"^transformer\.embedding\.(word_embeddings\.|embedding_)weight$", "model.embed_tokens.weight"),
+    (r"^transformer\.encoder\.layers\.", "model.layers."),
+    (r"^transformer\.encoder\.final_layernorm\.", "model.norm."),
+    (r"^transformer\.output_layer\.", "lm_head."),
+    (r"\.self_attention\.query_key_value\.", ".self_attn.qkv_proj."),
+    (r"\.self_attention\.w([qkv])\.", r".self_attn.\1_proj."),
+    (r"\.self_attention\.dense\.", ".self_attn.o_proj."),
+    (r"\.mlp\.dense_h_to_4h\.", ".mlp.gate_up_proj."),
+    (r"\.mlp\.dense_left\.", ".mlp.gate_proj."),
+    (r"\.mlp\.dense_right\.", ".mlp.up_proj."),
+    (r"\.mlp\.dense_4h_to_h\.", ".mlp.down_proj."),
+)
+
+# With and without the prefix: the first files have none.
+GPT2: Names = (
+    (r"^(transformer\.)?wte\.", "model.embed_tokens."),
+    (r"^(transformer\.)?wpe\.", "model.embed_positions."),
+    (r"^(transformer\.)?ln_f\.", "model.norm."),
+    (r"^(transformer\.)?h\.", "model.layers."),
+    (r"\.ln_1\.", ".input_layernorm."),
+    (r"\.ln_2\.", ".post_attention_layernorm."),
+    (r"\.attn\.c_attn\.", ".self_attn.qkv_proj."),
+    (r"\.attn\.c_proj\.", ".self_attn.o_proj."),
+    (r"\.mlp\.c_fc\.", ".mlp.up_proj."),
+    (r"\.mlp\.c_proj\.", ".mlp.down_proj."),
+)
+
+TELECHAT: Names = (
+    (r"^transformer\.word_embeddings\.", "model.embed_tokens."),
+    (r"^transformer\.ln_f\.", "model.norm."),
+    (r"^transformer\.h\.", "model.layers."),
+    (r"\.self_attention\.query\.", ".self_attn.q_proj."),
+    (r"\.self_attention\.key\.", ".self_attn.k_proj."),
+    (r"\.self_attention\.value\.", ".self_attn.v_proj."),
+    (r"\.self_attention\.key_value\.", ".self_attn.grouped_kv."),
+    (r"\.self_attention\.dense\.", ".self_attn.o_proj."),
+)
