@@ -350,17 +350,19 @@ def random_weights(model: torch.nn.Module, rng: np.random.Generator) -> None:
     is_gemma, inputs = model.config.model_type.startswith("gemma"), 0 if model.config.model_type == "gpt2" else 1
     for name, parameter in sorted(model.named_parameters()):
         values = random_values(name, tuple(parameter.shape), rng, inputs)
-        if is_gemma:
-            values = less_of_the_token(name, values) - (parameter.ndim == 1)
+        if is_gemma or inputs == 0:
+            values = less_of_the_token(name, values)
+        if is_gemma and parameter.ndim == 1:
+            values = values - 1.0
         with torch.no_grad():
             parameter.copy_(torch.from_numpy(values.astype(np.float32)))
 
 
 def less_of_the_token(name: str, values: np.ndarray) -> np.ndarray:
-    """Embeddings that are scaled and tied make a model repeat its input: smaller ones, and a wider last norm."""
-    if name.endswith("embed_tokens.weight"):
+    """Embeddings that are scaled or tied can make a model repeat its input: smaller ones, and a wider last norm."""
+    if name.endswith(("embed_tokens.weight", "wte.weight")):
         return values / values.shape[1] ** 0.5
-    return 5 * values if name == "model.norm.weight" else values
+    return 5 * values if name in ("model.norm.weight", "transformer.ln_f.weight") else values
 
 
 def random_values(name: str, shape: tuple[int, ...], rng: np.random.Generator, inputs: int = 1) -> np.ndarray:

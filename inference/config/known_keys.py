@@ -88,7 +88,7 @@ _MODEL_CONFIG = _words("""
     summary_proj_to_labels summary_first_dropout task_specific_params n_ctx reorder_and_upcast_attn
     gradient_checkpointing z_loss_weight cache_implementation chunk_size_feed_forward
     _sliding_window_pattern logn masked_softmax_fusion flash_attn skip_bias_add skip_bias_add_qkv slow_but_exact
-    offset_alibi unk_token_id full_attn interpolate_factor rope_theta_alpha
+    offset_alibi unk_token_id res_dtype pretrain_seqlen embed_dropout_prob out_proj_has_bias wo_has_bias
     id2label label2id problem_type tie_encoder_decoder add_cross_attention
 """)
 

@@ -1,4 +1,4 @@
-"""Every preset builds with its sizes shrunk, and runs."""
+"""A preset of every family builds with its sizes shrunk, and runs."""
 
 from __future__ import annotations
 
@@ -14,24 +14,34 @@ HUGGING_FACE = {"num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8,
 MINDFORMERS = {"num_layers": 2, "num_heads": 4, "seq_length": 64}
 
 
+# The smallest of each family, and those that differ from it in more than their sizes.
+PRESETS = list({preset.family: preset for preset in reversed(list_presets()) if preset.name != "demo"}.values())
+PRESETS += [p for p in list_presets() if p.name in ("mistral_7b_v0_3", "baichuan2_13b", "phi4_mini", "glm4_9b_chat")]
+# Layers of the two with a window.
+WINDOWS = {"mistral_7b": (8, 8), "phi3_mini_4k": (8, 8), "gemma2_2b": (8, None), "gemma3_270m": (8, 8)}
+
+
 def shrunk(config: AutoConfig) -> dict[str, object]:
     """Small sizes in the spelling that the preset has."""
     sizes = {**SIZES, **(MINDFORMERS if config.num_layers else HUGGING_FACE)}
     for heads, groups in (("num_attention_heads", "num_key_value_heads"), ("num_heads", "n_kv_heads")):
         if getattr(config, groups):
             sizes[groups] = max(1, 4 * getattr(config, groups) // getattr(config, heads))
+    if config.head_dim:
+        sizes["head_dim"] = 8
     return {**sizes, "sliding_window": 8} if config.sliding_window else sizes
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", [p for p in list_presets() if p.name != "demo"], ids=lambda preset: preset.name)
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.name)
 def test_preset_runs_with_its_sizes_shrunk(preset: Preset, workplace, graph_mode):
     config = load_config(preset.path, overrides=[parse_override("pretrained_model_dir=null")])
     sizes = shrunk(AutoConfig(config))
     model = AutoModel.from_config(config, random_weights=True, **sizes)
     assert model.config.num_layers == 2
-    assert model.config.windows == ((8, 8) if preset.name == "mistral_7b" else (None, None))
-    assert model.config.num_kv_heads == sizes.get("num_key_value_heads", sizes.get("n_kv_heads", 4))
+    assert model.config.windows == WINDOWS.get(preset.name, (None, None))
+    groups = 2 if preset.name in ("glm3_6b", "glm4_9b_chat") else 4
+    assert model.config.num_kv_heads == sizes.get("num_key_value_heads", sizes.get("n_kv_heads", groups))
     (row,) = model.generate([1, 2, 3] * 4, max_new_tokens=4, ignore_eos=True)
     assert len(row) == 16
     assert all(0 <= token < 64 for token in row)

@@ -8,7 +8,7 @@
 #include <random>
 #include <vector>
 
-#include "formats.h"
+#include "blocks.h"
 
 extern "C" {
 int kernels_use(const char *name);

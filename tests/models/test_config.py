@@ -465,7 +465,10 @@ class TestArchitecture:
                 {"architectures": ["LlamaForCasualLM"]},
                 "'LlamaForCasualLM' is not supported; did you mean 'LlamaForCausalLM'",
             ),
-            ({"architectures": ["T5ForConditionalGeneration"]}, "is not supported; .*this release runs LlamaForCausalLM"),
+            (
+                {"architectures": ["T5ForConditionalGeneration"]},
+                "is not supported; .*this release runs LlamaForCausalLM",
+            ),
             ({"architectures": []}, "no architecture is named"),
             ({"architectures": {}}, "no architecture is named"),
             ({"architectures": "absent"}, "no architecture is named"),

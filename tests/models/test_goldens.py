@@ -1,4 +1,7 @@
-"""Every family against what transformers computed for a tiny random model of it (tests/goldens), with all kernels."""
+"""Every family against what transformers computed for a tiny random model of it (tests/goldens), with all kernels.
+
+Families that transformers has no class for are compared with scripts/reference_models.py; their golden says so.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,8 @@ from inference.models.step import SequenceStep, StepBatch
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 CASES = sorted(path.parent.name for path in GOLDENS.glob("*/golden.npz"))
+# Run in every way; the others, whose parts the same kernels compute, in fewer.
+THOROUGHLY = [name for name in CASES if name.startswith(("llama2", "llama3", "llama_linear", "mistral", "qwen"))]
 STEPS = 64
 # Of the position's largest logit; what is measured is 3e-6.
 TOLERANCE = 1e-4
@@ -99,7 +104,7 @@ def build(name: str, block_size: int, kind: str = "stock", weight_format: Format
     return Case(runner, rows)
 
 
-@pytest.fixture(scope="module", params=[f"{name}-{kind}" for name in CASES for kind in ("stock", "native")])
+@pytest.fixture(scope="module", params=[f"{name}-{kind}" for name in THOROUGHLY for kind in ("stock", "native")])
 def case(request: pytest.FixtureRequest, graph_mode: None) -> Case:
     name, kind = request.param.split("-")
     return build(name, 16, kind)
@@ -115,6 +120,30 @@ def test_sixteen_bit_weights_lose_nothing_more_than_their_rounding(
     for row in native.rows:
         got, expected = (case.step([(row.prompt, 0, row.blocks)], all_logits=True) for case in (native, stock))
         assert np.abs(got - expected).max() <= TOLERANCE * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("kind", ["stock", "native"])
+@pytest.mark.parametrize("name", [name for name in CASES if name not in THOROUGHLY])
+def test_every_other_family(name: str, kind: str, graph_mode: None) -> None:
+    """Logits of prompts that run together and in pieces, and greedy tokens with a cache."""
+    case = build(name, 16, kind)
+    logits = case.step([(row.prompt, 0, row.blocks) for row in case.rows], all_logits=True)
+    ends = np.cumsum([len(row.prompt) for row in case.rows])
+    for row, its_logits in zip(case.rows, np.split(logits, ends[:-1]), strict=True):
+        row.check(its_logits)
+    longest = case.rows[-1]
+    pieces = [
+        case.step([(longest.prompt[begin : begin + 13], begin, longest.blocks)], all_logits=True)
+        for begin in range(0, len(longest.prompt), 13)
+    ]
+    longest.check(np.concatenate(pieces))
+    steps = STEPS if kind == "native" else 12
+    assert case.greedy(case.rows, cached=True, steps=steps) == [row.greedy[:steps] for row in case.rows]
+
+
+def test_a_golden_names_its_source() -> None:
+    with_source = {name for name in CASES if "source" in np.load(GOLDENS / name / "golden.npz")}
+    assert with_source == {"internlm2", "chatglm3", "baichuan2_7b", "baichuan2_13b", "telechat2"}
 
 
 def test_prompts_cover_one_token_and_several_blocks() -> None:

@@ -1,0 +1,181 @@
+"""Checkpoints that spell and lay out their tensors in another way: each gives the same parameters.
+
+The expected ones are those of a golden model as it is stored, which the goldens compare with their source; here its
+tensors are renamed, fused, split and reordered by hand.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_weights import golden, load
+
+from inference.errors import CheckpointError
+from inference.kernels.formats import Format
+from inference.models import weights
+from inference.models.checkpoint import Checkpoint, Segment, StoredTensor
+from inference.models.config import ModelConfig
+from inference.models.parameters import parameter_shapes
+
+Arrays = dict[str, np.ndarray]
+
+
+def arrays_of(checkpoint: Checkpoint) -> Arrays:
+    values = {name: np.empty(tensor.shape, np.float32) for name, tensor in checkpoint.items()}
+    for name, tensor in checkpoint.items():
+        tensor.read_into(values[name])
+    return values
+
+
+def stored(arrays: Mapping[str, np.ndarray], path: Path) -> Checkpoint:
+    """The arrays in a file."""
+    checkpoint, offset = {}, 0
+    with path.open("wb") as file:
+        for name, array in arrays.items():
+            file.write(np.ascontiguousarray(array).tobytes())
+            dtype = "bfloat16" if array.dtype == np.uint16 else "float32"
+            checkpoint[name] = StoredTensor(name, dtype, array.shape, (Segment(path, offset, array.nbytes),))
+            offset += array.nbytes
+    return checkpoint
+
+
+def renamed(arrays: Arrays, *names: tuple[str, str]) -> Arrays:
+    out = {}
+    for name, array in arrays.items():
+        for ours, theirs in names:
+            name = re.sub(ours, theirs, name)
+        out[name] = array
+    return out
+
+
+def same(checkpoint: Checkpoint, config: ModelConfig, expected: Arrays) -> bool:
+    found = load(checkpoint, config)
+    return found.keys() == expected.keys() and all(np.array_equal(found[name], expected[name]) for name in expected)
+
+
+def by_group(parts: list[np.ndarray], groups: int) -> np.ndarray:
+    """Rows of q, k and v (or of k and v) as each key/value head has them."""
+    split = [part.reshape(groups, -1, *part.shape[1:]) for part in parts]
+    return np.concatenate(split, 1).reshape(-1, *parts[0].shape[1:])
+
+
+def fused(arrays: Arrays, layer: str, config: ModelConfig, is_old: bool) -> Arrays:
+    """MindFormers' w_qkv and w_gate_hidden of a layer: as before its release 1.5, or as of it."""
+    out = {}
+    for end in ("weight", "bias"):
+        names = [f"{layer}self_attn.{part}_proj.{end}" for part in "qkv"]
+        if names[0] in arrays:
+            parts = [arrays.pop(name) for name in names]
+            joined = np.concatenate(parts) if is_old else by_group(parts, config.num_kv_heads)
+            out[f"{layer}attention.w_qkv.{end}"] = joined
+    gate, up = (arrays.pop(f"{layer}mlp.{part}_proj.weight") for part in ("gate", "up"))
+    joined = np.concatenate([gate, up]) if is_old else np.stack([gate, up], 1).reshape(-1, gate.shape[1])
+    return out | {f"{layer}feed_forward.w_gate_hidden.weight": joined}
+
+
+@pytest.mark.parametrize("is_old", [True, False])
+@pytest.mark.parametrize("name", ["llama2_gqa", "qwen2", "llama31"])
+def test_fused_weights_of_mindformers(tmp_path: Path, name: str, is_old: bool) -> None:
+    checkpoint, config = golden(name)
+    expected, arrays = load(checkpoint, config), arrays_of(checkpoint)
+    for layer in range(config.num_layers):
+        arrays |= fused(arrays, f"model.layers.{layer}.", config, is_old)
+    theirs = stored(arrays, tmp_path / "w")
+    old = replace(config, storage=replace(config.storage, contiguous_qkv=True, interleaved_mlp=False))
+    assert same(theirs, old if is_old else config, expected)
+    assert not same(theirs, config if is_old else old, expected)
+
+
+def test_megatron_names_of_mindformers(tmp_path: Path) -> None:
+    checkpoint, config = golden("qwen3")
+    arrays = renamed(
+        arrays_of(checkpoint),
+        (r"^model\.embed_tokens\.", "embedding.word_embeddings."),
+        (r"^model\.layers\.", "decoder.layers."),
+        (r"^model\.norm\.", "decoder.final_layernorm."),
+        (r"^lm_head\.", "output_layer."),
+        (r"\.self_attn\.([qkv])_proj\.", r".self_attention.linear_\1."),
+        (r"\.self_attn\.o_proj\.", ".self_attention.linear_proj."),
+        (r"\.self_attn\.([qk])_norm\.", r".self_attention.\1_layernorm."),
+        (r"\.post_attention_layernorm\.", ".pre_mlp_layernorm."),
+        (r"\.mlp\.gate_proj\.", ".mlp.gating."),
+        (r"\.mlp\.up_proj\.", ".mlp.hidden."),
+        (r"\.mlp\.down_proj\.", ".mlp.linear_fc2."),
+    )
+    assert not any(name.startswith("model.") for name in arrays)
+    assert same(stored(arrays, tmp_path / "w"), config, load(checkpoint, config))
+
+
+@pytest.mark.parametrize("rearranged", [False, True])
+def test_mindformers_chatglm_is_split(tmp_path: Path, rearranged: bool) -> None:
+    checkpoint, config = golden("chatglm3")
+    arrays = renamed(arrays_of(checkpoint), (r"word_embeddings\.weight", "embedding_weight"))
+    sizes = np.cumsum([config.query_size, config.kv_size])
+    for name in list(arrays):
+        if "query_key_value" in name:
+            for part, rows in zip("qkv", np.split(arrays.pop(name), sizes), strict=True):
+                if rearranged and part != "v":
+                    heads = rows.reshape(-1, config.head_dim, *rows.shape[1:])
+                    rows = np.concatenate([heads[:, 0::2], heads[:, 1::2]], 1).reshape(rows.shape)
+                arrays[name.replace("query_key_value", f"w{part}")] = rows
+        elif "dense_h_to_4h" in name:
+            for side, rows in zip(("left", "right"), np.split(arrays.pop(name), 2), strict=True):
+                arrays[name.replace("dense_h_to_4h", f"dense_{side}")] = rows
+    expected = load(checkpoint, config)
+    if rearranged:
+        config = replace(config, storage=replace(config.storage, interleaved=False))
+        # Half of a head is rotated: its pairs are in order, and what is not rotated is, too, among itself.
+        config = replace(config, rotary_size=config.head_dim)
+    assert same(stored(arrays, tmp_path / "w"), config, expected)
+
+
+def test_telechat_with_keys_and_values_apart(tmp_path: Path) -> None:
+    checkpoint, config = golden("telechat2")
+    arrays = arrays_of(checkpoint)
+    for name in [name for name in arrays if "key_value" in name]:
+        heads = arrays.pop(name).reshape(config.num_kv_heads, 2, config.head_dim, -1)
+        for index, part in enumerate(("key", "value")):
+            arrays[name.replace("key_value", part)] = heads[:, index].reshape(config.kv_size, -1)
+    assert same(stored(arrays, tmp_path / "w"), config, load(checkpoint, config))
+
+
+def test_gpt2_without_its_prefix_and_with_its_masks(tmp_path: Path) -> None:
+    checkpoint, config = golden("gpt2")
+    arrays = renamed(arrays_of(checkpoint), (r"^transformer\.", ""))
+    arrays |= {
+        f"h.{layer}.attn.{mask}": np.ones((1, 1, 4, 4), np.float32)
+        for layer in (0, 1)
+        for mask in ("bias", "masked_bias")
+    }
+    assert same(stored(arrays, tmp_path / "w"), config, load(checkpoint, config))
+
+
+def test_a_transposed_tensor_of_the_wrong_shape_is_named() -> None:
+    checkpoint, config = golden("gpt2")
+    name = "transformer.h.0.mlp.c_fc.weight"
+    checkpoint[name] = replace(checkpoint[name], shape=(128, 32))
+    with pytest.raises(CheckpointError, match=r"mlp.up_proj.weight is \[128, 32\], the config says \[32, 128\]"):
+        weights.fit(checkpoint, config, Path("model"))
+
+
+@pytest.mark.parametrize("name", ["internlm2", "chatglm3", "gpt2", "baichuan2_7b", "gemma3", "glm4"])
+def test_sixteen_bits_packed_are_the_values_packed(tmp_path: Path, name: str) -> None:
+    """What is arranged as it loads is arranged in either way that memory takes it: as elements, or as values."""
+    checkpoint, config = golden(name)
+    halves = {key: (array.view(np.uint32) >> 16).astype(np.uint16) for key, array in arrays_of(checkpoint).items()}
+    pairs = weights.fit(stored(halves, tmp_path / "w"), config, tmp_path)
+    for parameter, shape in parameter_shapes(config).items():
+        if len(shape) == 1:
+            continue
+        packed = np.zeros(Format.BFLOAT16.shape(*shape), np.uint8)
+        plain = np.zeros(shape, np.float32)
+        for tensor, place in pairs:
+            if place.parameter == parameter:
+                weights.Destination(packed, Format.BFLOAT16, Format.BFLOAT16).write(tensor, place)
+                weights.Destination(plain, None, Format.BFLOAT16).write(tensor, place)
+        assert np.array_equal(weights.unpack(packed, Format.BFLOAT16, *shape), plain)
