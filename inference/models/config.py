@@ -69,7 +69,7 @@ class Storage:
 
     Args:
         names: (regular expression, its replacement), which turn a tensor's name into Llama's.
-        transposed: matrices of the layers are [in, out].
+        transposed: matrices of the layers are [in, out], but for q, k and v where they are apart.
         norm_offset: what is added to a norm's stored weights.
         normalised_head: each row of the output head is divided by its length.
         interleaved: rotary embedding turns neighbours (2i, 2i + 1) instead of (i, i + D / 2).

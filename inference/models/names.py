@@ -78,7 +78,7 @@ CHATGLM: Names = (
     (r"\.mlp\.dense_4h_to_h\.", ".mlp.down_proj."),
 )
 
-# With and without the prefix: the first files have none.
+# The first files have no prefix. MindFormers stores q, k and v apart, and these alone as [out, in].
 GPT2: Names = (
     (r"^(transformer\.)?wte\.", "model.embed_tokens."),
     (r"^(transformer\.)?wpe\.", "model.embed_positions."),
@@ -90,6 +90,20 @@ GPT2: Names = (
     (r"\.attn\.c_proj\.", ".self_attn.o_proj."),
     (r"\.mlp\.c_fc\.", ".mlp.up_proj."),
     (r"\.mlp\.c_proj\.", ".mlp.down_proj."),
+    (r"^backbone\.embedding\.word_embedding\.embedding_table$", "model.embed_tokens.weight"),
+    (r"^backbone\.embedding\.position_embedding\.embedding_table$", "model.embed_positions.weight"),
+    (r"^backbone\.layernorm\.", "model.norm."),
+    (r"^backbone\.blocks\.", "model.layers."),
+    (r"\.layernorm1\.", ".input_layernorm."),
+    (r"\.layernorm2\.", ".post_attention_layernorm."),
+    (r"norm\.gamma$", "norm.weight"),
+    (r"norm\.beta$", "norm.bias"),
+    (r"\.attention\.dense1\.", ".self_attn.q_proj."),
+    (r"\.attention\.dense2\.", ".self_attn.k_proj."),
+    (r"\.attention\.dense3\.", ".self_attn.v_proj."),
+    (r"\.attention\.projection\.", ".self_attn.o_proj."),
+    (r"\.output\.mapping\.", ".mlp.up_proj."),
+    (r"\.output\.projection\.", ".mlp.down_proj."),
 )
 
 TELECHAT: Names = (

@@ -76,6 +76,7 @@ HEAD = "lm_head.weight"
 # Buffers that exporters saved beside the weights; they follow from the config.
 DERIVED = re.compile(
     r"\.rotary_emb\.(inv_freq|cos_cached|sin_cached)$|\.rotary_pos_emb\.inv_freq$|\.freqs_mgr\.|\.attn\.(masked_)?bias$"
+    r"|\.attention\.(masked_)?beta$"
 )
 # Those of its newer style, of which a name may have several.
 MINDFORMERS_MCORE_PARTS = (
@@ -185,9 +186,10 @@ def _qkv_places(
     parameter = f"{prefix}qkv_proj.{end}"
     turned = _head_order(config)
     heads, groups, share = config.num_heads, config.num_kv_heads, config.group_size
-    transposed = config.storage.transposed and bool(tail)
 
-    def place(name: str, first: int, *parts: tuple[Sequence[int], np.ndarray | None]) -> TensorPlace:
+    def place(
+        name: str, first: int, *parts: tuple[Sequence[int], np.ndarray | None], transposed: bool = False
+    ) -> TensorPlace:
         """Heads of a stored tensor, by number, and the order of the elements of each."""
         rows = [_rows(numbers, order, config.head_dim) for numbers, order in parts]
         order: np.ndarray | None = np.concatenate(rows)
@@ -215,7 +217,7 @@ def _qkv_places(
     }
     for name, parts in layouts.items():
         if f"{prefix}{name}.{end}" in stored:
-            yield place(name, 0, *parts)
+            yield place(name, 0, *parts, transposed=config.storage.transposed and bool(tail))
             return
     yield place("q_proj", 0, (range(heads), turned))
     if f"{prefix}grouped_kv.{end}" in stored:

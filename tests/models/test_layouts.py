@@ -155,6 +155,28 @@ def test_gpt2_without_its_prefix_and_with_its_masks(tmp_path: Path) -> None:
     assert same(stored(arrays, tmp_path / "w"), config, load(checkpoint, config))
 
 
+def test_mindformers_gpt2(tmp_path: Path) -> None:
+    checkpoint, config = golden("gpt2")
+    arrays = arrays_of(checkpoint)
+    for name in [name for name in arrays if "c_attn" in name]:
+        parts = np.split(arrays.pop(name), 3, axis=-1)
+        arrays |= {name.replace("attn.c_attn", f"attention.dense{i + 1}"): part.T for i, part in enumerate(parts)}
+    arrays = renamed(
+        arrays,
+        (r"^transformer\.wte\.weight", "backbone.embedding.word_embedding.embedding_table"),
+        (r"^transformer\.wpe\.weight", "backbone.embedding.position_embedding.embedding_table"),
+        (r"^transformer\.h\.", "backbone.blocks."),
+        (r"^transformer\.ln_f\.", "backbone.layernorm."),
+        (r"\.ln_(\d)\.", r".layernorm\1."),
+        (r"(norm\d?)\.weight", r"\1.gamma"),
+        (r"(norm\d?)\.bias", r"\1.beta"),
+        (r"\.attn\.c_proj\.", ".attention.projection."),
+        (r"\.mlp\.c_fc\.", ".output.mapping."),
+        (r"\.mlp\.c_proj\.", ".output.projection."),
+    )
+    assert same(stored(arrays, tmp_path / "w"), config, load(checkpoint, config))
+
+
 def test_a_transposed_tensor_of_the_wrong_shape_is_named() -> None:
     checkpoint, config = golden("gpt2")
     name = "transformer.h.0.mlp.c_fc.weight"
