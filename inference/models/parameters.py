@@ -248,23 +248,21 @@ def _gate_up_places(
 
 
 def _head_order(config: ModelConfig) -> np.ndarray | None:
-    """Of each element of a head, the stored one, so that the kernels rotate pairs (i, i + D / 2), unrotated ones last.
+    """Of each element of a head, the stored one, so that the kernels rotate pairs (i, i + D / 2), the first R / 2.
 
     None where it is stored so.
     """
-    return _turned(config.head_dim, config.rotary_size, config.storage.interleaved)
+    return _order_of_pairs(config.head_dim, config.rotary_size, config.storage.pairs)
 
 
 @lru_cache
-def _turned(head_dim: int, rotary_size: int, interleaved: bool) -> np.ndarray | None:
-    half = rotary_size // 2
-    middle = (rotary_size + head_dim) // 2
-    if rotary_size == 0 or (rotary_size == head_dim and not interleaved):
-        return None
-    first, second = np.r_[0:half], np.r_[half:rotary_size]
-    if interleaved:
-        first, second = np.r_[0:rotary_size:2], np.r_[1:rotary_size:2]
-    return np.r_[first, rotary_size:middle, second, middle:head_dim]
+def _order_of_pairs(size: int, rotated: int, pairs: str) -> np.ndarray | None:
+    if pairs == "neighbours" and rotated:
+        return np.r_[0:size:2, 1:size:2]
+    if pairs == "halves" and 0 < rotated < size:
+        middle = (rotated + size) // 2
+        return np.r_[0 : rotated // 2, rotated:middle, rotated // 2 : rotated, middle:size]
+    return None
 
 
 def _rows(heads: Sequence[int], order: np.ndarray | None, head_dim: int) -> np.ndarray:

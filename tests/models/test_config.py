@@ -327,8 +327,8 @@ class TestSizes:
         assert alibi.context_length == 99 and alibi.storage.normalised_head
         assert not family("BaiChuanForCausalLM", vocab_size=64000).storage.normalised_head
         glm = family("Glm4ForCausalLM", head_dim=16)
-        assert (glm.rotary_size, glm.post_norms, glm.storage.interleaved, glm.output_bias) == (8, True, True, False)
-        assert not family("chatglm", use_rearrange_rope=True).storage.interleaved
+        assert (glm.rotary_size, glm.post_norms, glm.storage.pairs, glm.output_bias) == (8, True, "neighbours", False)
+        assert family("chatglm", use_rearrange_rope=True).storage.pairs == "spread"
 
     def test_mindformers_spelling_of_other_families(self) -> None:
         theirs = {"type": "GPT2Config", "seq_length": 256, "vocab_size": 128, "hidden_size": 32, "num_layers": 2}

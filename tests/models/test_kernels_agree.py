@@ -45,7 +45,7 @@ MODELS = {
     | {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 34},
     "caps, post-norms, tanh-gelu": {"architectures": ["Gemma2ForCausalLM"], "hidden_size": 36, "intermediate_size": 50}
     | {"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 10, "query_pre_attn_scalar": 3}
-    | {"sliding_window": 5, "attn_logit_softcapping": 0.5, "final_logit_softcapping": 0.2},
+    | {"sliding_window": 5, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 5.0},
     "two rotations": {"architectures": ["Gemma3ForCausalLM"], "hidden_size": 32, "intermediate_size": 48}
     | {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 12, "sliding_window": 7}
     | {"sliding_window_pattern": 2, "rope_local_base_freq": 30.0},

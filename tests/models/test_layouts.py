@@ -6,6 +6,7 @@ tensors are renamed, fused, split and reordered by hand.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_weights import golden, load
+from test_weights import GOLDENS, golden, load
 
 from inference.errors import CheckpointError
 from inference.kernels.formats import Format
@@ -21,6 +22,7 @@ from inference.models import weights
 from inference.models.checkpoint import Checkpoint, Segment, StoredTensor
 from inference.models.config import ModelConfig
 from inference.models.parameters import parameter_shapes
+from inference.models.registry import model_config_from
 
 Arrays = dict[str, np.ndarray]
 
@@ -128,9 +130,8 @@ def test_mindformers_chatglm_is_split(tmp_path: Path, rearranged: bool) -> None:
                 arrays[name.replace("dense_h_to_4h", f"dense_{side}")] = rows
     expected = load(checkpoint, config)
     if rearranged:
-        config = replace(config, storage=replace(config.storage, interleaved=False))
-        # Half of a head is rotated: its pairs are in order, and what is not rotated is, too, among itself.
-        config = replace(config, rotary_size=config.head_dim)
+        values = json.loads((GOLDENS / "chatglm3/config.json").read_text())
+        config = model_config_from({**values, "use_rearrange_rope": True}, "predict.yaml")
     assert same(stored(arrays, tmp_path / "w"), config, expected)
 
 
