@@ -201,7 +201,7 @@ class OutputHead(nn.Cell):
         super().__init__()
         self.kept = (norm, weight, norm_bias)
         record = [hidden, float_bits(eps), float_bits(softcap or 0), _address(norm.data)]
-        record += [_address(norm_bias and norm_bias.data), *_matrix(weight)]
+        record += [_address(None if norm_bias is None else norm_bias.data), *_matrix(weight)]
         self.record = Tensor(np.array(record, np.int64))
         # Its length carries the vocabulary to where the output's shape is inferred.
         self.vocabulary = Tensor(np.zeros(vocabulary, np.uint8))

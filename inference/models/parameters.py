@@ -10,7 +10,7 @@ is brought into the one order here, so that the kernels know one layout.
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -184,48 +184,53 @@ def _qkv_places(
 ) -> Iterator[TensorPlace]:
     """The projections of queries, keys and values: apart, or in one of the fused layouts of `names`."""
     parameter = f"{prefix}qkv_proj.{end}"
-    turned = _head_order(config)
-    heads, groups, share = config.num_heads, config.num_kv_heads, config.group_size
 
-    def place(
-        name: str, first: int, *parts: tuple[Sequence[int], np.ndarray | None], transposed: bool = False
-    ) -> TensorPlace:
-        """Heads of a stored tensor, by number, and the order of the elements of each."""
-        rows = [_rows(numbers, order, config.head_dim) for numbers, order in parts]
-        order: np.ndarray | None = np.concatenate(rows)
-        if np.array_equal(order, np.arange(len(order))):
-            order = None
-        count = sum(len(some) for some in rows)
-        name = f"{prefix}{name}.{end}"
-        return TensorPlace(name, (count, *tail), parameter, first, order, transposed)
+    def place(name: str, layout: str, first: int, transposed: bool = False) -> TensorPlace:
+        sizes = (config.num_heads, config.num_kv_heads, config.head_dim)
+        count, order = _order_of_heads(layout, *sizes, config.rotary_size, config.storage.pairs)
+        return TensorPlace(f"{prefix}{name}.{end}", (count, *tail), parameter, first, order, transposed)
 
-    by_group = range(0, groups * (share + 2), share + 2)
-    grouped = (
-        ([start + i for start in by_group for i in range(share)], turned),
-        ([start + share for start in by_group], turned),
-        ([start + share + 1 for start in by_group], None),
-    )
-    stacked = (
-        (range(heads), turned),
-        (range(heads, heads + groups), turned),
-        (range(heads + groups, heads + 2 * groups), None),
-    )
-    layouts = {
-        "qkv_proj": stacked,
-        "grouped_qkv": grouped,
-        "w_qkv": stacked if config.storage.contiguous_qkv else grouped,
+    fused = {
+        "qkv_proj": "stacked",
+        "grouped_qkv": "grouped",
+        "w_qkv": "stacked" if config.storage.contiguous_qkv else "grouped",
     }
-    for name, parts in layouts.items():
+    for name, layout in fused.items():
         if f"{prefix}{name}.{end}" in stored:
-            yield place(name, 0, *parts, transposed=config.storage.transposed and bool(tail))
+            yield place(name, layout, 0, config.storage.transposed and bool(tail))
             return
-    yield place("q_proj", 0, (range(heads), turned))
+    yield place("q_proj", "queries", 0)
     if f"{prefix}grouped_kv.{end}" in stored:
-        keys, values = range(0, 2 * groups, 2), range(1, 2 * groups, 2)
-        yield place("grouped_kv", config.query_size, (keys, turned), (values, None))
+        yield place("grouped_kv", "grouped keys and values", config.query_size)
         return
-    yield place("k_proj", config.query_size, (range(groups), turned))
-    yield place("v_proj", config.query_size + config.kv_size, (range(groups), None))
+    yield place("k_proj", "keys", config.query_size)
+    yield place("v_proj", "values", config.query_size + config.kv_size)
+
+
+@lru_cache
+def _order_of_heads(
+    layout: str, heads: int, groups: int, size: int, rotated: int, pairs: str
+) -> tuple[int, np.ndarray | None]:
+    """(rows, order) of a stored tensor of heads, whose rows are to be queries, keys and values one after the other."""
+    share = heads // groups
+    by_group = range(0, groups * (share + 2), share + 2)
+    # The stored heads in the order that they are to have, those that are rotated before the values.
+    turned, values = {
+        "queries": (range(heads), range(0)),
+        "keys": (range(groups), range(0)),
+        "values": (range(0), range(groups)),
+        "grouped keys and values": (range(0, 2 * groups, 2), range(1, 2 * groups, 2)),
+        "stacked": (range(heads + groups), range(heads + groups, heads + 2 * groups)),
+        "grouped": (
+            [start + i for start in by_group for i in range(share)] + [start + share for start in by_group],
+            [start + share + 1 for start in by_group],
+        ),
+    }[layout]
+    within, plain = _order_of_pairs(size, rotated, pairs), np.arange(size)
+    rows = [np.array(turned, int)[:, None] * size + (plain if within is None else within)]
+    rows.append(np.array(values, int)[:, None] * size + plain)
+    order = np.concatenate(rows).reshape(-1)
+    return len(order), None if np.array_equal(order, np.arange(len(order))) else order
 
 
 def _gate_up_places(
@@ -263,9 +268,3 @@ def _order_of_pairs(size: int, rotated: int, pairs: str) -> np.ndarray | None:
         middle = (rotated + size) // 2
         return np.r_[0 : rotated // 2, rotated:middle, rotated // 2 : rotated, middle:size]
     return None
-
-
-def _rows(heads: Sequence[int], order: np.ndarray | None, head_dim: int) -> np.ndarray:
-    """The rows of some heads of a tensor, each head's in an order."""
-    within = np.arange(head_dim) if order is None else order
-    return (np.array(heads)[:, None] * head_dim + within).reshape(-1)
