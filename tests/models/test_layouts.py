@@ -17,10 +17,11 @@ import pytest
 from test_weights import GOLDENS, golden, load
 
 from inference.errors import CheckpointError
-from inference.kernels.formats import Format
+from inference.kernels.formats import Format, pack_into
 from inference.models import weights
-from inference.models.checkpoint import Checkpoint, Segment, StoredTensor
+from inference.models.checkpoint import Checkpoint, Segment, StoredTensor, open_checkpoint
 from inference.models.config import ModelConfig
+from inference.models.convert import convert
 from inference.models.parameters import parameter_shapes
 from inference.models.registry import model_config_from
 
@@ -202,3 +203,21 @@ def test_sixteen_bits_packed_are_the_values_packed(tmp_path: Path, name: str) ->
                 weights.Destination(packed, Format.BFLOAT16, Format.BFLOAT16).write(tensor, place)
                 weights.Destination(plain, None, Format.BFLOAT16).write(tensor, place)
         assert np.array_equal(weights.unpack(packed, Format.BFLOAT16, *shape), plain)
+
+
+@pytest.mark.parametrize("name", ["telechat2", "chatglm3", "gpt2", "baichuan2_13b", "gemma2"])
+def test_a_converted_model_is_arranged_once(tmp_path: Path, name: str) -> None:
+    checkpoint, config = golden(name)
+    pairs = weights.fit(checkpoint, config, GOLDENS / name)
+    own = json.loads((GOLDENS / name / "config.json").read_text())
+    convert(pairs, config, own, None, tmp_path / "packed", Format.FLOAT16, pack_into)
+    again = model_config_from(json.loads((tmp_path / "packed/config.json").read_text()), name)
+    assert again == config
+    packed = weights.fit_packed(open_checkpoint(tmp_path / "packed"), again, Format.FLOAT16, tmp_path)
+    arrays = [
+        {key: np.zeros(shape, np.float32) for key, shape in parameter_shapes(config).items()} for _ in ("packed", "own")
+    ]
+    for some, into in zip((packed, pairs), arrays, strict=True):
+        formats = weights.formats_of(config, Format.FLOAT16)
+        weights.load(some, {key: weights.Destination(array, None, formats[key]) for key, array in into.items()})
+    assert all(np.array_equal(array, arrays[1][key]) for key, array in arrays[0].items())
