@@ -326,11 +326,11 @@ def read_model_config(values: Mapping[str, Any], family: Family, architecture: s
     Raises:
         ConfigError: a size is missing or of the wrong type, or a feature is not supported.
     """
-    given = {key: value for key, value in translate_mindformers(values).items() if value is not None}
-    fields = Fields({**family.defaults, **given}, where)
+    # A null outranks a family's default: a Gemma without soft caps says so by it.
+    fields = Fields({**family.defaults, **translate_mindformers(values)}, where)
     _refuse(fields)
-    activation = fields.get("hidden_act", "silu")
-    if activation not in ACTIVATIONS:
+    activation = fields.get("hidden_act", family.defaults.get("hidden_act", "silu"))
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise fields.error("hidden_act", f"one of {', '.join(ACTIVATIONS)}")
     hidden, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
     kv_heads = fields.integer("num_key_value_heads", heads)
@@ -537,6 +537,8 @@ def _ropes(fields: Fields, family: Family, context: int) -> tuple[RopeConfig, Ro
     if not family.local_rope:
         return rope, None
     nested = (fields.get("rope_parameters") or {}).get("sliding_attention") or {}
+    if not isinstance(nested, Mapping):
+        raise fields.error("rope_parameters", "a mapping, or one for each kind of layer")
     local = Fields(nested, f"{fields.where}: rope_parameters of sliding_attention")
     if local.get("rope_type", "default") != "default":
         raise local.error("rope_type", "default: layers with a window are not scaled")

@@ -139,7 +139,7 @@ def yarn_attention_factor(factor: float, mscale: float | None = None, mscale_all
 
 def longrope_attention_factor(factor: float, original_max_positions: int) -> float:
     """What LongRoPE multiplies cosine and sine by (Ding et al. 2024)."""
-    return 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original_max_positions))
+    return 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(max(2, original_max_positions)))
 
 
 def alibi_slopes(heads: int) -> tuple[float, ...]:

@@ -313,6 +313,9 @@ class TestSizes:
         assert (gemma.windows, gemma.head_dim, gemma.attention_scale) == ((12, None, 12), 256, 24**-0.5)
         assert (gemma.softcap, gemma.logit_softcap, gemma.embedding_scale) == (50.0, 30.0, 32**0.5)
         assert gemma.tie_embeddings and gemma.post_norms and gemma.activation == "gelu_tanh"
+        assert family("Gemma2ForCausalLM", attn_logit_softcapping=None).softcap is None
+        with pytest.raises(ConfigError, match="'rope_parameters' is .* one for each kind of layer"):
+            family("Gemma3ForCausalLM", rope_parameters={"full_attention": {}, "sliding_attention": 3})
         gemma = family("Gemma3ForCausalLM", sliding_window=12, num_hidden_layers=6, rope_local_base_freq=100.0)
         assert gemma.windows == (12,) * 5 + (None,) and gemma.qk_norm and gemma.softcap is None
         assert [gemma.rope_of(layer).theta for layer in (0, 5)] == [100.0, 1e6]
