@@ -71,6 +71,7 @@ _MODEL_CONFIG = _words("""
     use_ring_attention use_attn_mask_compression use_eod_attn_mask_compression use_eod_reset
     use_rope_slice use_fused_rope apply_rope_fusion use_fused_swiglu bias_swiglu_fusion bias_dropout_fusion
     fused_rms_norm fused_norm rmsnorm_compute_2d compute_in_2d use_past_shard use_paged_attention
+    use_contiguous_weight_layout_attention use_interleaved_weight_layout_mlp
     use_kvcache_op is_flexible_shape use_incre_flash_attention use_prompt_flash_attention
     use_attention_mask
     input_sliced_sig input_layout sparse_mode calculate_per_token_loss return_hidden_states chunk_prefill
@@ -113,7 +114,7 @@ _OTHER_FAMILIES = _words("""
     rotary_percent rotary_pct original_rope
     post_self_attn_layernorm post_mlp_layernorm layernorm_order
     quantization_bit pre_seq_len prefix_projection interleaved_qkv mlp_concat gmask_token_id num_queries
-    logits_soft_cap expand_ratio vision_model llm_model
+    logits_soft_cap vision_model llm_model
 """)
 
 _TOKENIZER = _words("""

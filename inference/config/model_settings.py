@@ -132,12 +132,6 @@ class ModelSettings(Section):
 
     # How MindFormers' own checkpoints lay out their rows.
     use_rearrange_rope: bool | None = Field(None, description="ChatGLM's rotary pairs are stored as halves.")
-    use_contiguous_weight_layout_attention: bool | None = Field(
-        None, description="w_qkv holds q, k and v one after the other, as before MindFormers 1.5."
-    )
-    use_interleaved_weight_layout_mlp: bool | None = Field(
-        None, description="w_gate_hidden holds gate and up in turn; false as before MindFormers 1.5."
-    )
 
     # Types of the stored weights.
     torch_dtype: OptionalText = Field(None, description="Type of the stored weights (transformers 4).")

@@ -74,8 +74,6 @@ class Storage:
         normalised_head: each row of the output head is divided by its length.
         pairs: which elements of a head of D, R of them rotated, rotary embedding turns together: i and i + R / 2
             (halves), 2i and 2i + 1 (neighbours), or as the kernels have it i and i + D / 2 (spread).
-        contiguous_qkv, interleaved_mlp: MindFormers' `w_qkv` and `w_gate_hidden`, which its releases lay out in two
-            ways: q, k and v one after the other or by key/value head; gate and up one after the other or row by row.
     """
 
     names: tuple[tuple[str, str], ...] = ()
@@ -83,8 +81,6 @@ class Storage:
     norm_offset: float = 0.0
     normalised_head: bool = False
     pairs: str = "halves"
-    contiguous_qkv: bool = False
-    interleaved_mlp: bool = True
 
 
 @dataclass(frozen=True)
@@ -445,8 +441,6 @@ def _storage(fields: Fields, family: Family) -> Storage:
         normalised_head=normalised,
         # MindFormers' ChatGLM can be converted with its rows in our order.
         pairs="spread" if fields.flag("use_rearrange_rope", False) else stored.pairs,
-        contiguous_qkv=fields.flag("use_contiguous_weight_layout_attention", False),
-        interleaved_mlp=fields.flag("use_interleaved_weight_layout_mlp", True),
     )
 
 

@@ -6,9 +6,7 @@ Llama. Tensors that are stored fused have names of their own there, told apart b
     self_attn.qkv_proj      q, k and v one after the other
     self_attn.grouped_qkv   by key/value head: its query heads, its key, its value
     self_attn.grouped_kv    by head: its key, its value
-    self_attn.w_qkv         MindFormers': one of the first two, which the config says
     mlp.gate_up_proj        gate and up one after the other
-    mlp.w_gate_hidden       MindFormers': that, or row by row in turn, which the config says
 """
 
 from __future__ import annotations
@@ -23,13 +21,11 @@ MINDFORMERS: Names = (
     (r"\.attention\.wk\.", ".self_attn.k_proj."),
     (r"\.attention\.wv\.", ".self_attn.v_proj."),
     (r"\.attention\.wo\.", ".self_attn.o_proj."),
-    (r"\.attention\.w_qkv\.", ".self_attn.w_qkv."),
     (r"\.attention\.q_norm\.", ".self_attn.q_norm."),
     (r"\.attention\.k_norm\.", ".self_attn.k_norm."),
     (r"\.feed_forward\.w1\.", ".mlp.gate_proj."),
     (r"\.feed_forward\.w2\.", ".mlp.down_proj."),
     (r"\.feed_forward\.w3\.", ".mlp.up_proj."),
-    (r"\.feed_forward\.w_gate_hidden\.", ".mlp.w_gate_hidden."),
     (r"\.attention_norm\.", ".input_layernorm."),
     (r"\.ffn_norm\.", ".post_attention_layernorm."),
     (r"\.norm_out\.", ".norm."),

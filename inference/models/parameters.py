@@ -78,23 +78,6 @@ DERIVED = re.compile(
     r"\.rotary_emb\.(inv_freq|cos_cached|sin_cached)$|\.rotary_pos_emb\.inv_freq$|\.freqs_mgr\.|\.attn\.(masked_)?bias$"
     r"|\.attention\.(masked_)?beta$"
 )
-# Those of its newer style, of which a name may have several.
-MINDFORMERS_MCORE_PARTS = (
-    ("embedding.word_embeddings.", "model.embed_tokens."),
-    ("decoder.final_layernorm.", "model.norm."),
-    ("output_layer.", "lm_head."),
-    ("decoder.layers.", "model.layers."),
-    (".self_attention.linear_q.", ".self_attn.q_proj."),
-    (".self_attention.linear_k.", ".self_attn.k_proj."),
-    (".self_attention.linear_v.", ".self_attn.v_proj."),
-    (".self_attention.linear_proj.", ".self_attn.o_proj."),
-    (".self_attention.q_layernorm.", ".self_attn.q_norm."),
-    (".self_attention.k_layernorm.", ".self_attn.k_norm."),
-    (".mlp.gating.", ".mlp.gate_proj."),
-    (".mlp.hidden.", ".mlp.up_proj."),
-    (".mlp.linear_fc2.", ".mlp.down_proj."),
-    (".pre_mlp_layernorm.", ".post_attention_layernorm."),
-)
 
 
 def hugging_face_name(name: str, names: Names = ()) -> str:
@@ -190,12 +173,7 @@ def _qkv_places(
         count, order = _order_of_heads(layout, *sizes, config.rotary_size, config.storage.pairs)
         return TensorPlace(f"{prefix}{name}.{end}", (count, *tail), parameter, first, order, transposed)
 
-    fused = {
-        "qkv_proj": "stacked",
-        "grouped_qkv": "grouped",
-        "w_qkv": "stacked" if config.storage.contiguous_qkv else "grouped",
-    }
-    for name, layout in fused.items():
+    for name, layout in (("qkv_proj", "stacked"), ("grouped_qkv", "grouped")):
         if f"{prefix}{name}.{end}" in stored:
             yield place(name, layout, 0, config.storage.transposed and bool(tail))
             return
@@ -242,12 +220,9 @@ def _gate_up_places(
     if not config.gated:
         yield TensorPlace(f"{prefix}up_proj.{end}", (width, *tail), parameter, transposed=transposed)
         return
-    for name in ("gate_up_proj", "w_gate_hidden"):
-        if f"{prefix}{name}.{end}" in stored:
-            in_turn = name == "w_gate_hidden" and config.storage.interleaved_mlp
-            order = np.r_[0 : 2 * width : 2, 1 : 2 * width : 2] if in_turn else None
-            yield TensorPlace(f"{prefix}{name}.{end}", (2 * width, *tail), parameter, 0, order, transposed)
-            return
+    if f"{prefix}gate_up_proj.{end}" in stored:
+        yield TensorPlace(parameter, (2 * width, *tail), parameter, transposed=transposed)
+        return
     yield TensorPlace(f"{prefix}gate_proj.{end}", (width, *tail), parameter, 0, transposed=transposed)
     yield TensorPlace(f"{prefix}up_proj.{end}", (width, *tail), parameter, width, transposed=transposed)
 

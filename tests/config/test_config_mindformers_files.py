@@ -21,7 +21,8 @@ from inference.errors import ConfigError
 from inference.models.registry import ALIASES, ARCHITECTURES
 from inference.models.source import resolve
 
-_OURS = re.compile(r"configs/(?:llama2|codellama|qwen2|qwen3|mistral|glm2|glm3|glm4|gpt2)/predict_.*\.yaml$")
+GOLDENS = Path(__file__).parents[1] / "goldens"
+_FILE = re.compile(r"configs/\w+/predict_.*\.yaml$")
 # Their mistake, which MindFormers reads as true.
 _MISTAKES = {"predict_llama2_7b_ptuning2.yaml": "use_parallel must be true or false, got 'Flase'"}
 # What asks for more than a family.

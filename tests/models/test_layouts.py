@@ -61,39 +61,6 @@ def same(checkpoint: Checkpoint, config: ModelConfig, expected: Arrays) -> bool:
     return found.keys() == expected.keys() and all(np.array_equal(found[name], expected[name]) for name in expected)
 
 
-def by_group(parts: list[np.ndarray], groups: int) -> np.ndarray:
-    """Rows of q, k and v (or of k and v) as each key/value head has them."""
-    split = [part.reshape(groups, -1, *part.shape[1:]) for part in parts]
-    return np.concatenate(split, 1).reshape(-1, *parts[0].shape[1:])
-
-
-def fused(arrays: Arrays, layer: str, config: ModelConfig, is_old: bool) -> Arrays:
-    """MindFormers' w_qkv and w_gate_hidden of a layer: as before its release 1.5, or as of it."""
-    out = {}
-    for end in ("weight", "bias"):
-        names = [f"{layer}self_attn.{part}_proj.{end}" for part in "qkv"]
-        if names[0] in arrays:
-            parts = [arrays.pop(name) for name in names]
-            joined = np.concatenate(parts) if is_old else by_group(parts, config.num_kv_heads)
-            out[f"{layer}attention.w_qkv.{end}"] = joined
-    gate, up = (arrays.pop(f"{layer}mlp.{part}_proj.weight") for part in ("gate", "up"))
-    joined = np.concatenate([gate, up]) if is_old else np.stack([gate, up], 1).reshape(-1, gate.shape[1])
-    return out | {f"{layer}feed_forward.w_gate_hidden.weight": joined}
-
-
-@pytest.mark.parametrize("is_old", [True, False])
-@pytest.mark.parametrize("name", ["llama2_gqa", "qwen2", "llama31"])
-def test_fused_weights_of_mindformers(tmp_path: Path, name: str, is_old: bool) -> None:
-    checkpoint, config = golden(name)
-    expected, arrays = load(checkpoint, config), arrays_of(checkpoint)
-    for layer in range(config.num_layers):
-        arrays |= fused(arrays, f"model.layers.{layer}.", config, is_old)
-    theirs = stored(arrays, tmp_path / "w")
-    old = replace(config, storage=replace(config.storage, contiguous_qkv=True, interleaved_mlp=False))
-    assert same(theirs, old if is_old else config, expected)
-    assert not same(theirs, config if is_old else old, expected)
-
-
 def test_megatron_names_of_mindformers(tmp_path: Path) -> None:
     checkpoint, config = golden("qwen3")
     arrays = renamed(
