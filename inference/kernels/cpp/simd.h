@@ -109,11 +109,12 @@ inline uint32_t float_to_bits(float x) {
   return bits;
 }
 
-// IEEE 754 binary16, by shifting the exponent through a multiplication (subnormals and infinities come out right).
+// IEEE 754 binary16. No step of it meets a subnormal float32, which some threads of a host take for 0.
 inline float half_to_float(uint16_t h) {
-  const uint32_t sign = uint32_t(h & 0x8000) << 16, rest = uint32_t(h & 0x7fff) << 13;
-  float x = bits_to_float(rest) * bits_to_float(0x77800000);  // 2^112
-  if ((h & 0x7c00) == 0x7c00) x = bits_to_float(rest | 0x7f800000);
+  const uint32_t sign = uint32_t(h & 0x8000) << 16, magnitude = h & 0x7fff;
+  float x = float(magnitude) * bits_to_float(0x33800000);  // 2^-24: the step of subnormals
+  if (magnitude >= 0x7c00) x = bits_to_float(magnitude << 13 | 0x7f800000);
+  else if (magnitude >= 0x400) x = bits_to_float((magnitude << 13) + 0x38000000);
   return bits_to_float(float_to_bits(x) | sign);
 }
 
