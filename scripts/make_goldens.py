@@ -23,8 +23,8 @@ golden.npz, for prompt i of length L with vocabulary V:
 
 Tokenizer cases are told in tokenizer_goldens.py.
 
-A seed is taken only when every margin is wide and the greedy text is varied, so that a right implementation
-has one answer and a wrong one shows.
+A seed is taken only when every margin is wide, no router is in doubt and the greedy text is varied, so that a right
+implementation has one answer and a wrong one shows.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ STEPS = 64
 MIN_MARGIN = 2e-3
 MIN_DISTINCT = 12
 MAX_SEEDS = 400
+ROUTER_NOISE = 1e-4
 LLAMA3_ROPE = {
     "rope_type": "llama3",
     "factor": 8.0,
@@ -60,6 +61,17 @@ LLAMA3_ROPE = {
     # Wavelengths of head_dim 16 at theta 10000 are 6, 20, 63, ...: one kept, one interpolated, the rest
     # divided.
     "original_max_position_embeddings": 32,
+}
+
+# DeepSeek's, at the size of these models.
+YARN = {
+    "rope_type": "yarn",
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+    "beta_fast": 4.0,
+    "beta_slow": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
 }
 
 
@@ -186,6 +198,132 @@ CASES: dict[str, Case] = {
     "mistral_null": Case(
         "mistral",
         sizes(sliding_window=None, head_dim=16, rope_parameters=rope(1000000.0)),
+    ),
+    "mixtral": Case(
+        "mixtral",
+        sizes(
+            intermediate_size=40,
+            num_local_experts=4,
+            num_experts_per_tok=2,
+            sliding_window=None,
+            rope_parameters=rope(1000000.0),
+        ),
+        form=4,
+        dtype=torch.bfloat16,
+        dropped=("head_dim",),
+    ),
+    "qwen2_moe": Case(
+        "qwen2_moe",
+        sizes(
+            num_hidden_layers=3,
+            num_experts=6,
+            num_experts_per_tok=2,
+            moe_intermediate_size=20,
+            shared_expert_intermediate_size=36,
+            norm_topk_prob=False,
+            decoder_sparse_step=2,  # the second layer only
+            rope_parameters=rope(10000.0),
+        ),
+    ),
+    "glm4_moe": Case(
+        "glm4_moe",
+        sizes(
+            head_dim=16,
+            num_hidden_layers=2,
+            n_routed_experts=6,
+            num_experts_per_tok=2,
+            moe_intermediate_size=20,
+            n_shared_experts=1,
+            n_group=2,
+            topk_group=1,
+            routed_scaling_factor=2.5,
+            first_k_dense_replace=1,
+            use_qk_norm=True,
+            attention_bias=True,
+            rope_parameters=rope(10000.0, partial_rotary_factor=0.5),
+        ),
+        form=4,
+        dtype=torch.bfloat16,
+    ),
+    # As DeepSeek-V2-Lite: queries that are not compressed, experts chosen greedily.
+    "deepseek_v2_lite": Case(
+        "deepseek_v2",
+        sizes(
+            num_key_value_heads=4,
+            q_lora_rank=None,
+            kv_lora_rank=20,
+            qk_nope_head_dim=10,
+            qk_rope_head_dim=6,
+            v_head_dim=12,
+            n_routed_experts=4,
+            num_experts_per_tok=2,
+            moe_intermediate_size=20,
+            n_shared_experts=1,
+            first_k_dense_replace=1,
+            rope_parameters=rope(10000.0),
+        ),
+    ),
+    "deepseek_v2": Case(
+        "deepseek_v2",
+        sizes(
+            num_key_value_heads=4,
+            q_lora_rank=24,
+            kv_lora_rank=20,
+            qk_nope_head_dim=10,
+            qk_rope_head_dim=6,
+            v_head_dim=12,
+            n_routed_experts=6,
+            num_experts_per_tok=3,
+            moe_intermediate_size=20,
+            n_shared_experts=2,
+            topk_method="group_limited_greedy",
+            n_group=3,
+            topk_group=2,
+            routed_scaling_factor=1.5,
+            attention_bias=True,
+            rope_parameters=rope(10000.0, **YARN),
+        ),
+        dtype=torch.bfloat16,
+    ),
+    "deepseek_v3": Case(
+        "deepseek_v3",
+        sizes(
+            num_key_value_heads=4,
+            q_lora_rank=24,
+            kv_lora_rank=16,
+            qk_nope_head_dim=8,
+            qk_rope_head_dim=8,
+            v_head_dim=12,
+            n_routed_experts=8,
+            num_experts_per_tok=3,
+            moe_intermediate_size=20,
+            n_shared_experts=1,
+            n_group=4,
+            topk_group=2,
+            routed_scaling_factor=2.5,
+            first_k_dense_replace=1,
+            num_hidden_layers=3,
+            rope_parameters=rope(10000.0, **YARN),
+        ),
+        form=4,
+        dtype=torch.bfloat16,
+    ),
+    "qwen3_moe": Case(
+        "qwen3_moe",
+        sizes(
+            head_dim=16,
+            num_hidden_layers=3,
+            num_experts=8,
+            num_experts_per_tok=3,
+            moe_intermediate_size=20,
+            norm_topk_prob=True,
+            mlp_only_layers=[1],
+            rope_parameters=rope(1000000.0),
+        ),
+        form=4,
+        dtype=torch.bfloat16,
+        written={"num_experts": 8},
+        dropped=("num_local_experts",),
     ),
 }
 
@@ -360,6 +498,9 @@ def random_weights(model: torch.nn.Module, rng: np.random.Generator) -> None:
             values = values - 1.0
         with torch.no_grad():
             parameter.copy_(torch.from_numpy(values.astype(np.float32)))
+    for name, buffer in model.named_buffers():
+        if name.endswith("e_score_correction_bias"):
+            buffer.copy_(torch.from_numpy((0.2 * rng.standard_normal(buffer.shape)).astype(np.float32)))
 
 
 def less_of_the_token(name: str, values: np.ndarray) -> np.ndarray:
@@ -525,7 +666,44 @@ def golden(model: Any, case: Case, seed: int) -> dict[str, np.ndarray] | None:
         arrays[f"logits_{i}"] = logits_of(model, prompt)[positions].numpy()
         arrays[f"greedy_{i}"] = np.array(found[0], np.int32)
         arrays[f"margin_{i}"] = np.array(found[1], np.float32)
-    return arrays
+    return arrays if routes_are_clear(model, arrays) else None
+
+
+def chosen_experts(model: Any, tokens: list[int]) -> list[torch.Tensor]:
+    """The experts that every token takes in every layer, sorted; none where the model has no routers."""
+    seen: list[torch.Tensor] = []
+    hooks = [
+        module.register_forward_hook(lambda module, inputs, output: seen.append(output[2].sort(dim=-1).values))
+        for module in routers(model)
+    ]
+    logits_of(model, tokens)
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+def routers(model: Any) -> list[torch.nn.Module]:
+    return [module for module in model.modules() if type(module).__name__.lower().endswith("topkrouter")]
+
+
+def routes_are_clear(model: Any, arrays: dict[str, np.ndarray]) -> bool:
+    """Whether routers that are a little off, a hundred times what rounding does, choose the same experts everywhere."""
+    rows = [arrays[f"prompt_{i}"].tolist() + arrays[f"greedy_{i}"].tolist() for i in range(len(LENGTHS))]
+    expected = [chosen_experts(model, row) for row in rows]
+    weights = [module.weight for module in routers(model)]
+    kept = [weight.detach().clone() for weight in weights]
+    generator = torch.Generator().manual_seed(0)
+    clear = True
+    for _ in range(3):
+        for weight, value in zip(weights, kept, strict=True):
+            noise = torch.randn(value.shape, generator=generator)
+            weight.data = value * (1 + ROUTER_NOISE * noise)
+        for row, wanted in zip(rows, expected, strict=True):
+            found = chosen_experts(model, row)
+            clear &= all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+    for weight, value in zip(weights, kept, strict=True):
+        weight.data = value
+    return clear
 
 
 def check_window(directory: Path, window: int) -> None:

@@ -22,7 +22,7 @@ _ROOT = _words("""
     runner_config runner_wrapper optimizer lr_schedule grouped_lr_schedule train_dataset train_dataset_task
     eval_dataset eval_dataset_task predict_dataset callbacks eval_callbacks metric do_eval eval_step_interval
     eval_epoch_interval resume_training resume_or_finetune_checkpoint resume_by_last_timestamp_ckpt
-    ignore_data_skip data_skip_steps data_size moe_config recompute_config swap_config monitor_config
+    ignore_data_skip data_skip_steps data_size recompute_config swap_config monitor_config
     micro_batch_interleave_num recompute mp_comm_recompute parallel_optimizer_comm_recompute
     recompute_slice_activation layer_scale layer_decay lr_scale lr_scale_factor print_separate_loss
     calculate_per_token_loss check_for_nan_in_loss_and_grad use_clip_grad max_grad_norm
@@ -64,7 +64,7 @@ _PARALLEL_CONFIG = _words("""
 
 # Training, and how MindFormers lays a model out on an Ascend device.
 _MODEL_CONFIG = _words("""
-    parallel_config moe_config ignore_token_id offset pp_interleave_num fine_grain_interleave start_stage
+    parallel_config ignore_token_id offset pp_interleave_num fine_grain_interleave start_stage
     stage_num pipeline_stage parallel_optimizer init_method init_method_std_rules param_init_std_rules
     output_layer_init_method hidden_dropout hidden_dropout_prob hidden_dropout_rate attention_dropout
     attention_dropout_rate attention_probs_dropout_prob embedding_dropout_prob emb_dropout_prob dropout_prob
@@ -76,7 +76,7 @@ _MODEL_CONFIG = _words("""
     use_attention_mask
     input_sliced_sig input_layout sparse_mode calculate_per_token_loss return_hidden_states chunk_prefill
     llm_backend boost_model_type need_nz quant quant_config quantization parallel_decoding_params
-    is_sample_acceleration qk_layernorm use_qk_norm activation_func fp32_residual_connection
+    is_sample_acceleration qk_layernorm activation_func fp32_residual_connection
     attention_softmax_in_fp32 apply_query_key_layer_scaling
     mask_func_type fp16_lm_cross_entropy track_max_attention_logit post_process pre_process softmax_scale
     attn_reduce_scatter attn_allgather attn_allreduce ffn_reduce_scatter ffn_allgather ffn_allreduce
@@ -93,23 +93,18 @@ _MODEL_CONFIG = _words("""
     id2label label2id problem_type tie_encoder_decoder add_cross_attention
 """)
 
-# Families that this project does not run: the registry refuses the family, by name, before any of these
-# matters.
+# Families that this project does not run, which the registry refuses by name before any of these matters, and how
+# MindFormers trains and lays out experts.
 _OTHER_FAMILIES = _words("""
-    expert_num capacity_factor aux_loss_factor num_experts num_experts_chosen num_experts_per_tok
-    num_local_experts num_moe_experts n_routed_experts n_shared_experts shared_expert_num
-    shared_expert_intermediate_size n_group topk_group topk_method norm_topk_prob scoring_func
-    routed_scaling_factor router_aux_loss_coef router_jitter_noise router_dense_type decoder_sparse_step
-    mlp_only_layers first_k_dense_replace moe_intermediate_size moe_layer_freq
+    capacity_factor aux_loss_factor router_aux_loss_coef router_jitter_noise router_dense_type
     moe_shared_expert_intermediate_size moe_shared_expert_overlap moe_router_load_balancing_type
     moe_router_pre_softmax moe_router_fusion moe_router_dtype moe_router_enable_expert_bias
-    moe_router_bias_update_rate moe_router_force_expert_balance moe_router_score_function moe_router_topk
-    moe_aux_loss_coeff moe_z_loss_coeff moe_grouped_gemm moe_token_dispatcher_type moe_token_drop_policy
+    moe_router_bias_update_rate moe_router_force_expert_balance moe_router_score_function moe_aux_loss_coeff
+    moe_z_loss_coeff moe_grouped_gemm moe_token_dispatcher_type moe_token_drop_policy
     moe_expert_capacity_factor moe_permute_fusion moe_apply_probs_on_input use_fused_ops_topkrouter
     use_fused_ops_permute use_pad_tokens use_gmm npu_nums_per_device callback_moe_droprate
     enable_expert_relocation expert_relocation_freq expert_relocation_initial_iteration dispatch_global_max_bs
-    use_shared_expert_gating multi_latent_attention q_lora_rank kv_lora_rank qk_nope_head_dim qk_rope_head_dim
-    qk_head_dim v_head_dim mla_qkv_concat use_fused_mla num_nextn_predict_layers mtp_depth mtp_num_layers
+    use_shared_expert_gating multi_latent_attention qk_head_dim mla_qkv_concat use_fused_mla mtp_depth
     mtp_loss_factor mtp_loss_scaling_factor beta_fast beta_slow mscale mscale_all_dim rotary_scaling_factor
     rotary_percent rotary_pct original_rope
     post_self_attn_layernorm post_mlp_layernorm layernorm_order
@@ -184,6 +179,16 @@ RENAMED: dict[KeyPath, KeyPath] = {
     (*MODEL, "layernorm_compute_dtype"): (*MODEL, "layernorm_compute_type"),
     (*MODEL, "softmax_compute_dtype"): (*MODEL, "softmax_compute_type"),
     (*MODEL, "params_dtype"): (*MODEL, "param_init_type"),
+    ("moe_config",): (*MODEL, "moe_config"),
+    (*MODEL, "num_moe_experts"): (*MODEL, "num_experts"),
+    (*MODEL, "moe_router_topk"): (*MODEL, "num_experts_per_tok"),
+    (*MODEL, "moe_ffn_hidden_size"): (*MODEL, "moe_intermediate_size"),
+    (*MODEL, "shared_expert_num"): (*MODEL, "n_shared_experts"),
+    (*MODEL, "moe_router_num_groups"): (*MODEL, "n_group"),
+    (*MODEL, "moe_router_group_topk"): (*MODEL, "topk_group"),
+    (*MODEL, "moe_router_topk_scaling_factor"): (*MODEL, "routed_scaling_factor"),
+    (*MODEL, "qk_pos_emb_head_dim"): (*MODEL, "qk_rope_head_dim"),
+    (*MODEL, "mtp_num_layers"): (*MODEL, "num_nextn_predict_layers"),
 }
 # MindFormers' name of the opposite.
 NEGATED: dict[KeyPath, KeyPath] = {

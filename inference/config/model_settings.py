@@ -35,7 +35,7 @@ def _rope_factor(value: Any) -> Any:
     return float(value)
 
 
-def _layer_types(value: Any) -> Any:
+def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -75,6 +75,7 @@ class ModelSettings(Section):
     rms_norm_eps: Positive | None = Field(None, description="Added to the mean square in RMSNorm.")
     qkv_has_bias: bool | None = Field(None, description="Bias in the query, key and value projections.")
     attention_bias: bool | None = Field(None, description="Bias in the attention projections.")
+    use_qk_norm: bool | None = Field(None, description="Norm of each head's query and key.")
     mlp_bias: bool | None = Field(None, description="Bias in the feed-forward projections.")
     tie_word_embeddings: bool | None = Field(None, description="Output layer shares the embedding's weights.")
     bias: bool | None = Field(None, description="Bias in the attention projections (InternLM 2).")
@@ -124,7 +125,7 @@ class ModelSettings(Section):
     sliding_window: Count | None = Field(None, description="Positions a token looks back; null for all.")
     use_sliding_window: bool | None = Field(None, description="Whether Qwen uses its sliding_window.")
     max_window_layers: NonNegative | None = Field(None, description="Qwen's layers below this see everything.")
-    layer_types: Annotated[tuple[str, ...] | None, BeforeValidator(_layer_types)] = Field(
+    layer_types: Annotated[tuple[str, ...] | None, BeforeValidator(_as_tuple)] = Field(
         None, description="full_attention or sliding_attention for each layer."
     )
 
@@ -132,6 +133,41 @@ class ModelSettings(Section):
 
     # How MindFormers' own checkpoints lay out their rows.
     use_rearrange_rope: bool | None = Field(None, description="ChatGLM's rotary pairs are stored as halves.")
+
+    # Experts: Hugging Face's names; MindFormers' legacy ones are in moe_config.
+    num_experts: Count | None = Field(None, description="Experts of a layer (Qwen).")
+    num_local_experts: Count | None = Field(None, description="Experts of a layer (Mixtral).")
+    n_routed_experts: Count | None = Field(None, description="Experts of a layer (DeepSeek, GLM).")
+    num_experts_per_tok: Count | None = Field(None, description="Experts that a token takes.")
+    moe_intermediate_size: Count | None = Field(None, description="Width of an expert; intermediate_size if unset.")
+    n_shared_experts: NonNegative | None = Field(None, description="Experts that every token takes.")
+    shared_expert_intermediate_size: Count | None = Field(None, description="Width of Qwen2-MoE's shared expert.")
+    norm_topk_prob: bool | None = Field(None, description="Weights of the chosen experts add up to 1.")
+    routed_scaling_factor: Positive | None = Field(None, description="Scales the weights of the chosen experts.")
+    scoring_func: OptionalText = Field(None, description="Scores of the router: softmax or sigmoid.")
+    topk_method: OptionalText = Field(None, description="greedy, group_limited_greedy or noaux_tc.")
+    n_group: Count | None = Field(None, description="Groups of neighbouring experts.")
+    topk_group: Count | None = Field(None, description="Groups that a token may choose from.")
+    first_k_dense_replace: NonNegative | None = Field(None, description="First layers that have no experts.")
+    moe_layer_freq: Count | None = Field(None, description="Every how many layers there are experts.")
+    decoder_sparse_step: Count | None = Field(
+        None, description="The same for Qwen, counted from the first layer's end."
+    )
+    mlp_only_layers: Annotated[tuple[int, ...] | None, BeforeValidator(_as_tuple)] = Field(
+        None, description="Layers without experts, by number (Qwen)."
+    )
+    moe_config: Free | None = Field(None, description="MindFormers' section of experts: expert_num and so on.")
+    num_nextn_predict_layers: NonNegative | None = Field(
+        None, description="Layers at the checkpoint's end that guess further tokens; not run."
+    )
+
+    # Latent attention (DeepSeek).
+    kv_lora_rank: Count | None = Field(None, description="Size of the latent that keys and values are made of.")
+    q_lora_rank: Count | None = Field(None, description="Size of the compressed query; null for none.")
+    qk_nope_head_dim: Count | None = Field(None, description="Part of a head's query that is not rotated.")
+    qk_rope_head_dim: Count | None = Field(None, description="Part of a head's query that is rotated.")
+    v_head_dim: Count | None = Field(None, description="Size of a head's value.")
+    rope_interleave: bool | None = Field(None, description="DeepSeek-V3 rotates neighbouring pairs.")
 
     # Types of the stored weights.
     torch_dtype: OptionalText = Field(None, description="Type of the stored weights (transformers 4).")

@@ -311,7 +311,7 @@ class InferenceConfig(Section):
         """Refuses what loads, because MindFormers knows it, and does not run yet.
 
         Raises:
-            ConfigError: adapters, quantised weights or experts are asked for.
+            ConfigError: adapters or quantised weights are asked for.
         """
         for path, key, what in _NOT_YET:
             asked = self._layer.get(path)
@@ -328,6 +328,4 @@ _NOT_YET = (
     ((*_MODEL, "pet_config"), "pet_type", "adapters"),
     ((*_MODEL, "quantization_config"), "quant_method", "quantised weights"),
     (_MODEL, "quant", "quantised weights"),
-    ((*_MODEL, "moe_config"), "expert_num", "experts"),
-    (("moe_config",), "expert_num", "experts"),
 )

@@ -53,7 +53,20 @@ class Format(Enum):
         row_bytes = self.item_size * columns
         if self.quantised:
             row_bytes = -(-columns // PAIR) * (2 * 2 + 4 * self.words)
-        return -(-rows // PANEL), PANEL * row_bytes
+        return whole_panels(rows) // PANEL, PANEL * row_bytes
+
+
+def whole_panels(rows: int) -> int:
+    """As many rows, or a few more, so that the next row begins a panel."""
+    return -(-rows // PANEL) * PANEL
+
+
+def with_room(matrices: np.ndarray) -> np.ndarray:
+    """[count, rows, columns] -> [count * room, columns]: each begins a panel, with zeros up to the next one's begin."""
+    count, rows, columns = matrices.shape
+    room = np.zeros((count, whole_panels(rows), columns), matrices.dtype)
+    room[:, :rows] = matrices
+    return room.reshape(-1, columns)
 
 
 def check_room(panels: np.ndarray, weight_format: Format, rows: int, columns: int) -> None:

@@ -14,6 +14,8 @@ import numpy as np
 from inference.kernels.build import library_path
 from inference.kernels.formats import Format, check_room
 
+# Numbers in the record of a half, as in `cpp/library.cpp`.
+RECORD = 32
 _POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_float
 
 
@@ -27,6 +29,7 @@ def _library() -> ctypes.CDLL:
     library.kernels_linear.argtypes = [_INT, _POINTER, _LONG, _LONG, _POINTER, _LONG, *[_POINTER] * 3]
     library.kernels_read.argtypes = [_POINTER, _LONG]
     library.kernels_read.restype = ctypes.c_uint64
+    library.kernels_halves.argtypes = [_POINTER, *[_LONG] * 4, *[_POINTER] * 5]
     library.kernels_rms_norm.argtypes = [_POINTER, _POINTER, _LONG, _LONG, _FLOAT, _POINTER]
     return library
 
@@ -87,6 +90,15 @@ def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
     x, weight = _floats(x), _floats(weight)
     out = np.empty_like(x)
     _library().kernels_rms_norm(_at(x), _at(weight), len(x), x.shape[1], eps, _at(out))
+    return out
+
+
+def half(record: list[int], x: np.ndarray) -> np.ndarray:
+    """x [tokens, hidden] through a half of a layer that has no cache, whose record `native` has made."""
+    out = np.array(x, np.float32, order="C")
+    program = np.zeros(RECORD, np.int64)
+    program[: len(record)] = record
+    _library().kernels_halves(_at(program), RECORD, len(out), 0, 0, None, None, None, None, _at(out))
     return out
 
 

@@ -19,15 +19,14 @@ from mindspore.ops import CustomRegOp, DataType
 from numpy.typing import DTypeLike
 
 from inference.kernels.build import library_path
-from inference.kernels.shapes import ACTIVATIONS, AttentionShape, FeedForwardShape
+from inference.kernels.library import RECORD
+from inference.kernels.shapes import ACTIVATIONS, AttentionShape, ExpertsShape, FeedForwardShape, LatentShape
 from inference.kernels.weight import Weight
 
 # Whether weights and cache can be kept narrower than float32.
 NARROW = True
 # The environment variable that turns MindSpore's compile cache on.
 COMPILE_CACHE = "MS_COMPILER_CACHE_ENABLE"
-# Numbers in the record of a half, as in `cpp/library.cpp`.
-RECORD = 32
 _TYPES = {
     "f": DataType.F32_Default,
     "i": DataType.I32_Default,
@@ -110,7 +109,7 @@ class Embedding(nn.Cell):
 class StepGeometry(nn.Cell):
     """The kernels work out all that a step shares; this only picks what they need."""
 
-    def __init__(self, rotations: Sequence[np.ndarray], shapes: Sequence[AttentionShape]):
+    def __init__(self, rotations: Sequence[np.ndarray], shapes: Sequence[AttentionShape | LatentShape]):
         super().__init__()
 
     def construct(
@@ -150,6 +149,30 @@ class AttentionHalf:
         self.record += [vectors.get("norm_bias", 0), vectors.get("post_norm", 0)]
 
 
+class LatentAttentionHalf:
+    """The record of x + output(attention on latents)."""
+
+    def __init__(
+        self,
+        shape: LatentShape,
+        rotation: np.ndarray,
+        mask_index: int,
+        rotation_index: int,
+        weights: Mapping[str, Weight],
+        caches: tuple[np.ndarray, ...],
+    ):
+        self.kept = (weights, caches, np.ascontiguousarray(rotation, np.float32))
+        vectors = {name: _address(weight.data) for name, weight in weights.items() if weight.data.ndim == 1}
+        matrices = {name: _matrix(weight) for name, weight in weights.items() if weight.data.ndim > 1}
+        self.record = [3, shape.hidden, shape.heads, shape.query_rank, shape.rank, shape.nope, shape.rope, shape.value]
+        self.record += [shape.block_size, int(shape.half_cache)]
+        self.record += [float_bits(shape.eps), float_bits(shape.latent_eps), float_bits(shape.scale)]
+        self.record += [vectors["norm"], _address(self.kept[2]), *matrices["down"], vectors.get("down_bias", 0)]
+        self.record += [vectors.get("query_norm", 0), vectors["latent_norm"], *matrices.get("query_up", [0, 0])]
+        self.record += [*matrices["key_up"], *matrices["value_up"], *matrices["output"]]
+        self.record += [vectors.get("output_bias", 0), *map(_address, caches)]
+
+
 class FeedForwardHalf:
     """The record of x + down(silu(gate(norm(x))) * up(norm(x)))."""
 
@@ -163,10 +186,26 @@ class FeedForwardHalf:
         self.record += [*_matrix(weights["down"]), vectors.get("down_bias", 0), vectors.get("post_norm", 0)]
 
 
+class ExpertsHalf:
+    """The record of x + the answers of the experts that norm(x) chooses, and that of the shared expert."""
+
+    def __init__(self, shape: ExpertsShape, weights: Mapping[str, Weight]):
+        self.kept = weights
+        routing = shape.routing
+        correction = weights["correction"].data if "correction" in weights else None
+        self.record = [2, shape.hidden, shape.width, shape.shared_width, int(shape.shared_gate), float_bits(shape.eps)]
+        self.record += [_address(weights["norm"].data), routing.experts, routing.chosen]
+        self.record += [routing.groups, routing.chosen_groups, routing.group_best]
+        self.record += [int(routing.scoring == "sigmoid"), int(routing.normalise), float_bits(routing.scale)]
+        self.record += [_address(correction)]
+        for name in ("router", "gate_up", "down", "shared_gate_up", "shared_down"):
+            self.record += _matrix(weights[name]) if name in weights else [0, 0]
+
+
 class Halves(nn.Cell):
     """x [T, hidden] through halves of layers, one after the other, as one operator."""
 
-    def __init__(self, halves: Sequence[AttentionHalf | FeedForwardHalf]):
+    def __init__(self, halves: Sequence[AttentionHalf | LatentAttentionHalf | FeedForwardHalf | ExpertsHalf]):
         super().__init__()
         self.kept = list(halves)
         program = np.zeros((len(halves), RECORD), np.int64)
@@ -211,7 +250,9 @@ class OutputHead(nn.Cell):
         return self.operator(x, wanted, logit_rows, self.record, self.vocabulary)
 
 
-def cache_shapes(shape: AttentionShape) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Shapes of a layer's key and value cache; keys lie transposed within a block."""
+def cache_shapes(shape: AttentionShape | LatentShape) -> tuple[tuple[int, ...], ...]:
+    """Shapes of a layer's key and value cache, keys transposed within a block; or of its cache of latents."""
+    if isinstance(shape, LatentShape):
+        return ((shape.num_blocks, shape.block_size, shape.width),)
     heads = (shape.num_blocks, shape.kv_heads)
     return (*heads, shape.head_dim, shape.block_size), (*heads, shape.block_size, shape.head_dim)

@@ -41,6 +41,48 @@ class AttentionShape:
 
 
 @dataclass(frozen=True)
+class LatentShape:
+    """One layer of latent attention: H heads on a residual stream of `hidden`; the cache holds one vector a position.
+
+    Args:
+        rank, rope: of the cache's vector: the latent, and the rotated key.
+        query_rank: of the compressed query; 0 where there is none.
+        nope: size of a head's query that meets the latent.
+        value: size of a head's value.
+        scale: of the scores.
+        latent_eps: of the norms of latent and compressed query.
+        num_blocks, block_size, half_cache: as in AttentionShape.
+    """
+
+    hidden: int
+    heads: int
+    rank: int
+    query_rank: int
+    nope: int
+    rope: int
+    value: int
+    scale: float
+    eps: float
+    latent_eps: float
+    num_blocks: int
+    block_size: int
+    half_cache: bool = False
+    # What a step's geometry asks of every kind of attention.
+    window: None = None
+    slopes: None = None
+    kv_heads: int = 1
+
+    @property
+    def slots(self) -> int:
+        return self.num_blocks * self.block_size
+
+    @property
+    def width(self) -> int:
+        """Of the cache's vector."""
+        return self.rank + self.rope
+
+
+@dataclass(frozen=True)
 class FeedForwardShape:
     """A feed-forward of `width` on a residual stream of `hidden`.
 
@@ -56,6 +98,46 @@ class FeedForwardShape:
     gated: bool = True
 
 
-def windows_of(shapes: Sequence[AttentionShape]) -> tuple[int, ...]:
+@dataclass(frozen=True)
+class Routing:
+    """How a token chooses its experts.
+
+    Args:
+        experts, chosen: how many there are, and how many a token takes.
+        scoring: what makes scores of router logits, softmax or sigmoid.
+        normalise: the weights of the chosen experts are divided by their sum.
+        scale: what the weights are multiplied by.
+        groups, chosen_groups: neighbouring experts form groups, of which only the best are open to a token.
+        group_best: how many of a group's experts, the best ones, add up to its score.
+    """
+
+    experts: int
+    chosen: int
+    scoring: str = "softmax"
+    normalise: bool = False
+    scale: float = 1.0
+    groups: int = 1
+    chosen_groups: int = 1
+    group_best: int = 1
+
+
+@dataclass(frozen=True)
+class ExpertsShape:
+    """Experts, gated feed-forwards of `width`, on a residual stream of `hidden`.
+
+    Args:
+        shared_width: of the expert that every token takes; 0 for none.
+        shared_gate: the last row of the router scales the shared expert, by its sigmoid.
+    """
+
+    hidden: int
+    width: int
+    shared_width: int
+    shared_gate: bool
+    eps: float
+    routing: Routing
+
+
+def windows_of(shapes: Sequence[AttentionShape | LatentShape]) -> tuple[int, ...]:
     """The windows that occur, in the order of a step's masks; 0 for none."""
     return tuple(sorted({shape.window or 0 for shape in shapes}))

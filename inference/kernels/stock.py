@@ -17,7 +17,8 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from numpy.typing import DTypeLike
 
-from inference.kernels.shapes import AttentionShape, FeedForwardShape, windows_of
+from inference.kernels.formats import whole_panels
+from inference.kernels.shapes import AttentionShape, ExpertsShape, FeedForwardShape, LatentShape, Routing, windows_of
 from inference.kernels.weight import Weight
 
 # Whether weights and cache can be kept narrower than float32.
@@ -163,7 +164,7 @@ class StepGeometry(nn.Cell):
     which is what the batched products want, without a transposition of the context.
     """
 
-    def __init__(self, rotations: Sequence[np.ndarray], shapes: Sequence[AttentionShape]):
+    def __init__(self, rotations: Sequence[np.ndarray], shapes: Sequence[AttentionShape | LatentShape]):
         super().__init__()
         shape = shapes[0]
         # Of each rotation, for both halves of a head: angle per position, and magnitude of cosine and of sine.
@@ -319,6 +320,82 @@ class AttentionHalf(nn.Cell):
         return self.output(self.attention(self.qkv(self.norm(x)), geometry), x)
 
 
+class PerHead(nn.Cell):
+    """x [T, H, in] -> [T, H, out]: each head by a matrix of its own, weight [H * room, in]."""
+
+    def __init__(self, heads: int, size: int, weight: Parameter):
+        super().__init__()
+        self.weight = weight
+        self.heads, self.size, self.room = heads, size, whole_panels(size)
+        self.matmul = ops.BatchMatMul(transpose_b=True)
+
+    def construct(self, x: Tensor) -> Tensor:
+        weight = self.weight.reshape(self.heads, self.room, -1)
+        y = self.matmul(ops.transpose(x, (1, 0, 2)), weight)[:, :, : self.size]
+        return ops.transpose(y, (1, 0, 2))
+
+
+class LatentAttentionHalf(nn.Cell):
+    """x + output(attention on latents): queries are brought to the latents' space and answers back from there.
+
+    The cache is [slots, rank + rope]: a position's latent, normed, and its rotated key.
+    """
+
+    def __init__(
+        self,
+        shape: LatentShape,
+        rotation: np.ndarray,
+        mask_index: int,
+        rotation_index: int,
+        weights: Mapping[str, Weight],
+        caches: tuple[Parameter],
+    ):
+        super().__init__()
+        self.shape, self.mask_index, self.rotation_index = shape, mask_index, rotation_index
+        (self.cache,) = caches
+        self.norm = RMSNorm(weights["norm"].data, shape.eps)
+        self.down = Linear(weights["down"].data, _optional(weights, "down_bias"))
+        self.first = shape.query_rank or shape.heads * (shape.nope + shape.rope)
+        if shape.query_rank:
+            self.query_norm = RMSNorm(weights["query_norm"].data, shape.latent_eps)
+            self.query_up = Linear(weights["query_up"].data)
+        self.latent_norm = RMSNorm(weights["latent_norm"].data, shape.latent_eps)
+        self.key_up = PerHead(shape.heads, shape.rank, weights["key_up"].data)
+        self.value_up = PerHead(shape.heads, shape.value, weights["value_up"].data)
+        self.output = LinearResidual(weights["output"].data, _optional(weights, "output_bias"))
+        half = shape.rope // 2
+        self.swap_halves = Tensor(np.r_[half : shape.rope, 0:half].astype(np.int32))
+        self.gather, self.scatter = ops.Gather(), ops.ScatterUpdate()
+        self.scores, self.weighted_sum = ops.BatchMatMul(transpose_b=True), ops.BatchMatMul()
+        self.softmax = ops.Softmax(-1)
+
+    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        return x * cos + self.gather(x, self.swap_halves, 2) * sin
+
+    def construct(self, x: Tensor, geometry: tuple) -> Tensor:
+        turns, write_slots, context_slots, masks, query_index, token_index, _ = geometry
+        cos, sin = turns[self.rotation_index]
+        shape, heads, first = self.shape, self.shape.heads, self.first
+        down = self.down(self.norm(x))
+        latent = self.latent_norm(down[:, first : first + shape.rank])
+        key = self.rotate(ops.expand_dims(down[:, first + shape.rank :], 1), cos, sin)
+        entry = ops.concat((latent, key.reshape(-1, shape.rope)), 1)
+        self.scatter(self.cache, write_slots, ops.expand_dims(entry, 0))
+        query = self.query_up(self.query_norm(down[:, :first])) if shape.query_rank else down[:, :first]
+        query = query.reshape(-1, heads, shape.nope + shape.rope)
+        turned = self.rotate(query[:, :, shape.nope :], cos, sin)
+        query = ops.concat((self.key_up(query[:, :, : shape.nope]), turned), 2) * shape.scale  # [T, H, rank + rope]
+        rows, longest = query_index.shape
+        context = self.gather(self.cache, context_slots, 0).reshape(rows, -1, shape.width)  # [B, L, rank + rope]
+        query = ops.transpose(self.gather(query, query_index, 0), (0, 2, 1, 3))  # [B, H, Q, rank + rope]
+        scores = self.scores(query.reshape(rows, -1, shape.width), context).reshape(rows, heads, longest, -1)
+        weights = self.softmax(scores + masks[self.mask_index]).reshape(rows, heads * longest, -1)
+        mixed = self.weighted_sum(weights, context[:, :, : shape.rank]).reshape(rows, heads, longest, shape.rank)
+        mixed = ops.transpose(mixed, (0, 2, 1, 3)).reshape(-1, heads, shape.rank)
+        values = self.value_up(self.gather(mixed, token_index, 0))
+        return self.output(values.reshape(-1, heads * shape.value), x)
+
+
 class FeedForwardHalf(nn.Cell):
     """x + down(activation(gate(norm(x))) * up(norm(x))); with a post-norm, x + post_norm(down(...))."""
 
@@ -334,10 +411,101 @@ class FeedForwardHalf(nn.Cell):
         return self.down(self.activation(self.gate_up(self.norm(x))), x)
 
 
+class Router(nn.Cell):
+    """x [T, hidden] -> the weight of every expert [T, experts], 0 for those that are not chosen.
+
+    The choice is made with masks instead of indices, so that shapes do not depend on values.
+    """
+
+    def __init__(self, routing: Routing, correction: Parameter | None = None):
+        super().__init__()
+        self.routing = routing
+        self.has_correction = correction is not None
+        if correction is not None:
+            self.correction = correction
+        self.topk = ops.TopK(sorted=True)
+        self.one_hot = ops.OneHot()
+        self.on, self.off = Tensor(1.0, ms.float32), Tensor(0.0, ms.float32)
+        self.sum = ops.ReduceSum()
+        self.softmax, self.sigmoid = ops.Softmax(-1), ops.Sigmoid()
+
+    def best(self, scores: Tensor, count: int, total: int) -> Tensor:
+        """1 for the `count` largest of each row of [T, total], 0 for the others."""
+        _, indices = self.topk(scores, count)
+        return self.sum(self.one_hot(indices, total, self.on, self.off), 1)
+
+    def construct(self, logits: Tensor) -> Tensor:
+        routing = self.routing
+        scores = self.sigmoid(logits) if routing.scoring == "sigmoid" else self.softmax(logits)
+        choice = scores + self.correction if self.has_correction else scores
+        if routing.groups > 1:
+            size = routing.experts // routing.groups
+            best, _ = self.topk(choice.reshape(-1, routing.groups, size), routing.group_best)
+            is_open = self.best(self.sum(best, -1), routing.chosen_groups, routing.groups)  # [T, groups]
+            is_open = ops.expand_dims(is_open, 2) + ops.zeros((1, 1, size), ms.float32)
+            choice = choice + (is_open.reshape(-1, routing.experts) - 1) * -MASKED
+        weights = scores * self.best(choice, routing.chosen, routing.experts)
+        if routing.normalise:
+            weights = weights / (self.sum(weights, 1).reshape(-1, 1) + 1e-20)
+        return weights * routing.scale
+
+
+class GatedExperts(nn.Cell):
+    """x [T, hidden], weights [T, experts] -> the weighted sum of the experts' answers [T, hidden].
+
+    Computes every expert for every token, because stock operators on a CPU have no product of ragged groups.
+
+    Args:
+        gate_up: [experts * 2 * room, hidden], the gate of an expert above its up, each with room for whole panels.
+        down: [experts * room, width].
+    """
+
+    def __init__(self, experts: int, hidden: int, width: int, gate_up: Parameter, down: Parameter):
+        super().__init__()
+        self.experts, self.hidden, self.width = experts, hidden, width
+        self.room, self.down_room = whole_panels(width), whole_panels(hidden)
+        self.gate_up, self.down = gate_up, down
+        self.matmul, self.batched = ops.MatMul(transpose_b=True), ops.BatchMatMul(transpose_b=True)
+        self.silu, self.sum = nn.SiLU(), ops.ReduceSum()
+
+    def construct(self, x: Tensor, weights: Tensor) -> Tensor:
+        gate_up = self.matmul(x, self.gate_up).reshape(-1, self.experts, 2, self.room)
+        gated = self.silu(gate_up[:, :, 0, : self.width]) * gate_up[:, :, 1, : self.width] * ops.expand_dims(weights, 2)
+        gated = ops.transpose(gated, (1, 0, 2))  # [experts, T, width]
+        answers = self.batched(gated, self.down.reshape(self.experts, self.down_room, self.width))
+        return self.sum(answers[:, :, : self.hidden], 0)
+
+
+class ExpertsHalf(nn.Cell):
+    """x + the experts' answers to norm(x), and that of the shared expert where there is one."""
+
+    def __init__(self, shape: ExpertsShape, weights: Mapping[str, Weight]):
+        super().__init__()
+        self.norm = RMSNorm(weights["norm"].data, shape.eps)
+        self.logits = Linear(weights["router"].data)
+        self.router = Router(shape.routing, _optional(weights, "correction"))
+        sizes = (shape.routing.experts, shape.hidden, shape.width)
+        self.experts = GatedExperts(*sizes, weights["gate_up"].data, weights["down"].data)
+        self.count, self.has_shared, self.has_gate = shape.routing.experts, shape.shared_width > 0, shape.shared_gate
+        if self.has_shared:
+            shared = weights["shared_gate_up"].data, weights["shared_down"].data
+            self.shared = GatedExperts(1, shape.hidden, shape.shared_width, *shared)
+        self.sigmoid, self.ones_like = ops.Sigmoid(), ops.OnesLike()
+
+    def construct(self, x: Tensor, geometry: tuple) -> Tensor:
+        normed = self.norm(x)
+        logits = self.logits(normed)
+        x = x + self.experts(normed, self.router(logits[:, : self.count]))
+        if self.has_shared:
+            gate = logits[:, self.count :] if self.has_gate else logits[:, :1]
+            x = x + self.shared(normed, self.sigmoid(gate) if self.has_gate else self.ones_like(gate))
+        return x
+
+
 class Halves(nn.Cell):
     """x [T, hidden] through halves of layers, one after the other."""
 
-    def __init__(self, halves: Sequence[AttentionHalf | FeedForwardHalf]):
+    def __init__(self, halves: Sequence[nn.Cell]):
         super().__init__()
         self.halves = nn.CellList(halves)
 
@@ -375,8 +543,10 @@ class OutputHead(nn.Cell):
         return logits
 
 
-def cache_shapes(shape: AttentionShape) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Shapes of a layer's key and value cache."""
+def cache_shapes(shape: AttentionShape | LatentShape) -> tuple[tuple[int, ...], ...]:
+    """Shapes of a layer's key and value cache, or of its cache of latents."""
+    if isinstance(shape, LatentShape):
+        return ((shape.slots, shape.width),)
     both = (shape.kv_heads * shape.slots, shape.head_dim)
     return both, both
 

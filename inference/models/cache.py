@@ -6,49 +6,43 @@ Knows sizes and memory; which block belongs to which sequence is the scheduler's
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from inference.kernels.shapes import AttentionShape
+from inference.kernels.shapes import AttentionShape, LatentShape
 from inference.models.config import ModelConfig
 
-
-@dataclass(frozen=True)
-class LayerCache:
-    """Keys and values of one layer, in the layout that the kernels chose; slot = block * block_size + offset."""
-
-    keys: Any
-    values: Any
+# A layer's memory as the kernels lay it out: keys and values, or latents; slot = block * block_size + offset.
+LayerCache = tuple[Any, ...]
 
 
 def block_bytes(config: ModelConfig, block_size: int, half: bool = False) -> int:
     """Bytes that one block takes over all layers."""
-    return 2 * config.num_layers * block_size * config.kv_size * (2 if half else 4)
+    return config.num_layers * block_size * config.cache_size * (2 if half else 4)
 
 
-def allocate(kernels: ModuleType, shapes: list[AttentionShape]) -> list[LayerCache]:
+def allocate(kernels: ModuleType, shapes: Sequence[AttentionShape | LatentShape]) -> list[LayerCache]:
     """A cache for every layer, zeroed: stock operators read (and mask) slots that were never written."""
-    caches = []
-    for layer, shape in enumerate(shapes):
-        keys, values = kernels.cache_shapes(shape)
-        dtype = np.float16 if shape.half_cache else np.float32
-        caches.append(
-            LayerCache(
-                kernels.zeros(f"cache.{layer}.keys", keys, dtype), kernels.zeros(f"cache.{layer}.values", values, dtype)
-            )
+    return [
+        tuple(
+            kernels.zeros(f"cache.{layer}.{part}", size, np.float16 if shape.half_cache else np.float32)
+            for part, size in enumerate(kernels.cache_shapes(shape))
         )
-    return caches
+        for layer, shape in enumerate(shapes)
+    ]
 
 
 def copy_blocks(
-    kernels: ModuleType, caches: Iterable[LayerCache], shape: AttentionShape, pairs: Sequence[tuple[int, int]]
+    kernels: ModuleType,
+    caches: Iterable[LayerCache],
+    shape: AttentionShape | LatentShape,
+    pairs: Sequence[tuple[int, int]],
 ) -> None:
     """Copies whole blocks in every layer, one pair (from, to) after the other."""
     for layer in caches:
-        for data in (layer.keys, layer.values):
+        for data in layer:
             memory = kernels.memory(data)
             # Either a block holds all heads, or a head all blocks.
             heads = 1 if len(memory) == shape.num_blocks else shape.kv_heads

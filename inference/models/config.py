@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from inference.errors import ConfigError
+from inference.models.experts import ExpertsConfig, ExpertsRule, from_moe_config, read_experts
+from inference.models.latent import LatentConfig, read_latent
 from inference.models.rope import (
     ROPE_KINDS,
     RopeConfig,
@@ -101,6 +103,9 @@ class ModelConfig:
         alibi: scores fall with the distance of a position.
         position_rows: rows of the table of learned positions; None for none.
         embedding_scale: what embeddings are multiplied by.
+        experts: of the layers that have them; None for none.
+        latent: takes the place of key/value heads.
+        draft_layers: layers of a checkpoint, after the others, that are not run.
     """
 
     architecture: str
@@ -134,6 +139,13 @@ class ModelConfig:
     position_rows: int | None = None
     embedding_scale: float = 1.0
     storage: Storage = field(default_factory=Storage)
+    experts: ExpertsConfig | None = None
+    latent: LatentConfig | None = None
+    draft_layers: int = 0
+
+    def experts_of(self, layer: int) -> ExpertsConfig | None:
+        """The experts of a layer; None where it has a feed-forward."""
+        return self.experts if self.experts and self.experts.layers[layer] else None
 
     @property
     def query_size(self) -> int:
@@ -144,6 +156,11 @@ class ModelConfig:
         return self.num_kv_heads * self.head_dim
 
     @property
+    def cache_size(self) -> int:
+        """Numbers that a layer's cache holds of a position."""
+        return self.latent.width if self.latent else 2 * self.kv_size
+
+    @property
     def group_size(self) -> int:
         """Query heads that share one key/value head."""
         return self.num_heads // self.num_kv_heads
@@ -152,10 +169,15 @@ class ModelConfig:
     def num_parameters(self) -> int:
         """Of matrices and of norms as wide as the model; biases and the norms of heads are left out."""
         attention = self.hidden_size * (2 * self.query_size + 2 * self.kv_size)
-        feed_forward = (3 if self.gated else 2) * self.hidden_size * self.intermediate_size
-        layer = attention + feed_forward + (4 if self.post_norms else 2) * self.hidden_size
+        if self.latent:
+            attention = self.latent.num_parameters(self.hidden_size, self.num_heads)
+        feed_forward = (3 if self.gated else 2) * self.intermediate_size
+        layers = self.num_layers * (attention + (4 if self.post_norms else 2) * self.hidden_size)
+        for layer in range(self.num_layers):
+            experts = self.experts_of(layer)
+            layers += self.hidden_size * (experts.size if experts else feed_forward)
         rows = self.vocab_size * (1 if self.tie_embeddings else 2) + (self.position_rows or 0)
-        return self.num_layers * layer + (rows + 1) * self.hidden_size
+        return layers + (rows + 1) * self.hidden_size
 
     def rope_of(self, layer: int) -> RopeConfig:
         """The rotary embedding of a layer."""
@@ -188,6 +210,8 @@ class Family:
         local_rope: layers with a window have a rotary base of their own.
         scaled_embeddings: embeddings are multiplied by the root of the width.
         defaults: values of the config's keys where it does not have them.
+        experts: how they are chosen, where the config names some; None where the family has none.
+        latent: attention is on compressed keys and values (`models/latent.py`).
     """
 
     name: str
@@ -206,6 +230,8 @@ class Family:
     scaled_embeddings: bool = False
     storage: Storage = field(default_factory=Storage)
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    experts: ExpertsRule | None = None
+    latent: bool = False
 
 
 class Fields:
@@ -228,6 +254,13 @@ class Fields:
             raise ConfigError(f"{self.where}: '{key}' is missing", "the architecture cannot be built without it")
         if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
             raise self.error(key, "a positive integer")
+        return value
+
+    def count(self, key: str) -> int:
+        """An integer that may be 0, which it is where it is not given."""
+        value = self.get(key, 0)
+        if type(value) is not int or value < 0:
+            raise self.error(key, "an integer that is not negative")
         return value
 
     def number(self, key: str, default: float) -> float:
@@ -280,6 +313,9 @@ def translate_mindformers(values: Mapping[str, Any]) -> dict[str, Any]:
     groups = out.pop("multi_query_group_num", None)
     if groups is not None:
         out["num_key_value_heads"] = groups
+    experts = out.pop("moe_config", None)
+    if isinstance(experts, Mapping):
+        out |= from_moe_config(experts)
     method = str(out.pop("extend_method", "None")).upper()
     if method not in EXTEND_METHODS:
         raise ConfigError(f"extend_method '{method}' is not supported", f"accepted: {', '.join(EXTEND_METHODS)}")
@@ -332,9 +368,10 @@ def read_model_config(values: Mapping[str, Any], family: Family, architecture: s
     kv_heads = fields.integer("num_key_value_heads", heads)
     if heads % kv_heads:
         raise fields.error("num_key_value_heads", f"a divisor of num_attention_heads ({heads})")
-    if fields.get("head_dim") is None and hidden % heads:
+    if fields.get("head_dim") is None and hidden % heads and not family.latent:
         raise fields.error("num_attention_heads", f"a divisor of hidden_size ({hidden}), or head_dim must be given")
-    head_dim = fields.integer("head_dim", hidden // heads)
+    latent = read_latent(fields, _scaling(fields)) if family.latent else None
+    head_dim = latent.rope if latent else fields.integer("head_dim", hidden // heads)
     if head_dim % 2:
         raise fields.error("head_dim", "even, because rotary embedding turns pairs")
     layers = fields.integer("num_hidden_layers")
@@ -361,7 +398,7 @@ def read_model_config(values: Mapping[str, Any], family: Family, architecture: s
         output_bias=family.output_bias or every_bias or (attention_bias and family.attention_bias_on_output),
         mlp_bias=family.mlp_bias or mlp_bias,
         down_bias=family.down_bias or mlp_bias,
-        qk_norm=family.qk_norm,
+        qk_norm=family.qk_norm or fields.flag("use_qk_norm", False),
         windows=_windows(fields, family, layers),
         rotary_size=_rotary_size(fields, head_dim) if positions == "rope" else 0,
         attention_scale=fields.number("query_pre_attn_scalar", head_dim) ** -0.5,
@@ -376,6 +413,9 @@ def read_model_config(values: Mapping[str, Any], family: Family, architecture: s
         position_rows=_position_rows(fields) if positions == "learned" else None,
         embedding_scale=hidden**0.5 if family.scaled_embeddings else 1.0,
         storage=_storage(fields, family),
+        experts=read_experts(fields, family.experts, layers) if family.experts else None,
+        latent=latent,
+        draft_layers=fields.count("num_nextn_predict_layers") if family.experts else 0,
     )
 
 

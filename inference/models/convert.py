@@ -101,15 +101,17 @@ def _write_weights(
     text = json.dumps(header).encode()
     text += b" " * (-(len(text) + 8) % PAGE)
     file.write(len(text).to_bytes(8, "little") + text)
+    tensors: dict[str, Pairs] = {}
+    for pair in pairs:
+        tensors.setdefault(pair[1].parameter, []).append(pair)
     for name, (dtype, shape) in layouts.items():
         array = np.zeros(shape, dtype)
         memory = formats[name] if dtype == PACKED else None
         destination = Destination(array, memory, formats[name], pack_into)
-        for tensor, place in pairs:
-            if place.parameter == name:
-                destination.write(tensor, place)
-                if progress:
-                    progress(tensor)
+        for tensor, place in tensors[name]:
+            destination.write(tensor, place)
+            if progress:
+                progress(tensor)
         file.write(array.data)
 
 

@@ -12,11 +12,12 @@ import numpy as np
 from mindspore import Tensor, nn
 from mindspore import dtype as mstype
 
-from inference.kernels.shapes import AttentionShape, FeedForwardShape, windows_of
+from inference.kernels.shapes import AttentionShape, ExpertsShape, FeedForwardShape, LatentShape, windows_of
 from inference.kernels.weight import Weight
 from inference.models.cache import LayerCache
 from inference.models.config import ModelConfig
-from inference.models.parameters import EMBEDDING, HEAD, POSITIONS
+from inference.models.latent import LATENT_NORM_EPS
+from inference.models.parameters import EMBEDDING, HEAD, POSITIONS, ROUTER
 from inference.models.rope import alibi_slopes
 
 # The kernels' name of each weight of a layer, and the checkpoint's.
@@ -31,6 +32,18 @@ ATTENTION_WEIGHTS = {
     "output_bias": "self_attn.o_proj.bias",
     "post_norm": "post_self_attn_layernorm.weight",
 }
+LATENT_WEIGHTS = {
+    "norm": "input_layernorm.weight",
+    "down": "self_attn.down.weight",
+    "down_bias": "self_attn.down.bias",
+    "query_norm": "self_attn.q_a_layernorm.weight",
+    "query_up": "self_attn.q_b_proj.weight",
+    "latent_norm": "self_attn.kv_a_layernorm.weight",
+    "key_up": "self_attn.key_up.weight",
+    "value_up": "self_attn.value_up.weight",
+    "output": "self_attn.o_proj.weight",
+    "output_bias": "self_attn.o_proj.bias",
+}
 FEED_FORWARD_WEIGHTS = {
     "norm": "post_attention_layernorm.weight",
     "norm_bias": "post_attention_layernorm.bias",
@@ -40,12 +53,27 @@ FEED_FORWARD_WEIGHTS = {
     "down_bias": "mlp.down_proj.bias",
     "post_norm": "post_mlp_layernorm.weight",
 }
+EXPERTS_WEIGHTS = {
+    "norm": "post_attention_layernorm.weight",
+    "router": f"mlp.{ROUTER}",
+    "correction": "mlp.gate.e_score_correction_bias",
+    "gate_up": "mlp.experts.gate_up_proj.weight",
+    "down": "mlp.experts.down_proj.weight",
+    "shared_gate_up": "mlp.shared_experts.gate_up_proj.weight",
+    "shared_down": "mlp.shared_experts.down_proj.weight",
+}
 
 
 def attention_shapes(
     config: ModelConfig, num_blocks: int, block_size: int, half_cache: bool = False
-) -> list[AttentionShape]:
+) -> list[AttentionShape] | list[LatentShape]:
     """The attention layers of a model."""
+    cache = (num_blocks, block_size, half_cache)
+    if config.latent:
+        latent = config.latent
+        sizes = (latent.rank, latent.query_rank, latent.nope, latent.rope, latent.value, latent.scale)
+        eps = (config.norm_eps, LATENT_NORM_EPS)
+        return [LatentShape(config.hidden_size, config.num_heads, *sizes, *eps, *cache)] * config.num_layers
     return [
         AttentionShape(
             config.hidden_size,
@@ -55,9 +83,7 @@ def attention_shapes(
             config.norm_eps,
             config.attention_scale,
             window,
-            num_blocks,
-            block_size,
-            half_cache,
+            *cache,
             config.softcap,
             alibi_slopes(config.num_heads) if config.alibi else None,
         )
@@ -68,33 +94,37 @@ def attention_shapes(
 def layer_halves(
     kernels: ModuleType,
     config: ModelConfig,
-    shape: AttentionShape,
+    shape: AttentionShape | LatentShape,
     mask_index: int,
     rotations: Sequence[np.ndarray],
     rotation_index: int,
-    prefix: str,
+    layer: int,
     weights: Mapping[str, Weight],
     cache: LayerCache,
 ) -> list:
-    """The two halves of a layer: x + attention(norm(x)), then x + feed_forward(norm(x)).
+    """The two halves of a layer: x + attention(norm(x)), then x + feed_forward(norm(x)), or experts in its place.
 
     Args:
         mask_index: which of the step's masks it takes.
         rotations: the rotation tables that the model's layers share, of which it takes the one of `rotation_index`.
     """
-    attention, feed_forward = (
-        {name: weights[prefix + theirs] for name, theirs in table.items() if prefix + theirs in weights}
-        for table in (ATTENTION_WEIGHTS, FEED_FORWARD_WEIGHTS)
-    )
-    sizes = FeedForwardShape(
-        config.hidden_size, config.intermediate_size, config.norm_eps, config.activation, config.gated
-    )
-    caches = (cache.keys, cache.values)
-    rotation = rotations[rotation_index]
-    return [
-        kernels.AttentionHalf(shape, rotation, mask_index, rotation_index, attention, caches),
-        kernels.FeedForwardHalf(sizes, feed_forward),
-    ]
+
+    def chosen(table: Mapping[str, str]) -> dict[str, Weight]:
+        prefix = f"model.layers.{layer}."
+        return {name: weights[prefix + theirs] for name, theirs in table.items() if prefix + theirs in weights}
+
+    shared = (rotations[rotation_index], mask_index, rotation_index)
+    if isinstance(shape, LatentShape):
+        attention = kernels.LatentAttentionHalf(shape, *shared, chosen(LATENT_WEIGHTS), cache)
+    else:
+        attention = kernels.AttentionHalf(shape, *shared, chosen(ATTENTION_WEIGHTS), cache)
+    experts, hidden, eps = config.experts_of(layer), config.hidden_size, config.norm_eps
+    if experts is None:
+        sizes = FeedForwardShape(hidden, config.intermediate_size, eps, config.activation, config.gated)
+        return [attention, kernels.FeedForwardHalf(sizes, chosen(FEED_FORWARD_WEIGHTS))]
+    widths = (experts.width, experts.shared_width, experts.shared_gate)
+    sizes = ExpertsShape(hidden, *widths, eps, experts.routing)
+    return [attention, kernels.ExpertsHalf(sizes, chosen(EXPERTS_WEIGHTS))]
 
 
 class Decoder(nn.Cell):
@@ -110,7 +140,7 @@ class Decoder(nn.Cell):
         self,
         kernels: ModuleType,
         config: ModelConfig,
-        shapes: list[AttentionShape],
+        shapes: Sequence[AttentionShape | LatentShape],
         weights: Mapping[str, Weight],
         caches: list[LayerCache],
     ):
@@ -129,8 +159,7 @@ class Decoder(nn.Cell):
         for index, (shape, cache) in enumerate(zip(shapes, caches, strict=True)):
             mask = masks.index(shape.window or 0)
             rotation = ropes.index(config.rope_of(index))
-            prefix = f"model.layers.{index}."
-            halves += layer_halves(kernels, config, shape, mask, rotations, rotation, prefix, weights, cache)
+            halves += layer_halves(kernels, config, shape, mask, rotations, rotation, index, weights, cache)
         self.layers = kernels.Halves(halves)
         head = weights[EMBEDDING if config.tie_embeddings else HEAD]
         self.head = kernels.OutputHead(

@@ -43,6 +43,30 @@ MINDFORMERS: Names = (
     (r"\.mlp\.hidden\.", ".mlp.up_proj."),
     (r"\.mlp\.linear_fc2\.", ".mlp.down_proj."),
     (r"\.pre_mlp_layernorm\.", ".post_attention_layernorm."),
+    (r"\.mlp\.router\.weight$", ".mlp.gate.weight"),
+    (r"\.mlp\.router\.expert_bias$", ".mlp.gate.e_score_correction_bias"),
+    (r"\.mlp\.((shared_)?experts(\.\d+)?)\.gating\.", r".mlp.\1.gate_proj."),
+    (r"\.mlp\.((shared_)?experts(\.\d+)?)\.hidden\.", r".mlp.\1.up_proj."),
+    (r"\.mlp\.((shared_)?experts(\.\d+)?)\.linear_fc2\.", r".mlp.\1.down_proj."),
+)
+
+MIXTRAL: Names = (
+    (r"\.block_sparse_moe\.", ".mlp."),
+    (r"\.mlp\.experts\.(\d+)\.w1\.", r".mlp.experts.\1.gate_proj."),
+    (r"\.mlp\.experts\.(\d+)\.w2\.", r".mlp.experts.\1.down_proj."),
+    (r"\.mlp\.experts\.(\d+)\.w3\.", r".mlp.experts.\1.up_proj."),
+)
+
+QWEN2_MOE: Names = ((r"\.mlp\.shared_expert\.", ".mlp.shared_experts."),)
+
+# MindFormers'; the last name is another model's norm of query heads.
+DEEPSEEK: Names = (
+    (r"\.self_attention\.linear_q_down_proj\.", ".self_attn.q_a_proj."),
+    (r"\.self_attention\.linear_q_up_proj\.", ".self_attn.q_b_proj."),
+    (r"\.self_attention\.linear_kv_down_proj\.", ".self_attn.kv_a_proj_with_mqa."),
+    (r"\.self_attention\.linear_kv_up_proj\.", ".self_attn.kv_b_proj."),
+    (r"\.self_attention\.kv_layernorm\.", ".self_attn.kv_a_layernorm."),
+    (r"\.self_attention\.q_layernorm\.", ".self_attn.q_a_layernorm."),
 )
 
 INTERNLM2: Names = (

@@ -10,13 +10,16 @@ is brought into the one order here, so that the kernels know one layout.
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 
+from inference.kernels.formats import whole_panels
 from inference.models.config import ModelConfig
+from inference.models.experts import ExpertsConfig, mindformers_down, mindformers_gate_up
+from inference.models.latent import LatentConfig, halves_of_pairs, key_projection, value_projection
 from inference.models.names import MINDFORMERS, Names
 
 
@@ -32,6 +35,8 @@ class TensorPlace:
         transposed: it is stored [in, out].
         offset: what is added to the stored values.
         normalised: each row is divided by its length.
+        room: rows that are kept for it; more than it has where what follows must begin a panel.
+        take: makes the values that are wanted of those that are stored, of shape `taken_from`, in place of an order.
     """
 
     name: str
@@ -42,19 +47,26 @@ class TensorPlace:
     transposed: bool = False
     offset: float = 0.0
     normalised: bool = False
+    room: int = 0
+    take: Callable[[np.ndarray], np.ndarray] | None = None
+    taken_from: tuple[int, ...] = ()
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
         """The shape that it has in the checkpoint."""
+        if self.take is not None:
+            return self.taken_from
         return self.shape[::-1] if self.transposed else self.shape
 
     @property
     def is_arranged(self) -> bool:
         """Whether its rows are not simply those that are stored."""
-        return self.transposed or self.order is not None
+        return self.transposed or self.order is not None or self.take is not None
 
     def arranged(self, stored: np.ndarray) -> np.ndarray:
         """The whole tensor, with its rows in the parameter's order."""
+        if self.take is not None:
+            return self.take(stored)
         rows = stored.T if self.transposed else stored
         return rows if self.order is None else rows[self.order]
 
@@ -73,6 +85,9 @@ class TensorPlace:
 EMBEDDING = "model.embed_tokens.weight"
 POSITIONS = "model.embed_positions.weight"
 HEAD = "lm_head.weight"
+# A layer's router, with the gate of its shared expert below where there is one.
+ROUTER = "router.weight"
+LAYER = re.compile(r"model\.layers\.(\d+)\.")
 # Buffers that exporters saved beside the weights; they follow from the config.
 DERIVED = re.compile(
     r"\.rotary_emb\.(inv_freq|cos_cached|sin_cached)$|\.rotary_pos_emb\.inv_freq$|\.freqs_mgr\.|\.attn\.(masked_)?bias$"
@@ -91,6 +106,12 @@ def hugging_face_name(name: str, names: Names = ()) -> str:
     return name
 
 
+def is_draft_layer(name: str, config: ModelConfig) -> bool:
+    """Whether a tensor is of the layers that guess further tokens (multi-token prediction), which are not run."""
+    found = LAYER.match(name)
+    return bool(found) and 0 <= int(found[1]) - config.num_layers < config.draft_layers
+
+
 def tensor_places(config: ModelConfig, stored: Container[str] = ()) -> list[TensorPlace]:
     """Every tensor that a checkpoint of this model holds, in the order of the layers.
 
@@ -101,7 +122,7 @@ def tensor_places(config: ModelConfig, stored: Container[str] = ()) -> list[Tens
     if config.position_rows:
         places.append(TensorPlace(POSITIONS, (config.position_rows, config.hidden_size), POSITIONS))
     for layer in range(config.num_layers):
-        places.extend(_layer_places(config, f"model.layers.{layer}.", stored))
+        places.extend(_layer_places(config, layer, stored))
     places.extend(_norm(config, "model.norm"))
     if not config.tie_embeddings:
         shape = (config.vocab_size, config.hidden_size)
@@ -113,15 +134,32 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Shapes of the network's parameters: the checkpoint's tensors, those that are fused stacked by rows."""
     shapes: dict[str, tuple[int, ...]] = {}
     for place in tensor_places(config):
-        rows = place.first_row + place.shape[0]
+        rows = place.first_row + max(place.room, place.shape[0])
         shapes[place.parameter] = (rows, *place.shape[1:])
     return shapes
 
 
-def _layer_places(config: ModelConfig, prefix: str, stored: Container[str]) -> Iterator[TensorPlace]:
-    hidden, width = config.hidden_size, config.intermediate_size
-    attention, mlp = f"{prefix}self_attn.", f"{prefix}mlp."
+def _layer_places(config: ModelConfig, layer: int, stored: Container[str]) -> Iterator[TensorPlace]:
+    prefix = f"model.layers.{layer}."
     yield from _norm(config, f"{prefix}input_layernorm")
+    if config.latent is None:
+        yield from _attention_places(config, f"{prefix}self_attn.", stored)
+    else:
+        yield from _latent_places(config, config.latent, f"{prefix}self_attn.")
+    if config.post_norms:
+        yield from _norm(config, f"{prefix}post_self_attn_layernorm")
+    yield from _norm(config, f"{prefix}post_attention_layernorm")
+    experts = config.experts_of(layer)
+    if experts is None:
+        yield from _feed_forward_places(config, f"{prefix}mlp.", stored)
+    else:
+        yield from _experts_places(config.hidden_size, experts, f"{prefix}mlp.", stored)
+    if config.post_norms:
+        yield from _norm(config, f"{prefix}post_mlp_layernorm")
+
+
+def _attention_places(config: ModelConfig, attention: str, stored: Container[str]) -> Iterator[TensorPlace]:
+    hidden = config.hidden_size
     yield from _qkv_places(config, attention, "weight", (hidden,), stored)
     if config.qkv_bias:
         yield from _qkv_places(config, attention, "bias", (), stored)
@@ -134,17 +172,85 @@ def _layer_places(config: ModelConfig, prefix: str, stored: Container[str]) -> I
     yield _matrix(config, f"{attention}o_proj.weight", (hidden, config.query_size))
     if config.output_bias:
         yield _whole(f"{attention}o_proj.bias", (hidden,))
-    if config.post_norms:
-        yield from _norm(config, f"{prefix}post_self_attn_layernorm")
-    yield from _norm(config, f"{prefix}post_attention_layernorm")
+
+
+def _latent_places(config: ModelConfig, latent: LatentConfig, attention: str) -> Iterator[TensorPlace]:
+    """Down: query (or what it is made of), latent and rotated key in one matrix. Up: a matrix for each use."""
+    hidden, heads = config.hidden_size, config.num_heads
+    query, whole = heads * latent.query, latent.query_rank == 0
+    first = query if whole else latent.query_rank
+    query_order = halves_of_pairs(np.arange(query), heads, latent) if latent.interleaved else None
+    key_order = halves_of_pairs(np.arange(latent.width), 1, latent) if latent.interleaved else None
+    for name, row, rows, order in (
+        ("q_proj" if whole else "q_a_proj", 0, first, query_order if whole else None),
+        ("kv_a_proj_with_mqa", first, latent.width, key_order),
+    ):
+        yield TensorPlace(f"{attention}{name}.weight", (rows, hidden), f"{attention}down.weight", row, order)
+        if config.qkv_bias and name != "q_proj":
+            yield TensorPlace(f"{attention}{name}.bias", (rows,), f"{attention}down.bias", row, order)
+    if not whole:
+        yield _whole(f"{attention}q_a_layernorm.weight", (latent.query_rank,))
+        name = f"{attention}q_b_proj.weight"
+        yield TensorPlace(name, (query, latent.query_rank), name, order=query_order)
+    yield _whole(f"{attention}kv_a_layernorm.weight", (latent.rank,))
+    both = (heads * (latent.nope + latent.value), latent.rank)
+    keys, values = heads * whole_panels(latent.rank), heads * whole_panels(latent.value)
+    for parameter, shape, take in (
+        ("key_up.weight", (keys, latent.nope), key_projection),
+        ("value_up.weight", (values, latent.rank), value_projection),
+    ):
+        wanted = partial(take, heads=heads, latent=latent)
+        yield TensorPlace(f"{attention}kv_b_proj.weight", shape, attention + parameter, take=wanted, taken_from=both)
+    yield _whole(f"{attention}o_proj.weight", (hidden, heads * latent.value))
+    if config.output_bias:
+        yield _whole(f"{attention}o_proj.bias", (hidden,))
+
+
+def _feed_forward_places(config: ModelConfig, mlp: str, stored: Container[str]) -> Iterator[TensorPlace]:
+    hidden, width = config.hidden_size, config.intermediate_size
     yield from _gate_up_places(config, mlp, "weight", (hidden,), stored)
     if config.mlp_bias:
         yield from _gate_up_places(config, mlp, "bias", (), stored)
     yield _matrix(config, f"{mlp}down_proj.weight", (hidden, width))
     if config.down_bias:
         yield _whole(f"{mlp}down_proj.bias", (hidden,))
-    if config.post_norms:
-        yield from _norm(config, f"{prefix}post_mlp_layernorm")
+
+
+def _experts_places(hidden: int, experts: ExpertsConfig, mlp: str, stored: Container[str]) -> Iterator[TensorPlace]:
+    """All experts of a layer in one matrix, each beginning a panel: a kernel takes an expert as it lies."""
+    count = experts.routing.experts
+    yield TensorPlace(f"{mlp}gate.weight", (count, hidden), mlp + ROUTER)
+    if experts.shared_gate:
+        yield TensorPlace(f"{mlp}shared_expert_gate.weight", (1, hidden), mlp + ROUTER, count)
+    if experts.corrected:
+        yield _whole(f"{mlp}gate.e_score_correction_bias", (count,))
+    if f"{mlp}experts.weight1" in stored:
+        yield from _mindformers_experts(f"{mlp}experts.", count, hidden, experts.width)
+    else:
+        yield from _stacked(mlp, "experts.", [f"experts.{index}." for index in range(count)], hidden, experts.width)
+    if experts.shared_width:
+        yield from _stacked(mlp, "shared_experts.", ["shared_experts."], hidden, experts.shared_width)
+
+
+def _mindformers_experts(prefix: str, count: int, hidden: int, width: int) -> Iterator[TensorPlace]:
+    """All experts in two tensors, each expert transposed: [count * hidden, 2 * width] and [count * width, hidden]."""
+    shapes = (count * 2 * whole_panels(width), hidden), (count * whole_panels(hidden), width)
+    takes = partial(mindformers_gate_up, experts=count), partial(mindformers_down, experts=count)
+    stored = (count * hidden, 2 * width), (count * width, hidden)
+    names = ("weight1", "gate_up_proj.weight"), ("weight2", "down_proj.weight")
+    for (theirs, ours), shape, take, taken_from in zip(names, shapes, takes, stored, strict=True):
+        yield TensorPlace(prefix + theirs, shape, prefix + ours, take=take, taken_from=taken_from)
+
+
+def _stacked(mlp: str, target: str, names: list[str], hidden: int, width: int) -> Iterator[TensorPlace]:
+    """Gated feed-forwards one below the other: gate, up, gate, up, ... in one parameter, their down in another."""
+    room, down_room = whole_panels(width), whole_panels(hidden)
+    gate_up, down = (f"{mlp}{target}{part}.weight" for part in ("gate_up_proj", "down_proj"))
+    for index, name in enumerate(names):
+        for half, part in enumerate(("gate_proj", "up_proj")):
+            first = (2 * index + half) * room
+            yield TensorPlace(f"{mlp}{name}{part}.weight", (width, hidden), gate_up, first, room=room)
+        yield TensorPlace(f"{mlp}{name}down_proj.weight", (hidden, width), down, index * down_room, room=down_room)
 
 
 def _whole(name: str, shape: tuple[int, ...]) -> TensorPlace:

@@ -12,8 +12,11 @@ from typing import Any
 from inference.errors import ConfigError, did_you_mean
 from inference.models import names
 from inference.models.config import Family, ModelConfig, Storage, read_model_config
+from inference.models.experts import ExpertsRule
 
-LLAMA = Family("llama", attention_bias_on_output=True)
+MIXTRAL_EXPERTS = ExpertsRule(chosen=2, normalise=True)
+# MindFormers' Mixtral is its Llama with a moe_config.
+LLAMA = Family("llama", attention_bias_on_output=True, experts=MIXTRAL_EXPERTS)
 MISTRAL = Family("mistral", sliding="always")
 QWEN2 = Family("qwen2", qkv_bias=True, sliding="optional")
 QWEN3 = Family("qwen3", qk_norm=True, attention_bias_on_output=True, sliding="optional")
@@ -69,12 +72,35 @@ TELECHAT2 = Family(
     storage=Storage(names.TELECHAT),
     defaults={"rope_scaling": {"rope_type": "dynamic_ntk"}},
 )
+MIXTRAL = Family("mixtral", sliding="always", storage=Storage(names.MIXTRAL), experts=MIXTRAL_EXPERTS)
+QWEN2_MOE = replace(QWEN2, name="qwen2_moe", storage=Storage(names.QWEN2_MOE), experts=ExpertsRule(chosen=4))
+QWEN3_MOE = replace(QWEN3, name="qwen3_moe", experts=ExpertsRule(chosen=8))
+# GLM-4.5; its rows lie as the kernels want them, unlike those of the dense GLM-4.
+GLM4_MOE = Family(
+    "glm4_moe",
+    experts=ExpertsRule(chosen=8, normalise=True, method="noaux_tc"),
+    defaults={"partial_rotary_factor": 0.5, "use_qk_norm": False},
+)
+DEEPSEEK_V2 = Family(
+    "deepseek_v2",
+    latent=True,
+    attention_bias_on_output=True,
+    storage=Storage(names.DEEPSEEK),
+    experts=ExpertsRule(),
+)
+DEEPSEEK_V3 = replace(DEEPSEEK_V2, name="deepseek_v3", experts=ExpertsRule(chosen=8, normalise=True, method="noaux_tc"))
 
 ARCHITECTURES: dict[str, Family] = {
     "LlamaForCausalLM": LLAMA,
     "MistralForCausalLM": MISTRAL,
     "Qwen2ForCausalLM": QWEN2,
     "Qwen3ForCausalLM": QWEN3,
+    "MixtralForCausalLM": MIXTRAL,
+    "Qwen2MoeForCausalLM": QWEN2_MOE,
+    "Qwen3MoeForCausalLM": QWEN3_MOE,
+    "Glm4MoeForCausalLM": GLM4_MOE,
+    "DeepseekV2ForCausalLM": DEEPSEEK_V2,
+    "DeepseekV3ForCausalLM": DEEPSEEK_V3,
     "GlmForCausalLM": GLM,
     "Glm4ForCausalLM": GLM4,
     "ChatGLMForConditionalGeneration": CHATGLM,
@@ -99,6 +125,18 @@ ALIASES = {
     "ParallelQwenForCausalLM": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "Qwen3Config": "Qwen3ForCausalLM",
+    "mixtral": "MixtralForCausalLM",
+    "MixtralConfig": "MixtralForCausalLM",
+    "qwen2_moe": "Qwen2MoeForCausalLM",
+    "Qwen2MoeConfig": "Qwen2MoeForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+    "Qwen3MoeConfig": "Qwen3MoeForCausalLM",
+    "glm4_moe": "Glm4MoeForCausalLM",
+    "Glm4MoeConfig": "Glm4MoeForCausalLM",
+    "deepseek_v2": "DeepseekV2ForCausalLM",
+    "DeepseekV2Config": "DeepseekV2ForCausalLM",
+    "deepseek_v3": "DeepseekV3ForCausalLM",
+    "DeepseekV3Config": "DeepseekV3ForCausalLM",
     "glm": "GlmForCausalLM",
     "glm4": "Glm4ForCausalLM",
     "Glm4Config": "Glm4ForCausalLM",

@@ -23,8 +23,10 @@ from inference.models.parameters import (
     EMBEDDING,
     HEAD,
     POSITIONS,
+    ROUTER,
     TensorPlace,
     hugging_face_name,
+    is_draft_layer,
     parameter_shapes,
     tensor_places,
 )
@@ -53,8 +55,8 @@ def fit(checkpoint: Checkpoint, config: ModelConfig, path: Path) -> Pairs:
     if config.tie_embeddings:
         # Some exporters write the tied head a second time; it is the embedding.
         known.add(HEAD)
-    missing = [place.name for place in places if place.name not in stored]
-    unexpected = [name for name in stored if name not in known]
+    missing = list(dict.fromkeys(place.name for place in places if place.name not in stored))
+    unexpected = [name for name in stored if name not in known and not is_draft_layer(name, config)]
     misshapen = [
         f"{place.name} is {list(stored[place.name].shape)}, the config says {list(place.stored_shape)}"
         for place in places
@@ -186,13 +188,17 @@ class Destination:
 def formats_of(config: ModelConfig, weight_format: Format) -> dict[str, Format]:
     """The format of every parameter: matrices in `weight_format`, vectors in float32.
 
-    Embeddings and output head, where a rounding touches every token of the answer, are int8 in an int4 model.
+    Embeddings and output head, where a rounding touches every token of the answer, are int8 in an int4 model. A router,
+    where it may send a token to another expert, is never rounded.
     """
     ends = Format.INT8 if weight_format is Format.INT4 else weight_format
-    return {
-        name: Format.FLOAT32 if len(shape) == 1 else ends if name in (EMBEDDING, POSITIONS, HEAD) else weight_format
-        for name, shape in parameter_shapes(config).items()
-    }
+
+    def chosen(name: str, shape: tuple[int, ...]) -> Format:
+        if len(shape) == 1 or name.endswith(ROUTER):
+            return Format.FLOAT32
+        return ends if name in (EMBEDDING, POSITIONS, HEAD) else weight_format
+
+    return {name: chosen(name, shape) for name, shape in parameter_shapes(config).items()}
 
 
 def memory_layout(shape: tuple[int, ...], memory: Format | None) -> tuple[str, tuple[int, ...]]:

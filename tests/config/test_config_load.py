@@ -452,7 +452,6 @@ def test_merged_is_a_copy_of_everything() -> None:
     [
         ({"model": {"model_config": {"pet_config": {"pet_type": "slora"}}}}, "adapters"),
         ({"model": {"model_config": {"quantization_config": {"quant_method": "rtn"}}}}, "quantised weights"),
-        ({"moe_config": {"expert_num": 8}}, "experts"),
         ({"adapter_id": "a"}, "adapters"),
     ],
 )
@@ -463,8 +462,8 @@ def test_what_does_not_run_yet_loads_and_is_refused_in_use(settings: dict, what:
 
 
 def test_what_is_named_and_not_used_is_not_refused() -> None:
-    model = {"pet_config": {"pet_type": ""}, "moe_config": {"expert_num": 1}, "quantization_config": None}
-    load_config({"model": {"model_config": model}, "moe_config": {"expert_num": 1}}).check_supported()
+    model = {"pet_config": {"pet_type": ""}, "quantization_config": None}
+    load_config({"model": {"model_config": model}}).check_supported()
 
 
 def test_every_key_is_described() -> None:

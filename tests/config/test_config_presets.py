@@ -69,6 +69,18 @@ PUBLISHED = {
     # Not published: counted from the sizes of the paper (arXiv:2401.03804) and MindFormers' YAML.
     "telechat2_7b": 7_617_351_680,
     "telechat2_35b": 35_435_059_200,
+    "mixtral_8x7b": 46_702_792_704,
+    "mixtral_8x22b": 140_620_634_112,
+    "qwen1_5_moe_a2_7b": 14_315_784_192,
+    "qwen2_57b_a14b": 57_408_658_944,
+    "qwen3_30b_a3b": 30_532_122_624,
+    "qwen3_235b_a22b": 235_093_634_560,
+    "glm4_5_air_106b": 106_852_251_264,
+    "glm4_5_355b": 352_797_829_024,
+    "deepseek2_lite": 15_706_484_224,
+    "deepseek2_236b": 235_741_434_880,
+    "deepseek3_671b": 671_026_419_200,
+    "deepseek_r1_671b": 671_026_419_200,
     "yi_6b": 6_061_035_520,
     "yi_9b": 8_829_407_232,
     "yi_34b": 34_388_917_248,
@@ -141,8 +153,10 @@ def test_preset_builds_an_architecture(preset: Preset) -> None:
     windows = {"mistral_7b": 4096, "phi3_mini_4k": 2047, "phi3_medium_4k": 2047, "gemma2": 4096, "gemma3": 512}
     assert model.windows[0] == windows.get(preset.name, windows.get(preset.family))
     assert (model.rope.kind == "llama3") == preset.family.startswith("llama3")
-    assert model.qkv_bias == (preset.family in ("qwen2_5", "glm3", "glm4", "gpt2"))
-    assert model.qk_norm == (preset.family in ("qwen3", "gemma3"))
+    assert model.qkv_bias == (preset.family in ("qwen2_5", "glm3", "glm4", "gpt2", "qwen2_moe", "glm4_moe"))
+    assert model.qk_norm == (preset.family in ("qwen3", "gemma3", "qwen3_moe") or preset.name == "glm4_5_355b")
+    assert (model.experts is not None) == (preset.family.endswith("_moe") or preset.family[:6] in ("mixtra", "deepse"))
+    assert (model.latent is not None) == preset.family.startswith("deepseek")
     assert model.alibi == (preset.name == "baichuan2_13b")
 
 

@@ -13,7 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference.errors import ConfigError
+from inference.kernels.shapes import Routing
+from inference.models.cache import block_bytes
 from inference.models.config import ModelConfig, RopeConfig, lay_over, translate_mindformers
+from inference.models.experts import ExpertsConfig
+from inference.models.latent import LatentConfig
 from inference.models.registry import ALIASES, ARCHITECTURES, model_config_from
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
@@ -64,8 +68,12 @@ def test_sizes_of_the_golden_models(path: Path) -> None:
     assert config.tie_embeddings == values["tie_word_embeddings"]
     assert config.query_size == config.num_heads * config.head_dim
     assert config.group_size == config.num_heads // config.num_kv_heads
-    assert config.qk_norm == (values["model_type"] in ("qwen3", "gemma3_text"))
-    assert config.qkv_bias == (path.parent.name in ("qwen2", "qwen2_tied", "glm", "chatglm3", "gpt2"))
+    kind = values["model_type"]
+    assert config.qk_norm == (kind.startswith("qwen3") or kind == "gemma3_text" or values.get("use_qk_norm", False))
+    with_bias = ("qwen2", "qwen2_tied", "qwen2_moe", "glm", "chatglm3", "gpt2", "glm4_moe", "deepseek_v2")
+    assert config.qkv_bias == (path.parent.name in with_bias)
+    assert (config.experts is None) == ("num_experts_per_tok" not in values)
+    assert (config.latent is None) == ("kv_lora_rank" not in values)
 
 
 class TestRope:
@@ -305,7 +313,7 @@ class TestSizes:
 
         config = model_config_from(json.loads(path.read_text()), str(path))
         stored = open_checkpoint(path.parent).values()
-        small = ("bias", "q_norm.weight", "k_norm.weight")
+        small = ("bias", ".q_norm.weight", ".k_norm.weight")
         assert config.num_parameters == sum(math.prod(t.shape) for t in stored if not t.name.endswith(small))
 
     def test_families_that_go_their_own_way(self) -> None:
@@ -400,6 +408,119 @@ class TestSizes:
             assert len(config.windows) == config.num_layers
 
 
+DEEPSEEK: dict = {
+    "kv_lora_rank": 20,
+    "q_lora_rank": 24,
+    "qk_nope_head_dim": 10,
+    "qk_rope_head_dim": 6,
+    "v_head_dim": 12,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 20,
+    "n_group": 4,
+    "topk_group": 2,
+    "first_k_dense_replace": 1,
+    "num_nextn_predict_layers": 1,
+}
+
+
+def experts(name: str, **changes: object) -> ExpertsConfig:
+    config = family(name, **changes).experts
+    assert config is not None
+    return config
+
+
+class TestExperts:
+    def test_mixtral(self) -> None:
+        found = experts("MixtralForCausalLM", num_local_experts=8)
+        assert found == ExpertsConfig(Routing(8, 2, normalise=True), 48, 0, False, False, (True,) * 3)
+
+    def test_qwen(self) -> None:
+        keys = {"num_experts": 6, "moe_intermediate_size": 20, "mlp_only_layers": [1], "norm_topk_prob": True}
+        found = experts("Qwen3MoeForCausalLM", num_experts_per_tok=4, **keys)
+        assert found == ExpertsConfig(Routing(6, 4, normalise=True), 20, 0, False, False, (True, False, True))
+        found = experts("Qwen2MoeForCausalLM", **keys, decoder_sparse_step=3, shared_expert_intermediate_size=33)
+        assert found == ExpertsConfig(Routing(6, 4, normalise=True), 20, 33, True, False, (False, False, True))
+
+    def test_deepseek(self) -> None:
+        found = experts("DeepseekV3ForCausalLM", **DEEPSEEK, n_shared_experts=2, routed_scaling_factor=2.5)
+        routing = Routing(8, 3, "sigmoid", True, 2.5, groups=4, chosen_groups=2, group_best=2)
+        assert found == ExpertsConfig(routing, 20, 40, False, True, (False, True, True))
+        greedy = {**DEEPSEEK, "topk_method": "greedy"}
+        found = experts("DeepseekV2ForCausalLM", **greedy)
+        assert found == ExpertsConfig(Routing(8, 3), 20, 0, False, False, (False, True, True))
+        limited = {**DEEPSEEK, "topk_method": "group_limited_greedy"}
+        assert experts("DeepseekV2ForCausalLM", **limited).routing == Routing(8, 3, groups=4, chosen_groups=2)
+
+    @pytest.mark.parametrize(
+        "keys", [{"num_local_experts": None}, {"num_experts": 4, "mlp_only_layers": [0, 1, 2]}, {"expert_num": 1}]
+    )
+    def test_none(self, keys: dict) -> None:
+        assert family("Qwen3MoeForCausalLM", **keys).experts is None
+
+    def test_moe_config_of_mindformers(self) -> None:
+        section = {"expert_num": 8, "num_experts_chosen": 2, "capacity_factor": 1.1, "use_gmm": True}
+        assert read(moe_config=section).experts == experts("MixtralForCausalLM", num_local_experts=8)
+        assert read(moe_config={"expert_num": 1, "num_experts_chosen": 1}).experts is None
+        deepseek = {**DEEPSEEK, "n_routed_experts": None, "num_experts_per_tok": None}
+        section = {"expert_num": 8, "num_experts_chosen": 3, "shared_expert_num": 1, "use_gating_sigmoid": True}
+        found = family("DeepseekV3ForCausalLM", **deepseek, moe_config=section)
+        assert found == family("DeepseekV3ForCausalLM", **DEEPSEEK, n_shared_experts=1)
+
+    @pytest.mark.parametrize(
+        ("keys", "message"),
+        [
+            ({"num_experts": 0}, "'num_experts' is 0; it must be a positive integer"),
+            ({"num_experts": 8, "num_experts_per_tok": 9}, r"'num_experts_per_tok' is 9; .*choose from \(8\)"),
+            ({"num_experts": 8, "mlp_only_layers": 1}, "'mlp_only_layers' is 1; it must be a list"),
+            ({"num_experts": 8, "scoring_func": "tanh"}, "'scoring_func' is 'tanh'; .*softmax, sigmoid"),
+            ({"num_experts": 8, "topk_method": "best"}, "'topk_method' is 'best'; .*greedy, group_limited_greedy"),
+            ({"num_experts": 8, "moe_intermediate_size": "20"}, "'moe_intermediate_size' is '20'"),
+            ({"num_experts": 8, "n_shared_experts": -1}, "'n_shared_experts' is -1"),
+        ],
+    )
+    def test_what_is_refused(self, keys: dict, message: str) -> None:
+        with pytest.raises(ConfigError, match=message):
+            family("Qwen3MoeForCausalLM", **keys)
+
+    @pytest.mark.parametrize(
+        ("keys", "message"),
+        [
+            ({"n_group": 3}, r"'n_group' is 3; it must be a divisor of the number of experts \(8\)"),
+            ({"n_group": 8, "topk_group": 2}, "that leaves 2 or more each"),
+            ({"topk_group": 5}, r"'topk_group' is 5; it must be at most n_group \(4\)"),
+            ({"topk_group": 1}, r"'num_experts_per_tok' is 3; it must be at most .* choose from \(2\)"),
+        ],
+    )
+    def test_groups_that_are_refused(self, keys: dict, message: str) -> None:
+        with pytest.raises(ConfigError, match=message):
+            family("DeepseekV3ForCausalLM", **{**DEEPSEEK, **keys})
+
+
+class TestLatent:
+    def test_sizes(self) -> None:
+        config = family("DeepseekV3ForCausalLM", **DEEPSEEK)
+        assert config.latent == LatentConfig(20, 24, 10, 6, 12, 0.25, True)
+        assert (config.head_dim, config.cache_size, config.draft_layers) == (6, 26, 1)
+        assert block_bytes(config, 16) == 3 * 16 * 26 * 4 and block_bytes(config, 16, half=True) == 3 * 16 * 26 * 2
+        plain = family("DeepseekV2ForCausalLM", **{**DEEPSEEK, "q_lora_rank": None, "rope_interleave": False})
+        assert plain.latent == LatentConfig(20, 0, 10, 6, 12, 0.25, False)
+
+    @pytest.mark.parametrize(
+        ("keys", "message"),
+        [
+            ({"kv_lora_rank": None}, "'kv_lora_rank' is missing"),
+            ({"q_lora_rank": 0}, "'q_lora_rank' is 0"),
+            ({"qk_rope_head_dim": 7}, "'qk_rope_head_dim' is 7; it must be even"),
+            ({"v_head_dim": None}, "'v_head_dim' is missing"),
+            ({"num_nextn_predict_layers": -1}, "'num_nextn_predict_layers' is -1"),
+        ],
+    )
+    def test_what_is_refused(self, keys: dict, message: str) -> None:
+        with pytest.raises(ConfigError, match=message):
+            family("DeepseekV3ForCausalLM", **{**DEEPSEEK, **keys})
+
+
 class TestWindows:
     @pytest.mark.parametrize(
         ("name", "keys", "windows"),
@@ -455,11 +576,12 @@ class TestArchitecture:
     @pytest.mark.parametrize("name", [*ARCHITECTURES, *ALIASES])
     def test_every_name(self, name: str) -> None:
         expected = ALIASES.get(name, name)
-        assert family(name).architecture == expected
-        assert read(architectures="absent", model_type=name).architecture == expected
-        assert read(architectures="absent", type=name).architecture == expected
-        assert read(architectures=name).architecture == expected
-        assert model_config_from(LLAMA, "config.json", name).architecture == expected
+        sizes = {**DEEPSEEK, "architectures": "absent"} if name.lower().startswith("deepseek") else {}
+        assert read(**{**sizes, "architectures": [name]}).architecture == expected
+        assert read(**{**sizes, "architectures": "absent", "model_type": name}).architecture == expected
+        assert read(**{**sizes, "architectures": "absent", "type": name}).architecture == expected
+        assert read(**{**sizes, "architectures": name}).architecture == expected
+        assert model_config_from({**LLAMA, **sizes}, "config.json", name).architecture == expected
 
     @pytest.mark.parametrize(
         ("keys", "message"),

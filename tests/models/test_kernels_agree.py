@@ -59,6 +59,22 @@ MODELS = {
     | {"original_max_position_embeddings": 32},
     "exact gelu": {"architectures": ["LlamaForCausalLM"], "hidden_size": 32, "intermediate_size": 48}
     | {"num_attention_heads": 4, "hidden_act": "gelu"},
+    "latents": {"architectures": ["DeepseekV2ForCausalLM"], "hidden_size": 28, "intermediate_size": 40}
+    | {"num_attention_heads": 3, "q_lora_rank": 22, "kv_lora_rank": 18, "qk_nope_head_dim": 10}
+    | {"qk_rope_head_dim": 6, "v_head_dim": 14, "attention_bias": True},
+}
+EXPERTS = {
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 20,
+    "n_shared_experts": 1,
+    "norm_topk_prob": True,
+}
+# Where rounding may send a token to another expert, only bits can be compared.
+ROUTED = {
+    "mixture": {**MODELS["grouped"], **EXPERTS, "architectures": ["Qwen3MoeForCausalLM"]},
+    "deepseek": {**MODELS["latents"], **EXPERTS, "architectures": ["DeepseekV3ForCausalLM"]}
+    | {"q_lora_rank": None, "n_group": 3, "topk_group": 2, "first_k_dense_replace": 1},
 }
 
 
@@ -67,12 +83,14 @@ def shared_runner(name: str, kernels: str, half_cache: bool = False) -> ModelRun
     return make_runner(name, kernels, half_cache)
 
 
-def make_runner(name: str, kernels: str, half_cache: bool = False) -> ModelRunner:
-    config = model_config_from(COMMON | MODELS[name], name)
+def make_runner(
+    name: str, kernels: str, half_cache: bool = False, weight_format: Format = Format.FLOAT32
+) -> ModelRunner:
+    config = model_config_from(COMMON | (MODELS | ROUTED)[name], name)
     module = import_module(f"inference.kernels.{kernels}")
     sizes = {"num_blocks": BLOCKS, "block_size": BLOCK_SIZE, "half_cache": half_cache}
     with mock.patch.object(weights, "fill_random", fill_random):
-        return ModelRunner(config, None, kernels=module, weight_format=Format.FLOAT32, seed=3, **sizes)
+        return ModelRunner(config, None, kernels=module, weight_format=weight_format, seed=3, **sizes)
 
 
 def fill_random(
@@ -131,6 +149,50 @@ def test_a_tokens_result_does_not_depend_on_its_neighbours(name: str) -> None:
     for position, token in enumerate(tokens):
         batch = StepBatch.build([SequenceStep([token], position, range(10, 13))], BLOCK_SIZE)
         assert np.array_equal(model.step(batch).logits[0], alone[position])
+
+
+@pytest.mark.parametrize(
+    ("name", "weight_format"),
+    [(name, Format.FLOAT32) for name in ROUTED] + [(name, Format.INT4) for name in ("latents", *ROUTED)],
+)
+def test_a_token_is_the_same_to_the_last_bit_alone_and_in_any_batch(name: str, weight_format: Format) -> None:
+    """Whole prompts together, prompts one by one, and prompts token by token in the company of others."""
+    model = make_runner(name, "native", half_cache=weight_format is Format.INT4, weight_format=weight_format)
+    lengths = (1, 17, 40)
+    prompts = [np.random.default_rng(row).integers(0, VOCABULARY, n).tolist() for row, n in enumerate(lengths)]
+    tables = [range(1 + 8 * row, 9 + 8 * row) for row in range(len(prompts))]
+
+    def last(*steps: SequenceStep) -> np.ndarray:
+        return model.step(StepBatch.build(steps, BLOCK_SIZE)).logits
+
+    together = last(*(SequenceStep(prompt, 0, table) for prompt, table in zip(prompts, tables, strict=True)))
+    for prompt, table, expected in zip(prompts, tables, together, strict=True):
+        assert np.array_equal(last(SequenceStep(prompt, 0, table))[0], expected)
+    for at in range(lengths[1]):
+        long = SequenceStep(prompts[2][2 * at : 2 * at + 2], 2 * at, tables[2])
+        got = last(SequenceStep(prompts[1][at : at + 1], at, tables[1]), long)
+    assert np.array_equal(got[0], together[1])
+
+
+@pytest.mark.parametrize("name", ROUTED)
+def test_experts_and_groups_agree_with_stock_operators(name: str) -> None:
+    """On one batch, in which no router is in doubt."""
+    sequences = [SequenceStep(list(range(3, 3 + n)), 0, range(1 + 8 * n, 9 + 8 * n)) for n in (1, 4)]
+    batch = StepBatch.build(sequences, BLOCK_SIZE, all_logits=True)
+    got, expected = (make_runner(name, kernels).step(batch).logits for kernels in ("native", "stock"))
+    assert np.abs(got - expected).max() <= 2e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("kernels", ["native", "stock"])
+def test_blocks_are_copied_whole(kernels: str) -> None:
+    """A sequence goes on from copies of its blocks as from the blocks themselves."""
+    model = make_runner("latents", kernels)
+    tokens = list(range(20))
+    model.step(StepBatch.build([SequenceStep(tokens, 0, [5, 9])], BLOCK_SIZE))
+    model.copy_blocks([(5, 2), (9, 7)])
+    steps = [SequenceStep([33], 20, [5, 9]), SequenceStep([33], 20, [2, 7]), SequenceStep([33], 20, [3, 7])]
+    here, there, elsewhere = model.step(StepBatch.build(steps, BLOCK_SIZE)).logits
+    assert np.array_equal(here, there) and not np.allclose(here, elsewhere)
 
 
 @pytest.mark.parametrize("kernels", ["native", "stock"])

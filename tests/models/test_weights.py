@@ -25,8 +25,10 @@ GOLDENS = Path(__file__).parents[1] / "goldens"
 CASES = sorted(
     path.parent.name
     for path in GOLDENS.glob("*/config.json")
-    if path.parent.name.startswith(("llama", "mistral", "qwen"))
+    if path.parent.name.startswith(("llama", "mistral", "qwen")) and not path.parent.name.endswith("_moe")
 )
+# Those with experts.
+ROUTED = ("mixtral", "qwen2_moe", "qwen3_moe", "glm4_moe", "deepseek_v2", "deepseek_v2_lite", "deepseek_v3")
 ROOT = Path(__file__).parents[2]
 # The pieces of MindFormers' Llama names, as its convert_weight.py writes them.
 MINDFORMERS = {
@@ -104,6 +106,120 @@ def test_mindformers_names_are_the_same_tensors(name: str) -> None:
     assert not any("self_attn" in name or "mlp" in name or "layernorm" in name for name in theirs)
     expected, found = load(checkpoint, config), load(theirs, config)
     assert all(np.array_equal(found[parameter], array) for parameter, array in expected.items())
+
+
+# The pieces of MindFormers' Megatron-like names, as the weight_mapping of its model classes writes them.
+MEGATRON = {
+    "model.embed_tokens.": "embedding.word_embeddings.",
+    "self_attn.q_proj.": "self_attention.linear_q.",
+    "self_attn.k_proj.": "self_attention.linear_k.",
+    "self_attn.v_proj.": "self_attention.linear_v.",
+    "self_attn.o_proj.": "self_attention.linear_proj.",
+    "self_attn.q_norm.": "self_attention.q_layernorm.",
+    "self_attn.k_norm.": "self_attention.k_layernorm.",
+    "self_attn.q_a_proj.": "self_attention.linear_q_down_proj.",
+    "self_attn.q_a_layernorm.": "self_attention.q_layernorm.",
+    "self_attn.q_b_proj.": "self_attention.linear_q_up_proj.",
+    "self_attn.kv_a_proj_with_mqa.": "self_attention.linear_kv_down_proj.",
+    "self_attn.kv_a_layernorm.": "self_attention.kv_layernorm.",
+    "self_attn.kv_b_proj.": "self_attention.linear_kv_up_proj.",
+    ".gate.weight": ".router.weight",
+    ".gate.e_score_correction_bias": ".router.expert_bias",
+    ".gate_proj.": ".gating.",
+    ".down_proj.": ".linear_fc2.",
+    ".up_proj.": ".hidden.",
+    ".post_attention_layernorm.": ".pre_mlp_layernorm.",
+    "model.norm.": "decoder.final_layernorm.",
+    "lm_head.": "output_layer.",
+    "model.layers.": "decoder.layers.",
+}
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "glm4_moe", "deepseek_v3"])
+def test_megatron_like_names_are_the_same_tensors(name: str) -> None:
+    checkpoint, config = golden(name)
+    theirs = {}
+    for ours, tensor in checkpoint.items():
+        spelled = ours
+        for piece, other in MEGATRON.items():
+            spelled = spelled.replace(piece, other)
+        assert not spelled.startswith("model.") and "self_attn" not in spelled
+        theirs[spelled] = replace(tensor, name=spelled)
+    expected, found = load(checkpoint, config), load(theirs, config)
+    assert all(np.array_equal(found[parameter], array, equal_nan=True) for parameter, array in expected.items())
+
+
+def test_mindformers_stacked_experts_are_the_same(tmp_path: Path) -> None:
+    """weight1 and weight2, as its ExpertsConvertOp lays them out."""
+    checkpoint, config = golden("qwen3_moe")
+    assert config.experts is not None
+    count, width = config.experts.routing.experts, config.experts.width
+    theirs = {name: tensor for name, tensor in checkpoint.items() if ".experts." not in name}
+    for layer in (0, 2):
+        prefix = f"model.layers.{layer}.mlp.experts."
+
+        def values(part: str, prefix: str = prefix) -> np.ndarray:
+            return np.stack([values_of(checkpoint[f"{prefix}{e}.{part}_proj.weight"]).T for e in range(count)])
+
+        both = np.concatenate([values("gate"), values("up")], 2).reshape(-1, 2 * width)
+        for name, array in (("weight1", both), ("weight2", values("down").reshape(-1, config.hidden_size))):
+            path = tmp_path / f"{layer}.{name}"
+            array.tofile(path)
+            theirs[prefix + name] = StoredTensor(
+                prefix + name, "float32", array.shape, (Segment(path, 0, array.nbytes),)
+            )
+    expected, found = load(checkpoint, config), load(theirs, config)
+    for parameter, array in expected.items():
+        written = ~np.isnan(array)
+        assert written.any() and np.array_equal(found[parameter][written], array[written])
+
+
+def values_of(tensor: StoredTensor) -> np.ndarray:
+    values = np.empty(tensor.shape, np.float32)
+    tensor.read_into(values)
+    return values
+
+
+@pytest.mark.parametrize("name", ROUTED)
+def test_experts_lie_one_below_the_other(name: str) -> None:
+    checkpoint, config = golden(name)
+    arrays, experts = load(checkpoint, config), config.experts
+    assert experts is not None
+    stored = {hugging_face_name(key, config.storage.names): values_of(tensor) for key, tensor in checkpoint.items()}
+    for layer in range(config.num_layers):
+        if config.experts_of(layer) is None:
+            continue
+        mlp = f"model.layers.{layer}.mlp."
+        sizes = [("experts.", [f"experts.{e}." for e in range(experts.routing.experts)], experts.width)]
+        sizes += [("shared_experts.", ["shared_experts."], experts.shared_width)] * bool(experts.shared_width)
+        for target, names, width in sizes:
+            gate_up = arrays[f"{mlp}{target}gate_up_proj.weight"].reshape(len(names), 2, -1, config.hidden_size)
+            down = arrays[f"{mlp}{target}down_proj.weight"].reshape(len(names), -1, width)
+            assert gate_up.shape[2] % 16 == 0 and down.shape[1] % 16 == 0
+            for index, one in enumerate(names):
+                assert np.array_equal(gate_up[index, 0, :width], stored[f"{mlp}{one}gate_proj.weight"])
+                assert np.array_equal(gate_up[index, 1, :width], stored[f"{mlp}{one}up_proj.weight"])
+                assert np.array_equal(down[index, : config.hidden_size], stored[f"{mlp}{one}down_proj.weight"])
+        router = arrays[f"{mlp}router.weight"]
+        assert np.array_equal(router[: experts.routing.experts], stored[f"{mlp}gate.weight"])
+        assert len(router) == experts.routing.experts + experts.shared_gate
+
+
+def test_layers_that_guess_further_tokens_are_passed_over() -> None:
+    checkpoint, config = golden("deepseek_v3")
+    assert config.draft_layers == 1
+    extra = f"model.layers.{config.num_layers}.eh_proj.weight"
+    weights.fit({**checkpoint, extra: fake(extra, 3, 4)}, config, Path("model"))
+    beyond = f"model.layers.{config.num_layers + 1}.eh_proj.weight"
+    with pytest.raises(CheckpointError, match=f"1 unexpected: {beyond}"):
+        weights.fit({**checkpoint, beyond: fake(beyond, 3, 4)}, config, Path("model"))
+
+
+def test_a_tensor_that_serves_twice_is_missing_once() -> None:
+    checkpoint, config = golden("deepseek_v2_lite")
+    name = "model.layers.1.self_attn.kv_b_proj.weight"
+    with pytest.raises(CheckpointError, match=f"tensors 1 missing: {name}$"):
+        weights.fit({key: tensor for key, tensor in checkpoint.items() if key != name}, config, Path("model"))
 
 
 @pytest.mark.parametrize("name", ["llama2_mha", "qwen3_tied"])

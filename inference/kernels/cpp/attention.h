@@ -148,10 +148,11 @@ inline void score_vectors(const typename Cache::Element *const *keys, int64_t st
     for (int v = 0; v < V; v++) store(scores + v * PIECE + n * LANES, sums[n][v]);
 }
 
-// mixed [V][D] from column d on, N vectors of them, += weights [V][count] times the values of `count` positions.
+// mixed [V][D] from column d on, N vectors of them, += weights [V][count] times the values of `count` positions, which
+// are `stride` apart.
 template <class Cache, int V, int N>
-inline void mix_vectors(const typename Cache::Element *const *blocks, int64_t block_size, const float *weights,
-                        int64_t size, int64_t count, int64_t d, float *mixed) {
+inline void mix_vectors(const typename Cache::Element *const *blocks, int64_t block_size, int64_t stride,
+                        const float *weights, int64_t size, int64_t count, int64_t d, float *mixed) {
   VecF sums[N][V];
 #pragma GCC unroll 2
   for (int n = 0; n < N; n++)
@@ -159,7 +160,7 @@ inline void mix_vectors(const typename Cache::Element *const *blocks, int64_t bl
     for (int v = 0; v < V; v++) sums[n][v] = load(mixed + v * size + d + n * LANES);
   for (int64_t begin = 0; begin < count; begin += block_size) {
     const typename Cache::Element *values = blocks[begin / block_size] + d;
-    for (int64_t p = begin; p < std::min(count, begin + block_size); p++, values += size) {
+    for (int64_t p = begin; p < std::min(count, begin + block_size); p++, values += stride) {
       VecF value[N];
 #pragma GCC unroll 2
       for (int n = 0; n < N; n++) value[n] = Cache::vector(values + n * LANES);
@@ -176,17 +177,17 @@ inline void mix_vectors(const typename Cache::Element *const *blocks, int64_t bl
 }
 
 template <class Cache, int V>
-inline void mix(const typename Cache::Element *const *blocks, int64_t block_size, const float *weights, int64_t size,
-                int64_t count, float *mixed) {
+inline void mix(const typename Cache::Element *const *blocks, int64_t block_size, int64_t stride, const float *weights,
+                int64_t size, int64_t count, float *mixed) {
   int64_t d = 0;
   for (; d + 2 * LANES <= size; d += 2 * LANES)
-    mix_vectors<Cache, V, 2>(blocks, block_size, weights, size, count, d, mixed);
+    mix_vectors<Cache, V, 2>(blocks, block_size, stride, weights, size, count, d, mixed);
   for (; d + LANES <= size; d += LANES)
-    mix_vectors<Cache, V, 1>(blocks, block_size, weights, size, count, d, mixed);
+    mix_vectors<Cache, V, 1>(blocks, block_size, stride, weights, size, count, d, mixed);
   for (; d < size; d++)
     for (int v = 0; v < V; v++)
       for (int64_t p = 0; p < count; p++) {
-        const float value = Cache::scalar(blocks[p / block_size][p % block_size * size + d]);
+        const float value = Cache::scalar(blocks[p / block_size][p % block_size * stride + d]);
         mixed[v * size + d] = multiply_add(value, weights[v * PIECE + p], mixed[v * size + d]);
       }
 }
@@ -267,7 +268,7 @@ inline void attend(const AttentionLayer &layer, const Step &step, const Tile &ti
     if (layer.softcap > 0 || layer.slopes)
       for (int v = 0; v < V; v++) adjust(layer, work, v, at, count);
     for (int v = 0; v < V; v++) soften(work, v, at, count, size);
-    mix<Cache, V>(value_blocks, block_size, work.scores[0], size, count, work.mixed.data());
+    mix<Cache, V>(value_blocks, block_size, size, work.scores[0], size, count, work.mixed.data());
   }
   for (int v = 0; v < V; v++)
     for (int64_t d = 0; d < size; d++) work.out[v][d] = work.mixed[v * size + d] / work.total[v];

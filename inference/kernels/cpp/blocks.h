@@ -38,6 +38,33 @@ struct AttentionLayer {
   void *values;                         // [blocks, K, block_size, D]
 };
 
+// Latent attention, as inference/kernels/shapes.py describes it. A head's rows in `key_up` and `value_up` begin at panels.
+struct LatentLayer {
+  int64_t hidden, heads, query_rank, rank, nope, rope, value, block_size;
+  bool half_cache;
+  float eps, latent_eps, scale;
+  const float *norm;                    // [hidden]
+  const float *rotation;                // [2, rope / 2], as in AttentionLayer
+  Matrix down;                          // [query_rank or query(), then rank + rope, hidden]
+  const float *down_bias;               // or null
+  const float *query_norm;              // [query_rank]
+  const float *latent_norm;             // [rank]
+  Matrix query_up;                      // [query(), query_rank]
+  Matrix key_up;                        // [H * room of rank, nope]
+  Matrix value_up;                      // [H * room of value, rank]
+  Matrix output;                        // [hidden, H * value]
+  const float *output_bias;             // or null
+  void *cache;                          // [blocks, block_size, rank + rope]
+  int64_t width() const { return rank + rope; }
+  int64_t query() const { return heads * (nope + rope); }
+  Matrix key_up_of(int64_t head) const {
+    return {key_up.panel(head * panels_of(rank)), key_up.format, rank, nope};
+  }
+  Matrix value_up_of(int64_t head) const {
+    return {value_up.panel(head * panels_of(value)), value_up.format, value, rank};
+  }
+};
+
 // As inference/kernels/shapes.py numbers them.
 enum Activation : int64_t { SILU = 0, GELU_TANH = 1, GELU = 2 };
 
@@ -52,6 +79,40 @@ struct FeedForwardLayer {
   Matrix down;                          // [hidden, width]
   const float *down_bias;
   const float *post_norm;               // as in AttentionLayer
+};
+
+// As inference/kernels/shapes.py describes it.
+struct Routing {
+  int64_t experts, chosen, groups, chosen_groups, group_best;
+  bool sigmoid, normalise;
+  float scale;
+  const float *correction;              // [experts]: added to scores for the choice alone, or null
+};
+
+// A feed-forward whose parts are matrices among others: gate and up begin at panels, each with room for whole panels.
+struct Expert {
+  int64_t width;
+  Matrix gate_up;                       // [2 * room of the width, hidden]
+  Matrix down;                          // [hidden, width]
+};
+
+struct ExpertsLayer {
+  int64_t hidden, width, shared_width;  // shared_width 0: there is no shared expert
+  bool shared_gate;                     // scales the shared expert by the sigmoid of the router's last row
+  float eps;
+  const float *norm;
+  Routing routing;
+  Matrix router;                        // [experts, or one more, hidden]
+  Matrix gate_up, down;                 // of all experts, one below the other, each with room for whole panels
+  Matrix shared_gate_up, shared_down;
+
+  // Expert `index` of the list; the shared one follows the others.
+  Expert expert(int64_t index) const {
+    if (index == routing.experts) return {shared_width, shared_gate_up, shared_down};
+    const int64_t up = panels_of(width), panels = panels_of(hidden);
+    return {width, {gate_up.panel(index * 2 * up), gate_up.format, 2 * up * PANEL, hidden},
+            {down.panel(index * panels), down.format, hidden, width}};
+  }
 };
 
 struct Head {
@@ -79,7 +140,9 @@ struct Kernels {
   void (*rms_norm)(const float *x, const float *weight, int64_t tokens, int64_t width, float eps, float *out);
   // Each adds to x [T, hidden], in place.
   void (*attention_half)(Team &, const AttentionLayer &, const Step &, float *x);
+  void (*latent_half)(Team &, const LatentLayer &, const Step &, float *x);
   void (*feed_forward_half)(Team &, const FeedForwardLayer &, int64_t tokens, float *x);
+  void (*experts_half)(Team &, const ExpertsLayer &, int64_t tokens, float *x);
   void (*head)(Team &, const Head &, const float *x, int64_t tokens, const Choice &);
   void (*unpack)(const Matrix &, int64_t row, float *out);
   // Writes rows, float32 or (is_packed) of the format's own 16-bit elements, into a panel from its row `lane` on.

@@ -1,4 +1,4 @@
-// The tokens that a product reads, x [tokens, columns], arranged for the innermost kernels: tiles of T tokens in which
+// The tokens that a product reads, x [tokens, columns] or some rows of it, arranged for the innermost kernels: tiles of T tokens in which
 // the values of one column, or the words of four, are neighbours. Quantised to int8 where the weights are.
 #pragma once
 
@@ -25,11 +25,14 @@ inline int tile_size(const int (&sizes)[N], int64_t tokens) {
 
 class Input {
  public:
-  // Makes room; to be called before threads share the work. The memory is kept from call to call.
-  void reserve(const Matrix &w, const float *x, int64_t tokens) {
+  // Makes room; to be called before threads share the work. The memory is kept from call to call. Tokens are the rows of
+  // x that `rows` names, the first ones where it is null; rows are `stride` apart, 0 for as long as they are.
+  void reserve(const Matrix &w, const float *x, int64_t tokens, const int32_t *rows = nullptr, int64_t stride = 0) {
     x_ = x;
+    rows_ = rows;
     this->tokens = tokens;
     columns = w.columns;
+    stride_ = stride ? stride : columns;
     quantised = w.quantised();
     tile = quantised ? tile_size(QUANTISED_TILES, tokens) : tile_size(FLOAT_TILES, tokens);
     tiles = (tokens + tile - 1) / tile;
@@ -55,7 +58,7 @@ class Input {
   int64_t slots() const { return tiles * tile; }
 
   // [columns][tile]
-  const float *values(int64_t index) const { return tile > 1 ? values_.data() + index * tile * columns : x_; }
+  const float *values(int64_t index) const { return tile > 1 ? values_.data() + index * tile * columns : row(0); }
   // [groups][8][tile]: four int8 values each
   const int32_t *words(int64_t index) const { return words_.data() + index * tile * groups * (GROUP / 4); }
   // [groups][tile]: of a group's values
@@ -70,6 +73,8 @@ class Input {
  private:
   static constexpr int64_t BLOCK = 512;  // columns that a piece covers
 
+  const float *row(int64_t token) const { return x_ + (rows_ ? rows_[token] : token) * stride_; }
+
   int64_t blocks() const { return (columns + BLOCK - 1) / BLOCK; }
 
   template <class T>
@@ -81,7 +86,7 @@ class Input {
     float *out = values_.data() + index * tile * columns;
     const int64_t first = index * tile, some = std::min<int64_t>(tile, tokens - first);
     for (int64_t k = block * BLOCK; k < std::min(columns, (block + 1) * BLOCK); k++) {
-      for (int64_t t = 0; t < some; t++) out[k * tile + t] = x_[(first + t) * columns + k];
+      for (int64_t t = 0; t < some; t++) out[k * tile + t] = row(first + t)[k];
       for (int64_t t = some; t < tile; t++) out[k * tile + t] = 0;
     }
   }
@@ -97,7 +102,7 @@ class Input {
       const int64_t begin = g * GROUP;
       const int64_t count = slot < tokens ? std::max<int64_t>(0, std::min(GROUP, columns - begin)) : 0;
       alignas(64) float padding[GROUP];
-      const float *x = x_ + slot * columns + begin;
+      const float *x = row(std::min(slot, tokens - 1)) + begin;
       if (count < GROUP) {
         std::fill(padding, padding + GROUP, 0.0f);
         std::copy(x, x + count, padding);
@@ -133,6 +138,8 @@ class Input {
   }
 
   const float *x_ = nullptr;
+  const int32_t *rows_ = nullptr;
+  int64_t stride_ = 0;
   std::vector<float> values_, scales_;
   std::vector<int32_t> words_, sums_;
 };

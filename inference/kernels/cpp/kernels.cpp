@@ -1,15 +1,29 @@
 // All kernels for one instruction set; compiled once for each, with KERNEL_ISA as its name.
 #include "attention.h"
 #include "blocks.h"
+#include "latent.h"
 #include "linear.h"
+#include "routing.h"
 
 namespace KERNEL_ISA {
 namespace {
 
+// An expert that tokens have chosen.
+struct Chosen {
+  Expert expert;
+  Input input, second;  // of its two products
+  float *gated;         // [its tokens, width]
+  float *answers;       // [its tokens, hidden]
+};
+
 // Memory that lives from one call to the next; only one region runs at a time.
 struct Workspace {
-  std::vector<float> normed, qkv, angles, attended, gate_up, gated, added;
-  Input input, second;  // of a half's first and second product
+  std::vector<float> normed, qkv, angles, attended, gate_up, gated, added, logits, weights, answers;
+  Input input, second, third;  // of a half's products
+  std::vector<Chosen> experts;
+  std::vector<Input> heads, heads_second;
+  std::vector<float> queries, latents;
+  std::vector<int32_t> chosen, rows;
 };
 Workspace workspace;
 thread_local std::vector<float> scratch, sums;
@@ -19,6 +33,22 @@ float *sized(std::vector<float> &buffer, int64_t count) {
   if (int64_t(buffer.size()) < count) buffer.resize(count);
   return buffer.data();
 }
+
+// Work of several lists, one after the other.
+class Lists {
+ public:
+  void add(int64_t count) { ends_.push_back(total() + count); }
+  int64_t total() const { return ends_.empty() ? 0 : ends_.back(); }
+  // Calls work(list, place in it) for a place in all of them together.
+  template <class Work>
+  void find(int64_t i, const Work &work) const {
+    const int64_t list = std::upper_bound(ends_.begin(), ends_.end(), i) - ends_.begin();
+    work(list, list ? i - ends_[list - 1] : i);
+  }
+
+ private:
+  std::vector<int64_t> ends_;
+};
 
 // Panels that a thread takes at a time: as many as read x while it is near, and as one call of the kernels takes.
 int64_t panels_at_once(const Input &input) { return input.tiles == 1 ? 4 : 8; }
@@ -34,20 +64,24 @@ void arrange(Member &me, Input &input) {
   if (input.pieces()) me.share(input.pieces(), 1, [&](int64_t piece) { input.arrange(piece); });
 }
 
-// Calls finish(row, rows, token, y) for every 16 rows or fewer of every token, with
+// Calls finish(row, rows, token, y) for every 16 rows or fewer of some panels and every token, with
 // y [rows] = x W^T.
 template <class Finish>
+void product_panels(const Matrix &w, const Input &input, int64_t first, int64_t panels, const Finish &finish) {
+  float *buffer = sized(sums, panels * input.slots() * PANEL);
+  linear_range({w, first, panels, input, buffer}, scratch);
+  // Token by token, because a token's rows are neighbours where they are written to.
+  for (int64_t token = 0; token < input.tokens; token++)
+    for (int64_t panel = 0; panel < panels; panel++) {
+      const int64_t row = (first + panel) * PANEL, rows = std::min(PANEL, w.rows - row);
+      finish(row, rows, token, buffer + (panel * input.slots() + token) * PANEL);
+    }
+}
+
+template <class Finish>
 void linear_phase(Member &me, const Matrix &w, Input &input, const Finish &finish) {
-  me.share_runs(w.panels(), panels_at_once(input), [&](int64_t first, int64_t panels) {
-    float *buffer = sized(sums, panels * input.slots() * PANEL);
-    linear_range({w, first, panels, input, buffer}, scratch);
-    // Token by token, because a token's rows are neighbours where they are written to.
-    for (int64_t token = 0; token < input.tokens; token++)
-      for (int64_t panel = 0; panel < panels; panel++) {
-        const int64_t row = (first + panel) * PANEL, rows = std::min(PANEL, w.rows - row);
-        finish(row, rows, token, buffer + (panel * input.slots() + token) * PANEL);
-      }
-  });
+  me.share_runs(w.panels(), panels_at_once(input),
+                [&](int64_t first, int64_t panels) { product_panels(w, input, first, panels, finish); });
 }
 
 // out [tokens, rows] = x W^T + bias + residual, of which the last two may be null.
@@ -58,6 +92,33 @@ void linear_into(Member &me, const Matrix &w, Input &input, const float *bias, c
       const float biased = bias ? y[r] + bias[row + r] : y[r];
       out[at + r] = residual ? residual[at + r] + biased : biased;
     }
+  });
+}
+
+// The same for several products at once: `input_of(i)` is the input of the one that is called i.
+template <class InputOf>
+void arrange_all(Member &me, int64_t count, const InputOf &input_of) {
+  Lists pieces;
+  for (int64_t i = 0; i < count; i++) pieces.add(input_of(i).pieces());
+  if (!pieces.total()) return;
+  me.share(pieces.total(), 1, [&](int64_t at) {
+    pieces.find(at, [&](int64_t i, int64_t piece) { input_of(i).arrange(piece); });
+  });
+}
+
+// Calls work(i, first, panels) for runs of the panels that the products have, of which `panels_in(i)` are i's.
+template <class InputOf, class PanelsIn, class Work>
+void share_panels(Member &me, int64_t count, const InputOf &input_of, const PanelsIn &panels_in, const Work &work) {
+  Lists runs;
+  for (int64_t i = 0; i < count; i++) {
+    const int64_t most = panels_at_once(input_of(i));
+    runs.add((panels_in(i) + most - 1) / most);
+  }
+  me.share(runs.total(), 1, [&](int64_t at) {
+    runs.find(at, [&](int64_t i, int64_t run) {
+      const int64_t most = panels_at_once(input_of(i)), first = run * most;
+      work(i, first, std::min(most, panels_in(i) - first));
+    });
   });
 }
 
@@ -142,6 +203,119 @@ void attention_half(Team &team, const AttentionLayer &layer, const Step &step, f
   });
 }
 
+// Latents and rotated keys to the cache; compressed queries, which are to be projected, are normed where they are.
+void latent_phase(Member &me, const LatentLayer &layer, const Step &step, float *down) {
+  const float *angles = workspace.angles.data();
+  const int64_t first = layer.down.rows - layer.width(), rope = layer.rope;
+  me.share(step.tokens, 1, [&](int64_t t) {
+    float *row = down + t * layer.down.rows, *entry = row + first;
+    if (layer.query_rank) rms_norm_row(row, layer.query_norm, layer.query_rank, layer.latent_eps, row);
+    rms_norm_row(entry, layer.latent_norm, layer.rank, layer.latent_eps, entry);
+    rotate(entry + layer.rank, angles + t * rope, angles + t * rope + rope / 2, rope);
+    if (layer.half_cache) place_latent<CacheHalf>(layer, step, t, entry);
+    else place_latent<CacheFloat>(layer, step, t, entry);
+  });
+}
+
+// The rotated part of each head's query to where the scores want it.
+void turn_queries_phase(Member &me, const LatentLayer &layer, int64_t tokens, const float *query, int64_t stride,
+                        float *queries) {
+  const float *angles = workspace.angles.data();
+  const int64_t rope = layer.rope;
+  me.share(tokens * layer.heads, 8, [&](int64_t i) {
+    const int64_t token = i / layer.heads, head = i % layer.heads;
+    const float *from = query + token * stride + head * (layer.nope + rope) + layer.nope;
+    float *to = queries + i * layer.width() + layer.rank;
+    std::copy_n(from, rope, to);
+    rotate(to, angles + token * rope, angles + token * rope + rope / 2, rope);
+    for (int64_t d = 0; d < rope; d++) to[d] *= layer.scale;
+  });
+}
+
+// A product for each head, of inputs that have been `Input::reserve`d: finish(head, row, rows, token, y).
+template <class MatrixOf, class Finish>
+void heads_phase(Member &me, std::vector<Input> &inputs, int64_t heads, const MatrixOf &matrix_of,
+                 const Finish &finish) {
+  const auto input = [&](int64_t head) -> Input & { return inputs[head]; };
+  arrange_all(me, heads, input);
+  const auto panels_in = [&](int64_t head) { return matrix_of(head).panels(); };
+  share_panels(me, heads, input, panels_in, [&](int64_t head, int64_t first, int64_t panels) {
+    const auto finish_head = [&](int64_t row, int64_t rows, int64_t token, const float *y) {
+      finish(head, row, rows, token, y);
+    };
+    product_panels(matrix_of(head), inputs[head], first, panels, finish_head);
+  });
+}
+
+void attend_latents_phase(Member &me, const LatentLayer &layer, const Step &step, const float *queries, float *out) {
+  Lists tiles;
+  const auto vectors_of = [&](int64_t b) {
+    return (step.query_starts[b + 1] - step.query_starts[b]) * layer.heads;
+  };
+  for (int64_t b = 0; b < step.sequences; b++) tiles.add((vectors_of(b) + TILE - 1) / TILE);
+  me.share(tiles.total(), 1, [&](int64_t i) {
+    tiles.find(i, [&](int64_t b, int64_t tile) {
+      // Last tiles first, as in attention_phase.
+      const int64_t first = ((vectors_of(b) - 1) / TILE - tile) * TILE;
+      const int count = int(std::min<int64_t>(TILE, vectors_of(b) - first));
+      if (layer.half_cache) attend_latent_tile<CacheHalf>(layer, step, queries, out, b, first, count, attending);
+      else attend_latent_tile<CacheFloat>(layer, step, queries, out, b, first, count, attending);
+    });
+  });
+}
+
+void latent_half(Team &team, const LatentLayer &layer, const Step &step, float *x) {
+  const int64_t tokens = step.tokens, heads = layer.heads, width = layer.width();
+  float *normed = sized(workspace.normed, tokens * layer.hidden);
+  float *down = sized(workspace.qkv, tokens * layer.down.rows);
+  float *projected = layer.query_rank ? sized(workspace.gated, tokens * layer.query()) : down;
+  const int64_t stride = layer.query_rank ? layer.query() : layer.down.rows;
+  float *queries = sized(workspace.queries, tokens * heads * width);
+  float *latents = sized(workspace.latents, tokens * heads * layer.rank);
+  float *attended = sized(workspace.attended, tokens * layer.output.columns);
+  float *angles = sized(workspace.angles, tokens * layer.rope);
+  const bool is_turned = step.turned == layer.rotation;
+  step.turned = layer.rotation;
+  workspace.input.reserve(layer.down, normed, tokens);
+  workspace.second.reserve(layer.output, attended, tokens);
+  if (layer.query_rank) workspace.third.reserve(layer.query_up, down, tokens, nullptr, layer.down.rows);
+  if (int64_t(workspace.heads.size()) < heads) workspace.heads.resize(heads), workspace.heads_second.resize(heads);
+  for (int64_t h = 0; h < heads; h++) {
+    workspace.heads[h].reserve(layer.key_up_of(h), projected + h * (layer.nope + layer.rope), tokens, nullptr, stride);
+    workspace.heads_second[h].reserve(layer.value_up_of(h), latents + h * layer.rank, tokens, nullptr,
+                                      heads * layer.rank);
+  }
+  team.run([&](Member &me) {
+    expect(me, layer.down, workspace.input);
+    if (!is_turned)
+      me.share(tokens, 1, [&](int64_t t) {
+        turn(layer.rotation, step.positions[t], layer.rope, angles + t * layer.rope);
+      });
+    norm_phase(me, x, layer.norm, nullptr, tokens, layer.hidden, layer.eps, normed);
+    arrange(me, workspace.input);
+    linear_into(me, layer.down, workspace.input, layer.down_bias, nullptr, down);
+    latent_phase(me, layer, step, down);
+    if (layer.query_rank) {
+      arrange(me, workspace.third);
+      linear_into(me, layer.query_up, workspace.third, nullptr, nullptr, projected);
+    }
+    turn_queries_phase(me, layer, tokens, projected, stride, queries);
+    heads_phase(me, workspace.heads, heads, [&](int64_t head) { return layer.key_up_of(head); },
+                [&](int64_t head, int64_t row, int64_t rows, int64_t token, const float *y) {
+                  float *to = queries + (token * heads + head) * width + row;
+                  for (int64_t r = 0; r < rows; r++) to[r] = y[r] * layer.scale;
+                });
+    expect(me, layer.output, workspace.second);
+    attend_latents_phase(me, layer, step, queries, latents);
+    heads_phase(me, workspace.heads_second, heads, [&](int64_t head) { return layer.value_up_of(head); },
+                [&](int64_t head, int64_t row, int64_t rows, int64_t token, const float *y) {
+                  std::copy_n(y, rows, attended + (token * heads + head) * layer.value + row);
+                });
+    arrange(me, workspace.second);
+    linear_into(me, layer.output, workspace.second, layer.output_bias, x, x);
+  });
+}
+
 template <class Function>
 void activate(const Function &function, const float *gate, const float *up, int64_t count, float *out) {
   int64_t i = 0;
@@ -164,24 +338,30 @@ void activate(Activation kind, const float *gate, const float *up, int64_t count
   }
 }
 
-// Where gate and up begin at panels: both of some columns at once, so that only their product is written.
+// Panels [first, first + panels) of gate, and those of up, which begin `room` panels on: only their product is written.
+void gated_panels(const Matrix &gate_up, int64_t room, int64_t width, const float *gate_bias, Activation activation,
+                  const Input &input, int64_t first, int64_t panels, float *gated) {
+  const float *up_bias = gate_bias ? gate_bias + width : nullptr;
+  const int64_t size = panels * input.slots() * PANEL;
+  float *gate = sized(sums, 2 * size), *up = gate + size;
+  linear_range({gate_up, first, panels, input, gate}, scratch);
+  linear_range({gate_up, room + first, panels, input, up}, scratch);
+  for (int64_t token = 0; token < input.tokens; token++)
+    for (int64_t panel = 0; panel < panels; panel++) {
+      const int64_t at = (panel * input.slots() + token) * PANEL, column = (first + panel) * PANEL;
+      const int64_t columns = std::min(PANEL, width - column);
+      for (int64_t i = 0; gate_bias && i < columns; i++)
+        gate[at + i] += gate_bias[column + i], up[at + i] += up_bias[column + i];
+      activate(activation, gate + at, up + at, columns, gated + token * width + column);
+    }
+}
+
+// Where gate and up begin at panels: both of some columns at once.
 void gated_phase(Member &me, const FeedForwardLayer &layer, Input &input, float *gated) {
-  const Matrix &w = layer.gate_up;
-  const int64_t width = layer.width, all = width / PANEL;
-  const float *gate_bias = layer.gate_up_bias, *up_bias = gate_bias ? gate_bias + width : nullptr;
+  const int64_t room = layer.width / PANEL;
   expect(me, layer.down, input);
-  me.share_runs(all, panels_at_once(input), [&](int64_t first, int64_t panels) {
-    const int64_t size = panels * input.slots() * PANEL;
-    float *gate = sized(sums, 2 * size), *up = gate + size;
-    linear_range({w, first, panels, input, gate}, scratch);
-    linear_range({w, all + first, panels, input, up}, scratch);
-    for (int64_t token = 0; token < input.tokens; token++)
-      for (int64_t panel = 0; panel < panels; panel++) {
-        const int64_t at = (panel * input.slots() + token) * PANEL, column = (first + panel) * PANEL;
-        for (int64_t i = 0; gate_bias && i < PANEL; i++)
-          gate[at + i] += gate_bias[column + i], up[at + i] += up_bias[column + i];
-        activate(layer.activation, gate + at, up + at, PANEL, gated + token * width + column);
-      }
+  me.share_runs(room, panels_at_once(input), [&](int64_t first, int64_t panels) {
+    gated_panels(layer.gate_up, room, layer.width, layer.gate_up_bias, layer.activation, input, first, panels, gated);
   });
 }
 
@@ -222,6 +402,102 @@ void feed_forward_half(Team &team, const FeedForwardLayer &layer, int64_t tokens
     else ungrouped_gated_phase(me, layer, workspace.input, gate_up, gated);
     arrange(me, workspace.second);
     add_linear(me, layer.down, workspace.second, layer.down_bias, layer.post_norm, layer.eps, x);
+  });
+}
+
+// Each token's experts, [tokens, taken], and their weights; the shared expert is the last of every token's.
+void route_phase(Member &me, const ExpertsLayer &layer, int64_t tokens, int64_t taken) {
+  float *logits = workspace.logits.data(), *weights = workspace.weights.data();
+  int32_t *chosen = workspace.chosen.data();
+  me.share(tokens, 1, [&](int64_t t) {
+    float *own = logits + t * layer.router.rows;
+    route(layer.routing, own, chosen + t * taken, weights + t * taken);
+    if (taken == layer.routing.chosen) return;
+    chosen[t * taken + taken - 1] = int32_t(layer.routing.experts);
+    weights[t * taken + taken - 1] = layer.shared_gate ? 1.0f / (1.0f + std::exp(-own[layer.routing.experts])) : 1.0f;
+  });
+}
+
+// Sorts tokens by expert: fills the workspace's experts that are chosen at all, and replaces each entry of `chosen` by
+// the row of the answer. The number of these experts.
+int64_t group_by_expert(const ExpertsLayer &layer, int64_t tokens, int64_t taken, const float *normed) {
+  const int64_t pairs = tokens * taken, all = layer.routing.experts + 1;
+  workspace.rows.resize(pairs);
+  std::vector<int64_t> counts(all), next(all);
+  for (int64_t i = 0; i < pairs; i++) counts[workspace.chosen[i]]++;
+  float *gated = sized(workspace.gated, pairs * std::max(layer.width, layer.shared_width));
+  float *answers = sized(workspace.answers, pairs * layer.hidden);
+  int64_t used = 0, first = 0;
+  for (int64_t e = 0; e < all; e++) {
+    next[e] = first;
+    if (!counts[e]) continue;
+    if (int64_t(workspace.experts.size()) == used) workspace.experts.emplace_back();
+    Chosen &chosen = workspace.experts[used++];
+    chosen.expert = layer.expert(e), chosen.gated = gated, chosen.answers = answers + first * layer.hidden;
+    chosen.input.reserve(chosen.expert.gate_up, normed, counts[e], workspace.rows.data() + first);
+    chosen.second.reserve(chosen.expert.down, gated, counts[e]);
+    gated += counts[e] * chosen.expert.width, first += counts[e];
+  }
+  for (int64_t i = 0; i < pairs; i++) {
+    const int64_t row = next[workspace.chosen[i]]++;
+    workspace.rows[row] = int32_t(i / taken), workspace.chosen[i] = int32_t(row);
+  }
+  return used;
+}
+
+// The answers of experts that are chosen, each for its own tokens.
+void experts_phases(Member &me, int64_t experts) {
+  const auto chosen = [](int64_t e) -> Chosen & { return workspace.experts[e]; };
+  const auto input = [&](int64_t e) -> Input & { return chosen(e).input; };
+  const auto second = [&](int64_t e) -> Input & { return chosen(e).second; };
+  arrange_all(me, experts, input);
+  const auto room = [&](int64_t e) { return panels_of(chosen(e).expert.width); };
+  share_panels(me, experts, input, room, [&](int64_t e, int64_t first, int64_t panels) {
+    const Expert &expert = chosen(e).expert;
+    gated_panels(expert.gate_up, room(e), expert.width, nullptr, SILU, input(e), first, panels, chosen(e).gated);
+  });
+  arrange_all(me, experts, second);
+  const auto down = [&](int64_t e) { return chosen(e).expert.down.panels(); };
+  share_panels(me, experts, second, down, [&](int64_t e, int64_t first, int64_t panels) {
+    const Matrix &w = chosen(e).expert.down;
+    product_panels(w, second(e), first, panels, [&](int64_t row, int64_t rows, int64_t token, const float *y) {
+      std::copy_n(y, rows, chosen(e).answers + token * w.rows + row);
+    });
+  });
+}
+
+// x += the weighted answers of its experts, in the order of its choice.
+void sum_phase(Member &me, int64_t tokens, int64_t taken, int64_t hidden, float *x) {
+  constexpr int64_t BLOCK = 256;  // columns
+  const int64_t blocks = (hidden + BLOCK - 1) / BLOCK;
+  me.share(tokens * blocks, 1, [&](int64_t i) {
+    const int64_t token = i / blocks, begin = i % blocks * BLOCK, end = std::min(hidden, begin + BLOCK);
+    for (int64_t k = 0; k < taken; k++) {
+      const float weight = workspace.weights[token * taken + k];
+      const float *answer = workspace.answers.data() + workspace.chosen[token * taken + k] * hidden;
+      for (int64_t c = begin; c < end; c++)
+        x[token * hidden + c] = multiply_add(weight, answer[c], x[token * hidden + c]);
+    }
+  });
+}
+
+void experts_half(Team &team, const ExpertsLayer &layer, int64_t tokens, float *x) {
+  const int64_t taken = layer.routing.chosen + (layer.shared_width ? 1 : 0);
+  float *normed = sized(workspace.normed, tokens * layer.hidden);
+  float *logits = sized(workspace.logits, tokens * layer.router.rows);
+  sized(workspace.weights, tokens * taken);
+  workspace.chosen.resize(tokens * taken);
+  workspace.input.reserve(layer.router, normed, tokens);
+  team.run([&](Member &me) {
+    norm_phase(me, x, layer.norm, nullptr, tokens, layer.hidden, layer.eps, normed);
+    arrange(me, workspace.input);
+    linear_into(me, layer.router, workspace.input, nullptr, nullptr, logits);
+    route_phase(me, layer, tokens, taken);
+  });
+  const int64_t experts = group_by_expert(layer, tokens, taken, normed);
+  team.run([&](Member &me) {
+    experts_phases(me, experts);
+    sum_phase(me, tokens, taken, layer.hidden, x);
   });
 }
 
@@ -392,7 +668,7 @@ void pack(Format format, const void *x, bool is_packed, int64_t rows, int64_t co
 }  // namespace
 
 extern const Kernels table;
-const Kernels table = {KERNEL_NAME, linear, rms_norm, attention_half, feed_forward_half, head, unpack,
-                       pack};
+const Kernels table = {KERNEL_NAME, linear, rms_norm, attention_half, latent_half,
+                       feed_forward_half, experts_half, head, unpack, pack};
 
 }  // namespace KERNEL_ISA

@@ -149,6 +149,24 @@ AttentionLayer attention_layer(Record record) {
   return layer;
 }
 
+LatentLayer latent_layer(Record record) {
+  LatentLayer layer{};
+  layer.hidden = record.number(), layer.heads = record.number(), layer.query_rank = record.number();
+  layer.rank = record.number(), layer.nope = record.number(), layer.rope = record.number();
+  layer.value = record.number(), layer.block_size = record.number(), layer.half_cache = record.number() != 0;
+  layer.eps = record.real(), layer.latent_eps = record.real(), layer.scale = record.real();
+  layer.norm = record.at<const float>(), layer.rotation = record.at<const float>();
+  const int64_t query = layer.query_rank ? layer.query_rank : layer.query();
+  layer.down = record.matrix(query + layer.width(), layer.hidden), layer.down_bias = record.at<const float>();
+  layer.query_norm = record.at<const float>(), layer.latent_norm = record.at<const float>();
+  layer.query_up = record.matrix(layer.query(), layer.query_rank);
+  layer.key_up = record.matrix(layer.heads * panels_of(layer.rank) * PANEL, layer.nope);
+  layer.value_up = record.matrix(layer.heads * panels_of(layer.value) * PANEL, layer.rank);
+  layer.output = record.matrix(layer.hidden, layer.heads * layer.value), layer.output_bias = record.at<const float>();
+  layer.cache = record.at<void>();
+  return layer;
+}
+
 FeedForwardLayer feed_forward_layer(Record record) {
   FeedForwardLayer layer{};
   layer.hidden = record.number(), layer.width = record.number(), layer.eps = record.real();
@@ -158,6 +176,24 @@ FeedForwardLayer feed_forward_layer(Record record) {
   layer.gate_up_bias = record.at<const float>();
   layer.down = record.matrix(layer.hidden, layer.width), layer.down_bias = record.at<const float>();
   layer.post_norm = record.at<const float>();
+  return layer;
+}
+
+ExpertsLayer experts_layer(Record record) {
+  ExpertsLayer layer{};
+  layer.hidden = record.number(), layer.width = record.number(), layer.shared_width = record.number();
+  layer.shared_gate = record.number() != 0, layer.eps = record.real(), layer.norm = record.at<const float>();
+  Routing &routing = layer.routing;
+  routing.experts = record.number(), routing.chosen = record.number(), routing.groups = record.number();
+  routing.chosen_groups = record.number(), routing.group_best = record.number();
+  routing.sigmoid = record.number() != 0, routing.normalise = record.number() != 0;
+  routing.scale = record.real(), routing.correction = record.at<const float>();
+  const auto room = [](int64_t rows) { return panels_of(rows) * PANEL; };
+  layer.router = record.matrix(routing.experts + layer.shared_gate, layer.hidden);
+  layer.gate_up = record.matrix(routing.experts * 2 * room(layer.width), layer.hidden);
+  layer.down = record.matrix(routing.experts * room(layer.hidden), layer.width);
+  layer.shared_gate_up = record.matrix(2 * room(layer.shared_width), layer.hidden);
+  layer.shared_down = record.matrix(layer.hidden, layer.shared_width);
   return layer;
 }
 
@@ -226,7 +262,7 @@ void kernels_rms_norm(const float *x, const float *weight, int64_t tokens, int64
 }
 
 // Runs the halves of a program, one record each, on x [T, hidden] in place. A record begins with its kind: 0 for an
-// attention half, 1 for a feed-forward half.
+// attention half, 1 for a feed-forward half, 2 for one of experts, 3 for latent attention.
 void kernels_halves(const int64_t *program, int64_t numbers, int64_t tokens, int64_t sequences, int64_t table_width,
                     const int32_t *positions, const int32_t *slots, const int32_t *block_tables,
                     const int32_t *query_starts, float *x) {
@@ -234,8 +270,12 @@ void kernels_halves(const int64_t *program, int64_t numbers, int64_t tokens, int
   const Step step{tokens, sequences, table_width, positions, slots, block_tables, query_starts, nullptr};
   for (const int64_t *at = program; at < program + numbers; at += RECORD) {
     Record record(at);
-    if (record.number() == 0) kernels->attention_half(team(), attention_layer(record), step, x);
-    else kernels->feed_forward_half(team(), feed_forward_layer(record), tokens, x);
+    switch (record.number()) {
+      case 0: kernels->attention_half(team(), attention_layer(record), step, x); break;
+      case 1: kernels->feed_forward_half(team(), feed_forward_layer(record), tokens, x); break;
+      case 3: kernels->latent_half(team(), latent_layer(record), step, x); break;
+      case 2: kernels->experts_half(team(), experts_layer(record), tokens, x); break;
+    }
   }
 }
 

@@ -1,0 +1,70 @@
+// How a token chooses its experts: scores, open groups, the best of them, and their weights.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "blocks.h"
+
+namespace KERNEL_ISA {
+
+// Logits of `count` experts to scores, in place. Both forms keep what is no number.
+inline void score(const Routing &routing, float *x) {
+  if (routing.sigmoid) {
+    for (int64_t i = 0; i < routing.experts; i++) x[i] = 1.0f / (1.0f + std::exp(-x[i]));
+    return;
+  }
+  const float largest = *std::max_element(x, x + routing.experts);
+  float total = 0;
+  for (int64_t i = 0; i < routing.experts; i++) total += x[i] = std::exp(x[i] - largest);
+  for (int64_t i = 0; i < routing.experts; i++) x[i] /= total;
+}
+
+// The `count` largest of x, the first of equal ones first; x is spoiled. Always indices in range, whatever x holds.
+inline void choose(std::vector<float> &x, int64_t count, int32_t *chosen) {
+  std::vector<bool> taken(x.size());
+  for (int64_t k = 0; k < count; k++) {
+    int64_t best = std::find(taken.begin(), taken.end(), false) - taken.begin();
+    for (int64_t i = best; i < int64_t(x.size()); i++)
+      if (!taken[i] && x[i] > x[best]) best = i;
+    taken[best] = true;
+    chosen[k] = int32_t(best);
+  }
+}
+
+// The score of a group: that of its best expert, or of its best ones together.
+inline float group_score(const Routing &routing, const float *choice, int64_t size) {
+  std::vector<float> sorted(choice, choice + size);
+  std::partial_sort(sorted.begin(), sorted.begin() + routing.group_best, sorted.end(), std::greater<float>());
+  float sum = 0;
+  for (int64_t i = 0; i < routing.group_best; i++) sum += sorted[i];
+  return sum;
+}
+
+// Makes the experts of all but the best groups last in the choice.
+inline void close_groups(const Routing &routing, std::vector<float> &choice) {
+  const int64_t size = routing.experts / routing.groups;
+  std::vector<float> groups(routing.groups);
+  for (int64_t g = 0; g < routing.groups; g++) groups[g] = group_score(routing, choice.data() + g * size, size);
+  std::vector<int32_t> open(routing.chosen_groups);
+  choose(groups, routing.chosen_groups, open.data());
+  for (int64_t g = 0; g < routing.groups; g++)
+    if (std::find(open.begin(), open.end(), int32_t(g)) == open.end())
+      std::fill_n(choice.begin() + g * size, size, -INFINITY);
+}
+
+// A token's experts and their weights, [chosen], from its router logits, which are spoiled.
+inline void route(const Routing &routing, float *logits, int32_t *chosen, float *weights) {
+  score(routing, logits);
+  std::vector<float> choice(logits, logits + routing.experts);
+  for (int64_t i = 0; routing.correction && i < routing.experts; i++) choice[i] += routing.correction[i];
+  if (routing.groups > 1) close_groups(routing, choice);
+  choose(choice, routing.chosen, chosen);
+  float total = 0;
+  for (int64_t k = 0; k < routing.chosen; k++) total += weights[k] = logits[chosen[k]];
+  const float scale = routing.normalise ? routing.scale / (total + 1e-20f) : routing.scale;
+  for (int64_t k = 0; k < routing.chosen; k++) weights[k] *= scale;
+}
+
+}  // namespace KERNEL_ISA
