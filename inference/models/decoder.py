@@ -68,12 +68,24 @@ def attention_shapes(
     config: ModelConfig, num_blocks: int, block_size: int, half_cache: bool = False
 ) -> list[AttentionShape] | list[LatentShape]:
     """The attention layers of a model."""
-    cache = (num_blocks, block_size, half_cache)
     if config.latent:
         latent = config.latent
-        sizes = (latent.rank, latent.query_rank, latent.nope, latent.rope, latent.value, latent.scale)
-        eps = (config.norm_eps, LATENT_NORM_EPS)
-        return [LatentShape(config.hidden_size, config.num_heads, *sizes, *eps, *cache)] * config.num_layers
+        shape = LatentShape(
+            config.hidden_size,
+            config.num_heads,
+            latent.rank,
+            latent.query_rank,
+            latent.nope,
+            latent.rope,
+            latent.value,
+            latent.scale,
+            config.norm_eps,
+            LATENT_NORM_EPS,
+            num_blocks,
+            block_size,
+            half_cache,
+        )
+        return [shape] * config.num_layers
     return [
         AttentionShape(
             config.hidden_size,
@@ -83,7 +95,9 @@ def attention_shapes(
             config.norm_eps,
             config.attention_scale,
             window,
-            *cache,
+            num_blocks,
+            block_size,
+            half_cache,
             config.softcap,
             alibi_slopes(config.num_heads) if config.alibi else None,
         )
@@ -123,8 +137,8 @@ def layer_halves(
         sizes = FeedForwardShape(hidden, config.intermediate_size, eps, config.activation, config.gated)
         return [attention, kernels.FeedForwardHalf(sizes, chosen(FEED_FORWARD_WEIGHTS))]
     widths = (experts.width, experts.shared_width, experts.shared_gate)
-    sizes = ExpertsShape(hidden, *widths, eps, experts.routing)
-    return [attention, kernels.ExpertsHalf(sizes, chosen(EXPERTS_WEIGHTS))]
+    shapes = ExpertsShape(hidden, *widths, eps, experts.routing)
+    return [attention, kernels.ExpertsHalf(shapes, chosen(EXPERTS_WEIGHTS))]
 
 
 class Decoder(nn.Cell):

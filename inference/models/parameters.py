@@ -109,7 +109,7 @@ def hugging_face_name(name: str, names: Names = ()) -> str:
 def is_draft_layer(name: str, config: ModelConfig) -> bool:
     """Whether a tensor is of the layers that guess further tokens (multi-token prediction), which are not run."""
     found = LAYER.match(name)
-    return bool(found) and 0 <= int(found[1]) - config.num_layers < config.draft_layers
+    return found is not None and 0 <= int(found[1]) - config.num_layers < config.draft_layers
 
 
 def tensor_places(config: ModelConfig, stored: Container[str] = ()) -> list[TensorPlace]:

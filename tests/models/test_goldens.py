@@ -25,7 +25,9 @@ from inference.models.step import SequenceStep, StepBatch
 GOLDENS = Path(__file__).parents[1] / "goldens"
 CASES = sorted(path.parent.name for path in GOLDENS.glob("*/golden.npz"))
 # Run in every way; the others, whose parts the same kernels compute, in fewer.
-THOROUGHLY = [name for name in CASES if name.startswith(("llama2", "llama3", "llama_linear", "mistral", "qwen"))]
+THOROUGHLY = [
+    name for name in CASES if name.startswith(("llama2", "llama3", "llama_linear", "mistral", "qwen", "deepseek_v3"))
+]
 STEPS = 64
 # Of the position's largest logit; what is measured is 3e-6.
 TOLERANCE = 1e-4
