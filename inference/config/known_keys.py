@@ -169,6 +169,7 @@ RENAMED: dict[KeyPath, KeyPath] = {
     (*MODEL, "hidden_activation"): (*MODEL, "hidden_act"),
     (*MODEL, "activation_function"): (*MODEL, "hidden_act"),
     (*MODEL, "add_qkv_bias"): (*MODEL, "qkv_has_bias"),
+    (*MODEL, "qkv_bias"): (*MODEL, "qkv_has_bias"),
     (*MODEL, "num_query_groups"): (*MODEL, "num_key_value_heads"),
     (*MODEL, "n_layer"): (*MODEL, "num_hidden_layers"),
     (*MODEL, "n_head"): (*MODEL, "num_attention_heads"),

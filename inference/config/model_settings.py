@@ -122,7 +122,7 @@ class ModelSettings(Section):
     )
 
     # Windows.
-    sliding_window: Count | None = Field(None, description="Positions a token looks back; null for all.")
+    sliding_window: NonNegative | None = Field(None, description="Positions a token looks back; null for all.")
     use_sliding_window: bool | None = Field(None, description="Whether Qwen uses its sliding_window.")
     max_window_layers: NonNegative | None = Field(None, description="Qwen's layers below this see everything.")
     layer_types: Annotated[tuple[str, ...] | None, BeforeValidator(_as_tuple)] = Field(

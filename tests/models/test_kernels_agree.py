@@ -190,7 +190,7 @@ def test_blocks_are_copied_whole(kernels: str) -> None:
     tokens = list(range(20))
     model.step(StepBatch.build([SequenceStep(tokens, 0, [5, 9])], BLOCK_SIZE))
     model.copy_blocks([(5, 2), (9, 7)])
-    steps = [SequenceStep([33], 20, [5, 9]), SequenceStep([33], 20, [2, 7]), SequenceStep([33], 20, [3, 7])]
+    steps = [SequenceStep([33], 20, [5, 9]), SequenceStep([33], 20, [2, 7]), SequenceStep([33], 20, [3, 8])]
     here, there, elsewhere = model.step(StepBatch.build(steps, BLOCK_SIZE)).logits
     assert np.array_equal(here, there) and not np.allclose(here, elsewhere)
 
