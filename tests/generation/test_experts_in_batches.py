@@ -44,7 +44,7 @@ SIZES = {
 }
 SETTINGS = (
     {"max_new_tokens": 12},
-    {"max_new_tokens": 7, "do_sample": True, "temperature": 1.5},
+    {"max_new_tokens": 7, "do_sample": True, "temperature": 1.5, "seed": 7},
     {"max_new_tokens": 20},
 )
 
@@ -59,10 +59,7 @@ def answers(model: ModelRunner, requests: list[Request], **limits: int) -> list[
 
 
 def requests_of(prompts: list[list[int]]) -> list[Request]:
-    requests = [make_request(prompt, str(i), **SETTINGS[i % 3]) for i, prompt in enumerate(prompts)]
-    for request in requests:
-        request.seed = 7
-    return requests
+    return [make_request(prompt, str(i), **SETTINGS[i % 3]) for i, prompt in enumerate(prompts)]
 
 
 @pytest.mark.parametrize("weight_format", [Format.BFLOAT16, Format.INT4])
