@@ -111,11 +111,11 @@ def write_directory(model: Llama, encoder: Encoder, accuracies: dict[str, float]
     tensors = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}
     save_file(tensors, fresh / "model.safetensors", metadata={"format": "pt"})
     (fresh / "tokenizer.model").write_bytes(encoder.sp.serialized_model_proto())
-    _write_json(fresh / "config.json", config_json(model))
-    _write_json(fresh / "generation_config.json", generation_config_json(encoder))
-    _write_json(fresh / "tokenizer_config.json", tokenizer_config_json(encoder))
+    write_json(fresh / "config.json", config_json(model))
+    write_json(fresh / "generation_config.json", generation_config_json(encoder))
+    write_json(fresh / "tokenizer_config.json", tokenizer_config_json(encoder))
     (fresh / "README.md").write_text(_readme(model, accuracies), encoding="utf-8")
-    _replace(fresh, target)
+    replace_directory(fresh, target)
 
 
 def _readme(model: Llama, accuracies: dict[str, float]) -> str:
@@ -128,11 +128,11 @@ def _readme(model: Llama, accuracies: dict[str, float]) -> str:
     )
 
 
-def _write_json(path: Path, content: dict[str, object]) -> None:
+def write_json(path: Path, content: dict[str, object]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _replace(fresh: Path, target: Path) -> None:
+def replace_directory(fresh: Path, target: Path) -> None:
     old = fresh.with_name(fresh.name + "-old")
     if target.exists():
         target.rename(old)

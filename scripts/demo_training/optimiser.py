@@ -1,4 +1,4 @@
-"""Muon for the matrices, Adam for the rest, and a schedule of warm-up, constant rate and linear decay.
+"""Muon for the linear layers, Adam for the rest, and a schedule of warm-up, constant rate and linear decay.
 
 Muon: momentum whose update is made orthogonal by five Newton-Schulz steps (Jordan et al. 2024,
 https://kellerjordan.github.io/posts/muon/). Matrices of one shape are orthogonalised together.
@@ -51,11 +51,12 @@ class Muon:
 
 
 class Optimiser:
-    """Both optimisers over a whole model, and the schedule of `steps` updates."""
+    """Muon for the linear layers and Adam for the rest of a model, and the schedule of `steps` updates."""
 
     def __init__(self, model: nn.Module, steps: int, muon_rate: float, adam_rate: float, decay: float):
-        hidden = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
-        others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
+        hidden = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
+        matrices = set(hidden)
+        others = [parameter for parameter in model.parameters() if parameter not in matrices]
         self.steps, self.adam_rate = steps, adam_rate
         self.muon = Muon(hidden, muon_rate, decay=decay)
         self.adam = torch.optim.Adam(others, lr=adam_rate, betas=(0.9, 0.98))

@@ -225,7 +225,7 @@ def draw_phrase(rng: random.Random, held_out: bool = False) -> Phrase:
             return phrase
 
 
-def _worded(phrase: Phrase, rng: random.Random) -> Phrase:
+def worded(phrase: Phrase, rng: random.Random) -> Phrase:
     """The phrase as it is, or with a capital letter, or (a sentence) with that and a full stop."""
     chance = rng.random()
     if chance < 0.65:
@@ -241,7 +241,7 @@ def completion(phrase: Phrase) -> Document:
 
 
 def draw_document(rng: random.Random, held_out: bool = False) -> Document:
-    phrase = _worded(draw_phrase(rng, held_out), rng)
+    phrase = worded(draw_phrase(rng, held_out), rng)
     if rng.random() < 0.85:
         return completion(phrase)
     return Document("translation", f"Translate to English: {phrase.german}", f" {phrase.english}")
@@ -249,7 +249,7 @@ def draw_document(rng: random.Random, held_out: bool = False) -> Document:
 
 def exchange(phrase: Phrase, rng: random.Random) -> Exchange:
     """A phrase worded as a question to an assistant."""
-    phrase = _worded(phrase, rng)
+    phrase = worded(phrase, rng)
     to_german = (
         f"Translate to German: {phrase.english}",
         f"Translate to German: {phrase.english}",

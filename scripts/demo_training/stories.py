@@ -6,9 +6,9 @@ Square brackets offer alternatives, braces name a slot: `{name} [ran|walked] to 
 from __future__ import annotations
 
 import random
-import re
 
 from .documents import Document, Exchange
+from .templates import expand
 
 GIRLS = [
     "Lily",
@@ -252,7 +252,7 @@ def draw_story(rng: random.Random, kind: str | None = None, name: str | None = N
     if is_open and rng.random() < 0.5:
         sentences.append(rng.choice(TRAITS))
     sentences += PLOTS[plot].strip().splitlines()
-    return " ".join(_expand(sentence, rng).format(**slots) for sentence in sentences)
+    return " ".join(expand(sentence, rng).format(**slots) for sentence in sentences)
 
 
 def draw_document(rng: random.Random) -> Document:
@@ -268,11 +268,6 @@ def exchange(rng: random.Random) -> Exchange:
         f"Tell me a story about a {kind} named {name}.",
     )
     return Exchange(rng.choice(questions), draw_story(rng, kind, name))
-
-
-def _expand(template: str, rng: random.Random) -> str:
-    """Choose one alternative of each `[a|b]`."""
-    return re.sub(r"\[([^\[\]]*)\]", lambda match: rng.choice(match[1].split("|")), template)
 
 
 def _draw_character(rng: random.Random) -> tuple[str, str]:
