@@ -309,7 +309,7 @@ def completion_of(answer: Answer) -> Completion:
         answer.text,
         tuple(request.answer_ids),
         request.finish_reason.value,
-        len(request.prompt_ids),
+        request.num_prompt_tokens,
         len(request.output_ids),
         request.num_reused,
         request.timing.ttft,

@@ -54,7 +54,7 @@ class RunMetrics:
     def finished(self, request: Request) -> None:
         """Counts a request that is done; one that was let go of has no latency."""
         self.requests += 1
-        self.prompt_tokens += len(request.prompt_ids)
+        self.prompt_tokens += request.num_prompt_tokens
         self.reused_tokens += request.num_reused
         self.preemptions += request.times_put_back
         self.completion_tokens += len(request.output_ids)

@@ -240,6 +240,11 @@ def _prepare(config: InferenceConfig, rows: RowStream | None, replace: bool) -> 
     if output.metrics_plot:
         check_plot(Path(output.metrics_plot))
     source = resolve(config)
+    if config.run_mode == "evaluate" and source.model.decoder_start is not None:
+        raise ConfigError(
+            f"{source.name} has an encoder: it gives answers probabilities, and not texts",
+            "evaluate takes models without one; answers can be compared with --run_mode predict",
+        )
     tokenizer = source.tokenizer()
     encoder = make_encoder(source, tokenizer, source.generation)
     # A text to evaluate may be longer than the context, and needs no room for an answer.

@@ -46,7 +46,8 @@ class TextGenerationPipeline:
         Args:
             inputs: one text or several.
             streamer: instead of the pipeline's own; or one for each input, so that all can be followed at once.
-            return_full_text: put the prompt before its answer, as MindFormers does.
+            return_full_text: put the prompt before its answer, as MindFormers does. A model with an encoder gives
+                its answer alone.
             settings: of generation, for this call.
 
         Returns:
@@ -71,7 +72,7 @@ class TextGenerationPipeline:
             raise
         answers = self.model.answer(prompts, self.tokenizer, shown)
         return [
-            {"text_generation_text": [prompt.text + answer if return_full_text else answer]}
+            {"text_generation_text": [prompt.full_text(answer) if return_full_text else answer]}
             for prompt, answer in zip(prompts, answers, strict=True)
         ]
 

@@ -59,13 +59,14 @@ class Request:
 
     Args:
         request_id: unique within an engine.
-        prompt_ids: the prompt's token ids, at least one.
+        prompt_ids: the prompt's token ids, at least one; of a model with an encoder the one that begins an answer.
         generation: the settings.
         max_new_tokens: the most tokens to generate, already held within the model's context.
         min_new_tokens: the fewest before an end-of-sequence token may be chosen.
         seed: of sampling; the engine draws one where the settings give none.
         cache_key: what decides keys and values beside the tokens, such as the name of an adapter; requests whose
             keys differ share nothing.
+        source_ids: what the encoder reads; None in models without one.
     """
 
     request_id: str
@@ -75,10 +76,13 @@ class Request:
     min_new_tokens: int = 0
     seed: int = 0
     cache_key: bytes = b""
+    source_ids: list[int] | None = None
     output_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     block_table: list[int] = field(default_factory=list)
+    source_table: list[int] = field(default_factory=list)
+    """The blocks of the source, none before it is encoded."""
     num_cached: int = 0
     """Tokens whose keys and values are in the cache."""
     block_hashes: list[bytes] = field(default_factory=list)
@@ -103,6 +107,20 @@ class Request:
     def most_cached(self) -> int:
         """The most tokens that it can ever have in the cache: the last one that is chosen never enters it."""
         return len(self.prompt_ids) + self.max_new_tokens - 1
+
+    @property
+    def source_length(self) -> int:
+        """Tokens of the source."""
+        return len(self.source_ids or ())
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens that were given."""
+        return len(self.prompt_ids) if self.source_ids is None else len(self.source_ids)
+
+    def most_blocks(self, block_size: int) -> int:
+        """The most blocks of cache that it can ever hold."""
+        return -(-self.source_length // block_size) + -(-self.most_cached // block_size)
 
     @property
     def finished(self) -> bool:

@@ -27,11 +27,18 @@ class Scheduled:
 
     Args:
         copy: a block, and the one that its content is to be copied into before the step.
+        encodes: its source goes through the encoder before.
     """
 
     request: Request
     count: int
     copy: tuple[int, int] | None = None
+    encodes: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are computed, those of the source included."""
+        return self.count + (self.request.source_length if self.encodes else 0)
 
     @property
     def reaches_end(self) -> bool:
@@ -73,8 +80,9 @@ class Scheduler:
         Raises:
             InputError: its prompt and answer together could never fit into the cache.
         """
-        needed = request.most_cached
-        if needed > self.capacity:
+        block_size = self.pool.block_size
+        needed = request.source_length + request.most_cached
+        if request.most_blocks(block_size) > self.pool.capacity:
             raise InputError(
                 f"request {request.request_id} needs {needed} positions of KV cache, there are {self.capacity}",
                 "lower max_new_tokens or raise engine.kv_cache_memory",
@@ -117,13 +125,13 @@ class Scheduler:
         """Forgets a request, wherever it is, and gives up its blocks."""
         self.running.pop(request, None)
         self.waiting.pop(request, None)
-        self.pool.release(request.block_table)
+        self._release(request)
 
     def _make_room(self, request: Request, tokens: int) -> bool:
         """Grows the request's table, taking blocks from the youngest rows; False if it was itself put back."""
         while not self.pool.grow(request.block_table, tokens):
             youngest, _ = self.running.popitem()
-            self.pool.release(youngest.block_table)
+            self._release(youngest)
             youngest.num_cached = 0
             youngest.times_put_back += 1
             self.waiting[youngest] = None
@@ -132,20 +140,30 @@ class Scheduler:
                 return False
         return True
 
+    def _release(self, request: Request) -> None:
+        self.pool.release(request.block_table)
+        self.pool.release(request.source_table)
+
     def _admit(self, planned: list[Scheduled], budget: int) -> None:
         """Lets waiting requests in, in the order of their arrival, while there are rows, tokens and blocks."""
         if budget <= 0 or len(self.running) >= self.max_sequences:
             return
         computing = self._computing(planned)
+        encoding = False
         while self.waiting and budget > 0 and len(self.running) < self.max_sequences:
-            item = self._begin(next(iter(self.waiting)), budget, computing)
+            request = next(iter(self.waiting))
+            # A source is encoded in one piece: the first of a step however long it is, others while there is room.
+            if encoding and request.source_length >= budget:
+                return
+            item = self._begin(request, max(1, budget - request.source_length), computing)
             if item is None:
                 return
             self.waiting.popitem(last=False)
             self.running[item.request] = None
             planned.append(item)
             computing |= self._computing([item])
-            budget -= item.count
+            budget -= item.tokens
+            encoding |= item.encodes
 
     def _begin(self, request: Request, budget: int, computing: set[bytes]) -> Scheduled | None:
         """Gives a waiting request its first blocks; None, and no change, where it is better off waiting."""
@@ -169,18 +187,22 @@ class Scheduler:
         if not request.times_put_back:
             request.num_reused = min(reused, len(request.prompt_ids))
         count = min(request.num_tokens - reused, budget)
+        grown = pool.grow(request.source_table, request.source_length)
+        assert grown, "a request that fits into the cache finds room when no other runs"
         pool.hold(request.block_table, found[:-1] if copied else found)
         if written and not copied:
             pool.withdraw(found[-1])
         grown = pool.grow(request.block_table, reused + count)
         assert grown, "a request that fits into the cache finds room when no other runs"
         request.num_cached = reused
-        return Scheduled(request, count, (found[-1], request.block_table[len(found) - 1]) if copied else None)
+        copy = (found[-1], request.block_table[len(found) - 1]) if copied else None
+        return Scheduled(request, count, copy, encodes=request.source_ids is not None)
 
     def _growth(self, request: Request) -> int:
         """Blocks that a row still takes until it has all its tokens and `ROOM` blocks more, or is done."""
         ahead = min(request.num_tokens + ROOM * self.pool.block_size, request.most_cached)
-        return self.pool.blocks_for(ahead) - len(request.block_table)
+        missing = self.pool.blocks_for(request.source_length) - len(request.source_table)
+        return missing + self.pool.blocks_for(ahead) - len(request.block_table)
 
     def _computing(self, planned: list[Scheduled]) -> set[bytes]:
         """Hashes of the blocks of prompts that this step works on."""
@@ -193,8 +215,8 @@ class Scheduler:
         return keys
 
     def _shares(self, request: Request) -> bool:
-        # A request that asks for no past is computed anew at every step.
-        return self.prefix_cache and request.generation.use_past
+        # A request that asks for no past is computed anew at every step; what a decoder keeps depends on its source.
+        return self.prefix_cache and request.generation.use_past and request.source_ids is None
 
     def _hashes(self, request: Request, count: int) -> list[bytes]:
         """The hashes of the request's first blocks, at least `count`; computed once."""

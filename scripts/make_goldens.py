@@ -21,7 +21,7 @@ golden.npz, for prompt i of length L with vocabulary V:
     greedy_<i>    int32 [64]       64 greedy tokens after the prompt; end-of-sequence is ignored
     margin_<i>    float32 [64]     best minus second best logit at each greedy step, always above 0.001
 
-Tokenizer cases are told in tokenizer_goldens.py.
+T5 cases are told in t5_goldens.py, tokenizer cases in tokenizer_goldens.py.
 
 A seed is taken only when every margin is wide, no router is in doubt and the greedy text is varied, so that a right
 implementation has one answer and a wrong one shows.
@@ -43,6 +43,7 @@ import torch
 import transformers
 from reference_models import MODELS, Reference
 from safetensors.numpy import load_file, save_file
+from t5_goldens import T5_CASES, make_t5
 from tokenizer_goldens import TOKENIZERS, make_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent / "tests" / "goldens"
@@ -791,6 +792,9 @@ def make(name: str, root: Path, seeds: range) -> Path:
     if name in TOKENIZERS:
         directory = root / "tokenizers" / name
         make_tokenizer(name, directory)
+    elif name in T5_CASES:
+        directory = root / "t5" / name
+        make_t5(name, directory, seeds)
     else:
         directory = root / name
         make_model(name, directory, seeds)
@@ -802,8 +806,8 @@ def make(name: str, root: Path, seeds: range) -> Path:
 def check(name: str) -> list[str]:
     """Remakes a case beside the committed one, from the seed it names; what differs."""
     seeds = range(MAX_SEEDS)
-    if name in CASES:
-        seed = int(np.load(ROOT / name / "golden.npz")["seed"])
+    if name not in TOKENIZERS:
+        seed = int(np.load((ROOT / "t5" if name in T5_CASES else ROOT) / name / "golden.npz")["seed"])
         seeds = range(seed, seed + 1)
     with tempfile.TemporaryDirectory() as scratch:
         fresh = make(name, Path(scratch), seeds)
@@ -812,7 +816,7 @@ def check(name: str) -> list[str]:
 
 
 def main() -> int:
-    known = [*CASES, *TOKENIZERS]
+    known = [*CASES, *T5_CASES, *TOKENIZERS]
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("cases", nargs="*", help=f"any of: {', '.join(known)} (default: all)")
     parser.add_argument("--check", action="store_true", help="compare with the committed files, write nothing")

@@ -31,7 +31,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, required=True, help="the model directory to write or replace")
     parser.add_argument("--heldout_dir", type=Path, help="where to write heldout_t5.jsonl")
-    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--tokens", type=int, default=4096, help="source and target tokens a step")
     parser.add_argument("--vocab_size", type=int, default=1024)
     parser.add_argument("--muon_rate", type=float, default=0.02)

@@ -32,7 +32,12 @@ LAYERS = (
         "__main__",
     },
 )
-MINDSPORE_AT_TOP = ("kernels/", "models/decoder.py", "mindformers_bridge/network.py")
+MINDSPORE_AT_TOP = (
+    "kernels/",
+    "models/decoder.py",
+    "models/encoder_decoder.py",
+    "mindformers_bridge/network.py",
+)
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
 

@@ -83,6 +83,7 @@ _MODEL_CONFIG = _words("""
     use_alltoall print_separate_loss disable_lazy_inline monitor_config experimental_attention_variant
     micro_batch_num auto_map auto_register tokenizer_class trust_remote_code name_or_path _name_or_path
     _commit_hash pretrained_model_dir mindformers_version transformers_version use_cache pretraining_tp
+    length_penalty_weight initializer_factor
     is_encoder_decoder is_decoder attn_implementation _attn_implementation use_mrope rope_interleaved
     output_attentions output_hidden_states return_dict output_router_logits num_labels
     resid_pdrop embd_pdrop attn_pdrop embedding_dropout summary_type summary_use_proj summary_activation

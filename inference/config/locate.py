@@ -18,8 +18,9 @@ from inference.errors import ModelNotFoundError, nearest
 
 HOME_VARIABLE = "INFERENCE_MODEL_HOME"
 DOWNLOADS = Path("checkpoint_download")
-DEMO = "demo"
-_DEMO_DIRECTORY = Path(__file__).resolve().parents[1] / "demo"
+# Models that come with this package, in directories of these names.
+DEMOS = ("demo", "demo_t5")
+_PACKAGE = Path(__file__).resolve().parents[1]
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*\Z")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*\Z")
 _WANTED = ("*.safetensors", "*.json", "*.model", "*.jinja", "merges.txt", "vocab.txt")
@@ -31,7 +32,7 @@ _TRUE_WORDS = ("1", "ON", "YES", "TRUE")
 def locate_model(name_or_dir: str | Path, *, config: InferenceConfig | None = None) -> Path:
     """The directory of a model.
 
-    In this order: `demo` is the packaged model; an existing directory is itself; a name is looked for in
+    In this order: `demo` and `demo_t5` are the packaged models; an existing directory is itself; a name is looked for in
     `$INFERENCE_MODEL_HOME/<name>` and `./checkpoint_download/<name>`; then the preset's `model.hub_id`, or an
     `org/name`, is fetched with huggingface_hub, from its cache alone where HF_HUB_OFFLINE is set.
 
@@ -43,8 +44,8 @@ def locate_model(name_or_dir: str | Path, *, config: InferenceConfig | None = No
         ModelNotFoundError: it is nowhere; the message says where it was looked for and what to do.
     """
     name = str(name_or_dir)
-    if name == DEMO:
-        return _demo()
+    if name in DEMOS:
+        return _demo(name)
     if not name.strip() or "\0" in name:
         raise ModelNotFoundError("no model is named", "give a directory, a preset's name, or an org/name")
     path = Path(os.path.expanduser(name))  # noqa: PTH111  (Path.expanduser fails for unknown users)
@@ -77,10 +78,10 @@ def hub_id_of(name: str, config: InferenceConfig | None = None) -> str | None:
     return None
 
 
-def _demo() -> Path:
-    if not _DEMO_DIRECTORY.is_dir():
-        raise ModelNotFoundError("the demo model is missing from this installation", "install the project again")
-    return _DEMO_DIRECTORY
+def _demo(name: str) -> Path:
+    if not (_PACKAGE / name).is_dir():
+        raise ModelNotFoundError(f"the model {name} is missing from this installation", "install the project again")
+    return _PACKAGE / name
 
 
 def _places(name: str) -> list[Path]:

@@ -133,6 +133,17 @@ class ModelSettings(Section):
 
     # How MindFormers' own checkpoints lay out their rows.
     use_rearrange_rope: bool | None = Field(None, description="ChatGLM's rotary pairs are stored as halves.")
+    # T5, which shares the sizes above under these names or those.
+    d_model: Count | None = Field(None, description="Width of the residual stream.")
+    d_kv: Count | None = Field(None, description="Width of a head.")
+    d_ff: Count | None = Field(None, description="Width of the feed-forward layer.")
+    num_decoder_layers: Count | None = Field(None, description="Decoder layers; as many as encoder layers if unset.")
+    n_positions: Count | None = Field(None, description="Longest text of the model, in tokens.")
+    feed_forward_proj: OptionalText = Field(None, description="Kind of the feed-forward layer: relu or gated-gelu.")
+    relative_attention_num_buckets: Count | None = Field(None, description="Biases by distance of a head.")
+    relative_attention_max_distance: Count | None = Field(None, description="Distances from here on are alike.")
+    start_token_id: TokenId = Field(None, description="Token that begins an answer.")
+    decoder_start_token_id: TokenId = Field(None, description="Token that begins an answer.")
 
     # Experts: Hugging Face's names; MindFormers' legacy ones are in moe_config.
     num_experts: Count | None = Field(None, description="Experts of a layer (Qwen).")
@@ -209,6 +220,11 @@ class ModelSettings(Section):
     residual_dtype: Dtype | None = Field(None, description="Type of the residual stream.")
 
     # Known to MindFormers; accepted only where they change nothing.
+    has_relative_bias: Annotated[bool, only(True)] | None = Field(None, description="T5's bias by distance.")
+    scale_output: Annotated[bool, only(True)] | None = Field(None, description="T5's scaling before a tied output layer.")
+    post_layernorm_residual: Annotated[bool, only(False)] | None = Field(
+        None, description="Take the residual stream after the norm."
+    )
     attn_proj_has_bias: Annotated[bool, only(False)] | None = Field(
         None, description="Bias in the attention output projection."
     )

@@ -71,8 +71,13 @@ class BaseEngine(ABC):
             InputError: an empty prompt, or more tokens than the context or the cache can hold.
         """
         length = len(request.prompt_ids) + request.max_new_tokens
-        if not request.prompt_ids:
+        if not request.num_prompt_tokens or not request.prompt_ids:
             raise InputError(f"request {request.request_id}: the prompt has no tokens")
+        if request.source_length > self.context_length:
+            raise InputError(
+                f"request {request.request_id}: a prompt of {request.source_length} tokens does not fit a context of "
+                f"{self.context_length}"
+            )
         if length > self.context_length or request.max_new_tokens < 1:
             raise InputError(
                 f"request {request.request_id}: a prompt of {len(request.prompt_ids)} tokens and "
@@ -159,6 +164,9 @@ class Engine(BaseEngine):
         copies = [item.copy for item in planned if item.copy]
         if copies:
             self.model.copy_blocks(copies)
+        sources = [_source(item.request) for item in planned if item.encodes]
+        if sources:
+            self.model.encode(StepBatch.build(sources, self.model.block_size))
         full = [row for row, item in enumerate(planned) if item.reaches_end and needs_logits(item.request)]
         sequences = [_sequence(item) for item in planned]
         result = self.model.step(StepBatch.build(sequences, self.model.block_size, logit_rows=full))
@@ -170,7 +178,7 @@ class Engine(BaseEngine):
             if at_end:
                 self._take_token(item.request, int(result.best[row]), logits.get(row))
                 ready.append(item.request)
-        tokens = sum(item.count for item in planned)
+        tokens = sum(item.tokens for item in planned)
         self.metrics.step(time.perf_counter() - started, tokens, len(ready))
         return ready
 
@@ -192,4 +200,11 @@ class Engine(BaseEngine):
 
 def _sequence(item: Scheduled) -> SequenceStep:
     request = item.request
-    return SequenceStep(request.tokens(request.num_cached, item.count), request.num_cached, request.block_table)
+    tokens = request.tokens(request.num_cached, item.count)
+    source = None if request.source_ids is None else (request.source_table, request.source_length)
+    return SequenceStep(tokens, request.num_cached, request.block_table, source)
+
+
+def _source(request: Request) -> SequenceStep:
+    assert request.source_ids is not None
+    return SequenceStep(request.source_ids, 0, request.source_table)

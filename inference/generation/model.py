@@ -28,9 +28,9 @@ from inference.kernels.formats import Format
 from inference.metrics import RunMetrics
 from inference.models import cache
 from inference.models.checkpoint import StoredTensor
-from inference.models.config import ModelConfig
 from inference.models.runner import ModelRunner
 from inference.models.source import ModelSource, resolve
+from inference.models.t5_config import AnyConfig, T5Config
 from inference.models.weights import Pairs, stored_format, weight_bytes
 from inference.prompts import Prompt
 from inference.request import Request
@@ -70,7 +70,7 @@ class GenerativeModel:
         weight_format = weight_format_of(source, pairs)
         chosen = choose_kernels(source.config)
         in_memory = weight_format if chosen.NARROW else None
-        self.runner = ModelRunner(
+        self.runner = runner_class(source.model)(
             source.model,
             pairs,
             num_blocks=num_blocks(source, positions, in_memory, row),
@@ -100,7 +100,7 @@ class GenerativeModel:
         return cls(source, source.pairs())
 
     @property
-    def config(self) -> ModelConfig:
+    def config(self) -> AnyConfig:
         """The architecture."""
         return self.source.model
 
@@ -206,7 +206,7 @@ class GenerativeModel:
         try:
             if streamer is not None:
                 for source in sources:
-                    streamer.prompt(source.row, source.text)
+                    streamer.prompt(source.row, source.text if source.decoder_start is None else "")
             rows = [self.row(source, tokenizer) for source in sources]
             for delivery in self.background.stream(rows, len(rows), every_token=streamer is not None):
                 event = delivery.unwrap()
@@ -237,6 +237,15 @@ class _Tokens:
         return self.request.output_ids[-1]
 
 
+def runner_class(config: AnyConfig) -> type[ModelRunner]:
+    """What runs a model of this architecture."""
+    if isinstance(config, T5Config):
+        from inference.models.encoder_decoder import EncoderDecoderRunner
+
+        return EncoderDecoderRunner
+    return ModelRunner
+
+
 def make_encoder(source: ModelSource, tokenizer: Tokenizer | None, generation: GenerationConfig) -> Encoder:
     """The encoder of a model; without end-of-sequence ids in its settings the tokenizer's own counts."""
     if tokenizer is not None and not generation.eos_token_id and tokenizer.eos_token_id is not None:
@@ -249,6 +258,7 @@ def make_encoder(source: ModelSource, tokenizer: Tokenizer | None, generation: G
         generation,
         chat=settings.processor.chat,
         truncate=settings.engine.truncate,
+        decoder_start=source.model.decoder_start,
     )
 
 
@@ -266,7 +276,7 @@ def _lengths(prompts: Iterable[EncodedPrompt], source: ModelSource) -> Iterator[
     block = source.config.engine.block_size
     for prompt in prompts:
         request = prompt.request(source.model.context_length)
-        yield -(-request.most_cached // block) * block
+        yield request.most_blocks(block) * block
 
 
 def weight_format_of(source: ModelSource, pairs: Pairs | None) -> Format:
@@ -337,7 +347,7 @@ def num_blocks(source: ModelSource, positions: int | None, weight_format: Format
                 "raise it, or leave it out",
             )
     else:
-        wanted = positions if positions is not None else source.config.rows_at_once * model.context_length
+        wanted = positions if positions is not None else source.config.rows_at_once * model.cache_length
         blocks = min(-(-wanted // settings.block_size), max(free, 0) // 2 // size)
     if blocks < least or blocks * size > free:
         raise InferenceError(

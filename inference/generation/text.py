@@ -31,6 +31,7 @@ class EncodedPrompt:
         text: as given; the rendered template for a chat, the decoded ids for token ids.
         is_chat: the answer is a text of its own, and no continuation of the prompt's.
         truncated: how many tokens were cut off.
+        decoder_start: the token that begins an answer, where a decoder answers what an encoder reads.
     """
 
     row: int
@@ -40,15 +41,32 @@ class EncodedPrompt:
     generation: GenerationConfig
     is_chat: bool = False
     truncated: int = 0
+    decoder_start: int | None = None
+
+    @property
+    def continues(self) -> bool:
+        """Whether the answer goes on from the prompt's text."""
+        return not self.is_chat and self.decoder_start is None
+
+    @property
+    def heading(self) -> str:
+        """What `echo` puts before the answer: what is no continuation stands on a line of its own."""
+        return self.text if self.decoder_start is None else f"{self.text}\n"
+
+    def full_text(self, answer: str) -> str:
+        """The prompt and its answer as one text; the answer alone where it is an answer to what an encoder reads."""
+        return self.text + answer if self.decoder_start is None else answer
 
     def request(self, context_length: int) -> Request:
         """The engine's view of it."""
+        prompt_ids = self.ids if self.decoder_start is None else [self.decoder_start]
         return Request(
             self.prompt.custom_id,
-            self.ids,
+            prompt_ids,
             self.generation,
-            self.generation.new_token_limit(len(self.ids), context_length),
-            self.generation.new_token_minimum(len(self.ids)),
+            self.generation.new_token_limit(len(prompt_ids), context_length),
+            self.generation.new_token_minimum(len(prompt_ids)),
+            source_ids=None if self.decoder_start is None else self.ids,
         )
 
 
@@ -60,6 +78,8 @@ class Encoder:
         tokenizer: None where all prompts are token ids.
         chat: put every prompt into the tokenizer's chat template.
         truncate: the side to cut a prompt that is too long, or None to refuse it.
+        decoder_start: the token that begins an answer, of a model with an encoder; there a prompt and its answer have
+            the context's length each.
     """
 
     tokenizer: Tokenizer | None
@@ -68,6 +88,7 @@ class Encoder:
     generation: GenerationConfig
     chat: bool = False
     truncate: str | None = None
+    decoder_start: int | None = None
 
     def encode_all(self, prompts: Iterable[Prompt]) -> list[EncodedPrompt]:
         """All prompts, in order.
@@ -93,20 +114,23 @@ class Encoder:
         excess = len(ids) - limit
         if excess > 0:
             if self.truncate is None or limit < 1:
+                reason = "can be read" if self.decoder_start is not None else "leave room for an answer"
                 raise InputError(
-                    f"the prompt has {len(ids)} tokens, at most {limit} leave room for an answer "
-                    f"({self._limit_name(generation)})",
+                    f"the prompt has {len(ids)} tokens, at most {limit} {reason} ({self._limit_name(generation)})",
                     "shorten it, or cut it with --truncate left or right",
                 )
             # Cut so far that the whole answer has room, if that leaves anything of the prompt.
-            keep = max(limit + 1 - (generation.max_new_tokens or 1), min(limit, MINIMUM_KEPT))
+            answer = (generation.max_new_tokens or 1) - 1 if self.decoder_start is None else 0
+            keep = max(limit - answer, min(limit, MINIMUM_KEPT))
             excess = len(ids) - keep
             ids = ids[excess:] if self.truncate == "left" else ids[:keep]
         is_chat = prompt.token_ids is None and (self.chat or prompt.messages is not None)
-        return EncodedPrompt(row, prompt, text, ids, generation, is_chat, max(excess, 0))
+        return EncodedPrompt(row, prompt, text, ids, generation, is_chat, max(excess, 0), self.decoder_start)
 
     def _limit(self, generation: GenerationConfig) -> int:
-        """The most prompt tokens that leave room for one new token."""
+        """The most prompt tokens that leave room for one new token; all, where the answer has room of its own."""
+        if self.decoder_start is not None:
+            return self.context_length
         if generation.max_new_tokens is None and generation.max_length is not None:
             return min(self.context_length, generation.max_length) - 1
         return self.context_length - 1
@@ -256,7 +280,7 @@ class AnswerRow:
     ) -> AnswerRow:
         """The row of a request that has no token yet."""
         # A continuation goes on from its prompt, so that the space before its first word is kept.
-        context = () if source.is_chat else source.ids
+        context = source.ids if source.continues else ()
         detokenizer = IncrementalDetokenizer(tokenizer, skip_special_tokens, context)
         return cls(Answer(source, request), detokenizer, StopMatcher(source.generation.stop))
 

@@ -28,7 +28,7 @@ def record(answer: Answer, model: str, echo: bool = True) -> dict[str, Any]:
         "text": answer.text,
         "token_ids": list(request.output_ids),
         "finish_reason": request.finish_reason.value if request.finish_reason else None,
-        "prompt_tokens": len(request.prompt_ids),
+        "prompt_tokens": request.num_prompt_tokens,
         "completion_tokens": len(request.output_ids),
         "ttft_seconds": _rounded(timing.ttft),
         "total_seconds": _rounded(timing.total),
@@ -77,7 +77,7 @@ def render_json(answer: Answer | FailedRow, model: str, echo: bool) -> str:
 
 def render_mindformers(answer: Answer | FailedRow, model: str, echo: bool) -> str:
     """MindFormers' result: the prompt and its answer as one text, in a list; an empty list for a row without one."""
-    texts = [] if isinstance(answer, FailedRow) else [answer.source.text + answer.text]
+    texts = [] if isinstance(answer, FailedRow) else [answer.source.full_text(answer.text)]
     return json.dumps({"text_generation_text": texts}, ensure_ascii=False)
 
 
@@ -85,7 +85,7 @@ def render_text(answer: Answer | FailedRow, model: str, echo: bool) -> str | Non
     """The answer, after its prompt with `echo`; None for a row without one."""
     if isinstance(answer, FailedRow):
         return None
-    return (answer.source.text if echo else "") + answer.text
+    return (answer.source.heading if echo else "") + answer.text
 
 
 RENDERERS: dict[str, Callable[[Answer | FailedRow, str, bool], str | None]] = {

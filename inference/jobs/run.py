@@ -153,7 +153,7 @@ class Job:
         self._tokens_out += 1
         self.outcome.first_token = self.outcome.first_token or process_age()
         if len(request.output_ids) == 1:
-            self._tokens_in += len(request.prompt_ids)
+            self._tokens_in += request.num_prompt_tokens
         self._writer.take(event)
 
     def _note(self) -> None:

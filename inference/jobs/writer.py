@@ -43,7 +43,7 @@ class TextShow:
         answer = event.answer
         pending = self._pending[answer.row]
         if self._echo and len(answer.request.output_ids) == 1:
-            pending.append(answer.source.text)
+            pending.append(answer.source.heading)
         if self._stream:
             pending.append(event.text)
         elif event.finished:

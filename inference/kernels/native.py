@@ -20,7 +20,7 @@ from numpy.typing import DTypeLike
 
 from inference.kernels.build import library_path
 from inference.kernels.library import RECORD
-from inference.kernels.shapes import ACTIVATIONS, AttentionShape, ExpertsShape, FeedForwardShape, LatentShape
+from inference.kernels.shapes import ACTIVATIONS, SCOPES, AttentionShape, ExpertsShape, FeedForwardShape, LatentShape
 from inference.kernels.weight import Weight
 
 # Whether weights and cache can be kept narrower than float32.
@@ -34,7 +34,7 @@ _TYPES = {
     "b": DataType.U8_Default,
 }
 # Types of each operator's inputs, a letter each.
-_INPUTS = {"embedding": "il", "halves": "fiiiil", "output_head": "fiilb"}
+_INPUTS = {"embedding": "il", "halves": "fiiiil", "cross_halves": "fiiiiiil", "output_head": "fiilb"}
 
 
 def empty(name: str, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
@@ -124,18 +124,57 @@ class StepGeometry(nn.Cell):
         return positions, slots, block_tables, query_starts
 
 
+class SourceGeometry(nn.Cell):
+    """The step of an encoder."""
+
+    def __init__(self, shape: AttentionShape):
+        super().__init__()
+
+    def construct(
+        self,
+        positions: Tensor,
+        slots: Tensor,
+        block_tables: Tensor,
+        query_starts: Tensor,
+        query_index: Tensor,
+        token_index: Tensor,
+    ) -> tuple:
+        return positions, slots, block_tables, query_starts
+
+
+class TargetGeometry(nn.Cell):
+    """The step of a decoder that attends to sources."""
+
+    def __init__(self, shape: AttentionShape):
+        super().__init__()
+
+    def construct(
+        self,
+        positions: Tensor,
+        slots: Tensor,
+        block_tables: Tensor,
+        query_starts: Tensor,
+        query_index: Tensor,
+        token_index: Tensor,
+        cross_tables: Tensor,
+        cross_lengths: Tensor,
+    ) -> tuple:
+        return positions, slots, block_tables, query_starts, cross_tables, cross_lengths
+
+
 class AttentionHalf:
     """The record of x + output(attention(qkv(norm(x))))."""
 
     def __init__(
         self,
         shape: AttentionShape,
-        rotation: np.ndarray,
+        rotation: np.ndarray | None,
         mask_index: int,
         rotation_index: int,
         weights: Mapping[str, Weight],
         caches: tuple[np.ndarray, np.ndarray],
     ):
+        self.is_cross = shape.scope == "cross"
         slopes = None if shape.slopes is None else np.array(shape.slopes, np.float32)
         self.kept = (weights, caches, rotation, slopes)
         vectors = {name: _address(weight.data) for name, weight in weights.items() if weight.data.ndim == 1}
@@ -144,9 +183,18 @@ class AttentionHalf:
         self.record += [vectors["norm"], _address(rotation)]
         self.record += [*_matrix(weights["qkv"]), vectors.get("qkv_bias", 0)]
         self.record += [vectors.get("query_norm", 0), vectors.get("key_norm", 0)]
-        self.record += [*_matrix(weights["output"]), vectors.get("output_bias", 0), *map(_address, caches)]
+        output = _matrix(weights["output"]) if "output" in weights else [0, 0]
+        self.record += [*output, vectors.get("output_bias", 0), *map(_address, caches)]
         self.record += [float_bits(shape.scale), float_bits(shape.softcap or 0), _address(slopes)]
         self.record += [vectors.get("norm_bias", 0), vectors.get("post_norm", 0)]
+        self.record += [SCOPES.index(shape.scope), shape.reach, vectors.get("distances", 0)]
+
+
+class RelativeAttentionHalf(AttentionHalf):
+    """The same without rotation: a bias by distance takes its place, in the weight `distances` [H * (2 * reach + 1)]."""
+
+    def __init__(self, shape: AttentionShape, weights: Mapping[str, Weight], caches: tuple[np.ndarray, np.ndarray]):
+        super().__init__(shape, None, 0, 0, weights, caches)
 
 
 class LatentAttentionHalf:
@@ -174,7 +222,9 @@ class LatentAttentionHalf:
 
 
 class FeedForwardHalf:
-    """The record of x + down(silu(gate(norm(x))) * up(norm(x)))."""
+    """The record of x + down(activation(gate(norm(x))) * up(norm(x)))."""
+
+    is_cross = False
 
     def __init__(self, shape: FeedForwardShape, weights: Mapping[str, Weight]):
         self.kept = weights
@@ -212,9 +262,15 @@ class Halves(nn.Cell):
         for row, half in enumerate(halves):
             program[row, : len(half.record)] = half.record
         self.program = Tensor(program.reshape(-1))
-        self.operator = _operator("halves")
+        self.has_cross = any(half.is_cross for half in halves)
+        self.operator = _operator("cross_halves" if self.has_cross else "halves")
 
     def construct(self, x: Tensor, geometry: tuple) -> Tensor:
+        if self.has_cross:
+            positions, slots, block_tables, query_starts, cross_tables, cross_lengths = geometry
+            return self.operator(
+                x, positions, slots, block_tables, query_starts, cross_tables, cross_lengths, self.program
+            )
         positions, slots, block_tables, query_starts = geometry
         return self.operator(x, positions, slots, block_tables, query_starts, self.program)
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+
 # Numbered as in `cpp/blocks.h`. gelu is exact, gelu_tanh its usual approximation.
-ACTIVATIONS = ("silu", "gelu_tanh", "gelu")
+ACTIVATIONS = ("silu", "gelu_tanh", "gelu", "relu")
+# What a token attends to, numbered as there: those up to itself, its whole sequence, the source of its sequence, nothing.
+SCOPES = ("causal", "whole", "cross", "store")
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,8 @@ class AttentionShape:
         half_cache: keep keys and values in float16.
         softcap: bounds scores to softcap * tanh(score / softcap) (Gemma 2); None for no bound.
         slopes: what each head's scores lose for each position of distance (ALiBi), one a head; None for none.
+        scope: one of SCOPES. `store` leaves keys and values that `cross` finds, and adds nothing to its input.
+        reach: the farthest distance that the bias of scores tells apart, where there is such a bias (T5).
     """
 
     hidden: int
@@ -34,6 +39,8 @@ class AttentionShape:
     half_cache: bool = False
     softcap: float | None = None
     slopes: tuple[float, ...] | None = None
+    scope: str = "causal"
+    reach: int = 0
 
     @property
     def slots(self) -> int:

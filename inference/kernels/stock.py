@@ -125,6 +125,7 @@ class Activate(nn.Cell):
             "silu": nn.SiLU(),
             "gelu_tanh": nn.GELU(approximate=True),
             "gelu": nn.GELU(approximate=False),
+            "relu": nn.ReLU(),
         }[shape.activation]
 
     def construct(self, gate_up: Tensor) -> Tensor:
@@ -500,6 +501,155 @@ class ExpertsHalf(nn.Cell):
             gate = logits[:, self.count :] if self.has_gate else logits[:, :1]
             x = x + self.shared(normed, self.sigmoid(gate) if self.has_gate else self.ones_like(gate))
         return x
+
+
+class SourceGeometry(nn.Cell):
+    """What all layers of an encoder share in a step, in which every sequence is whole and starts at 0.
+
+    The cache is laid out as `StepGeometry` has it.
+    """
+
+    def __init__(self, shape: AttentionShape):
+        super().__init__()
+        self.head_offsets = Tensor((np.arange(shape.kv_heads) * shape.slots).astype(np.int32).reshape(-1, 1))
+        self.block_size, self.reach = shape.block_size, shape.reach
+        self.block_offsets = Tensor(np.arange(shape.block_size, dtype=np.int32))
+        self.gather = ops.Gather()
+        self.seen = Tensor(0.0, ms.float32)
+        self.masked = Tensor(MASKED, ms.float32)
+
+    def slots_of(self, block_tables: Tensor) -> Tensor:
+        """[B, blocks] -> cache rows of every head [K, B, L]."""
+        rows, blocks = block_tables.shape
+        context = block_tables.reshape(rows, blocks, 1) * self.block_size + self.block_offsets
+        return ops.expand_dims(self.head_offsets, 2) + context.reshape(1, rows, -1)
+
+    def mask(self, visible: Tensor) -> Tensor:
+        """[B, Q or 1, L] of booleans -> what is added to scores [B, 1, Q or 1, L]."""
+        return ops.expand_dims(ops.select(visible, self.seen, self.masked), 1)
+
+    def distances(self, query_positions: Tensor, key_positions: Tensor) -> Tensor:
+        """Index [B, Q, L] into a head's bias of the distance from each query to each key."""
+        return ops.clamp(key_positions - query_positions, -self.reach, self.reach) + self.reach
+
+    def construct(
+        self,
+        positions: Tensor,
+        slots: Tensor,
+        block_tables: Tensor,
+        query_starts: Tensor,
+        query_index: Tensor,
+        token_index: Tensor,
+    ) -> tuple:
+        """The inputs are those of `StepGeometry`.
+
+        Returns write_slots [K, T]; context_slots [K, B, L]; mask [B, 1, 1, L]; distances [B, Q, L]; query_index [B, Q];
+        token_index [T]; and for a source no cross_slots and cross_mask, but the first two again.
+        """
+        write_slots = self.head_offsets + slots.reshape(1, -1)
+        context_slots = self.slots_of(block_tables)
+        key_positions = ops.arange(0, context_slots.shape[2]).astype(ms.int32).reshape(1, 1, -1)
+        lengths = (query_starts[1:] - query_starts[:-1]).reshape(-1, 1, 1)
+        mask = self.mask(key_positions < lengths)
+        query_positions = ops.expand_dims(self.gather(positions, query_index, 0), 2)
+        distances = self.distances(query_positions, key_positions)
+        return write_slots, context_slots, mask, distances, query_index, token_index, context_slots, mask
+
+
+class TargetGeometry(SourceGeometry):
+    """What all layers of a decoder that attends to sources share in a step."""
+
+    def construct(
+        self,
+        positions: Tensor,
+        slots: Tensor,
+        block_tables: Tensor,
+        query_starts: Tensor,
+        query_index: Tensor,
+        token_index: Tensor,
+        cross_tables: Tensor,
+        cross_lengths: Tensor,
+    ) -> tuple:
+        """As of a source, with a causal mask [B, 1, Q, L], and cross_slots [K, B, S] and cross_mask [B, 1, 1, S]."""
+        write_slots = self.head_offsets + slots.reshape(1, -1)
+        context_slots, cross_slots = self.slots_of(block_tables), self.slots_of(cross_tables)
+        key_positions = ops.arange(0, context_slots.shape[2]).astype(ms.int32).reshape(1, 1, -1)
+        source_positions = ops.arange(0, cross_slots.shape[2]).astype(ms.int32).reshape(1, 1, -1)
+        query_positions = ops.expand_dims(self.gather(positions, query_index, 0), 2)
+        mask = self.mask(key_positions <= query_positions)
+        cross_mask = self.mask(source_positions < cross_lengths.reshape(-1, 1, 1))
+        distances = self.distances(query_positions, key_positions)
+        return write_slots, context_slots, mask, distances, query_index, token_index, cross_slots, cross_mask
+
+
+class RelativeAttention(nn.Cell):
+    """Attention over a paged cache with a bias by distance instead of rotation; as many key/value heads as heads.
+
+    projected [T, (H + 2H) * D] -> [T, H * D]; of `cross` [T, H * D], which writes nothing into the cache.
+    """
+
+    def __init__(self, shape: AttentionShape, caches: tuple[Parameter, Parameter], distances: Parameter | None = None):
+        super().__init__()
+        self.heads, self.head_dim, self.scale = shape.heads, shape.head_dim, shape.scale
+        self.key_cache, self.value_cache = caches
+        self.is_cross = shape.scope == "cross"
+        self.has_distances = distances is not None
+        if distances is not None:
+            self.distances = distances
+            self.reach = shape.reach
+        self.gather = ops.Gather()
+        self.scatter = ops.ScatterUpdate()
+        self.scores = ops.BatchMatMul(transpose_b=True)
+        self.weighted_sum = ops.BatchMatMul()
+        self.softmax = ops.Softmax(-1)
+
+    def construct(self, projected: Tensor, geometry: tuple) -> Tensor:
+        """`geometry` is what `SourceGeometry` or `TargetGeometry` returns."""
+        write_slots, context_slots, mask, distances, query_index, token_index, cross_slots, cross_mask = geometry
+        heads, dim = self.heads, self.head_dim
+        projected = projected.reshape(-1, projected.shape[1] // dim, dim)
+        if self.is_cross:
+            context_slots, mask = cross_slots, cross_mask
+        else:
+            kept = ops.transpose(projected[:, heads:], (1, 0, 2))  # [2H, T, D]
+            self.scatter(self.key_cache, write_slots, kept[:heads])
+            self.scatter(self.value_cache, write_slots, kept[heads:])
+        keys = self.gather(self.key_cache, context_slots, 0)  # [H, B, L, D]
+        values = self.gather(self.value_cache, context_slots, 0)
+        query = self.gather(projected[:, :heads], query_index, 0) * self.scale  # [B, Q, H, D]
+        scores = self.scores(ops.transpose(query, (2, 0, 1, 3)), keys)  # [H, B, Q, L]
+        if self.has_distances:
+            table = self.distances.reshape(heads, 2 * self.reach + 1)
+            scores = scores + self.gather(table, distances, 1)
+        weights = self.softmax(scores + ops.transpose(mask, (1, 0, 2, 3)))
+        mixed = ops.transpose(self.weighted_sum(weights, values), (1, 2, 0, 3)).reshape(-1, heads * dim)
+        return self.gather(mixed, token_index, 0)
+
+
+class RelativeAttentionHalf(nn.Cell):
+    """x + output(attention(qkv(norm(x)))), by the scope of its shape."""
+
+    def __init__(self, shape: AttentionShape, weights: Mapping[str, Weight], caches: tuple[Parameter, Parameter]):
+        super().__init__()
+        self.norm = RMSNorm(weights["norm"].data, shape.eps)
+        self.qkv = Linear(weights["qkv"].data)
+        self.stores = shape.scope == "store"
+        if self.stores:
+            self.heads, self.head_dim = shape.kv_heads, shape.head_dim
+            self.key_cache, self.value_cache = caches
+            self.scatter = ops.ScatterUpdate()
+        else:
+            self.attention = RelativeAttention(shape, caches, _optional(weights, "distances"))
+            self.output = LinearResidual(weights["output"].data)
+
+    def construct(self, x: Tensor, geometry: tuple) -> Tensor:
+        projected = self.qkv(self.norm(x))
+        if self.stores:
+            kept = ops.transpose(projected.reshape(-1, 2 * self.heads, self.head_dim), (1, 0, 2))
+            self.scatter(self.key_cache, geometry[0], kept[: self.heads])
+            self.scatter(self.value_cache, geometry[0], kept[self.heads :])
+            return x
+        return self.output(self.attention(projected, geometry), x)
 
 
 class Halves(nn.Cell):

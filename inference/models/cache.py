@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from inference.kernels.shapes import AttentionShape, LatentShape
-from inference.models.config import ModelConfig
+from inference.models.t5_config import AnyConfig
 
 # A layer's memory as the kernels lay it out: keys and values, or latents; slot = block * block_size + offset.
 LayerCache = tuple[Any, ...]
 
 
-def block_bytes(config: ModelConfig, block_size: int, half: bool = False) -> int:
+def block_bytes(config: AnyConfig, block_size: int, half: bool = False) -> int:
     """Bytes that one block takes over all layers."""
     return config.num_layers * block_size * config.cache_size * (2 if half else 4)
 

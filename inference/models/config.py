@@ -148,6 +148,16 @@ class ModelConfig:
         return self.experts if self.experts and self.experts.layers[layer] else None
 
     @property
+    def decoder_start(self) -> None:
+        """An answer goes on from its prompt, and does not begin with a token of its own."""
+        return None
+
+    @property
+    def cache_length(self) -> int:
+        """The most positions of cache that a request needs."""
+        return self.context_length
+
+    @property
     def query_size(self) -> int:
         return self.num_heads * self.head_dim
 

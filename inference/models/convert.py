@@ -19,8 +19,8 @@ import numpy as np
 from inference.errors import InferenceError, InputError
 from inference.kernels.formats import Format
 from inference.models.checkpoint import StoredTensor
-from inference.models.config import ModelConfig
 from inference.models.parameters import parameter_shapes
+from inference.models.t5_config import AnyConfig
 from inference.models.weights import PACKED, Destination, PackInto, Pairs, formats_of, layout_bytes, memory_layout
 
 PACKED_KEY = "packed_weights"
@@ -30,12 +30,12 @@ PAGE = 4096
 # Our names of types, and those of the safetensors format.
 TYPE_NAMES = {"float32": "F32", "uint8": "U8"}
 # Of the model's directory, what a copy needs beside weights and config.
-COMPANIONS = ("tokenizer*", "generation_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template*")
+COMPANIONS = ("tokenizer*", "spiece.model", "generation_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template*")
 
 
 def convert(
     pairs: Pairs,
-    config: ModelConfig,
+    config: AnyConfig,
     own_config: dict[str, Any],
     directory: Path | None,
     target: Path,
@@ -84,7 +84,7 @@ def check_target(target: Path, force: bool) -> None:
 def _write_weights(
     file: BinaryIO,
     pairs: Pairs,
-    config: ModelConfig,
+    config: AnyConfig,
     weight_format: Format,
     pack_into: PackInto,
     progress: Callable[[StoredTensor], None] | None,

@@ -7,6 +7,8 @@ Llama. Tensors that are stored fused have names of their own there, told apart b
     self_attn.grouped_qkv   by key/value head: its query heads, its key, its value
     self_attn.grouped_kv    by head: its key, its value
     mlp.gate_up_proj        gate and up one after the other
+
+T5's end in Hugging Face's names for T5; `transposed_` before a matrix says that it is stored [in, out].
 """
 
 from __future__ import annotations
@@ -135,4 +137,26 @@ TELECHAT: Names = (
     (r"\.self_attention\.value\.", ".self_attn.v_proj."),
     (r"\.self_attention\.key_value\.", ".self_attn.grouped_kv."),
     (r"\.self_attention\.dense\.", ".self_attn.o_proj."),
+)
+
+# As MindFormers' convert_weight for T5 writes it.
+T5: Names = (
+    (r"^t5_model\.tfm_embedding_lookup\.embedding_table$", "shared.weight"),
+    (r"^t5_model\.(encoder|decoder)_layernorm\.gamma$", r"\1.final_layer_norm.weight"),
+    (r"^t5_model\.tfm_(encoder|decoder)\.blocks\.(\d+)\.", r"\1.block.\2.layer."),
+    (r"\.layer\.layernorm1\.gamma$", ".layer.0.layer_norm.weight"),
+    (r"\.layer\.cross_attention_layernorm\.gamma$", ".layer.1.layer_norm.weight"),
+    (r"^(encoder\..*\.layer)\.layernorm2\.gamma$", r"\1.1.layer_norm.weight"),
+    (r"^(decoder\..*\.layer)\.layernorm2\.gamma$", r"\1.2.layer_norm.weight"),
+    (r"\.layer\.attention\.", ".layer.0.SelfAttention."),
+    (r"\.layer\.cross_attention\.", ".layer.1.EncDecAttention."),
+    (r"Attention\.dense1\.", "Attention.q."),
+    (r"Attention\.dense2\.", "Attention.k."),
+    (r"Attention\.dense3\.", "Attention.v."),
+    (r"Attention\.projection\.", "Attention.transposed_o."),
+    (r"\.bias_generator\.embeddings_table$", ".relative_attention_bias.weight"),
+    (r"^(encoder\..*\.layer)\.output\.", r"\1.1.DenseReluDense."),
+    (r"^(decoder\..*\.layer)\.output\.", r"\1.2.DenseReluDense."),
+    (r"\.DenseReluDense\.mapping\.", ".DenseReluDense.transposed_wi."),
+    (r"\.DenseReluDense\.projection\.", ".DenseReluDense.transposed_wo."),
 )

@@ -21,6 +21,7 @@ from inference.models.config import ModelConfig
 from inference.models.experts import ExpertsConfig, mindformers_down, mindformers_gate_up
 from inference.models.latent import LatentConfig, halves_of_pairs, key_projection, value_projection
 from inference.models.names import MINDFORMERS, Names
+from inference.models.t5_config import AnyConfig, T5Config
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,9 @@ HEAD = "lm_head.weight"
 # A layer's router, with the gate of its shared expert below where there is one.
 ROUTER = "router.weight"
 LAYER = re.compile(r"model\.layers\.(\d+)\.")
+# T5's embedding, and the end of the name of its bias by distance.
+SHARED = "shared.weight"
+DISTANCES = "relative_attention_bias.weight"
 # Buffers that exporters saved beside the weights; they follow from the config.
 DERIVED = re.compile(
     r"\.rotary_emb\.(inv_freq|cos_cached|sin_cached)$|\.rotary_pos_emb\.inv_freq$|\.freqs_mgr\.|\.attn\.(masked_)?bias$"
@@ -106,18 +110,20 @@ def hugging_face_name(name: str, names: Names = ()) -> str:
     return name
 
 
-def is_draft_layer(name: str, config: ModelConfig) -> bool:
+def is_draft_layer(name: str, config: AnyConfig) -> bool:
     """Whether a tensor is of the layers that guess further tokens (multi-token prediction), which are not run."""
     found = LAYER.match(name)
-    return found is not None and 0 <= int(found[1]) - config.num_layers < config.draft_layers
+    return found is not None and 0 <= int(found[1]) - config.num_layers < getattr(config, "draft_layers", 0)
 
 
-def tensor_places(config: ModelConfig, stored: Container[str] = ()) -> list[TensorPlace]:
+def tensor_places(config: AnyConfig, stored: Container[str] = ()) -> list[TensorPlace]:
     """Every tensor that a checkpoint of this model holds, in the order of the layers.
 
     Args:
         stored: names of a checkpoint, which decide between tensors that are apart and fused ones.
     """
+    if isinstance(config, T5Config):
+        return list(_t5_places(config, stored))
     places = [TensorPlace(EMBEDDING, (config.vocab_size, config.hidden_size), EMBEDDING)]
     if config.position_rows:
         places.append(TensorPlace(POSITIONS, (config.position_rows, config.hidden_size), POSITIONS))
@@ -130,7 +136,17 @@ def tensor_places(config: ModelConfig, stored: Container[str] = ()) -> list[Tens
     return places
 
 
-def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+def spare_names(config: AnyConfig) -> set[str]:
+    """Tensors that a checkpoint may hold beside those: what is tied, written a second time, and what nothing reads."""
+    names = {HEAD} if config.tie_embeddings else set()
+    if isinstance(config, T5Config):
+        names |= {f"{stack}.embed_tokens.weight" for stack in ("encoder", "decoder")}
+        # In the first checkpoints; attention to the source has no bias.
+        names.add(f"decoder.block.0.layer.1.EncDecAttention.{DISTANCES}")
+    return names
+
+
+def parameter_shapes(config: AnyConfig) -> dict[str, tuple[int, ...]]:
     """Shapes of the network's parameters: the checkpoint's tensors, those that are fused stacked by rows."""
     shapes: dict[str, tuple[int, ...]] = {}
     for place in tensor_places(config):
@@ -251,6 +267,54 @@ def _stacked(mlp: str, target: str, names: list[str], hidden: int, width: int) -
             first = (2 * index + half) * room
             yield TensorPlace(f"{mlp}{name}{part}.weight", (width, hidden), gate_up, first, room=room)
         yield TensorPlace(f"{mlp}{name}down_proj.weight", (hidden, width), down, index * down_room, room=down_room)
+
+
+def _t5_places(config: T5Config, stored: Container[str]) -> Iterator[TensorPlace]:
+    yield _whole(SHARED, (config.vocab_size, config.hidden_size))
+    for stack, layers in (("encoder", config.num_encoder_layers), ("decoder", config.num_layers)):
+        for layer in range(layers):
+            prefix = f"{stack}.block.{layer}.layer."
+            yield from _t5_attention_places(config, f"{prefix}0.", "SelfAttention", stored)
+            if layer == 0:
+                yield _whole(f"{prefix}0.SelfAttention.{DISTANCES}", (config.num_buckets, config.num_heads))
+            if stack == "decoder":
+                yield from _t5_attention_places(config, f"{prefix}1.", "EncDecAttention", stored)
+            yield from _t5_feed_forward_places(config, f"{prefix}{2 if stack == 'decoder' else 1}.", stored)
+        yield _whole(f"{stack}.final_layer_norm.weight", (config.hidden_size,))
+    if not config.tie_embeddings:
+        yield _whole(HEAD, (config.vocab_size, config.hidden_size))
+
+
+def _t5_attention_places(config: T5Config, prefix: str, name: str, stored: Container[str]) -> Iterator[TensorPlace]:
+    """Queries, keys and values are one product, except where the keys and values are the source's."""
+    hidden, inner = config.hidden_size, config.query_size
+    yield _whole(f"{prefix}layer_norm.weight", (hidden,))
+    for fused in ("qkv",) if name == "SelfAttention" else ("q", "kv"):
+        for index, part in enumerate(fused):
+            parameter = f"{prefix}{name}.{fused}.weight"
+            yield TensorPlace(f"{prefix}{name}.{part}.weight", (inner, hidden), parameter, index * inner)
+    yield _either_way(f"{prefix}{name}.", "o", (hidden, inner), stored)
+
+
+def _t5_feed_forward_places(config: T5Config, prefix: str, stored: Container[str]) -> Iterator[TensorPlace]:
+    """Gate and up are one product."""
+    hidden, width = config.hidden_size, config.intermediate_size
+    yield _whole(f"{prefix}layer_norm.weight", (hidden,))
+    prefix += "DenseReluDense."
+    if config.gated:
+        for index in range(2):
+            yield TensorPlace(f"{prefix}wi_{index}.weight", (width, hidden), f"{prefix}wi.weight", index * width)
+    else:
+        yield _either_way(prefix, "wi", (width, hidden), stored)
+    yield _either_way(prefix, "wo", (hidden, width), stored)
+
+
+def _either_way(prefix: str, name: str, shape: tuple[int, int], stored: Container[str]) -> TensorPlace:
+    """A matrix that MindFormers' T5 stores [in, out], which is seen by its name."""
+    parameter, other = f"{prefix}{name}.weight", f"{prefix}transposed_{name}.weight"
+    if other in stored:
+        return TensorPlace(other, shape, parameter, transposed=True)
+    return TensorPlace(parameter, shape, parameter)
 
 
 def _whole(name: str, shape: tuple[int, ...]) -> TensorPlace:

@@ -11,8 +11,9 @@ from typing import Any
 
 from inference.errors import ConfigError, did_you_mean
 from inference.models import names
-from inference.models.config import Family, ModelConfig, Storage, read_model_config
+from inference.models.config import Family, Storage, read_model_config
 from inference.models.experts import ExpertsRule
+from inference.models.t5_config import AnyConfig, read_t5_config
 
 MIXTRAL_EXPERTS = ExpertsRule(chosen=2, normalise=True)
 # MindFormers' Mixtral is its Llama with a moe_config.
@@ -89,6 +90,7 @@ DEEPSEEK_V2 = Family(
     experts=ExpertsRule(),
 )
 DEEPSEEK_V3 = replace(DEEPSEEK_V2, name="deepseek_v3", experts=ExpertsRule(chosen=8, normalise=True, method="noaux_tc"))
+T5 = Family("t5")
 
 ARCHITECTURES: dict[str, Family] = {
     "LlamaForCausalLM": LLAMA,
@@ -111,6 +113,8 @@ ARCHITECTURES: dict[str, Family] = {
     "Gemma3ForCausalLM": GEMMA3,
     "GPT2LMHeadModel": GPT2,
     "TeleChat2ForCausalLM": TELECHAT2,
+    "T5ForConditionalGeneration": T5,
+    "MT5ForConditionalGeneration": T5,
 }
 
 # Other spellings of the same: Hugging Face's model_type, MindFormers' arch and config types.
@@ -163,6 +167,11 @@ ALIASES = {
     "TelechatConfig": "TeleChat2ForCausalLM",
     "Telechat2Config": "TeleChat2ForCausalLM",
     "Telechat2ForCausalLM": "TeleChat2ForCausalLM",
+    "t5": "T5ForConditionalGeneration",
+    "T5Config": "T5ForConditionalGeneration",
+    "T5WithLMHeadModel": "T5ForConditionalGeneration",
+    "mt5": "MT5ForConditionalGeneration",
+    "MT5Config": "MT5ForConditionalGeneration",
 }
 
 
@@ -176,7 +185,7 @@ def resolve_architecture(name: str, where: str) -> str:
     raise ConfigError(f"{where}: architecture '{name}' is not supported", f"{guess} {accepted}" if guess else accepted)
 
 
-def model_config_from(values: Mapping[str, Any], where: str, architecture: str | None = None) -> ModelConfig:
+def model_config_from(values: Mapping[str, Any], where: str, architecture: str | None = None) -> AnyConfig:
     """Reads the keys of a config.json (with a YAML's keys laid over them) for the architecture that they name.
 
     Args:
@@ -187,4 +196,6 @@ def model_config_from(values: Mapping[str, Any], where: str, architecture: str |
     if not name:
         raise ConfigError(f"{where}: no architecture is named", "give 'architectures', 'model_type' or 'type'")
     key = resolve_architecture(str(name), where)
+    if ARCHITECTURES[key] is T5:
+        return read_t5_config(values, key, where)
     return read_model_config(values, ARCHITECTURES[key], key, where)

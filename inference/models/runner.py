@@ -15,13 +15,14 @@ import numpy as np
 
 from inference.blocks import BlockPool
 from inference.kernels.formats import Format, pack_into
+from inference.kernels.shapes import AttentionShape
 from inference.kernels.weight import Weight
 from inference.models import weights
 from inference.models.checkpoint import StoredTensor
-from inference.models.config import ModelConfig
 from inference.models.graph import CompiledNetwork
 from inference.models.parameters import parameter_shapes
 from inference.models.step import SequenceStep, StepBatch, StepResult
+from inference.models.t5_config import AnyConfig
 from inference.models.weights import Pairs
 
 
@@ -36,6 +37,9 @@ class StepModel(Protocol):
     def step(self, batch: StepBatch) -> StepResult: ...
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None: ...
+
+    def encode(self, batch: StepBatch) -> None:
+        """Asked for before the first step of requests that have a source."""
 
 
 @dataclass
@@ -63,7 +67,7 @@ class ModelRunner:
 
     def __init__(
         self,
-        config: ModelConfig,
+        config: AnyConfig,
         pairs: Pairs | None,
         *,
         num_blocks: int,
@@ -76,7 +80,6 @@ class ModelRunner:
     ):
         from inference.kernels import stock
         from inference.models import cache
-        from inference.models.decoder import Decoder, attention_shapes
 
         self.config = config
         self.block_size, self.num_blocks = block_size, num_blocks
@@ -87,10 +90,22 @@ class ModelRunner:
         self.weight_format = weight_format or weights.stored_format(pairs)
         started = time.perf_counter()
         parameters = self._load(pairs, seed, progress)
-        self._shapes = attention_shapes(config, num_blocks, block_size, half_cache)
+        self._shapes = self.attention_shapes(half_cache)
         self._caches = cache.allocate(self.kernels, self._shapes)
-        self._network = CompiledNetwork(Decoder(self.kernels, config, self._shapes, parameters, self._caches))
+        self._network = self.build(parameters)
         self.times.load = time.perf_counter() - started
+
+    def attention_shapes(self, half_cache: bool) -> list[AttentionShape]:
+        """The attention layers that keep keys and values."""
+        from inference.models.decoder import attention_shapes
+
+        return attention_shapes(self.config, self.num_blocks, self.block_size, half_cache)
+
+    def build(self, parameters: dict[str, Weight]) -> CompiledNetwork:
+        """The network, on the caches."""
+        from inference.models.decoder import Decoder
+
+        return CompiledNetwork(Decoder(self.kernels, self.config, self._shapes, parameters, self._caches))
 
     def _load(
         self, pairs: Pairs | None, seed: int, progress: Callable[[StoredTensor], None] | None
@@ -125,9 +140,16 @@ class ModelRunner:
     def compile(self) -> None:
         """Compiles the graph, by a first step on a token that belongs to nobody."""
         started = time.perf_counter()
+        self.warm_up()
+        self.times.compile = time.perf_counter() - started
+
+    def warm_up(self) -> None:
+        """A step that matters to nobody."""
         # Block 0 belongs to no sequence (the scheduler keeps it as padding), so it may be written to.
         self.step(StepBatch.build([SequenceStep([0], 0, [0])], self.block_size))
-        self.times.compile = time.perf_counter() - started
+
+    def encode(self, batch: StepBatch) -> None:
+        raise NotImplementedError(f"{self.config.architecture} has no encoder")
 
     def step(self, batch: StepBatch) -> StepResult:
         """The next tokens of the sequences that the batch names, after writing its keys and values."""

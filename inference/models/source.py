@@ -20,9 +20,10 @@ from inference.kernels.formats import Format
 from inference.models import weights
 from inference.models.checkpoint import Checkpoint, open_checkpoint
 from inference.models.concatenated import separate
-from inference.models.config import ModelConfig, lay_over
+from inference.models.config import lay_over
 from inference.models.convert import PACKED_KEY
 from inference.models.registry import model_config_from, resolve_architecture
+from inference.models.t5_config import AnyConfig
 from inference.models.weights import Pairs
 from inference.tokenizer import Tokenizer, load_tokenizer
 
@@ -47,7 +48,7 @@ class ModelSource:
     name: str
     directory: Path | None
     checkpoint: Path | None
-    model: ModelConfig
+    model: AnyConfig
     generation: GenerationConfig
     packed: Format | None = None
     own_config: Mapping[str, Any] = field(default_factory=dict)

@@ -19,11 +19,13 @@ class SequenceStep:
         tokens: ids to process now.
         start: position of the first of them in the sequence.
         block_table: ids of the cache blocks that hold the sequence, enough for `start + len(tokens)` positions.
+        source: the blocks and the length of the source that a decoder attends to; None in models without an encoder.
     """
 
     tokens: Sequence[int]
     start: int
     block_table: Sequence[int]
+    source: tuple[Sequence[int], int] | None = None
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class StepBatch:
     query_index [B, Q]: where each sequence's tokens stand in the flat batch (padded with 0);
     token_index [T]: where each token stands in the flattened [B, Q];
     logits_index [R]: the tokens that another follows, whose logits are compared;
-    logit_rows [S]: of these R those whose logits are wanted themselves.
+    logit_rows [S]: of these R those whose logits are wanted themselves;
+    cross_tables [B, blocks], cross_lengths [B]: of the sources that a decoder attends to; None in other models.
     """
 
     tokens: np.ndarray
@@ -47,6 +50,8 @@ class StepBatch:
     token_index: np.ndarray
     logits_index: np.ndarray
     logit_rows: np.ndarray
+    cross_tables: np.ndarray | None = None
+    cross_lengths: np.ndarray | None = None
 
     @classmethod
     def build(
@@ -67,9 +72,7 @@ class StepBatch:
         total, longest = int(lengths.sum()), int(lengths.max())
         positions = np.concatenate([np.arange(s.start, s.start + len(s.tokens)) for s in sequences])
         blocks = [-(-(s.start + len(s.tokens)) // block_size) for s in sequences]
-        tables = np.zeros((len(sequences), max(blocks)), np.int32)
-        for row, (sequence, count) in enumerate(zip(sequences, blocks, strict=True)):
-            tables[row, :count] = sequence.block_table[:count]
+        tables = _tables([s.block_table[:count] for s, count in zip(sequences, blocks, strict=True)])
         row_of_token = np.repeat(np.arange(len(sequences)), lengths)
         within = np.arange(total) - np.repeat(starts, lengths)
         slots = tables[row_of_token, positions // block_size] * block_size + positions % block_size
@@ -87,10 +90,16 @@ class StepBatch:
             wanted,
             np.arange(len(wanted)) if logit_rows is None else np.asarray(logit_rows),
         )
+        sources = [s.source for s in sequences if s.source is not None]
+        if sources:
+            lengths = np.array([length for _, length in sources])
+            used = [table[: -(-length // block_size)] for table, length in sources]
+            arrays = (*arrays, _tables(used), lengths)
         return cls(*(np.ascontiguousarray(array, np.int32) for array in arrays))
 
     def arrays(self) -> tuple[np.ndarray, ...]:
         """In the order that the network takes them; before `logit_rows` a 0, because it may be empty."""
+        sources = () if self.cross_tables is None else (self.cross_tables, self.cross_lengths)
         return (
             self.tokens,
             self.positions,
@@ -101,7 +110,16 @@ class StepBatch:
             self.token_index,
             self.logits_index,
             np.concatenate([[0], self.logit_rows]).astype(np.int32),
+            *sources,
         )
+
+
+def _tables(tables: Sequence[Sequence[int]]) -> np.ndarray:
+    """Block tables as rows [B, blocks], padded with block 0."""
+    rows = np.zeros((len(tables), max(map(len, tables))), np.int32)
+    for row, table in zip(rows, tables, strict=True):
+        row[: len(table)] = table
+    return rows
 
 
 @dataclass(frozen=True)

@@ -17,19 +17,22 @@ import numpy as np
 from inference.errors import CheckpointError
 from inference.kernels.formats import PANEL, Format, pack, pack_into, unpack
 from inference.models.checkpoint import ITEM_SIZES, Checkpoint, StoredTensor
-from inference.models.config import ModelConfig
 from inference.models.parameters import (
     DERIVED,
+    DISTANCES,
     EMBEDDING,
     HEAD,
     POSITIONS,
     ROUTER,
+    SHARED,
     TensorPlace,
     hugging_face_name,
     is_draft_layer,
     parameter_shapes,
+    spare_names,
     tensor_places,
 )
+from inference.models.t5_config import AnyConfig
 
 SHOWN = 5
 # Rows that are rounded together, so that working memory stays small; whole panels.
@@ -43,7 +46,7 @@ PackInto = Callable[[np.ndarray, Format, np.ndarray, int], None]
 Pairs = list[tuple[StoredTensor, TensorPlace]]
 
 
-def fit(checkpoint: Checkpoint, config: ModelConfig, path: Path) -> Pairs:
+def fit(checkpoint: Checkpoint, config: AnyConfig, path: Path) -> Pairs:
     """Pairs every tensor that the model needs with the stored one.
 
     Raises:
@@ -51,10 +54,7 @@ def fit(checkpoint: Checkpoint, config: ModelConfig, path: Path) -> Pairs:
     """
     stored = _by_our_names(checkpoint, config, path)
     places = tensor_places(config, stored)
-    known = {place.name for place in places}
-    if config.tie_embeddings:
-        # Some exporters write the tied head a second time; it is the embedding.
-        known.add(HEAD)
+    known = {place.name for place in places} | spare_names(config)
     missing = list(dict.fromkeys(place.name for place in places if place.name not in stored))
     unexpected = [name for name in stored if name not in known and not is_draft_layer(name, config)]
     misshapen = [
@@ -73,7 +73,7 @@ def fit(checkpoint: Checkpoint, config: ModelConfig, path: Path) -> Pairs:
     return [(stored[place.name], place) for place in places]
 
 
-def _by_our_names(checkpoint: Checkpoint, config: ModelConfig, path: Path) -> Checkpoint:
+def _by_our_names(checkpoint: Checkpoint, config: AnyConfig, path: Path) -> Checkpoint:
     stored: Checkpoint = {}
     for name, tensor in checkpoint.items():
         ours = hugging_face_name(name, config.storage.names)
@@ -84,7 +84,7 @@ def _by_our_names(checkpoint: Checkpoint, config: ModelConfig, path: Path) -> Ch
     return stored
 
 
-def fit_packed(checkpoint: Checkpoint, config: ModelConfig, weight_format: Format, path: Path) -> Pairs:
+def fit_packed(checkpoint: Checkpoint, config: AnyConfig, weight_format: Format, path: Path) -> Pairs:
     """Pairs every parameter of a model that `convert` packed with its stored form.
 
     Raises:
@@ -185,7 +185,7 @@ class Destination:
                 part[:] = unpack(pack(part, self.precision), self.precision, *part.shape)
 
 
-def formats_of(config: ModelConfig, weight_format: Format) -> dict[str, Format]:
+def formats_of(config: AnyConfig, weight_format: Format) -> dict[str, Format]:
     """The format of every parameter: matrices in `weight_format`, vectors in float32.
 
     Embeddings and output head, where a rounding touches every token of the answer, are int8 in an int4 model. A router,
@@ -194,9 +194,10 @@ def formats_of(config: ModelConfig, weight_format: Format) -> dict[str, Format]:
     ends = Format.INT8 if weight_format is Format.INT4 else weight_format
 
     def chosen(name: str, shape: tuple[int, ...]) -> Format:
-        if len(shape) == 1 or name.endswith(ROUTER):
+        # A bias of scores is small, and read once.
+        if len(shape) == 1 or name.endswith((ROUTER, DISTANCES)):
             return Format.FLOAT32
-        return ends if name in (EMBEDDING, POSITIONS, HEAD) else weight_format
+        return ends if name in (EMBEDDING, POSITIONS, SHARED, HEAD) else weight_format
 
     return {name: chosen(name, shape) for name, shape in parameter_shapes(config).items()}
 
@@ -214,7 +215,7 @@ def layout_bytes(layout: tuple[str, tuple[int, ...]]) -> int:
     return ITEM_SIZES[dtype] * math.prod(shape)
 
 
-def weight_bytes(config: ModelConfig, weight_format: Format | None) -> int:
+def weight_bytes(config: AnyConfig, weight_format: Format | None) -> int:
     """Bytes that the parameters take in memory, packed in a format, or None for float32 rows as they are."""
     formats = formats_of(config, weight_format or Format.FLOAT32)
     return sum(

@@ -17,7 +17,7 @@ from inference.tokenizer.sentencepiece_tokenizer import read_sentencepiece
 from inference.tokenizer.tokenizer_config import read_tokenizer_config
 
 JSON_NAME = "tokenizer.json"
-MODEL_NAME = "tokenizer.model"
+MODEL_NAMES = ("tokenizer.model", "spiece.model")
 
 
 def load_tokenizer(directory: str | Path | None, *, settings: Mapping[str, Any] | None = None) -> Tokenizer:
@@ -76,10 +76,10 @@ def _found_file(root: Path | None) -> Path:
         raise TokenizerError("no tokenizer is given", "give a model directory or vocab_file")
     if not root.is_dir():
         raise TokenizerError(f"no tokenizer in {root}: there is no such directory")
-    for name in (JSON_NAME, MODEL_NAME):
+    for name in (JSON_NAME, *MODEL_NAMES):
         if (root / name).is_file():
             return root / name
-    raise TokenizerError(f"no tokenizer in {root}", f"it must hold {JSON_NAME} or {MODEL_NAME}")
+    raise TokenizerError(f"no tokenizer in {root}", f"it must hold {JSON_NAME} or {' or '.join(MODEL_NAMES)}")
 
 
 def _config_directory(path: Path, root: Path | None) -> Path:

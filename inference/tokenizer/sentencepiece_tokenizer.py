@@ -1,4 +1,4 @@
-"""Tokenizers that are a sentencepiece model (`tokenizer.model`): Llama 2, Mistral, Yi, the demo.
+"""Tokenizers that are a sentencepiece model (`tokenizer.model`, `spiece.model`): Llama 2, Mistral, Yi, T5, the demos.
 
 Knows sentencepiece and how Hugging Face puts added tokens around it; knows nothing of tokenizer.json.
 """
@@ -6,6 +6,7 @@ Knows sentencepiece and how Hugging Face puts added tokens around it; knows noth
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property
@@ -66,6 +67,11 @@ class SentencePieceTokenizer(Tokenizer):
         """bos, as Llama's tokenizer has it unless a setting says otherwise."""
         return [] if self.bos_token_id is None else [self.bos_token_id]
 
+    def default_suffix(self) -> list[int]:
+        """eos where the model itself has no bos: so T5's texts end."""
+        has_no_bos = self._processor.bos_id() < 0
+        return [self.eos_token_id] if has_no_bos and self.eos_token_id is not None else []
+
     def special_ids(self) -> Iterable[int]:
         return [token_id for token_id, token in self._added.items() if token.special]
 
@@ -100,7 +106,7 @@ class SentencePieceTokenizer(Tokenizer):
         added.update(self.config.added)
         size = max([self.vocab_size, *(token_id + 1 for token_id in added)])
         known = {token.content: token_id for token_id, token in added.items()}
-        for content in self.config.special_contents:
+        for content in sorted(self.config.special_contents, key=_sentinel_order):
             token_id = known.get(content, int(self._processor.piece_to_id(content)))
             if content not in known and self._processor.id_to_piece(token_id) != content:
                 token_id, size = size, size + 1
@@ -215,6 +221,12 @@ def _alternatives(contents: Iterable[str]) -> re.Pattern[str]:
     """Matches the longest of `contents` at the leftmost place; nothing when there are none."""
     longest_first = sorted(set(contents), key=lambda content: (-len(content), content))
     return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+
+def _sentinel_order(content: str) -> int:
+    """T5's <extra_id_0> to <extra_id_99> get their ids from the last to the first; others before, as they come."""
+    match = re.fullmatch(r"<extra_id_(\d+)>", content)
+    return -int(match[1]) if match else -sys.maxsize
 
 
 def _stripped(part: str, left: bool, right: bool) -> str:

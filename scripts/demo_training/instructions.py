@@ -27,7 +27,7 @@ def summary(report: news.Report) -> Document:
 
 def draw_document(rng: random.Random, held_out: bool = False) -> Document:
     """A random task on the wanted side of the hold-out rule."""
-    if rng.random() < 0.3:
+    if rng.random() < 0.25:
         return summary(news.draw_report(rng, held_out))
     phrase = phrases.worded(phrases.draw_phrase(rng, held_out), rng)
     return translation(phrase, TO_GERMAN if rng.random() < 0.85 else TO_ENGLISH)

@@ -14,6 +14,7 @@ from inference.config.presets import Preset, find_preset, is_preset, list_preset
 from inference.errors import ModelNotFoundError
 from inference.models.parameters import tensor_places
 from inference.models.registry import model_config_from
+from inference.models.t5_config import T5Config
 
 PRESETS = list_presets()
 # Comes from the model's config.json: too long for a preset.
@@ -66,6 +67,21 @@ PUBLISHED = {
     "phi3_medium_4k": 13_960_238_080,
     "phi4_mini": 3_836_021_760,
     "phi4": 14_659_507_200,
+    "t5_small": 60_506_624,
+    "t5_base": 222_903_552,
+    "t5_large": 737_668_096,
+    "t5_3b": 2_851_598_336,
+    "t5_11b": 11_307_321_344,
+    "t5_v1_1_small": 76_961_152,
+    "t5_v1_1_base": 247_577_856,
+    "t5_v1_1_large": 783_150_080,
+    "t5_v1_1_xl": 2_849_757_184,
+    "t5_v1_1_xxl": 11_135_332_352,
+    "flan_t5_small": 76_961_152,
+    "flan_t5_base": 247_577_856,
+    "flan_t5_large": 783_150_080,
+    "flan_t5_xl": 2_849_757_184,
+    "flan_t5_xxl": 11_135_332_352,
     # Not published: counted from the sizes of the paper (arXiv:2401.03804) and MindFormers' YAML.
     "telechat2_7b": 7_617_351_680,
     "telechat2_35b": 35_435_059_200,
@@ -88,6 +104,8 @@ PUBLISHED = {
 # Families that are Llama's decoder, whose weights are counted here by hand; those of the others by their tensors.
 LLAMA_LIKE = ("llama2", "llama3_1", "llama3_2", "mistral", "qwen2_5", "qwen3", "codellama")
 WITHOUT_SIZES = {"phi4_mini": LONG_FACTORS}
+DEMOS = {"demo", "demo_t5"}
+DECODERS = [p for p in PRESETS if "t5" not in p.name and p.name not in DEMOS]
 
 
 def by_name(preset: Preset) -> str:
@@ -95,7 +113,9 @@ def by_name(preset: Preset) -> str:
 
 
 def weights(sizes: dict, family: str) -> int:
-    """Counts a decoder's weights from its sizes, in either spelling."""
+    """Counts a model's weights from its sizes, in either spelling."""
+    if "d_model" in sizes:
+        return t5_weights(sizes)
 
     def size(*names: str) -> int:
         return next(sizes[name] for name in names if name in sizes)
@@ -110,8 +130,19 @@ def weights(sizes: dict, family: str) -> int:
     return size("num_layers", "num_hidden_layers") * layer + embeddings + hidden
 
 
+def t5_weights(sizes: dict) -> int:
+    """An encoder, and a decoder that attends to it too; a norm before each part, a table of distances in each stack."""
+    hidden, heads, layers = sizes["d_model"], sizes["num_heads"], sizes["num_layers"]
+    attention = 4 * hidden * heads * sizes["d_kv"] + hidden
+    matrices = 3 if sizes["feed_forward_proj"] == "gated-gelu" else 2
+    feed_forward = matrices * hidden * sizes["d_ff"] + hidden
+    embeddings = sizes["vocab_size"] * hidden * (1 if sizes["tie_word_embeddings"] else 2)
+    stacks = 2 * (hidden + sizes["relative_attention_num_buckets"] * heads)
+    return layers * (3 * attention + 2 * feed_forward) + embeddings + stacks
+
+
 def test_the_list() -> None:
-    assert {preset.name for preset in PRESETS} == {*PUBLISHED, "demo"}
+    assert {preset.name for preset in PRESETS} == {*PUBLISHED, *DEMOS}
     assert [preset.family for preset in PRESETS] == sorted(preset.family for preset in PRESETS)
     qwen = [preset.name for preset in PRESETS if preset.family == "qwen3"]
     assert qwen == [f"qwen3_{size}" for size in ("0_6b", "1_7b", "4b", "8b", "14b", "32b")]
@@ -129,7 +160,7 @@ def test_preset_loads_and_has_no_key_without_effect(preset: Preset) -> None:
     config.check_supported()
 
 
-@pytest.mark.parametrize("preset", [p for p in PRESETS if p.name != "demo"], ids=by_name)
+@pytest.mark.parametrize("preset", [p for p in PRESETS if p.name not in DEMOS], ids=by_name)
 def test_preset_has_the_sizes_of_its_model(preset: Preset) -> None:
     config = load_config(preset.path)
     sizes = config.model.model_config.given_architecture()
@@ -144,7 +175,17 @@ def test_preset_has_the_sizes_of_its_model(preset: Preset) -> None:
     assert named == preset.name
 
 
-@pytest.mark.parametrize("preset", [p for p in PRESETS if p.name != "demo"], ids=by_name)
+@pytest.mark.parametrize("preset", [p for p in PRESETS if "t5" in p.name and p.name not in DEMOS], ids=by_name)
+def test_preset_builds_an_encoder_and_a_decoder(preset: Preset) -> None:
+    config = load_config(preset.path)
+    sizes = config.model.model_config.given_architecture()
+    model = model_config_from(sizes, preset.name, config.model.arch.type)
+    assert isinstance(model, T5Config)
+    assert model.num_parameters == PUBLISHED[preset.name]
+    assert model.gated == (not model.tie_embeddings) == (preset.family == "flan_t5" or "v1_1" in preset.name)
+
+
+@pytest.mark.parametrize("preset", DECODERS, ids=by_name)
 def test_preset_builds_an_architecture(preset: Preset) -> None:
     config = load_config(preset.path)
     sizes = config.model.model_config.given_architecture()

@@ -83,20 +83,20 @@ struct CacheHalf : LoadHalf {
 template <class Cache>
 inline void place_head(const AttentionLayer &layer, const Step &step, const float *angles, float *qkv, int64_t token,
                        int64_t head) {
-  const int64_t size = layer.head_size, half = size / 2, kv = layer.kv_heads;
-  float *x = qkv + (token * (layer.heads + 2 * kv) + head) * size;
-  const bool is_query = head < layer.heads, is_value = head >= layer.heads + kv;
+  const int64_t size = layer.head_size, half = size / 2, kv = layer.kv_heads, queries = layer.queries();
+  float *x = qkv + token * layer.columns() + head * size;
+  const bool is_query = head < queries, is_value = head >= queries + kv;
   if (!is_value) {
     const float *norm = is_query ? layer.query_norm : layer.key_norm;
     if (norm) rms_norm_row(x, norm, size, layer.eps, x);
-    rotate(x, angles + token * size, angles + token * size + half, size);
+    if (layer.frequencies) rotate(x, angles + token * size, angles + token * size + half, size);
   }
   if (is_query) {
     for (int64_t i = 0; i < size; i++) x[i] *= layer.scale;
     return;
   }
   const int64_t slot = step.slots[token], block = slot / layer.block_size, at = slot % layer.block_size;
-  const int64_t kv_head = is_value ? head - layer.heads - kv : head - layer.heads;
+  const int64_t kv_head = is_value ? head - queries - kv : head - queries;
   const int64_t start = (block * kv + kv_head) * size * layer.block_size;
   if (is_value) {
     auto *values = static_cast<typename Cache::Element *>(layer.values) + start + at * size;
@@ -119,6 +119,8 @@ struct Attending {
   int64_t last[TILE], earliest[TILE];  // positions that a vector may see, both included
   float maximum[TILE], total[TILE];
   float slope[TILE];                   // of a vector's head
+  int64_t position[TILE];              // of a vector's token
+  const float *distances[TILE];        // of a vector's head
   alignas(64) float scores[TILE][PIECE];
   std::vector<float> mixed;            // [TILE, D]
   std::vector<float> queries;          // [D, vectors]
@@ -201,6 +203,21 @@ inline void adjust(const AttentionLayer &layer, Attending &work, int v, int64_t 
     for (int64_t p = 0; p < count; p++) scores[p] += work.slope[v] * float(begin + p - work.last[v]);
 }
 
+// Adds what the model has learned for the distance of positions [begin, begin + count) from a vector's own.
+inline void add_distances(int64_t reach, Attending &work, int v, int64_t begin, int64_t count) {
+  const float *table = work.distances[v];
+  float *scores = work.scores[v];
+  int64_t at = begin - work.position[v] + reach;
+  for (int64_t p = 0; p < count; p += LANES, at += LANES) {
+    if (at >= 0 && at + LANES <= 2 * reach + 1) {
+      store(scores + p, load(scores + p) + load(table + at));
+      continue;
+    }
+    for (int64_t i = 0; i < LANES; i++)
+      scores[p + i] += table[std::min(std::max<int64_t>(at + i, 0), 2 * reach)];
+  }
+}
+
 // Turns scores of positions [begin, begin + count) into weights, and brings what was summed before to the new maximum.
 inline void soften(Attending &work, int v, int64_t begin, int64_t count, int64_t size) {
   float *scores = work.scores[v];
@@ -246,7 +263,9 @@ inline void attend(const AttentionLayer &layer, const Step &step, const Tile &ti
   work.queries.resize(TILE * size);
   for (int64_t d = 0; d < size; d++)
     for (int v = 0; v < V; v++) work.queries[d * V + v] = work.query[v][d];
-  const int32_t *table = step.block_tables + tile.sequence * step.table_width;
+  const bool is_cross = layer.scope == CROSS;
+  const int32_t *table = is_cross ? step.cross_tables + tile.sequence * step.cross_width
+                                  : step.block_tables + tile.sequence * step.table_width;
   const auto *keys = static_cast<const Element *>(layer.keys), *values = static_cast<const Element *>(layer.values);
   const auto start = [&](int64_t position) {
     return (int64_t(table[position / block_size]) * kv + tile.kv_head) * size * block_size;
@@ -267,6 +286,8 @@ inline void attend(const AttentionLayer &layer, const Step &step, const Tile &ti
       score_vectors<Cache, V, 1>(key_vectors + i, block_size, work.queries.data(), size, work.scores[0] + i * LANES);
     if (layer.softcap > 0 || layer.slopes)
       for (int v = 0; v < V; v++) adjust(layer, work, v, at, count);
+    if (layer.distances)
+      for (int v = 0; v < V; v++) add_distances(layer.reach, work, v, at, count);
     for (int v = 0; v < V; v++) soften(work, v, at, count, size);
     mix<Cache, V>(value_blocks, block_size, size, work.scores[0], size, count, work.mixed.data());
   }
@@ -274,17 +295,25 @@ inline void attend(const AttentionLayer &layer, const Step &step, const Tile &ti
     for (int64_t d = 0; d < size; d++) work.out[v][d] = work.mixed[v * size + d] / work.total[v];
 }
 
+// The last position that a token may see.
+inline int64_t last_seen(const AttentionLayer &layer, const Step &step, int64_t sequence, int64_t token) {
+  if (layer.scope == CROSS) return step.cross_lengths[sequence] - 1;
+  return step.positions[layer.scope == WHOLE ? step.query_starts[sequence + 1] - 1 : token];
+}
+
 template <class Cache>
 inline void attend_tile(const AttentionLayer &layer, const Step &step, const float *qkv, float *out, const Tile &tile,
                         Attending &work) {
-  const int64_t group = layer.heads / layer.kv_heads, width = layer.heads + 2 * layer.kv_heads;
+  const int64_t group = layer.heads / layer.kv_heads;
   for (int v = 0; v < tile.count; v++) {
     const int64_t vector = tile.first + v, token = step.query_starts[tile.sequence] + vector / group;
     const int64_t head = tile.kv_head * group + vector % group;
-    work.query[v] = qkv + (token * width + head) * layer.head_size;
+    work.query[v] = qkv + token * layer.columns() + head * layer.head_size;
     work.out[v] = out + (token * layer.heads + head) * layer.head_size;
     work.slope[v] = layer.slopes ? layer.slopes[head] : 0;
-    work.last[v] = step.positions[token];
+    work.last[v] = last_seen(layer, step, tile.sequence, token);
+    work.position[v] = step.positions[token];
+    work.distances[v] = layer.distances + head * (2 * layer.reach + 1);
     work.earliest[v] = layer.window > 0 ? std::max<int64_t>(0, work.last[v] - layer.window + 1) : 0;
   }
   switch (tile.count) {

@@ -16,7 +16,15 @@ struct Step {
   const int32_t *block_tables;  // [B, table_width]
   const int32_t *query_starts;  // [B + 1]: sequence b's tokens are [query_starts[b], query_starts[b + 1])
   mutable const float *turned;  // the rotation that this step's angles were last made for: layers share them
+  // Of a decoder's step: where its encoder left keys and values of each sequence's source. Null for other models.
+  int64_t cross_width;
+  const int32_t *cross_tables;   // [B, cross_width]
+  const int32_t *cross_lengths;  // [B]
 };
+
+// What a token attends to: those up to itself; all of its sequence, every token of which is in the step; or the source of
+// its sequence. STORE attends to nothing: it leaves the keys and values that CROSS will find.
+enum Scope : int64_t { CAUSAL = 0, WHOLE = 1, CROSS = 2, STORE = 3 };
 
 struct AttentionLayer {
   int64_t hidden, heads, kv_heads, head_size, block_size, window;
@@ -26,9 +34,9 @@ struct AttentionLayer {
   float softcap;                        // bounds scores by a tanh; 0 for no bound
   const float *norm;                    // [hidden]
   const float *norm_bias;               // or null: with a bias the norm is LayerNorm, without RMSNorm
-  const float *rotation;                // [2, D / 2]: angle per position of each rotated pair, and its magnitude
+  const float *rotation;                // [2, D / 2]: angle per position of each rotated pair, and its magnitude; or null
   const float *slopes;                  // [H]: added to scores for each position of distance (ALiBi), or null
-  Matrix qkv;                           // [(H + 2K) * D, hidden]
+  Matrix qkv;                           // [(H + 2K) * D, hidden]; only the queries of CROSS, all but those of STORE
   const float *qkv_bias;                // or null
   const float *query_norm, *key_norm;   // [D], or null
   Matrix output;                        // [hidden, H * D]
@@ -36,6 +44,14 @@ struct AttentionLayer {
   const float *post_norm;               // [hidden]: RMSNorm of what is added to x, or null
   void *keys;                           // [blocks, K, D, block_size]
   void *values;                         // [blocks, K, block_size, D]
+  Scope scope;
+  int64_t reach;                        // distances farther than this are as this
+  const float *distances;               // [H, 2 * reach + 1]: added to scores by distance, from -reach on; or null
+
+  // Heads in a row of what `qkv` gives.
+  int64_t queries() const { return scope == STORE ? 0 : heads; }
+  int64_t stored() const { return scope == CROSS ? 0 : kv_heads; }
+  int64_t columns() const { return (queries() + 2 * stored()) * head_size; }
 };
 
 // Latent attention, as inference/kernels/shapes.py describes it. A head's rows in `key_up` and `value_up` begin at panels.
@@ -66,7 +82,7 @@ struct LatentLayer {
 };
 
 // As inference/kernels/shapes.py numbers them.
-enum Activation : int64_t { SILU = 0, GELU_TANH = 1, GELU = 2 };
+enum Activation : int64_t { SILU = 0, GELU_TANH = 1, GELU = 2, RELU = 3 };
 
 struct FeedForwardLayer {
   int64_t hidden, width;

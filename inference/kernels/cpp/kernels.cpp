@@ -141,11 +141,12 @@ void add_linear(Member &me, const Matrix &w, Input &input, const float *bias, co
 
 void attention_phase(Member &me, const AttentionLayer &layer, const Step &step, float *qkv, float *out) {
   const float *angles = workspace.angles.data();
-  const int64_t heads = layer.heads + 2 * layer.kv_heads;
+  const int64_t heads = layer.queries() + 2 * layer.stored();
   me.share(step.tokens * heads, 8, [&](int64_t i) {
     if (layer.half_cache) place_head<CacheHalf>(layer, step, angles, qkv, i / heads, i % heads);
     else place_head<CacheFloat>(layer, step, angles, qkv, i / heads, i % heads);
   });
+  if (layer.scope == STORE) return;
   const int64_t group = layer.heads / layer.kv_heads;
   const auto vectors_of = [&](int64_t b) { return (step.query_starts[b + 1] - step.query_starts[b]) * group; };
   const auto tiles_of = [&](int64_t b) { return (vectors_of(b) + TILE - 1) / TILE; };
@@ -183,10 +184,11 @@ void attention_half(Team &team, const AttentionLayer &layer, const Step &step, f
   float *attended = sized(workspace.attended, tokens * layer.output.columns);
   float *angles = sized(workspace.angles, tokens * layer.head_size);
   if (layer.post_norm) sized(workspace.added, tokens * layer.hidden);
-  const bool is_turned = step.turned == layer.rotation;
-  step.turned = layer.rotation;
+  const bool is_turned = !layer.rotation || step.turned == layer.rotation;
+  if (layer.rotation) step.turned = layer.rotation;
   workspace.input.reserve(layer.qkv, normed, tokens);
-  workspace.second.reserve(layer.output, attended, tokens);
+  const bool attends = layer.scope != STORE;
+  if (attends) workspace.second.reserve(layer.output, attended, tokens);
   team.run([&](Member &me) {
     expect(me, layer.qkv, workspace.input);
     if (!is_turned)
@@ -195,9 +197,10 @@ void attention_half(Team &team, const AttentionLayer &layer, const Step &step, f
       });
     norm_phase(me, x, layer.norm, layer.norm_bias, tokens, layer.hidden, layer.eps, normed);
     arrange(me, workspace.input);
-    expect(me, layer.output, workspace.input);
+    if (attends) expect(me, layer.output, workspace.input);
     linear_into(me, layer.qkv, workspace.input, layer.qkv_bias, nullptr, qkv);
     attention_phase(me, layer, step, qkv, attended);
+    if (!attends) return;
     arrange(me, workspace.second);
     add_linear(me, layer.output, workspace.second, layer.output_bias, layer.post_norm, layer.eps, x);
   });
@@ -335,6 +338,7 @@ void activate(Activation kind, const float *gate, const float *up, int64_t count
     case SILU: return activate([](VecF x) { return silu(x); }, gate, up, count, out);
     case GELU_TANH: return activate([](VecF x) { return gelu_tanh(x); }, gate, up, count, out);
     case GELU: return activate([](VecF x) { return gelu(x); }, gate, up, count, out);
+    case RELU: return activate([](VecF x) { return relu(x); }, gate, up, count, out);
   }
 }
 
@@ -389,7 +393,7 @@ void feed_forward_half(Team &team, const FeedForwardLayer &layer, int64_t tokens
   const bool is_grouped = layer.width % PANEL == 0;
   if (layer.post_norm) sized(workspace.added, tokens * layer.hidden);
   float *normed = sized(workspace.normed, tokens * layer.hidden);
-  float *gate_up = is_grouped ? nullptr : sized(workspace.gate_up, tokens * 2 * layer.width);
+  float *gate_up = is_grouped || !layer.gated ? nullptr : sized(workspace.gate_up, tokens * 2 * layer.width);
   float *gated = sized(workspace.gated, tokens * layer.width);
   workspace.input.reserve(layer.gate_up, normed, tokens);
   workspace.second.reserve(layer.down, gated, tokens);

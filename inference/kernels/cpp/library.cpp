@@ -146,6 +146,8 @@ AttentionLayer attention_layer(Record record) {
   layer.keys = record.at<void>(), layer.values = record.at<void>();
   layer.scale = record.real(), layer.softcap = record.real(), layer.slopes = record.at<const float>();
   layer.norm_bias = record.at<const float>(), layer.post_norm = record.at<const float>();
+  layer.scope = Scope(record.number()), layer.reach = record.number(), layer.distances = record.at<const float>();
+  layer.qkv.rows = layer.columns();
   return layer;
 }
 
@@ -198,6 +200,30 @@ ExpertsLayer experts_layer(Record record) {
 }
 
 constexpr int64_t RECORD = 32;  // numbers a record
+
+// Of the first five inputs of an operator on halves.
+Step step_of(void **p, int64_t **shapes) {
+  Step step{};
+  step.tokens = shapes[0][0], step.sequences = shapes[4][0] - 1, step.table_width = shapes[3][1];
+  step.positions = as<const int32_t>(p[1]), step.slots = as<const int32_t>(p[2]);
+  step.block_tables = as<const int32_t>(p[3]), step.query_starts = as<const int32_t>(p[4]);
+  return step;
+}
+
+// Runs the halves of a program, one record each, on x [T, hidden] in place. A record begins with its kind: 0 for an
+// attention half, 1 for a feed-forward half, 2 for one of experts, 3 for latent attention.
+void run_halves(const int64_t *program, int64_t numbers, const Step &step, float *x) {
+  const Lock lock(one_call);
+  for (const int64_t *at = program; at < program + numbers; at += RECORD) {
+    Record record(at);
+    switch (record.number()) {
+      case 0: kernels->attention_half(team(), attention_layer(record), step, x); break;
+      case 1: kernels->feed_forward_half(team(), feed_forward_layer(record), step.tokens, x); break;
+      case 2: kernels->experts_half(team(), experts_layer(record), step.tokens, x); break;
+      case 3: kernels->latent_half(team(), latent_layer(record), step, x); break;
+    }
+  }
+}
 
 }  // namespace
 
@@ -261,31 +287,32 @@ void kernels_rms_norm(const float *x, const float *weight, int64_t tokens, int64
   kernels->rms_norm(x, weight, tokens, width, eps, out);
 }
 
-// Runs the halves of a program, one record each, on x [T, hidden] in place. A record begins with its kind: 0 for an
-// attention half, 1 for a feed-forward half, 2 for one of experts, 3 for latent attention.
+// Runs the halves of a program of a model without an encoder.
 void kernels_halves(const int64_t *program, int64_t numbers, int64_t tokens, int64_t sequences, int64_t table_width,
                     const int32_t *positions, const int32_t *slots, const int32_t *block_tables,
                     const int32_t *query_starts, float *x) {
-  const Lock lock(one_call);
-  const Step step{tokens, sequences, table_width, positions, slots, block_tables, query_starts, nullptr};
-  for (const int64_t *at = program; at < program + numbers; at += RECORD) {
-    Record record(at);
-    switch (record.number()) {
-      case 0: kernels->attention_half(team(), attention_layer(record), step, x); break;
-      case 1: kernels->feed_forward_half(team(), feed_forward_layer(record), tokens, x); break;
-      case 3: kernels->latent_half(team(), latent_layer(record), step, x); break;
-      case 2: kernels->experts_half(team(), experts_layer(record), tokens, x); break;
-    }
-  }
+  Step step{};
+  step.tokens = tokens, step.sequences = sequences, step.table_width = table_width;
+  step.positions = positions, step.slots = slots, step.block_tables = block_tables, step.query_starts = query_starts;
+  run_halves(program, numbers, step, x);
 }
 
 // Inputs: 0 x [T, hidden], 1 positions, 2 slots, 3 block tables, 4 query starts, 5 program; output 6: x after all halves.
 int halves(int n, void **p, int *ranks, int64_t **shapes, const char **types, void *stream, void *extra) {
   if (n != 7) return 1;
-  const int64_t tokens = shapes[0][0];
-  std::memcpy(p[6], p[0], tokens * shapes[0][1] * 4);
-  kernels_halves(as<const int64_t>(p[5]), shapes[5][0], tokens, shapes[4][0] - 1, shapes[3][1], as<const int32_t>(p[1]),
-                 as<const int32_t>(p[2]), as<const int32_t>(p[3]), as<const int32_t>(p[4]), as<float>(p[6]));
+  std::memcpy(p[6], p[0], shapes[0][0] * shapes[0][1] * 4);
+  run_halves(as<const int64_t>(p[5]), shapes[5][0], step_of(p, shapes), as<float>(p[6]));
+  return 0;
+}
+
+// Inputs: those of `halves` up to 4, 5 cross tables, 6 cross lengths, 7 program; output 8.
+int cross_halves(int n, void **p, int *ranks, int64_t **shapes, const char **types, void *stream, void *extra) {
+  if (n != 9) return 1;
+  std::memcpy(p[8], p[0], shapes[0][0] * shapes[0][1] * 4);
+  Step step = step_of(p, shapes);
+  step.cross_width = shapes[5][1];
+  step.cross_tables = as<const int32_t>(p[5]), step.cross_lengths = as<const int32_t>(p[6]);
+  run_halves(as<const int64_t>(p[7]), shapes[7][0], step, as<float>(p[8]));
   return 0;
 }
 
@@ -326,6 +353,10 @@ std::vector<int64_t> embeddingInferShape(int *ranks, int64_t **shapes, AotExtra 
 }
 
 std::vector<int64_t> halvesInferShape(int *ranks, int64_t **shapes, AotExtra *extra) {
+  return {shapes[0][0], shapes[0][1]};
+}
+
+std::vector<int64_t> cross_halvesInferShape(int *ranks, int64_t **shapes, AotExtra *extra) {
   return {shapes[0][0], shapes[0][1]};
 }
 

@@ -1,0 +1,209 @@
+"""T5: an encoder that leaves the keys and values of a source in the paged cache, and a decoder that attends to them.
+
+Stands beside the one decoder block of the other families and is made of the same kernels. The encoder's own keys and
+values are kept in the blocks of the source too, in the first layer's memory, where the decoder's overwrite them in the
+end: a source takes no more than its blocks of the cache that all sequences share. Takes and gives tensors, never text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from types import ModuleType
+
+import numpy as np
+from mindspore import Tensor, nn
+from mindspore import dtype as mstype
+
+from inference.kernels.formats import Format, unpack
+from inference.kernels.shapes import AttentionShape, FeedForwardShape
+from inference.kernels.weight import Weight
+from inference.models.cache import LayerCache
+from inference.models.graph import CompiledNetwork
+from inference.models.parameters import DISTANCES, HEAD, SHARED
+from inference.models.runner import ModelRunner
+from inference.models.step import SequenceStep, StepBatch
+from inference.models.t5_config import T5Config
+
+Caches = list[LayerCache]
+Weights = Mapping[str, Weight]
+
+
+class SourceEncoder(nn.Cell):
+    """tokens [T] of whole sources -> their states [T, hidden]; leaves the decoder's keys and values of them.
+
+    The first inputs of `StepBatch`, whose block tables are those of the sources.
+    """
+
+    def __init__(self, kernels: ModuleType, config: T5Config, shape: AttentionShape, weights: Weights, caches: Caches):
+        super().__init__()
+        whole, store = replace(shape, scope="whole"), replace(shape, scope="store")
+        distances = distance_bias(kernels, config, weights, "encoder")
+        self.geometry = kernels.SourceGeometry(whole)
+        self.embedding = kernels.Embedding(weights[SHARED], config.hidden_size)
+        halves = []
+        for layer in range(config.num_encoder_layers):
+            prefix = f"encoder.block.{layer}.layer."
+            attention = _attention(weights, f"{prefix}0.", "SelfAttention.qkv", distances)
+            halves.append(kernels.RelativeAttentionHalf(whole, attention, _memory(caches[0])))
+            halves.append(_feed_forward(kernels, config, weights, f"{prefix}1."))
+        norm = weights["encoder.final_layer_norm.weight"]
+        for layer, cache in enumerate(caches):
+            kept = weights[f"decoder.block.{layer}.layer.1.EncDecAttention.kv.weight"]
+            halves.append(kernels.RelativeAttentionHalf(store, {"norm": norm, "qkv": kept}, _memory(cache)))
+        self.layers = kernels.Halves(halves)
+        vector, matrix = _inputs()
+        self.set_inputs(vector, vector, vector, matrix, vector, matrix, vector)
+
+    def construct(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        slots: Tensor,
+        block_tables: Tensor,
+        query_starts: Tensor,
+        query_index: Tensor,
+        token_index: Tensor,
+    ) -> Tensor:
+        geometry = self.geometry(positions, slots, block_tables, query_starts, query_index, token_index)
+        return self.layers(self.embedding(tokens), geometry)
+
+
+class TargetDecoder(nn.Cell):
+    """tokens [T] of answers -> what the kernels' OutputHead gives of the tokens named by logits_index [R].
+
+    The inputs are those of `StepBatch`, and for each sequence the block table [B, blocks] and length [B] of its source.
+    """
+
+    def __init__(self, kernels: ModuleType, config: T5Config, shape: AttentionShape, weights: Weights, caches: Caches):
+        super().__init__()
+        cross = replace(shape, scope="cross")
+        distances = distance_bias(kernels, config, weights, "decoder")
+        self.geometry = kernels.TargetGeometry(shape)
+        self.embedding = kernels.Embedding(weights[SHARED], config.hidden_size)
+        halves = []
+        for layer, cache in enumerate(caches):
+            prefix = f"decoder.block.{layer}.layer."
+            own = _attention(weights, f"{prefix}0.", "SelfAttention.qkv", distances)
+            to_source = _attention(weights, f"{prefix}1.", "EncDecAttention.q")
+            halves.append(kernels.RelativeAttentionHalf(shape, own, _memory(cache)))
+            halves.append(kernels.RelativeAttentionHalf(cross, to_source, _memory(cache)))
+            halves.append(_feed_forward(kernels, config, weights, f"{prefix}2."))
+        self.layers = kernels.Halves(halves)
+        self.head = kernels.OutputHead(
+            config.vocab_size,
+            config.hidden_size,
+            config.norm_eps,
+            head_norm(kernels, config, weights),
+            weights[SHARED if config.tie_embeddings else HEAD],
+        )
+        vector, matrix = _inputs()
+        self.set_inputs(vector, vector, vector, matrix, vector, matrix, vector, vector, vector, matrix, vector)
+
+    def construct(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        slots: Tensor,
+        block_tables: Tensor,
+        query_starts: Tensor,
+        query_index: Tensor,
+        token_index: Tensor,
+        logits_index: Tensor,
+        logit_rows: Tensor,
+        cross_tables: Tensor,
+        cross_lengths: Tensor,
+    ) -> Tensor:
+        geometry = self.geometry(
+            positions, slots, block_tables, query_starts, query_index, token_index, cross_tables, cross_lengths
+        )
+        x = self.embedding(tokens)  # [T, hidden]
+        return self.head(self.layers(x, geometry), logits_index, logit_rows)
+
+
+class EncoderDecoderRunner(ModelRunner):
+    """A T5 ready to step: `encode` the sources of new sequences, then `step` with their decoders' tokens."""
+
+    config: T5Config
+
+    def build(self, weights: Weights) -> CompiledNetwork:
+        networks = (self.kernels, self.config, self._shapes[0], weights, self._caches)
+        self._encoder = CompiledNetwork(SourceEncoder(*networks))
+        return CompiledNetwork(TargetDecoder(*networks))
+
+    def attention_shapes(self, half_cache: bool) -> list[AttentionShape]:
+        config = self.config
+        shape = AttentionShape(
+            config.hidden_size,
+            config.num_heads,
+            config.num_heads,
+            config.head_dim,
+            config.norm_eps,
+            scale=1.0,
+            window=None,
+            num_blocks=self.num_blocks,
+            block_size=self.block_size,
+            half_cache=half_cache,
+            reach=config.max_distance,
+        )
+        return [shape] * config.num_layers
+
+    def warm_up(self) -> None:
+        self.encode(StepBatch.build([SequenceStep([0], 0, [0])], self.block_size))
+        self.step(StepBatch.build([SequenceStep([0], 0, [0], ([0], 1))], self.block_size))
+
+    def encode(self, batch: StepBatch) -> None:
+        """Leaves the decoder's keys and values of whole sources in the blocks of their tables."""
+        self._encoder(*self._tensors(batch)[:7]).asnumpy()
+
+
+def distance_bias(kernels: ModuleType, config: T5Config, weights: Weights, stack: str) -> Weight:
+    """The bias of every head and distance [H * (2 * max_distance + 1)], out of the stack's table of buckets."""
+    weight = weights[f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"]
+    table = kernels.memory(weight.data)
+    if table.dtype == np.uint8:
+        table = unpack(table, weight.format, config.num_buckets, config.num_heads)
+    bias = table[config.distance_buckets(bidirectional=stack == "encoder")].T  # [H, 2 * max_distance + 1]
+    return _vector(kernels, f"{stack}.{DISTANCES}", bias.reshape(-1))
+
+
+def head_norm(kernels: ModuleType, config: T5Config, weights: Weights) -> Weight:
+    """The decoder's last norm. A tied output layer takes its input divided by the root of its width: so does the norm."""
+    weight = weights["decoder.final_layer_norm.weight"]
+    if not config.tie_embeddings:
+        return weight
+    return _vector(kernels, "decoder.scaled_norm", kernels.memory(weight.data) * np.float32(config.hidden_size**-0.5))
+
+
+def _vector(kernels: ModuleType, name: str, values: np.ndarray) -> Weight:
+    data = kernels.empty(name, values.shape, np.float32)
+    kernels.memory(data)[:] = values
+    return Weight(data, Format.FLOAT32)
+
+
+def _attention(weights: Weights, prefix: str, matrix: str, distances: Weight | None = None) -> dict[str, Weight]:
+    """The kernels' weights of an attention half; `matrix` is the first of its products."""
+    named = {
+        "norm": weights[f"{prefix}layer_norm.weight"],
+        "qkv": weights[f"{prefix}{matrix}.weight"],
+        "output": weights[f"{prefix}{matrix.split('.')[0]}.o.weight"],
+    }
+    return named if distances is None else {**named, "distances": distances}
+
+
+def _feed_forward(kernels: ModuleType, config: T5Config, weights: Weights, prefix: str) -> object:
+    sizes = (config.hidden_size, config.intermediate_size, config.norm_eps, config.activation, config.gated)
+    parts = {
+        "norm": weights[f"{prefix}layer_norm.weight"],
+        "gate_up": weights[f"{prefix}DenseReluDense.wi.weight"],
+        "down": weights[f"{prefix}DenseReluDense.wo.weight"],
+    }
+    return kernels.FeedForwardHalf(FeedForwardShape(*sizes), parts)
+
+
+def _memory(cache: LayerCache) -> tuple:
+    return cache.keys, cache.values
+
+
+def _inputs() -> tuple[Tensor, Tensor]:
+    return Tensor(shape=[None], dtype=mstype.int32), Tensor(shape=[None, None], dtype=mstype.int32)

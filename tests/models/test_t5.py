@@ -1,0 +1,228 @@
+"""T5 against what transformers computed for tiny random models of it (tests/goldens/t5), with all kernels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from inference.errors import CheckpointError, ConfigError
+from inference.kernels.build import KernelBuildError, library_path
+from inference.kernels.formats import Format
+from inference.models import weights
+from inference.models.checkpoint import open_checkpoint
+from inference.models.encoder_decoder import EncoderDecoderRunner
+from inference.models.parameters import parameter_shapes
+from inference.models.registry import model_config_from
+from inference.models.step import SequenceStep, StepBatch
+from inference.models.t5_config import T5Config
+
+GOLDENS = Path(__file__).parents[1] / "goldens" / "t5"
+CASES = ("t5_relu", "t5_gated_untied", "t5_untied_v5")
+STEPS, EVERY, BLOCK = 40, 4, 16
+# Of the largest logit; what is measured is 4e-6.
+TOLERANCE = 1e-4
+
+
+@dataclass
+class Row:
+    """A source, its answer, and blocks of cache in no order for each."""
+
+    source: list[int]
+    answer: list[int]
+    logits: np.ndarray
+    source_blocks: list[int]
+    blocks: list[int]
+
+    @property
+    def encoded(self) -> tuple[list[int], int]:
+        return self.source_blocks, len(self.source)
+
+
+@dataclass
+class Case:
+    runner: EncoderDecoderRunner
+    rows: list[Row]
+
+    def encode(self, rows: Sequence[Row]) -> None:
+        steps = [SequenceStep(row.source, 0, row.source_blocks) for row in rows]
+        self.runner.encode(StepBatch.build(steps, BLOCK))
+
+    def decode(self, rows: Sequence[Row], start: int, end: int) -> np.ndarray:
+        """Logits [rows, end - start, V] of these of the tokens 0 (the start token), answer[0], answer[1], ..."""
+        steps = [SequenceStep([0, *row.answer][start:end], start, row.blocks, row.encoded) for row in rows]
+        result = self.runner.step(StepBatch.build(steps, BLOCK, all_logits=True))
+        assert (result.best == result.logits.argmax(axis=1)).all()
+        return result.logits.reshape(len(rows), end - start, -1)
+
+
+def read_config(name: str) -> T5Config:
+    return model_config_from(json.loads((GOLDENS / name / "config.json").read_text()), name)
+
+
+def build(name: str, kernels: str, weight_format: Format | None = Format.FLOAT32, half_cache: bool = False) -> Case:
+    if kernels == "native":
+        try:
+            library_path()
+        except KernelBuildError as error:
+            pytest.skip(str(error))
+    config, golden = read_config(name), np.load(GOLDENS / name / "golden.npz")
+    lengths = golden["lengths"].tolist()
+    count = 1 + sum(-(-length // BLOCK) - (-(STEPS + 1) // BLOCK) for length in lengths)
+    free = np.random.default_rng(5).permutation(np.arange(1, count)).tolist()
+    rows = []
+    for i, length in enumerate(lengths):
+        source_blocks = [free.pop() for _ in range(-(-length // BLOCK))]
+        blocks = [free.pop() for _ in range(-(-STEPS // BLOCK))]
+        answer = golden[f"greedy_{i}"].tolist()
+        rows.append(Row(golden[f"source_{i}"].tolist(), answer, golden[f"logits_{i}"], source_blocks, blocks))
+    pairs = weights.fit(open_checkpoint(GOLDENS / name), config, GOLDENS / name)
+    module = import_module(f"inference.kernels.{kernels}")
+    sizes = {"num_blocks": count, "block_size": BLOCK, "half_cache": half_cache}
+    return Case(EncoderDecoderRunner(config, pairs, kernels=module, weight_format=weight_format, **sizes), rows)
+
+
+@pytest.fixture(scope="module", params=[f"{name}-{kernels}" for name in CASES for kernels in ("stock", "native")])
+def case(request: pytest.FixtureRequest, graph_mode: None) -> Case:
+    return build(*request.param.split("-"))
+
+
+def error_of(row: Row, logits: np.ndarray) -> float:
+    """Of logits [STEPS, V], relative to the largest."""
+    return float(np.abs(logits[::EVERY] - row.logits).max() / np.abs(row.logits).max())
+
+
+def test_logits_of_rows_run_together(case: Case) -> None:
+    case.encode(case.rows)
+    for row, logits in zip(case.rows, case.decode(case.rows, 0, STEPS), strict=True):
+        assert error_of(row, logits) < TOLERANCE
+
+
+def test_token_by_token_each_source_encoded_alone(case: Case) -> None:
+    for row in case.rows[::-1]:
+        case.encode([row])
+    steps = [case.decode(case.rows, at, at + 1) for at in range(STEPS)]
+    found = np.concatenate(steps, axis=1)
+    for row, logits in zip(case.rows, found, strict=True):
+        assert logits.argmax(axis=1).tolist() == row.answer
+        assert error_of(row, logits) < TOLERANCE
+
+
+def test_answers_in_chunks_after_blocks_were_used_by_others(case: Case) -> None:
+    case.encode(case.rows)
+    for row in case.rows:
+        pieces = [case.decode([row], begin, min(begin + 7, STEPS)) for begin in range(0, STEPS, 7)]
+        assert error_of(row, np.concatenate(pieces, axis=1)[0]) < TOLERANCE
+
+
+def test_another_source_gives_other_logits(case: Case) -> None:
+    """The check itself: a source that is a token shorter must not pass."""
+    row = case.rows[-1]
+    cut = Row(row.source[:-1], row.answer, row.logits, row.source_blocks, row.blocks)
+    case.encode([cut])
+    assert error_of(row, case.decode([cut], 0, STEPS)[0]) > 10 * TOLERANCE
+
+
+@pytest.mark.parametrize("weight_format", [Format.BFLOAT16, Format.INT8, Format.INT4])
+def test_narrow_weights(weight_format: Format, graph_mode: None) -> None:
+    """Stock operators compute with the same rounded weights; only int8 activations differ, and a float16 cache."""
+    cases = [build("t5_gated_untied", kernels, weight_format) for kernels in ("stock", "native")]
+    cases.append(build("t5_gated_untied", "native", weight_format, half_cache=True))
+    found = []
+    for case in cases:
+        case.encode(case.rows)
+        found.append(case.decode(case.rows, 0, STEPS))
+    limits = (1e-4, 3e-3) if weight_format is Format.BFLOAT16 else (0.08, 0.08)
+    for other, limit in zip(found[1:], limits, strict=True):
+        assert np.sqrt(np.mean((other - found[0]) ** 2)) < limit * np.abs(found[0]).max()
+
+
+def test_buckets() -> None:
+    """Near distances apart, far ones together; one way, all keys ahead are at distance 0."""
+    config = read_config("t5_relu")
+    both, back = config.distance_buckets(bidirectional=True), config.distance_buckets(bidirectional=False)
+    assert len(both) == len(back) == 2 * 128 + 1
+    assert both[128 - 8 : 128 + 9].tolist() == [8, 7, 6, 5, 4, 3, 2, 1, 0, 17, 18, 19, 20, 21, 22, 23, 24]
+    assert back[128:].tolist() == [0] * 129 and back[128 - 16 : 128].tolist() == list(range(16, 0, -1))
+    assert (both[0], both[-1], back[0]) == (15, 31, 31)
+    assert (np.diff(both[:129]) <= 0).all() and (np.diff(back) <= 0).all()
+
+
+def test_mindformers_keys() -> None:
+    """As configs/t5/run_t5_small_on_wmt16.yaml of MindFormers spells it."""
+    keys = {
+        "type": "T5Config", "d_ff": 2048, "hidden_size": 512, "hidden_act": "relu", "d_kv": 64, "num_heads": 8,
+        "num_hidden_layers": 6, "layer_norm_epsilon": 1e-6, "max_position_embeddings": 1024, "seq_length": 1024,
+        "relative_attention_num_buckets": 32, "start_token_id": 0, "vocab_size": 32128,
+    }  # fmt: skip
+    config = model_config_from(keys, "t5.yaml", "T5ForConditionalGeneration")
+    assert (config.num_encoder_layers, config.num_layers, config.context_length) == (6, 6, 1024)
+    assert config.tie_embeddings and config.activation == "relu" and not config.gated
+    assert config.num_parameters == 60_506_624
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("feed_forward_proj", "swish", "'feed_forward_proj' is 'swish'.*gated-gelu"),
+        ("d_model", None, "'d_model' is missing"),
+        ("relative_attention_num_buckets", 6, "multiple of 4"),
+        ("decoder_start_token_id", "x", "token id"),
+    ],
+)
+def test_what_cannot_be(key: str, value: object, message: str) -> None:
+    values = json.loads((GOLDENS / "t5_relu" / "config.json").read_text()) | {key: value}
+    with pytest.raises(ConfigError, match=message):
+        model_config_from(values, "config.json")
+
+
+def test_tensors_written_twice_are_passed_over_and_missing_ones_named() -> None:
+    config, directory = read_config("t5_relu"), GOLDENS / "t5_relu"
+    stored = open_checkpoint(directory)
+    again = stored | {name: stored["shared.weight"] for name in ("encoder.embed_tokens.weight", "lm_head.weight")}
+    assert len(weights.fit(again, config, directory)) == len(stored)
+    del again["decoder.block.1.layer.1.EncDecAttention.k.weight"]
+    with pytest.raises(CheckpointError, match=r"1 missing: decoder.block.1.layer.1.EncDecAttention.k.weight"):
+        weights.fit(again, config, directory)
+
+
+def test_mindformers_names_and_layout() -> None:
+    """As its convert_weight writes them: output and feed-forward matrices are stored [in, out]."""
+    config, directory = read_config("t5_relu"), GOLDENS / "t5_relu"
+    stored = open_checkpoint(directory)
+    theirs = {mindformers_name(name): tensor for name, tensor in stored.items()}
+    assert not set(theirs) & set(stored) and all(name.startswith("t5_model.") for name in theirs)
+    for name, tensor in theirs.items():
+        if "projection" in name or "mapping" in name:
+            theirs[name] = replace(tensor, shape=tensor.shape[::-1])
+    pairs = weights.fit(theirs, config, directory)
+    ours = {(place.parameter, place.first_row): tensor.segments for tensor, place in weights.fit(stored, config, directory)}
+    assert {(place.parameter, place.first_row): tensor.segments for tensor, place in pairs} == ours
+    turned = {place.parameter for _, place in pairs if place.transposed}
+    assert turned == {name for name in parameter_shapes(config) if name.endswith((".o.weight", ".wi.weight", ".wo.weight"))}
+
+
+def mindformers_name(name: str) -> str:
+    """Hugging Face's name of a tensor -> MindFormers'."""
+    if name == "shared.weight":
+        return "t5_model.tfm_embedding_lookup.embedding_table"
+    stack, _, rest = name.partition(".")
+    if rest == "final_layer_norm.weight":
+        return f"t5_model.{stack}_layernorm.gamma"
+    _, layer, _, part, *end = rest.split(".")
+    cross = stack == "decoder" and part == "1"
+    block = f"t5_model.tfm_{stack}.blocks.{layer}"
+    if end[0] == "layer_norm":
+        norm = "cross_attention_layernorm" if cross else "layernorm1" if part == "0" else "layernorm2"
+        return f"{block}.{norm}.gamma"
+    if end[0] == "DenseReluDense":
+        return f"{block}.output.{'mapping' if end[1] == 'wi' else 'projection'}.weight"
+    if end[1] == "relative_attention_bias":
+        return f"{block}.attention.bias_generator.embeddings_table"
+    dense = {"q": "dense1", "k": "dense2", "v": "dense3", "o": "projection"}[end[1]]
+    return f"{block}.{'cross_attention' if cross else 'attention'}.{dense}.weight"
