@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,13 @@ from inference.generation.text import EncodedPrompt
 from inference.prompts import Prompt, check_text
 from inference.tokenizer import Tokenizer
 
-TASKS = ("text_generation", "text-generation")
+# Each task, and the key of its results. What is done is the model's business, by what its prompts ask for.
+TASKS = {
+    "text_generation": "text_generation_text",
+    "text-generation": "text_generation_text",
+    "translation": "translation_text",
+    "summarization": "summarization_text",
+}
 Inputs = str | Sequence[str]
 
 
@@ -24,13 +31,19 @@ class TextGenerationPipeline:
         model: runs them.
         tokenizer: the model's.
         streamer: shows text as it comes.
+        key: of the results.
         settings: of generation, for every call.
     """
 
     def __init__(
-        self, model: GenerativeModel, tokenizer: Tokenizer, streamer: BaseStreamer | None = None, **settings: Any
+        self,
+        model: GenerativeModel,
+        tokenizer: Tokenizer,
+        streamer: BaseStreamer | None = None,
+        key: str = TASKS["text_generation"],
+        **settings: Any,
     ):
-        self.model, self.tokenizer, self.streamer = model, tokenizer, streamer
+        self.model, self.tokenizer, self.streamer, self.key = model, tokenizer, streamer, key
         self._generation = model.generation_config.updated(**settings)
 
     def __call__(
@@ -51,7 +64,7 @@ class TextGenerationPipeline:
             settings: of generation, for this call.
 
         Returns:
-            `{"text_generation_text": [text]}` for each input, in order.
+            `{"text_generation_text": [text]}` for each input, in order, under the key of the pipeline's task.
 
         Raises:
             ConfigError: an unknown setting.
@@ -72,7 +85,7 @@ class TextGenerationPipeline:
             raise
         answers = self.model.answer(prompts, self.tokenizer, shown)
         return [
-            {"text_generation_text": [prompt.full_text(answer) if return_full_text else answer]}
+            {self.key: [prompt.full_text(answer) if return_full_text else answer]}
             for prompt, answer in zip(prompts, answers, strict=True)
         ]
 
@@ -97,7 +110,8 @@ def pipeline(
     """A pipeline for a task.
 
     Args:
-        task: `text_generation`.
+        task: `text_generation`; `translation` (also `translation_en_to_de`) and `summarization` differ in the key of
+            their results only: the prompt says what is asked, as in `translate English to German: ...`.
         model: a model, or the name of one.
         tokenizer: the model's; taken from where the model came from if it is not given.
         streamer: shows text as it comes.
@@ -106,11 +120,13 @@ def pipeline(
     Raises:
         ConfigError: an unknown task or setting.
     """
-    if task not in TASKS:
-        raise ConfigError(f"there is no task '{task}'", did_you_mean(task, TASKS) or f"known: {TASKS[0]}")
+    kind = "translation" if re.fullmatch("translation_[a-z]+_to_[a-z]+", task) else task
+    if kind not in TASKS:
+        hint = did_you_mean(task, TASKS) or "known: text_generation, translation, summarization"
+        raise ConfigError(f"there is no task '{task}'", hint)
     if model is None:
         raise ConfigError("pipeline needs a model", "give a model, a preset's name or a directory")
     if isinstance(model, str):
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(model)
         model = AutoModel.from_pretrained(model)
-    return TextGenerationPipeline(model, tokenizer or model.source.tokenizer(), streamer, **settings)
+    return TextGenerationPipeline(model, tokenizer or model.source.tokenizer(), streamer, TASKS[kind], **settings)

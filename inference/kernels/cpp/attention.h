@@ -89,7 +89,7 @@ inline void place_head(const AttentionLayer &layer, const Step &step, const floa
   if (!is_value) {
     const float *norm = is_query ? layer.query_norm : layer.key_norm;
     if (norm) rms_norm_row(x, norm, size, layer.eps, x);
-    if (layer.frequencies) rotate(x, angles + token * size, angles + token * size + half, size);
+    if (layer.rotation) rotate(x, angles + token * size, angles + token * size + half, size);
   }
   if (is_query) {
     for (int64_t i = 0; i < size; i++) x[i] *= layer.scale;

@@ -198,15 +198,6 @@ inline VecF exp_nonpositive(VecF x) {
   return (VecF)((VecI)p + exponent);
 }
 
-// 1 / (1 + e^-x), with an exponential that cannot overflow.
-inline VecF sigmoid(VecF x) {
-  const VecF e = exp_nonpositive(-magnitude(x));
-  return (x < 0.0f ? e : broadcast(1.0f)) / (1.0f + e);
-}
-
-// x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) (Hendrycks & Gimpel 2016), as a sigmoid of twice the argument.
-inline VecF gelu_tanh(VecF x) { return x * sigmoid(x * 1.59576912f * (1.0f + 0.044715f * x * x)); }
-
 inline VecF relu(VecF x) { return x < 0.0f ? zero() : x; }
 
 // x / (1 + e^-x), with an exponential that cannot overflow.
