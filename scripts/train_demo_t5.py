@@ -3,7 +3,7 @@
 
     python scripts/train_demo_t5.py --output_dir inference/demo_t5 --heldout_dir tests/demo
 
-Needs PyTorch and sentencepiece (the extra `goldens`); takes about 15 minutes on one core that is free. Prints its accuracy
+Needs PyTorch and sentencepiece (the extra `goldens`); takes about 15 minutes on a free core. Prints its accuracy
 on combinations that it never saw, as the float16 weights answer greedily; the exit code is 1 when the
 translations are less than 95 % right, and then nothing is written.
 """

@@ -32,7 +32,7 @@ _TRUE_WORDS = ("1", "ON", "YES", "TRUE")
 def locate_model(name_or_dir: str | Path, *, config: InferenceConfig | None = None) -> Path:
     """The directory of a model.
 
-    In this order: `demo` and `demo_t5` are the packaged models; an existing directory is itself; a name is looked for in
+    In this order: `demo` and `demo_t5` come with the package; an existing directory is itself; a name is looked for in
     `$INFERENCE_MODEL_HOME/<name>` and `./checkpoint_download/<name>`; then the preset's `model.hub_id`, or an
     `org/name`, is fetched with huggingface_hub, from its cache alone where HF_HUB_OFFLINE is set.
 

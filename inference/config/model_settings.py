@@ -221,7 +221,9 @@ class ModelSettings(Section):
 
     # Known to MindFormers; accepted only where they change nothing.
     has_relative_bias: Annotated[bool, only(True)] | None = Field(None, description="T5's bias by distance.")
-    scale_output: Annotated[bool, only(True)] | None = Field(None, description="T5's scaling before a tied output layer.")
+    scale_output: Annotated[bool, only(True)] | None = Field(
+        None, description="T5's scaling before a tied output layer."
+    )
     post_layernorm_residual: Annotated[bool, only(False)] | None = Field(
         None, description="Take the residual stream after the norm."
     )

@@ -191,7 +191,7 @@ class AttentionHalf:
 
 
 class RelativeAttentionHalf(AttentionHalf):
-    """The same without rotation: a bias by distance takes its place, in the weight `distances` [H * (2 * reach + 1)]."""
+    """The same without rotation: a bias by distance takes its place, `distances` [H * (2 * reach + 1)]."""
 
     def __init__(self, shape: AttentionShape, weights: Mapping[str, Weight], caches: tuple[np.ndarray, np.ndarray]):
         super().__init__(shape, None, 0, 0, weights, caches)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-
 # Numbered as in `cpp/blocks.h`. gelu is exact, gelu_tanh its usual approximation.
 ACTIVATIONS = ("silu", "gelu_tanh", "gelu", "relu")
-# What a token attends to, numbered as there: those up to itself, its whole sequence, the source of its sequence, nothing.
+# What a token attends to, numbered as there: those up to itself, its whole sequence, its sequence's source, nothing.
 SCOPES = ("causal", "whole", "cross", "store")
 
 

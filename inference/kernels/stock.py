@@ -532,6 +532,10 @@ class SourceGeometry(nn.Cell):
         """Index [B, Q, L] into a head's bias of the distance from each query to each key."""
         return ops.clamp(key_positions - query_positions, -self.reach, self.reach) + self.reach
 
+
+class SourceGeometry(_RelativeGeometry):
+    """What all layers of an encoder share in a step, in which every sequence is whole and starts at 0."""
+
     def construct(
         self,
         positions: Tensor,
@@ -556,7 +560,7 @@ class SourceGeometry(nn.Cell):
         return write_slots, context_slots, mask, distances, query_index, token_index, context_slots, mask
 
 
-class TargetGeometry(SourceGeometry):
+class TargetGeometry(_RelativeGeometry):
     """What all layers of a decoder that attends to sources share in a step."""
 
     def construct(

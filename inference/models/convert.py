@@ -30,7 +30,14 @@ PAGE = 4096
 # Our names of types, and those of the safetensors format.
 TYPE_NAMES = {"float32": "F32", "uint8": "U8"}
 # Of the model's directory, what a copy needs beside weights and config.
-COMPANIONS = ("tokenizer*", "spiece.model", "generation_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template*")
+COMPANIONS = (
+    "tokenizer*",
+    "spiece.model",
+    "generation_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+)
 
 
 def convert(

@@ -7,7 +7,7 @@ end: a source takes no more than its blocks of the cache that all sequences shar
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from types import ModuleType
 
@@ -168,7 +168,7 @@ def distance_bias(kernels: ModuleType, config: T5Config, weights: Weights, stack
 
 
 def head_norm(kernels: ModuleType, config: T5Config, weights: Weights) -> Weight:
-    """The decoder's last norm. A tied output layer takes its input divided by the root of its width: so does the norm."""
+    """The decoder's last norm, which also divides the input of a tied output layer by the root of its width."""
     weight = weights["decoder.final_layer_norm.weight"]
     if not config.tie_embeddings:
         return weight

@@ -19,6 +19,7 @@ from inference.kernels.shapes import AttentionShape
 from inference.kernels.weight import Weight
 from inference.models import weights
 from inference.models.checkpoint import StoredTensor
+from inference.models.config import ModelConfig
 from inference.models.graph import CompiledNetwork
 from inference.models.parameters import parameter_shapes
 from inference.models.step import SequenceStep, StepBatch, StepResult
@@ -99,12 +100,14 @@ class ModelRunner:
         """The attention layers that keep keys and values."""
         from inference.models.decoder import attention_shapes
 
+        assert isinstance(self.config, ModelConfig)
         return attention_shapes(self.config, self.num_blocks, self.block_size, half_cache)
 
     def build(self, parameters: dict[str, Weight]) -> CompiledNetwork:
         """The network, on the caches."""
         from inference.models.decoder import Decoder
 
+        assert isinstance(self.config, ModelConfig)
         return CompiledNetwork(Decoder(self.kernels, self.config, self._shapes, parameters, self._caches))
 
     def _load(

@@ -90,12 +90,10 @@ class StepBatch:
             wanted,
             np.arange(len(wanted)) if logit_rows is None else np.asarray(logit_rows),
         )
-        sources = [s.source for s in sequences if s.source is not None]
-        if sources:
-            lengths = np.array([length for _, length in sources])
-            used = [table[: -(-length // block_size)] for table, length in sources]
-            arrays = (*arrays, _tables(used), lengths)
-        return cls(*(np.ascontiguousarray(array, np.int32) for array in arrays))
+        given = [s.source for s in sequences if s.source is not None]
+        used = [table[: -(-length // block_size)] for table, length in given]
+        sources = (_tables(used), np.array([length for _, length in given])) if given else ()
+        return cls(*(np.ascontiguousarray(array, np.int32) for array in (*arrays, *sources)))
 
     def arrays(self) -> tuple[np.ndarray, ...]:
         """In the order that the network takes them; before `logit_rows` a 0, because it may be empty."""

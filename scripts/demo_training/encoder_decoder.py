@@ -147,7 +147,7 @@ class Stack(nn.Module):
         return bias.masked_fill(torch.ones(length, length, dtype=torch.bool).triu(1), -math.inf)
 
     def forward(self, x: Tensor, source_mask: Tensor, memory: Tensor | None = None) -> Tensor:
-        """The states of `x` [B, T, d_model]; `source_mask` [B, 1, 1, S] is 0 or minus infinity for each source token."""
+        """The states of `x` [B, T, d_model]; `source_mask` [B, 1, 1, S] is 0 or minus infinity for each token."""
         mask = self._self_mask(x.shape[1])
         if not self.is_decoder:
             mask = mask + source_mask

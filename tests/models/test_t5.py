@@ -184,7 +184,7 @@ def test_what_cannot_be(key: str, value: object, message: str) -> None:
 def test_tensors_written_twice_are_passed_over_and_missing_ones_named() -> None:
     config, directory = read_config("t5_relu"), GOLDENS / "t5_relu"
     stored = open_checkpoint(directory)
-    again = stored | {name: stored["shared.weight"] for name in ("encoder.embed_tokens.weight", "lm_head.weight")}
+    again = stored | dict.fromkeys(("encoder.embed_tokens.weight", "lm_head.weight"), stored["shared.weight"])
     assert len(weights.fit(again, config, directory)) == len(stored)
     del again["decoder.block.1.layer.1.EncDecAttention.k.weight"]
     with pytest.raises(CheckpointError, match=r"1 missing: decoder.block.1.layer.1.EncDecAttention.k.weight"):
@@ -201,10 +201,14 @@ def test_mindformers_names_and_layout() -> None:
         if "projection" in name or "mapping" in name:
             theirs[name] = replace(tensor, shape=tensor.shape[::-1])
     pairs = weights.fit(theirs, config, directory)
-    ours = {(place.parameter, place.first_row): tensor.segments for tensor, place in weights.fit(stored, config, directory)}
+    ours = {
+        (place.parameter, place.first_row): tensor.segments for tensor, place in weights.fit(stored, config, directory)
+    }
     assert {(place.parameter, place.first_row): tensor.segments for tensor, place in pairs} == ours
     turned = {place.parameter for _, place in pairs if place.transposed}
-    assert turned == {name for name in parameter_shapes(config) if name.endswith((".o.weight", ".wi.weight", ".wo.weight"))}
+    assert turned == {
+        name for name in parameter_shapes(config) if name.endswith((".o.weight", ".wi.weight", ".wo.weight"))
+    }
 
 
 def mindformers_name(name: str) -> str:

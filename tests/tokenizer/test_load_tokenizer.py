@@ -251,3 +251,18 @@ def test_importing_the_package_loads_none_of_the_libraries() -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def test_a_t5_tokenizer_ends_its_texts_and_counts_its_gaps_backwards(tmp_path: Path) -> None:
+    """A spiece.model without bos; <extra_id_0> has the last id, as transformers' T5Tokenizer has it."""
+    demo = Path(__file__).parents[2] / "inference" / "demo_t5"
+    plain = load_tokenizer(demo)
+    assert plain.encode("the big house")[-1] == plain.eos_token_id == 1
+    assert plain.decode(plain.encode("the big house")) == "the big house"
+    assert plain.encode("the big house", add_special_tokens=False)[-1] != 1
+    (tmp_path / "spiece.model").write_bytes((demo / "spiece.model").read_bytes())
+    gaps = [f"<extra_id_{index}>" for index in range(3)]
+    settings = {"additional_special_tokens": gaps, "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    tokenizer = load_tokenizer(tmp_path)
+    assert [tokenizer.token_to_id(gap) for gap in gaps] == [len(plain) + 2, len(plain) + 1, len(plain)]
