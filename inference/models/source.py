@@ -20,7 +20,7 @@ from inference.kernels.formats import Format
 from inference.models import weights
 from inference.models.checkpoint import Checkpoint, open_checkpoint
 from inference.models.concatenated import separate
-from inference.models.config import lay_over
+from inference.models.config import ModelConfig, lay_over
 from inference.models.convert import PACKED_KEY
 from inference.models.registry import model_config_from, resolve_architecture
 from inference.models.t5_config import AnyConfig
@@ -72,8 +72,9 @@ class ModelSource:
         Raises:
             CheckpointError: tensors that do not fit the config.
         """
-        apart = separate(checkpoint, self.model, self.config.engine.qkv_layout, path)
-        return weights.fit(apart, self.model, path)
+        if isinstance(self.model, ModelConfig):
+            checkpoint = separate(checkpoint, self.model, self.config.engine.qkv_layout, path)
+        return weights.fit(checkpoint, self.model, path)
 
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer."""
