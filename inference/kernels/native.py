@@ -262,7 +262,7 @@ class Halves(nn.Cell):
         for row, half in enumerate(halves):
             program[row, : len(half.record)] = half.record
         self.program = Tensor(program.reshape(-1))
-        self.has_cross = any(half.is_cross for half in halves)
+        self.has_cross = any(isinstance(half, AttentionHalf) and half.is_cross for half in halves)
         self.operator = _operator("cross_halves" if self.has_cross else "halves")
 
     def construct(self, x: Tensor, geometry: tuple) -> Tensor:

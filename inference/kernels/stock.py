@@ -503,11 +503,8 @@ class ExpertsHalf(nn.Cell):
         return x
 
 
-class SourceGeometry(nn.Cell):
-    """What all layers of an encoder share in a step, in which every sequence is whole and starts at 0.
-
-    The cache is laid out as `StepGeometry` has it.
-    """
+class _RelativeGeometry(nn.Cell):
+    """Parts of the geometry of an encoder and of its decoder; the cache is laid out as `StepGeometry` has it."""
 
     def __init__(self, shape: AttentionShape):
         super().__init__()

@@ -45,12 +45,12 @@ class SourceEncoder(nn.Cell):
         for layer in range(config.num_encoder_layers):
             prefix = f"encoder.block.{layer}.layer."
             attention = _attention(weights, f"{prefix}0.", "SelfAttention.qkv", distances)
-            halves.append(kernels.RelativeAttentionHalf(whole, attention, _memory(caches[0])))
+            halves.append(kernels.RelativeAttentionHalf(whole, attention, caches[0]))
             halves.append(_feed_forward(kernels, config, weights, f"{prefix}1."))
         norm = weights["encoder.final_layer_norm.weight"]
         for layer, cache in enumerate(caches):
             kept = weights[f"decoder.block.{layer}.layer.1.EncDecAttention.kv.weight"]
-            halves.append(kernels.RelativeAttentionHalf(store, {"norm": norm, "qkv": kept}, _memory(cache)))
+            halves.append(kernels.RelativeAttentionHalf(store, {"norm": norm, "qkv": kept}, cache))
         self.layers = kernels.Halves(halves)
         vector, matrix = _inputs()
         self.set_inputs(vector, vector, vector, matrix, vector, matrix, vector)
@@ -86,8 +86,8 @@ class TargetDecoder(nn.Cell):
             prefix = f"decoder.block.{layer}.layer."
             own = _attention(weights, f"{prefix}0.", "SelfAttention.qkv", distances)
             to_source = _attention(weights, f"{prefix}1.", "EncDecAttention.q")
-            halves.append(kernels.RelativeAttentionHalf(shape, own, _memory(cache)))
-            halves.append(kernels.RelativeAttentionHalf(cross, to_source, _memory(cache)))
+            halves.append(kernels.RelativeAttentionHalf(shape, own, cache))
+            halves.append(kernels.RelativeAttentionHalf(cross, to_source, cache))
             halves.append(_feed_forward(kernels, config, weights, f"{prefix}2."))
         self.layers = kernels.Halves(halves)
         self.head = kernels.OutputHead(
@@ -127,7 +127,9 @@ class EncoderDecoderRunner(ModelRunner):
     config: T5Config
 
     def build(self, weights: Weights) -> CompiledNetwork:
-        networks = (self.kernels, self.config, self._shapes[0], weights, self._caches)
+        shape = self._shapes[0]
+        assert isinstance(shape, AttentionShape)
+        networks = (self.kernels, self.config, shape, weights, self._caches)
         self._encoder = CompiledNetwork(SourceEncoder(*networks))
         return CompiledNetwork(TargetDecoder(*networks))
 
@@ -199,10 +201,6 @@ def _feed_forward(kernels: ModuleType, config: T5Config, weights: Weights, prefi
         "down": weights[f"{prefix}DenseReluDense.wo.weight"],
     }
     return kernels.FeedForwardHalf(FeedForwardShape(*sizes), parts)
-
-
-def _memory(cache: LayerCache) -> tuple:
-    return cache.keys, cache.values
 
 
 def _inputs() -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from inference.blocks import BlockPool
 from inference.kernels.formats import Format, pack_into
-from inference.kernels.shapes import AttentionShape
+from inference.kernels.shapes import AttentionShape, LatentShape
 from inference.kernels.weight import Weight
 from inference.models import weights
 from inference.models.checkpoint import StoredTensor
@@ -96,7 +96,7 @@ class ModelRunner:
         self._network = self.build(parameters)
         self.times.load = time.perf_counter() - started
 
-    def attention_shapes(self, half_cache: bool) -> list[AttentionShape]:
+    def attention_shapes(self, half_cache: bool) -> Sequence[AttentionShape | LatentShape]:
         """The attention layers that keep keys and values."""
         from inference.models.decoder import attention_shapes
 

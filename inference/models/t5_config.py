@@ -74,6 +74,11 @@ class T5Config:
         return self.query_size
 
     @property
+    def cache_size(self) -> int:
+        """Numbers that a position takes in the cache of a layer."""
+        return 2 * self.kv_size
+
+    @property
     def cache_length(self) -> int:
         """The most positions of cache that a request needs: those of its source and those of its answer."""
         return 2 * self.context_length
