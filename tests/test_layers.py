@@ -14,7 +14,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "inference"
 LAYERS = (
     {"errors", "config", "request", "blocks", "scheduler", "metrics", "latency", "prompts", "inputs"},
-    {"context", "kernels"},
+    {"context", "kernels", "parallel"},
     {"models", "tokenizer"},
     {"generation"},
     {
