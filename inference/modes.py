@@ -40,8 +40,8 @@ from inference.jobs.writer import AnswerWriter
 from inference.metrics import RunMetrics, StartupTimes, process_age
 from inference.models.convert import check_target as check_converted
 from inference.models.convert import convert as write_converted
+from inference.models.shards import Pairs
 from inference.models.source import ModelSource, resolve
-from inference.models.weights import Pairs
 from inference.prompts import Prompt
 from inference.report import count, load_progress, say, summary
 from inference.tokenizer import Tokenizer
@@ -186,8 +186,9 @@ def convert(config: InferenceConfig, force: bool = False) -> Path:
     check_device(config)
     check_backend(config)
     source = resolve(config)
-    pairs = source.pairs()
-    if pairs is None or source.packed is not None:
+    parts = [(source.shard(rank), source.pairs(rank) or []) for rank in range(source.ranks)]
+    pairs = [pair for _, part in parts for pair in part]
+    if not pairs or source.packed is not None:
         raise ConfigError("there is nothing to convert: the weights are random or packed already", "give a checkpoint")
     weight_format = weight_format_of(source, pairs)
     target = Path(config.output_dir) / f"{source.name}-{weight_format.value}"
@@ -201,8 +202,7 @@ def convert(config: InferenceConfig, force: bool = False) -> Path:
         from inference.kernels.formats import pack_into
     own = dict(source.own_config)
     write_converted(
-        pairs,
-        source.model,
+        parts,
         own,
         source.directory,
         target,

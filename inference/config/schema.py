@@ -228,7 +228,10 @@ class InferenceConfig(Section):
     use_parallel: bool = Field(False, description="Run on several devices; the launcher starts a process for each.")
     load_checkpoint: OptionalText = Field(None, description="Directory or file of the weights.")
     load_ckpt_format: Literal["safetensors", "ckpt"] | None = Field(None, description="Form of the weights.")
-    auto_trans_ckpt: bool = Field(False, description="Accepted; each rank always reads its own slices.")
+    auto_trans_ckpt: bool = Field(
+        False,
+        description="Each rank reads its part of a whole checkpoint either way; rank_0, rank_1, ... are read as they are.",
+    )
     pretrained_model_dir: OptionalText = Field(None, description="Hugging Face model directory, or a model's name.")
     checkpoint_name_or_path: OptionalText = Field(None, description="Checkpoint, or the name of a model.")
     predict_batch_size: Count | None = Field(None, description="Most sequences that run together.")
@@ -264,6 +267,13 @@ class InferenceConfig(Section):
     def rows_at_once(self) -> int:
         """The most rows in a step: `predict_batch_size` where it is set."""
         return self.predict_batch_size or self.engine.max_sequences
+
+    @property
+    def ranks_of_model(self) -> int:
+        """How many ranks share the model. A conversion is for as many as the command line says."""
+        ranks = self.parallel_config.model_parallel
+        asked = self.run_mode == "convert" and self.origin("parallel_config.model_parallel").startswith("--")
+        return ranks if self.use_parallel or asked else 1
 
     @property
     def sources(self) -> tuple[str, ...]:

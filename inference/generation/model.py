@@ -30,8 +30,9 @@ from inference.models import cache
 from inference.models.checkpoint import StoredTensor
 from inference.models.config import ModelConfig
 from inference.models.runner import ModelRunner
+from inference.models.shards import Pairs
 from inference.models.source import ModelSource, resolve
-from inference.models.weights import Pairs, stored_format, weight_bytes
+from inference.models.weights import stored_format, weight_bytes
 from inference.prompts import Prompt
 from inference.request import Request
 from inference.tokenizer import Tokenizer

@@ -19,7 +19,7 @@ from mindspore.ops import CustomRegOp, DataType
 from numpy.typing import DTypeLike
 
 from inference.kernels.build import library_path
-from inference.kernels.shapes import AttentionShape, FeedForwardShape
+from inference.kernels.shapes import AttentionShape, FeedForwardShape, Part
 from inference.kernels.weight import Weight
 
 # Whether weights and cache can be kept narrower than float32.
@@ -96,11 +96,12 @@ def _matrix(weight: Weight) -> list[int]:
 class Embedding(nn.Cell):
     """tokens [T] -> rows of the weight, whatever its format, as float32 [T, hidden]."""
 
-    def __init__(self, weight: Weight, hidden: int):
+    def __init__(self, weight: Weight, vocabulary: int, hidden: int, part: Part | None = None):
         super().__init__()
         self.weight = weight
-        # The record's length carries the width to where the output's shape is inferred, which sees no values.
-        self.record = Tensor(np.array((_matrix(weight) + [0] * hidden)[:hidden], np.int64))
+        record = _matrix(weight) + ([part.first_token, vocabulary, part.handle] if part else [])
+        # Its length carries the width to where the output's shape is inferred, which sees no values.
+        self.record = Tensor(np.array(record + [0] * (hidden - len(record)), np.int64))
         self.operator = _operator("embedding")
 
     def construct(self, tokens: Tensor) -> Tensor:
@@ -135,6 +136,7 @@ class AttentionHalf:
         mask_index: int,
         weights: Mapping[str, Weight],
         caches: tuple[np.ndarray, np.ndarray],
+        part: Part | None = None,
     ):
         self.kept = (weights, caches, np.ascontiguousarray(frequencies, np.float32))
         vectors = {name: _address(weight.data) for name, weight in weights.items() if weight.data.ndim == 1}
@@ -149,7 +151,7 @@ class AttentionHalf:
 class FeedForwardHalf:
     """The record of x + down(silu(gate(norm(x))) * up(norm(x)))."""
 
-    def __init__(self, shape: FeedForwardShape, weights: Mapping[str, Weight]):
+    def __init__(self, shape: FeedForwardShape, weights: Mapping[str, Weight], part: Part | None = None):
         self.kept = weights
         vectors = {name: _address(weight.data) for name, weight in weights.items() if weight.data.ndim == 1}
         self.record = [1, shape.hidden, shape.width, float_bits(shape.eps), vectors["norm"]]
@@ -160,12 +162,14 @@ class FeedForwardHalf:
 class Halves(nn.Cell):
     """x [T, hidden] through halves of layers, one after the other, as one operator."""
 
-    def __init__(self, halves: Sequence[AttentionHalf | FeedForwardHalf]):
+    def __init__(self, halves: Sequence[AttentionHalf | FeedForwardHalf], part: Part | None = None):
         super().__init__()
         self.kept = list(halves)
-        program = np.zeros((len(halves), RECORD), np.int64)
-        for row, half in enumerate(halves):
-            program[row, : len(half.record)] = half.record
+        records = [[2, part.handle, int(part.is_first)]] if part else []
+        records += [half.record for half in halves]
+        program = np.zeros((len(records), RECORD), np.int64)
+        for row, record in enumerate(records):
+            program[row, : len(record)] = record
         self.program = Tensor(program.reshape(-1))
         self.operator = _operator("halves")
 
@@ -177,8 +181,8 @@ class Halves(nn.Cell):
 class OutputHead(nn.Cell):
     """Final norm and logits of the tokens that are wanted, as one operator, which compares the logits as they come.
 
-    x [T, hidden], wanted [R], logit_rows [1 + S] -> float32 [R + S * vocabulary]: the best token of each row (-1 where
-    a logit is no number), then the logits of the rows that `logit_rows` names after its first number, which is not
+    x [T, hidden], wanted [R], logit_rows [1 + S] -> float32 [2 R + S * vocabulary]: the best token of each row (-1
+    where a logit is no number), its logit, then the logits of the rows that `logit_rows` names after its first number, which is not
     read: tensors of no elements are best avoided.
     """
 

@@ -17,7 +17,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from numpy.typing import DTypeLike
 
-from inference.kernels.shapes import AttentionShape, FeedForwardShape, windows_of
+from inference.kernels.shapes import AttentionShape, FeedForwardShape, Part, windows_of
 from inference.kernels.weight import Weight
 
 # Whether weights and cache can be kept narrower than float32.
@@ -82,14 +82,18 @@ class Linear(nn.Cell):
 
 
 class LinearResidual(nn.Cell):
-    """residual + linear(x): one operation, so that a fused kernel can take its place."""
+    """residual + linear(x), of which each rank of a group has some columns."""
 
-    def __init__(self, weight: Parameter, bias: Parameter | None = None):
+    def __init__(self, weight: Parameter, bias: Parameter | None = None, part: Part | None = None):
         super().__init__()
         self.linear = Linear(weight, bias)
+        self.is_shared = part is not None
+        if part is not None:
+            self.sum = ops.AllReduce(group=part.group)
 
     def construct(self, x: Tensor, residual: Tensor) -> Tensor:
-        return residual + self.linear(x)
+        y = self.linear(x)
+        return residual + (self.sum(y) if self.is_shared else y)
 
 
 class SiluMultiply(nn.Cell):
@@ -105,15 +109,23 @@ class SiluMultiply(nn.Cell):
 
 
 class Embedding(nn.Cell):
-    """tokens [T] -> rows of the weight [T, hidden]."""
+    """tokens [T] -> rows of the weight [T, hidden], of which each rank of a group has some."""
 
-    def __init__(self, weight: Weight, hidden: int):
+    def __init__(self, weight: Weight, vocabulary: int, hidden: int, part: Part | None = None):
         super().__init__()
         self.weight = weight.data
         self.gather = ops.Gather()
+        self.is_shared = part is not None
+        if part is not None:
+            self.first, self.last = part.first_token, part.first_token + vocabulary
+            self.sum = ops.AllReduce(group=part.group)
 
     def construct(self, tokens: Tensor) -> Tensor:
-        return self.gather(self.weight, tokens, 0)
+        if not self.is_shared:
+            return self.gather(self.weight, tokens, 0)
+        is_own = ops.logical_and(tokens >= self.first, tokens < self.last)
+        rows = self.gather(self.weight, (tokens - self.first) * is_own.astype(ms.int32), 0)
+        return self.sum(rows * ops.expand_dims(is_own.astype(ms.float32), 1))
 
 
 class StepGeometry(nn.Cell):
@@ -239,6 +251,7 @@ class AttentionHalf(nn.Cell):
         mask_index: int,
         weights: Mapping[str, Weight],
         caches: tuple[Parameter, Parameter],
+        part: Part | None = None,
     ):
         super().__init__()
         self.norm = RMSNorm(weights["norm"].data, shape.eps)
@@ -246,7 +259,7 @@ class AttentionHalf(nn.Cell):
         norms = (_optional(weights, "query_norm"), _optional(weights, "key_norm"))
         query_norm, key_norm = (None if norm is None else RMSNorm(norm, shape.eps) for norm in norms)
         self.attention = Attention(shape, caches, mask_index, query_norm, key_norm)
-        self.output = LinearResidual(weights["output"].data, _optional(weights, "output_bias"))
+        self.output = LinearResidual(weights["output"].data, _optional(weights, "output_bias"), part)
 
     def construct(self, x: Tensor, geometry: tuple) -> Tensor:
         return self.output(self.attention(self.qkv(self.norm(x)), geometry), x)
@@ -255,12 +268,12 @@ class AttentionHalf(nn.Cell):
 class FeedForwardHalf(nn.Cell):
     """x + down(silu(gate(norm(x))) * up(norm(x)))."""
 
-    def __init__(self, shape: FeedForwardShape, weights: Mapping[str, Weight]):
+    def __init__(self, shape: FeedForwardShape, weights: Mapping[str, Weight], part: Part | None = None):
         super().__init__()
         self.norm = RMSNorm(weights["norm"].data, shape.eps)
         self.gate_up = Linear(weights["gate_up"].data, _optional(weights, "gate_up_bias"))
         self.activation = SiluMultiply(shape.width)
-        self.down = LinearResidual(weights["down"].data, _optional(weights, "down_bias"))
+        self.down = LinearResidual(weights["down"].data, _optional(weights, "down_bias"), part)
 
     def construct(self, x: Tensor, geometry: tuple) -> Tensor:
         return self.down(self.activation(self.gate_up(self.norm(x))), x)
@@ -269,7 +282,7 @@ class FeedForwardHalf(nn.Cell):
 class Halves(nn.Cell):
     """x [T, hidden] through halves of layers, one after the other."""
 
-    def __init__(self, halves: Sequence[AttentionHalf | FeedForwardHalf]):
+    def __init__(self, halves: Sequence[AttentionHalf | FeedForwardHalf], part: Part | None = None):
         super().__init__()
         self.halves = nn.CellList(halves)
 

@@ -12,7 +12,7 @@ import numpy as np
 from mindspore import Tensor, nn
 from mindspore import dtype as mstype
 
-from inference.kernels.shapes import AttentionShape, FeedForwardShape, windows_of
+from inference.kernels.shapes import AttentionShape, FeedForwardShape, Part, windows_of
 from inference.kernels.weight import Weight
 from inference.models.cache import LayerCache
 from inference.models.config import ModelConfig
@@ -57,6 +57,7 @@ def layer_halves(
     weights: Mapping[str, Weight],
     cache: LayerCache,
     frequencies: np.ndarray,
+    part: Part | None = None,
 ) -> list:
     """The two halves of a layer: x + attention(norm(x)), then x + feed_forward(norm(x))."""
     attention, feed_forward = (
@@ -65,8 +66,8 @@ def layer_halves(
     )
     sizes = FeedForwardShape(config.hidden_size, config.intermediate_size, config.norm_eps)
     return [
-        kernels.AttentionHalf(shape, frequencies, mask_index, attention, (cache.keys, cache.values)),
-        kernels.FeedForwardHalf(sizes, feed_forward),
+        kernels.AttentionHalf(shape, frequencies, mask_index, attention, (cache.keys, cache.values), part),
+        kernels.FeedForwardHalf(sizes, feed_forward, part),
     ]
 
 
@@ -77,6 +78,8 @@ class Decoder(nn.Cell):
 
     Args:
         kernels: the module that the operations come from, `kernels.stock` or `kernels.native`.
+        config: of what this process has of the model.
+        part: which part that is; None for all of it.
     """
 
     def __init__(
@@ -86,18 +89,20 @@ class Decoder(nn.Cell):
         shapes: list[AttentionShape],
         weights: Mapping[str, Weight],
         caches: list[LayerCache],
+        part: Part | None = None,
     ):
         super().__init__()
         # One array for all layers, by which the kernels know that the angles are the same.
         frequencies = np.ascontiguousarray(config.rope.inverse_frequencies(config.head_dim), np.float32)
         self.geometry = kernels.StepGeometry(frequencies, shapes)
-        self.embedding = kernels.Embedding(weights[EMBEDDING], config.hidden_size)
+        self.embedding = kernels.Embedding(weights[EMBEDDING], config.vocab_size, config.hidden_size, part)
         masks = windows_of(shapes)
         halves = []
         for index, (shape, cache) in enumerate(zip(shapes, caches, strict=True)):
             mask = masks.index(shape.window or 0)
-            halves += layer_halves(kernels, config, shape, mask, f"model.layers.{index}.", weights, cache, frequencies)
-        self.layers = kernels.Halves(halves)
+            prefix = f"model.layers.{index}."
+            halves += layer_halves(kernels, config, shape, mask, prefix, weights, cache, frequencies, part)
+        self.layers = kernels.Halves(halves, part)
         head = weights[EMBEDDING if config.tie_embeddings else HEAD]
         self.head = kernels.OutputHead(
             config.vocab_size, config.hidden_size, config.norm_eps, weights["model.norm.weight"], head

@@ -6,6 +6,7 @@ Knows how a step's arrays become logits; knows nothing about requests, sampling 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -15,14 +16,16 @@ import numpy as np
 
 from inference.blocks import BlockPool
 from inference.kernels.formats import Format, pack_into
+from inference.kernels.shapes import Part
 from inference.kernels.weight import Weight
 from inference.models import weights
 from inference.models.checkpoint import StoredTensor
 from inference.models.config import ModelConfig
 from inference.models.graph import CompiledNetwork
 from inference.models.parameters import parameter_shapes
+from inference.models.shards import PACKED, Pairs, Shard
 from inference.models.step import SequenceStep, StepBatch, StepResult
-from inference.models.weights import Pairs
+from inference.parallel.group import Group
 
 
 class StepModel(Protocol):
@@ -59,6 +62,8 @@ class ModelRunner:
         half_cache: keep keys and values in float16.
         seed: of random weights.
         progress: called with each tensor as it is loaded.
+        shard: the part of the model that this rank has, whose tensors `pairs` are; all of it where none is given.
+        group: the ranks that share the model.
     """
 
     def __init__(
@@ -73,12 +78,16 @@ class ModelRunner:
         half_cache: bool = False,
         seed: int = 0,
         progress: Callable[[StoredTensor], None] | None = None,
+        shard: Shard | None = None,
+        group: Group | None = None,
     ):
         from inference.kernels import stock
         from inference.models import cache
         from inference.models.decoder import Decoder, attention_shapes
 
-        self.config = config
+        self.shard = shard or Shard(config)
+        self.group = group
+        self.config = self.shard.config
         self.block_size, self.num_blocks = block_size, num_blocks
         self.blocks = BlockPool(num_blocks, block_size)
         self.context_length = config.context_length
@@ -87,9 +96,11 @@ class ModelRunner:
         self.weight_format = weight_format or weights.stored_format(pairs)
         started = time.perf_counter()
         parameters = self._load(pairs, seed, progress)
-        self._shapes = attention_shapes(config, num_blocks, block_size, half_cache)
+        self._shapes = attention_shapes(self.config, num_blocks, block_size, half_cache)
         self._caches = cache.allocate(self.kernels, self._shapes)
-        self._network = CompiledNetwork(Decoder(self.kernels, config, self._shapes, parameters, self._caches))
+        part = group and Part(self.shard.is_first, self.shard.first_token, group.name, group.handle)
+        decoder = Decoder(self.kernels, self.config, self._shapes, parameters, self._caches, part)
+        self._network = CompiledNetwork(decoder)
         self.times.load = time.perf_counter() - started
 
     def _load(
@@ -98,11 +109,12 @@ class ModelRunner:
         from inference.kernels import stock
 
         is_stock = self.kernels is stock
-        shapes = parameter_shapes(self.config)
+        shapes, formats = self.shard.parameter_shapes(), weights.formats_of(self.shard.model, self.weight_format)
         loaded, destinations = {}, {}
         # What `convert` packed is used where it lies in the file.
-        in_place = {place.parameter: t for t, place in pairs or [] if t.dtype == weights.PACKED and not is_stock}
-        for name, precision in weights.formats_of(self.config, self.weight_format).items():
+        in_place = {} if is_stock else _usable_in_place(pairs or [])
+        for name in shapes:
+            precision = formats[name]
             if name in in_place:
                 loaded[name] = Weight(in_place[name].map(), precision)
                 if progress:
@@ -117,7 +129,7 @@ class ModelRunner:
             loaded[name] = Weight(data, precision)
             destinations[name] = weights.Destination(array, memory, precision, _packer(is_stock))
         if pairs is None:
-            weights.fill_random(shapes, destinations, seed)
+            weights.fill_random(parameter_shapes(self.shard.model), destinations, seed, shard=self.shard)
         else:
             weights.load([pair for pair in pairs if pair[1].parameter in destinations], destinations, progress)
         return loaded
@@ -132,12 +144,14 @@ class ModelRunner:
     def step(self, batch: StepBatch) -> StepResult:
         """The next tokens of the sequences that the batch names, after writing its keys and values."""
         given = self._network(*self._tensors(batch)).asnumpy()
+        first = self.shard.first_token
         if given.ndim == 2:
-            return StepResult.of_logits(given, batch)
+            return StepResult.of_logits(given, batch, first)
         # The native head compares the logits itself.
         count = len(batch.logits_index)
-        logits = given[count:].reshape(len(batch.logit_rows), self.config.vocab_size)
-        return StepResult(given[:count].astype(np.int64), logits)
+        best, values = given[:count].astype(np.int64), given[count : 2 * count]
+        logits = given[2 * count :].reshape(len(batch.logit_rows), self.config.vocab_size)
+        return StepResult(np.where(best < 0, -1, best + first), logits, values)
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copies keys and values of whole blocks, one pair (from, to) after the other."""
@@ -150,6 +164,16 @@ class ModelRunner:
         from mindspore import Tensor
 
         return [Tensor.from_numpy(array) for array in batch.arrays()]
+
+
+def _usable_in_place(pairs: Pairs) -> dict[str, StoredTensor]:
+    """Parameters that are one run of bytes of a file, packed."""
+    parts = Counter(place.parameter for _, place in pairs)
+    return {
+        place.parameter: tensor
+        for tensor, place in pairs
+        if tensor.dtype == PACKED and tensor.can_be_mapped and parts[place.parameter] == 1
+    }
 
 
 def _packer(is_stock: bool) -> weights.PackInto:

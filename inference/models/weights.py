@@ -27,17 +27,15 @@ from inference.models.parameters import (
     parameter_shapes,
     tensor_places,
 )
+from inference.models.shards import PACKED, Pairs, Shard
 
 SHOWN = 5
 # Rows that are rounded together, so that working memory stays small; whole panels.
 ROWS_AT_ONCE = 16 * PANEL
 # Elements that are read and packed together; enough to occupy all threads.
 PACKED_AT_ONCE = 1 << 22
-# The type of tensors that `convert` packed.
-PACKED = "uint8"
 # `formats.pack_into`, or its native twin.
 PackInto = Callable[[np.ndarray, Format, np.ndarray, int], None]
-Pairs = list[tuple[StoredTensor, TensorPlace]]
 
 
 def fit(checkpoint: Checkpoint, config: ModelConfig, path: Path) -> Pairs:
@@ -81,15 +79,20 @@ def _by_our_names(checkpoint: Checkpoint, path: Path) -> Checkpoint:
     return stored
 
 
-def fit_packed(checkpoint: Checkpoint, config: ModelConfig, weight_format: Format, path: Path) -> Pairs:
+def fit_packed(
+    checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]], formats: Mapping[str, Format], path: Path
+) -> Pairs:
     """Pairs every parameter of a model that `convert` packed with its stored form.
+
+    Args:
+        shapes: of the parameters.
+        formats: of the parameters.
 
     Raises:
         CheckpointError: parameters are missing or misshapen.
     """
     pairs = []
-    formats = formats_of(config, weight_format)
-    for name, shape in parameter_shapes(config).items():
+    for name, shape in shapes.items():
         stored = checkpoint.get(name)
         if stored is None or (stored.dtype, stored.shape) != memory_layout(shape, formats[name]):
             found = "missing" if stored is None else f"{stored.dtype} {list(stored.shape)}"
@@ -120,7 +123,7 @@ class Destination:
     def write(self, tensor: StoredTensor, first_row: int) -> None:
         """Reads a tensor into the rows from `first_row` on, converted to the format."""
         if tensor.dtype == PACKED:
-            self._write_packed(tensor)
+            self._write_packed(tensor, first_row)
         elif self.memory is None:
             rows = self.array[first_row : first_row + tensor.shape[0]]
             tensor.read_into(rows)
@@ -131,13 +134,14 @@ class Destination:
                 some = tensor.rows(begin, min(begin + count, tensor.shape[0]))
                 self.pack_into(self._read(some, self.memory), self.memory, self.array, first_row + begin)
 
-    def write_values(self, values: np.ndarray) -> None:
-        """Takes float32 values for the whole parameter."""
+    def write_values(self, values: np.ndarray, first_row: int = 0) -> None:
+        """Takes float32 values for the rows from `first_row` on."""
         if self.memory is None:
-            self.array[:] = values
-            self._round(self.array)
+            rows = self.array[first_row : first_row + len(values)]
+            rows[:] = values
+            self._round(rows)
         else:
-            self.pack_into(values, self.memory, self.array, 0)
+            self.pack_into(values, self.memory, self.array, first_row)
 
     @staticmethod
     def _read(tensor: StoredTensor, memory: Format) -> np.ndarray:
@@ -150,15 +154,16 @@ class Destination:
         tensor.read_into(values)
         return values
 
-    def _write_packed(self, tensor: StoredTensor) -> None:
+    def _write_packed(self, tensor: StoredTensor, first_row: int) -> None:
         if self.memory is not None:
-            tensor.read_bytes_into(self.array)
+            tensor.read_bytes_into(self.array[first_row // PANEL :][: tensor.shape[0]])
             return
         packed = np.empty(tensor.shape, np.uint8)
         tensor.read_bytes_into(packed)
-        count, columns = self.array.shape
+        rows = self.array[first_row : first_row + tensor.shape[0] * PANEL]
+        count, columns = rows.shape
         for row in range(0, count, ROWS_AT_ONCE):
-            part = self.array[row : row + ROWS_AT_ONCE]
+            part = rows[row : row + ROWS_AT_ONCE]
             panels = packed[row // PANEL : (row + ROWS_AT_ONCE) // PANEL]
             part[:] = unpack(panels, self.precision, len(part), columns)
 
@@ -230,9 +235,18 @@ def load(
 
 
 def fill_random(
-    shapes: Mapping[str, tuple[int, ...]], destinations: Mapping[str, Destination], seed: int = 0, scale: float = 0.02
+    shapes: Mapping[str, tuple[int, ...]],
+    destinations: Mapping[str, Destination],
+    seed: int = 0,
+    scale: float = 0.02,
+    shard: Shard | None = None,
 ) -> None:
-    """Random weights, for trying a config out without a checkpoint: norms are 1, biases 0, matrices normal."""
+    """Random weights, for trying a config out without a checkpoint: norms are 1, biases 0, matrices normal.
+
+    Args:
+        shapes: of the whole model's parameters.
+        shard: the part of them that the destinations are for; all ranks together have what one process would have.
+    """
     generator = np.random.default_rng(seed)
     for name, shape in shapes.items():
         if len(shape) == 1:
@@ -240,4 +254,8 @@ def fill_random(
         else:
             values = generator.standard_normal(shape, dtype=np.float32)
             values *= scale
-        destinations[name].write_values(values)
+        if shard is None:
+            destinations[name].write_values(values)
+            continue
+        for part, first_row in shard.cut_values(name, values):
+            destinations[name].write_values(part, first_row)

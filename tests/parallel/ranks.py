@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import os
 import socket
+import subprocess
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
+import inference
 from inference.parallel.links import Links, connect
 from inference.parallel.rendezvous import meet, serve
 from inference.parallel.topology import Topology
@@ -43,3 +49,27 @@ def _run(model_parallel: int, data_parallel: int, port: int, work: Callable[[Lin
         return work(links)
     finally:
         links.close()
+
+
+def in_processes(size: int, cases: Sequence[str], patience: float = 400) -> list[dict]:
+    """Runs `shared_model.py` on `size` ranks; what the leader printed."""
+    port, script = free_port(), Path(__file__).with_name("shared_model.py")
+    threading.Thread(target=serve, args=(("127.0.0.1", port), size, PATIENCE), daemon=True).start()
+    roots = os.pathsep.join([str(Path(inference.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(script), str(rank), str(size), str(port), *cases],
+            env={**os.environ, "PYTHONPATH": roots},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(size)
+    ]
+    try:
+        said = [rank.communicate(timeout=patience) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert [rank.returncode for rank in ranks] == [0] * size, "\n".join(err[-1500:] for _, err in said)
+    return [json.loads(line) for line in said[0][0].splitlines() if line.startswith("{")]

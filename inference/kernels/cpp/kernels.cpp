@@ -124,7 +124,7 @@ void attention_half(Team &team, const AttentionLayer &layer, const Step &step, f
     linear_into(me, layer.qkv, workspace.input, layer.qkv_bias, nullptr, qkv);
     attention_phase(me, layer, step, qkv, attended);
     arrange(me, workspace.second);
-    linear_into(me, layer.output, workspace.second, layer.output_bias, x, x);
+    linear_into(me, layer.output, workspace.second, layer.output_bias, step.adds_residual ? x : nullptr, x);
   });
 }
 
@@ -166,7 +166,8 @@ void ungrouped_gated_phase(Member &me, const FeedForwardLayer &layer, Input &inp
   });
 }
 
-void feed_forward_half(Team &team, const FeedForwardLayer &layer, int64_t tokens, float *x) {
+void feed_forward_half(Team &team, const FeedForwardLayer &layer, const Step &step, float *x) {
+  const int64_t tokens = step.tokens;
   const bool is_grouped = layer.width % PANEL == 0;
   float *normed = sized(workspace.normed, tokens * layer.hidden);
   float *gate_up = is_grouped ? nullptr : sized(workspace.gate_up, tokens * 2 * layer.width);
@@ -180,7 +181,7 @@ void feed_forward_half(Team &team, const FeedForwardLayer &layer, int64_t tokens
     if (is_grouped) gated_phase(me, layer, workspace.input, gated);
     else ungrouped_gated_phase(me, layer, workspace.input, gate_up, gated);
     arrange(me, workspace.second);
-    linear_into(me, layer.down, workspace.second, layer.down_bias, x, x);
+    linear_into(me, layer.down, workspace.second, layer.down_bias, step.adds_residual ? x : nullptr, x);
   });
 }
 
@@ -231,6 +232,7 @@ void head(Team &team, const Head &layer, const float *x, int64_t tokens, const C
   for (int64_t token = 0; token < tokens; token++) {
     for (int thread = 1; thread < team.size(); thread++) best[0][token].merge(best[thread][token]);
     choice.best[token] = best[0][token].spoiled ? -1.0f : float(best[0][token].index);
+    choice.value[token] = best[0][token].value;
   }
 }
 
