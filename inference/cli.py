@@ -25,6 +25,7 @@ from inference.config.presets import find_preset, is_preset, list_presets
 from inference.config.report import known_keys
 from inference.errors import EXIT_FAILURE, EXIT_USAGE, InferenceError, did_you_mean
 from inference.interrupt import watch
+from inference.parallel.topology import check_topology, is_scheduler
 
 PROGRAM = Path(sys.argv[0]).name
 COMPLETION_VARIABLE = "_RUN_INFERENCE_COMPLETE"
@@ -204,6 +205,9 @@ def _act(config: InferenceConfig, given: dict[str, Any]) -> int:
         ready, number = modes.check(config, values, given["overwrite"] or given["resume"])
         _say_checked(config, ready, count(number, "prompt"))
         return 0
+    if not check_topology(config).is_leader and config.run_mode != "convert":
+        modes.assist(config)
+        return 0
     if config.unused_keys:
         say(f"without effect here: {count(len(config.unused_keys), 'key')} of the config (--check lists them)")
     if config.run_mode == "convert":
@@ -321,6 +325,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """
     _prepare_streams()
     watch()
+    if is_scheduler():
+        from inference.parallel.scheduler import main as schedule
+
+        schedule()
+        sys.exit(0)
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         code = build_command().main(

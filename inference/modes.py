@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from inference.backend import check_backend, choose_model_class
 from inference.config import GenerationConfig, InferenceConfig
@@ -19,9 +21,11 @@ from inference.context import build_context, check_device
 from inference.errors import EXIT_ROWS_FAILED, ConfigError, InferenceError, InputError
 from inference.generation.model import (
     GenerativeModel,
+    choose_kernels,
     longest_row,
     make_encoder,
     positions_needed,
+    run_follower,
     weight_format_of,
 )
 from inference.generation.perplexity import Score, score
@@ -42,6 +46,8 @@ from inference.models.convert import check_target as check_converted
 from inference.models.convert import convert as write_converted
 from inference.models.shards import Pairs
 from inference.models.source import ModelSource, resolve
+from inference.parallel.start import Ranks, join, threads_per_rank
+from inference.parallel.topology import check_topology
 from inference.prompts import Prompt
 from inference.report import count, load_progress, say, summary
 from inference.tokenizer import Tokenizer
@@ -159,9 +165,11 @@ def evaluate(config: InferenceConfig, values: Sequence[str]) -> Score:
         raise InputError("there is no text of two tokens or more to evaluate", "give --predict_data a file of texts")
     _say_what_is_used(job)
     build_context(config)
-    positions = score_positions(config.engine.block_size)
-    model = GenerativeModel(job.source, job.pairs, positions=positions, progress=load_progress(job.pairs))
-    result = score(model.runner, documents)
+    kernels, ranks = _join(config)
+    positions, progress = score_positions(config.engine.block_size), load_progress(job.pairs)
+    model = GenerativeModel(job.source, job.pairs, positions=positions, progress=progress, ranks=ranks, kernels=kernels)
+    with closing(model):
+        result = score(model.stepper, documents)
     figures = {
         "model": job.source.name,
         "weight_dtype": model.runner.weight_format.value,
@@ -177,6 +185,35 @@ def evaluate(config: InferenceConfig, values: Sequence[str]) -> Score:
             f"({figures['model']}, {figures['weight_dtype']})"
         )
     return result
+
+
+def assist(config: InferenceConfig) -> None:
+    """What a rank does that leads no replica: it computes its part of the model, and says nothing.
+
+    Raises:
+        PeerLostError: another rank is gone.
+    """
+    check_device(config)
+    source = resolve(config)
+    pairs = source.pairs(check_topology(config).model_rank)
+    build_context(config)
+    kernels, ranks = _join(config)
+    assert ranks is not None
+    run_follower(source, pairs, kernels, ranks)
+
+
+def _join(config: InferenceConfig) -> tuple[ModuleType, Ranks | None]:
+    """The kernels, and the other ranks of a parallel run."""
+    topology = check_topology(config)
+    kernels = choose_kernels(config)
+    if topology.world_size == 1:
+        return kernels, None
+    ranks = join(config, topology, kernels.NARROW)
+    if kernels.NARROW and config.engine.threads is None:
+        from inference.kernels.library import set_threads
+
+        set_threads(threads_per_rank(ranks.links))
+    return kernels, ranks
 
 
 def convert(config: InferenceConfig, force: bool = False) -> Path:
@@ -296,12 +333,16 @@ def _generator(ready: Checked, feed: Feed, first: EncodedPrompt, metrics: RunMet
     positions = None if rest is None else positions_needed(encoded, ready.source)
     row = longest_row(encoded, ready.source)
     progress = load_progress(ready.pairs)
-    model_class = choose_model_class(ready.config)
-    model = model_class(ready.source, ready.pairs, positions=positions, row=row, progress=progress)
+    needs: dict[str, Any] = {"positions": positions, "row": row, "progress": progress}
+    if check_topology(ready.config).world_size == 1:
+        model = choose_model_class(ready.config)(ready.source, ready.pairs, **needs)
+    else:
+        kernels, ranks = _join(ready.config)
+        model = GenerativeModel(ready.source, ready.pairs, **needs, ranks=ranks, kernels=kernels)
     if ready.config.output.save_file and (rest is None or len(encoded) > 1):
         say(model.describe_cache())
     metrics.startup.weights, metrics.startup.compile = model.times.load, model.times.compile
-    with model.engine(metrics) as engine:
+    with closing(model), model.engine(metrics) as engine:
         yield TextGenerator(engine, ready.tokenizer)
 
 

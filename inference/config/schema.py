@@ -99,7 +99,9 @@ class ParallelConfig(Section):
     """`parallel_config`: how many devices share what."""
 
     data_parallel: Count = Field(1, description="Copies of the model.")
-    model_parallel: Count = Field(1, description="Devices that share each layer (tensor parallel).")
+    model_parallel: Count = Field(
+        1, description="Devices that share each layer (tensor parallel); in a parallel run all that are left, if unset."
+    )
     pipeline_stage: Count = Field(1, description="Groups of layers on devices of their own.")
     expert_parallel: Count = Field(1, description="Devices that share the experts.")
 
@@ -230,7 +232,7 @@ class InferenceConfig(Section):
     load_ckpt_format: Literal["safetensors", "ckpt"] | None = Field(None, description="Form of the weights.")
     auto_trans_ckpt: bool = Field(
         False,
-        description="Each rank reads its part of a whole checkpoint either way; rank_0, rank_1, ... are read as they are.",
+        description="Either way each rank reads its part of a whole checkpoint, or its own of rank_0, rank_1, ...",
     )
     pretrained_model_dir: OptionalText = Field(None, description="Hugging Face model directory, or a model's name.")
     checkpoint_name_or_path: OptionalText = Field(None, description="Checkpoint, or the name of a model.")
@@ -267,13 +269,6 @@ class InferenceConfig(Section):
     def rows_at_once(self) -> int:
         """The most rows in a step: `predict_batch_size` where it is set."""
         return self.predict_batch_size or self.engine.max_sequences
-
-    @property
-    def ranks_of_model(self) -> int:
-        """How many ranks share the model. A conversion is for as many as the command line says."""
-        ranks = self.parallel_config.model_parallel
-        asked = self.run_mode == "convert" and self.origin("parallel_config.model_parallel").startswith("--")
-        return ranks if self.use_parallel or asked else 1
 
     @property
     def sources(self) -> tuple[str, ...]:

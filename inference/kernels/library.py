@@ -107,7 +107,8 @@ class RankGroup:
 
     Args:
         memory: shared by all ranks and zero at first, `group_bytes` long; None for `connections`.
-        connections: file descriptors of a leader's sockets to its followers in their order, or a follower's to its leader.
+        connections: file descriptors of a leader's sockets to its followers in their order, or of a follower's to its
+            leader.
     """
 
     def __init__(self, rank: int, size: int, memory: np.ndarray | None, connections: Sequence[int] = ()):

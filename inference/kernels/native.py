@@ -182,8 +182,8 @@ class OutputHead(nn.Cell):
     """Final norm and logits of the tokens that are wanted, as one operator, which compares the logits as they come.
 
     x [T, hidden], wanted [R], logit_rows [1 + S] -> float32 [2 R + S * vocabulary]: the best token of each row (-1
-    where a logit is no number), its logit, then the logits of the rows that `logit_rows` names after its first number, which is not
-    read: tensors of no elements are best avoided.
+    where a logit is no number), its logit, then the logits of the rows that `logit_rows` names after its first number,
+    which is not read: tensors of no elements are best avoided.
     """
 
     def __init__(self, vocabulary: int, hidden: int, eps: float, norm: Weight, weight: Weight):

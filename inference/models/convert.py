@@ -46,8 +46,8 @@ def convert(
     """Writes `target`, complete or not at all.
 
     Args:
-        parts: what each rank has of the model, with its tensors and their places. Where they are several, each is written
-            to a directory of its own, rank_0 and so on.
+        parts: what each rank has of the model, with its tensors and their places. Where they are several, each is
+            written to a directory of its own, rank_0 and so on.
         own_config: what its config.json says.
         directory: where its tokenizer files are.
         force: replace a target that exists.

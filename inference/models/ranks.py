@@ -1,22 +1,68 @@
 """One model on several ranks: the leader steps, the others follow.
 
-The leader has the engine, and so scheduling, sampling and text; a follower knows its part of the weights and of the cache,
-and does what it is told: a step, a copy of blocks, an end. So whatever is chosen is chosen once.
+The leader has the engine, and so scheduling, sampling and text; a follower knows its part of the weights and of the
+cache, and does what it is told: a step, a copy of blocks, an end. So whatever is chosen is chosen once.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from inference.errors import InferenceError
 from inference.models.runner import ModelRunner
 from inference.models.step import StepBatch, StepResult
 from inference.parallel.channel import PeerLostError
 from inference.parallel.links import Links
 
 STEP, COPY, RESULT, END = "step", "copy", "result", "end"
+NEEDS, ROOM, BLOCKS = "needs", "room", "blocks"
+# What a rank must have room for: positions of cache in all or None, and of the longest row.
+Needs = tuple[int | None, int]
+
+
+def agree_on_blocks(links: Links, measure: Callable[[], tuple[int, Needs]]) -> int:
+    """The number of blocks of cache that all ranks of a replica have room for: the leader's side.
+
+    Args:
+        measure: the number that this rank has room for, and for what.
+
+    Raises:
+        InferenceError: a rank has too little room.
+    """
+    own, (positions, row) = measure()
+    for channel in links.followers:
+        channel.send(NEEDS, positions=positions, row=row)
+    found = [own]
+    for channel in links.followers:
+        fields = channel.expect(ROOM).fields
+        if fields["error"]:
+            raise InferenceError(f"rank {channel.peer}: {fields['error']}")
+        found.append(fields["blocks"])
+    for channel in links.followers:
+        channel.send(BLOCKS, blocks=min(found))
+    return min(found)
+
+
+def follow_on_blocks(links: Links, measure: Callable[[Needs], tuple[int, Needs]]) -> int:
+    """A follower's side of `agree_on_blocks`.
+
+    Raises:
+        InferenceError: this rank has too little room.
+    """
+    assert links.leader is not None
+    fields = links.leader.expect(NEEDS).fields
+    try:
+        blocks, _ = measure((fields["positions"], fields["row"]))
+    except InferenceError as error:
+        # The leader says so, and ends all.
+        links.unwatch()
+        links.leader.send(ROOM, blocks=0, error=str(error))
+        raise
+    links.leader.send(ROOM, blocks=blocks, error=None)
+    return int(links.leader.expect(BLOCKS).fields["blocks"])
 
 
 class LeadingRunner:

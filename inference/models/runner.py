@@ -98,7 +98,7 @@ class ModelRunner:
         parameters = self._load(pairs, seed, progress)
         self._shapes = attention_shapes(self.config, num_blocks, block_size, half_cache)
         self._caches = cache.allocate(self.kernels, self._shapes)
-        part = group and Part(self.shard.is_first, self.shard.first_token, group.name, group.handle)
+        part = None if group is None else _part(self.shard, group)
         decoder = Decoder(self.kernels, self.config, self._shapes, parameters, self._caches, part)
         self._network = CompiledNetwork(decoder)
         self.times.load = time.perf_counter() - started
@@ -164,6 +164,10 @@ class ModelRunner:
         from mindspore import Tensor
 
         return [Tensor.from_numpy(array) for array in batch.arrays()]
+
+
+def _part(shard: Shard, group: Group) -> Part:
+    return Part(shard.is_first, shard.first_token, group.name, group.handle)
 
 
 def _usable_in_place(pairs: Pairs) -> dict[str, StoredTensor]:

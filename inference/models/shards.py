@@ -1,9 +1,10 @@
 """Which part of every tensor a rank holds, where several ranks share a model (tensor parallel).
 
-As Megatron-LM splits a transformer (Shoeybi et al. 2019, section 3): the first product of each half by rows of its weight,
-so that a rank has whole heads, or some columns of the feed-forward; the second by columns, so that the ranks' results are
-added; embedding and head by tokens of the vocabulary. A rank's part of a model is a smaller model: `Shard.config` is
-its config, and all that follows from sizes (shapes, memory, cache) follows from that. Never imports mindspore.
+As Megatron-LM splits a transformer (Shoeybi et al. 2019, section 3): the first product of each half by rows of its
+weight, so that a rank has whole heads, or some columns of the feed-forward; the second by columns, so that the ranks'
+results are added; embedding and head by tokens of the vocabulary. A rank's part of a model is a smaller model:
+`Shard.config` is its config, and all that follows from sizes (shapes, memory, cache) follows from that. Never imports
+mindspore.
 """
 
 from __future__ import annotations
@@ -227,8 +228,8 @@ class Shard:
             if piece.own.parameter == parameter:
                 first = piece.whole.first_row
                 rows = slice(first + piece.bounds[0][0], first + piece.bounds[0][1])
-                columns = [slice(*bounds) for bounds in piece.bounds[1:]]
-                yield values[(rows, *columns)], piece.own.first_row
+                window = (rows, *(slice(*bounds) for bounds in piece.bounds[1:]))
+                yield values[window], piece.own.first_row
 
 
 def _cut(tensor: StoredTensor, bounds: tuple[Bounds, ...]) -> StoredTensor:

@@ -25,6 +25,7 @@ from inference.models.convert import PACKED_KEY
 from inference.models.parameters import parameter_shapes
 from inference.models.registry import model_config_from, resolve_architecture
 from inference.models.shards import Pairs, Shard, check_split
+from inference.parallel.topology import ranks_of_model
 from inference.tokenizer import Tokenizer, load_tokenizer
 
 CONFIG_FILE = "config.json"
@@ -42,6 +43,7 @@ class ModelSource:
         generation: the settings of generation that hold for every prompt.
         packed: the format that `convert` packed the weights in; None for a checkpoint as published.
         own_config: the keys of config.json, with those of the YAML over them.
+        ranks: how many share the model.
     """
 
     config: InferenceConfig
@@ -52,11 +54,7 @@ class ModelSource:
     generation: GenerationConfig
     packed: Format | None = None
     own_config: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def ranks(self) -> int:
-        """How many ranks share the model."""
-        return self.config.ranks_of_model
+    ranks: int = 1
 
     def shard(self, model_rank: int = 0) -> Shard:
         """A rank's part of the model."""
@@ -125,11 +123,12 @@ def resolve(config: InferenceConfig) -> ModelSource:
         ids = values.get("eos_token_id")
         generation = generation.updated(eos_token_id=ids) if ids is not None else generation
     packed = _packed_format(values, where)
-    if config.ranks_of_model > 1:
+    ranks = ranks_of_model(config)
+    if ranks > 1:
         asked = None if config.engine.weight_dtype == "auto" else Format(config.engine.weight_dtype)
-        origin = config.origin("parallel_config.model_parallel")
-        check_split(model, config.ranks_of_model, packed or asked, origin)
-    return ModelSource(config, _name(config, directory), directory, checkpoint, model, generation, packed, values)
+        check_split(model, ranks, packed or asked, config.origin("parallel_config.model_parallel"))
+    name = _name(config, directory)
+    return ModelSource(config, name, directory, checkpoint, model, generation, packed, values, ranks)
 
 
 def _locate(config: InferenceConfig) -> tuple[Path | None, Path | None]:

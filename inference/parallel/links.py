@@ -88,6 +88,11 @@ class Links:
         own = self.peers[self.topology.rank]
         return sum((peer.host, peer.cpus) == (own.host, own.cpus) for peer in self.peers)
 
+    @property
+    def sharing_memory(self) -> int:
+        """How many ranks are on this host."""
+        return sum(peer.host == self.peers[self.topology.rank].host for peer in self.peers)
+
     def watch(self, lost: Callable[[str], None] | None = None) -> None:
         """Ends this process as soon as another rank is gone, until `close` is called.
 

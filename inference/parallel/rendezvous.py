@@ -27,8 +27,8 @@ RETRY = 0.05
 ROOM = 1024
 
 
-def serve(address: tuple[str, int], world_size: int, patience: float) -> None:
-    """The scheduler: waits until all ranks have given their texts, and gives each all of them.
+def serve(address: tuple[str, int], world_size: int, patience: float) -> list[str]:
+    """The scheduler: waits until all ranks have given their texts, gives each all of them, and returns them.
 
     Raises:
         InferenceError: the address is taken, or not all ranks came in time.
@@ -51,9 +51,10 @@ def serve(address: tuple[str, int], world_size: int, patience: float) -> None:
                     connection.settimeout(5)
                     rank, text = json.loads(_receive(connection))
                     waiting[rank], texts[rank] = connection, text
-            everything = json.dumps([texts[rank] for rank in range(world_size)])
-            for connection in waiting.values():
-                _send(connection, everything)
+        everything = [texts[rank] for rank in range(world_size)]
+        for connection in waiting.values():
+            _send(connection, json.dumps(everything))
+        return everything
     except OSError as error:
         raise InferenceError(f"the scheduler at {address[0]}:{address[1]} failed: {error}") from error
     finally:

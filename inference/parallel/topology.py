@@ -117,6 +117,8 @@ def check_topology(config: InferenceConfig, environment: Mapping[str, str] = os.
             "give parallel_config.pipeline_stage 1, and share layers by parallel_config.model_parallel",
         )
     model, data = asked.model_parallel, asked.data_parallel
+    if config.origin("parallel_config.model_parallel") == "default" and count % data == 0:
+        model = count // data
     if model * data != count:
         where = config.origin("parallel_config.model_parallel")
         raise ConfigError(
@@ -125,6 +127,14 @@ def check_topology(config: InferenceConfig, environment: Mapping[str, str] = os.
             _what_works(model, data, count),
         )
     return Topology(_rank(environment, count), model, data)
+
+
+def ranks_of_model(config: InferenceConfig) -> int:
+    """How many ranks share the model. A conversion, which is one process, is for as many as are asked for."""
+    if config.run_mode != "convert":
+        return check_topology(config).model_parallel
+    asked = config.use_parallel or config.origin("parallel_config.model_parallel").startswith("--")
+    return config.parallel_config.model_parallel if asked else 1
 
 
 def _world_size(environment: Mapping[str, str]) -> int:
