@@ -6,6 +6,7 @@ answer at once.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import io
 import os
@@ -25,7 +26,7 @@ from inference.config.presets import find_preset, is_preset, list_presets
 from inference.config.report import known_keys
 from inference.errors import EXIT_FAILURE, EXIT_USAGE, InferenceError, did_you_mean
 from inference.interrupt import watch
-from inference.parallel.topology import check_topology, is_scheduler
+from inference.parallel.topology import check_topology, is_scheduler, is_worker
 
 PROGRAM = Path(sys.argv[0]).name
 COMPLETION_VARIABLE = "_RUN_INFERENCE_COMPLETE"
@@ -395,4 +396,7 @@ def _leave(code: int) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
             stream.flush()
+    # Otherwise MindSpore's scheduler would look for this rank for half a minute, and call its end a failure.
+    if is_worker() and "mindspore.communication" in sys.modules:
+        atexit._run_exitfuncs()
     os._exit(code)

@@ -76,7 +76,9 @@ def test_narrow_weights_give_what_one_process_gives(answers: tuple[int, list[dic
     for answer in narrow:
         tokens, logits = alone(answer["case"])
         assert answer["tokens"] == tokens, answer["case"]
-        assert np.abs(np.array(answer["logits"]) - logits).max() < 1e-3 * np.abs(logits).max(), answer["case"]
+        # Sums differ in their last bit, and so now and then a quantised input in its last place.
+        tolerance = 1e-2 if ":int" in answer["case"] else 1e-4
+        assert np.abs(np.array(answer["logits"]) - logits).max() < tolerance * np.abs(logits).max(), answer["case"]
 
 
 def test_a_step_has_one_sum_a_half_and_one_for_the_embedding(answers: tuple[int, list[dict]]) -> None:
