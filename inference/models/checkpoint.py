@@ -13,7 +13,7 @@ import mmap
 import os
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,8 @@ STORED = {
 _RAW = {1: "bytes", 2: "halves", 4: "words"}
 # Elements converted at a time, so that a conversion's working memory stays in the cache.
 CHUNK = 1 << 20
+# Bytes that the system is asked to read ahead in a call.
+FETCHED_AT_ONCE = 1 << 17
 # madvise(2), Linux 5.14: reads pages ahead and maps them, so that the first step does not have to.
 POPULATE_READ = 22
 
@@ -56,6 +58,7 @@ class StoredTensor:
     Args:
         window: of a tensor that is some columns of a stored one: the first, the last + 1, and how many are stored. The
             segments are those of whole rows then.
+        is_part: what lies around it in the file is not wanted, so the system is not to read on.
     """
 
     name: str
@@ -63,6 +66,7 @@ class StoredTensor:
     shape: tuple[int, ...]
     segments: tuple[Segment, ...]
     window: tuple[int, int, int] | None = None
+    is_part: bool = False
 
     @property
     def num_bytes(self) -> int:
@@ -78,7 +82,7 @@ class StoredTensor:
         position = 0
         for segment in self.segments:
             count = segment.size // ITEM_SIZES[self.dtype]
-            _copy(segment, self.dtype, flat[position : position + count])
+            _copy(segment, self.dtype, flat[position : position + count], self.is_part)
             position += count
 
     def read_bytes_into(self, out: np.ndarray) -> None:
@@ -90,7 +94,7 @@ class StoredTensor:
             return
         position = 0
         for segment in self.segments:
-            _copy(segment, "bytes", flat[position : position + segment.size])
+            _copy(segment, "bytes", flat[position : position + segment.size], self.is_part)
             position += segment.size
 
     def rows(self, begin: int, end: int) -> StoredTensor:
@@ -103,13 +107,15 @@ class StoredTensor:
             if first < last:
                 segments.append(Segment(segment.path, segment.offset + first, last - first))
             at += segment.size
-        return StoredTensor(self.name, self.dtype, (end - begin, *self.shape[1:]), tuple(segments), self.window)
+        return StoredTensor(
+            self.name, self.dtype, (end - begin, *self.shape[1:]), tuple(segments), self.window, self.is_part
+        )
 
     def columns(self, begin: int, end: int) -> StoredTensor:
         """Its columns [begin, end) as a tensor of their own; the others are read no further than pages overlap."""
         first, _, stored = self.window or (0, 0, self.shape[1])
         window = (first + begin, first + end, stored)
-        return StoredTensor(self.name, self.dtype, (self.shape[0], end - begin), self.segments, window)
+        return replace(self, shape=(self.shape[0], end - begin), window=window)
 
     @property
     def can_be_mapped(self) -> bool:
@@ -122,6 +128,8 @@ class StoredTensor:
         The pages are the operating system's file cache: every process that maps the file shares them.
         """
         (segment,) = self.segments
+        if self.is_part:
+            _fetch(segment.path, [(segment.offset, segment.size)])
         array = _mapped(segment, "bytes", math.prod(self.shape), POPULATE_READ)
         return array.reshape(self.shape)
 
@@ -270,20 +278,25 @@ def _mapped(segment: Segment, dtype: str, count: int, advice: int | None = None)
     return np.frombuffer(mapped, dtype=STORED[dtype], count=count, offset=page)
 
 
-def _copy(segment: Segment, dtype: str, out: np.ndarray) -> None:
+def _copy(segment: Segment, dtype: str, out: np.ndarray, is_part: bool = False) -> None:
     if not out.size:
         return
+    if is_part:
+        _fetch(segment.path, [(segment.offset, segment.size)])
     # Mapped only while it is copied: pages that stay mapped count as this process's memory.
-    source = _mapped(segment, dtype, out.size)
+    source = _mapped(segment, dtype, out.size, mmap.MADV_RANDOM if is_part else None)
     for start in range(0, out.size, CHUNK):
         _convert(source[start : start + CHUNK], dtype, out[start : start + CHUNK])
 
 
-def _read_ahead(path: Path, first: int, size: int, stride: int, count: int) -> None:
-    """Lets the system fetch runs of a file together, which one by one would each wait for the disk."""
+def _fetch(path: Path, runs: Iterable[tuple[int, int]]) -> None:
+    """Lets the system read runs of a file, (offset, size) in bytes, all together and nothing else."""
     with path.open("rb") as file:
-        for start in range(first, first + count * stride, stride):
-            os.posix_fadvise(file.fileno(), start, size, os.POSIX_FADV_WILLNEED)
+        for first, size in runs:
+            # The system takes no more at a time.
+            for start in range(first, first + size, FETCHED_AT_ONCE):
+                count = min(FETCHED_AT_ONCE, first + size - start)
+                os.posix_fadvise(file.fileno(), start, count, os.POSIX_FADV_WILLNEED)
 
 
 def _convert(part: np.ndarray, dtype: str, out: np.ndarray) -> None:
@@ -298,21 +311,21 @@ def _copy_columns(segments: Iterable[Segment], dtype: str, window: tuple[int, in
     """Copies the columns of a window into `out` [rows, columns]; segments may break off in the middle of a row."""
     begin, end, stored = window
     item = np.dtype(STORED[dtype]).itemsize
-    # Pages between the runs that are wanted are left alone where the gaps are wider than a page.
+    # Where rows are short, the gaps between what is wanted are on the same pages.
     leaves_gaps = (stored - end + begin) * item > 2 * mmap.PAGESIZE
     at = 0  # element of the whole rows
     for segment in segments:
         count = segment.size // item
-        source = _mapped(segment, dtype, count, mmap.MADV_RANDOM if leaves_gaps else None)
+        source = _mapped(segment, dtype, count, mmap.MADV_RANDOM)
         position = 0
         while position < count:
             row, column = divmod(at + position, stored)
             if column == 0 and count - position >= stored:
                 rows = min(count - position, max(stored, CHUNK)) // stored
                 part = source[position : position + rows * stored].reshape(rows, stored)
-                if leaves_gaps:
-                    first = segment.offset + (position + begin) * item
-                    _read_ahead(segment.path, first, (end - begin) * item, stored * item, rows)
+                at_row, size = segment.offset + position * item, stored * item
+                wanted = ((at_row + row * size + begin * item, (end - begin) * item) for row in range(rows))
+                _fetch(segment.path, wanted if leaves_gaps else [(at_row, rows * size)])
                 _convert(part[:, begin:end], dtype, out[row : row + rows])
                 position += rows * stored
                 continue

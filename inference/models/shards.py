@@ -234,7 +234,7 @@ class Shard:
 
 def _cut(tensor: StoredTensor, bounds: tuple[Bounds, ...]) -> StoredTensor:
     if bounds[0] != (0, tensor.shape[0]):
-        tensor = tensor.rows(*bounds[0])
+        tensor = replace(tensor.rows(*bounds[0]), is_part=True)
     if len(bounds) > 1 and bounds[1] != (0, tensor.shape[1]):
         tensor = tensor.columns(*bounds[1])
     return tensor
@@ -251,7 +251,7 @@ def _cut_packed(tensor: StoredTensor, piece: Piece, form: Format) -> StoredTenso
     rows_fit &= last % PANEL == 0 or (last == top and -(-last // PANEL) == tensor.shape[0])
     if not rows_fit or begin % unit or (end % unit and end != width):
         return None
-    tensor = tensor.rows(first // PANEL, -(-last // PANEL))
+    tensor = replace(tensor.rows(first // PANEL, -(-last // PANEL)), is_part=True)
     if (begin, end) == (0, width):
         return tensor
     before = form.shape(PANEL, begin)[1]
