@@ -15,7 +15,7 @@ from typing import Any
 
 from inference.config import InferenceConfig, load_config
 from inference.errors import DeviceError
-from inference.parallel.topology import is_worker
+from inference.parallel.topology import check_topology, is_worker
 
 # msrun's number of a rank among those on its machine.
 LOCAL_RANK = "DEVICE_ID"
@@ -74,6 +74,7 @@ def build_context(config: InferenceConfig | Mapping[str, Any] | None = None, **s
     if not isinstance(config, InferenceConfig):
         config = load_config({**(config or {}), **sections})
     check_device(config)
+    check_topology(config)
     seconds = import_mindspore()
     import mindspore
 

@@ -387,3 +387,6 @@ def _say_what_is_used(job: Checked) -> None:
     """No silent fallback: what was asked for and is not there is named."""
     if job.pairs is None:
         say("weights are random, as asked: the answers mean nothing")
+    source = job.source
+    if source.ranks > 1 and source.checkpoint and not (job.config.auto_trans_ckpt or source.is_split):
+        say(f"auto_trans_ckpt is False, and {source.checkpoint} is whole: each rank reads its part of it")

@@ -56,6 +56,11 @@ class ModelSource:
     own_config: Mapping[str, Any] = field(default_factory=dict)
     ranks: int = 1
 
+    @property
+    def is_split(self) -> bool:
+        """Whether the checkpoint has a directory for each rank."""
+        return self.checkpoint is not None and bool(rank_folders(self.checkpoint, self.ranks))
+
     def shard(self, model_rank: int = 0) -> Shard:
         """A rank's part of the model."""
         return Shard(self.model, model_rank, self.ranks)

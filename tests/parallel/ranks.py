@@ -52,24 +52,29 @@ def _run(model_parallel: int, data_parallel: int, port: int, work: Callable[[Lin
 
 
 def in_processes(size: int, cases: Sequence[str], patience: float = 400) -> list[dict]:
-    """Runs `shared_model.py` on `size` ranks; what the leader printed."""
-    port, script = free_port(), Path(__file__).with_name("shared_model.py")
-    threading.Thread(target=serve, args=(("127.0.0.1", port), size, PATIENCE), daemon=True).start()
+    """Runs `shared_model.py` on `size` ranks, in msrun's environment; what the leader printed."""
+    port = str(free_port())
     roots = os.pathsep.join([str(Path(inference.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    cluster = {"MS_WORKER_NUM": str(size), "MS_SCHED_HOST": "127.0.0.1", "MS_SCHED_PORT": port, "GLOG_v": "3"}
+    environment = {**os.environ, **cluster, "PYTHONPATH": roots}
+
+    def start(arguments: list[str], **own: str) -> subprocess.Popen[str]:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen([sys.executable, *arguments], env={**environment, **own}, **pipes)  # type: ignore[call-overload]
+
+    scheduler = start(["-m", "inference.parallel.scheduler"], MS_ROLE="MS_SCHED")
+    script = str(Path(__file__).with_name("shared_model.py"))
     ranks = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(rank), str(size), str(port), *cases],
-            env={**os.environ, "PYTHONPATH": roots},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+        start(
+            [script, str(rank), str(size), port, *cases], MS_ROLE="MS_WORKER", RANK_ID=str(rank), MS_NODE_ID=str(rank)
         )
         for rank in range(size)
     ]
     try:
         said = [rank.communicate(timeout=patience) for rank in ranks]
+        assert scheduler.wait(timeout=60) == 0
     finally:
-        for rank in ranks:
-            rank.kill()
+        for process in (scheduler, *ranks):
+            process.kill()
     assert [rank.returncode for rank in ranks] == [0] * size, "\n".join(err[-1500:] for _, err in said)
     return [json.loads(line) for line in said[0][0].splitlines() if line.startswith("{")]

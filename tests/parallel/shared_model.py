@@ -14,6 +14,7 @@ import numpy as np
 from ranks import link
 
 from inference import kernels
+from inference.config import load_config
 from inference.context import build_context
 from inference.kernels.formats import Format
 from inference.models import weights
@@ -23,8 +24,10 @@ from inference.models.registry import model_config_from
 from inference.models.runner import ModelRunner
 from inference.models.shards import Shard
 from inference.models.step import SequenceStep, StepBatch
-from inference.parallel.group import Group, mindspore_group, native_group
+from inference.parallel.group import Group, native_group
 from inference.parallel.links import Links
+from inference.parallel.start import join
+from inference.parallel.topology import Topology
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 BLOCK = 16
@@ -64,20 +67,20 @@ def greedy(model: LeadingRunner, prompts: list[list[int]]) -> tuple[list[list[in
 def main() -> None:
     rank, size, port, *cases = sys.argv[1:]
     build_context({"context": {"mode": 0, "device_target": "CPU"}})
-    if any(":stock:" in case for case in cases):
-        from mindspore import communication
-
-        communication.init("mccl")
-    links = link(int(rank), int(size), 1, int(port))
-    links.watch()
     group: Group | None = None
+    if cases[0].split(":")[1] == "stock":
+        ranks = join(load_config({"context": {"device_target": "CPU"}}), Topology(int(rank), int(size)), False)
+        links, group = ranks.links, ranks.group
+    else:
+        links = link(int(rank), int(size), 1, int(port))
+        links.watch()
     for case in cases:
         if case == "tcp":
             Links.on_one_host = property(lambda self: False)  # type: ignore[method-assign, assignment]
             group = None
             continue
         name, kind, weight_format = case.split(":")
-        group = group or (mindspore_group(links.topology) if kind == "stock" else native_group(links))
+        group = group or native_group(links)
         runner, prompts = build(name, kind, weight_format, links, group)
         runner.compile()
         if links.leader is not None:

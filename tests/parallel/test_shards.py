@@ -238,7 +238,7 @@ def test_a_rank_reads_its_part_and_little_more(large: tuple[ModelConfig, Path]) 
         load(config, directory, Shard(config, size - 1, size))
         fetched[size] = resident(file) / file.stat().st_size
     assert fetched[1] > 0.99
-    assert fetched[2] < 0.55 and fetched[4] < 0.3, fetched
+    assert fetched[2] < 0.62 and fetched[4] < 0.38, fetched
 
 
 def test_the_parts_add_up_to_the_whole_in_bytes(large: tuple[ModelConfig, Path]) -> None:

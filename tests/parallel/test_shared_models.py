@@ -1,7 +1,4 @@
-"""Models that several ranks share, against the goldens and against one process: real processes, native kernels.
-
-MindSpore's own collectives, which stock operators use, need msrun: `test_msrun.py`.
-"""
+"""Models that several ranks share, against the goldens and against one process: real processes, all kernels."""
 
 from __future__ import annotations
 
@@ -93,3 +90,13 @@ def test_ranks_on_one_host_add_in_shared_memory_and_others_through_connections(a
     ways = [answer["transport"] for answer in found]
     assert set(ways[: len(ways) - 1]) == {"shared memory"}
     assert ways[-1] == ("TCP connections" if size == 2 else "shared memory")
+
+
+@pytest.mark.slow
+def test_stock_operators_add_through_mindspore() -> None:
+    """As on Ascend, with mccl in the place of hccl."""
+    cases = [f"{name}:stock:float32" for name in ("llama2_gqa", "qwen2_tied")]
+    for answer in in_processes(2, cases):
+        golden = np.load(GOLDENS / answer["case"].split(":")[0] / "golden.npz")
+        assert answer["transport"] == "MindSpore's collectives"
+        assert answer["tokens"] == [golden[f"greedy_{i}"].tolist() for i in range(len(golden["lengths"]))]
