@@ -340,6 +340,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if "--traceback" in given and not isinstance(error, click.ClickException):
             traceback.print_exc()
         code = _report(error)
+    if is_worker():
+        from inference.parallel.start import stay_away
+
+        stay_away()
     _leave(code if isinstance(code, int) else 0)
 
 

@@ -46,6 +46,7 @@ from inference.models.convert import check_target as check_converted
 from inference.models.convert import convert as write_converted
 from inference.models.shards import Pairs
 from inference.models.source import ModelSource, resolve
+from inference.parallel.rendezvous import NobodyNeededError
 from inference.parallel.start import Ranks, join, threads_per_rank
 from inference.parallel.topology import check_topology
 from inference.prompts import Prompt
@@ -197,9 +198,10 @@ def assist(config: InferenceConfig) -> None:
     source = resolve(config)
     pairs = source.pairs(check_topology(config).model_rank)
     build_context(config)
-    kernels, ranks = _join(config)
-    assert ranks is not None
-    run_follower(source, pairs, kernels, ranks)
+    with suppress(NobodyNeededError):
+        kernels, ranks = _join(config)
+        assert ranks is not None
+        run_follower(source, pairs, kernels, ranks)
 
 
 def _join(config: InferenceConfig) -> tuple[ModuleType, Ranks | None]:

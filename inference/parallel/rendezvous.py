@@ -13,6 +13,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from inference.errors import InferenceError
 from inference.parallel.channel import PeerLostError
@@ -30,28 +31,38 @@ ROOM = 1024
 def serve(address: tuple[str, int], world_size: int, patience: float) -> list[str]:
     """The scheduler: waits until all ranks have given their texts, gives each all of them, and returns them.
 
+    A rank that has nothing to do, or cannot go on, gives none. Then the others are told so as they come, and none are
+    returned.
+
     Raises:
         InferenceError: the address is taken, or not all ranks came in time.
     """
     deadline = time.monotonic() + patience
-    texts: dict[int, str] = {}
+    texts: dict[int, str | None] = {}
     waiting: dict[int, socket.socket] = {}
     try:
         with socket.create_server(address, backlog=world_size) as server:
-            while len(waiting) < world_size:
+            while len(texts) < world_size:
                 ready = select.select([server, *waiting.values()], [], [], max(0, deadline - time.monotonic()))[0]
                 if not ready:
-                    missing = [rank for rank in range(world_size) if rank not in waiting]
+                    missing = [rank for rank in range(world_size) if rank not in texts]
                     raise InferenceError(f"ranks {missing} did not come in {patience:g} s", "their logs say why")
                 # A rank that has nothing more to say and is heard has ended.
                 for rank in [rank for rank, held in waiting.items() if held in ready]:
                     waiting.pop(rank).close()
+                    texts[rank] = None
                 if server in ready:
                     connection, _ = server.accept()
                     connection.settimeout(5)
-                    rank, text = json.loads(_receive(connection))
-                    waiting[rank], texts[rank] = connection, text
-        everything = [texts[rank] for rank in range(world_size)]
+                    rank, texts[rank] = json.loads(_receive(connection))
+                    waiting[rank] = connection
+                if None in texts.values():
+                    for rank in list(waiting):
+                        with suppress(OSError), waiting.pop(rank) as connection:
+                            _send(connection, json.dumps([]))
+        everything = [text for _, text in sorted(texts.items()) if text is not None]
+        if len(everything) < world_size:
+            return []
         for connection in waiting.values():
             _send(connection, json.dumps(everything))
         return everything
@@ -62,10 +73,18 @@ def serve(address: tuple[str, int], world_size: int, patience: float) -> list[st
             connection.close()
 
 
-def meet(address: tuple[str, int], rank: int, text: str, patience: float) -> list[str]:
+class NobodyNeededError(InferenceError):
+    """Another rank has found that there is nothing to do, or cannot go on and has said why."""
+
+
+def meet(address: tuple[str, int], rank: int, text: str | None, patience: float) -> list[str]:
     """A rank's side of `serve`: the texts of all ranks.
 
+    Args:
+        text: None says that this rank does not take part, and so none can.
+
     Raises:
+        NobodyNeededError: a rank does not take part.
         PeerLostError: no scheduler there, or not all ranks came in time.
     """
     deadline = time.monotonic() + patience
@@ -82,11 +101,13 @@ def meet(address: tuple[str, int], rank: int, text: str, patience: float) -> lis
             _send(connection, json.dumps([rank, text]))
             connection.settimeout(max(1.0, deadline - time.monotonic()))
             texts: list[str] = json.loads(_receive(connection))
-            return texts
     except (OSError, ValueError) as error:
         raise PeerLostError(
             f"not all ranks came together ({error})", "the scheduler's log says who is missing"
         ) from error
+    if not texts:
+        raise NobodyNeededError("a rank does not take part in this run", "its log says why")
+    return texts
 
 
 def through_mindspore(text: str) -> list[str]:

@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 
 from inference.config import InferenceConfig
-from inference.errors import ConfigError
+from inference.errors import ConfigError, InferenceError
 from inference.parallel.group import Group, mindspore_group, native_group
 from inference.parallel.links import Links, connect
 from inference.parallel.rendezvous import Exchange, meet, through_mindspore
 from inference.parallel.scheduler import MINDSPORE
-from inference.parallel.topology import Topology, patience, scheduler_address
+from inference.parallel.topology import RANK, Topology, patience, scheduler_address
 
+# Seconds that a rank which ends waits for the scheduler to hear it.
+BRIEFLY = 5.0
+_joined: list[Topology] = []
 BACKENDS = {"CPU": "mccl", "Ascend": "hccl"}
 
 
@@ -47,6 +51,7 @@ def join(config: InferenceConfig, topology: Topology, is_native: bool) -> Ranks:
         ConfigError: the ranks' kernels differ.
     """
     address = scheduler_address()
+    _joined.append(topology)
     if is_native:
         links = connect(topology, _by_scheduler(topology, address), address[0])
     else:
@@ -59,6 +64,13 @@ def join(config: InferenceConfig, topology: Topology, is_native: bool) -> Ranks:
     if topology.model_parallel == 1:
         return Ranks(links, None)
     return Ranks(links, native_group(links) if is_native else mindspore_group(topology))
+
+
+def stay_away() -> None:
+    """Lets the other ranks know that this one ends without having joined them. Does nothing if it has."""
+    if not _joined and RANK in os.environ:
+        with suppress(InferenceError):
+            meet(scheduler_address(), int(os.environ[RANK]), None, BRIEFLY)
 
 
 def threads_per_rank(links: Links) -> int:

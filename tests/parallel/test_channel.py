@@ -22,7 +22,7 @@ from inference.config import load_config
 from inference.errors import ConfigError
 from inference.parallel.channel import DTYPES, Channel, PeerLostError
 from inference.parallel.links import Links, connect
-from inference.parallel.rendezvous import meet, serve
+from inference.parallel.rendezvous import NobodyNeededError, meet, serve
 from inference.parallel.topology import Topology, check_topology, is_scheduler
 
 ARRAYS = st.sampled_from(DTYPES).flatmap(
@@ -158,6 +158,28 @@ def test_ranks_that_never_come_are_named() -> None:
         serve(("127.0.0.1", port), 3, 0.5)
     thread.join(30)
     assert errors
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_rank_that_does_not_take_part_lets_the_others_go(first: bool) -> None:
+    """Before they have come, or while they wait."""
+    port, found = free_port(), list[object]()
+    scheduler = threading.Thread(target=lambda: found.append(serve(("127.0.0.1", port), 3, 30.0)))
+
+    def come(rank: int) -> None:
+        with pytest.raises(NobodyNeededError):
+            meet(("127.0.0.1", port), rank, None if rank == 0 else "here", 30.0)
+        found.append(rank)
+
+    order = [0, 1, 2] if first else [2, 1, 0]
+    ranks = [threading.Thread(target=come, args=(rank,)) for rank in order]
+    scheduler.start()
+    for rank in ranks:
+        rank.start()
+        time.sleep(0.1)
+    for thread in (*ranks, scheduler):
+        thread.join(30)
+    assert sorted(map(str, found)) == ["0", "1", "2", "[]"]
 
 
 WATCHER = """
