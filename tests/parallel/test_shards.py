@@ -83,9 +83,17 @@ def test_every_tensor_of_every_family_has_its_way_of_being_shared(architecture: 
         assert split.axis is None or (split.axis < len(place.shape) and split.extent in EXTENTS)
 
 
-def test_a_tensor_that_nobody_thought_of_is_an_error() -> None:
-    with pytest.raises(KeyError, match=r"model\.layers\.0\.mlp\.router\.weight.*SPLITS"):
-        split_of("model.layers.0.mlp.router.weight")
+def test_a_tensor_that_nobody_thought_of_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("mlp.router.weight", "mlp.experts.0.gate_proj.weight", "post_mlp_layernorm.weight"):
+        with pytest.raises(KeyError, match=r"model\.layers\.0\.mlp.*SPLITS|model\.layers\.0\.post_mlp.*SPLITS"):
+            split_of(f"model.layers.0.{name}")
+    monkeypatch.delitem(SPLITS, "mlp.up_proj.weight")
+    check_split(sized(LLAMA_7B), 1, None, "")
+    with pytest.raises(
+        ConfigError, match=r"cannot share yet, such as model.layers.0.mlp.up_proj.weight; .* is model_par"
+    ):
+        check_split(sized(LLAMA_7B), 2, None, "")
+    monkeypatch.undo()
     assert not [ending for ending in SPLITS if split_of(f"model.layers.0.x.{ending}") is not SPLITS[ending]]
 
 
