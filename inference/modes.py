@@ -390,5 +390,6 @@ def _say_what_is_used(job: Checked) -> None:
     if job.pairs is None:
         say("weights are random, as asked: the answers mean nothing")
     source = job.source
-    if source.ranks > 1 and source.checkpoint and not (job.config.auto_trans_ckpt or source.is_split):
+    is_asked = not job.config.auto_trans_ckpt and job.config.origin("auto_trans_ckpt") != "default"
+    if source.ranks > 1 and source.checkpoint and is_asked and not source.is_split:
         say(f"auto_trans_ckpt is False, and {source.checkpoint} is whole: each rank reads its part of it")

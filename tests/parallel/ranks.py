@@ -72,9 +72,9 @@ def in_processes(size: int, cases: Sequence[str], patience: float = 400) -> list
     ]
     try:
         said = [rank.communicate(timeout=patience) for rank in ranks]
+        assert [rank.returncode for rank in ranks] == [0] * size, "\n".join(err[-1500:] for _, err in said)
         assert scheduler.wait(timeout=60) == 0
     finally:
         for process in (scheduler, *ranks):
             process.kill()
-    assert [rank.returncode for rank in ranks] == [0] * size, "\n".join(err[-1500:] for _, err in said)
     return [json.loads(line) for line in said[0][0].splitlines() if line.startswith("{")]

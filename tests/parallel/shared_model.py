@@ -66,10 +66,10 @@ def greedy(model: LeadingRunner, prompts: list[list[int]]) -> tuple[list[list[in
 
 def main() -> None:
     rank, size, port, *cases = sys.argv[1:]
-    build_context({"context": {"mode": 0, "device_target": "CPU"}})
+    build_context({"use_parallel": True, "context": {"mode": 0, "device_target": "CPU"}})
     group: Group | None = None
     if cases[0].split(":")[1] == "stock":
-        ranks = join(load_config({"context": {"device_target": "CPU"}}), Topology(int(rank), int(size)), False)
+        ranks = join(load_config({"use_parallel": True}), Topology(int(rank), int(size)), False)
         links, group = ranks.links, ranks.group
     else:
         links = link(int(rank), int(size), 1, int(port))
