@@ -45,8 +45,8 @@ class Split:
 
 
 REPLICATED, FIRST_ONLY = Split(), Split(first_only=True)
-# By the end of a tensor's name. A tensor that is not here cannot be shared: nobody has said how. What a half does with its
-# result besides adding it to the stream (a norm, say) has to come after the sum over the ranks.
+# By the end of a tensor's name. A tensor that is not here cannot be shared: nobody has said how. What a half does with
+# its result besides adding it to the stream (a norm, say) has to come after the sum over the ranks.
 SPLITS = {
     "model.embed_tokens.weight": Split(0, "vocabulary"),
     "lm_head.weight": Split(0, "vocabulary"),

@@ -25,7 +25,7 @@ from inference.models.convert import PACKED_KEY
 from inference.models.parameters import parameter_shapes
 from inference.models.registry import model_config_from, resolve_architecture
 from inference.models.shards import Pairs, Shard, check_split
-from inference.parallel.topology import ranks_of_model
+from inference.parallel.topology import origin_of_split, ranks_of_model
 from inference.tokenizer import Tokenizer, load_tokenizer
 
 CONFIG_FILE = "config.json"
@@ -131,7 +131,7 @@ def resolve(config: InferenceConfig) -> ModelSource:
     ranks = ranks_of_model(config)
     if ranks > 1:
         asked = None if config.engine.weight_dtype == "auto" else Format(config.engine.weight_dtype)
-        check_split(model, ranks, packed or asked, config.origin("parallel_config.model_parallel"))
+        check_split(model, ranks, packed or asked, origin_of_split(config))
     name = _name(config, directory)
     return ModelSource(config, name, directory, checkpoint, model, generation, packed, values, ranks)
 

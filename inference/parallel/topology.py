@@ -120,13 +120,18 @@ def check_topology(config: InferenceConfig, environment: Mapping[str, str] = os.
     if config.origin("parallel_config.model_parallel") == "default" and count % data == 0:
         model = count // data
     if model * data != count:
-        where = config.origin("parallel_config.model_parallel")
         raise ConfigError(
-            f"{where}: data_parallel {data} x model_parallel {model} needs {model * data} processes, {count} "
+            f"{origin_of_split(config)}: data_parallel {data} x model_parallel {model} needs {model * data} processes, {count} "
             f"{'was' if count == 1 else 'were'} started",
             _what_works(model, data, count),
         )
     return Topology(_rank(environment, count), model, data)
+
+
+def origin_of_split(config: InferenceConfig) -> str:
+    """Where it was said how many ranks share the model: by name, or by what takes all that there are."""
+    where = config.origin("parallel_config.model_parallel")
+    return config.origin("use_parallel") if where == "default" else where
 
 
 def ranks_of_model(config: InferenceConfig) -> int:

@@ -89,10 +89,10 @@ def test_a_checkpoint_that_was_converted_for_two_ranks(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_follower_that_is_killed_in_a_step_ends_the_leader(tmp_path: Path) -> None:
     """The leader waits for it in shared memory, inside a graph: it must not wait for ever."""
-    long = ["--predict_data", "Once upon a time", "--max_new_tokens", "500", "--ignore_eos", "True"]
-    endless = [word for _ in range(40) for word in long[:2]]
+    (tmp_path / "prompts.txt").write_text("Once upon a time\n" * 5000)
+    endless = ["--predict_data", "prompts.txt", "--max_new_tokens", "200", "--ignore_eos", "True"]
     with subprocess.Popen(
-        command(tmp_path, 2, *endless, *long[2:]), cwd=tmp_path, env=environment(),
+        command(tmp_path, 2, *endless), cwd=tmp_path, env=environment(),
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     ) as job:  # fmt: skip
         try:
