@@ -121,8 +121,8 @@ def check_topology(config: InferenceConfig, environment: Mapping[str, str] = os.
         model = count // data
     if model * data != count:
         raise ConfigError(
-            f"{origin_of_split(config)}: data_parallel {data} x model_parallel {model} needs {model * data} processes, {count} "
-            f"{'was' if count == 1 else 'were'} started",
+            f"{origin_of_split(config)}: data_parallel {data} x model_parallel {model} needs {model * data} processes, "
+            f"{count} {'was' if count == 1 else 'were'} started",
             _what_works(model, data, count),
         )
     return Topology(_rank(environment, count), model, data)
