@@ -95,6 +95,9 @@ def main(models: str, dtypes: str, ranks: str, prompt: int, new: int, rounds: in
         for dtype in dtypes.split(",")
         for count in ranks.split(",")
     ]
+    for name, _, _ in cells:
+        if name not in SHAPES:
+            raise click.BadParameter(f"'{name}' is none of {', '.join(SHAPES)}", param_hint="--models")
     runs: dict[tuple[str, str, int], list[dict[str, Any]]] = {cell: [] for cell in cells}
     for number in range(rounds):
         for cell in cells:
