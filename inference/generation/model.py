@@ -62,6 +62,8 @@ class GenerativeModel:
         InferenceError: there is too little memory.
     """
 
+    _leading: LeadingRunner | None = None
+
     def __init__(
         self,
         source: ModelSource,
@@ -82,7 +84,8 @@ class GenerativeModel:
         else:
             blocks = agree_on_blocks(ranks.links, lambda: _share(source, pairs, chosen, ranks, positions, row))
             self.runner = build_runner(source, pairs, chosen, blocks, progress, ranks)
-            self.stepper = self._leading = LeadingRunner(self.runner, ranks.links)
+            self._leading = LeadingRunner(self.runner, ranks.links)
+            self.stepper = self._leading
         self.runner.compile()
         self.times = self.runner.times
 
@@ -90,7 +93,6 @@ class GenerativeModel:
         """What every model has, whatever runs it."""
         self.source = source
         self.generation_config = source.generation
-        self._leading: LeadingRunner | None = None
         # Two threads that step at once would write into each other's cache.
         self._lock = threading.Lock()
         self.metrics = RunMetrics()
