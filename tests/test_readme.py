@@ -13,6 +13,7 @@ from pathlib import Path
 import bench
 import bench_batch
 import bench_pairs
+import bench_ranks
 import pytest
 
 from inference.config.flags import FLAGS
@@ -105,7 +106,7 @@ def test_flags_that_the_pages_name_exist():
             "--harness",
             *(
                 option
-                for main in (bench.main, bench_batch.main, bench_pairs.main)
+                for main in (bench.main, bench_batch.main, bench_pairs.main, bench_ranks.main)
                 for parameter in main.params
                 for option in parameter.opts
             ),

@@ -72,7 +72,7 @@ def test_two_ranks_sample_what_one_process_samples(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_checkpoint_that_was_converted_for_two_ranks(tmp_path: Path) -> None:
-    convert = ["--run_mode", "convert", "--parallel_config.model_parallel", "2", "--engine.weight_dtype", "float16"]
+    convert = ["--run_mode", "convert", "--model_parallel", "2", "--engine.weight_dtype", "float16"]
     made = tmp_path / alone(tmp_path, *convert, "--output_dir", "made").strip()
     names = sorted(path.relative_to(made).as_posix() for path in made.rglob("model.safetensors"))
     assert names == ["rank_0/model.safetensors", "rank_1/model.safetensors"]
