@@ -78,7 +78,7 @@ class GenerativeModel:
         self._set_up(source)
         chosen = kernels or choose_kernels(source.config)
         if ranks is None or ranks.group is None:
-            blocks = num_blocks(source, positions, weight_format_of(source, pairs), chosen, row)
+            blocks = num_blocks(source, positions, _format_in_memory(source, pairs, chosen), row)
             self.runner = build_runner(source, pairs, chosen, blocks, progress)
             self.stepper: StepModel = self.runner
         else:
@@ -366,16 +366,19 @@ def _share(
     source: ModelSource, pairs: Pairs | None, kernels: ModuleType, ranks: Ranks, positions: int | None, row: int
 ) -> tuple[int, tuple[int | None, int]]:
     """Blocks of cache that this rank has room for, and what they were asked for."""
-    weight_format, shard = weight_format_of(source, pairs), source.shard(ranks.topology.model_rank)
-    blocks = num_blocks(source, positions, weight_format, kernels, row, shard, ranks.links.sharing_memory)
-    return blocks, (positions, row)
+    weight_format, shard = _format_in_memory(source, pairs, kernels), source.shard(ranks.topology.model_rank)
+    return num_blocks(source, positions, weight_format, row, shard, ranks.links.sharing_memory), (positions, row)
+
+
+def _format_in_memory(source: ModelSource, pairs: Pairs | None, kernels: ModuleType) -> Format | None:
+    """The format of the matrices; None for plain float32."""
+    return weight_format_of(source, pairs) if kernels.NARROW else None
 
 
 def num_blocks(
     source: ModelSource,
     positions: int | None,
-    weight_format: Format,
-    kernels: ModuleType,
+    weight_format: Format | None,
     row: int = 1,
     shard: Shard | None = None,
     sharing: int = 1,
@@ -388,7 +391,7 @@ def num_blocks(
 
     Args:
         positions: what the work needs.
-        weight_format: of the matrices.
+        weight_format: of the matrices in memory, None for plain float32.
         row: positions that there must be.
         shard: what this process has of the model.
         sharing: processes that share the memory.
@@ -399,7 +402,7 @@ def num_blocks(
     """
     settings, model = source.config.engine, (shard or source.shard()).config
     size = cache.block_bytes(model, settings.block_size, settings.kv_cache_dtype == "float16")
-    weights = weight_bytes(model, weight_format if kernels.NARROW else None)
+    weights = weight_bytes(model, None if settings.kernels == "stock" else weight_format)
     available = available_memory() // sharing
     free = available - weights
     least = -(-row // settings.block_size)
