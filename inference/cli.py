@@ -26,6 +26,7 @@ from inference.config.presets import find_preset, is_preset, list_presets
 from inference.config.report import known_keys
 from inference.errors import EXIT_FAILURE, EXIT_USAGE, InferenceError, did_you_mean
 from inference.interrupt import watch
+from inference.launcher import RELAUNCH
 from inference.parallel.topology import check_topology, is_scheduler, is_worker
 
 PROGRAM = Path(sys.argv[0]).name
@@ -222,10 +223,12 @@ def _act(config: InferenceConfig, given: dict[str, Any]) -> int:
 
 
 def resume_command(arguments: Sequence[str]) -> str:
-    """The command line that goes on with a run of these arguments."""
+    """The command line that goes on with a run of these arguments, through the launcher where that started it."""
     program = ["python", sys.argv[0]] if sys.argv[0].endswith(".py") else [PROGRAM]
     kept = [argument for argument in arguments if argument not in (*OVERWRITE, "--resume")]
-    return shlex.join([*program, *kept, "--resume"])
+    line = shlex.join([*program, *kept, "--resume"])
+    relaunch = os.environ.get(RELAUNCH)
+    return relaunch.replace("{}", shlex.quote(line)) if relaunch else line
 
 
 def _say_checked(config: InferenceConfig, ready: Any, prompts: str) -> None:
