@@ -180,8 +180,16 @@ class Supervisor:
         if user != os.getuid():
             connection.close()
             return
-        with connection.makefile("rb") as file:
-            rank = json.loads(file.readline())["rank"]
+        self._selector.register(connection, selectors.EVENT_READ, lambda: self._hello(connection))
+
+    def _hello(self, connection: socket.socket) -> None:
+        """A process says which rank it is: one short line. One that ends before that is seen as a child that ended."""
+        self._selector.unregister(connection)
+        try:
+            rank = json.loads(connection.recv(256))["rank"]
+        except (OSError, ValueError):
+            connection.close()
+            return
         self._waiting.append((connection, rank))
         self._greet()
 

@@ -97,7 +97,10 @@ class Launcher:
 
     def ended(self, process: subprocess.Popen[bytes], since: float) -> tuple[int, str, str]:
         """Waits for a launcher, which has ten seconds and leaves nothing behind."""
-        out, error = process.communicate(timeout=60)
+        try:
+            out, error = process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"the launcher goes on: {self.processes()}")
         assert time.monotonic() - since < LIMIT
         assert self.processes() == {}
         return process.returncode, out.decode(), error.decode()
