@@ -207,7 +207,7 @@ def _act(config: InferenceConfig, given: dict[str, Any]) -> int:
         ready, number = modes.check(config, values, given["overwrite"] or given["resume"])
         _say_checked(config, ready, count(number, "prompt"))
         return 0
-    if not check_topology(config).is_leader and config.run_mode != "convert":
+    if not check_topology(config).is_root and config.run_mode != "convert":
         modes.assist(config)
         return 0
     if config.unused_keys:

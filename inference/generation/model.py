@@ -78,7 +78,10 @@ class GenerativeModel:
         self._set_up(source)
         chosen = kernels or choose_kernels(source.config)
         if ranks is None or ranks.group is None:
-            blocks = num_blocks(source, positions, _format_in_memory(source, pairs, chosen), row)
+            if ranks is None:
+                blocks = num_blocks(source, positions, _format_in_memory(source, pairs, chosen), row)
+            else:
+                blocks, _ = _share(source, pairs, chosen, ranks, positions, row)
             self.runner = build_runner(source, pairs, chosen, blocks, progress)
             self.stepper: StepModel = self.runner
         else:

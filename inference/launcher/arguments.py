@@ -26,6 +26,9 @@ ONE_NODE = ("workers", "port", "log_dir", "join", "timeout")
 NODES = ("workers", "local_workers", "master_addr", "port", "node_rank", "log_dir", "join", "timeout")
 TRUE, FALSE = ("true", "1", "yes"), ("false", "0", "no")
 HIGHEST_PORT = 65535
+PROGRAMS = ("run_inference.py", "mindspore-inference")
+# Among so many words of a command its program is looked for: `python -u run_inference.py`.
+FIRST_WORDS = 3
 HELP = """Runs COMMAND in N processes that know of one another, as MindSpore's msrun starts them. COMMAND is one
 string: split into words as a shell does, and nothing in it is expanded. Rank 0 has this terminal's standard input,
 output and error; what the others print is in their logs."""
@@ -75,6 +78,11 @@ class Settings:
         """The ranks on this machine; each machine has as many."""
         first = self.node_rank * self.local_workers
         return range(first, first + self.local_workers)
+
+    @property
+    def runs_inference(self) -> bool:
+        """Whether the command is this project's, of which more is known: its checks, and that rank 0 is the run."""
+        return any(Path(word).name in PROGRAMS for word in self.command[:FIRST_WORDS])
 
     @property
     def on_one_machine(self) -> bool:

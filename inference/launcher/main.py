@@ -24,12 +24,10 @@ from inference.errors import EXIT_FAILURE, EXIT_USAGE, InferenceError, InputErro
 from inference.launcher import RELAUNCH
 from inference.launcher.arguments import Settings, build_command
 from inference.launcher.supervision import SIGNALLED, Supervisor, check_port
+from inference.parallel.topology import WORLD_SIZE
 
-# How many processes there will be: with it, `--check` checks that the config is for so many, and reads no rows.
-WORLD_SIZE = "INFERENCE_WORLD_SIZE"
 # What scripts/launcher.sh was called as.
 PROGRAM = "INFERENCE_LAUNCHER_PROGRAM"
-PROGRAMS = ("run_inference.py", "mindspore-inference")
 LOGS = re.compile(r"(worker_(?P<rank>\d+)|scheduler|msrun|launcher)\.log")
 
 
@@ -81,7 +79,7 @@ def check(settings: Settings) -> int:
     Returns:
         The exit code of the check, after what it said on standard error; 0 if there is nothing to say.
     """
-    if not any(Path(word).name in PROGRAMS for word in settings.command[:3]):
+    if not settings.runs_inference:
         return 0
     done = subprocess.run(
         [*settings.command, "--check"],

@@ -42,6 +42,13 @@ LOOK = 0.5
 EXIT_TIMEOUT = 124
 SIGNALLED = 128
 LINES = 10
+# MindSpore's own scheduler, for programs that are not this project's.
+SCHEDULER = """
+import os
+os.environ.setdefault("GLOG_v", "3")
+from mindspore.communication import init
+init("mccl")
+"""
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -210,7 +217,7 @@ class Supervisor:
                 fds, streams = self._streams(rank)
             order = {
                 "launcher": os.getpid(),
-                "command": self._settings.command,
+                "command": self._settings.command if number is not None else self._scheduler_words(),
                 "streams": streams,
                 "pulse": len(fds) - 1,
             }
@@ -222,6 +229,10 @@ class Supervisor:
                     connection.sendall(data[sent:])
             if number == 0 and self._echo:
                 self._echo.start()
+
+    def _scheduler_words(self) -> list[str]:
+        """What the process runs that the ranks find one another through. It needs nothing of the command."""
+        return ["-m", "inference.parallel.scheduler"] if self._settings.runs_inference else ["-c", SCHEDULER]
 
     def _streams(self, rank: Rank) -> tuple[list[int], dict[int, int]]:
         """File descriptors for a rank, and which standard stream each of them is to be."""
@@ -248,15 +259,20 @@ class Supervisor:
             elif missing := [rank for rank in self._ranks if rank.pid is None]:
                 # It ended before it had said who it is.
                 self._fail(" or ".join(f"rank {rank.number}" for rank in missing), code, missing[0].log)
+        if self._deadline is not None:
+            return
         if all(rank.code is not None for rank in self._ranks):
-            self._over = self._deadline is None
+            self._over = True
+        elif self._has_root and self._ranks[0].code == 0 and self._settings.runs_inference:
+            # All is written. The others end, or still wait for work that never came.
+            self._deadline = time.monotonic() + GRACE
 
     def _look(self) -> None:
         """What time alone brings: signs of life that are missing, and the end of all patience."""
         now, limit = time.monotonic(), self._settings.timeout
         if self._deadline is not None:
-            waits = self._asked() and now < self._deadline
-            self._over = not waits and now >= self._settled
+            waited_for = self._asked() if self._code else [rank for rank in self._ranks if rank.running]
+            self._over = now >= self._deadline or (not waited_for and now >= self._settled)
         elif limit and any(rank.pid is None for rank in self._ranks):
             if now - self._started > limit:
                 self._hang("the ranks have not started", self._settings.log_dir / "msrun.log")
@@ -303,8 +319,11 @@ class Supervisor:
 
     def _asked(self) -> list[Rank]:
         """The running ranks that are interrupted: rank 0, or all where it is on another machine."""
-        first = self._ranks[0]
-        return [rank for rank in ([first] if first.number == 0 else self._ranks) if rank.running]
+        return [rank for rank in (self._ranks[:1] if self._has_root else self._ranks) if rank.running]
+
+    @property
+    def _has_root(self) -> bool:
+        return self._ranks[0].number == 0
 
     def _finish(self) -> None:
         """Leaves nothing behind."""

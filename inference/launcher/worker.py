@@ -20,13 +20,6 @@ PR_SET_PDEATHSIG = 1
 MOST_FDS = 4
 # What a shell returns for a command that cannot be run.
 EXIT_CANNOT_RUN = 126
-# MindSpore's own process that the ranks find one another through. It needs nothing of the command.
-SCHEDULER = """
-import os
-os.environ.setdefault("GLOG_v", "3")
-from mindspore.communication import init
-init("mccl")
-"""
 
 
 def main() -> None:
@@ -42,7 +35,7 @@ def main() -> None:
     restore_signals()
     if is_scheduler:
         os.setsid()
-        run([sys.executable, "-c", SCHEDULER])
+        run([sys.executable, *order["command"]])
     for target, at in order["streams"].items():
         os.dup2(fds[at], int(target))
     if not order["streams"]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from inference import pulse
 from inference.errors import InferenceError
 from inference.models.runner import ModelRunner
 from inference.models.step import StepBatch, StepResult
@@ -122,6 +123,7 @@ def follow(runner: ModelRunner, links: Links) -> None:
     """
     assert links.leader is not None
     while True:
+        pulse.idle()
         message = links.leader.receive()
         if message.kind == STEP:
             links.leader.send(RESULT, runner.step(StepBatch(*message.arrays)).arrays())

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
+from inference import pulse
 from inference.blocks import BlockPool
 from inference.kernels.formats import Format, pack_into
 from inference.kernels.shapes import Part
@@ -143,6 +144,7 @@ class ModelRunner:
 
     def step(self, batch: StepBatch) -> StepResult:
         """The next tokens of the sequences that the batch names, after writing its keys and values."""
+        pulse.busy()
         given = self._network(*self._tensors(batch)).asnumpy()
         first = self.shard.first_token
         if given.ndim == 2:

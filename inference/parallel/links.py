@@ -97,7 +97,7 @@ class Links:
         """Ends this process as soon as another rank is gone, until `close` is called.
 
         Args:
-            lost: called instead, with what happened; for tests.
+            lost: called instead, with what happened.
         """
         self._watching = True
         threading.Thread(target=self._watch, args=(lost or _end,), name="links", daemon=True).start()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -40,11 +41,14 @@ class Ranks:
         return self.links.topology
 
 
-def join(config: InferenceConfig, topology: Topology, is_native: bool) -> Ranks:
+def join(
+    config: InferenceConfig, topology: Topology, is_native: bool, lost: Callable[[str], None] | None = None
+) -> Ranks:
     """Waits for all ranks, connects them, and from then on ends this process when one of them is lost.
 
     Args:
         is_native: whether this rank's kernels are the native ones.
+        lost: ends the process, and says why; called in another thread.
 
     Raises:
         PeerLostError: a rank does not come.
@@ -60,7 +64,7 @@ def join(config: InferenceConfig, topology: Topology, is_native: bool) -> Ranks:
 
         communication.init(BACKENDS[config.context.device_target])
         links = connect(topology, through_mindspore, address[0])
-    links.watch()
+    links.watch(lost)
     if topology.model_parallel == 1:
         return Ranks(links, None)
     return Ranks(links, native_group(links) if is_native else mindspore_group(topology))
