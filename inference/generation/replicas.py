@@ -47,6 +47,7 @@ class Remote:
     rows: dict[int, RemoteRow] = field(default_factory=dict)
     load: Load = field(default_factory=Load)
     metrics: RunMetrics = field(default_factory=RunMetrics)
+    lost: bool = False
 
     @property
     def fullness(self) -> float:
@@ -128,7 +129,7 @@ class Replicas:
         for remote in self.remotes:
             with contextlib.suppress(PeerLostError):
                 remote.channel.send(END)
-        missing, until = set(self.remotes), time.monotonic() + FAREWELL
+        missing, until = {remote for remote in self.remotes if not remote.lost}, time.monotonic() + FAREWELL
         with contextlib.suppress(queue.Empty):
             while missing:
                 remote, message = self._inbox.get(timeout=max(until - time.monotonic(), 0))
@@ -146,6 +147,7 @@ class Replicas:
 
     def _take(self, remote: Remote, message: Message | PeerLostError) -> list[TextEvent | Refusal]:
         if isinstance(message, PeerLostError):
+            remote.lost = True
             raise message
         fields = message.fields
         if message.kind == REFUSED:
@@ -249,9 +251,10 @@ def _read(channel: Channel, take: Callable[[Any], None]) -> None:
     """Receives in a thread of its own, so that two sides that send at once never wait for one another."""
 
     def read() -> None:
-        with contextlib.suppress(PeerLostError):
+        try:
             while True:
                 take(channel.receive())
-        take(PeerLostError(f"rank {channel.peer} is gone", "its own log says why"))
+        except PeerLostError as error:
+            take(error)
 
     threading.Thread(target=read, name=f"rank {channel.peer}", daemon=True).start()

@@ -160,17 +160,15 @@ class Answer:
 
 @dataclass(frozen=True)
 class TextEvent:
-    """New text of an answer, perhaps none, from new tokens, at least one; `finished` with the last of it."""
+    """New text of an answer, perhaps none, from at least one new token; `first` and `finished` with the first and the
+    last of it.
+    """
 
     answer: Answer
     text: str
     finished: bool
+    first: bool
     tokens: int = 1
-
-    @property
-    def first(self) -> bool:
-        """Whether it is the first of its answer."""
-        return len(self.answer.request.output_ids) == self.tokens
 
 
 @dataclass(frozen=True)
@@ -316,4 +314,4 @@ class AnswerRow:
         elif request.finished:
             text += self.matcher.finish()
         self.answer.text += text
-        return TextEvent(self.answer, text, request.finished)
+        return TextEvent(self.answer, text, request.finished, first=len(request.output_ids) == 1)

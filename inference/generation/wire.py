@@ -73,7 +73,8 @@ class RemoteRow:
         """Takes what the replica says."""
         request = self.answer.request
         timing = request.timing
-        request.output_ids += fields["tokens"]
+        tokens, first = fields["tokens"], not request.output_ids
+        request.output_ids += tokens
         if timing.first_token is None and fields["ttft"] is not None:
             timing.first_token = timing.arrived + fields["ttft"]
         self.answer.text += fields["text"]
@@ -86,4 +87,4 @@ class RemoteRow:
                 TokenLogprob(token, logprob, tuple((other, value) for other, value in top))
                 for token, logprob, top in fields["logprobs"]
             ]
-        return TextEvent(self.answer, fields["text"], request.finished, len(fields["tokens"]))
+        return TextEvent(self.answer, fields["text"], request.finished, first, len(tokens))
