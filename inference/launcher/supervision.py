@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from inference.errors import EXIT_ROWS_FAILED, InputError
+from inference.errors import EXIT_FAILURE, EXIT_ROWS_FAILED, InputError
 from inference.launcher import worker
 from inference.launcher.arguments import Settings
 from inference.launcher.logs import Echo, Tail, last_lines, size_of
@@ -91,6 +91,8 @@ class Supervisor:
         # Once the run is to end before its end: until when ranks are waited for, and at least.
         self._deadline: float | None = None
         self._settled = 0.0
+        # The ranks' processes, once msrun has ended.
+        self._found: dict[int, int] | None = None
         self._failed = False
         self._over = False
 
@@ -134,7 +136,7 @@ class Supervisor:
         words = [sys.executable, "-m", MSRUN, *(f"--{key}={value}" for key, value in options.items()), worker.__file__]
         self._started = time.monotonic()
         with (settings.log_dir / "msrun.log").open("wb") as log:
-            self._msrun = subprocess.Popen(
+            process = subprocess.Popen(
                 words,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -142,7 +144,10 @@ class Supervisor:
                 env={**os.environ, worker.SOCKET: name},
                 # Ctrl-C is the launcher's to act on.
                 start_new_session=True,
-            ).pid
+            )
+        self._msrun = process.pid
+        # All children are waited for in one place; without this, `process` would do it too.
+        process.returncode = 0
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
@@ -244,7 +249,10 @@ class Supervisor:
     def _reap(self) -> None:
         """Learns which children have ended. The ranks are children only once msrun has ended: that comes first."""
         logs = self._settings.log_dir
-        for pid, code in sorted(_ended_children(), key=lambda ended: ended[0] != self._msrun):
+        ended = sorted(_ended_children(), key=lambda child: child[0] != self._msrun)
+        if ended and ended[0][0] == self._msrun:
+            self._found, self._settled = _rank_processes(), time.monotonic() + SETTLING
+        for pid, code in ended:
             rank = next((rank for rank in self._ranks if rank.pid == pid), None)
             if pid == self._msrun:
                 self._msrun = None
@@ -256,7 +264,7 @@ class Supervisor:
             elif rank is not None:
                 rank.code = code
                 self._fail(f"rank {rank.number}", code, rank.log, is_root=rank.number == 0)
-            elif missing := [rank for rank in self._ranks if rank.pid is None]:
+            elif missing := self._missing(pid):
                 # It ended before it had said who it is.
                 self._fail(" or ".join(f"rank {rank.number}" for rank in missing), code, missing[0].log)
         if self._deadline is not None:
@@ -273,6 +281,9 @@ class Supervisor:
         if self._deadline is not None:
             waited_for = self._asked() if self._code else [rank for rank in self._ranks if rank.running]
             self._over = now >= self._deadline or (not waited_for and now >= self._settled)
+        elif self._found is not None and now >= self._settled and (missing := self._missing(None)):
+            # msrun has waited for them when itself ended, and nobody knows their exit codes.
+            self._fail(" or ".join(f"rank {rank.number}" for rank in missing), EXIT_FAILURE, missing[0].log)
         elif limit and any(rank.pid is None for rank in self._ranks):
             if now - self._started > limit:
                 self._hang("the ranks have not started", self._settings.log_dir / "msrun.log")
@@ -281,6 +292,13 @@ class Supervisor:
             if silent:
                 who = ", ".join(str(rank.number) for rank in silent)
                 self._hang(f"rank {who} gave no sign of life", silent[0].log)
+
+    def _missing(self, pid: int | None) -> list[Rank]:
+        """The ranks that a process may have been which did not say who it is; those without one, for None."""
+        found = self._found or {}
+        return [rank for rank in self._ranks if rank.pid is None and found.get(rank.number) == pid] or [
+            rank for rank in self._ranks if rank.pid is None and pid is not None and rank.number not in found
+        ]
 
     def _sign_of(self, rank: Rank, now: float) -> float:
         """When a rank last showed that it goes on: by a step, by waiting for work, or by a line in its log."""
@@ -389,6 +407,18 @@ def _how_it_ended(code: int) -> str:
     with contextlib.suppress(ValueError):
         return f"was killed by {signal.Signals(code - SIGNALLED).name}"
     return f"ended with exit code {code}"
+
+
+def _rank_processes() -> dict[int, int]:
+    """Children that msrun started as ranks: rank and process."""
+    found = {}
+    for pid in _children():
+        with contextlib.suppress(OSError, KeyError, ValueError):
+            words = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            variables = dict(word.split(b"=", 1) for word in words if b"=" in word)
+            if variables[b"MS_ROLE"] == b"MS_WORKER":
+                found[int(variables[b"RANK_ID"])] = pid
+    return found
 
 
 def _ended_children() -> Iterator[tuple[int, int]]:

@@ -89,7 +89,16 @@ def test_sigkill_while_starting(launcher: Launcher, part: str) -> None:
     code, out, error = launcher.ended(process, time.monotonic())
     assert (code, out) == (137, "")
     what = "rank 1" if "worker" in part else "msrun"
-    assert error.startswith("launcher: ") and f"{what} was killed by SIGKILL; " in error
+    assert error.startswith(f"launcher: {what} was killed by SIGKILL; ")
+
+
+def test_a_rank_whose_end_only_msrun_has_seen(launcher: Launcher) -> None:
+    variables = {"FAKE_MSRUN_SECONDS": "1", "FAKE_MSRUN_WAITS": "yes"}
+    process = launcher.start(launcher.script(WAIT), 2, env=variables)
+    victim = wait_until(lambda: launcher.find("launcher/worker.py", 1))
+    os.kill(victim, signal.SIGKILL)
+    code, out, error = launcher.ended(process, time.monotonic())
+    assert (code, out) == (1, "") and error.startswith("launcher: rank 1 ended with exit code 1; ")
 
 
 def test_a_scheduler_that_ends_is_a_failure(launcher: Launcher) -> None:

@@ -11,13 +11,14 @@ from pathlib import Path
 
 def start(log: Path, session: bool, **environment: object) -> None:
     with log.open("wb") as file:
-        subprocess.Popen(
+        process = subprocess.Popen(
             ["python", *script],
             env={**os.environ, **{key: str(value) for key, value in environment.items()}},
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=session,
         )
+    process.returncode = 0
 
 
 options = dict(word[2:].split("=", 1) for word in sys.argv[1:] if word.startswith("--"))
@@ -35,3 +36,8 @@ for i in range(local):
     start(logs / f"worker_{rank}.log", True, MS_ROLE="MS_WORKER", RANK_ID=rank, **common)
 print("started", flush=True)
 time.sleep(float(os.environ.get("FAKE_MSRUN_SECONDS", 0)))
+# As Python does with objects of processes that it lets go of: what has ended by now is seen by nobody else.
+if os.environ.get("FAKE_MSRUN_WAITS"):
+    os.waitpid(-1, os.WNOHANG)
+# Without the same for all others.
+os._exit(0)
