@@ -34,6 +34,7 @@ LOGS = re.compile(r"(worker_(?P<rank>\d+)|scheduler|msrun|launcher)\.log")
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs the launcher and ends the process."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    _open_missing_streams()
     # msrun takes `python` from PATH, and so does the command: both are to be this one.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     try:
@@ -47,6 +48,15 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except (KeyboardInterrupt, click.Abort):
         code = _fail("interrupted", SIGNALLED + signal.SIGINT)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _open_missing_streams() -> None:
+    """A shell's `<&-` leaves a standard stream closed: nothing else may get its number."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
 def launch(settings: Settings, arguments: Sequence[str]) -> int:

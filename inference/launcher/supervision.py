@@ -82,6 +82,7 @@ class Supervisor:
         self._ranks = [Rank(number, settings.log(number)) for number in settings.ranks]
         self._pulses = Pulses(settings.workers)
         self._selector = selectors.DefaultSelector()
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._waiting: list[tuple[socket.socket, int | None]] = []
         self._msrun: int | None = None
         self._scheduler: int | None = None
@@ -117,7 +118,6 @@ class Supervisor:
     def _start(self) -> None:
         settings = self._settings
         name = f"inference-launcher-{secrets.token_hex(8)}"
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(f"\0{name}")
         self._listener.listen(settings.local_workers + 1)
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
@@ -215,6 +215,10 @@ class Supervisor:
             if number is None:
                 self._scheduler = pid
                 fds, streams = [self._pulses.fd], dict[int, int]()
+            elif (self._found or {}).get(number) != pid:
+                # It has ended meanwhile.
+                connection.close()
+                continue
             else:
                 rank = self._ranks[number - self._settings.ranks.start]
                 rank.pid = pid

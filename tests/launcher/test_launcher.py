@@ -95,6 +95,15 @@ def test_a_reader_that_goes_ends_rank_0_as_it_would_one_process(launcher: Launch
     assert b"BrokenPipeError" in done.stderr and b"rank 0 ended with exit code 1" in done.stderr
 
 
+def test_closed_streams(launcher: Launcher) -> None:
+    launcher.script(
+        "print(os.fstat(0).st_rdev == os.stat('/dev/null').st_rdev, file=sys.stderr)\nprint('nobody reads this')"
+    )
+    line = f"bash {LAUNCHER} 'python worker.py' 2 <&- >&-"
+    done = subprocess.run(["bash", "-c", line], cwd=launcher.directory, env=launcher.environment, capture_output=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"True\n")
+
+
 def test_the_background(launcher: Launcher) -> None:
     command = launcher.script("print('answer of', rank, flush=True)\nwhile not Path('go').exists(): time.sleep(0.01)")
     process = launcher.start(command, 2, 0, "logs", "False", 60)

@@ -21,7 +21,7 @@ from conftest import ROOT, Launcher, quoted, wait_until
 from inference.kernels.build import library_path
 
 PROGRAM = str(ROOT / "run_inference.py")
-ROWS = 30
+ROWS = 20
 TIMING = ("ttft_seconds", "total_seconds")
 JOB = (
     *("--config", "demo", "--predict_data", "rows.jsonl", "--predict_batch_size", "1", "--ignore_eos"),
