@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from conftest import Launcher, wait_until
+from launching import Launcher, wait_until
 
 # Rank 0 tells what it has when it is interrupted.
 WORK = """

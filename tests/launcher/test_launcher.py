@@ -17,7 +17,7 @@ import termios
 import time
 
 import pytest
-from conftest import LAUNCHER, Launcher, quoted, wait_until
+from launching import LAUNCHER, Launcher, quoted, wait_until
 
 PROMPTS = ["I love Beijing, because", "日本語 🙂", 'it\'s "$HOME" `date` $(date) \\', "", "*", "a\nb\t", "-- --x=' '"]
 
