@@ -296,6 +296,11 @@ def _nothing(rows: RowStream) -> InputError:
 def _prepare(config: InferenceConfig, rows: RowStream | None, replace: bool) -> Checked:
     check_device(config)
     check_backend(config)
+    if config.run_mode == "convert" and int(os.environ.get(WORLD_SIZE, 1)) > 1:
+        raise ConfigError(
+            f"{config.origin('run_mode')}: convert is the work of one process, for any number of ranks",
+            "run it without the launcher",
+        )
     if config.run_mode == "evaluate" and check_topology(config).data_parallel > 1:
         where = config.origin("parallel_config.data_parallel")
         raise ConfigError(f"{where}: evaluate runs on one copy of the model", "give parallel_config.data_parallel 1")
