@@ -97,7 +97,7 @@ class Replicas:
         if self._local.num_rows / self._local.capacity <= remote.fullness:
             self._local.add(source)
             return
-        remote.rows[source.row] = RemoteRow.begin(source, self._local.engine.model.context_length)
+        remote.rows[source.row] = RemoteRow.begin(source, self._local.engine.context_length)
         remote.channel.send(ROWS, rows=[row_fields(source)])
 
     def step(self) -> list[TextEvent | Refusal]:
