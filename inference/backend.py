@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from inference.config import InferenceConfig
 from inference.errors import ConfigError
 from inference.generation.model import GenerativeModel
+from inference.parallel.topology import check_topology
 from inference.report import say
 
 
@@ -46,6 +47,8 @@ def _obstacle(config: InferenceConfig) -> str | None:
         return "mindformers is not installed (pip install 'mindspore-inference[mindformers]')"
     if config.run_mode != "predict":
         return f"MindFormers does not do run_mode {config.run_mode}"
+    if check_topology(config).world_size > 1:
+        return "the ranks of a parallel run share this project's networks"
     if config.engine.random_weights:
         return "MindFormers does not do random weights"
     return None

@@ -6,6 +6,7 @@ answer at once.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import io
 import os
@@ -25,6 +26,8 @@ from inference.config.presets import find_preset, is_preset, list_presets
 from inference.config.report import known_keys
 from inference.errors import EXIT_FAILURE, EXIT_USAGE, InferenceError, did_you_mean
 from inference.interrupt import watch
+from inference.launcher import RELAUNCH
+from inference.parallel.topology import check_topology, is_scheduler, is_worker
 
 PROGRAM = Path(sys.argv[0]).name
 COMPLETION_VARIABLE = "_RUN_INFERENCE_COMPLETE"
@@ -204,6 +207,9 @@ def _act(config: InferenceConfig, given: dict[str, Any]) -> int:
         ready, number = modes.check(config, values, given["overwrite"] or given["resume"])
         _say_checked(config, ready, count(number, "prompt"))
         return 0
+    if not check_topology(config).is_root and config.run_mode != "convert":
+        modes.assist(config)
+        return 0
     if config.unused_keys:
         say(f"without effect here: {count(len(config.unused_keys), 'key')} of the config (--check lists them)")
     if config.run_mode == "convert":
@@ -217,10 +223,12 @@ def _act(config: InferenceConfig, given: dict[str, Any]) -> int:
 
 
 def resume_command(arguments: Sequence[str]) -> str:
-    """The command line that goes on with a run of these arguments."""
+    """The command line that goes on with a run of these arguments, through the launcher where that started it."""
     program = ["python", sys.argv[0]] if sys.argv[0].endswith(".py") else [PROGRAM]
     kept = [argument for argument in arguments if argument not in (*OVERWRITE, "--resume")]
-    return shlex.join([*program, *kept, "--resume"])
+    line = shlex.join([*program, *kept, "--resume"])
+    relaunch = os.environ.get(RELAUNCH)
+    return relaunch.replace("{}", shlex.quote(line)) if relaunch else line
 
 
 def _say_checked(config: InferenceConfig, ready: Any, prompts: str) -> None:
@@ -321,6 +329,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """
     _prepare_streams()
     watch()
+    if is_scheduler():
+        from inference.parallel.scheduler import main as schedule
+
+        schedule()
+        sys.exit(0)
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         code = build_command().main(
@@ -330,6 +343,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if "--traceback" in given and not isinstance(error, click.ClickException):
             traceback.print_exc()
         code = _report(error)
+    if is_worker():
+        from inference.parallel.start import stay_away
+
+        stay_away()
     _leave(code if isinstance(code, int) else 0)
 
 
@@ -386,4 +403,7 @@ def _leave(code: int) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
             stream.flush()
+    # Otherwise MindSpore's scheduler would look for this rank for half a minute, and call its end a failure.
+    if is_worker() and "mindspore.communication" in sys.modules:
+        atexit._run_exitfuncs()
     os._exit(code)

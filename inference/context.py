@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from inference.config import InferenceConfig, load_config
-from inference.errors import ConfigError, DeviceError
+from inference.errors import DeviceError
+from inference.parallel.topology import check_topology, is_worker
 
+# msrun's number of a rank among those on its machine.
+LOCAL_RANK = "DEVICE_ID"
 # Each Ascend device that the driver knows has a file of this name.
 ASCEND_DEVICES = "davinci[0-9]*"
 
@@ -35,19 +38,13 @@ class Context:
 
 
 def check_device(config: InferenceConfig) -> None:
-    """Refuses a device that is not there, and parallel runs, without importing MindSpore.
+    """Refuses a device that is not there, without importing MindSpore.
 
     Raises:
         DeviceError: no such device on this machine.
-        ConfigError: a parallel run, which this release does not have.
     """
-    target, number = config.context.device_target, config.context.device_id
+    target, number = config.context.device_target, device_number(config)
     where = config.origin("context.device_target")
-    if config.use_parallel:
-        raise ConfigError(
-            f"{config.origin('use_parallel')}: use_parallel is True, runs on several devices are not there yet",
-            "give --use_parallel False",
-        )
     if target == "GPU":
         raise DeviceError(f"{where}: MindSpore 2.9 has no GPU backend", "give --device_target CPU or Ascend")
     if target == "CPU" and number != 0:
@@ -77,6 +74,7 @@ def build_context(config: InferenceConfig | Mapping[str, Any] | None = None, **s
     if not isinstance(config, InferenceConfig):
         config = load_config({**(config or {}), **sections})
     check_device(config)
+    check_topology(config)
     seconds = import_mindspore()
     import mindspore
 
@@ -85,12 +83,20 @@ def build_context(config: InferenceConfig | Mapping[str, Any] | None = None, **s
     if settings.device_target == "CPU":
         mindspore.set_device("CPU")
     else:
-        mindspore.set_device(settings.device_target, settings.device_id)
+        mindspore.set_device(settings.device_target, device_number(config))
         _set_ascend(config)
     if settings.save_graphs:
         path = settings.save_graphs_path or str(Path(config.output_dir) / "graphs")
         mindspore.set_context(save_graphs=settings.save_graphs, save_graphs_path=path)
-    return Context(settings.device_target, settings.device_id, settings.mode, seconds)
+    return Context(settings.device_target, device_number(config), settings.mode, seconds)
+
+
+def device_number(config: InferenceConfig) -> int:
+    """The device of this process: of the ranks on a machine with several, each has one of its own."""
+    given = config.context.device_id
+    if not (config.use_parallel and is_worker()) or config.context.device_target == "CPU":
+        return given
+    return int(os.environ.get(LOCAL_RANK, given))
 
 
 def import_mindspore() -> float:

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import NoReturn
 
 EXIT_INTERRUPTED = 130
 # Held while a record is written: an interrupt waits until it is whole.
@@ -34,7 +35,7 @@ def watch() -> None:
 
 @contextmanager
 def last_words(say: Callable[[], str]) -> Iterator[None]:
-    """What an interrupt has to add to its line meanwhile; `say` is called when no record is being written."""
+    """What an early end has to add to its line meanwhile; `say` is called when no record is being written."""
     _last_words.append(say)
     try:
         yield
@@ -44,9 +45,14 @@ def last_words(say: Callable[[], str]) -> Iterator[None]:
 
 def _wait() -> None:
     signal.sigwait({signal.SIGINT})
+    end("interrupted", EXIT_INTERRUPTED)
+
+
+def end(what: str, code: int) -> NoReturn:
+    """Ends the process now, whatever its other threads do, with one line on stderr."""
     WRITING.acquire(timeout=PATIENCE)
     more = "".join(f"; {words}" for words in [say() for say in _last_words] if words)
     # On a terminal the cursor is after "^C", or in the middle of an answer.
     start = "\n" if os.isatty(2) else ""
-    os.write(2, f"{start}error: interrupted{more}\n".encode())
-    os._exit(EXIT_INTERRUPTED)
+    os.write(2, f"{start}error: {what}{more}\n".encode())
+    os._exit(code)

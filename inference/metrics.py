@@ -50,6 +50,8 @@ class RunMetrics:
     row_seconds: Percentiles = field(default_factory=Percentiles)
     """From the arrival of a request to its last token."""
     decode_tokens: int = 0
+    rows_by_replica: list[int] = field(default_factory=list)
+    """Requests that each copy of the model has answered, where there are several."""
 
     def finished(self, request: Request) -> None:
         """Counts a request that is done; one that was let go of has no latency."""
@@ -74,6 +76,24 @@ class RunMetrics:
             self.decode_seconds += seconds
             self.decode_tokens += chosen
 
+    def add_replica(self, other: RunMetrics) -> None:
+        """Takes what another copy of the model did at the same time: the rates of both add up."""
+        prefill_tokens = self._computed + other._computed
+        prefill, decode = self.prefill_rate + other.prefill_rate, self.decode_rate + other.decode_rate
+        self.rows_by_replica = [*(self.rows_by_replica or [self.requests]), other.requests]
+        for name in ("requests", "prompt_tokens", "reused_tokens", "preemptions", "completion_tokens", "decode_tokens"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        # The seconds in which all would have done the work together.
+        self.prefill_seconds = prefill_tokens / prefill if prefill else 0.0
+        self.decode_seconds = self.decode_tokens / decode if decode else 0.0
+        self.ttft_seconds.update(other.ttft_seconds)
+        self.tpot_seconds.update(other.tpot_seconds)
+        self.row_seconds.update(other.row_seconds)
+
+    @property
+    def _computed(self) -> int:
+        return self.prompt_tokens - self.reused_tokens
+
     @property
     def ttft(self) -> float | None:
         """Median time to first token, seconds."""
@@ -82,8 +102,7 @@ class RunMetrics:
     @property
     def prefill_rate(self) -> float:
         """Prompt tokens a second that were computed, over the steps that had prompt tokens."""
-        computed = self.prompt_tokens - self.reused_tokens
-        return computed / self.prefill_seconds if self.prefill_seconds else 0.0
+        return self._computed / self.prefill_seconds if self.prefill_seconds else 0.0
 
     @property
     def decode_rate(self) -> float:

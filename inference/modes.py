@@ -7,29 +7,35 @@ imported, so that a mistake costs half a second and not half a minute.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from inference.backend import check_backend, choose_model_class
 from inference.config import GenerationConfig, InferenceConfig
 from inference.context import build_context, check_device
-from inference.errors import EXIT_ROWS_FAILED, ConfigError, InferenceError, InputError
+from inference.errors import EXIT_FAILURE, EXIT_ROWS_FAILED, ConfigError, InferenceError, InputError
 from inference.generation.model import (
     GenerativeModel,
+    choose_kernels,
     longest_row,
     make_encoder,
     positions_needed,
+    run_follower,
     weight_format_of,
 )
 from inference.generation.perplexity import Score, score
 from inference.generation.perplexity import positions_needed as score_positions
+from inference.generation.replicas import OPEN, Replica, Replicas
 from inference.generation.text import EncodedPrompt, Encoder, TextGenerator
 from inference.inputs import RowStream, no_prompt, open_rows
 from inference.inputs.files import STDIN
-from inference.interrupt import last_words
+from inference.interrupt import end, last_words
 from inference.jobs.feed import FailedRow, Feed
 from inference.jobs.figures import check_plot, check_target, metrics_of, write_metrics, write_plot
 from inference.jobs.identity import identity_of
@@ -40,8 +46,11 @@ from inference.jobs.writer import AnswerWriter
 from inference.metrics import RunMetrics, StartupTimes, process_age
 from inference.models.convert import check_target as check_converted
 from inference.models.convert import convert as write_converted
+from inference.models.shards import Pairs
 from inference.models.source import ModelSource, resolve
-from inference.models.weights import Pairs
+from inference.parallel.rendezvous import NobodyNeededError
+from inference.parallel.start import Ranks, join, threads_per_rank
+from inference.parallel.topology import WORLD_SIZE, check_topology
 from inference.prompts import Prompt
 from inference.report import count, load_progress, say, summary
 from inference.tokenizer import Tokenizer
@@ -62,6 +71,11 @@ class Checked:
     tokenizer: Tokenizer
     encoder: Encoder
 
+    @property
+    def rows_at_once(self) -> int:
+        """The most rows that run, in all copies of the model."""
+        return self.config.rows_at_once * check_topology(self.config).data_parallel
+
 
 def check(config: InferenceConfig, values: Sequence[str], overwrite: bool = False) -> tuple[Checked, int]:
     """Finds every mistake that can be found without computing; also the number of prompts.
@@ -71,7 +85,8 @@ def check(config: InferenceConfig, values: Sequence[str], overwrite: bool = Fals
     """
     rows = _rows(config, values) if values else None
     ready = _prepare(config, rows, overwrite)
-    if rows is None:
+    # Before many ranks start no row is read: a bad one is a record of the run, and standard input is rank 0's.
+    if rows is None or WORLD_SIZE in os.environ:
         return ready, 0
     # A document to evaluate is cut into pieces that fit.
     encode = ready.encoder.encode if config.run_mode == "predict" else _not_encoded
@@ -109,9 +124,7 @@ def predict(
     _say_what_is_used(ready)
     earlier = save_file.num_durable if save_file else 0
     metrics = RunMetrics()
-    feed = Feed(
-        rows, ready.encoder.encode, ready.config.rows_at_once + READ_AHEAD, save_file.done if save_file else None
-    )
+    feed = Feed(rows, ready.encoder.encode, ready.rows_at_once + READ_AHEAD, save_file.done if save_file else None)
     progress = _progress(config)
     job = Job(
         feed,
@@ -159,9 +172,11 @@ def evaluate(config: InferenceConfig, values: Sequence[str]) -> Score:
         raise InputError("there is no text of two tokens or more to evaluate", "give --predict_data a file of texts")
     _say_what_is_used(job)
     build_context(config)
-    positions = score_positions(config.engine.block_size)
-    model = GenerativeModel(job.source, job.pairs, positions=positions, progress=load_progress(job.pairs))
-    result = score(model.runner, documents)
+    kernels, ranks = _join(config)
+    positions, progress = score_positions(config.engine.block_size), load_progress(job.pairs)
+    model = GenerativeModel(job.source, job.pairs, positions=positions, progress=progress, ranks=ranks, kernels=kernels)
+    with closing(model):
+        result = score(model.stepper, documents)
     figures = {
         "model": job.source.name,
         "weight_dtype": model.runner.weight_format.value,
@@ -179,6 +194,55 @@ def evaluate(config: InferenceConfig, values: Sequence[str]) -> Score:
     return result
 
 
+def assist(config: InferenceConfig) -> None:
+    """What all ranks but the first do: they compute their part of the model, or answer rows that rank 0 sends, and
+    print nothing.
+
+    Raises:
+        PeerLostError: another rank is gone.
+    """
+    check_device(config)
+    source = resolve(config)
+    pairs = source.pairs(check_topology(config).model_rank)
+    build_context(config)
+    with suppress(NobodyNeededError):
+        kernels, ranks = _join(config)
+        assert ranks is not None
+        if ranks.topology.is_leader:
+            _replicate(source, pairs, kernels, ranks)
+        else:
+            run_follower(source, pairs, kernels, ranks)
+
+
+def _replicate(source: ModelSource, pairs: Pairs | None, kernels: ModuleType, ranks: Ranks) -> None:
+    """Another copy of the model: answers rows until rank 0 says that there are no more."""
+    channel = ranks.links.root
+    assert channel is not None
+    tokenizer, metrics = source.tokenizer(), RunMetrics()
+    needs = channel.expect(OPEN).fields
+    model = GenerativeModel(source, pairs, **needs, ranks=ranks, kernels=kernels)
+    with closing(model), model.engine(metrics) as engine:
+        generation = make_encoder(source, tokenizer, source.generation).generation
+        replica = Replica(channel, TextGenerator(engine, tokenizer), generation, metrics)
+        replica.run()
+        ranks.links.unwatch()
+        replica.say_farewell()
+
+
+def _join(config: InferenceConfig) -> tuple[ModuleType, Ranks | None]:
+    """The kernels, and the other ranks of a parallel run."""
+    topology = check_topology(config)
+    kernels = choose_kernels(config)
+    if topology.world_size == 1:
+        return kernels, None
+    ranks = join(config, topology, kernels.NARROW, lambda what: end(what, EXIT_FAILURE))
+    if kernels.NARROW and config.engine.threads is None:
+        from inference.kernels.library import set_threads
+
+        set_threads(threads_per_rank(ranks.links))
+    return kernels, ranks
+
+
 def convert(config: InferenceConfig, force: bool = False) -> Path:
     """Writes the model in `engine.weight_dtype` to `<output_dir>/<model>-<weight_dtype>`; prints where."""
     from inference.kernels.build import KernelBuildError
@@ -186,8 +250,9 @@ def convert(config: InferenceConfig, force: bool = False) -> Path:
     check_device(config)
     check_backend(config)
     source = resolve(config)
-    pairs = source.pairs()
-    if pairs is None or source.packed is not None:
+    parts = [(source.shard(rank), source.pairs(rank) or []) for rank in range(source.ranks)]
+    pairs = [pair for _, part in parts for pair in part]
+    if not pairs or source.packed is not None:
         raise ConfigError("there is nothing to convert: the weights are random or packed already", "give a checkpoint")
     weight_format = weight_format_of(source, pairs)
     target = Path(config.output_dir) / f"{source.name}-{weight_format.value}"
@@ -201,8 +266,7 @@ def convert(config: InferenceConfig, force: bool = False) -> Path:
         from inference.kernels.formats import pack_into
     own = dict(source.own_config)
     write_converted(
-        pairs,
-        source.model,
+        parts,
         own,
         source.directory,
         target,
@@ -232,6 +296,14 @@ def _nothing(rows: RowStream) -> InputError:
 def _prepare(config: InferenceConfig, rows: RowStream | None, replace: bool) -> Checked:
     check_device(config)
     check_backend(config)
+    if config.run_mode == "convert" and int(os.environ.get(WORLD_SIZE, 1)) > 1:
+        raise ConfigError(
+            f"{config.origin('run_mode')}: convert is the work of one process, for any number of ranks",
+            "run it without the launcher",
+        )
+    if config.run_mode == "evaluate" and check_topology(config).data_parallel > 1:
+        where = config.origin("parallel_config.data_parallel")
+        raise ConfigError(f"{where}: evaluate runs on one copy of the model", "give parallel_config.data_parallel 1")
     output = config.output
     if output.save_file:
         check_writable(Path(output.save_file), replace)
@@ -273,7 +345,7 @@ def _writer(ready: Checked, save_file: SaveFile | None) -> AnswerWriter:
     return AnswerWriter(
         form,
         ready.source.name,
-        ready.config.rows_at_once,
+        ready.rows_at_once,
         ordered=output.ordered,
         stream=on_terminal if output.stream is None else output.stream,
         echo=(form == "json") if output.echo is None else output.echo,
@@ -290,7 +362,9 @@ def _progress(config: InferenceConfig) -> ProgressLine | None:
 
 
 @contextmanager
-def _generator(ready: Checked, feed: Feed, first: EncodedPrompt, metrics: RunMetrics) -> Iterator[TextGenerator]:
+def _generator(
+    ready: Checked, feed: Feed, first: EncodedPrompt, metrics: RunMetrics
+) -> Iterator[TextGenerator | Replicas]:
     """Loads the model, with a KV cache for the rows that follow `first`."""
     metrics.startup = StartupTimes(python=process_age())
     context = build_context(ready.config)
@@ -301,13 +375,29 @@ def _generator(ready: Checked, feed: Feed, first: EncodedPrompt, metrics: RunMet
     positions = None if rest is None else positions_needed(encoded, ready.source)
     row = longest_row(encoded, ready.source)
     progress = load_progress(ready.pairs)
-    model_class = choose_model_class(ready.config)
-    model = model_class(ready.source, ready.pairs, positions=positions, row=row, progress=progress)
+    needs: dict[str, Any] = {"positions": positions, "row": row}
+    ranks: Ranks | None = None
+    if check_topology(ready.config).world_size == 1:
+        model = choose_model_class(ready.config)(ready.source, ready.pairs, **needs, progress=progress)
+    else:
+        kernels, ranks = _join(ready.config)
+        for channel in ranks.links.replicas if ranks else ():
+            channel.send(OPEN, positions=positions, row=row)
+        model = GenerativeModel(ready.source, ready.pairs, **needs, progress=progress, ranks=ranks, kernels=kernels)
     if ready.config.output.save_file and (rest is None or len(encoded) > 1):
         say(model.describe_cache())
     metrics.startup.weights, metrics.startup.compile = model.times.load, model.times.compile
-    with model.engine(metrics) as engine:
-        yield TextGenerator(engine, ready.tokenizer)
+    with closing(model), model.engine(metrics) as engine:
+        own = TextGenerator(engine, ready.tokenizer)
+        if ranks is None or not ranks.links.replicas:
+            yield own
+            return
+        everyone = Replicas(own, ranks.links.replicas)
+        try:
+            yield everyone
+        finally:
+            ranks.links.unwatch()
+            everyone.close(metrics)
 
 
 def _go_on(save_file: SaveFile | None, again: str) -> str:
@@ -335,6 +425,8 @@ def _say_what_came_of_it(ready: Checked, outcome: Outcome, rows: RowStream, metr
         say(f"{count(earlier, 'row')} had been done before, {outcome.rows:,} were left")
     if outcome.failed:
         say(f"{outcome.failed:,} of {count(outcome.rows, 'row')} failed, the first: {outcome.first_failure}")
+    if metrics.rows_by_replica:
+        say(f"rows by replica: {', '.join(map(str, metrics.rows_by_replica))}")
     if metrics.requests:
         say(summary(metrics, outcome.first_token))
 
@@ -351,3 +443,7 @@ def _say_what_is_used(job: Checked) -> None:
     """No silent fallback: what was asked for and is not there is named."""
     if job.pairs is None:
         say("weights are random, as asked: the answers mean nothing")
+    source = job.source
+    is_asked = not job.config.auto_trans_ckpt and job.config.origin("auto_trans_ckpt") != "default"
+    if source.ranks > 1 and source.checkpoint and is_asked and not source.is_split:
+        say(f"auto_trans_ckpt is False, and {source.checkpoint} is whole: each rank reads its part of it")

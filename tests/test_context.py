@@ -77,7 +77,7 @@ def test_the_error_names_the_file_that_asked(no_mindspore: None, devices: Path, 
         ({"contxt": {"mode": 0}}, "did you mean 'context'"),
         ({"context": {"mode": "fast"}}, "mode"),
         ({"context": {"device_target": "TPU"}}, "device_target"),
-        ({"use_parallel": True}, "use_parallel"),
+        ({"use_parallel": True, "parallel_config": {"model_parallel": 2}}, "needs 2 processes, 1 was started"),
     ],
 )
 def test_sections_that_make_no_sense(no_mindspore: None, sections: dict, message: str) -> None:

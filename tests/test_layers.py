@@ -13,8 +13,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "inference"
 LAYERS = (
-    {"errors", "config", "request", "blocks", "scheduler", "metrics", "latency", "prompts", "inputs"},
-    {"context", "kernels"},
+    {"errors", "config", "request", "blocks", "scheduler", "metrics", "latency", "prompts", "inputs", "pulse"},
+    {"context", "kernels", "parallel"},
     {"models", "tokenizer"},
     {"generation"},
     {
@@ -27,6 +27,7 @@ LAYERS = (
         "report",
         "modes",
         "cli",
+        "launcher",
         "interrupt",
         "__init__",
         "__main__",

@@ -13,17 +13,19 @@ from pathlib import Path
 import bench
 import bench_batch
 import bench_pairs
+import bench_ranks
 import pytest
 
 from inference.config.flags import FLAGS
 from inference.kernels.build import KernelBuildError, library_path
+from inference.launcher.arguments import build_command as launcher_command
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 # A fenced block, and the text block that follows it at once: what it prints.
 BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```\n(?:^```text\n(.*?)^```\n)?", re.MULTILINE | re.DOTALL)
-SET_UP = re.compile(r"^bash scripts/\w+\.sh", re.MULTILINE)
+SET_UP = re.compile(r"^bash scripts/(demo|test)\.sh", re.MULTILINE)
 BLOCKS = [match.groups() for match in BLOCK.finditer(README)]
 COMMANDS = [(body, shown) for kind, body, shown in BLOCKS if kind == "bash" and not SET_UP.match(body)]
 
@@ -105,7 +107,7 @@ def test_flags_that_the_pages_name_exist():
             "--harness",
             *(
                 option
-                for main in (bench.main, bench_batch.main, bench_pairs.main)
+                for main in (bench.main, bench_batch.main, bench_pairs.main, bench_ranks.main)
                 for parameter in main.params
                 for option in parameter.opts
             ),
@@ -113,6 +115,7 @@ def test_flags_that_the_pages_name_exist():
         # Of the harness and its entry.
         *("--add", "--converted", "--model", "--prompts", "--task", "--dtype", "--slots", "--reps"),
         *("--resume", "--no_echo"),
+        *(option for parameter in launcher_command(print).params for option in parameter.opts),
         *("--print_config", "--list_models", "--version", "--show_completion", "--section.key"),
     }
     for page in PAGES:

@@ -46,6 +46,8 @@ _GENERATION = "generation_config"
 FLAGS: tuple[Flag, ...] = (
     Flag("--run_mode", "run_mode", str, "What to do.", _RUN, choices=RUN_MODES),
     Flag("--use_parallel", "use_parallel", bool, "Run on several devices.", _RUN),
+    Flag("--model_parallel", "parallel_config.model_parallel", int, "Ranks that share the model.", _RUN),
+    Flag("--data_parallel", "parallel_config.data_parallel", int, "Copies of the model.", _RUN),
     Flag("--predict_batch_size", "predict_batch_size", int, "Most prompts that run together.", _RUN),
     Flag("--seed", "seed", int, "Seed of sampling, an integer from 0.", _RUN),
     Flag(

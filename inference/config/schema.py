@@ -99,7 +99,9 @@ class ParallelConfig(Section):
     """`parallel_config`: how many devices share what."""
 
     data_parallel: Count = Field(1, description="Copies of the model.")
-    model_parallel: Count = Field(1, description="Devices that share each layer (tensor parallel).")
+    model_parallel: Count = Field(
+        1, description="Devices that share each layer (tensor parallel); in a parallel run all that are left, if unset."
+    )
     pipeline_stage: Count = Field(1, description="Groups of layers on devices of their own.")
     expert_parallel: Count = Field(1, description="Devices that share the experts.")
 
@@ -228,7 +230,10 @@ class InferenceConfig(Section):
     use_parallel: bool = Field(False, description="Run on several devices; the launcher starts a process for each.")
     load_checkpoint: OptionalText = Field(None, description="Directory or file of the weights.")
     load_ckpt_format: Literal["safetensors", "ckpt"] | None = Field(None, description="Form of the weights.")
-    auto_trans_ckpt: bool = Field(False, description="Accepted; each rank always reads its own slices.")
+    auto_trans_ckpt: bool = Field(
+        False,
+        description="Either way each rank reads its part of a whole checkpoint, or its own of rank_0, rank_1, ...",
+    )
     pretrained_model_dir: OptionalText = Field(None, description="Hugging Face model directory, or a model's name.")
     checkpoint_name_or_path: OptionalText = Field(None, description="Checkpoint, or the name of a model.")
     predict_batch_size: Count | None = Field(None, description="Most sequences that run together.")

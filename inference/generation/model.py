@@ -28,10 +28,13 @@ from inference.kernels.formats import Format
 from inference.metrics import RunMetrics
 from inference.models import cache
 from inference.models.checkpoint import StoredTensor
-from inference.models.runner import ModelRunner
+from inference.models.ranks import LeadingRunner, agree_on_blocks, follow, follow_on_blocks
+from inference.models.runner import ModelRunner, StepModel
+from inference.models.shards import Pairs, Shard
 from inference.models.source import ModelSource, resolve
 from inference.models.t5_config import AnyConfig, T5Config
-from inference.models.weights import Pairs, stored_format, weight_bytes
+from inference.models.weights import stored_format, weight_bytes
+from inference.parallel.start import Ranks
 from inference.prompts import Prompt
 from inference.request import Request
 from inference.tokenizer import Tokenizer
@@ -46,15 +49,20 @@ class GenerativeModel:
         positions: how many positions of KV cache the work needs; None where that is not known.
         row: how many of them its longest row needs at least.
         progress: called with each tensor as it is loaded.
+        ranks: with whom the model is shared; this rank is their leader. None for a model of this process alone.
 
     Attributes:
         times: that loading and compiling took.
+        runner: what this process has of the model.
+        stepper: the whole model.
         background: the engine that all calls share; `engine()` gives one of the caller's own.
         metrics: of what `background` did.
 
     Raises:
         InferenceError: there is too little memory.
     """
+
+    _leading: LeadingRunner | None = None
 
     def __init__(
         self,
@@ -64,23 +72,23 @@ class GenerativeModel:
         positions: int | None = None,
         row: int = 1,
         progress: Callable[[StoredTensor], None] | None = None,
+        ranks: Ranks | None = None,
+        kernels: ModuleType | None = None,
     ):
         self._set_up(source)
-        engine = source.config.engine
-        weight_format = weight_format_of(source, pairs)
-        chosen = choose_kernels(source.config)
-        in_memory = weight_format if chosen.NARROW else None
-        self.runner = runner_class(source.model)(
-            source.model,
-            pairs,
-            num_blocks=num_blocks(source, positions, in_memory, row),
-            block_size=engine.block_size,
-            kernels=chosen,
-            weight_format=weight_format,
-            half_cache=engine.kv_cache_dtype == "float16" and chosen.NARROW,
-            seed=source.config.seed or 0,
-            progress=progress,
-        )
+        chosen = kernels or choose_kernels(source.config)
+        if ranks is None or ranks.group is None:
+            if ranks is None:
+                blocks = num_blocks(source, positions, _format_in_memory(source, pairs, chosen), row)
+            else:
+                blocks, _ = _share(source, pairs, chosen, ranks, positions, row)
+            self.runner = build_runner(source, pairs, chosen, blocks, progress)
+            self.stepper: StepModel = self.runner
+        else:
+            blocks = agree_on_blocks(ranks.links, lambda: _share(source, pairs, chosen, ranks, positions, row))
+            self.runner = build_runner(source, pairs, chosen, blocks, progress, ranks)
+            self._leading = LeadingRunner(self.runner, ranks.links)
+            self.stepper = self._leading
         self.runner.compile()
         self.times = self.runner.times
 
@@ -95,8 +103,17 @@ class GenerativeModel:
 
     @classmethod
     def from_config(cls, config: InferenceConfig) -> GenerativeModel:
-        """Finds, checks and loads the model that a config names."""
+        """Finds, checks and loads the model that a config names.
+
+        Raises:
+            ConfigError: it is to be shared by several ranks, which is the command line's business.
+        """
         source = resolve(config)
+        if source.ranks > 1:
+            raise ConfigError(
+                f"{config.origin('use_parallel')}: a program of your own runs a model in one process",
+                "give use_parallel False, or use run_inference.py",
+            )
         return cls(source, source.pairs())
 
     @property
@@ -123,18 +140,23 @@ class GenerativeModel:
     def _new_engine(self, metrics: RunMetrics | None) -> BaseEngine:
         settings = self.source.config
         return Engine(
-            self.runner,
+            self.stepper,
             max_sequences=self.max_sequences,
             max_batch_tokens=settings.engine.max_batch_tokens,
             prefix_cache=settings.engine.prefix_cache,
             metrics=metrics,
         )
 
+    def close(self) -> None:
+        """Lets go of the other ranks, if there are any. Nothing can be computed afterwards."""
+        if self._leading is not None:
+            self._leading.close()
+
     def describe_cache(self) -> str:
         """The size of the KV cache, in a line for people."""
         settings, runner = self.source.config.engine, self.runner
         half = settings.kv_cache_dtype == "float16" and runner.kernels.NARROW
-        size = runner.blocks.capacity * cache.block_bytes(self.config, runner.block_size, half)
+        size = runner.blocks.capacity * cache.block_bytes(runner.config, runner.block_size, half)
         why = "as engine.kv_cache_memory says" if settings.kv_cache_memory is not None else "sized to work and memory"
         return (
             f"KV cache: {runner.blocks.capacity * runner.block_size:,} positions, {size / 2**20:,.0f} MiB, {why}; "
@@ -316,7 +338,64 @@ def choose_kernels(config: InferenceConfig) -> ModuleType:
     return chosen
 
 
-def num_blocks(source: ModelSource, positions: int | None, weight_format: Format | None, row: int = 1) -> int:
+def build_runner(
+    source: ModelSource,
+    pairs: Pairs | None,
+    kernels: ModuleType,
+    blocks: int,
+    progress: Callable[[StoredTensor], None] | None = None,
+    ranks: Ranks | None = None,
+) -> ModelRunner:
+    """What this process has of a model, loaded; not compiled yet."""
+    engine = source.config.engine
+    return ModelRunner(
+        source.model,
+        pairs,
+        num_blocks=blocks,
+        block_size=engine.block_size,
+        kernels=kernels,
+        weight_format=weight_format_of(source, pairs),
+        half_cache=engine.kv_cache_dtype == "float16" and kernels.NARROW,
+        seed=source.config.seed or 0,
+        progress=progress,
+        shard=source.shard(ranks.topology.model_rank if ranks else 0),
+        group=ranks.group if ranks else None,
+    )
+
+
+def run_follower(source: ModelSource, pairs: Pairs | None, kernels: ModuleType, ranks: Ranks) -> None:
+    """Loads this rank's part of a model and does what the leader says, until that is done.
+
+    Raises:
+        PeerLostError: the leader is gone.
+    """
+    blocks = follow_on_blocks(ranks.links, lambda needs: _share(source, pairs, kernels, ranks, *needs))
+    runner = build_runner(source, pairs, kernels, blocks, None, ranks)
+    runner.compile()
+    follow(runner, ranks.links)
+
+
+def _share(
+    source: ModelSource, pairs: Pairs | None, kernels: ModuleType, ranks: Ranks, positions: int | None, row: int
+) -> tuple[int, tuple[int | None, int]]:
+    """Blocks of cache that this rank has room for, and what they were asked for."""
+    weight_format, shard = _format_in_memory(source, pairs, kernels), source.shard(ranks.topology.model_rank)
+    return num_blocks(source, positions, weight_format, row, shard, ranks.links.sharing_memory), (positions, row)
+
+
+def _format_in_memory(source: ModelSource, pairs: Pairs | None, kernels: ModuleType) -> Format | None:
+    """The format of the matrices; None for plain float32."""
+    return weight_format_of(source, pairs) if kernels.NARROW else None
+
+
+def num_blocks(
+    source: ModelSource,
+    positions: int | None,
+    weight_format: Format | None,
+    row: int = 1,
+    shard: Shard | None = None,
+    sharing: int = 1,
+) -> int:
     """Blocks of cache to allocate, the null block included.
 
     `engine.kv_cache_memory` decides where it is set. Otherwise it is what the work needs, or where that is not known
@@ -327,15 +406,17 @@ def num_blocks(source: ModelSource, positions: int | None, weight_format: Format
         positions: what the work needs.
         weight_format: of the matrices in memory, None for plain float32.
         row: positions that there must be.
+        shard: what this process has of the model.
+        sharing: processes that share the memory.
 
     Raises:
         InferenceError: weights and the smallest cache do not fit into memory.
         ConfigError: `engine.kv_cache_memory` is too little for a row.
     """
-    settings, model = source.config.engine, source.model
+    settings, model = source.config.engine, (shard or source.shard()).config
     size = cache.block_bytes(model, settings.block_size, settings.kv_cache_dtype == "float16")
     weights = weight_bytes(model, None if settings.kernels == "stock" else weight_format)
-    available = available_memory()
+    available = available_memory() // sharing
     free = available - weights
     least = -(-row // settings.block_size)
     if settings.kv_cache_memory is not None:

@@ -184,11 +184,32 @@ class Answer:
 
 @dataclass(frozen=True)
 class TextEvent:
-    """New text of an answer, perhaps none; `finished` with the last of it."""
+    """New text of an answer, perhaps none, from at least one new token; `first` and `finished` with the first and the
+    last of it.
+    """
 
     answer: Answer
     text: str
     finished: bool
+    first: bool
+    tokens: int = 1
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A prompt that was taken, and then found to be one that the engine cannot run."""
+
+    source: EncodedPrompt
+    error: InputError
+
+
+@dataclass(frozen=True)
+class Load:
+    """What an engine has to do: rows that run and wait, and the share of its KV cache that they hold, 0 to 1."""
+
+    running: int = 0
+    waiting: int = 0
+    kv_use: float = 0.0
 
 
 class TextGenerator:
@@ -205,10 +226,25 @@ class TextGenerator:
         self._rows: dict[Request, AnswerRow] = {}
 
     @property
+    def capacity(self) -> int:
+        """The most prompts that do any good: every row of the next step should have one, and a few wait."""
+        return self.engine.max_sequences + WAITING
+
+    @property
+    def num_rows(self) -> int:
+        """Prompts that are not finished."""
+        return self.engine.num_running + self.engine.num_waiting
+
+    @property
     def has_room(self) -> bool:
-        """Whether more prompts would do any good: every row of the next step should have one, and a few wait."""
+        """Whether more prompts would do any good."""
+        return self.num_rows < self.capacity
+
+    @property
+    def load(self) -> Load:
+        """What there is to do."""
         engine = self.engine
-        return engine.num_running + engine.num_waiting < engine.max_sequences + WAITING
+        return Load(engine.num_running, engine.num_waiting, engine.kv_use)
 
     @property
     def busy(self) -> bool:
@@ -302,4 +338,4 @@ class AnswerRow:
         elif request.finished:
             text += self.matcher.finish()
         self.answer.text += text
-        return TextEvent(self.answer, text, request.finished)
+        return TextEvent(self.answer, text, request.finished, first=len(request.output_ids) == 1)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from inference import pulse
 from inference.errors import InferenceError
 from inference.generation.text import EncodedPrompt
 from inference.inputs import Row, RowStream
@@ -109,10 +110,14 @@ class Feed:
             return self._pushed_back.pop(0)
         if self._over:
             return None
+        if wait:
+            pulse.idle()
         try:
             item = self._queue.get(block=wait)
         except queue.Empty:
             return None
+        if wait:
+            pulse.busy()
         self._over = item is None
         return item
 

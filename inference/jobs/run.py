@@ -6,12 +6,13 @@ Knows the order of things; knows nothing about forms, files or models. The model
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from inference.errors import InputError
-from inference.generation.text import EncodedPrompt, TextEvent, TextGenerator
+from inference.generation.text import EncodedPrompt, Load, Refusal, TextEvent
 from inference.jobs.feed import BAD_ROW, FailedRow, Feed, Item
 from inference.jobs.progress import Course, Figures, ProgressLine
 from inference.jobs.writer import AnswerWriter
@@ -39,6 +40,25 @@ class Outcome:
     course: Course = field(default_factory=Course)
 
 
+class Generator(Protocol):
+    """What answers rows: one engine (`TextGenerator`), or several (`Replicas`)."""
+
+    @property
+    def has_room(self) -> bool: ...
+
+    @property
+    def busy(self) -> bool: ...
+
+    @property
+    def load(self) -> Load: ...
+
+    def add(self, source: EncodedPrompt) -> None: ...
+
+    def step(self) -> Sequence[TextEvent | Refusal]: ...
+
+    def cancel(self) -> None: ...
+
+
 class Job:
     """One run of rows.
 
@@ -56,7 +76,7 @@ class Job:
         self,
         feed: Feed,
         writer: AnswerWriter,
-        open_generator: Callable[[EncodedPrompt], AbstractContextManager[TextGenerator]],
+        open_generator: Callable[[EncodedPrompt], AbstractContextManager[Generator]],
         *,
         progress: ProgressLine | None = None,
         complain: Callable[[str], None] | None = None,
@@ -65,7 +85,7 @@ class Job:
     ):
         self._feed, self._writer, self._open = feed, writer, open_generator
         self._progress, self._complain, self._max_errors = progress, complain, max_errors
-        self._generator: TextGenerator | None = None
+        self._generator: Generator | None = None
         self._started = time.perf_counter()
         self._committed = self._started
         self._tokens_in = self._tokens_out = 0
@@ -148,11 +168,14 @@ class Job:
             self._complain(failed.message)
         self._note()
 
-    def _take(self, event: TextEvent) -> None:
+    def _take(self, event: TextEvent | Refusal) -> None:
+        if isinstance(event, Refusal):
+            self._fail(_refused(event.source, event.error))
+            return
         request = event.answer.request
-        self._tokens_out += 1
+        self._tokens_out += event.tokens
         self.outcome.first_token = self.outcome.first_token or process_age()
-        if len(request.output_ids) == 1:
+        if event.first:
             self._tokens_in += request.num_prompt_tokens
         self._writer.take(event)
 
@@ -170,7 +193,7 @@ class Job:
             self._progress.show(self._figures().line(now - self._started), now - self._started)
 
     def _figures(self) -> Figures:
-        engine = self._generator.engine if self._generator else None
+        load = self._generator.load if self._generator else Load()
         feed = self._feed
         return Figures(
             done=self._earlier + self._writer.num_out,
@@ -180,9 +203,9 @@ class Job:
             exact=feed.all_read or feed.rows.known_count is not None,
             prompt_tokens=self._tokens_in,
             completion_tokens=self._tokens_out,
-            running=engine.num_running if engine else 0,
-            waiting=(engine.num_waiting if engine else 0) + feed.num_ready,
-            kv_use=engine.kv_use if engine else 0.0,
+            running=load.running,
+            waiting=load.waiting + feed.num_ready,
+            kv_use=load.kv_use,
         )
 
 

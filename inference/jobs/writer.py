@@ -42,7 +42,7 @@ class TextShow:
     def take(self, event: TextEvent) -> None:
         answer = event.answer
         pending = self._pending[answer.row]
-        if self._echo and len(answer.request.output_ids) == 1:
+        if self._echo and event.first:
             pending.append(answer.source.heading)
         if self._stream:
             pending.append(event.text)

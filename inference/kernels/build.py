@@ -134,7 +134,7 @@ def compile_sources(compiler: list[str], machine: str, folder: Path, options: li
     with ThreadPoolExecutor(max(1, os.cpu_count() or 1)) as pool:
         list(pool.map(_compile, jobs))
     defines = [define for _, _, define in sets if define]
-    files = [str(SOURCES / name) for name in ("library.cpp", "pool.cpp")] + [job[-1] for job in jobs]
+    files = [str(SOURCES / name) for name in ("library.cpp", "pool.cpp", "group.cpp")] + [job[-1] for job in jobs]
     _compile([*compiler, *FLAGS, *defines, *files, *options, "-pthread", "-o", str(target)])
 
 

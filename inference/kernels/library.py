@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -30,6 +31,12 @@ def _library() -> ctypes.CDLL:
     library.kernels_read.argtypes = [_POINTER, _LONG]
     library.kernels_read.restype = ctypes.c_uint64
     library.kernels_halves.argtypes = [_POINTER, *[_LONG] * 4, *[_POINTER] * 5]
+    library.kernels_group.argtypes = [_INT, _INT, _POINTER, _POINTER, _INT]
+    library.kernels_group.restype = _POINTER
+    library.kernels_group_bytes.argtypes = [_INT]
+    library.kernels_group_bytes.restype = _LONG
+    library.kernels_group_sum.argtypes = [_POINTER, _POINTER, _LONG]
+    library.kernels_group_figures.argtypes = [_POINTER, _POINTER]
     library.kernels_rms_norm.argtypes = [_POINTER, _POINTER, _LONG, _LONG, _FLOAT, _POINTER]
     return library
 
@@ -105,6 +112,42 @@ def half(record: list[int], x: np.ndarray) -> np.ndarray:
 def read_all(array: np.ndarray) -> None:
     """Reads an array from end to end with all threads, as a kernel reads weights: to measure memory bandwidth."""
     _library().kernels_read(_at(array), array.nbytes)
+
+
+class RankGroup:
+    """The ranks that share a model, for the native kernels (`cpp/group.h`).
+
+    Args:
+        memory: shared by all ranks and zero at first, `group_bytes` long; None for `connections`.
+        connections: file descriptors of a leader's sockets to its followers in their order, or of a follower's to its
+            leader.
+    """
+
+    def __init__(self, rank: int, size: int, memory: np.ndarray | None, connections: Sequence[int] = ()):
+        self._kept = memory
+        numbers = np.array(connections, np.int32)
+        self.handle: int = _library().kernels_group(rank, size, _at(memory), _at(numbers), len(numbers))
+
+    def sum(self, x: np.ndarray) -> None:
+        """x, float32, becomes the sum over all ranks, each of which calls this with as many numbers.
+
+        Raises:
+            ConnectionError: a rank is gone.
+        """
+        assert x.dtype == np.float32 and x.flags.c_contiguous
+        if _library().kernels_group_sum(self.handle, _at(x), x.size):
+            raise ConnectionError("a rank of the group is gone")
+
+    def figures(self) -> tuple[int, float]:
+        """How many sums there have been, and the seconds that they took, waiting included."""
+        figures = np.zeros(2, np.int64)
+        _library().kernels_group_figures(self.handle, _at(figures))
+        return int(figures[0]), figures[1] / 1e9
+
+
+def group_bytes(size: int) -> int:
+    """Bytes of memory that a group of `size` ranks shares."""
+    return int(_library().kernels_group_bytes(size))
 
 
 def _floats(array: np.ndarray) -> np.ndarray:

@@ -20,7 +20,15 @@ from numpy.typing import DTypeLike
 
 from inference.kernels.build import library_path
 from inference.kernels.library import RECORD
-from inference.kernels.shapes import ACTIVATIONS, SCOPES, AttentionShape, ExpertsShape, FeedForwardShape, LatentShape
+from inference.kernels.shapes import (
+    ACTIVATIONS,
+    SCOPES,
+    AttentionShape,
+    ExpertsShape,
+    FeedForwardShape,
+    LatentShape,
+    Part,
+)
 from inference.kernels.weight import Weight
 
 # Whether weights and cache can be kept narrower than float32.
@@ -95,11 +103,12 @@ def _matrix(weight: Weight) -> list[int]:
 class Embedding(nn.Cell):
     """tokens [T] -> rows of the weight, whatever its format, as float32 [T, hidden]."""
 
-    def __init__(self, weight: Weight, hidden: int):
+    def __init__(self, weight: Weight, vocabulary: int, hidden: int, part: Part | None = None):
         super().__init__()
         self.weight = weight
-        # The record's length carries the width to where the output's shape is inferred, which sees no values.
-        self.record = Tensor(np.array((_matrix(weight) + [0] * hidden)[:hidden], np.int64))
+        record = _matrix(weight) + ([part.first_token, vocabulary, part.handle] if part else [])
+        # Its length carries the width to where the output's shape is inferred, which sees no values.
+        self.record = Tensor(np.array(record + [0] * (hidden - len(record)), np.int64))
         self.operator = _operator("embedding")
 
     def construct(self, tokens: Tensor) -> Tensor:
@@ -173,6 +182,7 @@ class AttentionHalf:
         rotation_index: int,
         weights: Mapping[str, Weight],
         caches: tuple[np.ndarray, np.ndarray],
+        part: Part | None = None,
     ):
         self.is_cross = shape.scope == "cross"
         slopes = None if shape.slopes is None else np.array(shape.slopes, np.float32)
@@ -226,7 +236,7 @@ class FeedForwardHalf:
 
     is_cross = False
 
-    def __init__(self, shape: FeedForwardShape, weights: Mapping[str, Weight]):
+    def __init__(self, shape: FeedForwardShape, weights: Mapping[str, Weight], part: Part | None = None):
         self.kept = weights
         vectors = {name: _address(weight.data) for name, weight in weights.items() if weight.data.ndim == 1}
         self.record = [1, shape.hidden, shape.width, float_bits(shape.eps)]
@@ -255,12 +265,18 @@ class ExpertsHalf:
 class Halves(nn.Cell):
     """x [T, hidden] through halves of layers, one after the other, as one operator."""
 
-    def __init__(self, halves: Sequence[AttentionHalf | LatentAttentionHalf | FeedForwardHalf | ExpertsHalf]):
+    def __init__(
+        self,
+        halves: Sequence[AttentionHalf | LatentAttentionHalf | FeedForwardHalf | ExpertsHalf],
+        part: Part | None = None,
+    ):
         super().__init__()
         self.kept = list(halves)
-        program = np.zeros((len(halves), RECORD), np.int64)
-        for row, half in enumerate(halves):
-            program[row, : len(half.record)] = half.record
+        records = [[4, part.handle, int(part.is_first)]] if part else []
+        records += [half.record for half in halves]
+        program = np.zeros((len(records), RECORD), np.int64)
+        for row, record in enumerate(records):
+            program[row, : len(record)] = record
         self.program = Tensor(program.reshape(-1))
         self.has_cross = any(isinstance(half, AttentionHalf) and half.is_cross for half in halves)
         self.operator = _operator("cross_halves" if self.has_cross else "halves")
@@ -278,9 +294,9 @@ class Halves(nn.Cell):
 class OutputHead(nn.Cell):
     """Final norm and logits of the tokens that are wanted, as one operator, which compares the logits as they come.
 
-    x [T, hidden], wanted [R], logit_rows [1 + S] -> float32 [R + S * vocabulary]: the best token of each row (-1 where
-    a logit is no number), then the logits of the rows that `logit_rows` names after its first number, which is not
-    read: tensors of no elements are best avoided.
+    x [T, hidden], wanted [R], logit_rows [1 + S] -> float32 [2 R + S * vocabulary]: the best token of each row (-1
+    where a logit is no number), its logit, then the logits of the rows that `logit_rows` names after its first number,
+    which is not read: tensors of no elements are best avoided.
     """
 
     def __init__(

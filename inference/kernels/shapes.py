@@ -144,6 +144,23 @@ class ExpertsShape:
     routing: Routing
 
 
+@dataclass(frozen=True)
+class Part:
+    """What a rank has of a model that several ranks share. Their results of each half, and of the embedding, are added.
+
+    Args:
+        is_first: whether it adds the residual.
+        first_token: of its part of the vocabulary.
+        group: stock operators' name of the ranks that share the model.
+        handle: the native kernels' address of it.
+    """
+
+    is_first: bool
+    first_token: int
+    group: str = ""
+    handle: int = 0
+
+
 def windows_of(shapes: Sequence[AttentionShape | LatentShape]) -> tuple[int, ...]:
     """The windows that occur, in the order of a step's masks; 0 for none."""
     return tuple(sorted({shape.window or 0 for shape in shapes}))

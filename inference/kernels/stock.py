@@ -18,7 +18,15 @@ from mindspore import Parameter, Tensor, nn, ops
 from numpy.typing import DTypeLike
 
 from inference.kernels.formats import whole_panels
-from inference.kernels.shapes import AttentionShape, ExpertsShape, FeedForwardShape, LatentShape, Routing, windows_of
+from inference.kernels.shapes import (
+    AttentionShape,
+    ExpertsShape,
+    FeedForwardShape,
+    LatentShape,
+    Part,
+    Routing,
+    windows_of,
+)
 from inference.kernels.weight import Weight
 
 # Whether weights and cache can be kept narrower than float32.
@@ -99,17 +107,24 @@ class Linear(nn.Cell):
 
 
 class LinearResidual(nn.Cell):
-    """residual + linear(x), or residual + norm(linear(x))."""
+    """residual + linear(x), or residual + norm(linear(x)); of x each rank of a group has some columns."""
 
-    def __init__(self, weight: Parameter, bias: Parameter | None = None, norm: RMSNorm | None = None):
+    def __init__(
+        self, weight: Parameter, bias: Parameter | None = None, norm: RMSNorm | None = None, part: Part | None = None
+    ):
         super().__init__()
         self.linear = Linear(weight, bias)
         self.has_norm = norm is not None
         if norm is not None:
             self.norm = norm
+        self.is_shared = part is not None
+        if part is not None:
+            self.sum = ops.AllReduce(group=part.group)
 
     def construct(self, x: Tensor, residual: Tensor) -> Tensor:
         y = self.linear(x)
+        if self.is_shared:
+            y = self.sum(y)
         if self.has_norm:
             y = self.norm(y)
         return residual + y
@@ -147,15 +162,23 @@ class Softcap(nn.Cell):
 
 
 class Embedding(nn.Cell):
-    """tokens [T] -> rows of the weight [T, hidden]."""
+    """tokens [T] -> rows of the weight [T, hidden], of which each rank of a group has some."""
 
-    def __init__(self, weight: Weight, hidden: int):
+    def __init__(self, weight: Weight, vocabulary: int, hidden: int, part: Part | None = None):
         super().__init__()
         self.weight = weight.data
         self.gather = ops.Gather()
+        self.is_shared = part is not None
+        if part is not None:
+            self.first, self.last = part.first_token, part.first_token + vocabulary
+            self.sum = ops.AllReduce(group=part.group)
 
     def construct(self, tokens: Tensor) -> Tensor:
-        return self.gather(self.weight, tokens, 0)
+        if not self.is_shared:
+            return self.gather(self.weight, tokens, 0)
+        is_own = ops.logical_and(tokens >= self.first, tokens < self.last)
+        rows = self.gather(self.weight, (tokens - self.first) * is_own.astype(ms.int32), 0)
+        return self.sum(rows * ops.expand_dims(is_own.astype(ms.float32), 1))
 
 
 class StepGeometry(nn.Cell):
@@ -307,6 +330,7 @@ class AttentionHalf(nn.Cell):
         rotation_index: int,
         weights: Mapping[str, Weight],
         caches: tuple[Parameter, Parameter],
+        part: Part | None = None,
     ):
         super().__init__()
         self.norm = _norm(weights, shape.eps)
@@ -315,7 +339,7 @@ class AttentionHalf(nn.Cell):
         query_norm, key_norm = (None if norm is None else RMSNorm(norm, shape.eps) for norm in norms)
         self.attention = Attention(shape, caches, mask_index, rotation_index, query_norm, key_norm)
         bias, post_norm = _optional(weights, "output_bias"), _post_norm(weights, shape.eps)
-        self.output = LinearResidual(weights["output"].data, bias, post_norm)
+        self.output = LinearResidual(weights["output"].data, bias, post_norm, part)
 
     def construct(self, x: Tensor, geometry: tuple) -> Tensor:
         return self.output(self.attention(self.qkv(self.norm(x)), geometry), x)
@@ -400,13 +424,13 @@ class LatentAttentionHalf(nn.Cell):
 class FeedForwardHalf(nn.Cell):
     """x + down(activation(gate(norm(x))) * up(norm(x))); with a post-norm, x + post_norm(down(...))."""
 
-    def __init__(self, shape: FeedForwardShape, weights: Mapping[str, Weight]):
+    def __init__(self, shape: FeedForwardShape, weights: Mapping[str, Weight], part: Part | None = None):
         super().__init__()
         self.norm = _norm(weights, shape.eps)
         self.gate_up = Linear(weights["gate_up"].data, _optional(weights, "gate_up_bias"))
         self.activation = Activate(shape)
         bias, post_norm = _optional(weights, "down_bias"), _post_norm(weights, shape.eps)
-        self.down = LinearResidual(weights["down"].data, bias, post_norm)
+        self.down = LinearResidual(weights["down"].data, bias, post_norm, part)
 
     def construct(self, x: Tensor, geometry: tuple) -> Tensor:
         return self.down(self.activation(self.gate_up(self.norm(x))), x)
@@ -656,7 +680,7 @@ class RelativeAttentionHalf(nn.Cell):
 class Halves(nn.Cell):
     """x [T, hidden] through halves of layers, one after the other."""
 
-    def __init__(self, halves: Sequence[nn.Cell]):
+    def __init__(self, halves: Sequence[nn.Cell], part: Part | None = None):
         super().__init__()
         self.halves = nn.CellList(halves)
 

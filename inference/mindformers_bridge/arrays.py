@@ -11,7 +11,7 @@ import numpy as np
 from inference.models.checkpoint import Checkpoint, StoredTensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ArrayTensor(StoredTensor):
     """A tensor in memory, float32 or float16."""
 
@@ -42,4 +42,4 @@ def _values(parameter: Any) -> np.ndarray:
 
 
 def _tensor(name: str, array: np.ndarray) -> ArrayTensor:
-    return ArrayTensor(name, str(array.dtype), array.shape, (), array)
+    return ArrayTensor(name=name, dtype=str(array.dtype), shape=array.shape, segments=(), array=array)

@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import math
 import mmap
+import os
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +29,15 @@ STORED = {
     "bfloat16": np.uint16,
     "float64": np.float64,
     "bytes": np.uint8,
+    "halves": np.uint16,
+    "words": np.uint32,
 }
+# Elements of a size, without a meaning.
+_RAW = {1: "bytes", 2: "halves", 4: "words"}
 # Elements converted at a time, so that a conversion's working memory stays in the cache.
 CHUNK = 1 << 20
+# Bytes that the system is asked to read ahead in a call.
+FETCHED_AT_ONCE = 1 << 17
 # madvise(2), Linux 5.14: reads pages ahead and maps them, so that the first step does not have to.
 POPULATE_READ = 22
 
@@ -46,40 +53,74 @@ class Segment:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor of a checkpoint: type, shape, and where its bytes lie (several runs in a MindSpore .ckpt)."""
+    """One tensor of a checkpoint: type, shape, and where its bytes lie (several runs in a MindSpore .ckpt).
+
+    Args:
+        window: of a tensor that is some columns of a stored one: the first, the last + 1, and how many are stored. The
+            segments are those of whole rows then.
+        is_part: what lies around it in the file is not wanted, so the system is not to read on.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     segments: tuple[Segment, ...]
+    window: tuple[int, int, int] | None = None
+    is_part: bool = False
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of its elements."""
+        return math.prod(self.shape) * ITEM_SIZES[self.dtype]
 
     def read_into(self, out: np.ndarray) -> None:
         """Copies the tensor into `out`, a C-contiguous float32 array with as many elements, converting as it goes."""
         flat = out.reshape(-1)
+        if self.window is not None:
+            _copy_columns(self.segments, self.dtype, self.window, flat.reshape(self.shape))
+            return
         position = 0
         for segment in self.segments:
             count = segment.size // ITEM_SIZES[self.dtype]
-            _copy(segment, self.dtype, flat[position : position + count])
+            _copy(segment, self.dtype, flat[position : position + count], self.is_part)
             position += count
 
     def read_bytes_into(self, out: np.ndarray) -> None:
         """Copies the tensor's bytes as they are into `out`, a C-contiguous uint8 array of the same size."""
         flat = out.reshape(-1)
+        if self.window is not None:
+            kind = _RAW[ITEM_SIZES[self.dtype]]
+            _copy_columns(self.segments, kind, self.window, flat.view(STORED[kind]).reshape(self.shape))
+            return
         position = 0
         for segment in self.segments:
-            _copy(segment, "bytes", flat[position : position + segment.size])
+            _copy(segment, "bytes", flat[position : position + segment.size], self.is_part)
             position += segment.size
 
     def rows(self, begin: int, end: int) -> StoredTensor:
         """Its rows [begin, end) as a tensor of their own: the bytes of the others are never read."""
-        row_bytes = math.prod(self.shape[1:]) * ITEM_SIZES[self.dtype]
+        columns = math.prod(self.shape[1:]) if self.window is None else self.window[2]
+        row_bytes = columns * ITEM_SIZES[self.dtype]
         start, stop, at, segments = begin * row_bytes, end * row_bytes, 0, []
         for segment in self.segments:
             first, last = max(start - at, 0), min(stop - at, segment.size)
             if first < last:
                 segments.append(Segment(segment.path, segment.offset + first, last - first))
             at += segment.size
-        return StoredTensor(self.name, self.dtype, (end - begin, *self.shape[1:]), tuple(segments))
+        return StoredTensor(
+            self.name, self.dtype, (end - begin, *self.shape[1:]), tuple(segments), self.window, self.is_part
+        )
+
+    def columns(self, begin: int, end: int) -> StoredTensor:
+        """Its columns [begin, end) as a tensor of their own; the others are read no further than pages overlap."""
+        first, _, stored = self.window or (0, 0, self.shape[1])
+        window = (first + begin, first + end, stored)
+        return replace(self, shape=(self.shape[0], end - begin), window=window)
+
+    @property
+    def can_be_mapped(self) -> bool:
+        """Whether its bytes lie in one run."""
+        return self.window is None and len(self.segments) == 1
 
     def map(self) -> np.ndarray:
         """The tensor's bytes where they are, read-only uint8 [..] of its shape, for a tensor of bytes in one run.
@@ -87,7 +128,9 @@ class StoredTensor:
         The pages are the operating system's file cache: every process that maps the file shares them.
         """
         (segment,) = self.segments
-        array = _mapped(segment, "bytes", math.prod(self.shape), populate=True)
+        if self.is_part:
+            _fetch(segment.path, [(segment.offset, segment.size)])
+        array = _mapped(segment, "bytes", math.prod(self.shape), POPULATE_READ)
         return array.reshape(self.shape)
 
 
@@ -133,6 +176,23 @@ def checkpoint_files(path: Path, preferred: str | None = None) -> list[Path]:
     if path.suffix not in (".safetensors", ".ckpt"):
         raise CheckpointError(f"{path}: not a checkpoint", "accepted: .safetensors, .ckpt, or a directory of them")
     return [path]
+
+
+def rank_folders(path: Path, ranks: int) -> list[Path]:
+    """The directories rank_0, rank_1, ... of a checkpoint that is split already; none where it is whole.
+
+    Raises:
+        CheckpointError: it is split for another number of ranks.
+    """
+    found = {int(folder.name[5:]): folder for folder in path.glob("rank_*") if folder.name[5:].isdigit()}
+    # Copies of the model (data parallel) may have directories too, which hold the same.
+    if found and (sorted(found) != list(range(len(found))) or len(found) % ranks or (ranks == 1 and len(found) > 1)):
+        raise CheckpointError(
+            f"{path} is split for {len(found)} ranks (rank_{' rank_'.join(map(str, sorted(found)[:4]))} ...), this run "
+            f"has model_parallel {ranks}",
+            "give the whole checkpoint, or as many ranks",
+        )
+    return [found[rank] for rank in sorted(found)]
 
 
 def has_weights(directory: Path) -> bool:
@@ -198,8 +258,12 @@ def check_tensor(name: str, dtype: str, shape: Iterable[int], size: int, path: P
     return dims
 
 
-def _mapped(segment: Segment, dtype: str, count: int, populate: bool = False) -> np.ndarray:
-    """A read-only view of a run of a file, which stays mapped as long as the view lives."""
+def _mapped(segment: Segment, dtype: str, count: int, advice: int | None = None) -> np.ndarray:
+    """A read-only view of a run of a file, which stays mapped as long as the view lives.
+
+    Args:
+        advice: for madvise(2), on how it will be read.
+    """
     page = segment.offset % mmap.ALLOCATIONGRANULARITY
     start, length = segment.offset - page, page + segment.size
     try:
@@ -207,22 +271,69 @@ def _mapped(segment: Segment, dtype: str, count: int, populate: bool = False) ->
             mapped = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ, offset=start)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{segment.path} cannot be read, or was changed while it was ({error})") from error
-    if populate:
-        # An older kernel does not know it: the pages then come with their first use.
+    if advice is not None:
+        # An older kernel may not know it: the pages then come with their first use.
         with suppress(OSError):
-            mapped.madvise(POPULATE_READ)
+            mapped.madvise(advice)
     return np.frombuffer(mapped, dtype=STORED[dtype], count=count, offset=page)
 
 
-def _copy(segment: Segment, dtype: str, out: np.ndarray) -> None:
+def _copy(segment: Segment, dtype: str, out: np.ndarray, is_part: bool = False) -> None:
     if not out.size:
         return
+    if is_part:
+        _fetch(segment.path, [(segment.offset, segment.size)])
     # Mapped only while it is copied: pages that stay mapped count as this process's memory.
-    source = _mapped(segment, dtype, out.size)
+    source = _mapped(segment, dtype, out.size, mmap.MADV_RANDOM if is_part else None)
     for start in range(0, out.size, CHUNK):
-        part, into = source[start : start + CHUNK], out[start : start + CHUNK]
-        if dtype == "bfloat16":
-            # A bfloat16 is the upper half of a float32.
-            np.left_shift(part, 16, out=into.view(np.uint32), dtype=np.uint32, casting="unsafe")
-        else:
-            np.copyto(into, part, casting="same_kind")
+        _convert(source[start : start + CHUNK], dtype, out[start : start + CHUNK])
+
+
+def _fetch(path: Path, runs: Iterable[tuple[int, int]]) -> None:
+    """Lets the system read runs of a file, (offset, size) in bytes, all together and nothing else."""
+    with path.open("rb") as file:
+        for first, size in runs:
+            # The system takes no more at a time.
+            for start in range(first, first + size, FETCHED_AT_ONCE):
+                count = min(FETCHED_AT_ONCE, first + size - start)
+                os.posix_fadvise(file.fileno(), start, count, os.POSIX_FADV_WILLNEED)
+
+
+def _convert(part: np.ndarray, dtype: str, out: np.ndarray) -> None:
+    if dtype == "bfloat16":
+        # A bfloat16 is the upper half of a float32.
+        np.left_shift(part, 16, out=out.view(np.uint32), dtype=np.uint32, casting="unsafe")
+    else:
+        np.copyto(out, part, casting="same_kind")
+
+
+def _copy_columns(segments: Iterable[Segment], dtype: str, window: tuple[int, int, int], out: np.ndarray) -> None:
+    """Copies the columns of a window into `out` [rows, columns]; segments may break off in the middle of a row."""
+    begin, end, stored = window
+    item = np.dtype(STORED[dtype]).itemsize
+    # Where rows are short, the gaps between what is wanted are on the same pages.
+    leaves_gaps = (stored - end + begin) * item > 2 * mmap.PAGESIZE
+    at = 0  # element of the whole rows
+    for segment in segments:
+        count = segment.size // item
+        source = _mapped(segment, dtype, count, mmap.MADV_RANDOM)
+        position = 0
+        while position < count:
+            row, column = divmod(at + position, stored)
+            if column == 0 and count - position >= stored:
+                rows = min(count - position, max(stored, CHUNK)) // stored
+                part = source[position : position + rows * stored].reshape(rows, stored)
+                at_row, size = segment.offset + position * item, stored * item
+                wanted = ((at_row + row * size + begin * item, (end - begin) * item) for row in range(rows))
+                _fetch(segment.path, wanted if leaves_gaps else [(at_row, rows * size)])
+                _convert(part[:, begin:end], dtype, out[row : row + rows])
+                position += rows * stored
+                continue
+            # The end of a row that the segment before began, or the beginning of one that the next will end.
+            length = min(stored - column, count - position)
+            first, last = max(begin, column), min(end, column + length)
+            if first < last:
+                part = source[position + first - column : position + last - column]
+                _convert(part, dtype, out[row, first - begin : last - begin])
+            position += length
+        at += count

@@ -28,7 +28,7 @@ _GATE_UP = re.compile(r"(.*\.)(?:feed_forward\.w_gate_hidden|mlp\.(linear_fc1))\
 CHUNK = 1 << 22
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PickedTensor(StoredTensor):
     """Some rows of a tensor: of every `period` rows the `count` ones from `offset` on."""
 
@@ -120,6 +120,15 @@ def _pick(
         else:
             # Not its own bytes, but as many: for progress, and to tell one file from another.
             share = tensor.rows(offset * periods, (offset + count) * periods).segments
-            picked[part] = PickedTensor(name, tensor.dtype, shape, share, tensor, period, offset, count)
+            picked[part] = PickedTensor(
+                name=name,
+                dtype=tensor.dtype,
+                shape=shape,
+                segments=share,
+                whole=tensor,
+                period=period,
+                offset=offset,
+                count=count,
+            )
         offset += count
     return picked

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,9 +19,8 @@ import numpy as np
 from inference.errors import InferenceError, InputError
 from inference.kernels.formats import Format
 from inference.models.checkpoint import StoredTensor
-from inference.models.parameters import parameter_shapes
-from inference.models.t5_config import AnyConfig
-from inference.models.weights import PACKED, Destination, PackInto, Pairs, formats_of, layout_bytes, memory_layout
+from inference.models.shards import PACKED, Pairs, Shard
+from inference.models.weights import Destination, PackInto, formats_of, layout_bytes, memory_layout
 
 PACKED_KEY = "packed_weights"
 WEIGHTS_NAME = "model.safetensors"
@@ -41,8 +40,7 @@ COMPANIONS = (
 
 
 def convert(
-    pairs: Pairs,
-    config: AnyConfig,
+    parts: Sequence[tuple[Shard, Pairs]],
     own_config: dict[str, Any],
     directory: Path | None,
     target: Path,
@@ -55,7 +53,8 @@ def convert(
     """Writes `target`, complete or not at all.
 
     Args:
-        pairs: the model's tensors and their places.
+        parts: what each rank has of the model, with its tensors and their places. Where they are several, each is
+            written to a directory of its own, rank_0 and so on.
         own_config: what its config.json says.
         directory: where its tokenizer files are.
         force: replace a target that exists.
@@ -70,8 +69,11 @@ def convert(
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
             made = Path(scratch) / target.name
             made.mkdir()
-            with (made / WEIGHTS_NAME).open("wb") as file:
-                _write_weights(file, pairs, config, weight_format, pack_into, progress)
+            for shard, pairs in parts:
+                folder = made if len(parts) == 1 else made / f"rank_{shard.rank}"
+                folder.mkdir(exist_ok=True)
+                with (folder / WEIGHTS_NAME).open("wb") as file:
+                    _write_weights(file, pairs, shard, weight_format, pack_into, progress)
             text = json.dumps({**own_config, PACKED_KEY: {"weight_dtype": weight_format.value}}, indent=2)
             (made / "config.json").write_text(text + "\n", encoding="utf-8")
             _copy_companions(directory, made)
@@ -91,12 +93,12 @@ def check_target(target: Path, force: bool) -> None:
 def _write_weights(
     file: BinaryIO,
     pairs: Pairs,
-    config: AnyConfig,
+    shard: Shard,
     weight_format: Format,
     pack_into: PackInto,
     progress: Callable[[StoredTensor], None] | None,
 ) -> None:
-    shapes, formats = parameter_shapes(config), formats_of(config, weight_format)
+    shapes, formats = shard.parameter_shapes(), formats_of(shard.model, weight_format)
     layouts = {name: memory_layout(shape, formats[name]) for name, shape in shapes.items()}
     # Matrices first: each is a whole number of cache lines long, so that all begin at one.
     layouts = dict(sorted(layouts.items(), key=lambda item: item[1][0] != PACKED))

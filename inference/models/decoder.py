@@ -12,7 +12,7 @@ import numpy as np
 from mindspore import Tensor, nn
 from mindspore import dtype as mstype
 
-from inference.kernels.shapes import AttentionShape, ExpertsShape, FeedForwardShape, LatentShape, windows_of
+from inference.kernels.shapes import AttentionShape, ExpertsShape, FeedForwardShape, LatentShape, Part, windows_of
 from inference.kernels.weight import Weight
 from inference.models.cache import LayerCache
 from inference.models.config import ModelConfig
@@ -115,12 +115,14 @@ def layer_halves(
     layer: int,
     weights: Mapping[str, Weight],
     cache: LayerCache,
+    part: Part | None = None,
 ) -> list:
     """The two halves of a layer: x + attention(norm(x)), then x + feed_forward(norm(x)), or experts in its place.
 
     Args:
         mask_index: which of the step's masks it takes.
         rotations: the rotation tables that the model's layers share, of which it takes the one of `rotation_index`.
+        part: of a rank that has a part of the model.
     """
 
     def chosen(table: Mapping[str, str]) -> dict[str, Weight]:
@@ -131,11 +133,11 @@ def layer_halves(
     if isinstance(shape, LatentShape):
         attention = kernels.LatentAttentionHalf(shape, *shared, chosen(LATENT_WEIGHTS), cache)
     else:
-        attention = kernels.AttentionHalf(shape, *shared, chosen(ATTENTION_WEIGHTS), cache)
+        attention = kernels.AttentionHalf(shape, *shared, chosen(ATTENTION_WEIGHTS), cache, part)
     experts, hidden, eps = config.experts_of(layer), config.hidden_size, config.norm_eps
     if experts is None:
         sizes = FeedForwardShape(hidden, config.intermediate_size, eps, config.activation, config.gated)
-        return [attention, kernels.FeedForwardHalf(sizes, chosen(FEED_FORWARD_WEIGHTS))]
+        return [attention, kernels.FeedForwardHalf(sizes, chosen(FEED_FORWARD_WEIGHTS), part)]
     widths = (experts.width, experts.shared_width, experts.shared_gate)
     shapes = ExpertsShape(hidden, *widths, eps, experts.routing)
     return [attention, kernels.ExpertsHalf(shapes, chosen(EXPERTS_WEIGHTS))]
@@ -148,6 +150,8 @@ class Decoder(nn.Cell):
 
     Args:
         kernels: the module that the operations come from, `kernels.stock` or `kernels.native`.
+        config: of what this process has of the model.
+        part: which part that is; None for all of it.
     """
 
     def __init__(
@@ -157,24 +161,25 @@ class Decoder(nn.Cell):
         shapes: Sequence[AttentionShape | LatentShape],
         weights: Mapping[str, Weight],
         caches: list[LayerCache],
+        part: Part | None = None,
     ):
         super().__init__()
         # One array for all layers that are alike, by which the kernels know that the angles are the same.
         ropes = list(dict.fromkeys(config.rope_of(layer) for layer in range(config.num_layers)))
         rotations = [config.rotation(rope) for rope in ropes]
         self.geometry = kernels.StepGeometry(rotations, shapes)
-        self.embedding = kernels.Embedding(weights[EMBEDDING], config.hidden_size)
+        self.embedding = kernels.Embedding(weights[EMBEDDING], config.vocab_size, config.hidden_size, part)
         self.embedding_scale = config.embedding_scale
         self.has_positions = config.position_rows is not None
-        if self.has_positions:
-            self.position_embedding = kernels.Embedding(weights[POSITIONS], config.hidden_size)
+        if config.position_rows is not None:
+            self.position_embedding = kernels.Embedding(weights[POSITIONS], config.position_rows, config.hidden_size)
         masks = windows_of(shapes)
         halves = []
         for index, (shape, cache) in enumerate(zip(shapes, caches, strict=True)):
             mask = masks.index(shape.window or 0)
             rotation = ropes.index(config.rope_of(index))
-            halves += layer_halves(kernels, config, shape, mask, rotations, rotation, index, weights, cache)
-        self.layers = kernels.Halves(halves)
+            halves += layer_halves(kernels, config, shape, mask, rotations, rotation, index, weights, cache, part)
+        self.layers = kernels.Halves(halves, part)
         head = weights[EMBEDDING if config.tie_embeddings else HEAD]
         self.head = kernels.OutputHead(
             config.vocab_size,

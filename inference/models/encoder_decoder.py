@@ -40,7 +40,7 @@ class SourceEncoder(nn.Cell):
         whole, store = replace(shape, scope="whole"), replace(shape, scope="store")
         distances = distance_bias(kernels, config, weights, "encoder")
         self.geometry = kernels.SourceGeometry(whole)
-        self.embedding = kernels.Embedding(weights[SHARED], config.hidden_size)
+        self.embedding = kernels.Embedding(weights[SHARED], config.vocab_size, config.hidden_size)
         halves = []
         for layer in range(config.num_encoder_layers):
             prefix = f"encoder.block.{layer}.layer."
@@ -80,7 +80,7 @@ class TargetDecoder(nn.Cell):
         cross = replace(shape, scope="cross")
         distances = distance_bias(kernels, config, weights, "decoder")
         self.geometry = kernels.TargetGeometry(shape)
-        self.embedding = kernels.Embedding(weights[SHARED], config.hidden_size)
+        self.embedding = kernels.Embedding(weights[SHARED], config.vocab_size, config.hidden_size)
         halves = []
         for layer, cache in enumerate(caches):
             prefix = f"decoder.block.{layer}.layer."

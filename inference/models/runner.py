@@ -6,6 +6,7 @@ Knows how a step's arrays become logits; knows nothing about requests, sampling 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -13,18 +14,20 @@ from typing import Protocol
 
 import numpy as np
 
+from inference import pulse
 from inference.blocks import BlockPool
 from inference.kernels.formats import Format, pack_into
-from inference.kernels.shapes import AttentionShape, LatentShape
+from inference.kernels.shapes import AttentionShape, LatentShape, Part
 from inference.kernels.weight import Weight
 from inference.models import weights
 from inference.models.checkpoint import StoredTensor
 from inference.models.config import ModelConfig
 from inference.models.graph import CompiledNetwork
 from inference.models.parameters import parameter_shapes
+from inference.models.shards import PACKED, Pairs, Shard
 from inference.models.step import SequenceStep, StepBatch, StepResult
 from inference.models.t5_config import AnyConfig
-from inference.models.weights import Pairs
+from inference.parallel.group import Group
 
 
 class StepModel(Protocol):
@@ -64,6 +67,8 @@ class ModelRunner:
         half_cache: keep keys and values in float16.
         seed: of random weights.
         progress: called with each tensor as it is loaded.
+        shard: the part of the model that this rank has, whose tensors `pairs` are; all of it where none is given.
+        group: the ranks that share the model.
     """
 
     def __init__(
@@ -78,11 +83,15 @@ class ModelRunner:
         half_cache: bool = False,
         seed: int = 0,
         progress: Callable[[StoredTensor], None] | None = None,
+        shard: Shard | None = None,
+        group: Group | None = None,
     ):
         from inference.kernels import stock
         from inference.models import cache
 
-        self.config = config
+        self.shard = shard or Shard(config)
+        self.group = group
+        self.config = self.shard.config
         self.block_size, self.num_blocks = block_size, num_blocks
         self.blocks = BlockPool(num_blocks, block_size)
         self.context_length = config.context_length
@@ -108,7 +117,8 @@ class ModelRunner:
         from inference.models.decoder import Decoder
 
         assert isinstance(self.config, ModelConfig)
-        return CompiledNetwork(Decoder(self.kernels, self.config, self._shapes, parameters, self._caches))
+        part = None if self.group is None else _part(self.shard, self.group)
+        return CompiledNetwork(Decoder(self.kernels, self.config, self._shapes, parameters, self._caches, part))
 
     def _load(
         self, pairs: Pairs | None, seed: int, progress: Callable[[StoredTensor], None] | None
@@ -116,11 +126,12 @@ class ModelRunner:
         from inference.kernels import stock
 
         is_stock = self.kernels is stock
-        shapes = parameter_shapes(self.config)
+        shapes, formats = self.shard.parameter_shapes(), weights.formats_of(self.shard.model, self.weight_format)
         loaded, destinations = {}, {}
         # What `convert` packed is used where it lies in the file.
-        in_place = {place.parameter: t for t, place in pairs or [] if t.dtype == weights.PACKED and not is_stock}
-        for name, precision in weights.formats_of(self.config, self.weight_format).items():
+        in_place = {} if is_stock else _usable_in_place(pairs or [])
+        for name in shapes:
+            precision = formats[name]
             if name in in_place:
                 loaded[name] = Weight(in_place[name].map(), precision)
                 if progress:
@@ -135,7 +146,7 @@ class ModelRunner:
             loaded[name] = Weight(data, precision)
             destinations[name] = weights.Destination(array, memory, precision, _packer(is_stock))
         if pairs is None:
-            weights.fill_random(shapes, destinations, seed)
+            weights.fill_random(parameter_shapes(self.shard.model), destinations, seed, shard=self.shard)
         else:
             weights.load([pair for pair in pairs if pair[1].parameter in destinations], destinations, progress)
         return loaded
@@ -156,13 +167,16 @@ class ModelRunner:
 
     def step(self, batch: StepBatch) -> StepResult:
         """The next tokens of the sequences that the batch names, after writing its keys and values."""
+        pulse.busy()
         given = self._network(*self._tensors(batch)).asnumpy()
+        first = self.shard.first_token
         if given.ndim == 2:
-            return StepResult.of_logits(given, batch)
+            return StepResult.of_logits(given, batch, first)
         # The native head compares the logits itself.
         count = len(batch.logits_index)
-        logits = given[count:].reshape(len(batch.logit_rows), self.config.vocab_size)
-        return StepResult(given[:count].astype(np.int64), logits)
+        best, values = given[:count].astype(np.int64), given[count : 2 * count]
+        logits = given[2 * count :].reshape(len(batch.logit_rows), self.config.vocab_size)
+        return StepResult(np.where(best < 0, -1, best + first), logits, values)
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copies keys and values of whole blocks, one pair (from, to) after the other."""
@@ -175,6 +189,20 @@ class ModelRunner:
         from mindspore import Tensor
 
         return [Tensor.from_numpy(array) for array in batch.arrays()]
+
+
+def _part(shard: Shard, group: Group) -> Part:
+    return Part(shard.is_first, shard.first_token, group.name, group.handle)
+
+
+def _usable_in_place(pairs: Pairs) -> dict[str, StoredTensor]:
+    """Parameters that are one run of bytes of a file, packed."""
+    parts = Counter(place.parameter for _, place in pairs)
+    return {
+        place.parameter: tensor
+        for tensor, place in pairs
+        if tensor.dtype == PACKED and tensor.can_be_mapped and parts[place.parameter] == 1
+    }
 
 
 def _packer(is_stock: bool) -> weights.PackInto:

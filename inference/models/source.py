@@ -18,13 +18,15 @@ from inference.config.presets import is_preset
 from inference.errors import ConfigError, ModelNotFoundError
 from inference.kernels.formats import Format
 from inference.models import weights
-from inference.models.checkpoint import Checkpoint, open_checkpoint
+from inference.models.checkpoint import Checkpoint, open_checkpoint, rank_folders
 from inference.models.concatenated import separate
 from inference.models.config import ModelConfig, lay_over
 from inference.models.convert import PACKED_KEY
+from inference.models.parameters import parameter_shapes
 from inference.models.registry import model_config_from, resolve_architecture
+from inference.models.shards import Pairs, Shard, check_split
 from inference.models.t5_config import AnyConfig
-from inference.models.weights import Pairs
+from inference.parallel.topology import origin_of_split, ranks_of_model
 from inference.tokenizer import Tokenizer, load_tokenizer
 
 CONFIG_FILE = "config.json"
@@ -42,6 +44,7 @@ class ModelSource:
         generation: the settings of generation that hold for every prompt.
         packed: the format that `convert` packed the weights in; None for a checkpoint as published.
         own_config: the keys of config.json, with those of the YAML over them.
+        ranks: how many share the model.
     """
 
     config: InferenceConfig
@@ -52,29 +55,52 @@ class ModelSource:
     generation: GenerationConfig
     packed: Format | None = None
     own_config: Mapping[str, Any] = field(default_factory=dict)
+    ranks: int = 1
 
-    def pairs(self) -> Pairs | None:
-        """The checkpoint's tensors and their places; None for random weights.
+    @property
+    def is_split(self) -> bool:
+        """Whether the checkpoint has a directory for each rank."""
+        return self.checkpoint is not None and bool(rank_folders(self.checkpoint, self.ranks))
+
+    def shard(self, model_rank: int = 0) -> Shard:
+        """A rank's part of the model."""
+        return Shard(self.model, model_rank, self.ranks)
+
+    def pairs(self, model_rank: int = 0) -> Pairs | None:
+        """The tensors of a rank's part of the checkpoint, and their places; None for random weights.
 
         Raises:
             CheckpointError: a damaged file, or tensors that do not fit the config.
         """
         if self.checkpoint is None:
             return None
-        checkpoint = open_checkpoint(self.checkpoint, self.config.load_ckpt_format)
-        if self.packed is not None:
-            return weights.fit_packed(checkpoint, self.model, self.packed, self.checkpoint)
-        return self.fit(checkpoint, self.checkpoint)
+        shard = self.shard(model_rank)
+        folders = rank_folders(self.checkpoint, self.ranks)
+        path = folders[model_rank] if folders else self.checkpoint
+        checkpoint = open_checkpoint(path, self.config.load_ckpt_format)
+        if self.packed is None:
+            if folders:
+                return shard.keep(self.fit(checkpoint, path, shard.config))
+            return shard.cut(self.fit(checkpoint, path))
+        formats = weights.formats_of(self.model, self.packed)
+        if folders:
+            return weights.fit_packed(checkpoint, shard.parameter_shapes(), formats, path)
+        pairs = weights.fit_packed(checkpoint, parameter_shapes(self.model), formats, path)
+        return pairs if shard.is_whole else shard.cut_packed(pairs, formats, path)
 
-    def fit(self, checkpoint: Checkpoint, path: Path) -> Pairs:
+    def fit(self, checkpoint: Checkpoint, path: Path, model: AnyConfig | None = None) -> Pairs:
         """The tensors of an unpacked checkpoint and their places; `path` is what to call it.
+
+        Args:
+            model: what the checkpoint is of, where that is a part of the model.
 
         Raises:
             CheckpointError: tensors that do not fit the config.
         """
-        if isinstance(self.model, ModelConfig):
-            checkpoint = separate(checkpoint, self.model, self.config.engine.qkv_layout, path)
-        return weights.fit(checkpoint, self.model, path)
+        model = model or self.model
+        if isinstance(model, ModelConfig):
+            checkpoint = separate(checkpoint, model, self.config.engine.qkv_layout, path)
+        return weights.fit(checkpoint, model, path)
 
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer."""
@@ -104,7 +130,12 @@ def resolve(config: InferenceConfig) -> ModelSource:
         ids = values.get("eos_token_id")
         generation = generation.updated(eos_token_id=ids) if ids is not None else generation
     packed = _packed_format(values, where)
-    return ModelSource(config, _name(config, directory), directory, checkpoint, model, generation, packed, values)
+    ranks = ranks_of_model(config)
+    if ranks > 1:
+        asked = None if config.engine.weight_dtype == "auto" else Format(config.engine.weight_dtype)
+        check_split(model, ranks, packed or asked, origin_of_split(config))
+    name = _name(config, directory)
+    return ModelSource(config, name, directory, checkpoint, model, generation, packed, values, ranks)
 
 
 def _locate(config: InferenceConfig) -> tuple[Path | None, Path | None]:

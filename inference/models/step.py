@@ -5,6 +5,7 @@ Prefill, chunked prefill, decode and any mix of them are the same step. Never im
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -95,6 +96,10 @@ class StepBatch:
         sources = (_tables(used), np.array([length for _, length in given])) if given else ()
         return cls(*(np.ascontiguousarray(array, np.int32) for array in (*arrays, *sources)))
 
+    def fields(self) -> tuple[np.ndarray, ...]:
+        """What a `StepBatch` is made of, in that order."""
+        return tuple(getattr(self, field.name) for field in dataclasses.fields(self))
+
     def arrays(self) -> tuple[np.ndarray, ...]:
         """In the order that the network takes them; before `logit_rows` a 0, because it may be empty."""
         sources = () if self.cross_tables is None else (self.cross_tables, self.cross_lengths)
@@ -126,13 +131,31 @@ class StepResult:
 
     best [R]: the token with the largest logit, the first of several; -1 where a logit is no number.
     logits [S, vocabulary]: float32, of the rows in `logit_rows`.
+    value [R]: float32, the logit of each `best`.
     """
 
     best: np.ndarray
     logits: np.ndarray
+    value: np.ndarray
 
     @classmethod
-    def of_logits(cls, logits: np.ndarray, batch: StepBatch) -> StepResult:
-        """From the logits [R, vocabulary] of all of them."""
+    def of_logits(cls, logits: np.ndarray, batch: StepBatch, first_token: int = 0) -> StepResult:
+        """From the logits [R, vocabulary] of all of them, or of the part of the vocabulary from `first_token` on."""
         finite = np.isfinite(logits).all(axis=1)
-        return cls(np.where(finite, logits.argmax(axis=1), -1), logits[batch.logit_rows])
+        best = np.where(finite, logits.argmax(axis=1) + first_token, -1)
+        return cls(best, logits[batch.logit_rows], logits.max(axis=1))
+
+    @classmethod
+    def of_parts(cls, parts: Sequence[StepResult]) -> StepResult:
+        """From the results of neighbouring parts of the vocabulary, in their order."""
+        best = np.stack([part.best for part in parts])
+        values = np.stack([part.value for part in parts])
+        rows = np.arange(best.shape[1])
+        # The first of equals, as within a part.
+        winner = values.argmax(axis=0)
+        chosen = np.where((best < 0).any(axis=0), -1, best[winner, rows])
+        return cls(chosen, np.concatenate([part.logits for part in parts], axis=1), values[winner, rows])
+
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """best, logits, value: what `StepResult` is made of."""
+        return self.best, self.logits, self.value

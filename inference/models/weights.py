@@ -32,6 +32,7 @@ from inference.models.parameters import (
     spare_names,
     tensor_places,
 )
+from inference.models.shards import PACKED, Pairs, Shard
 from inference.models.t5_config import AnyConfig
 
 SHOWN = 5
@@ -39,11 +40,8 @@ SHOWN = 5
 ROWS_AT_ONCE = 16 * PANEL
 # Elements that are read and packed together; enough to occupy all threads.
 PACKED_AT_ONCE = 1 << 22
-# The type of tensors that `convert` packed.
-PACKED = "uint8"
 # `formats.pack_into`, or its native twin.
 PackInto = Callable[[np.ndarray, Format, np.ndarray, int], None]
-Pairs = list[tuple[StoredTensor, TensorPlace]]
 
 
 def fit(checkpoint: Checkpoint, config: AnyConfig, path: Path) -> Pairs:
@@ -84,15 +82,20 @@ def _by_our_names(checkpoint: Checkpoint, config: AnyConfig, path: Path) -> Chec
     return stored
 
 
-def fit_packed(checkpoint: Checkpoint, config: AnyConfig, weight_format: Format, path: Path) -> Pairs:
+def fit_packed(
+    checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]], formats: Mapping[str, Format], path: Path
+) -> Pairs:
     """Pairs every parameter of a model that `convert` packed with its stored form.
+
+    Args:
+        shapes: of the parameters.
+        formats: of the parameters.
 
     Raises:
         CheckpointError: parameters are missing or misshapen.
     """
     pairs = []
-    formats = formats_of(config, weight_format)
-    for name, shape in parameter_shapes(config).items():
+    for name, shape in shapes.items():
         stored = checkpoint.get(name)
         if stored is None or (stored.dtype, stored.shape) != memory_layout(shape, formats[name]):
             found = "missing" if stored is None else f"{stored.dtype} {list(stored.shape)}"
@@ -123,7 +126,7 @@ class Destination:
     def write(self, tensor: StoredTensor, place: TensorPlace) -> None:
         """Reads a tensor into the rows of its place, converted to the format."""
         if tensor.dtype == PACKED:
-            self._write_packed(tensor)
+            self._write_packed(tensor, place.first_row)
         elif place.is_arranged:
             rows = place.arranged(self._read(tensor, place))
             self._write_rows(place.computed(rows) if place.is_computed else rows, place.first_row)
@@ -147,13 +150,14 @@ class Destination:
         self.array[first_row : first_row + len(rows)] = rows
         self._round(self.array[first_row : first_row + len(rows)])
 
-    def write_values(self, values: np.ndarray) -> None:
-        """Takes float32 values for the whole parameter."""
+    def write_values(self, values: np.ndarray, first_row: int = 0) -> None:
+        """Takes float32 values for the rows from `first_row` on."""
         if self.memory is None:
-            self.array[:] = values
-            self._round(self.array)
+            rows = self.array[first_row : first_row + len(values)]
+            rows[:] = values
+            self._round(rows)
         else:
-            self.pack_into(values, self.memory, self.array, 0)
+            self.pack_into(values, self.memory, self.array, first_row)
 
     def _read(self, tensor: StoredTensor, place: TensorPlace) -> np.ndarray:
         """Its values, or its elements where the memory is of the same 16 bits and takes them as they are."""
@@ -166,15 +170,16 @@ class Destination:
         tensor.read_into(values)
         return values
 
-    def _write_packed(self, tensor: StoredTensor) -> None:
+    def _write_packed(self, tensor: StoredTensor, first_row: int) -> None:
         if self.memory is not None:
-            tensor.read_bytes_into(self.array)
+            tensor.read_bytes_into(self.array[first_row // PANEL :][: tensor.shape[0]])
             return
         packed = np.empty(tensor.shape, np.uint8)
         tensor.read_bytes_into(packed)
-        count, columns = self.array.shape
+        rows = self.array[first_row : first_row + tensor.shape[0] * PANEL]
+        count, columns = rows.shape
         for row in range(0, count, ROWS_AT_ONCE):
-            part = self.array[row : row + ROWS_AT_ONCE]
+            part = rows[row : row + ROWS_AT_ONCE]
             panels = packed[row // PANEL : (row + ROWS_AT_ONCE) // PANEL]
             part[:] = unpack(panels, self.precision, len(part), columns)
 
@@ -251,9 +256,18 @@ def load(
 
 
 def fill_random(
-    shapes: Mapping[str, tuple[int, ...]], destinations: Mapping[str, Destination], seed: int = 0, scale: float = 0.02
+    shapes: Mapping[str, tuple[int, ...]],
+    destinations: Mapping[str, Destination],
+    seed: int = 0,
+    scale: float = 0.02,
+    shard: Shard | None = None,
 ) -> None:
-    """Random weights, for trying a config out without a checkpoint: norms are 1, biases 0, matrices normal."""
+    """Random weights, for trying a config out without a checkpoint: norms are 1, biases 0, matrices normal.
+
+    Args:
+        shapes: of the whole model's parameters.
+        shard: the part of them that the destinations are for; all ranks together have what one process would have.
+    """
     generator = np.random.default_rng(seed)
     for name, shape in shapes.items():
         if len(shape) == 1:
@@ -261,4 +275,8 @@ def fill_random(
         else:
             values = generator.standard_normal(shape, dtype=np.float32)
             values *= scale
-        destinations[name].write_values(values)
+        if shard is None:
+            destinations[name].write_values(values)
+            continue
+        for part, first_row in shard.cut_values(name, values):
+            destinations[name].write_values(part, first_row)

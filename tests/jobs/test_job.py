@@ -292,7 +292,7 @@ def event(row: int, text: str, tokens: int, finished: bool) -> TextEvent:
     answer.text = f"all of {row}"
     if finished:
         request.finish(FinishReason.STOP)
-    return TextEvent(answer, text, finished)
+    return TextEvent(answer, text, finished, first=len(answer.request.output_ids) == 1)
 
 
 class TestTerminal:

@@ -6,9 +6,12 @@ process of its own that costs no start-up: it says the process' id, and how it e
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import socket
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +24,7 @@ from toys import END, ByteTokenizer, ToyModel
 from inference.config import GenerationConfig
 from inference.errors import InferenceError
 from inference.generation.engine import Engine
+from inference.generation.replicas import Replica, Replicas
 from inference.generation.text import EncodedPrompt, Encoder, TextGenerator
 from inference.inputs import open_rows
 from inference.jobs.feed import Feed
@@ -29,6 +33,7 @@ from inference.jobs.progress import ProgressLine
 from inference.jobs.run import Job, Outcome
 from inference.jobs.writer import AnswerWriter
 from inference.metrics import RunMetrics
+from inference.parallel.channel import Channel, PeerLostError
 
 CONTEXT = 96
 BYTES = ByteTokenizer()
@@ -52,8 +57,16 @@ def toy_job(
     num_blocks: int = 400,
     metrics: RunMetrics | None = None,
     loaded: list[EncodedPrompt] | None = None,
+    replicas: int = 1,
+    lost_after: int | None = None,
 ) -> Outcome:
-    """Runs rows; `loaded` gets the row for which the model was loaded."""
+    """Runs rows.
+
+    Args:
+        loaded: gets the row for which the model was loaded.
+        replicas: copies of the model, all but the first in threads that stand for processes.
+        lost_after: the last copy breaks off after so many steps.
+    """
     rows = open_rows(values)
     identity = {"max_new_tokens": max_new_tokens} if form == "json" else None
     file = SaveFile(Path(save), identity, overwrite, resume) if save else None
@@ -63,12 +76,41 @@ def toy_job(
         form, "toy", rows_at_once, ordered=ordered, stream=True, echo=echo, save_file=file, stdout=stdout
     )
 
+    def copy(metrics: RunMetrics | None) -> TextGenerator:
+        model = ToyModel(vocabulary=258, context_length=context, num_blocks=num_blocks)
+        return TextGenerator(Engine(model, max_sequences=rows_at_once, metrics=metrics), BYTES)
+
+    def another(connection: socket.socket, lost_after: int | None) -> None:
+        channel, own = Channel(connection, 0), RunMetrics()
+        answers = copy(own)
+        if lost_after is not None:
+            answers.step = break_off(answers.step, connection, lost_after)  # type: ignore[method-assign]
+        replica = Replica(channel, answers, generation, own)
+        try:
+            replica.run()
+            replica.say_farewell()
+        except PeerLostError:
+            assert lost_after is not None
+
     @contextmanager
-    def generator(first: EncodedPrompt) -> Iterator[TextGenerator]:
+    def generator(first: EncodedPrompt) -> Iterator[TextGenerator | Replicas]:
         if loaded is not None:
             loaded.append(first)
-        model = ToyModel(vocabulary=258, context_length=context, num_blocks=num_blocks)
-        yield TextGenerator(Engine(model, max_sequences=rows_at_once, metrics=metrics), BYTES)
+        if replicas == 1:
+            yield copy(metrics)
+            return
+        pairs = [socket.socketpair() for _ in range(replicas - 1)]
+        for i, (_, theirs) in enumerate(pairs):
+            lost = lost_after if i == len(pairs) - 1 else None
+            threading.Thread(target=another, args=(theirs, lost), daemon=True).start()
+        figures = metrics or RunMetrics()
+        everyone = Replicas(copy(figures), [Channel(ours, rank) for rank, (ours, _) in enumerate(pairs, 1)])
+        try:
+            yield everyone
+        finally:
+            everyone.close(figures)
+            for connection in (end for pair in pairs for end in pair):
+                connection.close()
 
     line = ProgressLine(sys.stderr, in_place=False, interval=progress) if progress else None
     job = Job(feed, writer, generator, progress=line, max_errors=max_errors, earlier=file.num_durable if file else 0)
@@ -77,6 +119,18 @@ def toy_job(
     finally:
         if file:
             file.close()
+
+
+def break_off(step: Any, connection: socket.socket, after: int) -> Any:
+    """Steps that end with the connection, as if the process were killed."""
+    count = itertools.count()
+
+    def counted() -> Any:
+        if next(count) >= after:
+            connection.shutdown(socket.SHUT_RDWR)
+        return step()
+
+    return counted
 
 
 def serve() -> None:

@@ -11,6 +11,7 @@
 // Names are those of inference/kernels/stock.py: T tokens, B sequences, H query and K key/value heads, D head size.
 struct Step {
   int64_t tokens, sequences, table_width;
+  bool adds_residual;           // false on all ranks but one of those that share a model: their results are added
   const int32_t *positions;     // [T]
   const int32_t *slots;         // [T]
   const int32_t *block_tables;  // [B, table_width]
@@ -145,6 +146,7 @@ struct Choice {
   const int32_t *logit_rows;            // [S]: of the R tokens, those whose logits are wanted
   int64_t logit_count;
   float *best;                          // [R]: an integer below 2^24
+  float *value;                         // [R]: its logit
   float *logits;                        // [S, vocabulary]
 };
 
@@ -154,10 +156,10 @@ struct Kernels {
   void (*linear)(Team &, const Matrix &, const float *x, int64_t tokens, const float *bias, const float *residual,
                  float *out);
   void (*rms_norm)(const float *x, const float *weight, int64_t tokens, int64_t width, float eps, float *out);
-  // Each adds to x [T, hidden], in place.
+  // Each adds to x [T, hidden], in place, or writes what it would add.
   void (*attention_half)(Team &, const AttentionLayer &, const Step &, float *x);
   void (*latent_half)(Team &, const LatentLayer &, const Step &, float *x);
-  void (*feed_forward_half)(Team &, const FeedForwardLayer &, int64_t tokens, float *x);
+  void (*feed_forward_half)(Team &, const FeedForwardLayer &, const Step &, float *x);
   void (*experts_half)(Team &, const ExpertsLayer &, int64_t tokens, float *x);
   void (*head)(Team &, const Head &, const float *x, int64_t tokens, const Choice &);
   void (*unpack)(const Matrix &, int64_t row, float *out);

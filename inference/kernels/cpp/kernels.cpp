@@ -127,9 +127,11 @@ void norm_phase(Member &me, const float *x, const float *weight, const float *bi
   me.share(tokens, 1, [&](int64_t t) { norm_row(x + t * width, weight, bias, width, eps, out + t * width); });
 }
 
-// x [tokens, rows] += y W^T + bias, y being `Input::reserve`d; normed before it is added where there is a norm.
-void add_linear(Member &me, const Matrix &w, Input &input, const float *bias, const float *norm, float eps, float *x) {
-  if (!norm) return linear_into(me, w, input, bias, x, x);
+// x [tokens, rows] += y W^T + bias, y being `Input::reserve`d; normed before it is added where there is a norm. Of ranks
+// that share a model all but one leave out what was in x.
+void add_linear(Member &me, const Matrix &w, Input &input, const float *bias, const float *norm, float eps,
+                bool adds_residual, float *x) {
+  if (!norm) return linear_into(me, w, input, bias, adds_residual ? x : nullptr, x);
   float *added = workspace.added.data();
   linear_into(me, w, input, bias, nullptr, added);
   me.share(input.tokens, 1, [&](int64_t t) {
@@ -202,7 +204,7 @@ void attention_half(Team &team, const AttentionLayer &layer, const Step &step, f
     attention_phase(me, layer, step, qkv, attended);
     if (!attends) return;
     arrange(me, workspace.second);
-    add_linear(me, layer.output, workspace.second, layer.output_bias, layer.post_norm, layer.eps, x);
+    add_linear(me, layer.output, workspace.second, layer.output_bias, layer.post_norm, layer.eps, step.adds_residual, x);
   });
 }
 
@@ -315,7 +317,7 @@ void latent_half(Team &team, const LatentLayer &layer, const Step &step, float *
                   std::copy_n(y, rows, attended + (token * heads + head) * layer.value + row);
                 });
     arrange(me, workspace.second);
-    linear_into(me, layer.output, workspace.second, layer.output_bias, x, x);
+    linear_into(me, layer.output, workspace.second, layer.output_bias, step.adds_residual ? x : nullptr, x);
   });
 }
 
@@ -389,7 +391,8 @@ void ungated_phase(Member &me, const FeedForwardLayer &layer, Input &input, floa
   });
 }
 
-void feed_forward_half(Team &team, const FeedForwardLayer &layer, int64_t tokens, float *x) {
+void feed_forward_half(Team &team, const FeedForwardLayer &layer, const Step &step, float *x) {
+  const int64_t tokens = step.tokens;
   const bool is_grouped = layer.width % PANEL == 0;
   if (layer.post_norm) sized(workspace.added, tokens * layer.hidden);
   float *normed = sized(workspace.normed, tokens * layer.hidden);
@@ -405,7 +408,7 @@ void feed_forward_half(Team &team, const FeedForwardLayer &layer, int64_t tokens
     else if (is_grouped) gated_phase(me, layer, workspace.input, gated);
     else ungrouped_gated_phase(me, layer, workspace.input, gate_up, gated);
     arrange(me, workspace.second);
-    add_linear(me, layer.down, workspace.second, layer.down_bias, layer.post_norm, layer.eps, x);
+    add_linear(me, layer.down, workspace.second, layer.down_bias, layer.post_norm, layer.eps, step.adds_residual, x);
   });
 }
 
@@ -558,6 +561,7 @@ void head(Team &team, const Head &layer, const float *x, int64_t tokens, const C
   for (int64_t token = 0; token < tokens; token++) {
     for (int thread = 1; thread < team.size(); thread++) best[0][token].merge(best[thread][token]);
     choice.best[token] = best[0][token].spoiled ? -1.0f : float(best[0][token].index);
+    choice.value[token] = best[0][token].value;
   }
 }
 

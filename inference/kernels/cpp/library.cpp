@@ -18,6 +18,7 @@
 #endif
 
 #include "blocks.h"
+#include "group.h"
 
 class AotExtra;
 
@@ -211,18 +212,26 @@ Step step_of(void **p, int64_t **shapes) {
 }
 
 // Runs the halves of a program, one record each, on x [T, hidden] in place. A record begins with its kind: 0 for an
-// attention half, 1 for a feed-forward half, 2 for one of experts, 3 for latent attention.
-void run_halves(const int64_t *program, int64_t numbers, const Step &step, float *x) {
+// attention half, 1 for a feed-forward half, 2 for one of experts, 3 for latent attention; 4 for the group whose ranks
+// have a part of each of the halves that follow, and whether this rank is the one that adds the residual. 0, or -1
+// where another rank is gone.
+int32_t run_halves(const int64_t *program, int64_t numbers, Step step, float *x) {
   const Lock lock(one_call);
+  Group *group = nullptr;
+  step.adds_residual = true;
   for (const int64_t *at = program; at < program + numbers; at += RECORD) {
     Record record(at);
-    switch (record.number()) {
+    const int64_t kind = record.number(), hidden = Record(record).number();
+    switch (kind) {
       case 0: kernels->attention_half(team(), attention_layer(record), step, x); break;
-      case 1: kernels->feed_forward_half(team(), feed_forward_layer(record), step.tokens, x); break;
+      case 1: kernels->feed_forward_half(team(), feed_forward_layer(record), step, x); break;
       case 2: kernels->experts_half(team(), experts_layer(record), step.tokens, x); break;
       case 3: kernels->latent_half(team(), latent_layer(record), step, x); break;
+      case 4: group = record.at<Group>(), step.adds_residual = record.number() != 0; continue;
     }
+    if (group && !group->sum(x, step.tokens * hidden)) return -1;
   }
+  return 0;
 }
 
 }  // namespace
@@ -287,22 +296,35 @@ void kernels_rms_norm(const float *x, const float *weight, int64_t tokens, int64
   kernels->rms_norm(x, weight, tokens, width, eps, out);
 }
 
-// Runs the halves of a program of a model without an encoder.
-void kernels_halves(const int64_t *program, int64_t numbers, int64_t tokens, int64_t sequences, int64_t table_width,
+// A group of ranks, to be named in the records of those that share a model. It lives as long as the process.
+Group *kernels_group(int32_t rank, int32_t size, void *memory, const int32_t *connections, int32_t count) {
+  return new Group(rank, size, memory, {connections, connections + count});
+}
+
+int64_t kernels_group_bytes(int32_t size) { return Group::bytes_of(size); }
+
+int32_t kernels_group_sum(Group *group, float *x, int64_t count) { return group->sum(x, count) ? 0 : -1; }
+
+// How many sums there have been, and the nanoseconds that they took, waiting included.
+void kernels_group_figures(const Group *group, int64_t *figures) {
+  figures[0] = group->sums(), figures[1] = group->nanoseconds();
+}
+
+// Runs the halves of a program of a model without an encoder; 0, or -1 where another rank is gone.
+int32_t kernels_halves(const int64_t *program, int64_t numbers, int64_t tokens, int64_t sequences, int64_t table_width,
                     const int32_t *positions, const int32_t *slots, const int32_t *block_tables,
                     const int32_t *query_starts, float *x) {
   Step step{};
   step.tokens = tokens, step.sequences = sequences, step.table_width = table_width;
   step.positions = positions, step.slots = slots, step.block_tables = block_tables, step.query_starts = query_starts;
-  run_halves(program, numbers, step, x);
+  return run_halves(program, numbers, step, x);
 }
 
 // Inputs: 0 x [T, hidden], 1 positions, 2 slots, 3 block tables, 4 query starts, 5 program; output 6: x after all halves.
 int halves(int n, void **p, int *ranks, int64_t **shapes, const char **types, void *stream, void *extra) {
   if (n != 7) return 1;
   std::memcpy(p[6], p[0], shapes[0][0] * shapes[0][1] * 4);
-  run_halves(as<const int64_t>(p[5]), shapes[5][0], step_of(p, shapes), as<float>(p[6]));
-  return 0;
+  return run_halves(as<const int64_t>(p[5]), shapes[5][0], step_of(p, shapes), as<float>(p[6]));
 }
 
 // Inputs: those of `halves` up to 4, 5 cross tables, 6 cross lengths, 7 program; output 8.
@@ -312,13 +334,12 @@ int cross_halves(int n, void **p, int *ranks, int64_t **shapes, const char **typ
   Step step = step_of(p, shapes);
   step.cross_width = shapes[5][1];
   step.cross_tables = as<const int32_t>(p[5]), step.cross_lengths = as<const int32_t>(p[6]);
-  run_halves(as<const int64_t>(p[7]), shapes[7][0], step, as<float>(p[8]));
-  return 0;
+  return run_halves(as<const int64_t>(p[7]), shapes[7][0], step, as<float>(p[8]));
 }
 
 // Inputs: 0 x, 1 tokens wanted [R], 2 of these those whose logits are wanted, after a number that is not read [1 + S],
-// 3 record: hidden, eps, soft cap, norm, its bias, weight, 4 as many bytes as there are tokens in the vocabulary, not read; output 5: best
-// tokens [R], then logits [S, vocabulary].
+// 3 record: hidden, eps, soft cap, norm, its bias, weight, 4 as many bytes as there are tokens in the vocabulary, not
+// read; output 5: best tokens [R], their logits [R], then logits [S, vocabulary].
 int output_head(int n, void **p, int *ranks, int64_t **shapes, const char **types, void *stream, void *extra) {
   if (n != 6) return 1;
   Record record(as<const int64_t>(p[3]));
@@ -333,19 +354,27 @@ int output_head(int n, void **p, int *ranks, int64_t **shapes, const char **type
     std::memcpy(rows.data() + t * layer.hidden, as<const float>(p[0]) + wanted[t] * layer.hidden, layer.hidden * 4);
   float *out = as<float>(p[5]);
   const Lock lock(one_call);
-  kernels->head(team(), layer, rows.data(), tokens, {as<const int32_t>(p[2]) + 1, shapes[2][0] - 1, out, out + tokens});
+  kernels->head(team(), layer, rows.data(), tokens, {as<const int32_t>(p[2]) + 1, shapes[2][0] - 1, out, out + tokens, out + 2 * tokens});
   return 0;
 }
 
-// Inputs: 0 tokens, 1 record: weight, then as many numbers as make its length that of a row; output 2.
+// Inputs: 0 tokens, 1 record: weight, the first token and how many there are, the group whose ranks have the others or 0,
+// then as many numbers as make its length that of a row; output 2.
 int embedding(int n, void **p, int *ranks, int64_t **shapes, const char **types, void *stream, void *extra) {
   if (n != 3) return 1;
   const int64_t columns = shapes[1][0], count = shapes[0][0];
-  // How many rows there are is the caller's to check.
-  const Matrix weight = Record(as<const int64_t>(p[1])).matrix(0, columns);
-  for (int64_t t = 0; t < count; t++)
-    kernels->unpack(weight, as<const int32_t>(p[0])[t], as<float>(p[2]) + t * columns);
-  return 0;
+  Record record(as<const int64_t>(p[1]));
+  // How many rows there are is the caller's to check, where there is no group.
+  const Matrix weight = record.matrix(0, columns);
+  const int64_t first = record.number(), rows = record.number();
+  Group *group = record.at<Group>();
+  float *out = as<float>(p[2]);
+  for (int64_t t = 0; t < count; t++) {
+    const int64_t row = as<const int32_t>(p[0])[t] - first;
+    if (group && (row < 0 || row >= rows)) std::fill_n(out + t * columns, columns, 0.0f);
+    else kernels->unpack(weight, row, out + t * columns);
+  }
+  return group && !group->sum(out, count * columns) ? -1 : 0;
 }
 
 std::vector<int64_t> embeddingInferShape(int *ranks, int64_t **shapes, AotExtra *extra) {
@@ -363,7 +392,7 @@ std::vector<int64_t> cross_halvesInferShape(int *ranks, int64_t **shapes, AotExt
 std::vector<int64_t> output_headInferShape(int *ranks, int64_t **shapes, AotExtra *extra) {
   // Dimensions that are not known yet are negative.
   if (shapes[1][0] < 0 || shapes[2][0] < 0) return {-1};
-  return {shapes[1][0] + (shapes[2][0] - 1) * shapes[4][0]};
+  return {2 * shapes[1][0] + (shapes[2][0] - 1) * shapes[4][0]};
 }
 
 }  // extern "C"

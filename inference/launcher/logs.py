@@ -1,0 +1,134 @@
+"""What the ranks say: rank 0's standard error as it comes, all logs on request, and the end of one.
+
+Knows files and terminals; knows nothing about processes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import termios
+import threading
+import tty
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+# Seconds between looks at the logs.
+INTERVAL = 0.1
+# Of a log so much is read to find its last lines.
+END = 64 << 10
+
+
+class Echo:
+    """Copies what is written to `fd` to a log, and to standard error.
+
+    Args:
+        log: appended to.
+        shown: False copies to the log alone.
+    """
+
+    def __init__(self, log: Path, shown: bool = True):
+        self._log, self._shown = log, shown
+        self._source, self.fd = self._open()
+        self._thread = threading.Thread(target=self._copy, name="echo", daemon=True)
+
+    def start(self) -> None:
+        """Begins to copy. To be called when the writer has the other end, which is closed here."""
+        os.close(self.fd)
+        self._thread.start()
+
+    def finish(self, seconds: float = 2.0) -> None:
+        """Waits for what is on its way. The writer has ended."""
+        if self._thread.ident is not None:
+            self._thread.join(seconds)
+
+    def resize(self) -> None:
+        """Tells the writer how large the terminal is."""
+        if os.isatty(self._source):
+            fcntl.ioctl(self._source, termios.TIOCSWINSZ, fcntl.ioctl(2, termios.TIOCGWINSZ, b"\0" * 8))
+
+    def _open(self) -> tuple[int, int]:
+        """Where stderr is a terminal, the writer gets one too, so that it can draw on it."""
+        if not (self._shown and os.isatty(2)):
+            return os.pipe()
+        source, fd = pty.openpty()
+        tty.setraw(fd)
+        self._source = source
+        self.resize()
+        return source, fd
+
+    def _copy(self) -> None:
+        with self._log.open("ab", buffering=0) as log:
+            while data := self._read():
+                log.write(data)
+                if self._shown:
+                    self._shown = _wrote(data)
+
+    def _read(self) -> bytes:
+        try:
+            return os.read(self._source, 1 << 16)
+        except OSError:  # a terminal that nobody writes to any more
+            return b""
+
+
+class Tail:
+    """Shows new lines of logs, each with its rank before it, on standard error."""
+
+    def __init__(self, logs: Iterable[tuple[int, Path]]):
+        self._logs = dict(logs)
+        self._read: dict[int, int] = dict.fromkeys(self._logs, 0)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="tail", daemon=True)
+        self._thread.start()
+
+    def finish(self) -> None:
+        """Shows what is left."""
+        self._ended.set()
+        self._thread.join()
+        self._show(whole=False)
+
+    def _follow(self) -> None:
+        while not self._ended.wait(INTERVAL):
+            self._show(whole=True)
+
+    def _show(self, whole: bool) -> None:
+        for rank, path in self._logs.items():
+            data = _from(path, self._read[rank])
+            data = data[: data.rfind(b"\n") + 1] if whole else data
+            self._read[rank] += len(data)
+            _wrote(b"".join(b"[%d] %s\n" % (rank, line) for line in data.splitlines()))
+
+
+def last_lines(path: Path, count: int) -> list[str]:
+    """The last lines of a log that say anything; none if there is no log."""
+    size = path.stat().st_size if path.exists() else 0
+    text = _from(path, max(size - END, 0)).decode("utf-8", "replace")
+    return [line for line in text.splitlines() if line.strip()][-count:]
+
+
+def size_of(path: Path) -> int:
+    """Its bytes; 0 if it is not there."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _from(path: Path, start: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            return file.read()
+    except OSError:
+        return b""
+
+
+def _wrote(data: bytes, write: Callable[[int, bytes], int] = os.write) -> bool:
+    """Writes to standard error; False if nobody reads it any more."""
+    try:
+        while data:
+            data = data[write(2, data) :]
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,215 @@
+"""The connections of a rank: within its replica, and between the leaders of replicas.
+
+A connection that closes before both ends agreed to means that a rank has died. A thread watches for that, so that a
+rank ends at once whatever it is doing: waiting for a message, in a collective, or computing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import select
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from inference.errors import EXIT_FAILURE
+from inference.parallel.channel import Channel, PeerLostError
+from inference.parallel.rendezvous import Exchange
+from inference.parallel.topology import Topology
+
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+# Seconds that a connection may take, once all ranks are known to be there.
+PATIENCE = 60.0
+TOKEN_BYTES = 16
+
+
+@dataclass(frozen=True)
+class Peer:
+    """What a rank tells the others about itself.
+
+    Args:
+        host: a name that only processes on the same running system share, memory included.
+        cpus: a name of the processors that it may use.
+        address: where it listens.
+        token: what a caller must say first.
+    """
+
+    host: str
+    cpus: str
+    address: tuple[str, int]
+    token: str
+
+
+class Links:
+    """Open connections to other ranks; made by `connect`.
+
+    Attributes:
+        leader: to this rank's leader; None on a leader.
+        followers: of a leader, to the other ranks of its replica, by model rank.
+        root: of the other replicas' leaders, to rank 0; None elsewhere.
+        replicas: of rank 0, to the leaders of the other replicas.
+        peers: of all ranks, in their order.
+    """
+
+    def __init__(
+        self,
+        topology: Topology,
+        peers: list[Peer],
+        *,
+        leader: Channel | None = None,
+        followers: Iterable[Channel] = (),
+        root: Channel | None = None,
+        replicas: Iterable[Channel] = (),
+    ):
+        self.topology, self.peers = topology, peers
+        self.leader, self.root = leader, root
+        self.followers, self.replicas = list(followers), list(replicas)
+        self._watching = False
+
+    @property
+    def channels(self) -> list[Channel]:
+        single = [channel for channel in (self.leader, self.root) if channel is not None]
+        return [*single, *self.followers, *self.replicas]
+
+    @property
+    def on_one_host(self) -> bool:
+        """Whether all ranks of this replica share memory."""
+        return len({self.peers[rank].host for rank in self.topology.replica_ranks}) == 1
+
+    @property
+    def sharing_processors(self) -> int:
+        """How many ranks have the processors that this one has."""
+        own = self.peers[self.topology.rank]
+        return sum((peer.host, peer.cpus) == (own.host, own.cpus) for peer in self.peers)
+
+    @property
+    def sharing_memory(self) -> int:
+        """How many ranks are on this host."""
+        return sum(peer.host == self.peers[self.topology.rank].host for peer in self.peers)
+
+    def watch(self, lost: Callable[[str], None] | None = None) -> None:
+        """Ends this process as soon as another rank is gone, until `close` is called.
+
+        Args:
+            lost: called instead, with what happened.
+        """
+        self._watching = True
+        threading.Thread(target=self._watch, args=(lost or _end,), name="links", daemon=True).start()
+
+    def _watch(self, lost: Callable[[str], None]) -> None:
+        poll = select.poll()
+        names = {channel.fileno(): channel.peer for channel in self.channels}
+        for number in names:
+            poll.register(number, select.POLLRDHUP)
+        while self._watching:
+            for number, _ in poll.poll(200):
+                if self._watching:
+                    lost(f"rank {names[number]} is gone, so this rank ends; the log of rank {names[number]} says why")
+                return
+
+    def unwatch(self) -> None:
+        """From here on other ranks may end."""
+        self._watching = False
+
+    def close(self) -> None:
+        """Closes all connections."""
+        self.unwatch()
+        for channel in self.channels:
+            channel.close()
+
+
+def connect(topology: Topology, exchange: Exchange, scheduler: str = "127.0.0.1") -> Links:
+    """Connects this rank to its leader, or to its followers; and rank 0 to the other leaders.
+
+    Args:
+        scheduler: a host that all ranks reach: the address that it is reached from is the one to listen at.
+
+    Raises:
+        PeerLostError: a rank does not come.
+    """
+    token = secrets.token_hex(TOKEN_BYTES)
+    with socket.create_server((own_address(scheduler), 0), backlog=topology.world_size) as server:
+        own = Peer(host_id(), _processors(), server.getsockname()[:2], token)
+        peers = [_peer(text) for text in exchange(json.dumps([own.host, own.cpus, *own.address, own.token]))]
+        assert len(peers) == topology.world_size
+        if not topology.is_leader:
+            return Links(topology, peers, leader=_call(topology, peers, topology.leader))
+        # Whoever calls waits in the listen queue of the one that is called, so no order can block.
+        root = None if topology.is_root else _call(topology, peers, 0)
+        callers = set(topology.replica_ranks) - {topology.rank}
+        if topology.is_root:
+            callers |= set(topology.leaders) - {0}
+        came = {channel.peer: channel for channel in _answer(server, token, callers)}
+    followers = [came[rank] for rank in topology.replica_ranks if rank in came]
+    replicas = [came[rank] for rank in topology.leaders if rank in came]
+    return Links(topology, peers, followers=followers, root=root, replicas=replicas)
+
+
+def host_id() -> str:
+    """The name of this running system, as far as processes can share memory on it."""
+    shared = Path("/dev/shm")
+    device = shared.stat().st_dev if shared.is_dir() else os.getpid()
+    boot = BOOT_ID.read_text().strip() if BOOT_ID.exists() else socket.gethostname()
+    return f"{boot}-{device}"
+
+
+def own_address(host: str) -> str:
+    """The address of this machine that `host` sees; nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, 9))
+        return str(probe.getsockname()[0])
+
+
+def _processors() -> str:
+    return hashlib.blake2b(repr(sorted(os.sched_getaffinity(0))).encode(), digest_size=8).hexdigest()
+
+
+def _peer(text: str) -> Peer:
+    host, cpus, address, port, token = json.loads(text)
+    return Peer(host, cpus, (address, port), token)
+
+
+def _call(topology: Topology, peers: list[Peer], rank: int) -> Channel:
+    peer = peers[rank]
+    try:
+        connection = socket.create_connection(peer.address, timeout=PATIENCE)
+    except OSError as error:
+        where = f"{peer.address[0]}:{peer.address[1]}"
+        raise PeerLostError(f"rank {rank} cannot be reached at {where} ({error})", "its own log says why") from error
+    channel = Channel(connection, rank)
+    channel.send("hello", token=peer.token, rank=topology.rank)
+    return channel
+
+
+def _answer(server: socket.socket, token: str, callers: set[int]) -> Iterable[Channel]:
+    """Connections from all `callers`; one that does not know the token is turned away."""
+    missing = set(callers)
+    server.settimeout(PATIENCE)
+    while missing:
+        try:
+            connection, _ = server.accept()
+        except TimeoutError as error:
+            raise PeerLostError(f"ranks {sorted(missing)} did not call in {PATIENCE:g} s") from error
+        try:
+            hello = Channel(connection, -1).expect("hello", timeout=PATIENCE).fields
+        except (PeerLostError, TimeoutError):
+            connection.close()
+            continue
+        if not secrets.compare_digest(str(hello.get("token")), token) or hello.get("rank") not in missing:
+            connection.close()
+            continue
+        missing.remove(hello["rank"])
+        yield Channel(connection, hello["rank"])
+
+
+def _end(what: str) -> None:
+    sys.stderr.write(f"error: {what}\n")
+    sys.stderr.flush()
+    # The main thread may be waiting in a collective that will never end.
+    os._exit(EXIT_FAILURE)

@@ -1,0 +1,156 @@
+"""How ranks find one another: each gives a short text, and gets those of all.
+
+Where the ranks need MindSpore's own communication anyway (stock operators, Ascend), it is asked. Otherwise the process
+that msrun starts as its scheduler is the meeting point, at the address that msrun tells all: that takes milliseconds,
+where MindSpore's cluster takes seconds to come up, and half a minute to notice that a worker is gone.
+"""
+
+from __future__ import annotations
+
+import json
+import select
+import socket
+import struct
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from inference.errors import InferenceError
+from inference.parallel.channel import PeerLostError
+
+# Gives this rank's text, gets the texts of all ranks in their order.
+Exchange = Callable[[str], list[str]]
+_SIZE = struct.Struct("<I")
+MOST = 1 << 16
+# Seconds between attempts to reach a scheduler that does not listen yet.
+RETRY = 0.05
+# Bytes of a text in a collective, which all ranks give the same number of.
+ROOM = 1024
+
+
+def serve(address: tuple[str, int], world_size: int, patience: float) -> list[str]:
+    """The scheduler: waits until all ranks have given their texts, gives each all of them, and returns them.
+
+    A rank that has nothing to do, or cannot go on, gives none. Then the others are told so as they come, and none are
+    returned.
+
+    Raises:
+        InferenceError: the address is taken, or not all ranks came in time.
+    """
+    deadline = time.monotonic() + patience
+    texts: dict[int, str | None] = {}
+    waiting: dict[int, socket.socket] = {}
+    try:
+        with socket.create_server(address, backlog=world_size) as server:
+            while len(texts) < world_size:
+                ready = select.select([server, *waiting.values()], [], [], max(0, deadline - time.monotonic()))[0]
+                if not ready:
+                    missing = [rank for rank in range(world_size) if rank not in texts]
+                    raise InferenceError(f"ranks {missing} did not come in {patience:g} s", "their logs say why")
+                # A rank that has nothing more to say and is heard has ended.
+                for rank in [rank for rank, held in waiting.items() if held in ready]:
+                    waiting.pop(rank).close()
+                    texts[rank] = None
+                if server in ready:
+                    connection, _ = server.accept()
+                    connection.settimeout(5)
+                    rank, texts[rank] = json.loads(_receive(connection))
+                    waiting[rank] = connection
+                if None in texts.values():
+                    for rank in list(waiting):
+                        with suppress(OSError), waiting.pop(rank) as connection:
+                            _send(connection, json.dumps([]))
+        everything = [text for _, text in sorted(texts.items()) if text is not None]
+        if len(everything) < world_size:
+            return []
+        for connection in waiting.values():
+            _send(connection, json.dumps(everything))
+        return everything
+    except OSError as error:
+        raise InferenceError(f"the scheduler at {address[0]}:{address[1]} failed: {error}") from error
+    finally:
+        for connection in waiting.values():
+            connection.close()
+
+
+class NobodyNeededError(InferenceError):
+    """Another rank has found that there is nothing to do, or cannot go on and has said why."""
+
+
+def meet(address: tuple[str, int], rank: int, text: str | None, patience: float) -> list[str]:
+    """A rank's side of `serve`: the texts of all ranks.
+
+    Args:
+        text: None says that this rank does not take part, and so none can.
+
+    Raises:
+        NobodyNeededError: a rank does not take part.
+        PeerLostError: no scheduler there, or not all ranks came in time.
+    """
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            connection = socket.create_connection(address, timeout=RETRY + patience)
+            break
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise PeerLostError(f"no scheduler answers at {address[0]}:{address[1]} ({error})") from error
+            time.sleep(RETRY)
+    try:
+        with connection:
+            _send(connection, json.dumps([rank, text]))
+            connection.settimeout(max(1.0, deadline - time.monotonic()))
+            texts: list[str] = json.loads(_receive(connection))
+    except (OSError, ValueError) as error:
+        raise PeerLostError(
+            f"not all ranks came together ({error})", "the scheduler's log says who is missing"
+        ) from error
+    if not texts:
+        raise NobodyNeededError("a rank does not take part in this run", "its log says why")
+    return texts
+
+
+def through_mindspore(text: str) -> list[str]:
+    """The same by a collective, for ranks whose communication MindSpore has set up."""
+    import mindspore
+    import numpy as np
+    from mindspore import nn, ops
+
+    class Gather(nn.Cell):
+        """bytes of one rank [ROOM] -> those of all, [ranks * ROOM]."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.gather = ops.AllGather()
+
+        def construct(self, x: mindspore.Tensor) -> mindspore.Tensor:
+            return self.gather(x)
+
+    given = np.zeros(ROOM, np.int32)
+    encoded = text.encode()
+    assert len(encoded) <= ROOM, "a rank's text is too long"
+    given[: len(encoded)] = np.frombuffer(encoded, np.uint8)
+    gathered = Gather()(mindspore.Tensor(given)).asnumpy().reshape(-1, ROOM)
+    return [row.astype(np.uint8).tobytes().rstrip(b"\0").decode() for row in gathered]
+
+
+def _send(connection: socket.socket, text: str) -> None:
+    data = text.encode()
+    connection.sendall(_SIZE.pack(len(data)) + data)
+
+
+def _receive(connection: socket.socket) -> bytes:
+    size = _SIZE.unpack(_read(connection, _SIZE.size))[0]
+    if size > MOST * 64:
+        raise ValueError("no message of a rank")
+    return _read(connection, size)
+
+
+def _read(connection: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        part = connection.recv(size - len(data))
+        if not part:
+            raise ConnectionResetError("the connection was closed")
+        data += part
+    return data

@@ -1,0 +1,99 @@
+"""Brings the ranks of a parallel run together, by MindSpore's communication or without it.
+
+The native kernels do without. Stock operators need MindSpore's collectives: `mccl` on a CPU, `hccl` on Ascend.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from inference.config import InferenceConfig
+from inference.errors import ConfigError, InferenceError
+from inference.parallel.group import Group, mindspore_group, native_group
+from inference.parallel.links import Links, connect
+from inference.parallel.rendezvous import Exchange, meet, through_mindspore
+from inference.parallel.scheduler import MINDSPORE
+from inference.parallel.topology import RANK, Topology, patience, scheduler_address
+
+# Seconds that a rank which ends waits for the scheduler to hear it.
+BRIEFLY = 5.0
+_joined: list[Topology] = []
+BACKENDS = {"CPU": "mccl", "Ascend": "hccl"}
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This rank among the others.
+
+    Args:
+        group: those that share its model; None where it has the model alone.
+    """
+
+    links: Links
+    group: Group | None
+
+    @property
+    def topology(self) -> Topology:
+        return self.links.topology
+
+
+def join(
+    config: InferenceConfig, topology: Topology, is_native: bool, lost: Callable[[str], None] | None = None
+) -> Ranks:
+    """Waits for all ranks, connects them, and from then on ends this process when one of them is lost.
+
+    Args:
+        is_native: whether this rank's kernels are the native ones.
+        lost: ends the process, and says why; called in another thread.
+
+    Raises:
+        PeerLostError: a rank does not come.
+        ConfigError: the ranks' kernels differ.
+    """
+    address = scheduler_address()
+    _joined.append(topology)
+    if is_native:
+        links = connect(topology, _by_scheduler(topology, address), address[0])
+    else:
+        _check_all(meet(address, topology.rank, MINDSPORE, patience()))
+        from mindspore import communication
+
+        communication.init(BACKENDS[config.context.device_target])
+        links = connect(topology, through_mindspore, address[0])
+    links.watch(lost)
+    if topology.model_parallel == 1:
+        return Ranks(links, None)
+    return Ranks(links, native_group(links) if is_native else mindspore_group(topology))
+
+
+def stay_away() -> None:
+    """Lets the other ranks know that this one ends without having joined them. Does nothing if it has."""
+    if not _joined and RANK in os.environ:
+        with suppress(InferenceError):
+            meet(scheduler_address(), int(os.environ[RANK]), None, BRIEFLY)
+
+
+def threads_per_rank(links: Links) -> int:
+    """An even share of the processors that this rank may use."""
+    return max(1, len(os.sched_getaffinity(0)) // links.sharing_processors)
+
+
+def _by_scheduler(topology: Topology, address: tuple[str, int]) -> Exchange:
+    def exchange(text: str) -> list[str]:
+        texts = meet(address, topology.rank, text, patience())
+        _check_all(texts)
+        return texts
+
+    return exchange
+
+
+def _check_all(texts: list[str]) -> None:
+    stock = [rank for rank, text in enumerate(texts) if text == MINDSPORE]
+    if stock and len(stock) < len(texts):
+        raise ConfigError(
+            f"ranks {json.dumps(stock)} have no native kernels, the others have", "give --engine.kernels stock to all"
+        )

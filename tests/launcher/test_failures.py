@@ -1,0 +1,232 @@
+"""Ranks that fail, are killed or hang, and launchers that are told to end: ten seconds later nothing is left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+
+import pytest
+from launching import Launcher, wait_until
+
+# Rank 0 tells what it has when it is interrupted.
+WORK = """
+def interrupted(*_):
+    print('1 row is written', file=sys.stderr)
+    sys.exit(130)
+signal.signal(signal.SIGINT, interrupted)
+print('rank', rank, 'works', file=sys.stderr, flush=True)
+Path(f'up{rank}').touch()
+"""
+WAIT = "while True: time.sleep(0.05)\n"
+
+
+def all_up(launcher: Launcher, ranks: int = 2) -> None:
+    wait_until(lambda: all(launcher.there(f"up{rank}") for rank in range(ranks)))
+
+
+def test_a_rank_that_fails_ends_the_others(launcher: Launcher) -> None:
+    command = launcher.script(
+        f"{WORK}\nif rank == 1:\n    while not Path('go').exists(): time.sleep(0.01)\n"
+        f"    sys.stderr.write('line\\n' * 20 + 'error: no more\\n'); sys.exit(5)\n{WAIT}"
+    )
+    process = launcher.start(command, 3)
+    all_up(launcher, 3)
+    (launcher.directory / "go").touch()
+    code, out, error = launcher.ended(process, time.monotonic())
+    assert (code, out) == (5, "")
+    first, *rest = error.splitlines()
+    told = "launcher: rank 1 ended with exit code 5; the last lines of output/msrun_log/worker_1.log:"
+    assert (first, rest[0]) == ("rank 0 works", told)
+    assert rest[1:] == [*["  line"] * 9, "  error: no more", "1 row is written"]
+
+
+def test_the_worst_exit_code_counts(launcher: Launcher) -> None:
+    # As by a message from one to the other.
+    command = launcher.script(
+        f"{WORK}\nwhile not all(Path(f'up{{i}}').exists() for i in range(3)): pass\n"
+        f"if rank == 2: sys.exit(2)\nif rank == 1:\n    os.kill(os.getpid(), signal.SIGKILL)\n{WAIT}"
+    )
+    code, _, error = launcher.run(command, 3)
+    assert code == 128 + signal.SIGKILL
+    assert "rank 2 ended with exit code 2" in error or "rank 1 was killed by SIGKILL" in error
+
+
+def test_rank_0_fails_and_says_why_once(launcher: Launcher) -> None:
+    command = launcher.script("if rank == 0: sys.exit('error: no such model')\ntime.sleep(1000)")
+    assert launcher.run(command, 2) == (
+        1,
+        "",
+        "error: no such model\nlauncher: rank 0 ended with exit code 1; its log is output/msrun_log/worker_0.log\n",
+    )
+    assert (launcher.logs / "worker_0.log").read_text() == "error: no such model\n"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_sigkill(launcher: Launcher, rank: int) -> None:
+    process = launcher.start(launcher.script(WORK + WAIT), 2)
+    all_up(launcher)
+    victim = launcher.find("worker.py", rank)
+    assert victim is not None
+    os.kill(victim, signal.SIGKILL)
+    code, _, error = launcher.ended(process, time.monotonic())
+    assert code == 137
+    assert f"launcher: rank {rank} was killed by SIGKILL; the last lines of " in error
+    assert f"\n  rank {rank} works\n" in error
+    assert ("1 row is written" in error) == (rank == 1)
+
+
+@pytest.mark.parametrize("part", ["launcher/worker.py", "mindspore.parallel.cluster.run"])
+def test_sigkill_while_starting(launcher: Launcher, part: str) -> None:
+    """Before the processes have become the command, and even before they are the launcher's children."""
+    process = launcher.start(launcher.script(WAIT), 2, env={"FAKE_MSRUN_SECONDS": "1"})
+    # The other workers are there by then.
+    wait_until(lambda: launcher.find("launcher/worker.py", 1))
+    victim = launcher.find(part, 1 if "worker" in part else None)
+    assert victim is not None
+    os.kill(victim, signal.SIGKILL)
+    code, out, error = launcher.ended(process, time.monotonic())
+    assert (code, out) == (137, "")
+    what = "rank 1" if "worker" in part else "msrun"
+    assert error.startswith(f"launcher: {what} was killed by SIGKILL; ")
+
+
+def test_a_rank_whose_end_only_msrun_has_seen(launcher: Launcher) -> None:
+    variables = {"FAKE_MSRUN_SECONDS": "1", "FAKE_MSRUN_WAITS": "yes"}
+    process = launcher.start(launcher.script(WAIT), 2, env=variables)
+    victim = wait_until(lambda: launcher.find("launcher/worker.py", 1))
+    os.kill(victim, signal.SIGKILL)
+    code, out, error = launcher.ended(process, time.monotonic())
+    assert (code, out) == (1, "") and error.startswith("launcher: rank 1 ended with exit code 1; ")
+
+
+def test_a_scheduler_that_ends_is_a_failure(launcher: Launcher) -> None:
+    code, _, error = launcher.run(launcher.script(WAIT), 2, env={"FAKE_SCHEDULER_ERROR": "no such address"})
+    assert code == 1
+    assert error.startswith("launcher: MindSpore's scheduler ended with exit code 1; the last lines of ")
+    assert "\n  no such address\n" in error
+
+
+def test_a_command_that_cannot_be_run(launcher: Launcher) -> None:
+    script = launcher.directory / "damaged"
+    script.write_text("#!/no/such/interpreter\n")
+    script.chmod(0o755)
+    code, _, error = launcher.run("./damaged", 2)
+    assert code == 126 and "error: ./damaged cannot be run: No such file or directory" in error
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)], ids=lambda n: str(int(n))
+)
+def test_the_launcher_is_told_to_end(launcher: Launcher, number: int, code: int) -> None:
+    """As Ctrl-C does: rank 0 finishes what it has in hand, and says so."""
+    process = launcher.start(launcher.script(WORK + WAIT), 2)
+    all_up(launcher)
+    process.send_signal(number)
+    assert launcher.ended(process, time.monotonic()) == (code, "", "rank 0 works\n1 row is written\n")
+
+
+def test_a_rank_that_takes_no_notice(launcher: Launcher) -> None:
+    process = launcher.start(launcher.script(WORK + "signal.signal(signal.SIGINT, signal.SIG_IGN)\n" + WAIT), 2)
+    all_up(launcher)
+    process.send_signal(signal.SIGINT)
+    assert launcher.ended(process, time.monotonic())[0] == 130
+
+
+def test_a_second_interrupt_waits_for_nobody(launcher: Launcher) -> None:
+    process = launcher.start(launcher.script(WORK + "signal.signal(signal.SIGINT, signal.SIG_IGN)\n" + WAIT), 2)
+    all_up(launcher)
+    started = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    assert launcher.ended(process, started)[0] == 130
+    assert time.monotonic() - started < 3
+
+
+def test_interrupted_before_anything_runs(launcher: Launcher) -> None:
+    process = launcher.start(launcher.script(WAIT), 2, env={"FAKE_MSRUN_SECONDS": "30"})
+    wait_until(lambda: launcher.find("launcher/worker.py", 1))
+    process.send_signal(signal.SIGINT)
+    assert launcher.ended(process, time.monotonic())[0] == 130
+
+
+@pytest.mark.parametrize("starting", [False, True])
+def test_no_rank_outlives_a_launcher_that_is_killed(launcher: Launcher, starting: bool) -> None:
+    seconds = "1" if starting else "0"
+    process = launcher.start(launcher.script(WORK + WAIT), 2, env={"FAKE_MSRUN_SECONDS": seconds})
+    wait_until(lambda: launcher.find("launcher/worker.py", 1)) if starting else all_up(launcher)
+    process.kill()
+    process.wait()
+    wait_until(lambda: not launcher.processes(), 10)
+
+
+def test_what_a_rank_started_ends_too(launcher: Launcher) -> None:
+    """Also in a session of its own, and when its parent has ended long ago."""
+    command = launcher.script(
+        "import subprocess\nsubprocess.Popen(['sleep', '1000'], start_new_session=True)\nos.system('sleep 1000 &')"
+    )
+    assert launcher.run(command, 2) == (0, "", "")
+
+
+class TestHang:
+    def test_silence(self, launcher: Launcher) -> None:
+        process = launcher.start("--timeout", 1, launcher.script(WORK + WAIT), 2)
+        all_up(launcher)
+        code, _, error = launcher.ended(process, time.monotonic())
+        assert code == 124
+        assert (
+            "launcher: rank 0, 1 gave no sign of life for 1 s (--timeout); the last lines of output/msrun_log/w"
+            in error
+        )
+        assert error.endswith("1 row is written\n")
+
+    PULSE = "from inference import pulse\n"
+
+    @pytest.mark.parametrize(
+        ("busy", "stops"),
+        [("pulse.busy(); time.sleep(0.1)", None), ("pulse.idle(); time.sleep(1.7)", None), ("pulse.busy(); stop()", 1)],
+    )
+    def test_signs_of_life(self, launcher: Launcher, busy: str, stops: int | None) -> None:
+        """Steps of work, and a wait for work, however long; and a rank that says nothing after a step."""
+        command = launcher.script(
+            f"{self.PULSE}\nstop = lambda: time.sleep(1000) if rank == 1 else None\n"
+            f"until = time.monotonic() + 1.7\nwhile time.monotonic() < until: {busy}; time.sleep(0.1)\n"
+        )
+        code, _, error = launcher.run("--timeout", 1, command, 2)
+        if stops is None:
+            assert (code, error) == (0, "")
+        else:
+            assert code == 124 and error.startswith(f"launcher: rank {stops} gave no sign of life for 1 s")
+
+    def test_lines_in_the_log_are_signs(self, launcher: Launcher) -> None:
+        command = launcher.script("for i in range(17): print(i, file=sys.stderr, flush=True); time.sleep(0.1)")
+        assert launcher.run("--timeout", 1, command, 2)[0] == 0
+
+    def test_ranks_that_do_not_start(self, launcher: Launcher) -> None:
+        code, _, error = launcher.run("--timeout", 1, launcher.script(WAIT), 2, env={"FAKE_MSRUN_SECONDS": "60"})
+        assert code == 124
+        assert error.startswith("launcher: the ranks have not started for 1 s (--timeout); the last lines of ")
+
+    def test_a_stopped_process(self, launcher: Launcher) -> None:
+        process = launcher.start("--timeout", 1, launcher.script(f"{self.PULSE}{WORK}while True: pulse.busy()"), 2)
+        all_up(launcher)
+        victim = launcher.find("worker.py", 1)
+        assert victim is not None
+        os.kill(victim, signal.SIGSTOP)
+        code, _, error = launcher.ended(process, time.monotonic())
+        assert code == 124 and "rank 1 gave no sign of life" in error
+
+
+def test_kill_at_any_moment(launcher: Launcher) -> None:
+    """The launcher's answer does not depend on when a rank is killed."""
+    command = launcher.script(WORK + WAIT)
+    kill: Callable[[int, int], None] = os.kill
+    for delay in (0.0, 0.03, 0.1):
+        process = launcher.start(command, 2)
+        victim = wait_until(lambda: launcher.find("worker.py", 1))
+        time.sleep(delay)
+        kill(victim, signal.SIGKILL)
+        code, _, error = launcher.ended(process, time.monotonic())
+        assert code == 137 and "rank 1 was killed by SIGKILL" in error, (delay, error)

@@ -1,0 +1,264 @@
+"""The launcher, MindSpore's own msrun and run_inference.py together: copies of the demo model on a CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from launching import ROOT, Launcher, quoted, wait_until
+
+from inference.kernels.build import library_path
+
+PROGRAM = str(ROOT / "run_inference.py")
+ROWS = 20
+TIMING = ("ttft_seconds", "total_seconds")
+JOB = (
+    *("--config", "demo", "--predict_data", "rows.jsonl", "--predict_batch_size", "1", "--ignore_eos"),
+    *("--max_length", "200", "--save_file", "out.jsonl", "--no_echo"),
+)
+COPIES = ("--use_parallel", "True", "--parallel_config.data_parallel")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kernels() -> None:
+    library_path()
+
+
+@pytest.fixture
+def real(tmp_path: Path) -> Iterator[Launcher]:
+    launcher = Launcher(tmp_path, fake=False)
+    launcher.environment |= {"HF_HUB_OFFLINE": "1"}
+    yield launcher
+    for pid in launcher.processes():
+        os.kill(pid, signal.SIGKILL)
+
+
+def write_rows(folder: Path) -> None:
+    """Rows that take a fifth of a second each."""
+    lines = [json.dumps({"custom_id": f"r{i}", "prompt": f"Once upon a time {i}"}) for i in range(ROWS)]
+    (folder / "rows.jsonl").write_text("\n".join(lines))
+
+
+@pytest.fixture
+def job(real: Launcher) -> Launcher:
+    write_rows(real.directory)
+    return real
+
+
+@pytest.fixture(scope="module")
+def of_one_process(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
+    """The records of a run without a launcher."""
+    folder = tmp_path_factory.mktemp("one")
+    write_rows(folder)
+    words = [sys.executable, PROGRAM, *JOB, "--predict_batch_size", "8"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    subprocess.run(words, cwd=folder, env=environment, check=True, capture_output=True)
+    return texts(folder / "out.jsonl")
+
+
+def command(*arguments: str) -> str:
+    return quoted("python", PROGRAM, *arguments)
+
+
+def count(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def texts(path: Path) -> dict[int, dict[str, Any]]:
+    found = [json.loads(line) for line in path.read_bytes().splitlines()]
+    rows = {row["row"]: {key: value for key, value in row.items() if key not in TIMING} for row in found}
+    assert len(rows) == len(found), "a row is there twice"
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ((*COPIES, "3"), "data_parallel 3 x model_parallel 1 needs 3 processes, 2 were started; "),
+        ((*COPIES, "2", "--run_mode", "evaluate"), "evaluate runs on one copy of the model; "),
+        (("--run_mode", "convert"), "convert is the work of one process, for any number of ranks; "),
+        (("--use_parallel", "False"), "use_parallel is False, 2 processes were started; give --use_parallel True"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_starts(real: Launcher, flags: tuple[str, ...], message: str) -> None:
+    code, out, error = real.run(command("--config", "demo", "--predict_data", "x", *flags), 2)
+    assert (code, out) == (2, "")
+    assert message in error and error.startswith("error: ") and error.count("\n") == 1
+    assert not real.there("output")
+
+
+def test_standard_input_is_not_read_by_the_check(real: Launcher) -> None:
+    """Nor is a bad row more than a record of the run."""
+    (real.directory / "rows.jsonl").write_text('{"prompt": "2 + 3 ="}\n{\n')
+    job = (
+        "--config",
+        "demo",
+        "--predict_data",
+        "-",
+        "--input_format",
+        "jsonl",
+        "--output_format",
+        "json",
+        *COPIES,
+        "1",
+    )
+    code, out, error = real.run(command(*job), 1, input=(real.directory / "rows.jsonl").read_bytes())
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert code == 3 and [row["text"] for row in sorted(rows, key=lambda row: row["row"])] == [" 5", None]
+    assert "launcher" not in error
+
+
+@pytest.mark.slow
+def test_two_copies_of_two_ranks(real: Launcher) -> None:
+    prompts = ["12 + 7 =", "Once upon a time", "2 + 3 ="]
+    shared = (*COPIES, "2", "--parallel_config.model_parallel", "2")
+    job = ("--config", "demo", "--predict_data", *prompts, "--echo", "--max_new_tokens", "20", *shared)
+    code, out, error = real.run(command(*job), 4)
+    story = "Once upon a time, there was a little girl named Ruby. She lived near the beach. She loved to sing"
+    assert (code, out) == (0, f"12 + 7 = 19\n{story}\n2 + 3 = 5\n")
+    assert "rows by replica: 2, 1\n3 prompts: " in error
+    for rank in (1, 2, 3):
+        assert (real.logs / f"worker_{rank}.log").read_text() == ""
+
+
+@pytest.mark.slow
+def test_a_job_that_is_interrupted_and_killed_goes_on(job: Launcher, of_one_process: dict[int, Any]) -> None:
+    out = job.directory / "out.jsonl"
+    process = job.start(command(*JOB, *COPIES, "2"), 2)
+    wait_until(lambda: count(out) >= 2)
+    process.send_signal(signal.SIGINT)
+    code, _, error = job.ended(process, time.monotonic())
+    assert code == 130
+    again = go_on(error, "error: interrupted")
+    assert count(out) < ROWS
+
+    process = subprocess.Popen(
+        ["bash", "-c", again], cwd=job.directory, env=job.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    before = count(out)
+    wait_until(lambda: count(out) >= before + 2)
+    victim = job.find("run_inference.py", 1)
+    assert victim is not None
+    os.kill(victim, signal.SIGKILL)
+    code, _, error = job.ended(process, time.monotonic())
+    assert code == 137
+    assert "launcher: rank 1 was killed by SIGKILL; " in error
+    again = go_on(error, "error: (interrupted|rank 1 is gone.*?)")
+
+    done = subprocess.run(["bash", "-c", again], cwd=job.directory, env=job.environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"rows by replica: [1-9]\d*, [1-9]", done.stderr)
+    assert texts(out) == of_one_process
+    # The records of this run are standard output too, as those of one process are.
+    assert len(done.stdout.splitlines()) < ROWS
+    there = {path.name for path in job.directory.iterdir()}
+    assert there == {"rows.jsonl", "out.jsonl", "out.jsonl.job", "output"}
+
+
+def go_on(error: str, end: str) -> str:
+    """The command that a run says it can be gone on with."""
+    match = re.search(rf"^{end}; \d+ rows? in out.jsonl, go on with: (?P<again>bash .* 2)$", error, re.MULTILINE)
+    assert match, error
+    assert shlex.split(match["again"])[2].endswith("--resume")
+    return match["again"]
+
+
+@pytest.mark.slow
+def test_sigkill_while_mindspore_is_loaded(job: Launcher) -> None:
+    process = job.start(command(*JOB, *COPIES, "2"), 2)
+
+    def loading() -> int | None:
+        victim = job.find("run_inference.py", 0)
+        maps = Path(f"/proc/{victim}/maps")
+        return victim if victim and maps.exists() and "_c_expression" in maps.read_text() else None
+
+    os.kill(wait_until(loading), signal.SIGKILL)
+    code, out, error = job.ended(process, time.monotonic())
+    assert (code, out) == (137, "") and "launcher: rank 0 was killed by SIGKILL; " in error
+    assert {path.name for path in job.directory.iterdir()} == {"rows.jsonl", "output"}
+
+
+class Network:
+    """Two network namespaces with a cable between them: two machines, as far as addresses go."""
+
+    def __init__(self) -> None:
+        name = secrets.token_hex(3)
+        self.spaces = [f"launch{name}{i}" for i in range(2)]
+        self.addresses = ["10.213.7.1", "10.213.7.2"]
+        ends = [f"v{name}{i}" for i in range(2)]
+        for space in self.spaces:
+            self.ip("netns", "add", space)
+        self.ip("link", "add", ends[0], "type", "veth", "peer", "name", ends[1])
+        for space, end, address in zip(self.spaces, ends, self.addresses, strict=True):
+            self.ip("link", "set", end, "netns", space)
+            self.ip("-n", space, "addr", "add", f"{address}/24", "dev", end)
+            for device in (end, "lo"):
+                self.ip("-n", space, "link", "set", device, "up")
+
+    @staticmethod
+    def ip(*words: str) -> None:
+        subprocess.run(["ip", *words], check=True, capture_output=True)
+
+    def close(self) -> None:
+        for space in self.spaces:
+            subprocess.run(["ip", "netns", "del", space], capture_output=True)
+
+
+@pytest.fixture
+def network() -> Iterator[Network]:
+    try:
+        network = Network()
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"network namespaces are not allowed here: {error}")
+    yield network
+    network.close()
+
+
+@pytest.mark.slow
+def test_two_machines(job: Launcher, network: Network, of_one_process: dict[int, Any]) -> None:
+    """MindFormers' nine arguments; a rank that is killed on one machine ends the run on both."""
+
+    def start(node: int, *more: str) -> subprocess.Popen[bytes]:
+        line = command(*JOB, *COPIES, "2", *more)
+        words = [line, 2, 1, network.addresses[0], 8118, node, f"logs{node}", "True", 120]
+        launcher = ["ip", "netns", "exec", network.spaces[node], "bash", str(ROOT / "scripts" / "launcher.sh")]
+        return subprocess.Popen(
+            [*launcher, *map(str, words)],
+            cwd=job.directory,
+            env=job.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    out = job.directory / "out.jsonl"
+    nodes = [start(node) for node in range(2)]
+    wait_until(lambda: count(out) >= 2)
+    victim = job.find("run_inference.py", 1)
+    assert victim is not None
+    os.kill(victim, signal.SIGKILL)
+    since = time.monotonic()
+    (_, errors), (_, other) = (node.communicate(timeout=60) for node in nodes)
+    assert time.monotonic() - since < 10 and job.processes() == {}
+    assert [node.returncode for node in nodes] == [1, 137], (errors, other)
+    assert b"error: rank 1 is gone" in errors and b"rows in out.jsonl, go on with: " in errors
+    assert b"launcher: rank 1 was killed by SIGKILL" in other
+
+    nodes = [start(node, "--resume") for node in range(2)]
+    (_, errors), (second, other) = (node.communicate(timeout=200) for node in nodes)
+    assert [node.returncode for node in nodes] == [0, 0], (errors, other)
+    assert (second, other) == (b"", b"")
+    assert re.search(rb"rows by replica: [1-9]\d*, [1-9]", errors)
+    assert texts(out) == of_one_process
+    assert {path.name for path in (job.directory / "logs1").iterdir()} == {"worker_1.log", "msrun.log"}
+    assert (job.directory / "logs0" / "scheduler.log").exists()

@@ -1,0 +1,80 @@
+"""Ranks as threads or processes of a test, without msrun: they meet at a scheduler of the test's own."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import inference
+from inference.parallel.links import Links, connect
+from inference.parallel.rendezvous import meet, serve
+from inference.parallel.topology import Topology
+
+Result = TypeVar("Result")
+PATIENCE = 60.0
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def link(rank: int, model_parallel: int, data_parallel: int, port: int) -> Links:
+    """Connects one rank."""
+    address = ("127.0.0.1", port)
+    topology = Topology(rank, model_parallel, data_parallel)
+    return connect(topology, lambda text: meet(address, rank, text, PATIENCE))
+
+
+def in_threads(model_parallel: int, data_parallel: int, work: Callable[[Links], Result]) -> list[Result]:
+    """`work` on every rank, each a thread; results by rank."""
+    port, count = free_port(), model_parallel * data_parallel
+    threading.Thread(target=serve, args=(("127.0.0.1", port), count, PATIENCE), daemon=True).start()
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(partial(_run, model_parallel, data_parallel, port, work), range(count)))
+
+
+def _run(model_parallel: int, data_parallel: int, port: int, work: Callable[[Links], Result], rank: int) -> Result:
+    links = link(rank, model_parallel, data_parallel, port)
+    try:
+        return work(links)
+    finally:
+        links.close()
+
+
+def in_processes(size: int, cases: Sequence[str], patience: float = 400) -> list[dict]:
+    """Runs `shared_model.py` on `size` ranks, in msrun's environment; what the leader printed."""
+    port = str(free_port())
+    roots = os.pathsep.join([str(Path(inference.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    cluster = {"MS_WORKER_NUM": str(size), "MS_SCHED_HOST": "127.0.0.1", "MS_SCHED_PORT": port, "GLOG_v": "3"}
+    environment = {**os.environ, **cluster, "PYTHONPATH": roots}
+
+    def start(arguments: list[str], **own: str) -> subprocess.Popen[str]:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen([sys.executable, *arguments], env={**environment, **own}, **pipes)  # type: ignore[call-overload]
+
+    scheduler = start(["-m", "inference.parallel.scheduler"], MS_ROLE="MS_SCHED")
+    script = str(Path(__file__).with_name("shared_model.py"))
+    ranks = [
+        start(
+            [script, str(rank), str(size), port, *cases], MS_ROLE="MS_WORKER", RANK_ID=str(rank), MS_NODE_ID=str(rank)
+        )
+        for rank in range(size)
+    ]
+    try:
+        said = [rank.communicate(timeout=patience) for rank in ranks]
+        assert [rank.returncode for rank in ranks] == [0] * size, "\n".join(err[-1500:] for _, err in said)
+        assert scheduler.wait(timeout=60) == 0
+    finally:
+        for process in (scheduler, *ranks):
+            process.kill()
+    return [json.loads(line) for line in said[0][0].splitlines() if line.startswith("{")]

@@ -1,0 +1,106 @@
+"""A rank of a test, as a process: golden models one after the other, on a leader and its followers.
+
+`python shared_model.py RANK SIZE PORT CASE...`, a case being NAME:KERNELS:WEIGHTS. The leader prints a line of JSON a
+case; with `tcp` among the cases the ranks add through their connections.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from ranks import link
+
+from inference import kernels
+from inference.config import load_config
+from inference.context import build_context
+from inference.kernels.formats import Format
+from inference.models import weights
+from inference.models.checkpoint import open_checkpoint
+from inference.models.ranks import LeadingRunner, follow
+from inference.models.registry import model_config_from
+from inference.models.runner import ModelRunner
+from inference.models.shards import Shard
+from inference.models.step import SequenceStep, StepBatch
+from inference.parallel.group import Group, native_group
+from inference.parallel.links import Links
+from inference.parallel.start import join
+from inference.parallel.topology import Topology
+
+GOLDENS = Path(__file__).parents[1] / "goldens"
+BLOCK = 16
+STEPS = 64
+
+
+def build(name: str, kind: str, weight_format: str, links: Links, group: Group) -> tuple[ModelRunner, list]:
+    chosen = kernels.choose(kind, device_target="CPU", mode=0, block_size=BLOCK, threads=1, say=print)
+    directory = GOLDENS / name
+    config = model_config_from(json.loads((directory / "config.json").read_text()), name)
+    golden = np.load(directory / "golden.npz")
+    prompts = [golden[f"prompt_{i}"].tolist() for i in range(len(golden["lengths"]))]
+    shard = Shard(config, links.topology.model_rank, links.topology.model_parallel)
+    pairs = shard.cut(weights.fit(open_checkpoint(directory), config, directory))
+    blocks = 1 + sum(-(-(len(prompt) + STEPS) // BLOCK) for prompt in prompts)
+    sizes = {"num_blocks": blocks, "block_size": BLOCK, "kernels": chosen, "weight_format": Format(weight_format)}
+    runner = ModelRunner(config, pairs, **sizes, shard=shard, group=group)
+    return runner, prompts
+
+
+def greedy(model: LeadingRunner, prompts: list[list[int]]) -> tuple[list[list[int]], list]:
+    """Greedy tokens of all prompts, run together; and the last logits."""
+    free = list(range(1, model.num_blocks))
+    tables = [[free.pop() for _ in range(-(-(len(prompt) + STEPS) // BLOCK))] for prompt in prompts]
+    texts, starts = [list(prompt) for prompt in prompts], [0] * len(prompts)
+    for step in range(STEPS):
+        parts = [SequenceStep(t[s:], s, b) for t, s, b in zip(texts, starts, tables, strict=True)]
+        last = step == STEPS - 1
+        result = model.step(StepBatch.build(parts, BLOCK, logit_rows=None if last else []))
+        starts = [len(text) for text in texts]
+        for text, token in zip(texts, result.best, strict=True):
+            text.append(int(token))
+    assert (result.best == result.logits.argmax(axis=1)).all()
+    return [text[len(prompt) :] for text, prompt in zip(texts, prompts, strict=True)], result.logits.tolist()
+
+
+def main() -> None:
+    rank, size, port, *cases = sys.argv[1:]
+    build_context({"use_parallel": True, "context": {"mode": 0, "device_target": "CPU"}})
+    group: Group | None = None
+    if cases[0].split(":")[1] == "stock":
+        ranks = join(load_config({"use_parallel": True}), Topology(int(rank), int(size)), False)
+        links, group = ranks.links, ranks.group
+    else:
+        links = link(int(rank), int(size), 1, int(port))
+        links.watch()
+    for case in cases:
+        if case == "tcp":
+            Links.on_one_host = property(lambda self: False)  # type: ignore[method-assign, assignment]
+            group = None
+            continue
+        name, kind, weight_format = case.split(":")
+        group = group or native_group(links)
+        runner, prompts = build(name, kind, weight_format, links, group)
+        runner.compile()
+        if links.leader is not None:
+            follow(runner, links)
+            links.watch()
+            links.leader.send("left")
+            continue
+        model = LeadingRunner(runner, links)
+        before = group.native.figures()[0] if group.native else 0
+        tokens, logits = greedy(model, prompts)
+        sums = (group.native.figures()[0] - before) / STEPS if group.native else 0
+        model.close()
+        for channel in links.followers:
+            channel.expect("left")
+        links.watch()
+        figures = {"case": case, "transport": group.transport, "tokens": tokens, "logits": logits, "sums": sums}
+        print(json.dumps(figures), flush=True)
+    links.unwatch()
+    links.close()
+
+
+if __name__ == "__main__":
+    main()

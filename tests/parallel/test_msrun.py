@@ -1,0 +1,154 @@
+"""run_inference.py under msrun itself: answers, sampling, evaluation, checkpoints by rank, and ranks that die."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from ranks import free_port
+
+ROOT = Path(__file__).parents[2]
+PROGRAM, DEMO = str(ROOT / "run_inference.py"), str(ROOT / "configs/demo/predict_demo.yaml")
+PROMPTS = ["Once upon a time", "12 + 7 =", "Translate to German: the big house"]
+SAMPLED = ["--do_sample", "True", "--top_k", "5", "--temperature", "1.3", "--seed", "11", "--max_new_tokens", "30"]
+PATIENCE = 300
+
+
+@dataclass
+class Ran:
+    """What each rank left."""
+
+    code: int
+    out: list[str]
+
+
+def environment() -> dict[str, str]:
+    # msrun takes `python` from the PATH.
+    given = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    return {**given, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+
+def command(folder: Path, ranks: int, *arguments: str) -> list[str]:
+    start = [f"--worker_num={ranks}", f"--local_worker_num={ranks}", f"--master_port={free_port()}"]
+    logs = [f"--log_dir={folder / 'logs'}", "--join=True"]
+    entry = [sys.executable, "-c", "from mindspore.parallel.cluster.run import main; main()"]
+    return [*entry, *start, *logs, PROGRAM, "--config", DEMO, "--use_parallel", "True", *arguments]
+
+
+def run(folder: Path, ranks: int, *arguments: str) -> Ran:
+    done = subprocess.run(
+        command(folder, ranks, *arguments),
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    return Ran(done.returncode, [(folder / f"logs/worker_{rank}.log").read_text() for rank in range(ranks)])
+
+
+def alone(folder: Path, *arguments: str) -> str:
+    """Standard output of one process."""
+    words = [sys.executable, PROGRAM, "--config", DEMO, *arguments]
+    return subprocess.run(words, cwd=folder, env=environment(), capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.slow
+def test_two_ranks_sample_what_one_process_samples(tmp_path: Path) -> None:
+    """Sampling is done once, by the leader: a follower that chose for itself would cache other tokens."""
+    arguments = ["--predict_data", *PROMPTS, *SAMPLED, "--engine.weight_dtype", "float32"]
+    expected = alone(tmp_path, *arguments)
+    ran = run(tmp_path, 2, *arguments)
+    assert ran.code == 0, ran.out
+    assert expected in ran.out[0] and len(expected) > 100
+    assert ran.out[1] == ""
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_was_converted_for_two_ranks(tmp_path: Path) -> None:
+    convert = ["--run_mode", "convert", "--model_parallel", "2", "--engine.weight_dtype", "float16"]
+    made = tmp_path / alone(tmp_path, *convert, "--output_dir", "made").strip()
+    names = sorted(path.relative_to(made).as_posix() for path in made.rglob("model.safetensors"))
+    assert names == ["rank_0/model.safetensors", "rank_1/model.safetensors"]
+    arguments = ["--predict_data", *PROMPTS, "--max_new_tokens", "20"]
+    expected = alone(tmp_path, *arguments, "--engine.weight_dtype", "float16")
+    ran = run(tmp_path, 2, "--load_checkpoint", str(made), "--auto_trans_ckpt", "False", *arguments)
+    assert ran.code == 0, ran.out
+    assert expected in ran.out[0] and ran.out[1] == ""
+    words = [sys.executable, PROGRAM, "--config", DEMO, "--load_checkpoint", str(made), "--predict_data", "x"]
+    refused = subprocess.run(words, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+    assert refused.returncode == 2 and "is split for 2 ranks" in refused.stderr
+
+
+@pytest.mark.slow
+def test_a_follower_that_is_killed_in_a_step_ends_the_leader(tmp_path: Path) -> None:
+    """The leader waits for it in shared memory, inside a graph: it must not wait for ever."""
+    (tmp_path / "prompts.txt").write_text("Once upon a time\n" * 5000)
+    endless = ["--predict_data", "prompts.txt", "--max_new_tokens", "200", "--ignore_eos", "True"]
+    with subprocess.Popen(
+        command(tmp_path, 2, *endless), cwd=tmp_path, env=environment(),
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    ) as job:  # fmt: skip
+        try:
+            ranks = ranks_of(job.pid, 2)
+            # They have come together, and then computed for a while.
+            wait_for(lambda: "inference-ranks" in Path(f"/proc/{ranks[1]}/maps").read_text())
+            before = cpu_seconds(ranks[1])
+            wait_for(lambda: cpu_seconds(ranks[1]) > before + 2)
+            os.kill(ranks[1], signal.SIGKILL)
+            started = time.monotonic()
+            wait_for(lambda: not alive(ranks[0]))
+            assert time.monotonic() - started < 5
+            assert "rank 1 is gone" in (tmp_path / "logs/worker_0.log").read_text()
+            assert job.wait(timeout=60) != 0
+        finally:
+            for pid in children(job.pid):
+                os.kill(pid, signal.SIGKILL)
+            job.kill()
+
+
+def wait_for(is_true: object, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_true():  # type: ignore[operator]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and that nobody has asked about does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def children(parent: int) -> list[int]:
+    listed = Path(f"/proc/{parent}/task/{parent}/children")
+    return [int(pid) for pid in listed.read_text().split()] if listed.exists() else []
+
+
+def ranks_of(job: int, count: int) -> dict[int, int]:
+    """Process ids by rank."""
+    found: dict[int, int] = {}
+
+    def look() -> bool:
+        for pid in children(job):
+            words = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            if b"MS_ROLE=MS_WORKER" in words:
+                rank = next(word for word in words if word.startswith(b"RANK_ID="))
+                found[int(rank[8:])] = pid
+        return len(found) == count
+
+    wait_for(look)
+    return found
