@@ -97,8 +97,9 @@ class StepBatch:
         return cls(*(np.ascontiguousarray(array, np.int32) for array in (*arrays, *sources)))
 
     def fields(self) -> tuple[np.ndarray, ...]:
-        """What a `StepBatch` is made of, in that order."""
-        return tuple(getattr(self, field.name) for field in dataclasses.fields(self))
+        """What a `StepBatch` is made of, in that order; without the last, which only models with an encoder have."""
+        values = (getattr(self, field.name) for field in dataclasses.fields(self))
+        return tuple(value for value in values if value is not None)
 
     def arrays(self) -> tuple[np.ndarray, ...]:
         """In the order that the network takes them; before `logit_rows` a 0, because it may be empty."""
