@@ -1,0 +1,175 @@
+"""`MindSporeModelHandler`: Beam's ModelHandler over this project's engine.
+
+Knows what Beam asks of a handler; how rows are answered is `served`'s business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from apache_beam.ml.inference.base import ModelHandler, PredictionResult
+
+from inference.auto import YAML_SUFFIXES, AutoConfig
+from inference.beam.rows import TokenLength, num_bytes
+from inference.beam.served import Reply, ServedModel, check_settings, served_model
+from inference.config import InferenceConfig, Override, load_config, override_config
+from inference.errors import ConfigError
+from inference.models.source import resolve
+
+NAMESPACE = "BeamML_MindSpore"
+# Batches that are this many times as large as what the engine runs at once keep it full while rows end.
+BATCH_OF_RUNNING = 4
+ConfigLike = str | Path | InferenceConfig | AutoConfig | Mapping[str, Any]
+
+
+class MindSporeModelHandler(ModelHandler[Any, PredictionResult, ServedModel]):
+    """Answers prompts.
+
+    An element is a text, token ids, or a mapping as in a line of a .jsonl file: `prompt` or `messages`, and if wanted
+    `custom_id` and generation settings of its own. Its `PredictionResult.inference` is a record as the batch job
+    writes it: `text`, `token_ids`, `finish_reason`, `prompt_tokens`, `completion_tokens`, times, and `error`, which is
+    None or says why there is no answer. The rows of a batch run together; steps and threads of a process that have
+    the same config share one model.
+
+    Args:
+        config: a preset's name, a directory, a YAML file, a Hugging Face repository, a config object, or a mapping of
+            a config's sections.
+        model_id: what to call the model in results; its name where none is given.
+        check: look for the model, its weights and its tokenizer now; turn it off where only the workers have them.
+        min_batch_size: four times the rows that the engine runs at once, where no size is given.
+        max_batch_size: rows.
+        max_batch_duration_secs: how long a row waits for others, across bundles.
+        max_batch_weight: the most that the rows of a batch weigh together.
+        element_size_fn: weight of an element; its prompt's tokens where none is given.
+        batch_length_fn: length of an element, by which rows of similar length are batched together; its prompt's
+            tokens where only boundaries are given.
+        batch_bucket_boundaries: lengths at which a bucket begins.
+        large_model: one model for all processes of a machine.
+        model_copies: how many models a machine has.
+        env_vars: environment variables to set before the model is loaded.
+
+    Raises:
+        ConfigError: a setting that is unknown or impossible.
+        ModelNotFoundError: there is no such model.
+    """
+
+    # A subclass need not call this class's __init__: Beam's own do not ask for it.
+    _config: InferenceConfig | None = None
+    _model_id: str | None = None
+
+    def __init__(
+        self,
+        config: ConfigLike,
+        *,
+        model_id: str | None = None,
+        check: bool = True,
+        min_batch_size: int | None = None,
+        max_batch_size: int | None = None,
+        max_batch_duration_secs: int | None = None,
+        max_batch_weight: int | None = None,
+        element_size_fn: Callable[[Any], int] | None = None,
+        batch_length_fn: Callable[[Any], int] | None = None,
+        batch_bucket_boundaries: list[int] | None = None,
+        large_model: bool = False,
+        model_copies: int | None = None,
+        env_vars: Mapping[str, str] | None = None,
+    ):
+        self._config = config_from(config)
+        tokens = TokenLength(self._config)
+        if max_batch_weight is not None and element_size_fn is None:
+            element_size_fn = tokens
+        if batch_bucket_boundaries is not None and batch_length_fn is None:
+            batch_length_fn = tokens
+        if min_batch_size is None and max_batch_weight is None:
+            wanted = BATCH_OF_RUNNING * self._config.rows_at_once
+            min_batch_size = min(wanted, max_batch_size or wanted)
+        super().__init__(
+            min_batch_size=min_batch_size,
+            max_batch_size=max_batch_size,
+            max_batch_duration_secs=max_batch_duration_secs,
+            max_batch_weight=max_batch_weight,
+            element_size_fn=element_size_fn,
+            batch_length_fn=batch_length_fn,
+            batch_bucket_boundaries=batch_bucket_boundaries,
+            large_model=large_model,
+            model_copies=model_copies,
+            env_vars=dict(env_vars or {}),
+        )
+        self._model_id = model_id
+        if check:
+            source = resolve(self._config)
+            source.pairs()
+            source.tokenizer()
+
+    def load_model(self) -> ServedModel:
+        """The model, loaded; the one that this process has already where there is one.
+
+        Raises:
+            InferenceError: it cannot be found or loaded.
+        """
+        assert self._config is not None
+        return served_model(self._config, self._model_id or resolve(self._config).name)
+
+    def run_inference(
+        self, batch: Sequence[Any], model: ServedModel, inference_args: dict[str, Any] | None = None
+    ) -> Iterable[PredictionResult]:
+        """Answers a batch: a result for each of its elements, in their order.
+
+        Args:
+            model: as `load_model` gave it, or a proxy to it in another process.
+            inference_args: generation settings of all rows.
+        """
+        reply: Reply = model.answer(list(batch), dict(inference_args or {}))
+        return [
+            PredictionResult(example, made, reply.model_id) for example, made in zip(batch, reply.records, strict=True)
+        ]
+
+    def get_num_bytes(self, batch: Sequence[Any]) -> int:
+        """Bytes of the batch's prompts."""
+        return sum(num_bytes(example) for example in batch)
+
+    def get_metrics_namespace(self) -> str:
+        return NAMESPACE
+
+    def validate_inference_args(self, inference_args: dict[str, Any] | None) -> None:
+        """Refuses generation settings that are unknown or impossible.
+
+        Raises:
+            ConfigError: with the nearest known one.
+        """
+        check_settings(inference_args)
+
+    def update_model_path(self, model_path: str | None = None) -> None:
+        """Takes another model from the next `load_model` on.
+
+        Args:
+            model_path: a model directory, a file of weights, a YAML file, or a preset's name; None changes nothing.
+        """
+        if model_path:
+            assert self._config is not None
+            self._config, self._model_id = config_at(self._config, model_path), model_path
+
+
+def config_from(config: ConfigLike) -> InferenceConfig:
+    """The config that a handler was given, in any of its forms."""
+    if isinstance(config, InferenceConfig):
+        return config
+    if isinstance(config, AutoConfig):
+        return config.inference_config
+    if isinstance(config, Mapping):
+        return load_config(config)
+    if not isinstance(config, (str, Path)):
+        raise ConfigError(f"config is {type(config).__name__}", "give a path, a preset's name, or a mapping")
+    return AutoConfig.from_pretrained(config).inference_config
+
+
+def config_at(config: InferenceConfig, path: str) -> InferenceConfig:
+    """A config with another model: what `path` holds, and all other settings as they are."""
+    if path.endswith(YAML_SUFFIXES):
+        return load_config(path)
+    if Path(path).is_file():
+        return override_config(config, [Override("load_checkpoint", path, "model path")])
+    changes = {"load_checkpoint": None, "pretrained_model_dir": path}
+    return override_config(config, [Override(key, value, "model path") for key, value in changes.items()])
