@@ -13,12 +13,14 @@ from inference.errors import ConfigError
 
 _HOMES = {
     "MindSporeModelHandler": "inference.beam.handler",
+    "RunInference": "inference.beam.transform",
 }
 
 if TYPE_CHECKING:
     from inference.beam.handler import MindSporeModelHandler
+    from inference.beam.transform import RunInference
 
-__all__ = ["MindSporeModelHandler"]
+__all__ = ["MindSporeModelHandler", "RunInference"]
 
 
 class BeamMissingError(ConfigError, ImportError):

@@ -5,6 +5,9 @@ Knows what Beam asks of a handler; how rows are answered is `served`'s business.
 
 from __future__ import annotations
 
+import copy
+import time
+import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +15,17 @@ from typing import Any
 from apache_beam.ml.inference.base import ModelHandler, PredictionResult
 
 from inference.auto import YAML_SUFFIXES, AutoConfig
+from inference.beam import repairs
+from inference.beam.loaded import LoadedModel, check_settings, loaded_model
+from inference.beam.metrics import AnswerMetrics
+from inference.beam.repairs import note_loaded
 from inference.beam.rows import TokenLength, num_bytes
-from inference.beam.served import Reply, ServedModel, check_settings, served_model
+from inference.beam.served import Candidate, Reply, ServedModel, Trial, tried
 from inference.config import InferenceConfig, Override, load_config, override_config
 from inference.errors import ConfigError
-from inference.models.source import resolve
+from inference.models.source import CONFIG_FILE, resolve
+
+repairs.apply()
 
 NAMESPACE = "BeamML_MindSpore"
 # Batches that are this many times as large as what the engine runs at once keep it full while rows end.
@@ -49,6 +58,9 @@ class MindSporeModelHandler(ModelHandler[Any, PredictionResult, ServedModel]):
         large_model: one model for all processes of a machine.
         model_copies: how many models a machine has.
         env_vars: environment variables to set before the model is loaded.
+        validation_rows: what a model that takes another's place must answer first; a row that is a mapping may have a
+            `reference`, which the answer must be.
+        validation_fn: is given the records of these answers; says why the model is no good, or None.
 
     Raises:
         ConfigError: a setting that is unknown or impossible.
@@ -58,6 +70,11 @@ class MindSporeModelHandler(ModelHandler[Any, PredictionResult, ServedModel]):
     # A subclass need not call this class's __init__: Beam's own do not ask for it.
     _config: InferenceConfig | None = None
     _model_id: str | None = None
+    _candidate: Candidate | None = None
+    _trial = Trial()
+    _lineage = ""
+    _namespace = NAMESPACE
+    _kept: LoadedModel | None = None
 
     def __init__(
         self,
@@ -75,6 +92,8 @@ class MindSporeModelHandler(ModelHandler[Any, PredictionResult, ServedModel]):
         large_model: bool = False,
         model_copies: int | None = None,
         env_vars: Mapping[str, str] | None = None,
+        validation_rows: Sequence[Any] = (),
+        validation_fn: Callable[[list[dict[str, Any]]], str | None] | None = None,
     ):
         self._config = config_from(config)
         tokens = TokenLength(self._config)
@@ -82,7 +101,7 @@ class MindSporeModelHandler(ModelHandler[Any, PredictionResult, ServedModel]):
             element_size_fn = tokens
         if batch_bucket_boundaries is not None and batch_length_fn is None:
             batch_length_fn = tokens
-        if min_batch_size is None and max_batch_weight is None:
+        if min_batch_size is None:
             wanted = BATCH_OF_RUNNING * self._config.rows_at_once
             min_batch_size = min(wanted, max_batch_size or wanted)
         super().__init__(
@@ -91,13 +110,18 @@ class MindSporeModelHandler(ModelHandler[Any, PredictionResult, ServedModel]):
             max_batch_duration_secs=max_batch_duration_secs,
             max_batch_weight=max_batch_weight,
             element_size_fn=element_size_fn,
-            batch_length_fn=batch_length_fn,
-            batch_bucket_boundaries=batch_bucket_boundaries,
             large_model=large_model,
             model_copies=model_copies,
             env_vars=dict(env_vars or {}),
         )
+        # Beams before 2.75 do not know them.
+        if batch_length_fn is not None:
+            self._batching_kwargs["length_fn"] = batch_length_fn
+        if batch_bucket_boundaries is not None:
+            self._batching_kwargs["bucket_boundaries"] = batch_bucket_boundaries
         self._model_id = model_id
+        self._trial = Trial(tuple(validation_rows), validation_fn)
+        self._lineage = uuid.uuid4().hex
         if check:
             source = resolve(self._config)
             source.pairs()
@@ -106,11 +130,49 @@ class MindSporeModelHandler(ModelHandler[Any, PredictionResult, ServedModel]):
     def load_model(self) -> ServedModel:
         """The model, loaded; the one that this process has already where there is one.
 
+        After `update_model_path` the new one must stand its trial; the last good one is taken where it does not.
+
         Raises:
             InferenceError: it cannot be found or loaded.
         """
+        own, wanted, refused = self._own(), self._candidate, None
+        if wanted is None:
+            model, taken = loaded_model(own.config, own.model_id), own
+        else:
+            try:
+                model, taken = tried(wanted, self._trial), wanted
+            except Exception as error:  # whatever a broken model does, the last good one goes on
+                taken, refused = _last_good.get(self._lineage, own), (wanted, error)
+                model = loaded_model(taken.config, taken.model_id, taken.stamp)
+        _last_good[self._lineage] = taken
+        self._kept = model
+        note_loaded(model.num_bytes)
+        return ServedModel(model, taken, self._trial, refused)
+
+    def candidate(self, path: str, name: str | None = None, stamp: str = "") -> Candidate:
+        """Another model in the place of this handler's own.
+
+        Args:
+            path: a model directory, a file of weights, a YAML file, or a preset's name.
+            name: what to call it in metrics; its directory's or file's name where none is given.
+            stamp: tells apart what was at the same path at different times.
+        """
         assert self._config is not None
-        return served_model(self._config, self._model_id or resolve(self._config).name)
+        return Candidate(config_at(self._config, path), path, name_of(path) if name is None else name, stamp)
+
+    def begin_with(self, candidate: Candidate | None) -> None:
+        """Loads another model than its own, which is taken where that one is no good; None for its own."""
+        self._candidate = candidate
+        _last_good.pop(self._lineage, None)
+
+    def update_model_path(self, model_path: str | None = None) -> None:
+        """Takes another model from the next `load_model` on.
+
+        Args:
+            model_path: a model directory, a file of weights, a YAML file, or a preset's name; None changes nothing.
+        """
+        if model_path:
+            self._candidate = self.candidate(model_path)
 
     def run_inference(
         self, batch: Sequence[Any], model: ServedModel, inference_args: dict[str, Any] | None = None
@@ -121,9 +183,12 @@ class MindSporeModelHandler(ModelHandler[Any, PredictionResult, ServedModel]):
             model: as `load_model` gave it, or a proxy to it in another process.
             inference_args: generation settings of all rows.
         """
+        started = time.perf_counter()
         reply: Reply = model.answer(list(batch), dict(inference_args or {}))
+        AnswerMetrics(self._namespace).update(reply, time.perf_counter() - started)
         return [
-            PredictionResult(example, made, reply.model_id) for example, made in zip(batch, reply.records, strict=True)
+            PredictionResult(example, made, reply.model_id)
+            for example, made in zip(batch, reply.answers.records, strict=True)
         ]
 
     def get_num_bytes(self, batch: Sequence[Any]) -> int:
@@ -141,15 +206,30 @@ class MindSporeModelHandler(ModelHandler[Any, PredictionResult, ServedModel]):
         """
         check_settings(inference_args)
 
-    def update_model_path(self, model_path: str | None = None) -> None:
-        """Takes another model from the next `load_model` on.
+    def override_metrics(self, metrics_namespace: str = "") -> bool:
+        """Beam's own metrics stay as they are; ours go into the same namespace."""
+        self._namespace = metrics_namespace or NAMESPACE
+        return False
 
-        Args:
-            model_path: a model directory, a file of weights, a YAML file, or a preset's name; None changes nothing.
-        """
-        if model_path:
-            assert self._config is not None
-            self._config, self._model_id = config_at(self._config, model_path), model_path
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_kept"}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> MindSporeModelHandler:
+        """A handler of its own: what becomes of its model is nothing to the other's."""
+        twin: MindSporeModelHandler = object.__new__(type(self))
+        twin.__dict__.update(copy.deepcopy(self.__getstate__(), memo))
+        twin._lineage = uuid.uuid4().hex
+        if self._lineage in _last_good:
+            _last_good[twin._lineage] = _last_good[self._lineage]
+        return twin
+
+    def _own(self) -> Candidate:
+        assert self._config is not None
+        return Candidate(self._config, self._model_id or resolve(self._config).name)
+
+
+# Of each handler, wherever in this process its copies are, the model that was loaded last and was good.
+_last_good: dict[str, Candidate] = {}
 
 
 def config_from(config: ConfigLike) -> InferenceConfig:
@@ -169,7 +249,12 @@ def config_at(config: InferenceConfig, path: str) -> InferenceConfig:
     """A config with another model: what `path` holds, and all other settings as they are."""
     if path.endswith(YAML_SUFFIXES):
         return load_config(path)
-    if Path(path).is_file():
-        return override_config(config, [Override("load_checkpoint", path, "model path")])
-    changes = {"load_checkpoint": None, "pretrained_model_dir": path}
-    return override_config(config, [Override(key, value, "model path") for key, value in changes.items()])
+    whole_model = not Path(path).is_file()
+    changes = {"pretrained_model_dir": path, "load_checkpoint": None} if whole_model else {"load_checkpoint": path}
+    return override_config(config, [Override(key, value, "the model's path") for key, value in changes.items()])
+
+
+def name_of(path: str) -> str:
+    """What to call a model by where it is: the name of its directory where it is a file of a model directory."""
+    place = Path(path)
+    return place.parent.name if (place.parent / CONFIG_FILE).is_file() else place.stem

@@ -1,227 +1,230 @@
-"""Models that answer batches: one of each config in a process, shared by all threads and steps of a pipeline.
+"""The model of a step of a pipeline: it can be exchanged for another while batches run.
 
-A row that fails takes nobody with it. Knows models and rows; knows nothing about Beam.
+The new model is loaded beside the old one and tried out; a bad one is refused, and the old one goes on. A batch keeps
+the model with which it began. Knows models; knows nothing about Beam.
 """
 
 from __future__ import annotations
 
-import json
+import logging
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
-from weakref import WeakValueDictionary
 
-from inference.beam.rows import prompt_from
+from inference.beam.loaded import Answers, LoadedModel, loaded_model
 from inference.config import InferenceConfig
-from inference.errors import ConfigError, InferenceError, InputError
-from inference.generation.text import AnswerRow, EncodedPrompt
-from inference.jobs.feed import BAD_ROW, FailedRow
-from inference.jobs.records import error_record, record
-from inference.llm import LLM, READ_AHEAD
-from inference.models.weights import weight_bytes
+from inference.errors import InferenceError
 
-MODEL_FAILED = "model_failed"
-OUT_OF_MEMORY = "out_of_memory"
-# What MindSpore and the devices' allocators say.
-_MEMORY_WORDS = ("out of memory", "bad_alloc", "allocate memory failed", "memory not enough", "cannot allocate memory")
+logger = logging.getLogger(__name__)
+
+# Polls at which a model that was refused is tried again: its files may not have been complete.
+TRIALS = 3
 
 
-@dataclass
-class Reply:
-    """What came of a batch: a record for each row, in the order of the rows; and how often the batch was halved."""
+@dataclass(frozen=True)
+class Candidate:
+    """A model that may take the place of another.
 
-    records: list[dict[str, Any]]
+    Args:
+        model_id: where it is, and what it is called in results.
+        name: what it is called in metrics; empty for the model with which a pipeline begins.
+        stamp: tells apart what was at the same place at different times.
+    """
+
+    config: InferenceConfig
     model_id: str
-    halved: int = 0
+    name: str = ""
+    stamp: str = ""
+
+
+@dataclass(frozen=True)
+class Event:
+    """An exchange of models: done, or refused with a reason."""
+
+    name: str
+    model_id: str
+    refused: str | None = None
+    load_seconds: float = 0.0
+    num_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came of a batch, the model that answered it, and the exchanges since the last reply."""
+
+    answers: Answers
+    model_id: str
+    name: str
+    events: list[Event]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a new model must stand before it is used.
+
+    Args:
+        rows: prompts that it must answer, as for `MindSporeModelHandler`; one that is a mapping may have a
+            `reference`, which the answer must be, blanks at the ends aside.
+        judge: is given the records of the answers; says why the model is no good, or None.
+    """
+
+    rows: Sequence[Any] = ()
+    judge: Callable[[list[dict[str, Any]]], str | None] | None = None
+
+    def objection(self, model: LoadedModel) -> str | None:
+        """Why a model is no good, or None."""
+        references = [row.get("reference") if isinstance(row, Mapping) else None for row in self.rows]
+        records = model.answer([_without_reference(row) for row in self.rows]).records
+        for record, reference in zip(records, references, strict=True):
+            if record["error"] is not None:
+                return f"a row of the validation failed: {record['error']['message']}"
+            if reference is not None and record["text"].strip() != reference.strip():
+                return f"{record['prompt']!r} was answered {record['text']!r}, the reference is {reference!r}"
+        return self.judge(records) if self.judge else None
+
+
+def _without_reference(row: Any) -> Any:
+    if not isinstance(row, Mapping):
+        return row
+    return {key: value for key, value in row.items() if key != "reference"}
+
+
+class RefusedError(InferenceError):
+    """A model that did not stand its trial."""
+
+
+def tried(candidate: Candidate, trial: Trial) -> LoadedModel:
+    """The loaded model of a candidate that stood its trial.
+
+    Raises:
+        InferenceError: it cannot be loaded, or it is no good.
+    """
+    model = loaded_model(candidate.config, candidate.model_id, candidate.stamp)
+    reason = trial.objection(model)
+    if reason is not None:
+        raise RefusedError(reason)
+    return model
 
 
 class ServedModel:
-    """A loaded model.
+    """A model that can be exchanged.
 
-    Its methods may be called from any thread, or from another process through a proxy, so that arguments and
-    results can be pickled.
+    All methods take and give what can be pickled: the caller may be in another process.
 
     Args:
-        llm: the model.
-        model_id: what to call it in results.
+        model: the one to begin with.
+        candidate: what it was loaded from.
+        trial: what later ones must stand.
+        refused: what was to be loaded in its place, and why it was not.
     """
 
-    def __init__(self, llm: LLM, model_id: str):
-        self._llm = llm
-        self._model_id = model_id
-        self._turns = _Turns()
+    def __init__(
+        self,
+        model: LoadedModel,
+        candidate: Candidate,
+        trial: Trial | None = None,
+        refused: tuple[Candidate, Exception] | None = None,
+    ):
+        self._current = (model, candidate)
+        self._trial = trial or Trial()
+        self._exchanging = threading.Lock()
+        self._refused: list[tuple[str, str]] = []
+        self._events: deque[Event] = deque()
+        self._watch: Callable[[], Candidate | None] | None = None
+        if refused is not None:
+            self._refuse(*refused)
+
+    def answer(self, examples: Sequence[Any], settings: Mapping[str, Any] | None = None) -> Reply:
+        """Answers a batch, as `LoadedModel.answer`."""
+        model, candidate = self._current
+        return Reply(model.answer(examples, settings), model.model_id, candidate.name, self._taken_events())
 
     def model_id(self) -> str:
-        return self._model_id
+        return self._current[0].model_id
+
+    def name(self) -> str:
+        """What the model is called in metrics."""
+        return self._current[1].name
 
     def num_bytes(self) -> int:
         """Bytes of the weights in memory."""
-        runner = self._llm.model.runner
-        return weight_bytes(self._llm.model.config, runner.weight_format if runner.kernels.NARROW else None)
+        return self._current[0].num_bytes
 
-    def answer(self, examples: Sequence[Any], settings: Mapping[str, Any] | None = None) -> Reply:
-        """Answers a batch. A row that cannot be answered has a record whose `error` says why.
+    def exchange(self, candidate: Candidate, again: bool = False) -> bool:
+        """Takes another model, if it is good; returns when the next batch gets it. Whether it was.
 
         Args:
-            examples: as for `prompt_from`.
-            settings: of generation, for all rows; a row's own outrank them.
-
-        Raises:
-            ConfigError: an unknown setting.
+            again: try it also where it was refused before.
         """
-        llm = self._llm
-        encoder = llm.model.encoder(llm.tokenizer, llm.model.generation_config.updated(**(settings or {})))
-        outcomes: dict[int, dict[str, Any]] = {}
-        encoded = []
-        for index, example in enumerate(examples):
+        with self._exchanging:
+            if self._current[1] == candidate:
+                return True
+            if _mark(candidate) in self._refused and not again:
+                return False
             try:
-                encoded.append(encoder.encode(index, prompt_from(example)))
-            except InputError as error:
-                name = example.get("custom_id") if isinstance(example, Mapping) else None
-                outcomes[index] = self._failed(index, str(name or ""), BAD_ROW, error)
-        work = _Work(self, outcomes)
-        with self._turns.shared():
-            left = work.run(encoded)
-        if left:
-            # Whatever broke the engine is among these rows: nobody else's should be there when it breaks again.
-            with self._turns.alone():
-                work.run_in_halves(left)
-        records = [outcomes[index] for index in range(len(examples))]
-        return Reply(records, self._model_id, work.halved)
+                model = tried(candidate, self._trial)
+            except Exception as error:  # whatever a broken model does, the old one goes on
+                self._refuse(candidate, error)
+                return False
+            self._current = (model, candidate)
+            self._events.append(Event(candidate.name, candidate.model_id, None, model.load_seconds, model.num_bytes))
+            logger.warning("model refresh: %s answers from now on", candidate.model_id)
+            return True
 
-    def _failed(self, row: int, name: str, kind: str, error: BaseException) -> dict[str, Any]:
-        failed = FailedRow(row, name, None, kind, str(error) or type(error).__name__)
-        return {**_of_a_pipeline(error_record(failed, self._model_id)), "cached_tokens": None}
+    def watch(self, find: Callable[[], Candidate | None], interval: float, begun_with: Candidate | None) -> None:
+        """Looks for new models in a thread of its own, for as long as this object is used. One watch is enough: later
+        calls for the same do nothing.
 
+        Args:
+            find: gives the newest.
+            interval: seconds between two looks.
+            begun_with: what `find` gave before this model was loaded.
+        """
+        with self._exchanging:
+            if self._watch == find:
+                return
+            self._watch = find
+        arguments = (weakref.ref(self), find, interval, begun_with)
+        threading.Thread(target=_keep_watch, args=arguments, name="watch", daemon=True).start()
 
-@dataclass
-class _Work:
-    """The rows of one batch on their way."""
+    def _refuse(self, candidate: Candidate, error: Exception) -> None:
+        self._refused.append(_mark(candidate))
+        reason = str(error) or type(error).__name__
+        self._events.append(Event(candidate.name, candidate.model_id, reason))
+        logger.error("model refresh: %s is refused, %s goes on: %s", candidate.model_id, self.model_id(), reason)
 
-    served: ServedModel
-    outcomes: dict[int, dict[str, Any]]
-    halved: int = 0
-    errors: dict[int, BaseException] = field(default_factory=dict)
-
-    def run(self, rows: Sequence[EncodedPrompt]) -> list[EncodedPrompt]:
-        """Runs rows together; those that were under way when the engine broke."""
-        llm, left = self.served._llm, []
-        answers = (llm.model.row(source, llm.tokenizer) for source in rows)
-        most = READ_AHEAD * llm.model.max_sequences
-        for delivery in llm.model.background.stream(answers, most, every_token=False):
-            assert isinstance(delivery.row, AnswerRow)
-            answer = delivery.row.answer
-            if delivery.error is None:
-                made = _of_a_pipeline(record(answer, self.served._model_id))
-                self.outcomes[answer.row] = {**made, "cached_tokens": answer.request.num_reused}
-            elif isinstance(delivery.error, InputError):
-                self.fail(answer.source, BAD_ROW, delivery.error)
-            else:
-                self.errors[answer.row] = delivery.error
-                left.append(answer.source)
-        return left
-
-    def run_in_halves(self, rows: Sequence[EncodedPrompt]) -> None:
-        """Runs rows in ever smaller parts; one that breaks the engine on its own has failed."""
-        if len(rows) == 1:
-            for row in self.run(rows):
-                error = self.errors[row.row]
-                self.fail(row, OUT_OF_MEMORY if is_out_of_memory(error) else MODEL_FAILED, error)
-            return
-        self.halved += 1
-        middle = len(rows) // 2
-        for half in (rows[:middle], rows[middle:]):
-            left = self.run(half)
-            if left:
-                self.run_in_halves(left)
-
-    def fail(self, source: EncodedPrompt, kind: str, error: BaseException) -> None:
-        self.outcomes[source.row] = self.served._failed(source.row, source.prompt.custom_id, kind, error)
+    def _taken_events(self) -> list[Event]:
+        return [self._events.popleft() for _ in range(len(self._events))]
 
 
-def _of_a_pipeline(made: dict[str, Any]) -> dict[str, Any]:
-    """A record of the batch job without the row's number: the rows of a pipeline have none, and may have no name."""
-    del made["row"]
-    return {**made, "custom_id": made["custom_id"] or None}
+def _mark(candidate: Candidate) -> tuple[str, str]:
+    return candidate.model_id, candidate.stamp
 
 
-class _Turns:
-    """Many at once, or one alone; whoever wants to be alone is let in before those who come later."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._inside = 0
-        self._wanting = 0
-
-    @contextmanager
-    def shared(self) -> Iterator[None]:
-        with self._changed:
-            self._changed.wait_for(lambda: not self._wanting)
-            self._inside += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._inside -= 1
-                self._changed.notify_all()
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        with self._changed:
-            self._wanting += 1
-            self._changed.wait_for(lambda: not self._inside)
-            self._inside += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._wanting -= 1
-                self._inside -= 1
-                self._changed.notify_all()
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there is no memory left."""
-    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in _MEMORY_WORDS)
-
-
-_served: WeakValueDictionary[str, ServedModel] = WeakValueDictionary()
-_loading: dict[str, threading.Lock] = {}
-_lock = threading.Lock()
-
-
-def served_model(config: InferenceConfig, model_id: str) -> ServedModel:
-    """The model of a config: the one that this process has already, or a new one.
-
-    Raises:
-        InferenceError: it cannot be found or loaded.
-    """
-    key = json.dumps([config.merged(), model_id], sort_keys=True, default=str)
-    with _lock:
-        loading = _loading.setdefault(key, threading.Lock())
-    with loading:
-        model = _served.get(key)
+def _keep_watch(
+    served: weakref.ref[ServedModel], find: Callable[[], Candidate | None], interval: float, seen: Candidate | None
+) -> None:
+    trials = 0
+    while True:
+        time.sleep(interval)
+        newest = _found(find)
+        model = served()
         if model is None:
-            model = ServedModel(LLM(config), model_id)
-            _served[key] = model
-        return model
+            return
+        if newest is not None and newest != seen:
+            trials += 1
+            if model.exchange(newest, again=True) or trials == TRIALS:
+                seen, trials = newest, 0
+        del model
 
 
-def check_settings(settings: Mapping[str, Any] | None) -> None:
-    """Refuses settings of generation that are unknown or impossible.
-
-    Raises:
-        ConfigError: with the nearest known one.
-    """
-    from inference.config import GenerationConfig
-
-    if settings is None:
-        return
-    if not isinstance(settings, Mapping):
-        raise ConfigError(f"inference_args must be a mapping of generation settings, got {type(settings).__name__}")
+def _found(find: Callable[[], Candidate | None]) -> Candidate | None:
     try:
-        GenerationConfig().updated(**settings)
-    except InferenceError as error:
-        raise ConfigError(f"inference_args: {error.what}", error.hint) from error
+        return find()
+    except Exception as error:  # a file system that is away for a while
+        logger.warning("model refresh: cannot look for a new model: %s", error)
+        return None
