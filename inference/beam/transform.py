@@ -158,6 +158,7 @@ class _Answer(base._RunInferenceDoFn):
     _pattern: Pattern | None = None
     _poll: Poll | None = None
     _named = ""
+    _metrics_collector: Any = None
 
     def watch_for(self, pattern: Pattern | None, interval: float) -> None:
         """Looks for models; called before the pipeline runs."""

@@ -19,7 +19,7 @@ from inference.kernels.weight import Weight
 from inference.models import weights
 from inference.models.checkpoint import StoredTensor
 from inference.models.config import ModelConfig
-from inference.models.graph import CompiledNetwork
+from inference.models.graph import CompiledNetwork, graph_turn
 from inference.models.parameters import parameter_shapes
 from inference.models.step import SequenceStep, StepBatch, StepResult
 from inference.models.weights import Pairs
@@ -89,7 +89,8 @@ class ModelRunner:
         parameters = self._load(pairs, seed, progress)
         self._shapes = attention_shapes(config, num_blocks, block_size, half_cache)
         self._caches = cache.allocate(self.kernels, self._shapes)
-        self._network = CompiledNetwork(Decoder(self.kernels, config, self._shapes, parameters, self._caches))
+        with graph_turn:
+            self._network = CompiledNetwork(Decoder(self.kernels, config, self._shapes, parameters, self._caches))
         self.times.load = time.perf_counter() - started
 
     def _load(
@@ -131,7 +132,8 @@ class ModelRunner:
 
     def step(self, batch: StepBatch) -> StepResult:
         """The next tokens of the sequences that the batch names, after writing its keys and values."""
-        given = self._network(*self._tensors(batch)).asnumpy()
+        with graph_turn:
+            given = self._network(*self._tensors(batch)).asnumpy()
         if given.ndim == 2:
             return StepResult.of_logits(given, batch)
         # The native head compares the logits itself.
