@@ -127,6 +127,11 @@ class MindSporeModelHandler(ModelHandler[Any, PredictionResult, ServedModel]):
             source.pairs()
             source.tokenizer()
 
+    @property
+    def has_model(self) -> bool:
+        """Whether it was made for a model; a subclass may have one of its own."""
+        return self._config is not None
+
     def load_model(self) -> ServedModel:
         """The model, loaded; the one that this process has already where there is one.
 
@@ -135,9 +140,11 @@ class MindSporeModelHandler(ModelHandler[Any, PredictionResult, ServedModel]):
         Raises:
             InferenceError: it cannot be found or loaded.
         """
-        own, wanted, refused = self._own(), self._candidate, None
+        # Each of several copies is a model of its own; without copies all steps of a process share one.
+        own = self._own(stamp=uuid.uuid4().hex if self.model_copies() > 1 else "")
+        wanted, refused = self._candidate, None
         if wanted is None:
-            model, taken = loaded_model(own.config, own.model_id), own
+            model, taken = loaded_model(own.config, own.model_id, own.stamp), own
         else:
             try:
                 model, taken = tried(wanted, self._trial), wanted
@@ -192,8 +199,10 @@ class MindSporeModelHandler(ModelHandler[Any, PredictionResult, ServedModel]):
         ]
 
     def get_num_bytes(self, batch: Sequence[Any]) -> int:
-        """Bytes of the batch's prompts."""
-        return sum(num_bytes(example) for example in batch)
+        """Bytes of the batch's prompts; of the batch as Beam counts it where there is anything else."""
+        sizes = [num_bytes(example) for example in batch]
+        known = [size for size in sizes if size is not None]
+        return sum(known) if len(known) == len(sizes) else int(super().get_num_bytes(batch))
 
     def get_metrics_namespace(self) -> str:
         return NAMESPACE
@@ -223,9 +232,9 @@ class MindSporeModelHandler(ModelHandler[Any, PredictionResult, ServedModel]):
             _last_good[twin._lineage] = _last_good[self._lineage]
         return twin
 
-    def _own(self) -> Candidate:
+    def _own(self, stamp: str) -> Candidate:
         assert self._config is not None
-        return Candidate(self._config, self._model_id or resolve(self._config).name)
+        return Candidate(self._config, self._model_id or resolve(self._config).name, stamp=stamp)
 
 
 # Of each handler, wherever in this process its copies are, the model that was loaded last and was good.

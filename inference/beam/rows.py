@@ -6,7 +6,6 @@ Knows rows; knows nothing about batches, models in memory, or Beam.
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,18 +40,18 @@ def prompt_from(example: Any) -> Prompt:
     return prompt_of(_listed(example) if _is_array(example) else example, "the row", "")
 
 
-def num_bytes(example: Any) -> int:
-    """Bytes of what an element says: UTF-8 of texts, 4 a token id, JSON of mappings."""
+def num_bytes(example: Any) -> int | None:
+    """Bytes of what an element says: UTF-8 of texts, 4 a token id, JSON of mappings; None for anything else."""
     if isinstance(example, str):
         return len(example.encode("utf-8", "surrogatepass"))
-    if _is_array(example) and all(isinstance(token, int) for token in _listed(example)):
-        return ID_BYTES * len(example)
     if isinstance(example, Mapping):
         try:
             return len(json.dumps(dict(example), ensure_ascii=False).encode("utf-8", "surrogatepass"))
         except TypeError:
-            pass
-    return len(pickle.dumps(example))
+            return None
+    if _is_array(example) and all(isinstance(token, int) for token in _listed(example)):
+        return ID_BYTES * len(example)
+    return None
 
 
 class TokenLength:

@@ -239,10 +239,10 @@ class _Split(beam.DoFn):
 
 
 def our_handler(handler: ModelHandler) -> MindSporeModelHandler | None:
-    """Our handler, or the one inside Beam's handlers around it; None where there are several, or others."""
+    """Our handler, or the one inside Beam's handlers around it; None where there are several, others, or a fake."""
     while handler is not None and not isinstance(handler, MindSporeModelHandler):
         handler = getattr(handler, "_unkeyed", None) or getattr(handler, "_base", None)
-    return handler
+    return handler if handler is not None and handler.has_model else None
 
 
 def _error_of(prediction: Any) -> Mapping[str, Any] | None:
