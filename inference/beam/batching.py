@@ -131,7 +131,6 @@ class _OfOneBundle(beam.DoFn):
     def start_bundle(self) -> None:
         self._open: dict[Any, _Batch] = {}
         self._most_rows = self._estimator.next_batch_size()
-        self._estimator.ignore_next_timing()
 
     def process(self, element: Any, window: Any = beam.DoFn.WindowParam) -> Iterator[WindowedValue]:
         limits, place = self._limits, (window, self._limits.bucket(element))

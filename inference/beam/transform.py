@@ -187,6 +187,9 @@ class _Answer(base._RunInferenceDoFn):
         if ours is not None and isinstance(update, ModelMetadata):
             self._exchange(ours, update)
             update = None
+        elif isinstance(update, list) and self._model is None:
+            # Beam would answer the first batch with the models that are to be exchanged.
+            self.update_model(None)
         if self._pattern is not None:
             self._take_name()
         return super().process(batch, copy.deepcopy(inference_args), update)
