@@ -1,6 +1,6 @@
 """Rows a second through Apache Beam, beside the same rows through --run_mode predict.
 
-    python scripts/bench_beam.py [--rows 256] [--max_new_tokens 48] [--rounds 3]
+    python scripts/bench_beam.py [--rows 1024] [--max_new_tokens 48] [--rounds 3]
 
 Each round runs both in processes of their own, one after the other. Counted is the time in which the model was there:
 without imports and loading, but with all that Beam does around it.
@@ -86,7 +86,7 @@ def run_child(rows: Path, tokens: int) -> None:
 
 
 @click.command()
-@click.option("--rows", default=256, show_default=True, help="Prompts.")
+@click.option("--rows", default=1024, show_default=True, help="Prompts.")
 @click.option("--max_new_tokens", default=48, show_default=True, help="The most tokens of an answer.")
 @click.option("--rounds", default=3, show_default=True, help="Runs of each, in turns.")
 @click.option("--child", type=click.Path(path_type=Path), hidden=True)
