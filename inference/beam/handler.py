@@ -15,6 +15,7 @@ from typing import Any
 from apache_beam.ml.inference.base import ModelHandler, PredictionResult
 
 from inference.auto import YAML_SUFFIXES, AutoConfig
+from inference.backend import check_backend
 from inference.beam import repairs
 from inference.beam.loaded import LoadedModel, check_settings, loaded_model
 from inference.beam.metrics import AnswerMetrics
@@ -22,6 +23,7 @@ from inference.beam.repairs import note_loaded
 from inference.beam.rows import TokenLength, num_bytes
 from inference.beam.served import Candidate, Reply, ServedModel, Trial, tried
 from inference.config import InferenceConfig, Override, load_config, override_config
+from inference.context import check_device
 from inference.errors import ConfigError
 from inference.models.source import CONFIG_FILE, resolve
 
@@ -46,7 +48,8 @@ class MindSporeModelHandler(ModelHandler[Any, PredictionResult, ServedModel]):
         config: a preset's name, a directory, a YAML file, a Hugging Face repository, a config object, or a mapping of
             a config's sections.
         model_id: what to call the model in results; its name where none is given.
-        check: look for the model, its weights and its tokenizer now; turn it off where only the workers have them.
+        check: look for the device, the model, its weights and its tokenizer now; turn it off where only the workers
+            have them.
         min_batch_size: four times the rows that the engine runs at once, where no size is given.
         max_batch_size: rows.
         max_batch_duration_secs: how long a row waits for others, across bundles.
@@ -65,6 +68,7 @@ class MindSporeModelHandler(ModelHandler[Any, PredictionResult, ServedModel]):
     Raises:
         ConfigError: a setting that is unknown or impossible.
         ModelNotFoundError: there is no such model.
+        DeviceError: there is no such device.
     """
 
     # A subclass need not call this class's __init__: Beam's own do not ask for it.
@@ -123,6 +127,8 @@ class MindSporeModelHandler(ModelHandler[Any, PredictionResult, ServedModel]):
         self._trial = Trial(tuple(validation_rows), validation_fn)
         self._lineage = uuid.uuid4().hex
         if check:
+            check_device(self._config)
+            check_backend(self._config)
             source = resolve(self._config)
             source.pairs()
             source.tokenizer()

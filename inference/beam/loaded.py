@@ -21,7 +21,6 @@ from inference.generation.text import AnswerRow, EncodedPrompt
 from inference.jobs.feed import BAD_ROW, FailedRow
 from inference.jobs.records import error_record, record
 from inference.llm import LLM, READ_AHEAD
-from inference.models.weights import weight_bytes
 
 MODEL_FAILED = "model_failed"
 OUT_OF_MEMORY = "out_of_memory"
@@ -57,8 +56,7 @@ class LoadedModel:
     @property
     def num_bytes(self) -> int:
         """Bytes of the weights in memory."""
-        runner = self._llm.model.runner
-        return weight_bytes(self._llm.model.config, runner.weight_format if runner.kernels.NARROW else None)
+        return self._llm.model.num_bytes
 
     def answer(self, examples: Sequence[Any], settings: Mapping[str, Any] | None = None) -> Answers:
         """Answers a batch. A row that cannot be answered has a record whose `error` says why.

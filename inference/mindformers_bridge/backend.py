@@ -83,6 +83,10 @@ class MindFormersModel(GenerativeModel):
         return MindFormersEngine(self.network, self.config.context_length, self.max_sequences, metrics)
 
     @property
+    def num_bytes(self) -> int:
+        return sum(int(parameter.nbytes) for parameter in self.network.get_parameters())
+
+    @property
     def max_sequences(self) -> int:
         """The most rows of a batch: `predict_batch_size`, or the YAML's `batch_size`."""
         config = self.source.config

@@ -22,7 +22,7 @@ from beam_helpers import DEMO, ROOT, run
 
 from inference import AutoConfig, load_config
 from inference.beam import MindSporeModelHandler
-from inference.errors import ConfigError, ModelNotFoundError
+from inference.errors import ConfigError, DeviceError, ModelNotFoundError
 
 EIGHT = {"max_new_tokens": 8}
 ROWS = [
@@ -161,6 +161,7 @@ def test_a_config_is_taken_in_all_its_forms():
         ({"config": "missing.yaml"}, ConfigError, "missing.yaml"),
         ({"config": {"pretrained_model_dirr": "demo"}}, ConfigError, "pretrained_model_dir"),
         ({"config": 5}, ConfigError, "config is int"),
+        ({"config": {"pretrained_model_dir": "demo", "context": {"device_target": "GPU"}}}, DeviceError, "no GPU"),
         ({"config": "demo", "max_batch_sise": 5}, TypeError, "max_batch_sise"),
     ],
 )
