@@ -84,7 +84,10 @@ class MindFormersModel(GenerativeModel):
 
     @property
     def num_bytes(self) -> int:
-        return sum(int(parameter.nbytes) for parameter in self.network.get_parameters())
+        # On a CPU the network is this project's, which has no parameters of MindSpore's.
+        return (
+            sum(int(parameter.nbytes) for parameter in self.network.get_parameters()) or self.network.load().num_bytes
+        )
 
     @property
     def max_sequences(self) -> int:

@@ -43,17 +43,10 @@ NOT_QUICK = (
 QUICK_WITH_OURS = (
     "simple_examples",
     "many_model_handlers_metrics",
-    "maybe_keyed",
     "pre_and_post_processing_dlq",
-    "failed_batches_counter",
     "timing_metrics",
-    "custom_namespace",
     "prebatched",
-    "forwards_batch_args",
-    "inference_args",
-    "empty_side_input",
-    "side_input_in_batch_per_key",
-    "length_aware",
+    "side_input_in_batch_per_key_models_split",
 )
 
 
