@@ -223,15 +223,15 @@ _times: dict[str, float] = {}
 def test_a_watched_pattern_is_looked_at_again_and_again(put_version, tmp_path, demo, streaming, caplog):
     put_version("v1")
     versions = []
-    for due, name, broken in ((0.5, "v2", False), (2, "v3", True), (3.2, "v4", False)):
+    for due, name, broken in ((0.3, "v2", False), (1.5, "v3", True), (2.5, "v4", False)):
         versions.append((due, put_version(f"hidden-{name}", broken), str(tmp_path / name)))
 
     def build(pipeline):
         if streaming:
             now = Timestamp.now()
-            elements = pipeline | PeriodicImpulse(now, now + 7, 0.2, apply_windowing=False)
+            elements = pipeline | PeriodicImpulse(now, now + 11, 0.2, apply_windowing=False)
         else:
-            elements = pipeline | beam.Create(range(30), reshuffle=False)
+            elements = pipeline | beam.Create(range(35), reshuffle=False)
         return (
             elements
             | beam.ParDo(_Brings(0.01 if streaming else 0.2, versions))
