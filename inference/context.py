@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from inference.config import InferenceConfig, load_config
@@ -21,6 +24,8 @@ from inference.parallel.topology import check_topology, is_worker
 LOCAL_RANK = "DEVICE_ID"
 # Each Ascend device that the driver knows has a file of this name.
 ASCEND_DEVICES = "davinci[0-9]*"
+_PROTOBUF = "google.protobuf"
+_PROTOBUF_VARIABLE = "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION"
 
 
 @dataclass(frozen=True)
@@ -104,9 +109,39 @@ def import_mindspore() -> float:
     # Its warnings (an old Ascend driver, a slow file system) are for its developers; 3 shows errors only.
     os.environ.setdefault("GLOG_v", "3")
     started = time.perf_counter()
-    import mindspore  # noqa: F401
-
+    with _own_protobuf():
+        import mindspore  # noqa: F401
     return time.perf_counter() - started
+
+
+@contextmanager
+def _own_protobuf() -> Iterator[None]:
+    """Lets what is imported meanwhile have a google.protobuf of its own, in Python.
+
+    MindSpore's generated code is of a protoc that protobuf's C library refuses, and that library is in use where Beam
+    or TensorFlow were imported first: the import would end the process.
+    """
+    if "mindspore" in sys.modules or _PROTOBUF not in sys.modules:
+        yield
+        return
+    others = _taken_away(_PROTOBUF)
+    chosen = os.environ.get(_PROTOBUF_VARIABLE)
+    os.environ[_PROTOBUF_VARIABLE] = "python"
+    try:
+        yield
+    finally:
+        _taken_away(_PROTOBUF)
+        sys.modules.update(others)
+        sys.modules["google"].protobuf = others[_PROTOBUF]  # type: ignore[attr-defined]
+        del os.environ[_PROTOBUF_VARIABLE]
+        if chosen is not None:
+            os.environ[_PROTOBUF_VARIABLE] = chosen
+
+
+def _taken_away(package: str) -> dict[str, ModuleType]:
+    """A package and its modules, out of the table of what is imported."""
+    names = [name for name in sys.modules if name == package or name.startswith(f"{package}.")]
+    return {name: sys.modules.pop(name) for name in names}
 
 
 def _set_ascend(config: InferenceConfig) -> None:

@@ -65,6 +65,15 @@ def parse_row(line: str, where: str, default_id: str) -> Prompt:
         raise RowError(f"{where}: not JSON ({error})", 'a row looks like {"prompt": "..."}') from error
     if not isinstance(row, dict):
         raise RowError(f"{where}: a row must be an object, got {type(row).__name__}")
+    return prompt_from_mapping(row, where, default_id)
+
+
+def prompt_from_mapping(row: Mapping[str, Any], where: str, default_id: str) -> Prompt:
+    """The same for a row that is read already.
+
+    Raises:
+        RowError: no prompt, or an unknown or impossible setting; the message begins with `where`.
+    """
     name = row.get("custom_id", default_id)
     if not isinstance(name, (str, int)) or isinstance(name, bool):
         raise RowError(f"{where}: custom_id must be text or a number")

@@ -20,6 +20,7 @@ LAYERS = (
     {
         "auto",
         "backend",
+        "beam",
         "llm",
         "mindformers_bridge",
         "pipeline",

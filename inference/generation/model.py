@@ -122,6 +122,11 @@ class GenerativeModel:
         return self.source.model
 
     @property
+    def num_bytes(self) -> int:
+        """Bytes of the weights in memory."""
+        return weight_bytes(self.config, self.runner.weight_format if self.runner.kernels.NARROW else None)
+
+    @property
     def max_sequences(self) -> int:
         """The most rows in a step."""
         return self.source.config.rows_at_once

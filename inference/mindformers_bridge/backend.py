@@ -83,6 +83,13 @@ class MindFormersModel(GenerativeModel):
         return MindFormersEngine(self.network, self.config.context_length, self.max_sequences, metrics)
 
     @property
+    def num_bytes(self) -> int:
+        # On a CPU the network is this project's, which has no parameters of MindSpore's.
+        return (
+            sum(int(parameter.nbytes) for parameter in self.network.get_parameters()) or self.network.load().num_bytes
+        )
+
+    @property
     def max_sequences(self) -> int:
         """The most rows of a batch: `predict_batch_size`, or the YAML's `batch_size`."""
         config = self.source.config

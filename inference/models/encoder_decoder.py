@@ -19,7 +19,7 @@ from inference.kernels.formats import Format, unpack
 from inference.kernels.shapes import AttentionShape, FeedForwardShape
 from inference.kernels.weight import Weight
 from inference.models.cache import LayerCache
-from inference.models.graph import CompiledNetwork
+from inference.models.graph import CompiledNetwork, graph_turn
 from inference.models.parameters import DISTANCES, HEAD, SHARED
 from inference.models.runner import ModelRunner
 from inference.models.step import SequenceStep, StepBatch
@@ -156,7 +156,8 @@ class EncoderDecoderRunner(ModelRunner):
 
     def encode(self, batch: StepBatch) -> None:
         """Leaves the decoder's keys and values of whole sources in the blocks of their tables."""
-        self._encoder(*self._tensors(batch)[:7]).asnumpy()
+        with graph_turn:
+            self._encoder(*self._tensors(batch)[:7]).asnumpy()
 
 
 def distance_bias(kernels: ModuleType, config: T5Config, weights: Weights, stack: str) -> Weight:

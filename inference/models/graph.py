@@ -8,8 +8,13 @@ graph can be run as it is.
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
+
+# MindSpore compiles and runs one graph at a time: two threads with a model each end in "Nested execution", or take the
+# process with them.
+graph_turn = threading.RLock()
 
 
 class CompiledNetwork:

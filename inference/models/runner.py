@@ -22,7 +22,7 @@ from inference.kernels.weight import Weight
 from inference.models import weights
 from inference.models.checkpoint import StoredTensor
 from inference.models.config import ModelConfig
-from inference.models.graph import CompiledNetwork
+from inference.models.graph import CompiledNetwork, graph_turn
 from inference.models.parameters import parameter_shapes
 from inference.models.shards import PACKED, Pairs, Shard
 from inference.models.step import SequenceStep, StepBatch, StepResult
@@ -102,7 +102,8 @@ class ModelRunner:
         parameters = self._load(pairs, seed, progress)
         self._shapes = self.attention_shapes(half_cache)
         self._caches = cache.allocate(self.kernels, self._shapes)
-        self._network = self.build(parameters)
+        with graph_turn:
+            self._network = self.build(parameters)
         self.times.load = time.perf_counter() - started
 
     def attention_shapes(self, half_cache: bool) -> Sequence[AttentionShape | LatentShape]:
@@ -168,7 +169,8 @@ class ModelRunner:
     def step(self, batch: StepBatch) -> StepResult:
         """The next tokens of the sequences that the batch names, after writing its keys and values."""
         pulse.busy()
-        given = self._network(*self._tensors(batch)).asnumpy()
+        with graph_turn:
+            given = self._network(*self._tensors(batch)).asnumpy()
         first = self.shard.first_token
         if given.ndim == 2:
             return StepResult.of_logits(given, batch, first)

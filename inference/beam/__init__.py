@@ -1,0 +1,52 @@
+"""Apache Beam: RunInference with this project's models.
+
+The names are imported when they are used. Beam itself is imported here alone: the rest of the project runs without it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from inference.errors import ConfigError
+
+_HOMES = {
+    "MindSporeModelHandler": "inference.beam.handler",
+    "RunInference": "inference.beam.transform",
+    "run_to_the_end": "inference.beam.running",
+}
+
+if TYPE_CHECKING:
+    from inference.beam.handler import MindSporeModelHandler
+    from inference.beam.running import run_to_the_end
+    from inference.beam.transform import RunInference
+
+__all__ = ["MindSporeModelHandler", "RunInference", "run_to_the_end"]
+
+
+class BeamMissingError(ConfigError, ImportError):
+    """Apache Beam is not installed."""
+
+
+def require_beam() -> None:
+    """Refuses to go on without Beam, before anything else is imported.
+
+    Raises:
+        BeamMissingError: it is not installed.
+    """
+    if find_spec("apache_beam") is None:
+        raise BeamMissingError(
+            "inference.beam needs Apache Beam, which is not installed", "pip install 'mindspore-inference[beam]'"
+        )
+
+
+require_beam()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'inference.beam' has no attribute '{name}'")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value

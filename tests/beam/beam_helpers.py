@@ -1,0 +1,116 @@
+"""What the tests of pipelines share: a model that can be broken, and a look at what a pipeline gave."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "generation"))
+
+from toys import END, ByteTokenizer, ToyModel
+
+from inference.beam.loaded import LoadedModel
+from inference.config import GenerationConfig
+from inference.generation.background import BackgroundEngine
+from inference.generation.engine import Engine
+from inference.generation.text import AnswerRow, Encoder
+from inference.metrics import RunMetrics
+
+ROOT = Path(__file__).parents[2]
+DEMO = Path(__file__).parents[2] / "inference" / "demo"
+CONTEXT = 64
+
+
+class ToyLLM:
+    """An LLM on a toy model, without MindSpore."""
+
+    max_sequences = 4
+    generation_config = GenerationConfig(max_new_tokens=6, eos_token_id=END)
+
+    def __init__(self, toy: ToyModel):
+        self.tokenizer = ByteTokenizer()
+        self.model = self
+        self.metrics = RunMetrics()
+        only = threading.Lock()
+
+        @contextmanager
+        def open_engine() -> Iterator[Engine]:
+            with only:
+                engine = Engine(toy, max_sequences=self.max_sequences, metrics=self.metrics)
+                try:
+                    yield engine
+                finally:
+                    engine.close()
+
+        self.background = BackgroundEngine(open_engine)
+
+    def encoder(self, tokenizer: Any, generation: GenerationConfig) -> Encoder:
+        return Encoder(tokenizer, 258, CONTEXT, generation)
+
+    def row(self, source: Any, tokenizer: Any) -> AnswerRow:
+        return AnswerRow.begin(source, source.request(CONTEXT), tokenizer)
+
+
+class Breakable(ToyModel):
+    """Breaks at a poisoned token, or when more rows run at once than its memory holds."""
+
+    def __init__(self, poison: str = "", most_rows: int = 99):
+        super().__init__(vocabulary=258, num_blocks=400, context_length=CONTEXT)
+        self.poison, self.most_rows = list(poison.encode()), most_rows
+
+    def step(self, batch: Any) -> Any:
+        if len(batch.block_tables) > self.most_rows:
+            raise MemoryError("out of memory: toy")
+        if set(batch.tokens.tolist()) & set(self.poison):
+            raise RuntimeError("the kernel failed")
+        return super().step(batch)
+
+
+def breakable(**how: Any) -> LoadedModel:
+    return LoadedModel(ToyLLM(Breakable(**how)), "toy")  # type: ignore[arg-type]
+
+
+_FOUND: dict[str, list[Any]] = {}
+
+
+class Sink:
+    """Takes what a pipeline gives in this process; copies of it share one list."""
+
+    def __init__(self) -> None:
+        self.name = uuid.uuid4().hex
+        _FOUND[self.name] = []
+
+    def __call__(self, element: Any) -> None:
+        self.rows.append(element)
+
+    @property
+    def rows(self) -> list[Any]:
+        return _FOUND[self.name]
+
+
+def run(build: Any, *arguments: str) -> tuple[list[Any], dict[str, Any]]:
+    """What a pipeline gives, in the order in which it comes, and its metrics.
+
+    Args:
+        build: takes the pipeline, returns a collection.
+        arguments: options of Beam.
+    """
+    sink, pipeline = Sink(), beam.Pipeline(argv=list(arguments))
+    _ = build(pipeline) | "Sink" >> beam.Map(sink)
+    result = pipeline.run()
+    result.wait_until_finish()
+    return sink.rows, metrics_of(result)
+
+
+def metrics_of(result: Any) -> dict[str, Any]:
+    """Sums of counters, and distributions, of our namespaces and of Beam's batching, by name."""
+    found = result.metrics().query()
+    counters = {item.key.metric.name: item.committed for item in found["counters"]}
+    return counters | {item.key.metric.name: item.committed for item in found["distributions"]}

@@ -1,0 +1,60 @@
+"""Workers in processes of their own: one model for all of them, and what becomes of rows when one is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("apache_beam", reason="needs Apache Beam: pip install 'mindspore-inference[beam]'")
+
+import apache_beam as beam
+from beam_helpers import ROOT
+
+from inference.beam import MindSporeModelHandler, run_to_the_end
+
+HERE = Path(__file__).parent
+
+
+@pytest.mark.slow
+def test_a_killed_worker_costs_no_row_and_a_large_model_is_loaded_once(tmp_path):
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PROTOCOL_BUFFERS")}
+    done = subprocess.run(
+        [sys.executable, HERE / "several_processes.py", tmp_path],
+        capture_output=True,
+        text=True,
+        env={**environment, "PYTHONPATH": f"{ROOT}{os.pathsep}{HERE}"},
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert said["killed"] and "a worker died" in done.stderr
+    assert sorted(key for key, _, _ in said["answers"]) == list(range(24))
+    assert all(text for _, text, _ in said["answers"])
+    # One for each of the two runs, though each had two workers that answered rows.
+    assert len(said["loads"]) == 2
+    assert len({worker for _, _, worker in said["answers"]}) == 2
+
+
+def test_an_error_that_is_no_death_is_not_tried_again():
+    built = []
+
+    def build(pipeline):
+        built.append(pipeline)
+        _ = pipeline | beam.Create([1]) | beam.Map(lambda number: number / 0)
+
+    with pytest.raises(Exception, match="division by zero"):
+        run_to_the_end(build)
+    assert len(built) == 1
+
+
+def test_copies_are_models_of_their_own(demo):
+    handler = MindSporeModelHandler("demo", model_copies=2)
+    assert handler.share_model_across_processes() and handler.model_copies() == 2
+    first, second = handler.load_model(), handler.load_model()
+    assert first._current[0] is not second._current[0]
+    assert demo.load_model()._current[0] is demo.load_model()._current[0]
+    assert first.answer(["The dog"]).answers.records[0]["text"] == second.answer(["The dog"]).answers.records[0]["text"]
