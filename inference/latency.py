@@ -28,6 +28,12 @@ class Percentiles:
         self.count += 1
         self.greatest = max(self.greatest, seconds)
 
+    def merge(self, other: Percentiles) -> None:
+        """Adds the times of another."""
+        self._counts.update(other._counts)
+        self.count += other.count
+        self.greatest = max(self.greatest, other.greatest)
+
     def percentile(self, percent: float) -> float | None:
         """The time that `percent` of all times do not exceed (nearest rank), to 0.5 %; None where there is none."""
         rank = max(math.ceil(self.count * percent / 100), 1)

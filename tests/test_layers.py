@@ -13,11 +13,13 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "inference"
 LAYERS = (
-    {"errors", "config", "request", "blocks", "scheduler", "metrics", "latency", "prompts", "inputs"},
+    {"errors", "config", "request", "blocks", "scheduler", "metrics", "latency", "prompts", "inputs", "remote"},
     {"context", "kernels"},
     {"models", "tokenizer"},
     {"generation"},
     {
+        "page",
+        "evaluate",
         "auto",
         "backend",
         "beam",
