@@ -32,7 +32,7 @@ from inference.parallel.topology import check_topology, is_scheduler, is_worker
 PROGRAM = Path(sys.argv[0]).name
 COMPLETION_VARIABLE = "_RUN_INFERENCE_COMPLETE"
 SHELLS = ("bash", "zsh", "fish")
-GROUPS = ("Run", "Model", "Device", "Generation", "Output", "Information")
+GROUPS = ("Run", "Model", "Device", "Generation", "Output", "Evaluation", "Information")
 MULTIPLE = ("--predict_data", "--options", *(flag.name for flag in FLAGS if flag.multiple))
 OVERWRITE = ("--overwrite", "--force")
 # What `--section.key value` becomes.
@@ -52,7 +52,8 @@ class Help(click.Command):
     """`--help` in groups, examples below; prompts that belong to no flag are refused with a hint."""
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
-        super().parse_args(context, args)
+        own, context.params["beam"] = apart(args)
+        super().parse_args(context, own)
         if context.args:
             raise click.UsageError(f"'{context.args[0]}' belongs to no flag; a prompt goes after --predict_data")
         return context.args
@@ -184,6 +185,8 @@ def _with_config(given: dict[str, Any]) -> int:
     if not given["config"]:
         raise click.UsageError("--config is missing; give a YAML file or a preset's name (--list_models)")
     config = load_config(_config_file(given["config"]), overrides=_overrides(given))
+    if given["beam"] and config.run_mode != "pipeline":
+        raise click.exceptions.NoSuchOption(given["beam"][0].partition("=")[0])
     if given["print_config"]:
         click.echo(config.to_yaml().rstrip("\n"))
         return 0
@@ -204,6 +207,10 @@ def _act(config: InferenceConfig, given: dict[str, Any]) -> int:
 
     values = list(given["predict_data"] or config.input_data or ())
     if given["check"]:
+        other = modes.check_other(config, values, given["beam"], given["overwrite"] or given["resume"])
+        if other is not None:
+            click.echo(other)
+            return 0
         ready, number = modes.check(config, values, given["overwrite"] or given["resume"])
         _say_checked(config, ready, count(number, "prompt"))
         return 0
@@ -215,10 +222,13 @@ def _act(config: InferenceConfig, given: dict[str, Any]) -> int:
     if config.run_mode == "convert":
         modes.convert(config, given["overwrite"])
     elif config.run_mode == "evaluate":
-        modes.evaluate(config, values)
+        return modes.evaluate(config, values)
     else:
         again = resume_command(click.get_current_context().obj)
-        return modes.predict(config, values, overwrite=given["overwrite"], resume=given["resume"], again=again)
+        how = {"overwrite": given["overwrite"], "resume": given["resume"], "again": again}
+        if config.run_mode == "pipeline":
+            return modes.pipeline(config, values, given["beam"], **how)
+        return modes.predict(config, values, **how)
     return 0
 
 
@@ -319,13 +329,32 @@ def _next_value(flag: str, waiting: Iterator[str]) -> str:
     return value
 
 
+def apart(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Our arguments, and those that may be Beam's: flags that we do not have, each with the words after it."""
+    known = {name for option in build_command().params for name in option.opts} | {"-h", "--help"}
+    own: list[str] = []
+    other: list[str] = []
+    chosen = own
+    for argument in arguments:
+        # A value that begins with a dash is that of the flag before it.
+        if argument.startswith("--") and len(argument) > 2 and not (chosen is own and _wants_value(own)):
+            chosen = own if argument.partition("=")[0] in known else other
+        chosen.append(argument)
+    return own, other
+
+
+def _wants_value(own: Sequence[str]) -> bool:
+    """Whether the last argument is a flag that takes the next one, whatever it looks like."""
+    return bool(own) and own[-1] in (*MULTIPLE, KEY)
+
+
 def _flag_names() -> list[str]:
     return [name for option in build_command().params for name in option.opts if name != KEY]
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs the command line and ends the process: 0 done, 1 a failure, 2 a mistake of the user's, 3 rows
-    that failed, 130 interrupted.
+    that failed, 4 a threshold that was not kept, 130 interrupted.
     """
     _prepare_streams()
     watch()

@@ -14,6 +14,8 @@ EXIT_FAILURE = 1
 EXIT_USAGE = 2
 # The run went to its end, or to --max_errors, and some rows have no answer.
 EXIT_ROWS_FAILED = 3
+# An evaluation that does not keep its thresholds.
+EXIT_GATE = 4
 
 
 class InferenceError(Exception):

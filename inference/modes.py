@@ -1,4 +1,4 @@
-"""What the command line can do, without the command line: predict, evaluate, convert, and check.
+"""What the command line can do, without the command line: predict, evaluate, pipeline, convert, and check.
 
 Everything that can be wrong with config, model, checkpoint, tokenizer and prompts is found before MindSpore is
 imported, so that a mistake costs half a second and not half a minute.
@@ -7,6 +7,7 @@ imported, so that a mistake costs half a second and not half a minute.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -29,8 +30,8 @@ from inference.generation.model import (
     run_follower,
     weight_format_of,
 )
-from inference.generation.perplexity import Score, score
 from inference.generation.perplexity import positions_needed as score_positions
+from inference.generation.perplexity import score
 from inference.generation.replicas import OPEN, Replica, Replicas
 from inference.generation.text import EncodedPrompt, Encoder, TextGenerator
 from inference.inputs import RowStream, no_prompt, open_rows
@@ -156,7 +157,20 @@ def predict(
     return EXIT_ROWS_FAILED if failed else 0
 
 
-def evaluate(config: InferenceConfig, values: Sequence[str]) -> Score:
+def evaluate(config: InferenceConfig, values: Sequence[str]) -> int:
+    """Measures the model: against references where rows have them, and by the perplexity of texts otherwise.
+
+    Returns:
+        The exit code: 0, 3 where rows failed, or 4 where a threshold was not kept.
+    """
+    from inference.evaluate import command
+
+    if command.is_asked_for(config, values):
+        return command.evaluate_answers(config, values)
+    return evaluate_texts(config, values)
+
+
+def evaluate_texts(config: InferenceConfig, values: Sequence[str]) -> int:
     """Perplexity over texts, a document for each prompt; one line on standard output."""
     rows = _rows(config, values)
     prompts = [row.parse() for row in rows]
@@ -191,7 +205,37 @@ def evaluate(config: InferenceConfig, values: Sequence[str]) -> Score:
             f"perplexity {result.perplexity:.4f} over {result.tokens:,} tokens of {count(len(documents), 'document')} "
             f"({figures['model']}, {figures['weight_dtype']})"
         )
-    return result
+    return 0
+
+
+def pipeline(config: InferenceConfig, values: Sequence[str], options: Sequence[str], **how: Any) -> int:
+    """Answers rows on Apache Beam; `how` is as for `predict`. Returns the exit code."""
+    return int(_beam_command().run_pipeline(config, values, options, **how))
+
+
+def check_other(config: InferenceConfig, values: Sequence[str], options: Sequence[str], overwrite: bool) -> str | None:
+    """The same as `check` for a pipeline, or an evaluation on references; what to say of it. None for other runs."""
+    if config.run_mode == "pipeline":
+        plan, _ = _beam_command().check_pipeline(config, values, options, overwrite)
+        models = ", ".join(f"{name}: {model.name}" for name, model in plan.models.items())
+        return f"{models}; {count(len(plan.sources), 'input')}; ok"
+    if config.run_mode == "evaluate":
+        from inference.evaluate import command
+
+        if command.is_asked_for(config, values):
+            ready = command.check_evaluation(config, values)
+            return f"{ready.model.source.name}: {count(len(ready.examples), 'row')} with references; ok"
+    return None
+
+
+def _beam_command() -> Any:
+    """The module that runs pipelines; nothing else imports Beam, which warns of packages that nobody asked for."""
+    logging.disable(logging.WARNING)
+    try:
+        from inference.beam import command
+    finally:
+        logging.disable(logging.NOTSET)
+    return command
 
 
 def assist(config: InferenceConfig) -> None:

@@ -59,28 +59,47 @@ def parse_row(line: str, where: str, default_id: str) -> Prompt:
     Raises:
         RowError: no JSON, no prompt, or an unknown or impossible setting; the message begins with `where`.
     """
+    return prompt_from_mapping(parse_object(line, where), where, default_id)
+
+
+def parse_object(line: str, where: str) -> dict[str, Any]:
+    """The JSON object on a line.
+
+    Raises:
+        RowError: there is none; the message begins with `where`.
+    """
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise RowError(f"{where}: not JSON ({error})", 'a row looks like {"prompt": "..."}') from error
     if not isinstance(row, dict):
         raise RowError(f"{where}: a row must be an object, got {type(row).__name__}")
-    return prompt_from_mapping(row, where, default_id)
+    return row
 
 
-def prompt_from_mapping(row: Mapping[str, Any], where: str, default_id: str) -> Prompt:
-    """The same for a row that is read already.
+def name_of_row(row: Mapping[str, Any], where: str, default_id: str) -> str:
+    """The row's own name, or the default.
 
     Raises:
-        RowError: no prompt, or an unknown or impossible setting; the message begins with `where`.
+        RowError: its name is neither text nor a number.
     """
     name = row.get("custom_id", default_id)
     if not isinstance(name, (str, int)) or isinstance(name, bool):
         raise RowError(f"{where}: custom_id must be text or a number")
+    return str(name)
+
+
+def prompt_from_mapping(row: Mapping[str, Any], where: str, default_id: str) -> Prompt:
+    """The prompt of such an object.
+
+    Raises:
+        RowError: as `parse_row`.
+    """
+    name = name_of_row(row, where, default_id)
     try:
-        return _prompt(_body(row, where) if "body" in row else row, where, str(name))
+        return _prompt(_body(row, where) if "body" in row else row, where, name)
     except InputError as error:
-        raise RowError(error.what, error.hint, str(name)) from error
+        raise RowError(error.what, error.hint, name) from error
 
 
 def prompt_of(value: Any, where: str, custom_id: str) -> Prompt:

@@ -44,6 +44,7 @@ NAMES: tuple[tuple[Any, str], ...] = (
     (values.TokenId, "token id"),
     (values.TokenIds, "token id or list"),
     (values.Texts, "text or list"),
+    (values.Scores, "mapping, or list of `name=value`"),
     (values.OptionalText, "text"),
     (values.Free, "mapping"),
     (Any, "any"),
@@ -51,7 +52,7 @@ NAMES: tuple[tuple[Any, str], ...] = (
     (str, "text"),
 )
 # Of what is not there yet, the keys alone are.
-HIDDEN = ("pipeline", "serve")
+HIDDEN = ("serve",)
 LIMITS = (("ge", "from"), ("gt", "above"), ("le", "to"), ("lt", "below"))
 
 
@@ -76,6 +77,8 @@ def sections(kind: Any, path: KeyPath) -> Iterator[tuple[Any, KeyPath]]:
     for name, hint in hints(kind).items():
         if is_section(hint):
             yield from sections(hint, (*path, name))
+        elif get_origin(hint) is dict and is_section(get_args(hint)[1]):
+            yield from sections(get_args(hint)[1], (*path, name, "NAME"))
 
 
 def hints(kind: Any) -> dict[str, Any]:
@@ -142,7 +145,7 @@ def value(hint: Any, extras: tuple[Any, ...] = ()) -> str:
         return " / ".join(f"`{choice}`" for choice in arguments)
     if hint in (int, float):
         return " ".join(["integer" if hint is int else "number", *limits(extras)])
-    return {dict: "mapping", tuple: "list"}[origin]
+    return {dict: "mapping", tuple: "list of mappings"}[origin]
 
 
 def limits(extras: tuple[Any, ...]) -> Iterator[str]:

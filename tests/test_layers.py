@@ -13,11 +13,25 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "inference"
 LAYERS = (
-    {"errors", "config", "request", "blocks", "scheduler", "metrics", "latency", "prompts", "inputs", "pulse"},
+    {
+        "errors",
+        "config",
+        "request",
+        "blocks",
+        "scheduler",
+        "metrics",
+        "latency",
+        "prompts",
+        "inputs",
+        "pulse",
+        "remote",
+    },
     {"context", "kernels", "parallel"},
     {"models", "tokenizer"},
     {"generation"},
     {
+        "page",
+        "evaluate",
         "auto",
         "backend",
         "beam",

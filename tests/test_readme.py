@@ -55,8 +55,12 @@ def run(checkout: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize(("body", "shown"), COMMANDS, ids=[body.splitlines()[0][:70] for body, _ in COMMANDS])
 def test_commands_run_and_print_what_is_shown(checkout, body, shown):
-    out = run(checkout, "bash", "-euo", "pipefail", "-c", body).stdout
-    assert out.strip()
+    if "--run_mode pipeline" in body:
+        pytest.importorskip("apache_beam")
+    done = run(checkout, "bash", "-euo", "pipefail", "-c", body)
+    # A pipeline's answers are in its files.
+    out = done.stdout
+    assert out.strip() or "--run_mode pipeline" in body
     if shown is not None:
         assert out == shown
 
@@ -116,6 +120,8 @@ def test_flags_that_the_pages_name_exist():
         *("--add", "--converted", "--model", "--prompts", "--task", "--dtype", "--slots", "--reps"),
         *("--resume", "--no_echo"),
         *(option for parameter in launcher_command(print).params for option in parameter.opts),
+        # Beam's, and those of the examples.
+        *("--runner", "--yaml_pipeline_file", "--input", "--task_prefix"),
         *("--print_config", "--list_models", "--version", "--show_completion", "--section.key"),
     }
     for page in PAGES:

@@ -13,16 +13,18 @@ from inference.errors import ConfigError
 
 _HOMES = {
     "MindSporeModelHandler": "inference.beam.handler",
+    "OpenAIModelHandler": "inference.beam.remote",
     "RunInference": "inference.beam.transform",
     "run_to_the_end": "inference.beam.running",
 }
 
 if TYPE_CHECKING:
     from inference.beam.handler import MindSporeModelHandler
+    from inference.beam.remote import OpenAIModelHandler
     from inference.beam.running import run_to_the_end
     from inference.beam.transform import RunInference
 
-__all__ = ["MindSporeModelHandler", "RunInference", "run_to_the_end"]
+__all__ = ["MindSporeModelHandler", "OpenAIModelHandler", "RunInference", "run_to_the_end"]
 
 
 class BeamMissingError(ConfigError, ImportError):

@@ -42,6 +42,9 @@ def prompt_from(example: Any) -> Prompt:
 
 def num_bytes(example: Any) -> int | None:
     """Bytes of what an element says: UTF-8 of texts, 4 a token id, JSON of mappings; None for anything else."""
+    if isinstance(example, Prompt):
+        messages = example.messages and {"messages": list(example.messages)}
+        return num_bytes(messages or example.token_ids or example.text)
     if isinstance(example, str):
         return len(example.encode("utf-8", "surrogatepass"))
     if isinstance(example, Mapping):

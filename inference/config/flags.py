@@ -41,6 +41,7 @@ def _unused(name: str, path: str, kind: type, help_text: str) -> Flag:
 
 
 _RUN, _MODEL, _DEVICE, _TEXT, _OUTPUT = "Run", "Model", "Device", "Generation", "Output"
+_EVALUATE = "Evaluation"
 _GENERATION = "generation_config"
 
 FLAGS: tuple[Flag, ...] = (
@@ -119,6 +120,12 @@ FLAGS: tuple[Flag, ...] = (
     Flag("--metrics_plot", "output.metrics_plot", str, "Picture of them; needs matplotlib.", _OUTPUT),
     Flag("--stream", "output.stream", bool, "Write text as it comes.", _OUTPUT),
     Flag("--echo", "output.echo", bool, "Write the prompt before its answer.", _OUTPUT),
+    Flag("--compare_with", "evaluate.compare_with", str, "Second model: YAML, preset or result.", _EVALUATE),
+    Flag("--result_file", "evaluate.result_file", str, "File for figures and answers, as JSON.", _EVALUATE),
+    Flag("--report_file", "evaluate.report_file", str, "File for tables and plots, as HTML.", _EVALUATE),
+    Flag("--min_score", "evaluate.min_score", str, "NAME=VALUE: at least this, or exit 4.", _EVALUATE, multiple=True),
+    Flag("--max_score", "evaluate.max_score", str, "NAME=VALUE: at most this, or exit 4.", _EVALUATE, multiple=True),
+    Flag("--max_drop", "evaluate.max_drop", str, "NAME=VALUE: surely worse by more: exit 4.", _EVALUATE, multiple=True),
     _unused("--src_strategy_path_or_dir", "src_strategy_path_or_dir", str, "Slicing of a distributed checkpoint."),
     _unused("--strategy_load_checkpoint", "parallel.strategy_ckpt_load_file", str, "Parallel strategy to load."),
     _unused("--transform_process_num", "transform_process_num", int, "Processes that convert a checkpoint."),

@@ -6,7 +6,7 @@ Knows which keys there are; knows nothing about how they are checked.
 from __future__ import annotations
 
 from dataclasses import is_dataclass
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel
 
@@ -68,7 +68,8 @@ def known_keys(section: KeyPath) -> list[str]:
     """The keys of a section: those of the schema first, then those that are known and not acted on."""
     kind: Any = InferenceConfig
     for name in section:
-        kind = _section_types(kind).get(str(name))
+        # The sections of a mapping of sections are all of one class.
+        kind = get_args(kind)[1] if get_origin(kind) is dict else _section_types(kind).get(str(name))
     renamed = [str(old[-1]) for old in (*RENAMED, *NEGATED) if old[:-1] == section]
     base = [BASE_KEY] if not section else []
     return [*_section_types(kind), *base, *renamed, *sorted(NOT_ACTED_ON.get(section, ()))]

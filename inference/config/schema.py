@@ -1,7 +1,7 @@
 """The config: its sections, their keys, types, units and defaults, in MindFormers' spelling.
 
 Knows what a complete config is; knows nothing about files or command lines. Sections beyond MindFormers' own
-are `engine`, `input`, `output`, `pipeline` and `serve`, and the keys `model.hub_id`, `model.parameters` and
+are `engine`, `input`, `output`, `evaluate`, `pipeline` and `serve`, and the keys `model.hub_id`, `model.parameters` and
 `processor.chat`.
 """
 
@@ -11,7 +11,7 @@ import copy
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr
+from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, field_validator
 from pydantic.dataclasses import dataclass
 
 from inference.config.generation import GenerationConfig, GenerationSettings, Layers, merge_generation_config
@@ -24,6 +24,8 @@ from inference.config.values import (
     Free,
     NonNegative,
     OptionalText,
+    Positive,
+    Scores,
     Section,
     Seed,
     Texts,
@@ -31,7 +33,7 @@ from inference.config.values import (
 )
 from inference.errors import ConfigError
 
-RUN_MODES = ("predict", "evaluate", "convert")
+RUN_MODES = ("predict", "evaluate", "convert", "pipeline")
 _TRAINING = ("train", "finetune", "export", "predict_with_train_model")
 _GRAPH_MODES = ((0, 0), (1, 1), ("GRAPH_MODE", 0), ("PYNATIVE_MODE", 1))
 _SAVE_GRAPHS = ((False, 0), (True, 2), (0, 0), (1, 1), (2, 2), (3, 3))
@@ -219,12 +221,83 @@ class OutputSettings(Section):
         return self.format or by_name
 
 
+class EvaluateSettings(Section):
+    """`evaluate`: how answers are compared with references."""
+
+    metrics: Texts | None = Field(
+        None, description="exact_match, token_f1, bleu, chrf, perplexity, latency; all that can be had if unset."
+    )
+    reference_key: str = Field("reference", description="Key of a row that has its reference, or (with an s) several.")
+    slice_key: str = Field("slice", description="Key of a row that has the slices it is in.")
+    compare_with: OptionalText = Field(
+        None, description="A second model: a config, a preset, or the .json result of an evaluation."
+    )
+    result_file: OptionalText = Field(None, description="File for all figures and answers, as JSON.")
+    report_file: OptionalText = Field(None, description="File for the page with tables and plots, as HTML.")
+    bootstrap_samples: Count = Field(1000, description="Resamplings of the rows for a confidence interval.")
+    confidence: Annotated[float, Field(gt=0, lt=1)] = Field(0.95, description="Share of them that it holds.")
+    min_score: Scores = Field(default_factory=dict, description="Scores that must be at least this, or exit code 4.")
+    max_score: Scores = Field(default_factory=dict, description="Scores that must be at most this, or exit code 4.")
+    max_drop: Scores = Field(
+        default_factory=dict, description="How much worse than the second model a score may surely be, or exit code 4."
+    )
+
+
+class StepSettings(Section):
+    """`pipeline.steps.NAME`: one model of a pipeline, and what it is asked."""
+
+    config: OptionalText = Field(None, description="A model of ours: a YAML file or a preset; this config if unset.")
+    options: Free = Field(default_factory=dict, description="Keys of that config to set, dotted.")
+    remote: Free | None = Field(
+        None, description="An OpenAI-compatible endpoint instead: url, model, key_variable, ..."
+    )
+    handler: OptionalText = Field(None, description="Any other model handler of Beam's: the dotted path of its class.")
+    arguments: Free = Field(default_factory=dict, description="Arguments of that class; {object: path} is an import.")
+    settings: Free = Field(default_factory=dict, description="Generation settings of all rows in this step.")
+    after: Texts | None = Field(None, description="Steps whose answers it waits for; rows of the input if unset.")
+    template: OptionalText = Field(
+        None, description="Its prompt, as a Jinja template over prompt, row, answer and the steps before it."
+    )
+    field: OptionalText = Field(None, description="Key of the row that is given to the handler, instead of the prompt.")
+    prepare: OptionalText = Field(None, description="Function that makes the handler's example, by its dotted path.")
+    result: OptionalText = Field(None, description="Function that makes an answer of what the handler gives.")
+
+
+class PipelineSettings(Section):
+    """`pipeline`: rows through one or several models on Apache Beam."""
+
+    steps: dict[str, StepSettings] = Field(
+        default_factory=dict, description="Models by name; one step with this config's own if unset."
+    )
+    splits: tuple[dict[str, float], ...] = Field(
+        (), description="Mappings of steps to shares of 1: a row goes to one of them, by a hash of its name."
+    )
+    fields: Texts = Field((), description="Keys of rows that are for templates and handlers, and no settings.")
+    output: OptionalText = Field(
+        None, description="Step whose answer is the row's; the first of the last steps if unset."
+    )
+    format: Literal["jsonl", "text", "parquet"] = Field("jsonl", description="Form of the files with answers.")
+    shards: NonNegative = Field(0, description="Number of files with answers; 0 leaves it to the runner.")
+    report_file: OptionalText = Field(
+        None, description="Comparison of the steps, as a .html page; and as .json beside it."
+    )
+    checkpoint_seconds: Positive = Field(5.0, description="Seconds of work that a killed run loses at most, about.")
+    runner_options: Texts | None = Field(None, description="Options of the runner that Beam itself does not know.")
+
+    @field_validator("splits", mode="before")
+    @classmethod
+    def _as_tuple(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+
 class InferenceConfig(Section):
     """The whole config: frozen, complete, with a record of where each key was set. Made by `load_config`."""
 
     seed: Seed | None = Field(None, description="Seed of sampling, an integer from 0.")
     run_mode: Annotated[str, BeforeValidator(_run_mode)] = Field(
-        "predict", description="predict answers prompts, evaluate measures perplexity, convert packs weights."
+        "predict",
+        description="predict answers prompts, evaluate measures a model, convert packs weights, "
+        "pipeline answers rows on Apache Beam.",
     )
     output_dir: str = Field("./output", description="Directory for what a run writes.")
     use_parallel: bool = Field(False, description="Run on several devices; the launcher starts a process for each.")
@@ -251,7 +324,12 @@ class InferenceConfig(Section):
     engine: EngineSettings = Field(default_factory=EngineSettings, description="How the model is run.")
     input: InputSettings = Field(default_factory=InputSettings, description="How files of prompts are read.")
     output: OutputSettings = Field(default_factory=OutputSettings, description="What is written.")
-    pipeline: Free = Field(default_factory=dict, description="Apache Beam.")
+    evaluate: EvaluateSettings = Field(
+        default_factory=EvaluateSettings, description="Answers and references (`run_mode: evaluate`)."
+    )
+    pipeline: PipelineSettings = Field(
+        default_factory=PipelineSettings, description="Apache Beam (`run_mode: pipeline`)."
+    )
     serve: Free = Field(default_factory=dict, description="The server.")
 
     _layer: Layer = PrivateAttr(default_factory=Layer)

@@ -79,6 +79,21 @@ def _texts(value: Any) -> tuple[str, ...]:
     return tuple(items)
 
 
+def _scores(value: Any) -> dict[str, float]:
+    items = list(value.items()) if isinstance(value, dict) else [_pair(item) for item in _texts(value)]
+    if not all(isinstance(name, str) and type(score) in (int, float) for name, score in items):
+        raise ValueError("must be scores and numbers, such as exact_match: 0.9 or exact_match=0.9")
+    return {name: float(score) for name, score in items}
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    name, _, number = text.partition("=")
+    try:
+        return name.strip(), float(number)
+    except ValueError:
+        return name, None
+
+
 def _empty_is_none(value: Any) -> Any:
     return None if value == "" else value
 
@@ -112,4 +127,5 @@ Bytes = Annotated[int, PlainValidator(_bytes)]
 TokenId = Annotated[int | None, PlainValidator(_token_id)]
 TokenIds = Annotated[tuple[int, ...], PlainValidator(_token_ids)]
 Texts = Annotated[tuple[str, ...], PlainValidator(_texts)]
+Scores = Annotated[dict[str, float], PlainValidator(_scores)]
 OptionalText = Annotated[str | None, BeforeValidator(_empty_is_none)]

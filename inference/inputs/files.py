@@ -10,7 +10,7 @@ import gzip
 import io
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -32,6 +32,7 @@ class ByteFile:
 
     Args:
         value: a path, or `-`.
+        opener: opens it where it is no file of this machine.
 
     Attributes:
         name: what to call it in errors.
@@ -39,8 +40,9 @@ class ByteFile:
         consumed: how many of these have been used up, roughly.
     """
 
-    def __init__(self, value: str):
+    def __init__(self, value: str, opener: Callable[[], IO[bytes]] | None = None):
         self.path = None if value == STDIN else Path(value)
+        self._opener = opener
         self.name = STDIN_NAME if self.path is None else value
         self.size = self.path.stat().st_size if self.path is not None and self.path.is_file() else None
         self.consumed = 0
@@ -69,13 +71,21 @@ class ByteFile:
 
     @contextlib.contextmanager
     def _stored(self) -> Iterator[Any]:
-        if self.path is not None:
+        if self._opener is not None:
+            with contextlib.closing(self._opener()) as file:
+                yield file
+        elif self.path is not None:
             with self.path.open("rb", buffering=0) as file:
                 yield file
         elif sys.stdin is None:
             raise InputError("standard input is closed", "give it prompts, a line each, or name a file")
         else:
             yield sys.stdin.buffer
+
+    def seekable(self) -> Path | IO[bytes]:
+        """What a reader that jumps about can open."""
+        assert self.path is not None
+        return self.path if self._opener is None else self._opener()
 
     def lines(self) -> Iterator[tuple[int, bytes]]:
         """Its lines with their numbers, from 1, as they are, with their ends. Only a newline ends a line; of one that

@@ -133,10 +133,10 @@ class RowStream:
         if form in ("csv", "parquet"):
             read = tables.csv_rows if form == "csv" else tables.parquet_rows
             for line, cell, name in read(file, self._prompt_column, self._id_column):
-                yield self._row(file.name, line, _table_parser(cell, name))
+                yield self._row(file.name, line, table_parser(cell, name))
             return
         for line, data in file.lines():
-            if not _is_blank(data):
+            if not is_blank(data):
                 yield self._row(file.name, line, _line_parser(data, line, form))
             else:
                 self.blank_lines += 1
@@ -191,20 +191,25 @@ def _format_of(value: str, given: str | None) -> str | None:
 
 def _line_parser(data: bytes, line: int, form: str) -> Callable[[str, str], Prompt]:
     def parse(where: str, name: str) -> Prompt:
-        text = _decoded(data, line, where)
+        text = decode_line(data, line, where)
         return parse_row(text, where, name) if form == "jsonl" else prompt_of(text, where, name)
 
     return parse
 
 
-def _is_blank(data: bytes) -> bool:
+def is_blank(data: bytes) -> bool:
     """Whether a line has nothing but spaces, also of other scripts' kinds."""
     if not data.strip():
         return True
     return len(data) < 100 and not data.isascii() and not data.decode("utf-8-sig", "replace").strip()
 
 
-def _decoded(data: bytes, line: int, where: str) -> str:
+def decode_line(data: bytes, line: int, where: str) -> str:
+    """The text of a line, without its end.
+
+    Raises:
+        RowError: it is too long, or not UTF-8; the message begins with `where`.
+    """
     if len(data) > LONGEST_LINE:
         raise RowError(f"{where}: this line is longer than {LONGEST_LINE >> 20} MiB", "a row is a line")
     data = data.removesuffix(b"\n").removesuffix(b"\r")
@@ -214,7 +219,9 @@ def _decoded(data: bytes, line: int, where: str) -> str:
         raise RowError(f"{where}: byte 0x{data[error.start]:02X} is not UTF-8", "save it as UTF-8") from error
 
 
-def _table_parser(cell: Any, name: Any) -> Callable[[str, str], Prompt]:
+def table_parser(cell: Any, name: Any) -> Callable[[str, str], Prompt]:
+    """Makes the prompt of a row of a table out of its two cells."""
+
     def parse(where: str, number: str) -> Prompt:
         custom_id = number if name in (None, "") else str(name)
         if isinstance(cell, InputError):

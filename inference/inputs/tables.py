@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from inference.errors import InputError, did_you_mean
@@ -120,7 +119,7 @@ def _parquet(file: ByteFile) -> Any:
     if file.path is None:
         raise InputError("parquet cannot be read from standard input", "name a file")
     try:
-        return pyarrow.parquet.ParquetFile(Path(file.path))
+        return pyarrow.parquet.ParquetFile(file.seekable())
     except (OSError, ValueError) as error:
         raise _damaged(file, error) from error
 

@@ -33,6 +33,17 @@ def identity_of(
     source: ModelSource, pairs: Pairs | None, tokenizer: Tokenizer, generation: GenerationConfig, rows: RowStream
 ) -> dict[str, Any]:
     """Dotted keys and values, as JSON has them."""
+    return {
+        **model_identity(source, pairs, tokenizer, generation),
+        **{f"input.{key}": value for key, value in source.config.input.model_dump(mode="json").items()},
+        **{f"predict_data.{i}": value for i, value in enumerate(input_digests(rows.inputs))},
+    }
+
+
+def model_identity(
+    source: ModelSource, pairs: Pairs | None, tokenizer: Tokenizer, generation: GenerationConfig
+) -> dict[str, Any]:
+    """The part of it that is not the input."""
     config = source.config
     random = f"random, seed {config.seed or 0}"
     return {
@@ -43,8 +54,6 @@ def identity_of(
         "chat": config.processor.chat,
         **{f"generation.{key}": value for key, value in generation},
         **{f"engine.{key}": getattr(config.engine, key) for key in ENGINE_KEYS},
-        **{f"input.{key}": value for key, value in config.input.model_dump(mode="json").items()},
-        **{f"predict_data.{i}": value for i, value in enumerate(input_digests(rows.inputs))},
     }
 
 

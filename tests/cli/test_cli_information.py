@@ -103,7 +103,8 @@ def test_completion_script(cli, shell):
 def test_completion_offers_flags_and_choices(cli):
     cli.environment |= {"_RUN_INFERENCE_COMPLETE": "bash_complete", "COMP_CWORD": "1"}
     cli.environment["COMP_WORDS"] = "run_inference.py --max"
-    assert cli().out.split() == ["plain,--max_new_tokens", "plain,--max_length", "plain,--max_errors"]
+    names = ("new_tokens", "length", "errors", "score", "drop")
+    assert cli().out.split() == [f"plain,--max_{name}" for name in names]
     cli.environment |= {"COMP_WORDS": "run_inference.py --output_format m", "COMP_CWORD": "2"}
     assert cli().out.split() == ["plain,mindformers"]
 

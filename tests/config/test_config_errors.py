@@ -92,16 +92,17 @@ WRONG_VALUES = [
     ("output_dir: 7\n", "x.yaml:1: output_dir must be text (put it in quotes), got 7"),
     (
         "run_mode: train\n",
-        "x.yaml:1: run_mode must be one of predict, evaluate, convert, got 'train'; "
+        "x.yaml:1: run_mode must be one of predict, evaluate, convert, pipeline, got 'train'; "
         "this project runs models and does not train them",
     ),
     (
         "run_mode: eval\n",
-        "x.yaml:1: run_mode must be one of predict, evaluate, convert, got 'eval'; MindFormers' eval is evaluate here",
+        "x.yaml:1: run_mode must be one of predict, evaluate, convert, pipeline, got 'eval'; "
+        "MindFormers' eval is evaluate here",
     ),
     ("context: 3\n", "x.yaml:1: context must be a section, a mapping of keys, got 3"),
     ("model: []\n", "x.yaml:1: model must be a section, a mapping of keys, got []"),
-    ("pipeline: x\n", "x.yaml:1: pipeline must be a mapping of keys, got 'x'"),
+    ("serve: x\n", "x.yaml:1: serve must be a mapping of keys, got 'x'"),
     (
         "context: {mode: true}\n",
         "x.yaml:1: context.mode must be 0 (GRAPH_MODE) or 1 (PYNATIVE_MODE), got true",

@@ -47,6 +47,9 @@ SAMPLES = {
     "--truncate": "left",
     "--output_format": "json",
     "--input_format": "csv",
+    "--min_score": "exact_match=0.5",
+    "--max_score": "perplexity=2",
+    "--max_drop": "bleu=1",
 }
 
 

@@ -1,0 +1,274 @@
+"""`--run_mode pipeline`: everything is checked, then the pipeline runs, and its figures are shown.
+
+Knows configs and streams; the pipeline is `flow`'s business.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from apache_beam.options.pipeline_options import PipelineOptions
+
+import inference
+from inference.beam.files import Columns, OutputDirectory, find_sources
+from inference.beam.flow import NAMESPACE, Plan, build
+from inference.beam.graph import Graph, graph_of
+from inference.beam.models import StepModel, model_of
+from inference.beam.options import find_runner, pipeline_options
+from inference.beam.running import run_to_the_end
+from inference.config import InferenceConfig
+from inference.config.flags import FLAGS
+from inference.context import check_device
+from inference.errors import EXIT_ROWS_FAILED, InferenceError, InputError
+from inference.interrupt import last_words
+from inference.jobs.figures import check_target, write_metrics
+from inference.jobs.progress import ProgressLine
+from inference.report import say
+
+JOB, FIGURES = "job.json", "metrics.json"
+# Seconds between two looks at what is done.
+LOOK = 1.0
+
+
+def run_pipeline(
+    config: InferenceConfig,
+    values: Sequence[str],
+    options: Sequence[str],
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    again: str = "",
+) -> int:
+    """Answers rows on Beam.
+
+    Args:
+        values: patterns of files, and prompts.
+        options: Beam's.
+        overwrite: what the directory of output holds is lost.
+        resume: it is gone on with.
+        again: the command that goes on with this run.
+
+    Returns:
+        The exit code: 0, or 3 where rows failed.
+    """
+    plan, beam_options = check_pipeline(config, values, options, overwrite or resume)
+    output = plan.output
+    if output is not None:
+        plan = replace(plan, resume=_opened(output, plan, overwrite, resume))
+    started = time.perf_counter()
+    with _progress(output), last_words(lambda: _go_on(output, again)):
+        figures = _run(plan, beam_options, again)
+    seconds = time.perf_counter() - started
+    counted = figures["counters"].get(NAMESPACE, {})
+    figures = {"seconds": seconds, "rows": counted, **figures}
+    if output is not None:
+        output.write_json(FIGURES, figures)
+        output.remove_parts()
+    if config.output.metrics_file:
+        write_metrics(Path(config.output.metrics_file), figures)
+    _say_figures(figures, seconds)
+    failed_before = len(output.failures) if output is not None and resume else 0
+    return EXIT_ROWS_FAILED if counted.get("rows_failed") or failed_before else 0
+
+
+def check_pipeline(
+    config: InferenceConfig, values: Sequence[str], options: Sequence[str], may_exist: bool = False
+) -> tuple[Plan, PipelineOptions]:
+    """Finds every mistake that can be found before a pipeline starts.
+
+    Args:
+        may_exist: the output may be there.
+
+    Raises:
+        InferenceError: the first one.
+    """
+    check_device(config)
+    settings, written = config.pipeline, config.output
+    beam_options = pipeline_options(options, settings.runner_options or (), [flag.name for flag in FLAGS])
+    find_runner(beam_options)
+    graph = graph_of(settings)
+    sources = find_sources(values, config.input.format)
+    if written.metrics_file:
+        check_target(Path(written.metrics_file), "--metrics_file")
+    if settings.report_file is not None:
+        _check_report(settings.report_file, graph)
+    output = None if written.save_file is None else OutputDirectory(written.save_file.rstrip("/"))
+    if output is not None:
+        _check_output(output, may_exist)
+    plan = Plan(
+        graph,
+        {step.name: model_of(step, config) for step in graph.steps},
+        sources,
+        Columns(config.input.prompt_column, config.input.id_column, graph.fields | set(settings.fields)),
+        output,
+        echo=written.echo is not False,
+        form=settings.format,
+        shards=settings.shards,
+        checkpoint_seconds=settings.checkpoint_seconds,
+        report=settings.report_file,
+        print_json=written.format == "json",
+    )
+    return plan, beam_options
+
+
+def identity_of_job(graph: Graph, models: Mapping[str, StepModel]) -> dict[str, Any]:
+    """What decides the answers: dotted keys and values, as JSON has them."""
+    identity: dict[str, Any] = {"splits": [dict(split) for split in graph.splits], "output": graph.output}
+    for step in graph.steps:
+        asked = step.settings.model_dump(warnings=False, exclude={"config", "options", "remote", "arguments"})
+        about = {**models[step.name].identity, **asked}
+        identity |= {f"steps.{step.name}.{key}": value for key, value in about.items()}
+    return dict(json.loads(json.dumps(identity, default=str)))
+
+
+def _check_report(path: str, graph: Graph) -> None:
+    if not path.endswith(".html"):
+        raise InputError(f"pipeline.report_file: {path} is no .html file", "its figures go beside it, as .json")
+    if "://" not in path:
+        check_target(Path(path), "pipeline.report_file")
+    if len(graph.steps) < 2:
+        raise InputError("pipeline.report_file compares steps, and there is one", "name the models in pipeline.steps")
+
+
+def _check_output(output: OutputDirectory, may_exist: bool) -> None:
+    if "://" not in output.path and Path(output.path).is_file():
+        raise InputError(f"--save_file: {output.path} is a file", "a pipeline writes into a directory")
+    if may_exist or not (output.answers or output.failures or output.match(".parts", "*") or output.match(JOB)):
+        return
+    raise InputError(
+        f"the directory {output.path} holds the output of a run",
+        "give another name, --resume to go on with it, or --overwrite",
+    )
+
+
+def _opened(output: OutputDirectory, plan: Plan, overwrite: bool, resume: bool) -> bool:
+    """Makes the directory ready; whether there is something to go on with."""
+    if overwrite and resume:
+        raise InputError("--resume goes on with the output, --overwrite begins anew", "give one of them")
+    identity = identity_of_job(plan.graph, plan.models)
+    if overwrite:
+        output.clear()
+    before = output.read_json(JOB) if resume else None
+    if before is not None:
+        for key in sorted({*before, *identity}):
+            if before.get(key) != identity.get(key):
+                was, now = (json.dumps(side.get(key), ensure_ascii=False) for side in (before, identity))
+                raise InputError(
+                    f"--resume: {output.path} was begun with {key} {was}, it is {now} now",
+                    "give the same; --overwrite begins anew",
+                )
+    elif resume and (output.answers or output.failures):
+        raise InputError(
+            f"--resume: there is no {output.join(JOB)}, so nobody can tell what made the output",
+            "--overwrite begins anew",
+        )
+    output.make()
+    output.write_json(JOB, identity)
+    return before is not None
+
+
+def _run(plan: Plan, options: PipelineOptions, again: str) -> dict[str, Any]:
+    # Workers that the runner starts import this package too.
+    root = str(Path(inference.__file__).parents[1])
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if root not in paths:
+        os.environ["PYTHONPATH"] = os.pathsep.join(part for part in (root, *paths) if part)
+    attempts = itertools.chain([plan], itertools.repeat(replace(plan, resume=plan.output is not None)))
+    try:
+        # What a worker that dies had answered is there at the next attempt.
+        result = run_to_the_end(lambda pipeline: build(pipeline, next(attempts)), options)
+    except InferenceError:
+        raise
+    except Exception as error:  # whatever a runner or a worker raises
+        hint = _go_on(plan.output, again) or "--traceback shows where"
+        raise InferenceError(f"the pipeline failed: {_reason(error)}", hint) from error
+    if result.state not in ("DONE", None):
+        raise InferenceError(f"the pipeline ended in state {result.state}", "the runner's logs say why")
+    return _figures(result)
+
+
+def _go_on(output: OutputDirectory | None, again: str) -> str:
+    """How to go on with a run that ends early; nothing where there is nothing to go on with."""
+    safe = output.num_parts() if output is not None else 0
+    return f"{safe:,} answers are safe, go on with: {again}" if safe else ""
+
+
+def _reason(error: BaseException) -> str:
+    """The last line of an error of a worker, which comes with all of its traceback."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__
+
+
+def _figures(result: Any) -> dict[str, Any]:
+    """All metrics: kind to namespace to name; those of steps that have the same names under `step/name`."""
+    found = result.metrics().query()
+    counters: dict[str, dict[str, Any]] = {}
+    distributions: dict[str, dict[str, Any]] = {}
+    for metric in found["counters"]:
+        own = counters.setdefault(metric.key.metric.namespace, {})
+        own[metric.key.metric.name] = own.get(metric.key.metric.name, 0) + metric.result
+    for metric in found["distributions"]:
+        step = metric.key.step.partition("/")[0].removeprefix("Step-")
+        value = metric.result
+        distributions.setdefault(metric.key.metric.namespace, {})[f"{step}/{metric.key.metric.name}"] = {
+            "count": value.count,
+            "sum": value.sum,
+            "min": value.min,
+            "max": value.max,
+            "mean": value.mean,
+        }
+    return {"counters": counters, "distributions": distributions}
+
+
+def _say_figures(figures: Mapping[str, Any], seconds: float) -> None:
+    """A table on stderr."""
+    rows = [(name, f"{value:,}") for name, value in figures["rows"].items()]
+    answered = figures["rows"].get("rows_answered", 0)
+    rows.append(("seconds", f"{seconds:,.1f}"))
+    rows.append(("rows answered a second", f"{answered / max(seconds, 1e-9):,.1f}"))
+    for namespace, own in sorted(figures["counters"].items()):
+        if namespace != NAMESPACE:
+            rows += [(f"{namespace}.{name}", f"{value:,}") for name, value in sorted(own.items())]
+    for namespace, own in sorted(figures["distributions"].items()):
+        for name, value in sorted(own.items()):
+            spread = f"mean {value['mean']:,.0f}, {value['min']:,} to {value['max']:,}, {value['count']:,} times"
+            rows.append((f"{namespace}.{name}", spread))
+    width = max(len(name) for name, _ in rows)
+    for name, text in rows:
+        say(f"{name.ljust(width)}  {text}")
+
+
+@contextmanager
+def _progress(output: OutputDirectory | None) -> Iterator[None]:
+    """Shows how many answers are safe, now and then on stderr."""
+    if output is None:
+        yield
+        return
+    line = ProgressLine(sys.stderr, sys.stderr.isatty())
+    ended = threading.Event()
+    begun, before = time.perf_counter(), output.num_parts()
+
+    def look() -> None:
+        while not ended.wait(LOOK):
+            if line.is_due:
+                done, seconds = output.num_parts(), time.perf_counter() - begun
+                line.show(f"{done:,} answers, {(done - before) / seconds:,.1f} a second", seconds)
+
+    thread = threading.Thread(target=look, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        line.clear()

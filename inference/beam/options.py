@@ -1,0 +1,95 @@
+"""Options of Beam's on our command line: checked against those that Beam has registered, and the runner found.
+
+Knows Beam's option classes; knows nothing about pipelines.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions, TypeOptions
+from apache_beam.runners.runner import PipelineRunner, create_runner
+
+from inference.errors import ConfigError, InputError, did_you_mean
+
+LOCAL = ("DirectRunner", "SwitchingDirectRunner")
+
+
+def pipeline_options(given: Sequence[str], unchecked: Sequence[str], known_flags: Sequence[str]) -> PipelineOptions:
+    """The options of a command line.
+
+    Args:
+        given: what is not ours of it; each must be an option of Beam's.
+        unchecked: options of a runner that Beam does not know itself.
+        known_flags: ours, for a hint.
+
+    Raises:
+        ConfigError: an option that nobody knows, or without its value.
+    """
+    known = _registered()
+    for flag in (word.partition("=")[0] for word in given if word.startswith("--")):
+        if flag not in known:
+            hint = did_you_mean(flag, [*known_flags, *known])
+            raise ConfigError(
+                f"there is no flag {flag}, here or in Beam",
+                hint or "what only the runner knows goes into pipeline.runner_options",
+            )
+    _check_values(given)
+    options = PipelineOptions([*given, *unchecked])
+    if runner_name(options) in LOCAL:
+        # With unsafe triggers, of which there are none here, the local runner stays in this process; otherwise it would
+        # first try to fetch a binary of another runner.
+        options.view_as(TypeOptions).allow_unsafe_triggers = True
+    return options
+
+
+def runner_name(options: PipelineOptions) -> str:
+    return str(options.view_as(StandardOptions).runner or LOCAL[0])
+
+
+def find_runner(options: PipelineOptions) -> PipelineRunner:
+    """The runner that is asked for.
+
+    Raises:
+        InputError: there is none of that name, or it is not installed.
+    """
+    name = runner_name(options)
+    try:
+        return create_runner(name)
+    except (ValueError, ImportError, AttributeError) as error:
+        known = [name for name in _known_runners() if name.endswith("Runner")]
+        hint = did_you_mean(name, known) or f"known: {', '.join(known)}"
+        raise InputError(f"--runner: there is no runner '{name}' ({str(error).splitlines()[0]})", hint) from error
+
+
+def _known_runners() -> tuple[str, ...]:
+    from apache_beam.runners import runner
+
+    return tuple(getattr(runner, "StandardOptions", StandardOptions).KNOWN_RUNNER_NAMES)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for kind in {str(kind): kind for kind in PipelineOptions.__subclasses__()}.values():
+        kind._add_argparse_args(parser)
+    return parser
+
+
+def _registered() -> list[str]:
+    return [name for action in _parser()._actions for name in action.option_strings if name.startswith("--")]
+
+
+def _check_values(given: Sequence[str]) -> None:
+    parser = _parser()
+
+    def fail(message: str) -> None:
+        raise ConfigError(f"an option of Beam: {message}")
+
+    parser.error = fail  # type: ignore[assignment,method-assign]
+    try:
+        _, rest = parser.parse_known_args(list(given))
+    except argparse.ArgumentError as error:
+        raise ConfigError(f"an option of Beam: {error}") from error
+    if rest:
+        raise ConfigError(f"'{rest[0]}' belongs to no flag", "a prompt goes after --predict_data")

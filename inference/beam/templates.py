@@ -1,0 +1,65 @@
+"""The prompt of a step as a template over the row and the answers before it.
+
+Knows Jinja; knows nothing about models. Templates run in Jinja's sandbox.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+from inference.errors import ConfigError, InputError
+
+
+class Template:
+    """A Jinja template.
+
+    Args:
+        where: what to name in errors.
+
+    Attributes:
+        names: what it names.
+
+    Raises:
+        ConfigError: it is no template.
+    """
+
+    def __init__(self, source: str, where: str):
+        from jinja2 import TemplateError, meta
+
+        self._source, self._where = source, where
+        try:
+            self.names = frozenset(meta.find_undeclared_variables(self._environment().parse(source)))
+        except TemplateError as error:
+            raise ConfigError(f"{where} is no template: {error}") from error
+
+    def render(self, values: Mapping[str, Any]) -> str:
+        """The text.
+
+        Raises:
+            InputError: it names what the row has not, or makes nothing.
+        """
+        from jinja2 import TemplateError
+
+        try:
+            text = self._compiled.render(values)
+        except (TemplateError, TypeError, ValueError) as error:
+            raise InputError(f"{self._where} cannot be filled in: {error}") from error
+        if not text.strip():
+            raise InputError(f"{self._where} makes an empty prompt of this row")
+        return text
+
+    @cached_property
+    def _compiled(self) -> Any:
+        return self._environment().from_string(self._source)
+
+    @staticmethod
+    def _environment() -> Any:
+        from jinja2 import StrictUndefined
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        return ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_compiled"}

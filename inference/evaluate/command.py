@@ -1,0 +1,208 @@
+"""`--run_mode evaluate` on prompts with references: everything is checked, then the models run, one after the other.
+
+Knows configs, files and streams; the measuring is in the modules beside.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from inference.config import InferenceConfig, load_config
+from inference.config.presets import find_preset, is_preset
+from inference.context import build_context, check_device
+from inference.errors import EXIT_GATE, EXIT_ROWS_FAILED, ConfigError, InferenceError
+from inference.evaluate.examples import Example, have_references, read_examples
+from inference.evaluate.gate import Gate, Verdict, check_gate
+from inference.evaluate.metrics import Metric, choose_metrics
+from inference.evaluate.report import report, verdict_of
+from inference.evaluate.result import ALL, Evaluation, Sampling, read_evaluation
+from inference.evaluate.rows import answer_examples, encode_reference
+from inference.generation.model import GenerativeModel, longest_row, make_encoder, positions_needed, weight_format_of
+from inference.generation.perplexity import positions_needed as score_positions
+from inference.generation.text import EncodedPrompt, Encoder
+from inference.jobs.figures import check_target
+from inference.jobs.journal import replace_file
+from inference.jobs.progress import ProgressLine
+from inference.llm import LLM
+from inference.models.source import ModelSource, resolve
+from inference.report import load_progress, say
+
+
+def is_asked_for(config: InferenceConfig, values: Sequence[str]) -> bool:
+    """Whether answers are to be compared with references: the rows have some, or the settings make no sense without."""
+    return bool(config.evaluate.model_fields_set) or have_references(values, config.evaluate.reference_key)
+
+
+def evaluate_answers(config: InferenceConfig, values: Sequence[str]) -> int:
+    """Answers prompts and compares with their references; scores go to standard output.
+
+    Returns:
+        The exit code: 0, 3 where rows failed, or 4 where a threshold was not kept.
+    """
+    ready = check_evaluation(config, values)
+    examples, metrics, sampling, other = ready.examples, ready.metrics, ready.sampling, ready.other
+    evaluation = ready.model.evaluate(examples, metrics, sampling)
+    if other is not None:
+        evaluation.compare(other if isinstance(other, Evaluation) else other.evaluate(examples, metrics, sampling))
+    verdicts = check_gate(evaluation, ready.gate)
+    _write(config, evaluation, verdicts)
+    _print(config, evaluation)
+    for verdict in verdicts:
+        say(f"{'kept' if verdict.passed else 'not kept'}: {verdict}")
+    if not all(verdict.passed for verdict in verdicts):
+        return EXIT_GATE
+    if evaluation.num_failed:
+        first = next(row for row in evaluation.rows if row.error)
+        say(f"{evaluation.num_failed:,} of {len(evaluation.rows):,} rows failed, the first: {first.error}")
+    return EXIT_ROWS_FAILED if evaluation.num_failed else 0
+
+
+def check_evaluation(config: InferenceConfig, values: Sequence[str]) -> Ready:
+    """Finds every mistake that can be found without computing.
+
+    Raises:
+        InferenceError: the first one.
+    """
+    settings = config.evaluate
+    sampling = Sampling(settings.bootstrap_samples, settings.confidence, config.seed or 0)
+    gate = Gate(settings.min_score, settings.max_score, settings.max_drop)
+    gate.check_names()
+    examples = read_examples(values, settings.reference_key, settings.slice_key)
+    gate.check_names(sorted({name for example in examples for name in example.slices}))
+    metrics = choose_metrics(_metric_names(settings.metrics, gate), say)
+    for target, flag in ((settings.result_file, "--result_file"), (settings.report_file, "--report_file")):
+        if target:
+            check_target(Path(target), flag)
+    model, other = _Model.of(config), _other(config, metrics, sampling)
+    if gate.max_drop and other is None:
+        raise ConfigError("max_drop compares two models, and there is one", "give --compare_with")
+    if isinstance(other, Evaluation):
+        other.rows_of([(example.prompt.custom_id, example.references) for example in examples])
+    return Ready(examples, metrics, sampling, gate, model, other)
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A model that has been found and not loaded."""
+
+    source: ModelSource
+    encoder: Encoder
+
+    @classmethod
+    def of(cls, config: InferenceConfig) -> _Model:
+        check_device(config)
+        source = resolve(config)
+        return cls(source, make_encoder(source, source.tokenizer(), source.generation))
+
+    def evaluate(self, examples: Sequence[Example], metrics: Sequence[Metric], sampling: Sampling) -> Evaluation:
+        """Loads it, measures it and lets go of it."""
+        source, pairs = self.source, self.source.pairs()
+        build_context(source.config)
+        assert self.encoder.tokenizer is not None
+        model = GenerativeModel(
+            source,
+            pairs,
+            positions=self._positions(examples),
+            row=longest_row(self._encoded(examples), source),
+            progress=load_progress(pairs),
+        )
+        progress = _Progress(source.name, len(examples))
+        with LLM(model, self.encoder.tokenizer) as llm:
+            wanted = any(metric.name == "perplexity" for metric in metrics)
+            rows = answer_examples(llm, examples, perplexity=wanted, progress=progress)
+        progress.clear()
+        return Evaluation(source.name, rows, metrics, sampling, {"weight_dtype": weight_format_of(source, pairs).value})
+
+    def _positions(self, examples: Sequence[Example]) -> int:
+        references = [encode_reference(self.encoder, example) for example in examples]
+        longest = max((len(found[0]) for found in references if found), default=0)
+        to_score = score_positions(self.source.config.engine.block_size, longest)
+        return max(positions_needed(self._encoded(examples), self.source), to_score)
+
+    def _encoded(self, examples: Sequence[Example]) -> list[EncodedPrompt]:
+        encoded = []
+        for row, example in enumerate(examples):
+            try:
+                encoded.append(self.encoder.encode(row, example.prompt))
+            except InferenceError:
+                continue  # it fails when it is its turn
+        return encoded
+
+
+@dataclass(frozen=True)
+class Ready:
+    """An evaluation of which everything has been checked, and nothing computed; `other` is what to compare with."""
+
+    examples: Sequence[Example]
+    metrics: Sequence[Metric]
+    sampling: Sampling
+    gate: Gate
+    model: _Model
+    other: _Model | Evaluation | None
+
+
+class _Progress:
+    """How many rows are answered, now and then on stderr."""
+
+    def __init__(self, model: str, total: int):
+        self._line = ProgressLine(sys.stderr, sys.stderr.isatty())
+        self._model, self._total = model, total
+        self.clear = self._line.clear
+
+    def __call__(self, done: int) -> None:
+        if self._line.is_due:
+            self._line.show(f"{self._model}: {done:,} of {self._total:,} rows answered", 0.0)
+
+
+def _metric_names(names: Sequence[str] | None, gate: Gate) -> Sequence[str] | None:
+    """The metrics that are asked for, and those that thresholds need."""
+    if names is None:
+        choose_metrics(sorted(gate.metric_names()), say)
+        return None
+    return [*names, *sorted(gate.metric_names())]
+
+
+def _other(config: InferenceConfig, metrics: Sequence[Metric], sampling: Sampling) -> _Model | Evaluation | None:
+    """What the model is to be compared with. Its config is taken as it is in its file: flags are for the first."""
+    name = config.evaluate.compare_with
+    if name is None:
+        return None
+    if name.lower().endswith(".json"):
+        return read_evaluation(Path(name), metrics, sampling)
+    return _Model.of(load_config(find_preset(name) if is_preset(name) and not Path(name).is_file() else name))
+
+
+def _write(config: InferenceConfig, evaluation: Evaluation, verdicts: Sequence[Verdict]) -> None:
+    settings = config.evaluate
+    if settings.result_file:
+        values = evaluation.as_dict()
+        values["thresholds"] = [{"threshold": v.threshold, "value": v.value, "kept": v.passed} for v in verdicts]
+        replace_file(Path(settings.result_file), json.dumps(values, indent=1, ensure_ascii=False).encode() + b"\n")
+    if settings.report_file:
+        replace_file(Path(settings.report_file), report(evaluation, verdicts).encode())
+
+
+def _print(config: InferenceConfig, evaluation: Evaluation) -> None:
+    """A line for each slice and metric; JSON without the answers if that is asked for."""
+    if config.output.format == "json":
+        values = evaluation.as_dict()
+        del values["answers"]
+        print(json.dumps(values, ensure_ascii=False))
+        return
+    other = evaluation.comparison
+    for name in evaluation.slices:
+        for metric, score in evaluation.scores[name].items():
+            label = metric if name == ALL else f"{metric}@{name}"
+            line = f"{label:<28} {score.value:9.4f}  [{score.low:.4f}, {score.high:.4f}]"
+            if other:
+                found = other.differences[name][metric]
+                line += (
+                    f"  {other.model} {other.scores[name][metric].value:.4f}"
+                    f"  difference {found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
+                    f" {verdict_of(metric, found.low, found.high)}"
+                )
+            print(line)

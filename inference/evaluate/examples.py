@@ -1,0 +1,104 @@
+"""Rows to evaluate on: a prompt, its references, and the slices that it belongs to.
+
+Knows .jsonl files; knows nothing about models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from inference.errors import InputError
+from inference.inputs.files import ByteFile, check_file
+from inference.inputs.rows import decode_line, is_blank
+from inference.prompts import Prompt, RowError, parse_object, prompt_from_mapping
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt and what would be a right answer.
+
+    Args:
+        references: one or more right answers; the first is the one whose perplexity is measured.
+        slices: names of the parts of the data that it is in, such as `sum` or `language=de`.
+    """
+
+    prompt: Prompt
+    references: tuple[str, ...]
+    slices: tuple[str, ...] = ()
+
+
+def read_examples(values: Sequence[str], reference_key: str, slice_key: str) -> list[Example]:
+    """All rows of files; a reference is a text or a list of texts, a slice a text, a list of texts or a mapping.
+
+    Raises:
+        InputError: a file that is missing or no .jsonl, or a row that cannot be used; with its line.
+    """
+    examples = [example for value in values for example in _file_examples(value, reference_key, slice_key)]
+    if not examples:
+        raise InputError(
+            "there is no row to evaluate on", "give --predict_data a .jsonl file of prompts and references"
+        )
+    seen: dict[str, str] = {}
+    for example in examples:
+        where, name = example.prompt.where, example.prompt.custom_id
+        if name in seen:
+            raise InputError(f"{where}: custom_id '{name}' is that of {seen[name]} too", "give each row its own")
+        seen[name] = where
+    return examples
+
+
+def have_references(values: Sequence[str], reference_key: str) -> bool:
+    """Whether the first row of the first file has a reference."""
+    if not values or not values[0].lower().endswith(SUFFIXES):
+        return False
+    check_file(values[0], SUFFIXES)
+    for _, row, where in _objects(values[0]):
+        return row.get(_key(row, reference_key, where)) is not None
+    return False
+
+
+def _file_examples(value: str, reference_key: str, slice_key: str) -> Iterator[Example]:
+    if not value.lower().endswith(SUFFIXES):
+        raise InputError(f"--predict_data: {value} is no .jsonl file", "prompts with references come as JSON lines")
+    check_file(value, SUFFIXES)
+    for number, row, where in _objects(value):
+        references = _texts(row.pop(_key(row, reference_key, where), None))
+        if not references:
+            raise RowError(f"{where}: no reference in this row", f"'{reference_key}' is a text or a list of texts")
+        slices = _slices(row.pop(slice_key, None), where)
+        yield Example(prompt_from_mapping(row, where, f"{value}:{number}"), references, slices)
+
+
+def _objects(value: str) -> Iterator[tuple[int, dict[str, Any], str]]:
+    for number, data in ByteFile(value).lines():
+        if not is_blank(data):
+            where = f"{value}:{number}"
+            yield number, parse_object(decode_line(data, number, where), where), where
+
+
+def _key(row: Mapping[str, Any], key: str, where: str) -> str:
+    """`reference`, or `references` where the row has that."""
+    plural = f"{key}s"
+    if key in row and plural in row:
+        raise RowError(f"{where}: both '{key}' and '{plural}' in this row", "keep one")
+    return plural if plural in row else key
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    texts = value if isinstance(value, list) else [value]
+    return tuple(texts) if all(isinstance(text, str) for text in texts) else ()
+
+
+def _slices(value: Any, where: str) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if isinstance(value, Mapping):
+        return tuple(f"{key}={name}" for key, name in value.items())
+    names = value if isinstance(value, list) else [value]
+    if not all(isinstance(name, (str, int)) for name in names):
+        raise RowError(f"{where}: a slice is a text, a list of texts, or a mapping of them")
+    return tuple(map(str, names))

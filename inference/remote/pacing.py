@@ -1,0 +1,76 @@
+"""How fast requests may go, and how long to wait before a further try.
+
+Knows clocks; knows nothing about HTTP but the form of Retry-After.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from datetime import timezone
+from email.utils import parsedate_to_datetime
+
+# Requests that may begin at once after a pause, in seconds of the rate.
+BURST = 1.0
+
+
+class RateLimit:
+    """Lets so many through in a second, evenly but for a burst of one second's worth after a pause.
+
+    Args:
+        per_second: None for any number.
+    """
+
+    def __init__(
+        self,
+        per_second: float | None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ):
+        self._per_second, self._clock, self._sleep = per_second, clock, sleep
+        self._lock = threading.Lock()
+        # When the next one may begin, if there was no burst (the generic cell rate algorithm).
+        self._due = -float("inf")
+        self._not_before = -float("inf")
+
+    def wait(self) -> None:
+        """Waits until it is one's turn."""
+        with self._lock:
+            now = self._clock()
+            begin = max(now, self._not_before)
+            if self._per_second is not None:
+                step = 1 / self._per_second
+                begin = max(begin, self._due - max(BURST - step, 0.0))
+                self._due = max(self._due, begin) + step
+        if begin > now:
+            self._sleep(begin - now)
+
+    def hold(self, seconds: float) -> None:
+        """Lets nobody begin for some time: the endpoint has asked for that."""
+        with self._lock:
+            self._not_before = max(self._not_before, self._clock() + seconds)
+
+
+def backoff(attempt: int, first: float, longest: float, draw: Callable[[], float] = random.random) -> float:
+    """Seconds to wait after the try number `attempt`, from 0: exponential, and of that between a half and all, at
+    random, so that rows which failed together do not come back together.
+    """
+    return min(first * 2.0 ** min(attempt, 60), longest) * (0.5 + 0.5 * draw())
+
+
+def retry_after(value: str | None, now: Callable[[], float] = time.time) -> float | None:
+    """Seconds that a Retry-After header asks for (RFC 9110, 10.2.3): a number, or a date; None for anything else."""
+    if value is None:
+        return None
+    text = value.strip()
+    if text.isascii() and text.isdecimal():
+        return float(text[:9])
+    try:
+        moment = parsedate_to_datetime(text)
+    except (ValueError, TypeError, IndexError):
+        return None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=timezone.utc)
+    return max(moment.timestamp() - now(), 0.0)
