@@ -25,4 +25,5 @@ python=$PYTHON_IN_VENV
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 "$python" -m mypy inference
-exec "$python" -m pytest "$@"
+# Two files at a time: much of a test's time is the start of a process.
+exec "$python" -m pytest -n 2 --dist loadfile "$@"
