@@ -134,7 +134,7 @@ class TestWhatIsRefused:
             ("[]", "config.json must hold an object"),
             ("\xff", "config.json is not valid JSON"),
             ("{}", "config.json: no architecture is named"),
-            ('{"architectures": ["GPT2LMHeadModel"]}', "architecture 'GPT2LMHeadModel' is not supported"),
+            ('{"architectures": ["BertForMaskedLM"]}', "architecture 'BertForMaskedLM' is not supported"),
             ('{"architectures": ["LlamaForCausalLM"]}', "config.json: .* is missing"),
         ],
     )
