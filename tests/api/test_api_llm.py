@@ -103,8 +103,7 @@ def test_settings_are_checked_before_anything_is_asked_for(llm):
 
 
 def test_rows_that_cannot_run_are_returned_where_that_is_asked_for(llm, monkeypatch):
-    scheduler_capacity = 16 * 20
-    monkeypatch.setattr("inference.scheduler.Scheduler.capacity", property(lambda self: scheduler_capacity))
+    monkeypatch.setattr(llm.model.runner.blocks, "capacity", 20)
     rows = [" ", SUM, {"prompt": SUM, "top_pp": 1, "custom_id": "typo"}, {"prompt": STORY, "max_new_tokens": 400}]
     found = {c.index: c for c in llm.generate(rows, return_errors=True)}
     assert found[1].text == " 19" and found[1].error is None

@@ -90,24 +90,22 @@ def requests_of(model: GenerativeModel, tokenizer: Tokenizer) -> list[Request]:
     return requests
 
 
-@pytest.mark.parametrize("blocks", [12, 20])
 def test_in_any_company_and_put_back(
-    model: GenerativeModel, tokenizer: Tokenizer, blocks: int, monkeypatch: pytest.MonkeyPatch
+    model: GenerativeModel, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In caches for a row or a few; with the native kernels log probabilities are the same to the last bit."""
-    if not model.runner.kernels.NARROW and blocks != 20:
-        pytest.skip("one size is enough for the slow kernels")
+    """In a cache for little more than a row: tokens and log probabilities are the same to the last bit."""
+    if not model.runner.kernels.NARROW:
+        pytest.skip("stock operators do not give the same bits in every batch, and are slow")
     alone = requests_of(model, tokenizer)
     for request in alone:
         run(Engine(model.runner), [request])
-    monkeypatch.setattr(model.runner, "blocks", BlockPool(blocks, model.runner.block_size))
+    monkeypatch.setattr(model.runner, "blocks", BlockPool(12, model.runner.block_size))
     metrics = RunMetrics()
     for order in (1, -1):
         together = requests_of(model, tokenizer)
         run(Engine(model.runner, max_batch_tokens=50, metrics=metrics), together[::order])
         assert [r.output_ids for r in together] == [r.output_ids for r in alone]
-        if model.runner.kernels.NARROW:
-            assert [r.logprobs for r in together] == [r.logprobs for r in alone]
+        assert [r.logprobs for r in together] == [r.logprobs for r in alone]
     assert metrics.preemptions > 0
 
 
