@@ -55,7 +55,6 @@ FLAGS = [
     (["--min_length", "3", "again"], "there is no flag --min_length; did you mean '--generation_config.min_length'?"),
     (["--seed", "1", "again"], "'again' belongs to no flag; a prompt goes after --predict_data"),
     (["--show_completion", "tcsh"], "'tcsh' is not one of 'bash', 'zsh', 'fish'"),
-    (["--use_parallel", "True"], "give --use_parallel False"),
 ]
 
 
