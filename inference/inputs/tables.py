@@ -63,6 +63,9 @@ def parquet_rows(file: ByteFile, prompt_column: str, id_column: str) -> Iterator
     header = list(table.schema_arrow.names)
     column_of(header, prompt_column, file.name)
     columns = [prompt_column, *([id_column] if id_column in header else [])]
+    # pyarrow 19 finds fault with a file without rows.
+    if not table.metadata.num_rows:
+        return
     number = 0
     try:
         for batch in table.iter_batches(batch_size=BATCH, columns=columns):

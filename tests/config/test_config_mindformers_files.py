@@ -132,6 +132,8 @@ def test_a_file_of_the_older_style_runs(graph_mode, name: str, tmp_path: Path) -
     path = written(name, tmp_path)
     own = yaml.safe_load(TEXTS[name])["model"]["model_config"]
     place = [Override("context.device_target", "CPU", "--device_target"), Override("load_checkpoint", "", "--x")]
+    # Many are for the processes of several devices.
+    place.append(Override("use_parallel", False, "--use_parallel"))
     config = load_config(path, overrides=[*_shrunk(own), *place, Override("engine.random_weights", True, "--x")])
     try:
         rows = _runs(config)

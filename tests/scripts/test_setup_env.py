@@ -135,7 +135,7 @@ def test_tests_run_without_an_index_and_say_what_is_skipped(copy):
 def test_arguments_of_the_tests_go_to_pytest_last(copy):
     lines = copy.run("test.sh", "-k", "x y").stdout.splitlines()
     assert [line.split("> <")[1].rstrip(">") for line in lines] == ["ruff", "ruff", "mypy", "pytest"]
-    assert lines[-1].endswith("<pytest> <-k> <x y>")
+    assert lines[-1].endswith("<pytest> <-n> <2> <--dist> <loadfile> <-k> <x y>")
 
 
 def test_a_change_of_setup_cfg_installs_again(copy):
