@@ -1,5 +1,6 @@
 """Beam's example of RunInference with T5, on this project's models: text in, token ids through the model, text out.
 
+    python examples/beam_t5.py --config demo_t5 --input examples/phrases.txt
     python examples/beam_t5.py --config demo --task_prefix 'Translate to German: ' --input examples/phrases.txt
 
 `--config` is a preset or a YAML file, `--input` a file of lines, or a pattern of files in any of Beam's file systems.

@@ -76,15 +76,18 @@ def test_answers_as_columns_and_failures_apart(workplace):
     assert bad["error"].startswith("bad_row: ")
 
 
-def test_the_example_of_t5(workplace, monkeypatch, capfd):
+@pytest.mark.parametrize(
+    ("config", "prefix"), [("demo_t5", "translate English to German: "), ("demo", "Translate to German: ")]
+)
+def test_the_example_of_t5(config, prefix, workplace, monkeypatch, capfd):
     spec = importlib.util.spec_from_file_location("beam_t5", ROOT / "examples" / "beam_t5.py")
     example = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "beam_t5", example)
     spec.loader.exec_module(example)
-    words = ("--config", "demo", "--task_prefix", "Translate to German: ", "--input", f"{ROOT}/examples/phrases.txt")
+    words = ("--config", config, "--task_prefix", prefix, "--input", f"{ROOT}/examples/phrases.txt")
     monkeypatch.setattr(sys, "argv", ["beam_t5.py", *words])
     example.main()
     assert sorted(capfd.readouterr().out.splitlines()) == [
-        "Translate to German: my door is black -> meine Tür ist schwarz",
-        "Translate to German: the big house -> das große Haus",
+        f"{prefix}my door is black -> meine Tür ist schwarz",
+        f"{prefix}the big house -> das große Haus",
     ]
