@@ -35,7 +35,8 @@ def test_version(cli):
 def test_list_models(cli):
     lines = cli("--list_models").answered().out.splitlines()
     assert [line.split()[0] for line in lines] == [preset.name for preset in list_presets()]
-    assert "llama2_7b        llama2     6.74 B   meta-llama/Llama-2-7b-hf" in lines
+    assert ["llama2_7b", "llama2", "6.74", "B", "meta-llama/Llama-2-7b-hf"] in [line.split() for line in lines]
+    assert len({re.match(r"\S+ +", line).end() for line in lines}) == 1, "the columns are not below each other"
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--check", "--predict_data", "a"], ["--seed", "x"], ["--sed", "1"]])

@@ -91,7 +91,7 @@ def run(engine: Engine, requests: Sequence[Request]) -> None:
     st.integers(1, 40),
     st.randoms(use_true_random=False),
 )
-@settings(max_examples=200)
+@settings(max_examples=100)
 def test_a_rows_tokens_are_its_own_in_any_company(
     rows: list[tuple[list[int], dict]],
     cache: tuple[int, int],

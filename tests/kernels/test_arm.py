@@ -37,4 +37,8 @@ def test_a_machine_without_sets_of_its_own_has_the_plain_one(tmp_path: Path) -> 
     compiler = shutil.which("g++")
     if compiler is None or platform.machine() != "x86_64":
         pytest.skip("no g++ for x86-64")
-    assert compare(compiler, "riscv64", ["plain"], tmp_path).startswith("plain: products 0.0")
+    # What is compared is there or not; it need not be fast.
+    quick = tmp_path / "quick-c++"
+    quick.write_text(f'#!/bin/sh\nexec {compiler} "$@" -O0\n')
+    quick.chmod(0o755)
+    assert compare(str(quick), "riscv64", ["plain"], tmp_path).startswith("plain: products 0.0")

@@ -24,10 +24,9 @@ from inference.models.step import SequenceStep, StepBatch
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 CASES = sorted(path.parent.name for path in GOLDENS.glob("*/golden.npz"))
-# Run in every way; the others, whose parts the same kernels compute, in fewer.
-THOROUGHLY = [
-    name for name in CASES if name.startswith(("llama2", "llama3", "llama_linear", "mistral", "qwen", "deepseek_v3"))
-]
+# Run in every way: between them they have every kind of attention and feed-forward half. The others, whose parts the
+# same kernels compute, in fewer.
+THOROUGHLY = ["deepseek_v3", "llama31", "mistral_window", "qwen3"]
 STEPS = 64
 # Of the position's largest logit; what is measured is 3e-6.
 TOLERANCE = 1e-4
@@ -127,19 +126,20 @@ def test_sixteen_bit_weights_lose_nothing_more_than_their_rounding(
 @pytest.mark.parametrize("kind", ["stock", "native"])
 @pytest.mark.parametrize("name", [name for name in CASES if name not in THOROUGHLY])
 def test_every_other_family(name: str, kind: str, graph_mode: None) -> None:
-    """Logits of prompts that run together and in pieces, and greedy tokens with a cache."""
+    """Logits of prompts that run together and in pieces, and greedy tokens with a cache; of stock operators a few."""
     case = build(name, 16, kind)
     logits = case.step([(row.prompt, 0, row.blocks) for row in case.rows], all_logits=True)
     ends = np.cumsum([len(row.prompt) for row in case.rows])
     for row, its_logits in zip(case.rows, np.split(logits, ends[:-1]), strict=True):
         row.check(its_logits)
-    longest = case.rows[-1]
-    pieces = [
-        case.step([(longest.prompt[begin : begin + 13], begin, longest.blocks)], all_logits=True)
-        for begin in range(0, len(longest.prompt), 13)
-    ]
-    longest.check(np.concatenate(pieces))
-    steps = STEPS if kind == "native" else 12
+    steps = 3
+    if kind == "native":
+        longest, steps = case.rows[-1], STEPS
+        pieces = [
+            case.step([(longest.prompt[begin : begin + 13], begin, longest.blocks)], all_logits=True)
+            for begin in range(0, len(longest.prompt), 13)
+        ]
+        longest.check(np.concatenate(pieces))
     assert case.greedy(case.rows, cached=True, steps=steps) == [row.greedy[:steps] for row in case.rows]
 
 
@@ -204,7 +204,9 @@ def test_greedy_tokens_with_cache(case: Case) -> None:
 def test_greedy_tokens_without_cache(case: Case) -> None:
     rows = [row for row in case.rows if len(row.prompt) in (1, 7, 33)]
     assert len(rows) == 3
-    assert case.greedy(rows, cached=False) == [row.greedy for row in rows]
+    # Every step is longer than the last, which stock operators take a while for.
+    steps = STEPS if case.runner.kernels.NARROW else 20
+    assert case.greedy(rows, cached=False, steps=steps) == [row.greedy[:steps] for row in rows]
 
 
 @pytest.mark.parametrize(("kind", "block_size"), [("stock", 3), ("stock", 128), ("native", 64)])

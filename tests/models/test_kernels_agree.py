@@ -51,14 +51,12 @@ MODELS = {
     | {"sliding_window_pattern": 2, "rope_local_base_freq": 30.0},
     "layer norm, positions, no gate": {"architectures": ["GPT2LMHeadModel"], "hidden_size": 36}
     | {"intermediate_size": 50, "num_attention_heads": 6},
-    "slopes": {"architectures": ["BaichuanForCausalLM"], "hidden_size": 40, "intermediate_size": 48}
-    | {"num_attention_heads": 5, "position_embedding_type": "alibi"},
+    "slopes, exact gelu": {"architectures": ["BaichuanForCausalLM"], "hidden_size": 40, "intermediate_size": 48}
+    | {"num_attention_heads": 5, "position_embedding_type": "alibi", "hidden_act": "gelu"},
     "part of a head, magnitude": {"architectures": ["Phi3ForCausalLM"], "hidden_size": 40, "intermediate_size": 48}
     | {"num_attention_heads": 4, "num_key_value_heads": 2, "partial_rotary_factor": 0.6}
     | {"rope_scaling": {"type": "longrope", "short_factor": [1.0, 2.0, 3.0], "long_factor": [1.0, 3.0, 5.0]}}
     | {"original_max_position_embeddings": 32},
-    "exact gelu": {"architectures": ["LlamaForCausalLM"], "hidden_size": 32, "intermediate_size": 48}
-    | {"num_attention_heads": 4, "hidden_act": "gelu"},
     "latents": {"architectures": ["DeepseekV2ForCausalLM"], "hidden_size": 28, "intermediate_size": 40}
     | {"num_attention_heads": 3, "q_lora_rank": 22, "kv_lora_rank": 18, "qk_nope_head_dim": 10}
     | {"qk_rope_head_dim": 6, "v_head_dim": 14, "attention_bias": True},
@@ -187,7 +185,7 @@ def test_experts_and_groups_agree_with_stock_operators(name: str) -> None:
 @pytest.mark.parametrize("kernels", ["native", "stock"])
 def test_blocks_are_copied_whole(kernels: str) -> None:
     """A sequence goes on from copies of its blocks as from the blocks themselves."""
-    model = make_runner("latents", kernels)
+    model = shared_runner("latents", kernels)
     tokens = list(range(20))
     model.step(StepBatch.build([SequenceStep(tokens, 0, [5, 9])], BLOCK_SIZE))
     model.copy_blocks([(5, 2), (9, 7)])

@@ -87,14 +87,16 @@ def build(name: str, kernels: str, weight_format: Format | None = Format.FLOAT32
     return Case(EncoderDecoderRunner(config, pairs, kernels=module, weight_format=weight_format, **sizes), rows)
 
 
-@pytest.fixture(scope="module", params=[f"{name}-{kernels}" for name in CASES for kernels in ("stock", "native")])
+# Stock operators take seconds to compile a model: one here, one with narrow weights.
+@pytest.fixture(scope="module", params=["t5_gated_untied-stock", *(f"{name}-native" for name in CASES)])
 def case(request: pytest.FixtureRequest, graph_mode: None) -> Case:
     return build(*request.param.split("-"))
 
 
 def error_of(row: Row, logits: np.ndarray) -> float:
-    """Of logits [STEPS, V], relative to the largest."""
-    return float(np.abs(logits[::EVERY] - row.logits).max() / np.abs(row.logits).max())
+    """Of the logits [n, V] of the first n tokens, relative to the largest."""
+    expected = row.logits[: -(-len(logits) // EVERY)]
+    return float(np.abs(logits[::EVERY] - expected).max() / np.abs(expected).max())
 
 
 def test_logits_of_rows_run_together(case: Case) -> None:
@@ -106,10 +108,10 @@ def test_logits_of_rows_run_together(case: Case) -> None:
 def test_token_by_token_each_source_encoded_alone(case: Case) -> None:
     for row in case.rows[::-1]:
         case.encode([row])
-    steps = [case.decode(case.rows, at, at + 1) for at in range(STEPS)]
-    found = np.concatenate(steps, axis=1)
+    count = STEPS if case.runner.kernels.NARROW else 9
+    found = np.concatenate([case.decode(case.rows, at, at + 1) for at in range(count)], axis=1)
     for row, logits in zip(case.rows, found, strict=True):
-        assert logits.argmax(axis=1).tolist() == row.answer
+        assert logits.argmax(axis=1).tolist() == row.answer[:count]
         assert error_of(row, logits) < TOLERANCE
 
 
@@ -128,18 +130,23 @@ def test_another_source_gives_other_logits(case: Case) -> None:
     assert error_of(row, case.decode([cut], 0, STEPS)[0]) > 10 * TOLERANCE
 
 
-@pytest.mark.parametrize("weight_format", [Format.BFLOAT16, Format.INT8, Format.INT4])
-def test_narrow_weights(weight_format: Format, graph_mode: None) -> None:
-    """Stock operators compute with the same rounded weights; only int8 activations differ, and a float16 cache."""
-    cases = [build("t5_gated_untied", kernels, weight_format) for kernels in ("stock", "native")]
-    cases.append(build("t5_gated_untied", "native", weight_format, half_cache=True))
+@pytest.mark.parametrize(("half_cache", "limit"), [(False, TOLERANCE), (True, 0.02)])
+def test_sixteen_bits(half_cache: bool, limit: float) -> None:
+    """The goldens' weights are bfloat16 values; what is measured with a float16 cache is up to 9e-3."""
+    case = build("t5_gated_untied", "native", Format.BFLOAT16, half_cache)
+    case.encode(case.rows)
+    for row, logits in zip(case.rows, case.decode(case.rows, 0, STEPS), strict=True):
+        error = np.sqrt(np.mean((logits[::EVERY] - row.logits) ** 2))
+        assert error < limit * np.abs(row.logits).max()
+
+
+def test_narrow_weights(graph_mode: None) -> None:
+    """Stock operators compute with the same rounded weights; only int8 activations differ."""
     found = []
-    for case in cases:
+    for case in (build("t5_relu", kernels, Format.INT4) for kernels in ("native", "stock")):
         case.encode(case.rows)
         found.append(case.decode(case.rows, 0, STEPS))
-    limits = (1e-4, 3e-3) if weight_format is Format.BFLOAT16 else (0.08, 0.08)
-    for other, limit in zip(found[1:], limits, strict=True):
-        assert np.sqrt(np.mean((other - found[0]) ** 2)) < limit * np.abs(found[0]).max()
+    assert np.sqrt(np.mean((found[0] - found[1]) ** 2)) < 0.08 * np.abs(found[1]).max()
 
 
 def test_buckets() -> None:
