@@ -399,13 +399,15 @@ class InferenceConfig(Section):
         for path, key, what in _NOT_YET:
             asked = self._layer.get(path)
             value = asked.get(key) if isinstance(asked, dict) else None
-            if value not in (None, "", 1):
+            if value not in (None, "", 1, *(QUANT_METHODS if key == "quant_method" else ())):
                 where = f"{self.origin('.'.join(path))}: {'.'.join(path)}"
                 raise ConfigError(f"{where} asks for {what} ({value}), which are not supported yet", "remove it")
         if self.adapter_id:
             raise ConfigError(f"{self.origin('adapter_id')}: adapter_id: adapters are not supported yet", "remove it")
 
 
+# Quantised checkpoints that are read.
+QUANT_METHODS = ("gptq", "awq", "compressed-tensors")
 _MODEL = ("model", "model_config")
 _NOT_YET = (
     ((*_MODEL, "pet_config"), "pet_type", "adapters"),
