@@ -89,9 +89,11 @@ class GgufFile:
         if field is None:
             return default
         try:
-            return field.contents()
+            value = field.contents()
         except (ValueError, IndexError) as error:
             raise CheckpointError(f"{self.path}: the field {name} is damaged", HINT) from error
+        # A number is stored as float32: the shortest that rounds to it is the one that was meant.
+        return float(str(np.float32(value))) if isinstance(value, float) else value
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """The shape of a tensor, rows first; None where there is none of the name."""

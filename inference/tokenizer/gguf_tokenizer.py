@@ -54,6 +54,8 @@ def read_gguf_tokenizer(path: Path, settings: Mapping[str, Any]) -> Tokenizer:
     }
     given = {key: value for key, value in settings.items() if value is not None}
     if model == "llama":
+        # llama.cpp puts the space that begins a text after a special token too, as Llama 2's tokenizer.json does.
+        own["legacy"] = True
         config = read_tokenizer_config(path, {**own, **given})
         return SentencePieceTokenizer(_model_proto(file, tokens, types, own), config, path)
     pre = file.get("tokenizer.ggml.pre", "default")
