@@ -175,7 +175,7 @@ class _Packed:
         if layout == "gemm":
             return self._of_columns(self.weights, begin, end).T
         # Words of a column follow one another down the rows.
-        return _unpack(_words(self.weights.columns(begin, end)).T, bits)
+        return _unpack(np.ascontiguousarray(_words(self.weights.columns(begin, end)).T), bits)
 
     def zero_points(self, begin: int, end: int) -> np.ndarray:
         """Of each row and group, int16 [rows, groups]."""

@@ -172,10 +172,10 @@ def _model_directory(config: InferenceConfig, checkpoint: Path | None) -> Path |
         return checkpoint
     if checkpoint is not None and (_directory_of(checkpoint) / CONFIG_FILE).is_file():
         return _directory_of(checkpoint)
-    given = config.pretrained_model_dir
-    if given and is_gguf(Path(given).expanduser()):
-        return Path(given).expanduser()
-    return locate_model(given, config=config) if given else None
+    directory = locate_model(config.pretrained_model_dir, config=config) if config.pretrained_model_dir else None
+    if directory is not None and checkpoint is not None and is_gguf(directory):
+        raise ConfigError(f"{directory} is a whole model, and {checkpoint} another's weights", "give one of the two")
+    return directory
 
 
 def _checkpoint_path(given: str, config: InferenceConfig) -> Path:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from sentencepiece import SentencePieceProcessor
 
+from inference.auto import AutoTokenizer
 from inference.config import load_config
 from inference.errors import CheckpointError, ConfigError, InferenceError, TokenizerError
 from inference.generation.model import weight_format_of
@@ -100,9 +101,9 @@ def test_a_file_answers_as_the_model_does(tmp_path) -> None:
     original = load_tokenizer(DEMO)
     write_gguf(DEMO, tmp_path / "demo.gguf", "F16", fields_of(original, DEMO))
     answers = []
-    (tmp_path / "file.yaml").write_text("load_checkpoint: demo.gguf\n")
-    for model in ("demo", "file.yaml"):
-        command = [sys.executable, ROOT / "run_inference.py", "--config", model, "--predict_data", "One day a girl"]
+    base = str(ROOT / "configs" / "base" / "predict_base.yaml")
+    for model in (["demo"], [base, "--pretrained_model_dir", "demo.gguf"]):
+        command = [sys.executable, ROOT / "run_inference.py", "--predict_data", "One day a girl", "--config", *model]
         settings = ["--do_sample", "False", "--max_new_tokens", "24", "--engine.weight_dtype", "float32"]
         done = subprocess.run(
             [*command, *settings], capture_output=True, text=True, cwd=tmp_path, env=dict(os.environ, PYTHONPATH=ROOT)
@@ -181,6 +182,10 @@ def test_settings_and_another_tokenizer_win(tmp_path) -> None:
     other = GOLDENS / "tokenizers" / "spm" / "tokenizer.model"
     assert len(load_tokenizer(path, settings={"vocab_file": str(other)})) == len(load_tokenizer(other.parent))
     assert source_of(path).generation.eos_token_id == (original.eos_token_id,)
+    assert len(AutoTokenizer.from_pretrained(path)) == len(original)
+    both = {"pretrained_model_dir": str(path), "load_checkpoint": str(directory)}
+    with pytest.raises(ConfigError, match="model.gguf is a whole model, and .* another's weights"):
+        resolve(load_config(both))
 
 
 def test_factors_of_rotary_frequencies(tmp_path) -> None:
