@@ -11,6 +11,7 @@ import json
 import math
 import mmap
 import os
+import re
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -258,7 +259,9 @@ def check_tensor(
     """The shape, after checking that the type is accepted and that `size` bytes are what the shape needs."""
     dims = tuple(shape)
     if dtype not in accepted:
-        raise CheckpointError(f"{path}: tensor '{name}' is of type {dtype}", f"accepted: {', '.join(accepted)}")
+        # Of an older GPTQ checkpoint, the config may be in another file.
+        hint = ", and integers with a quantization_config in config.json" if re.fullmatch(r"I\d+", dtype) else ""
+        raise CheckpointError(f"{path}: tensor '{name}' is of type {dtype}", f"accepted: {', '.join(accepted)}{hint}")
     if any(isinstance(dim, bool) or not isinstance(dim, int) or dim < 0 for dim in dims):
         raise CheckpointError(f"{path}: tensor '{name}' has the impossible shape {list(dims)}")
     if math.prod(dims) * ITEM_SIZES[dtype] != size:

@@ -1,13 +1,13 @@
-"""GGUF files: sizes, weights and what they say of the tokenizer, read through the package `gguf`.
+"""GGUF files: sizes and weights.
 
-Sources: the specification (github.com/ggml-org/ggml, docs/gguf.md), the constants of `gguf`, and for the blocks
-ggml-common.h. A block is 32 values of a row with a float16 scale d before them:
+Sources: the specification (github.com/ggml-org/ggml, docs/gguf.md), and for the blocks ggml-common.h. A block is 32
+values of a row with a float16 scale d before them:
 
 Q8_0  int8 q: the value is q * d, as in our int8.
 Q4_0  16 bytes, value i in the low half of byte i, value i + 16 in the high one: (q - 8) * d, as in our int4.
 
-Other quantised types are dequantised by `gguf`. Of the architecture `llama`, llama.cpp rotates neighbouring pairs of a
-head, so its rows of q and k lie in that order; `qwen2` and `qwen3` rotate halves, as Hugging Face has them.
+Other quantised types are dequantised by the package `gguf`. Of the architecture `llama`, llama.cpp rotates neighbouring
+pairs of a head, so its rows of q and k lie in that order; `qwen2` and `qwen3` rotate halves, as Hugging Face has them.
 """
 
 from __future__ import annotations
@@ -15,19 +15,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from inference.errors import CheckpointError, InferenceError
+from inference.errors import CheckpointError
 from inference.kernels.formats import GROUP
 from inference.models.checkpoint import Checkpoint, Segment, StoredTensor
 from inference.models.coded import Codes, QuantisedTensor, narrowest_form
-
-if TYPE_CHECKING:
-    import gguf
+from inference.models.gguf_header import HINT, GgufFile, GgufTensor, open_gguf
 
 # GGUF's architectures, and the ones that their files are of here.
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
@@ -63,60 +60,6 @@ FACTORS = "rope_freqs.weight"
 PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 # Bytes of a block of 32 values.
 BLOCKS = {"Q8_0": 34, "Q4_0": 18}
-HINT = "fetch the file again"
-
-
-class GgufFile:
-    """The header of a file: fields by name, and where its tensors are."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        try:
-            import gguf
-        except ImportError:
-            raise InferenceError(f"{path} needs the package gguf", "pip install gguf") from None
-        try:
-            self._reader = gguf.GGUFReader(path)
-        except (ValueError, IndexError, KeyError, OverflowError, OSError) as error:
-            raise CheckpointError(f"{path} is damaged or no GGUF file ({error})", HINT) from error
-        self.tensors: list[gguf.ReaderTensor] = self._reader.tensors
-        if self.get("split.count", 1) > 1:
-            raise CheckpointError(f"{path} is one of {self.get('split.count')} parts", "join them (llama-gguf-split)")
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """A field's value, a list for an array; the default where the file has no such field."""
-        field = self._reader.get_field(name)
-        if field is None:
-            return default
-        try:
-            value = field.contents()
-        except (ValueError, IndexError) as error:
-            raise CheckpointError(f"{self.path}: the field {name} is damaged", HINT) from error
-        # A number is stored as float32: the shortest that rounds to it is the one that was meant.
-        return float(str(np.float32(value))) if isinstance(value, float) else value
-
-    def shape(self, name: str) -> tuple[int, ...] | None:
-        """The shape of a tensor, rows first; None where there is none of the name."""
-        return next((_shape(tensor) for tensor in self.tensors if tensor.name == name), None)
-
-
-def open_gguf(path: Path) -> GgufFile:
-    """The header of a file, which is read once as long as the file is the same.
-
-    Raises:
-        InferenceError: the package gguf is not installed.
-        CheckpointError: a damaged file.
-    """
-    try:
-        state = path.stat()
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
-    return _opened(path, state.st_mtime_ns, state.st_size)
-
-
-@lru_cache(maxsize=2)
-def _opened(path: Path, changed: int, size: int) -> GgufFile:
-    return GgufFile(path)
 
 
 def read_gguf_config(path: Path) -> dict[str, Any]:
@@ -134,16 +77,16 @@ def read_gguf_config(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: GGUF files with experts are not read", "give the safetensors checkpoint")
     values = {ours: file.get(f"{architecture}.{theirs}") for ours, theirs in SIZES.items()}
     values = {key: value for key, value in values.items() if value is not None}
-    embedding = file.shape("token_embd.weight")
+    embedding = file.tensor("token_embd.weight")
     if embedding is None:
         raise CheckpointError(f"{path} holds no token_embd.weight", HINT)
     windowed = architecture == "llama" and "sliding_window" in values
     ends = [file.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
     values |= {
         "architectures": ["MistralForCausalLM" if windowed else ARCHITECTURES[architecture]],
-        "vocab_size": embedding[0],
-        "tie_word_embeddings": file.shape("output.weight") is None,
-        "qkv_bias": file.shape("blk.0.attn_q.bias") is not None,
+        "vocab_size": embedding.shape[0],
+        "tie_word_embeddings": file.tensor("output.weight") is None,
+        "qkv_bias": file.tensor("blk.0.attn_q.bias") is not None,
         "rotary_neighbours": architecture == "llama",
         "eos_token_id": list(dict.fromkeys(end for end in ends if end is not None)) or None,
     }
@@ -165,10 +108,12 @@ def _scaling(file: GgufFile, architecture: str, values: Mapping[str, Any]) -> di
         return {"rope_scaling": scaling}
     if kind != "none":
         raise CheckpointError(f"{file.path}: rope scaling '{kind}' of GGUF is not read", "read are linear and yarn")
-    stored = next((tensor for tensor in file.tensors if tensor.name == FACTORS), None)
+    stored = file.tensor(FACTORS)
     if stored is None:
         return {}
-    factors = [float(value) for value in np.asarray(stored.data, np.float32).reshape(-1)]
+    values_of = np.empty(stored.shape, np.float32)
+    _tensor(stored, file.path).read_into(values_of)
+    factors = [float(value) for value in values_of.reshape(-1)]
     length = values.get("max_position_embeddings")
     return {
         "rope_scaling": {
@@ -200,20 +145,16 @@ def _name(name: str) -> str:
     return f"{NAMES[stem]}.{kind}" if stem in NAMES else name
 
 
-def _shape(tensor: gguf.ReaderTensor) -> tuple[int, ...]:
-    return tuple(int(length) for length in reversed(tensor.shape))
-
-
-def _tensor(stored: gguf.ReaderTensor, path: Path) -> StoredTensor:
-    kind, name, shape = stored.tensor_type.name, _name(stored.name), _shape(stored)
-    segments = (Segment(path, int(stored.data_offset), int(stored.n_bytes)),)
+def _tensor(stored: GgufTensor, path: Path) -> StoredTensor:
+    kind, name, shape = stored.kind_name, _name(stored.name), stored.shape
+    segments = (Segment(path, stored.offset, stored.size),)
     if kind in PLAIN:
         return StoredTensor(name, PLAIN[kind], shape, segments)
     if len(shape) != 2:
         raise CheckpointError(f"{path}: tensor '{stored.name}' of type {kind} is {list(shape)}", "it must be a matrix")
-    data = StoredTensor(name, "uint8", (shape[0], int(stored.n_bytes) // max(shape[0], 1)), segments)
+    data = StoredTensor(name, "uint8", (shape[0], stored.size // max(shape[0], 1)), segments)
     if kind not in BLOCKS:
-        source = _OtherBlocks(data, int(stored.tensor_type))
+        source = _OtherBlocks(data, stored.kind)
         return _quantised(name, shape, segments, source, None, kind)
     blocks = _Blocks(data, kind, shape[1])
     lowest, highest = (-8, 7) if kind == "Q4_0" else (-128, 127)

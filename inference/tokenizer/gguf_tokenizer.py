@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from inference.errors import TokenizerError
-from inference.models.gguf_format import GgufFile, open_gguf
+from inference.models.gguf_header import HINT, GgufFile, open_gguf
 from inference.tokenizer.base import Tokenizer
 from inference.tokenizer.json_tokenizer import JsonTokenizer
 from inference.tokenizer.sentencepiece_tokenizer import BYTE, CONTROL, NORMAL, USER_DEFINED, SentencePieceTokenizer
@@ -38,8 +38,14 @@ def read_gguf_tokenizer(path: Path, settings: Mapping[str, Any]) -> Tokenizer:
     Raises:
         TokenizerError: there is none, or one of a kind that is not read.
     """
-    file = open_gguf(path)
-    model, tokens = file.get("tokenizer.ggml.model"), file.get("tokenizer.ggml.tokens")
+    try:
+        return _read(open_gguf(path), settings)
+    except (ValueError, TypeError, AttributeError, IndexError, struct.error) as error:
+        raise TokenizerError(f"the tokenizer in {path} is damaged ({error})", HINT) from error
+
+
+def _read(file: GgufFile, settings: Mapping[str, Any]) -> Tokenizer:
+    path, model, tokens = file.path, file.get("tokenizer.ggml.model"), file.get("tokenizer.ggml.tokens")
     if model not in ("llama", "gpt2") or not tokens:
         raise TokenizerError(
             f"{path} has a tokenizer of kind {model}, which is not read",

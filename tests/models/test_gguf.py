@@ -228,8 +228,27 @@ def test_damage_is_named(keep: int, tmp_path) -> None:
 
 
 def test_the_package_is_asked_for_by_name(tmp_path, monkeypatch) -> None:
-    path = tmp_path / "model.gguf"
-    write_gguf(GOLDENS / "llama2_gqa", path, "F16")
+    """Only where a file has blocks that we do not know."""
+    for kinds in ("F16", {"o_proj.weight": "Q5_0", "": "F16"}):
+        write_gguf(GOLDENS / "llama2_gqa", tmp_path / f"{len(kinds)}.gguf", kinds)
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(InferenceError, match="needs the package gguf; pip install gguf"):
-        source_of(path)
+    assert source_of(tmp_path / "3.gguf").pairs()
+    with pytest.raises(InferenceError, match="needs? the package gguf; pip install gguf"):
+        source_of(tmp_path / "2.gguf")
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_a_damaged_header_is_one_of_our_errors_or_none(seed: int, tmp_path) -> None:
+    random = np.random.default_rng(seed)
+    path = tmp_path / "model.gguf"
+    write_gguf(GOLDENS / "llama2_gqa", path, "F16", fields_of(load_tokenizer(DEMO), DEMO))
+    data = bytearray(path.read_bytes())
+    for _ in range(3):
+        data[random.integers(0, len(data) // 3)] ^= 1 << random.integers(0, 8)
+    path.write_bytes(data)
+    try:
+        source = source_of(path)
+        source.pairs()
+        source.tokenizer()
+    except InferenceError as error:
+        assert "model.gguf" in str(error)
