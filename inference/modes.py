@@ -28,6 +28,7 @@ from inference.generation.model import (
     make_encoder,
     positions_needed,
     run_follower,
+    say_what_becomes_of,
     weight_format_of,
 )
 from inference.generation.perplexity import positions_needed as score_positions
@@ -48,7 +49,7 @@ from inference.metrics import RunMetrics, StartupTimes, process_age
 from inference.models.convert import check_target as check_converted
 from inference.models.convert import convert as write_converted
 from inference.models.shards import Pairs
-from inference.models.source import ModelSource, resolve
+from inference.models.source import ModelSource, is_gguf, resolve
 from inference.parallel.rendezvous import NobodyNeededError
 from inference.parallel.start import Ranks, join, threads_per_rank
 from inference.parallel.topology import WORLD_SIZE, check_topology
@@ -294,6 +295,8 @@ def convert(config: InferenceConfig, force: bool = False) -> Path:
     check_device(config)
     check_backend(config)
     source = resolve(config)
+    if source.directory is not None and is_gguf(source.directory):
+        raise ConfigError(f"{source.directory} is a GGUF file, which is not converted", "it is used as it is")
     parts = [(source.shard(rank), source.pairs(rank) or []) for rank in range(source.ranks)]
     pairs = [pair for _, part in parts for pair in part]
     if not pairs or source.packed is not None:
@@ -301,6 +304,7 @@ def convert(config: InferenceConfig, force: bool = False) -> Path:
     weight_format = weight_format_of(source, pairs)
     target = Path(config.output_dir) / f"{source.name}-{weight_format.value}"
     check_converted(target, force)
+    say_what_becomes_of(pairs, weight_format)
     try:
         from inference.kernels.library import pack_into, set_threads
 

@@ -32,9 +32,9 @@ _TRUE_WORDS = ("1", "ON", "YES", "TRUE")
 def locate_model(name_or_dir: str | Path, *, config: InferenceConfig | None = None) -> Path:
     """The directory of a model.
 
-    In this order: `demo` and `demo_t5` come with the package; an existing directory is itself; a name is looked for in
-    `$INFERENCE_MODEL_HOME/<name>` and `./checkpoint_download/<name>`; then the preset's `model.hub_id`, or an
-    `org/name`, is fetched with huggingface_hub, from its cache alone where HF_HUB_OFFLINE is set.
+    In this order: `demo` and `demo_t5` come with the package; an existing directory or GGUF file is itself; a name is
+    looked for in `$INFERENCE_MODEL_HOME/<name>` and `./checkpoint_download/<name>`; then the preset's `model.hub_id`,
+    or an `org/name`, is fetched with huggingface_hub, from its cache alone where HF_HUB_OFFLINE is set.
 
     Args:
         name_or_dir: a directory, a preset's name, or a Hugging Face repository id.
@@ -49,10 +49,10 @@ def locate_model(name_or_dir: str | Path, *, config: InferenceConfig | None = No
     if not name.strip() or "\0" in name:
         raise ModelNotFoundError("no model is named", "give a directory, a preset's name, or an org/name")
     path = Path(os.path.expanduser(name))  # noqa: PTH111  (Path.expanduser fails for unknown users)
-    if path.is_dir():
+    if path.is_dir() or (path.suffix == ".gguf" and path.is_file()):
         return path
     if path.is_file():
-        hint = "give its directory; a file of weights goes into load_checkpoint"
+        hint = "give its directory, or a .gguf file; other files of weights go into load_checkpoint"
         raise ModelNotFoundError(f"{name} is a file, not a model directory", hint)
     if not (_NAME.match(name) or _HUB_ID.match(name)):
         raise ModelNotFoundError(f"there is no model directory {name}", _nearest_directory(path))

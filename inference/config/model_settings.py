@@ -183,6 +183,7 @@ class ModelSettings(Section):
     # Types of the stored weights.
     torch_dtype: OptionalText = Field(None, description="Type of the stored weights (transformers 4).")
     dtype: OptionalText = Field(None, description="Type of the stored weights (transformers 5).")
+    quantization_config: Free | None = Field(None, description="How they are quantised: gptq, awq, compressed-tensors.")
 
     # Generation; outranked by the section generation_config.
     max_decode_length: Count | None = Field(None, description="Most tokens of prompt and answer together.")
@@ -202,7 +203,6 @@ class ModelSettings(Section):
     # Weights.
     checkpoint_name_or_path: OptionalText = Field(None, description="Checkpoint, or the name of a model.")
     pet_config: Free | None = Field(None, description="Adapters (LoRA, prefix, p-tuning): not supported yet.")
-    quantization_config: Free | None = Field(None, description="Quantised weights: not supported yet.")
 
     # For an Ascend device; nothing else acts on them.
     batch_size: Count | None = Field(None, description="Rows of a static batch.")
@@ -266,6 +266,6 @@ def _names(first: str, last: str) -> frozenset[str]:
     return frozenset(names[names.index(first) : names.index(last) + 1])
 
 
-ARCHITECTURE_KEYS = _names("type", "dtype")
+ARCHITECTURE_KEYS = _names("type", "quantization_config")
 GENERATION_KEYS = _names("max_decode_length", "use_past")
 DEVICE_KEYS = _names("batch_size", "residual_dtype")

@@ -301,13 +301,17 @@ class InferenceConfig(Section):
     )
     output_dir: str = Field("./output", description="Directory for what a run writes.")
     use_parallel: bool = Field(False, description="Run on several devices; the launcher starts a process for each.")
-    load_checkpoint: OptionalText = Field(None, description="Directory or file of the weights.")
+    load_checkpoint: OptionalText = Field(
+        None, description="Directory or file of the weights; a GGUF file is a whole model."
+    )
     load_ckpt_format: Literal["safetensors", "ckpt"] | None = Field(None, description="Form of the weights.")
     auto_trans_ckpt: bool = Field(
         False,
         description="Either way each rank reads its part of a whole checkpoint, or its own of rank_0, rank_1, ...",
     )
-    pretrained_model_dir: OptionalText = Field(None, description="Hugging Face model directory, or a model's name.")
+    pretrained_model_dir: OptionalText = Field(
+        None, description="Hugging Face model directory, a GGUF file, or a model's name."
+    )
     checkpoint_name_or_path: OptionalText = Field(None, description="Checkpoint, or the name of a model.")
     predict_batch_size: Count | None = Field(None, description="Most sequences that run together.")
     adapter_id: Texts | None = Field(None, description="Adapters of the prompts: not supported yet.")
@@ -399,13 +403,15 @@ class InferenceConfig(Section):
         for path, key, what in _NOT_YET:
             asked = self._layer.get(path)
             value = asked.get(key) if isinstance(asked, dict) else None
-            if value not in (None, "", 1):
+            if value not in (None, "", 1, *(QUANT_METHODS if key == "quant_method" else ())):
                 where = f"{self.origin('.'.join(path))}: {'.'.join(path)}"
                 raise ConfigError(f"{where} asks for {what} ({value}), which are not supported yet", "remove it")
         if self.adapter_id:
             raise ConfigError(f"{self.origin('adapter_id')}: adapter_id: adapters are not supported yet", "remove it")
 
 
+# Quantised checkpoints that are read.
+QUANT_METHODS = ("gptq", "awq", "compressed-tensors")
 _MODEL = ("model", "model_config")
 _NOT_YET = (
     ((*_MODEL, "pet_config"), "pet_type", "adapters"),

@@ -28,12 +28,13 @@ from inference.kernels.formats import Format
 from inference.metrics import RunMetrics
 from inference.models import cache
 from inference.models.checkpoint import StoredTensor
+from inference.models.coded import describe
 from inference.models.ranks import LeadingRunner, agree_on_blocks, follow, follow_on_blocks
 from inference.models.runner import ModelRunner, StepModel
 from inference.models.shards import Pairs, Shard
 from inference.models.source import ModelSource, resolve
 from inference.models.t5_config import AnyConfig, T5Config
-from inference.models.weights import stored_format, weight_bytes
+from inference.models.weights import quantised_tensors, stored_format, weight_bytes
 from inference.parallel.start import Ranks
 from inference.prompts import Prompt
 from inference.request import Request
@@ -324,6 +325,13 @@ def weight_format_of(source: ModelSource, pairs: Pairs | None) -> Format:
     return stored_format(pairs) if name == "auto" else Format(name)
 
 
+def say_what_becomes_of(pairs: Pairs | None, weight_format: Format) -> None:
+    """Says on stderr what a quantised checkpoint is read into; nothing about others."""
+    quantised = quantised_tensors(pairs)
+    if quantised:
+        print(describe(quantised, weight_format), file=sys.stderr, flush=True)
+
+
 def choose_kernels(config: InferenceConfig) -> ModuleType:
     """The kernels that `engine.kernels` asks for, said on stderr where they are not the fast ones."""
 
@@ -353,13 +361,16 @@ def build_runner(
 ) -> ModelRunner:
     """What this process has of a model, loaded; not compiled yet."""
     engine = source.config.engine
+    weight_format = weight_format_of(source, pairs)
+    if ranks is None or ranks.topology.rank == 0:
+        say_what_becomes_of(pairs, weight_format)
     return runner_class(source.model)(
         source.model,
         pairs,
         num_blocks=blocks,
         block_size=engine.block_size,
         kernels=kernels,
-        weight_format=weight_format_of(source, pairs),
+        weight_format=weight_format,
         half_cache=engine.kv_cache_dtype == "float16" and kernels.NARROW,
         seed=source.config.seed or 0,
         progress=progress,

@@ -111,15 +111,40 @@ def pack_into(values: np.ndarray, weight_format: Format, panels: np.ndarray, fir
         values: float32, or uint16 that are elements of a 16-bit format already.
         panels: uint8 [panels, panel bytes]. Rows that nothing is written to must be 0 before.
     """
-    rows, columns = values.shape
+    _write(_items(values, weight_format), values.shape, weight_format, panels, first_row)
+
+
+def pack_codes_into(
+    codes: np.ndarray, scales: np.ndarray, weight_format: Format, panels: np.ndarray, first_row: int = 0
+) -> None:
+    """The same for a matrix that is quantised already: its values are codes * scales, and none is rounded.
+
+    Args:
+        codes: integers [rows, columns], from -8 to 7 for int4, from -128 to 127 for int8.
+        scales: float16 [rows, groups of 32 columns].
+    """
+    rows, columns = codes.shape
+    pairs = -(-columns // PAIR)
+    q = np.full((rows, pairs * PAIR), weight_format.zero, np.uint8)
+    q[:, :columns] = codes + weight_format.zero
+    whole = np.zeros((rows, 2 * pairs), np.float16)
+    whole[:, : scales.shape[1]] = scales
+    items = [whole.view("u2"), _words(q.reshape(rows, -1, GROUP), weight_format)]
+    _write(items, codes.shape, weight_format, panels, first_row)
+
+
+def _write(
+    items: list[np.ndarray], shape: tuple[int, ...], weight_format: Format, panels: np.ndarray, first_row: int
+) -> None:
+    rows, columns = shape
     check_room(panels, weight_format, first_row + rows, columns)
     first, last = first_row // PANEL, -(-(first_row + rows) // PANEL)
     # Rows of the first and the last panel may be other matrices': they are left as they are.
     lanes = np.arange(first * PANEL, last * PANEL).reshape(last - first, PANEL)
     ours = (lanes >= first_row) & (lanes < first_row + rows)
-    for field, items in zip(_fields(panels[first:last], weight_format), _items(values, weight_format), strict=True):
+    for field, item in zip(_fields(panels[first:last], weight_format), items, strict=True):
         by_lane = np.moveaxis(field, -1, 1)
-        by_lane[ours] = items.reshape(rows, *by_lane.shape[2:])
+        by_lane[ours] = item.reshape(rows, *by_lane.shape[2:])
 
 
 def _fields(panels: np.ndarray, weight_format: Format) -> list[np.ndarray]:
@@ -157,9 +182,14 @@ def _items(values: np.ndarray, weight_format: Format) -> list[np.ndarray]:
     limit = 127 if weight_format is Format.INT8 else 7
     lowest = -127 if weight_format is Format.INT8 else -8
     q = (np.clip(np.rint(groups * inverse), lowest, limit) + weight_format.zero).astype(np.uint8)
+    return [scales.view("u2"), _words(q, weight_format)]
+
+
+def _words(q: np.ndarray, weight_format: Format) -> np.ndarray:
+    """Unsigned values, uint8 [rows, groups, 32], as words."""
     if weight_format is Format.INT4:
         q = q[:, :, : GROUP // 2] | q[:, :, GROUP // 2 :] << 4
-    return [scales.view("u2"), np.ascontiguousarray(q).view("u4")]
+    return np.ascontiguousarray(q).view("u4")
 
 
 def to_bfloat16(values: np.ndarray) -> np.ndarray:

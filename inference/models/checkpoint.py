@@ -11,6 +11,7 @@ import json
 import math
 import mmap
 import os
+import re
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -20,9 +21,13 @@ import numpy as np
 
 from inference.errors import CheckpointError, ModelNotFoundError
 
+GGUF_SUFFIX = ".gguf"
 INDEX_NAME = "model.safetensors.index.json"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".npy", ".npz")
-ITEM_SIZES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8, "uint8": 1}
+FLOATS = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8, "uint8": 1}
+# What quantised weights are packed in.
+INTEGERS = {"int8": 1, "int32": 4, "int64": 8}
+ITEM_SIZES = {**FLOATS, **INTEGERS}
 STORED = {
     "float32": np.float32,
     "float16": np.float16,
@@ -137,11 +142,12 @@ class StoredTensor:
 Checkpoint = dict[str, StoredTensor]
 
 
-def open_checkpoint(path: Path, preferred: str | None = None) -> Checkpoint:
-    """The tensors of a `.safetensors` or `.ckpt` file, or of a directory that holds such files.
+def open_checkpoint(path: Path, preferred: str | None = None, integers: bool = False) -> Checkpoint:
+    """The tensors of a `.safetensors`, `.ckpt` or `.gguf` file, or of a directory that holds files of the first two.
 
     Args:
         preferred: `ckpt` takes the .ckpt file of a directory that has safetensors too.
+        integers: tensors of integers are accepted, which are for `quantised.dequantised`.
 
     Raises:
         ModelNotFoundError: nothing there, or nothing that can be read as weights.
@@ -150,10 +156,15 @@ def open_checkpoint(path: Path, preferred: str | None = None) -> Checkpoint:
     from inference.models.ckpt_format import read_ckpt_header
     from inference.models.safetensors_format import read_safetensors_header
 
+    if path.suffix == GGUF_SUFFIX and path.is_file():
+        from inference.models.gguf_format import read_gguf_tensors
+
+        return read_gguf_tensors(path)
     tensors: Checkpoint = {}
+    accepted = ITEM_SIZES if integers else FLOATS
     for file in checkpoint_files(path, preferred):
-        read_header = read_ckpt_header if file.suffix == ".ckpt" else read_safetensors_header
-        for tensor in read_header(file):
+        is_ckpt = file.suffix == ".ckpt"
+        for tensor in read_ckpt_header(file) if is_ckpt else read_safetensors_header(file, accepted):
             if tensor.name in tensors:
                 raise CheckpointError(f"{file}: tensor '{tensor.name}' is in another file of this checkpoint too")
             tensors[tensor.name] = tensor
@@ -174,7 +185,7 @@ def checkpoint_files(path: Path, preferred: str | None = None) -> list[Path]:
             "give a .safetensors or .ckpt file (transformers' save_pretrained writes safetensors)",
         )
     if path.suffix not in (".safetensors", ".ckpt"):
-        raise CheckpointError(f"{path}: not a checkpoint", "accepted: .safetensors, .ckpt, or a directory of them")
+        raise CheckpointError(f"{path}: not a checkpoint", "accepted: .safetensors, .ckpt, .gguf, or a directory")
     return [path]
 
 
@@ -242,12 +253,15 @@ def _indexed_files(index: Path) -> list[Path]:
     return [index.parent / name for name in names]
 
 
-def check_tensor(name: str, dtype: str, shape: Iterable[int], size: int, path: Path) -> tuple[int, ...]:
-    """The shape, after checking that the type is known and that `size` bytes are what the shape needs."""
+def check_tensor(
+    name: str, dtype: str, shape: Iterable[int], size: int, path: Path, accepted: Iterable[str] = tuple(FLOATS)
+) -> tuple[int, ...]:
+    """The shape, after checking that the type is accepted and that `size` bytes are what the shape needs."""
     dims = tuple(shape)
-    if dtype not in ITEM_SIZES:
-        accepted = ", ".join(ITEM_SIZES)
-        raise CheckpointError(f"{path}: tensor '{name}' is of type {dtype}", f"accepted: {accepted}")
+    if dtype not in accepted:
+        # Of an older GPTQ checkpoint, the config may be in another file.
+        hint = ", and integers with a quantization_config in config.json" if re.fullmatch(r"I\d+", dtype) else ""
+        raise CheckpointError(f"{path}: tensor '{name}' is of type {dtype}", f"accepted: {', '.join(accepted)}{hint}")
     if any(isinstance(dim, bool) or not isinstance(dim, int) or dim < 0 for dim in dims):
         raise CheckpointError(f"{path}: tensor '{name}' has the impossible shape {list(dims)}")
     if math.prod(dims) * ITEM_SIZES[dtype] != size:

@@ -489,9 +489,16 @@ def _storage(fields: Fields, family: Family) -> Storage:
     return replace(
         stored,
         normalised_head=normalised,
-        # MindFormers' ChatGLM can be converted with its rows in our order.
-        pairs="spread" if fields.flag("use_rearrange_rope", False) else stored.pairs,
+        pairs=_pairs(fields, stored.pairs),
     )
+
+
+def _pairs(fields: Fields, usual: str) -> str:
+    if fields.flag("use_rearrange_rope", False):
+        # MindFormers' ChatGLM can be converted with its rows in our order.
+        return "spread"
+    # As `gguf_format` says of Llamas.
+    return "neighbours" if fields.flag("rotary_neighbours", False) else usual
 
 
 # Baichuan's first release has a plain output head, and nothing else in its config that tells.

@@ -64,6 +64,11 @@ class TensorPlace:
         """Whether its rows are not simply those that are stored."""
         return self.transposed or self.order is not None or self.take is not None
 
+    @property
+    def keeps_rows(self) -> bool:
+        """Whether each of its rows is a stored one, wherever that lies."""
+        return not (self.transposed or self.take is not None or self.is_computed)
+
     def arranged(self, stored: np.ndarray) -> np.ndarray:
         """The whole tensor, with its rows in the parameter's order."""
         if self.take is not None:

@@ -10,22 +10,27 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from inference.errors import CheckpointError
-from inference.models.checkpoint import Segment, StoredTensor, check_tensor
+from inference.models.checkpoint import FLOATS, Segment, StoredTensor, check_tensor
 
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64", "U8": "uint8"}
+INTEGER_TYPES = {"I8": "int8", "I32": "int32", "I64": "int64"}
 # The format's own limit.
 MAX_HEADER = 100_000_000
 
 
-def read_safetensors_header(path: Path) -> list[StoredTensor]:
-    """The tensors that a safetensors file says it holds, each checked against the file's size."""
+def read_safetensors_header(path: Path, accepted: Iterable[str] = tuple(FLOATS)) -> list[StoredTensor]:
+    """The tensors that a safetensors file says it holds, each checked against the file's size.
+
+    Args:
+        accepted: types that they may have.
+    """
     header, data_start, file_size = _read_header(path)
-    tensors = list(_entries(header, data_start, file_size, path))
+    tensors = list(_entries(header, data_start, file_size, path, tuple(accepted)))
     _check_layout(tensors, data_start, file_size, path)
     return tensors
 
@@ -41,12 +46,15 @@ def _check_layout(tensors: list[StoredTensor], data_start: int, file_size: int, 
         raise CheckpointError(f"{path}: {file_size - position} bytes belong to no tensor", "fetch the file again")
 
 
-def _entries(header: dict[str, Any], data_start: int, file_size: int, path: Path) -> Iterator[StoredTensor]:
+def _entries(
+    header: dict[str, Any], data_start: int, file_size: int, path: Path, accepted: tuple[str, ...]
+) -> Iterator[StoredTensor]:
+    names = {**DTYPES, **{theirs: ours for theirs, ours in INTEGER_TYPES.items() if ours in accepted}}
     for name, entry in header.items():
         if name == "__metadata__":
             continue
         try:
-            dtype, shape = DTYPES.get(entry["dtype"], str(entry["dtype"])), list(entry["shape"])
+            dtype, shape = names.get(entry["dtype"], str(entry["dtype"])), list(entry["shape"])
             begin, end = entry["data_offsets"]
             valid = type(begin) is int and type(end) is int and 0 <= begin <= end
         except (KeyError, TypeError, ValueError):
@@ -58,7 +66,7 @@ def _entries(header: dict[str, Any], data_start: int, file_size: int, path: Path
                 f"{path}: truncated, tensor '{name}' ends at byte {data_start + end} of {file_size}",
                 "fetch the file again",
             )
-        dims = check_tensor(name, dtype, shape, end - begin, path)
+        dims = check_tensor(name, dtype, shape, end - begin, path, accepted)
         yield StoredTensor(name, dtype, dims, (Segment(path, data_start + begin, end - begin),))
 
 

@@ -18,11 +18,13 @@ from inference.config.presets import is_preset
 from inference.errors import ConfigError, ModelNotFoundError
 from inference.kernels.formats import Format
 from inference.models import weights
-from inference.models.checkpoint import Checkpoint, open_checkpoint, rank_folders
+from inference.models.checkpoint import GGUF_SUFFIX, Checkpoint, open_checkpoint, rank_folders
 from inference.models.concatenated import separate
 from inference.models.config import ModelConfig, lay_over
 from inference.models.convert import PACKED_KEY
+from inference.models.gguf_format import read_gguf_config
 from inference.models.parameters import parameter_shapes
+from inference.models.quantised import Scheme, dequantised, read_scheme
 from inference.models.registry import model_config_from, resolve_architecture
 from inference.models.shards import Pairs, Shard, check_split
 from inference.models.t5_config import AnyConfig
@@ -38,11 +40,13 @@ class ModelSource:
 
     Args:
         name: what to call it in results.
-        directory: where config.json and the tokenizer are; None where the YAML says everything.
+        directory: where config.json and the tokenizer are, or a GGUF file that has both; None where the YAML says
+            everything.
         checkpoint: file or directory of the weights; None for random weights.
         model: the architecture.
         generation: the settings of generation that hold for every prompt.
         packed: the format that `convert` packed the weights in; None for a checkpoint as published.
+        scheme: how a checkpoint as published is quantised; None for one that is not.
         own_config: the keys of config.json, with those of the YAML over them.
         ranks: how many share the model.
     """
@@ -56,6 +60,7 @@ class ModelSource:
     packed: Format | None = None
     own_config: Mapping[str, Any] = field(default_factory=dict)
     ranks: int = 1
+    scheme: Scheme | None = None
 
     @property
     def is_split(self) -> bool:
@@ -77,7 +82,8 @@ class ModelSource:
         shard = self.shard(model_rank)
         folders = rank_folders(self.checkpoint, self.ranks)
         path = folders[model_rank] if folders else self.checkpoint
-        checkpoint = open_checkpoint(path, self.config.load_ckpt_format)
+        quantised = self.packed is None and self.scheme is not None
+        checkpoint = open_checkpoint(path, self.config.load_ckpt_format, integers=quantised)
         if self.packed is None:
             if folders:
                 return shard.keep(self.fit(checkpoint, path, shard.config))
@@ -98,6 +104,7 @@ class ModelSource:
             CheckpointError: tensors that do not fit the config.
         """
         model = model or self.model
+        checkpoint = dequantised(checkpoint, self.scheme, model, path)
         if isinstance(model, ModelConfig):
             checkpoint = separate(checkpoint, model, self.config.engine.qkv_layout, path)
         return weights.fit(checkpoint, model, path)
@@ -124,6 +131,7 @@ def resolve(config: InferenceConfig) -> ModelSource:
     directory, checkpoint = _locate(config)
     values, where = _architecture(config, directory)
     model = model_config_from(values, where, config.model.arch.type)
+    scheme = read_scheme(values, where)
     own = read_generation_file(directory / GENERATION_FILE) if directory else None
     generation = config.generation(model=own)
     if not generation.eos_token_id:
@@ -135,7 +143,7 @@ def resolve(config: InferenceConfig) -> ModelSource:
         asked = None if config.engine.weight_dtype == "auto" else Format(config.engine.weight_dtype)
         check_split(model, ranks, packed or asked, origin_of_split(config))
     name = _name(config, directory)
-    return ModelSource(config, name, directory, checkpoint, model, generation, packed, values, ranks)
+    return ModelSource(config, name, directory, checkpoint, model, generation, packed, values, ranks, scheme)
 
 
 def _locate(config: InferenceConfig) -> tuple[Path | None, Path | None]:
@@ -152,26 +160,36 @@ def _locate(config: InferenceConfig) -> tuple[Path | None, Path | None]:
     if checkpoint is None:
         raise ModelNotFoundError(
             "no checkpoint is given",
-            "give --load_checkpoint a model directory, a .safetensors or a .ckpt file, or try the config out with "
+            "give --load_checkpoint a model directory, a .safetensors, .gguf or .ckpt file, or try the config out with "
             "--random_weights True",
         )
     return directory, checkpoint
 
 
 def _model_directory(config: InferenceConfig, checkpoint: Path | None) -> Path | None:
-    """Weights that come with a config.json are a whole model, whatever else the YAML names."""
+    """Weights that come with a config.json are a whole model, whatever else the YAML names; so is a GGUF file."""
+    if checkpoint is not None and is_gguf(checkpoint):
+        return checkpoint
     if checkpoint is not None and (_directory_of(checkpoint) / CONFIG_FILE).is_file():
         return _directory_of(checkpoint)
-    return locate_model(config.pretrained_model_dir, config=config) if config.pretrained_model_dir else None
+    directory = locate_model(config.pretrained_model_dir, config=config) if config.pretrained_model_dir else None
+    if directory is not None and checkpoint is not None and is_gguf(directory):
+        raise ConfigError(f"{directory} is a whole model, and {checkpoint} another's weights", "give one of the two")
+    return directory
 
 
 def _checkpoint_path(given: str, config: InferenceConfig) -> Path:
     path = Path(given).expanduser()
     if path.exists():
         return path
-    if path.suffix in (".ckpt", ".safetensors", ".json"):
+    if path.suffix in (".ckpt", ".safetensors", ".json", GGUF_SUFFIX):
         raise ModelNotFoundError(f"the checkpoint {given} does not exist", "give a file or a directory that does")
     return locate_model(given, config=config)
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether it is a GGUF file, which is a whole model: sizes, weights and tokenizer."""
+    return path.suffix == GGUF_SUFFIX and path.is_file()
 
 
 def _directory_of(checkpoint: Path) -> Path:
@@ -181,6 +199,9 @@ def _directory_of(checkpoint: Path) -> Path:
 def _architecture(config: InferenceConfig, directory: Path | None) -> tuple[dict[str, Any], str]:
     """The keys of config.json with those of the YAML over them, and what to name in errors."""
     given = config.model.model_config.given_architecture()
+    if directory and is_gguf(directory):
+        own = read_gguf_config(directory)
+        return lay_over(own, given), f"{directory} and {_yaml_name(config)}" if given else str(directory)
     path = directory / CONFIG_FILE if directory else None
     if path is None or not path.is_file():
         if not given:

@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from inference.errors import CheckpointError
-from inference.kernels.formats import PANEL, Format, pack, pack_into, unpack
+from inference.kernels.formats import PANEL, Format, pack, pack_codes_into, pack_into, unpack
 from inference.models.checkpoint import ITEM_SIZES, Checkpoint, StoredTensor
+from inference.models.coded import QuantisedTensor, format_for
 from inference.models.parameters import (
     DERIVED,
     DISTANCES,
@@ -35,6 +36,8 @@ from inference.models.parameters import (
 from inference.models.shards import PACKED, Pairs, Shard
 from inference.models.t5_config import AnyConfig
 
+# Matrices whose every rounding is in every token of an answer.
+ENDS = (EMBEDDING, POSITIONS, SHARED, HEAD)
 SHOWN = 5
 # Rows that are rounded together, so that working memory stays small; whole panels.
 ROWS_AT_ONCE = 16 * PANEL
@@ -127,6 +130,8 @@ class Destination:
         """Reads a tensor into the rows of its place, converted to the format."""
         if tensor.dtype == PACKED:
             self._write_packed(tensor, place.first_row)
+        elif isinstance(tensor, QuantisedTensor) and tensor.is_held_by(self.precision) and place.keeps_rows:
+            self._write_codes(tensor, place)
         elif place.is_arranged:
             rows = place.arranged(self._read(tensor, place))
             self._write_rows(place.computed(rows) if place.is_computed else rows, place.first_row)
@@ -141,6 +146,18 @@ class Destination:
             for begin in range(0, tensor.shape[0], count):
                 rows = self._read(tensor.rows(begin, min(begin + count, tensor.shape[0])), place)
                 self._write_rows(place.computed(rows) if place.is_computed else rows, place.first_row + begin)
+
+    def _write_codes(self, tensor: QuantisedTensor, place: TensorPlace) -> None:
+        """Takes integers and scales over as they are, rows in the order of the place."""
+        count = tensor.shape[0] if place.order is not None else max(PANEL, PACKED_AT_ONCE // tensor.shape[1])
+        for begin in range(0, tensor.shape[0], count):
+            found, first = tensor.rows(begin, min(begin + count, tensor.shape[0])).codes(), place.first_row + begin
+            if place.order is not None:
+                found = found.in_order(place.order)
+            if self.memory is None:
+                self.array[first : first + len(found.codes)] = found.rounded().values()
+            else:
+                pack_codes_into(found.codes, found.half_scales(), self.memory, self.array, first)
 
     def _write_rows(self, rows: np.ndarray, first_row: int) -> None:
         """Takes values, or elements of the memory's own type."""
@@ -196,13 +213,13 @@ def formats_of(config: AnyConfig, weight_format: Format) -> dict[str, Format]:
     Embeddings and output head, where a rounding touches every token of the answer, are int8 in an int4 model. A router,
     where it may send a token to another expert, is never rounded.
     """
-    ends = Format.INT8 if weight_format is Format.INT4 else weight_format
+    wider = Format.INT8 if weight_format is Format.INT4 else weight_format
 
     def chosen(name: str, shape: tuple[int, ...]) -> Format:
         # A bias of scores is small, and read once.
         if len(shape) == 1 or name.endswith((ROUTER, DISTANCES)):
             return Format.FLOAT32
-        return ends if name in (EMBEDDING, POSITIONS, SHARED, HEAD) else weight_format
+        return wider if name in ENDS else weight_format
 
     return {name: chosen(name, shape) for name, shape in parameter_shapes(config).items()}
 
@@ -229,8 +246,21 @@ def weight_bytes(config: AnyConfig, weight_format: Format | None) -> int:
     )
 
 
+def quantised_tensors(pairs: Pairs | None) -> list[QuantisedTensor]:
+    """Those of a checkpoint's tensors that are quantised and that may be int4: not the embeddings and the head."""
+    return [
+        tensor for tensor, place in pairs or [] if isinstance(tensor, QuantisedTensor) and place.parameter not in ENDS
+    ]
+
+
 def stored_format(pairs: Pairs | None) -> Format:
-    """The format that most of a checkpoint's bytes are in; float32 for random weights."""
+    """The format that a checkpoint is in: of its quantised layers, or else of most bytes.
+
+    Random weights are in float32.
+    """
+    quantised = quantised_tensors(pairs)
+    if quantised:
+        return format_for(quantised)
     sizes = {"float32": 1, "float16": 0, "bfloat16": 0}
     for tensor, _ in pairs or []:
         if tensor.dtype in sizes:

@@ -16,12 +16,15 @@ from inference.tokenizer.json_tokenizer import read_json_tokenizer
 from inference.tokenizer.sentencepiece_tokenizer import read_sentencepiece
 from inference.tokenizer.tokenizer_config import read_tokenizer_config
 
+# Settings that name a file.
+FILE_KEYS = ("tokenizer_file", "vocab_file")
+GGUF_SUFFIX = ".gguf"
 JSON_NAME = "tokenizer.json"
 MODEL_NAMES = ("tokenizer.model", "spiece.model")
 
 
 def load_tokenizer(directory: str | Path | None, *, settings: Mapping[str, Any] | None = None) -> Tokenizer:
-    """The tokenizer of `directory`.
+    """The tokenizer of `directory`, which may be a GGUF file.
 
     tokenizer.json is taken before tokenizer.model, as transformers does.
 
@@ -36,6 +39,12 @@ def load_tokenizer(directory: str | Path | None, *, settings: Mapping[str, Any] 
     """
     settings = settings or {}
     root = None if directory is None else Path(directory)
+    if root is not None and root.suffix == GGUF_SUFFIX and root.is_file():
+        if not any(settings.get(key) for key in FILE_KEYS):
+            from inference.tokenizer.gguf_tokenizer import read_gguf_tokenizer
+
+            return read_gguf_tokenizer(root, settings)
+        root = root.parent
     path = _named_file(root, settings) or _found_file(root)
     config = read_tokenizer_config(_config_directory(path, root), settings)
     if path.suffix == ".json":
@@ -45,7 +54,7 @@ def load_tokenizer(directory: str | Path | None, *, settings: Mapping[str, Any] 
 
 def _named_file(root: Path | None, settings: Mapping[str, Any]) -> Path | None:
     """The file that the settings name, if they do."""
-    for key in ("tokenizer_file", "vocab_file"):
+    for key in FILE_KEYS:
         if settings.get(key):
             path = _existing(Path(str(settings[key])).expanduser(), root, key)
             beside = path.with_name(JSON_NAME)

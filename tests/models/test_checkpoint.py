@@ -409,7 +409,9 @@ class TestWhatIsNoCheckpoint:
 
     def test_other_files(self, tmp_path: Path) -> None:
         (tmp_path / "notes.txt").write_text("x")
-        with pytest.raises(CheckpointError, match="not a checkpoint; accepted: .safetensors, .ckpt, or a directory"):
+        with pytest.raises(
+            CheckpointError, match="not a checkpoint; accepted: .safetensors, .ckpt, .gguf, or a directory"
+        ):
             open_checkpoint(tmp_path / "notes.txt")
         with pytest.raises(ModelNotFoundError, match="holds no weights; expected"):
             open_checkpoint(tmp_path)

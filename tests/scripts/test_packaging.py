@@ -13,7 +13,7 @@ PACKAGE = ROOT / "inference"
 # A distribution whose import name is another.
 IMPORT_NAMES = {"pyyaml": "yaml"}
 # Imported only where the user has installed the extra.
-OPTIONAL = {"mindformers", "apache_beam", "pyarrow", "zstandard", "matplotlib", "sacrebleu"}
+OPTIONAL = {"gguf", "mindformers", "apache_beam", "pyarrow", "zstandard", "matplotlib", "sacrebleu"}
 
 
 def settings() -> configparser.ConfigParser:

@@ -1,0 +1,182 @@
+"""The header of a GGUF file: its fields by name, and where its tensors are.
+
+Format (github.com/ggml-org/ggml, docs/gguf.md), all little-endian: the magic `GGUF`, version 2 or 3, the numbers of
+tensors and of fields, the fields (name, type, value), then of each tensor its name, dimensions (columns first), type
+and offset into the data, which begin at the next multiple of `general.alignment`. It is read here, because the package
+`gguf` takes seconds for the tokens of a large vocabulary; the package is used for types that are not known here.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import struct
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from inference.errors import CheckpointError, InferenceError
+
+MAGIC, VERSIONS, ALIGNMENT = b"GGUF", (2, 3), 32
+# By the number of a field's type: numpy's name of it.
+NUMBERS = {0: "u1", 1: "i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8"}
+TEXT, ARRAY = 8, 9
+# By the number of a tensor's type: its name, the values of a block and its bytes.
+BLOCKS = {
+    0: ("F32", 1, 4),
+    1: ("F16", 1, 2),
+    2: ("Q4_0", 32, 18),
+    8: ("Q8_0", 32, 34),
+    28: ("F64", 1, 8),
+    30: ("BF16", 1, 2),
+}
+HINT = "fetch the file again"
+
+
+@dataclass(frozen=True)
+class GgufTensor:
+    """A tensor: its type by number and name, its shape, rows first, and its bytes in the file."""
+
+    name: str
+    kind: int
+    kind_name: str
+    shape: tuple[int, ...]
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class GgufFile:
+    """A file's fields and tensors."""
+
+    path: Path
+    fields: dict[str, Any]
+    tensors: tuple[GgufTensor, ...]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """A field's value, a list for an array; the default where the file has no such field."""
+        return self.fields.get(name, default)
+
+    def tensor(self, name: str) -> GgufTensor | None:
+        """The tensor of a name; None where there is none."""
+        return next((tensor for tensor in self.tensors if tensor.name == name), None)
+
+
+def open_gguf(path: Path) -> GgufFile:
+    """The header of a file, which is read once as long as the file is the same.
+
+    Raises:
+        CheckpointError: a damaged file, or one of several parts.
+    """
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    return _opened(path, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=2)
+def _opened(path: Path, changed: int, size: int) -> GgufFile:
+    try:
+        with path.open("rb") as file:
+            reader = _Reader(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        magic, version = reader.take(4), reader.number(4)
+        if magic != MAGIC or version not in VERSIONS:
+            raise CheckpointError(f"{path} is no GGUF file of version 2 or 3", "give another file")
+        tensors, count = reader.number(10), reader.number(10)
+        fields = dict(reader.field() for _ in range(count))
+        infos = [reader.info() for _ in range(tensors)]
+        alignment = fields.get("general.alignment", ALIGNMENT)
+        start = -(-reader.at // alignment) * alignment
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError, OverflowError, ZeroDivisionError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged or no GGUF file ({error})", HINT) from error
+    if fields.get("split.count", 1) > 1:
+        raise CheckpointError(f"{path} is one of {fields['split.count']} parts", "join them (llama-gguf-split --merge)")
+    found = tuple(_tensor(path, size, start, *info) for info in infos)
+    return GgufFile(path, fields, found)
+
+
+def _tensor(path: Path, size: int, start: int, name: str, shape: tuple[int, ...], kind: int, offset: int) -> GgufTensor:
+    kind_name, values, item = BLOCKS.get(kind) or _of_package(path, name, kind)
+    if not shape or shape[-1] % values:
+        raise CheckpointError(f"{path}: tensor '{name}' of type {kind_name} is {list(shape)}", HINT)
+    needed = math.prod(shape) // values * item
+    if start + offset + needed > size:
+        raise CheckpointError(
+            f"{path}: truncated, tensor '{name}' ends at byte {start + offset + needed} of {size}", HINT
+        )
+    return GgufTensor(name, kind, kind_name, shape, start + offset, needed)
+
+
+def _of_package(path: Path, name: str, kind: int) -> tuple[str, int, int]:
+    try:
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+    except ImportError:
+        raise InferenceError(f"{path} has tensors in blocks that need the package gguf", "pip install gguf") from None
+    try:
+        found = GGMLQuantizationType(kind)
+        values, item = GGML_QUANT_SIZES[found]
+    except (ValueError, KeyError):
+        raise CheckpointError(
+            f"{path}: tensor '{name}' is of the unknown type {kind}", "a newer gguf may know it"
+        ) from None
+    return found.name, values, item
+
+
+class _Reader:
+    """Takes values from a file's bytes, one after the other.
+
+    Raises:
+        ValueError, KeyError: the bytes end, or are of no known type.
+    """
+
+    def __init__(self, data: mmap.mmap):
+        self.data = data
+        self.at = 0
+
+    def take(self, count: int) -> bytes:
+        if self.at + count > len(self.data):
+            raise ValueError(f"it ends at byte {len(self.data)}")
+        self.at += count
+        return self.data[self.at - count : self.at]
+
+    def number(self, kind: int) -> Any:
+        return self.numbers(kind, 1)[0]
+
+    def numbers(self, kind: int, count: int) -> list[Any]:
+        dtype = np.dtype(NUMBERS[kind])
+        values = np.frombuffer(self.take(count * dtype.itemsize), dtype)
+        if dtype.kind == "f" and dtype.itemsize == 4 and count == 1:
+            # The shortest number that rounds to it is the one that was meant.
+            return [float(str(values[0]))]
+        return list(values.tolist())
+
+    def text(self) -> str:
+        return self.take(_LENGTH.unpack(self.take(8))[0]).decode()
+
+    def value(self, kind: int) -> Any:
+        if kind == TEXT:
+            return self.text()
+        if kind != ARRAY:
+            return self.number(kind)
+        inner, count = self.number(4), self.number(10)
+        if inner in NUMBERS:
+            return self.numbers(inner, count)
+        return [self.value(inner) for _ in range(count)]
+
+    def field(self) -> tuple[str, Any]:
+        return self.text(), self.value(self.number(4))
+
+    def info(self) -> tuple[str, tuple[int, ...], int, int]:
+        """Name, shape, type and offset of a tensor."""
+        name, dimensions = self.text(), self.number(4)
+        shape = tuple(reversed(self.numbers(10, dimensions)))
+        return name, shape, self.number(4), self.number(10)
+
+
+_LENGTH = struct.Struct("<Q")
