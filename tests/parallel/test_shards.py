@@ -23,10 +23,11 @@ from inference.models.convert import convert
 from inference.models.parameters import parameter_shapes, tensor_places
 from inference.models.registry import ARCHITECTURES, model_config_from
 from inference.models.shards import EXTENTS, SPLITS, Shard, check_split, split_of
+from inference.models.t5_config import AnyConfig
 from inference.models.weights import Destination, formats_of, memory_layout
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
-NAMES = sorted(path.parent.name for path in GOLDENS.glob("*/golden.npz"))
+NAMES = sorted(str(path.parent.relative_to(GOLDENS)) for path in GOLDENS.rglob("golden.npz"))
 # Sizes of real models: Llama 2 7B, Qwen2 0.5B (whose head is tied), Llama 3 70B.
 LLAMA_7B = {"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32}
 QWEN_HALF_B = {
@@ -35,7 +36,7 @@ QWEN_HALF_B = {
 }  # fmt: skip
 
 
-def golden(name: str) -> ModelConfig:
+def golden(name: str) -> AnyConfig:
     return model_config_from(json.loads((GOLDENS / name / "config.json").read_text()), name)
 
 
@@ -44,18 +45,27 @@ def sized(sizes: dict, architecture: str = "LlamaForCausalLM", **changes: object
     return model_config_from({**values, **sizes, **changes}, "test")
 
 
-def load(config: ModelConfig, directory: Path, shard: Shard) -> dict[str, np.ndarray]:
+def empty(shapes: dict[str, tuple[int, ...]], config: AnyConfig) -> dict[str, np.ndarray]:
+    """Parameters with NaN where a tensor goes, and 0 in the room between those that begin panels."""
+    arrays = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    for place in tensor_places(config):
+        if place.parameter in arrays:
+            arrays[place.parameter][place.first_row : place.first_row + place.shape[0]] = np.nan
+    return arrays
+
+
+def load(config: AnyConfig, directory: Path, shard: Shard) -> dict[str, np.ndarray]:
     """A rank's parameters, float32, from its parts of a checkpoint."""
-    arrays = {name: np.full(shape, np.nan, np.float32) for name, shape in shard.parameter_shapes().items()}
+    arrays = empty(shard.parameter_shapes(), shard.config)
     places = {name: Destination(array, None, Format.FLOAT32) for name, array in arrays.items()}
     weights.load(shard.cut(weights.fit(open_checkpoint(directory), config, directory)), places)
     assert not any(np.isnan(array).any() for array in arrays.values())
     return arrays
 
 
-def join_parts(config: ModelConfig, parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def join_parts(config: AnyConfig, parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """The whole parameters from all ranks' parts, tensor by tensor."""
-    whole = {name: np.full(shape, np.nan, np.float32) for name, shape in parameter_shapes(config).items()}
+    whole = empty(parameter_shapes(config), config)
     for rank, arrays in enumerate(parts):
         for piece in Shard(config, rank, len(parts)).pieces():
             rows = slice(piece.own.first_row, piece.own.first_row + piece.own.shape[0])
@@ -77,15 +87,17 @@ def test_the_parts_of_all_ranks_are_the_whole(name: str, size: int) -> None:
 
 @pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
 def test_every_tensor_of_every_family_has_its_way_of_being_shared(architecture: str) -> None:
-    options = {"attention_bias": True, "mlp_bias": True, "qkv_bias": True}
+    options = {"attention_bias": True, "mlp_bias": True, "qkv_bias": True, "use_qk_norm": True}
+    options |= {"num_experts": 4, "num_experts_per_tok": 2, "shared_expert_intermediate_size": 64}
+    options |= {"qk_nope_head_dim": 64, "qk_rope_head_dim": 32, "v_head_dim": 64, "kv_lora_rank": 64, "q_lora_rank": 64}
     for place in tensor_places(sized(LLAMA_7B, architecture, **options)):
-        split = split_of(place.name)
+        split = split_of(place.name if place.take is None else place.parameter)
         assert split.axis is None or (split.axis < len(place.shape) and split.extent in EXTENTS)
 
 
 def test_a_tensor_that_nobody_thought_of_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("mlp.router.weight", "mlp.experts.0.gate_proj.weight", "post_mlp_layernorm.weight"):
-        with pytest.raises(KeyError, match=r"model\.layers\.0\.mlp.*SPLITS|model\.layers\.0\.post_mlp.*SPLITS"):
+    for name in ("mlp.router.weight", "mlp.experts.0.gate_up_proj.weight", "mlp.post_norm.weight"):
+        with pytest.raises(KeyError, match=r"model\.layers\.0\.mlp.*SPLITS"):
             split_of(f"model.layers.0.{name}")
     monkeypatch.delitem(SPLITS, "mlp.up_proj.weight")
     check_split(sized(LLAMA_7B), 1, None, "")
@@ -134,7 +146,7 @@ def test_parts_follow_one_another_and_none_is_empty(size: int, width: int, vocab
         check_split(config, size, None, "")
     except ConfigError:
         return
-    for extent, whole in (("width", width), ("vocabulary", vocabulary), ("heads", size * config.head_dim)):
+    for extent, whole in (("width", width), ("vocabulary", vocabulary), ("queries", size * config.head_dim)):
         bounds = [Shard(config, rank, size).bounds(extent) for rank in range(size)]
         assert [begin for begin, _ in bounds] == [0, *(end for _, end in bounds[:-1])]
         assert bounds[-1][1] == whole and all(begin < end for begin, end in bounds)
