@@ -1,7 +1,8 @@
 """One model on several ranks: the leader steps, the others follow.
 
 The leader has the engine, and so scheduling, sampling and text; a follower knows its part of the weights and of the
-cache, and does what it is told: a step, the encoding of sources, a copy of blocks, an end. So whatever is chosen is chosen once.
+cache, and does what it is told: a step, the encoding of sources, a copy of blocks, an end. So whatever is chosen is
+chosen once.
 """
 
 from __future__ import annotations

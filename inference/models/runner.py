@@ -195,7 +195,7 @@ class ModelRunner:
 
 def part_of(shard: Shard, group: Group | None) -> Part | None:
     """What the kernels need to know of a rank's part; None where there is no group that shares the model."""
-    return group and Part(shard.is_first, shard.first_token, group.name, group.handle)
+    return None if group is None else Part(shard.is_first, shard.first_token, group.name, group.handle)
 
 
 def _usable_in_place(pairs: Pairs) -> dict[str, StoredTensor]:

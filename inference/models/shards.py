@@ -52,7 +52,7 @@ class Split:
 
 REPLICATED, FIRST_ONLY = Split(), Split(first_only=True)
 # By the end of a tensor's name, experts being numbered *. A tensor that is not here cannot be shared: nobody has said
-# how. What a half does with its result besides adding it to the stream (a norm) has to come after the sum over the ranks.
+# how. What a half does with its result besides adding it to the stream (a norm) has to come after the ranks' sum.
 SPLITS = {
     "model.embed_tokens.weight": Split(0, "vocabulary"),
     "model.embed_positions.weight": REPLICATED,
@@ -340,11 +340,7 @@ class Shard:
         return [pair for pair in pairs if pair[1].parameter in self._by_parameter]
 
     def cut(self, pairs: Pairs) -> Pairs:
-        """Its parts of stored tensors, which are as a checkpoint for one process has them.
-
-        Raises:
-            CheckpointError: a tensor is stored in a way that cannot be cut.
-        """
+        """Its parts of stored tensors, which are as a checkpoint for one process has them."""
         if self.is_whole:
             return pairs
         return [part for tensor, place in pairs for part in self._parts(tensor, place)]
@@ -353,7 +349,9 @@ class Shard:
         """Its parts of a stored tensor, which may be several tensors fused: as few runs of it as its order allows."""
         pieces = self._by_parameter.get(place.parameter, {})
         if place.take is not None:
-            return [_cut_heads(tensor, place, pieces.get(place.name), self.size)]
+            if place.name in pieces:
+                return [_cut_heads(tensor, pieces[place.name])]
+            return list(_cut_experts(tensor, place, list(pieces.values())))
         first, last = place.first_row, place.first_row + place.shape[0]
         # One, unless the tensor is fused.
         own = [pieces[place.name]] if place.name in pieces else list(pieces.values())
@@ -379,16 +377,15 @@ class Shard:
                 parts.append((tensor, TensorPlace(name, tensor.shape, name)))
                 continue
             for piece in pieces.values():
-                if tensor.dtype != PACKED:
-                    parts.append((tensor.rows(*piece.rows), piece.own))
-                    continue
-                part = _cut_packed(tensor, piece, formats[name])
+                packed = tensor.dtype == PACKED
+                part = _cut_packed(tensor, piece, formats[name]) if packed else tensor.rows(*piece.rows)
                 if part is None:
                     raise CheckpointError(
                         f"{path}: packed {name} cannot be cut for {self.size} ranks",
                         f"convert the original checkpoint with --model_parallel {self.size}",
                     )
-                parts.append((part, piece.own))
+                # Rows are in their order already, and values what they are to be.
+                parts.append((part, TensorPlace(name, part.shape, name, piece.own.first_row)))
         return parts
 
     def cut_values(self, parameter: str, values: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
@@ -418,18 +415,24 @@ def _cut_rows(
     return _cut(tensor, bounds[::-1] if place.transposed else bounds), own
 
 
-def _cut_heads(
-    tensor: StoredTensor, place: TensorPlace, piece: Piece | None, size: int
-) -> tuple[StoredTensor, TensorPlace]:
+def _cut_heads(tensor: StoredTensor, piece: Piece) -> tuple[StoredTensor, TensorPlace]:
     """The rows of its heads of a tensor that parameters are made of, head by head."""
-    if piece is None:
-        raise CheckpointError(
-            f"{place.name} holds all experts of a layer, which {size} ranks cannot cut yet",
-            "give a checkpoint with tensors for each expert, or model_parallel 1",
-        )
     count = piece.own.taken_from[0]
     begin = piece.bounds[0][0] // piece.own.shape[0] * count
     return _cut(tensor, ((begin, begin + count),)), piece.own
+
+
+def _cut_experts(
+    tensor: StoredTensor, place: TensorPlace, pieces: list[Piece]
+) -> Iterator[tuple[StoredTensor, TensorPlace]]:
+    """Its parts of MindFormers' tensor of all experts, below one another and [in, out], gate beside up."""
+    height, width = pieces[0].whole.shape
+    beside = place.taken_from[1] // height
+    for index, piece in enumerate(pieces):
+        row, column = index // beside * width, index % beside * height
+        columns, rows = piece.bounds
+        window = ((row + rows[0], row + rows[1]), (column + columns[0], column + columns[1]))
+        yield _cut(tensor, window), replace(piece.own, transposed=True)
 
 
 def _cut(tensor: StoredTensor, bounds: tuple[Bounds, ...]) -> StoredTensor:

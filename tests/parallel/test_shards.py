@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import math
 import mmap
 import os
 from dataclasses import replace
@@ -20,7 +21,7 @@ from inference.models import weights
 from inference.models.checkpoint import Segment, StoredTensor, open_checkpoint, rank_folders
 from inference.models.config import ModelConfig
 from inference.models.convert import convert
-from inference.models.parameters import parameter_shapes, tensor_places
+from inference.models.parameters import hugging_face_name, parameter_shapes, tensor_places
 from inference.models.registry import ARCHITECTURES, model_config_from
 from inference.models.shards import EXTENTS, SPLITS, Shard, check_split, split_of
 from inference.models.t5_config import AnyConfig
@@ -271,6 +272,47 @@ def test_the_parts_add_up_to_the_whole_in_bytes(large: tuple[ModelConfig, Path])
         assert whole < sum(parts) < whole * 1.01 and max(parts) < whole / size * 1.02
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_ranks_read_each_byte_once_but_for_what_all_have(name: str) -> None:
+    """Of tensors that are fused or transposed, too."""
+    config = golden(name)
+    pairs = weights.fit(open_checkpoint(GOLDENS / name), config, GOLDENS / name)
+    whole = sum(tensor.num_bytes for tensor, _ in pairs)
+    parts = [sum(t.num_bytes for t, _ in Shard(config, rank, 2).cut(pairs)) for rank in range(2)]
+    everybodys = sum(
+        4 * math.prod(piece.own.shape) for piece in Shard(config, 1, 2).pieces() if piece.own.shape == piece.whole.shape
+    )
+    if config.num_heads > 1 and getattr(config, "num_kv_heads", 2) > 1:
+        assert whole < sum(parts) <= whole + everybodys
+    assert max(parts) < 0.75 * whole
+
+
+def test_mindformers_experts_in_one_tensor(tmp_path: Path) -> None:
+    """All experts of a layer below one another, each [in, out], gate beside up."""
+    config, stored = golden("mixtral"), open_checkpoint(GOLDENS / "mixtral")
+    count, tensors = config.experts.routing.experts, {}
+    for name, tensor in stored.items():
+        tensors[hugging_face_name(name, config.storage.names)] = values = np.zeros(tensor.shape, np.float32)
+        tensor.read_into(values)
+    for layer in range(config.num_layers):
+        prefix = f"model.layers.{layer}.mlp.experts."
+        parts = [[tensors.pop(f"{prefix}{i}.{p}_proj.weight").T for p in ("gate", "up", "down")] for i in range(count)]
+        tensors[f"{prefix}weight1"] = np.concatenate([np.concatenate([gate, up], 1) for gate, up, _ in parts])
+        tensors[f"{prefix}weight2"] = np.concatenate([down for _, _, down in parts])
+    header, data = {}, b""
+    for name, values in tensors.items():
+        end = len(data) + values.nbytes
+        header[name] = {"dtype": "F32", "shape": values.shape, "data_offsets": [len(data), end]}
+        data += values.tobytes()
+    text = json.dumps(header).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data)
+    for rank in range(2):
+        shard = Shard(config, rank, 2)
+        apart, joined = load(config, GOLDENS / "mixtral", shard), load(config, tmp_path, shard)
+        for name, values in apart.items():
+            assert (joined[name] == values).all(), name
+
+
 def unpacked(arrays: dict[str, np.ndarray], shard: Shard, form: Format) -> dict[str, np.ndarray]:
     formats = formats_of(shard.model, form)
     shapes = shard.parameter_shapes()
@@ -294,21 +336,39 @@ def load_packed(directory: Path, shard: Shard, form: Format, folder: Path | None
     return unpacked(arrays, shard, form)
 
 
+WHOLE_GROUPS = {
+    "Qwen2ForCausalLM": {},
+    "GPT2LMHeadModel": {},
+    "Glm4ForCausalLM": {},
+    "Qwen2MoeForCausalLM": {
+        "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 128,
+        "shared_expert_intermediate_size": 256, "mlp_only_layers": [1],
+    },
+    "DeepseekV2ForCausalLM": {
+        "qk_nope_head_dim": 32, "qk_rope_head_dim": 32, "v_head_dim": 64, "kv_lora_rank": 24, "q_lora_rank": 40,
+    },
+    "T5ForConditionalGeneration": {"d_kv": 64, "relative_attention_num_buckets": 8, "feed_forward_proj": "gated-gelu"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("architecture", list(WHOLE_GROUPS))
 @pytest.mark.parametrize("form", [Format.FLOAT16, Format.INT8, Format.INT4])
-def test_a_checkpoint_converted_for_ranks_is_the_one_that_was_converted_whole(tmp_path: Path, form: Format) -> None:
+def test_a_checkpoint_converted_for_ranks_is_the_one_that_was_converted_whole(
+    tmp_path: Path, form: Format, architecture: str
+) -> None:
     """Heads of 64 and a width of 256: whole packed weights can be cut, too."""
     from inference.kernels.formats import pack_into
 
     sizes = {"vocab_size": 96, "hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 2, "head_dim": 64}
-    config = sized(sizes, "Qwen2ForCausalLM", num_key_value_heads=2)
+    config = sized(sizes, architecture, num_key_value_heads=2, **WHOLE_GROUPS[architecture])
     directory = tmp_path / "model"
     directory.mkdir()
     generator, header, data = np.random.default_rng(1), {}, b""
-    for place in tensor_places(config):
-        values = generator.standard_normal(place.shape, np.float32).tobytes()
-        header[place.name] = {
+    for name, shape in {place.name: place.stored_shape for place in tensor_places(config)}.items():
+        values = generator.standard_normal(shape, np.float32).tobytes()
+        header[name] = {
             "dtype": "F32",
-            "shape": place.shape,
+            "shape": shape,
             "data_offsets": [len(data), len(data) + len(values)],
         }
         data += values

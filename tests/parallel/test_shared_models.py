@@ -20,14 +20,14 @@ from inference.models.runner import ModelRunner
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 NAMES = sorted(str(path.parent.relative_to(GOLDENS)) for path in GOLDENS.rglob("golden.npz"))
-QUANTISED = ["llama31", "qwen3"]
+QUANTISED = ["llama31", "qwen3", "gemma2"]
 TWO = [
     *[f"{name}:native:float32" for name in NAMES],
     *[f"{name}:native:{form}" for name in QUANTISED for form in ("int8", "int4", "bfloat16")],
+    "deepseek_v3:native:float16",
     "tcp",
     "llama2_gqa:native:float32",
 ]
-STEPS = 64
 FOUR = [
     "llama2_gqa:native:float32",
     "llama2_mha:native:float32",
@@ -55,7 +55,7 @@ def answers(request: pytest.FixtureRequest) -> tuple[int, list[dict]]:
 
 def alone(case: str) -> tuple[list[list[int]], np.ndarray]:
     """What one process says."""
-    from shared_model import BLOCK, greedy, prompts_of
+    from shared_model import BLOCK, STEPS, greedy, prompts_of
 
     name, kind, form = case.split(":")
     chosen = kernels.choose(kind, device_target="CPU", mode=0, block_size=BLOCK, threads=1, say=print)
@@ -95,6 +95,8 @@ def test_narrow_weights_give_what_one_process_gives(answers: tuple[int, list[dic
 
 def test_a_step_has_one_sum_a_half_and_one_for_the_embedding(answers: tuple[int, list[dict]]) -> None:
     """The head has none: its results go to the leader as messages."""
+    from shared_model import STEPS
+
     for answer in answers[1]:
         name = answer["case"].split(":")[0]
         config = model_config_from(json.loads((GOLDENS / name / "config.json").read_text()), name)
