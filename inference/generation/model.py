@@ -353,7 +353,7 @@ def build_runner(
 ) -> ModelRunner:
     """What this process has of a model, loaded; not compiled yet."""
     engine = source.config.engine
-    return ModelRunner(
+    return runner_class(source.model)(
         source.model,
         pairs,
         num_blocks=blocks,
