@@ -471,10 +471,17 @@ def check_split(config: AnyConfig, size: int, weight_format: Format | None, wher
     Raises:
         ConfigError: the first number that cannot be split, and the nearest numbers of ranks that would work.
     """
-    problem = _obstacle(config, size, weight_format)
+    if size == 1:
+        return
+    unknown = next((place.name for place in tensor_places(config) if not _has_split(place)), None)
+    if unknown is not None:
+        problem: str | None = f"{config.architecture} has tensors that ranks cannot share yet, such as {unknown}"
+        fitting = [1]
+    else:
+        problem = _obstacle(config, size, weight_format)
+        fitting = [ranks for ranks in range(1, config.num_heads + 1) if _obstacle(config, ranks, weight_format) is None]
     if problem is None:
         return
-    fitting = [ranks for ranks in range(1, config.num_heads + 1) if _obstacle(config, ranks, weight_format) is None]
     below, above = [n for n in fitting if n < size][-1:], [n for n in fitting if n > size][:1]
     raise ConfigError(
         f"{where}: model_parallel is {size}, and {problem}",
@@ -485,9 +492,6 @@ def check_split(config: AnyConfig, size: int, weight_format: Format | None, wher
 def _obstacle(config: AnyConfig, size: int, weight_format: Format | None) -> str | None:
     if size == 1:
         return None
-    unknown = [place.name for place in tensor_places(config) if not _has_split(place)]
-    if unknown:
-        return f"{config.architecture} has tensors that ranks cannot share yet, such as {unknown[0]}"
     heads = config.num_heads
     if heads % size:
         return f"{heads} attention heads cannot be split {size} ways"
