@@ -203,8 +203,14 @@ class AttentionHalf:
 class RelativeAttentionHalf(AttentionHalf):
     """The same without rotation: a bias by distance takes its place, `distances` [H * (2 * reach + 1)]."""
 
-    def __init__(self, shape: AttentionShape, weights: Mapping[str, Weight], caches: tuple[np.ndarray, np.ndarray]):
-        super().__init__(shape, None, 0, 0, weights, caches)
+    def __init__(
+        self,
+        shape: AttentionShape,
+        weights: Mapping[str, Weight],
+        caches: tuple[np.ndarray, np.ndarray],
+        part: Part | None = None,
+    ):
+        super().__init__(shape, None, 0, 0, weights, caches, part)
 
 
 class LatentAttentionHalf:
@@ -218,6 +224,7 @@ class LatentAttentionHalf:
         rotation_index: int,
         weights: Mapping[str, Weight],
         caches: tuple[np.ndarray, ...],
+        part: Part | None = None,
     ):
         self.kept = (weights, caches, np.ascontiguousarray(rotation, np.float32))
         vectors = {name: _address(weight.data) for name, weight in weights.items() if weight.data.ndim == 1}
@@ -249,7 +256,7 @@ class FeedForwardHalf:
 class ExpertsHalf:
     """The record of x + the answers of the experts that norm(x) chooses, and that of the shared expert."""
 
-    def __init__(self, shape: ExpertsShape, weights: Mapping[str, Weight]):
+    def __init__(self, shape: ExpertsShape, weights: Mapping[str, Weight], part: Part | None = None):
         self.kept = weights
         routing = shape.routing
         correction = weights["correction"].data if "correction" in weights else None

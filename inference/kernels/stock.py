@@ -374,6 +374,7 @@ class LatentAttentionHalf(nn.Cell):
         rotation_index: int,
         weights: Mapping[str, Weight],
         caches: tuple[Parameter],
+        part: Part | None = None,
     ):
         super().__init__()
         self.shape, self.mask_index, self.rotation_index = shape, mask_index, rotation_index
@@ -387,7 +388,7 @@ class LatentAttentionHalf(nn.Cell):
         self.latent_norm = RMSNorm(weights["latent_norm"].data, shape.latent_eps)
         self.key_up = PerHead(shape.heads, shape.rank, weights["key_up"].data)
         self.value_up = PerHead(shape.heads, shape.value, weights["value_up"].data)
-        self.output = LinearResidual(weights["output"].data, _optional(weights, "output_bias"))
+        self.output = LinearResidual(weights["output"].data, _optional(weights, "output_bias"), part=part)
         half = shape.rope // 2
         self.swap_halves = Tensor(np.r_[half : shape.rope, 0:half].astype(np.int32))
         self.gather, self.scatter = ops.Gather(), ops.ScatterUpdate()
@@ -504,7 +505,7 @@ class GatedExperts(nn.Cell):
 class ExpertsHalf(nn.Cell):
     """x + the experts' answers to norm(x), and that of the shared expert where there is one."""
 
-    def __init__(self, shape: ExpertsShape, weights: Mapping[str, Weight]):
+    def __init__(self, shape: ExpertsShape, weights: Mapping[str, Weight], part: Part | None = None):
         super().__init__()
         self.norm = RMSNorm(weights["norm"].data, shape.eps)
         self.logits = Linear(weights["router"].data)
@@ -516,15 +517,20 @@ class ExpertsHalf(nn.Cell):
             shared = weights["shared_gate_up"].data, weights["shared_down"].data
             self.shared = GatedExperts(1, shape.hidden, shape.shared_width, *shared)
         self.sigmoid, self.ones_like = ops.Sigmoid(), ops.OnesLike()
+        self.is_shared = part is not None
+        if part is not None:
+            self.sum = ops.AllReduce(group=part.group)
 
     def construct(self, x: Tensor, geometry: tuple) -> Tensor:
         normed = self.norm(x)
         logits = self.logits(normed)
-        x = x + self.experts(normed, self.router(logits[:, : self.count]))
+        answers = self.experts(normed, self.router(logits[:, : self.count]))
         if self.has_shared:
             gate = logits[:, self.count :] if self.has_gate else logits[:, :1]
-            x = x + self.shared(normed, self.sigmoid(gate) if self.has_gate else self.ones_like(gate))
-        return x
+            answers = answers + self.shared(normed, self.sigmoid(gate) if self.has_gate else self.ones_like(gate))
+        if self.is_shared:
+            answers = self.sum(answers)
+        return x + answers
 
 
 class _RelativeGeometry(nn.Cell):
@@ -654,7 +660,13 @@ class RelativeAttention(nn.Cell):
 class RelativeAttentionHalf(nn.Cell):
     """x + output(attention(qkv(norm(x)))), by the scope of its shape."""
 
-    def __init__(self, shape: AttentionShape, weights: Mapping[str, Weight], caches: tuple[Parameter, Parameter]):
+    def __init__(
+        self,
+        shape: AttentionShape,
+        weights: Mapping[str, Weight],
+        caches: tuple[Parameter, Parameter],
+        part: Part | None = None,
+    ):
         super().__init__()
         self.norm = RMSNorm(weights["norm"].data, shape.eps)
         self.qkv = Linear(weights["qkv"].data)
@@ -665,7 +677,7 @@ class RelativeAttentionHalf(nn.Cell):
             self.scatter = ops.ScatterUpdate()
         else:
             self.attention = RelativeAttention(shape, caches, _optional(weights, "distances"))
-            self.output = LinearResidual(weights["output"].data)
+            self.output = LinearResidual(weights["output"].data, part=part)
 
     def construct(self, x: Tensor, geometry: tuple) -> Tensor:
         projected = self.qkv(self.norm(x))

@@ -19,6 +19,7 @@ from inference.models.latent import LatentConfig, read_latent
 from inference.models.rope import (
     ROPE_KINDS,
     RopeConfig,
+    alibi_slopes,
     longrope_attention_factor,
     yarn_attention_factor,
 )
@@ -100,7 +101,7 @@ class ModelConfig:
         gated: the feed-forward multiplies a gate and a second projection.
         layer_norm: norms are LayerNorm with a bias, not RMSNorm.
         post_norms: what attention and feed-forward give is normed before it is added, too.
-        alibi: scores fall with the distance of a position.
+        alibi_slopes: what each head's scores lose for a position of distance (ALiBi); None for nothing.
         position_rows: rows of the table of learned positions; None for none.
         embedding_scale: what embeddings are multiplied by.
         experts: of the layers that have them; None for none.
@@ -135,7 +136,7 @@ class ModelConfig:
     gated: bool = True
     layer_norm: bool = False
     post_norms: bool = False
-    alibi: bool = False
+    alibi_slopes: tuple[float, ...] | None = None
     position_rows: int | None = None
     embedding_scale: float = 1.0
     storage: Storage = field(default_factory=Storage)
@@ -419,7 +420,7 @@ def read_model_config(values: Mapping[str, Any], family: Family, architecture: s
         gated=family.gated,
         layer_norm=family.layer_norm,
         post_norms=family.post_norms,
-        alibi=positions == "alibi",
+        alibi_slopes=alibi_slopes(heads) if positions == "alibi" else None,
         position_rows=_position_rows(fields) if positions == "learned" else None,
         embedding_scale=hidden**0.5 if family.scaled_embeddings else 1.0,
         storage=_storage(fields, family),

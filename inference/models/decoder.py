@@ -18,7 +18,6 @@ from inference.models.cache import LayerCache
 from inference.models.config import ModelConfig
 from inference.models.latent import LATENT_NORM_EPS
 from inference.models.parameters import EMBEDDING, HEAD, POSITIONS, ROUTER
-from inference.models.rope import alibi_slopes
 
 # The kernels' name of each weight of a layer, and the checkpoint's.
 ATTENTION_WEIGHTS = {
@@ -99,7 +98,7 @@ def attention_shapes(
             block_size,
             half_cache,
             config.softcap,
-            alibi_slopes(config.num_heads) if config.alibi else None,
+            config.alibi_slopes,
         )
         for window in config.windows
     ]
@@ -131,7 +130,7 @@ def layer_halves(
 
     shared = (rotations[rotation_index], mask_index, rotation_index)
     if isinstance(shape, LatentShape):
-        attention = kernels.LatentAttentionHalf(shape, *shared, chosen(LATENT_WEIGHTS), cache)
+        attention = kernels.LatentAttentionHalf(shape, *shared, chosen(LATENT_WEIGHTS), cache, part)
     else:
         attention = kernels.AttentionHalf(shape, *shared, chosen(ATTENTION_WEIGHTS), cache, part)
     experts, hidden, eps = config.experts_of(layer), config.hidden_size, config.norm_eps
@@ -140,7 +139,7 @@ def layer_halves(
         return [attention, kernels.FeedForwardHalf(sizes, chosen(FEED_FORWARD_WEIGHTS), part)]
     widths = (experts.width, experts.shared_width, experts.shared_gate)
     shapes = ExpertsShape(hidden, *widths, eps, experts.routing)
-    return [attention, kernels.ExpertsHalf(shapes, chosen(EXPERTS_WEIGHTS))]
+    return [attention, kernels.ExpertsHalf(shapes, chosen(EXPERTS_WEIGHTS), part)]
 
 
 class Decoder(nn.Cell):

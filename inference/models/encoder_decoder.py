@@ -16,12 +16,12 @@ from mindspore import Tensor, nn
 from mindspore import dtype as mstype
 
 from inference.kernels.formats import Format, unpack
-from inference.kernels.shapes import AttentionShape, FeedForwardShape
+from inference.kernels.shapes import AttentionShape, FeedForwardShape, Part
 from inference.kernels.weight import Weight
 from inference.models.cache import LayerCache
 from inference.models.graph import CompiledNetwork, graph_turn
 from inference.models.parameters import DISTANCES, HEAD, SHARED
-from inference.models.runner import ModelRunner
+from inference.models.runner import ModelRunner, part_of
 from inference.models.step import SequenceStep, StepBatch
 from inference.models.t5_config import T5Config
 
@@ -35,23 +35,31 @@ class SourceEncoder(nn.Cell):
     The first inputs of `StepBatch`, whose block tables are those of the sources.
     """
 
-    def __init__(self, kernels: ModuleType, config: T5Config, shape: AttentionShape, weights: Weights, caches: Caches):
+    def __init__(
+        self,
+        kernels: ModuleType,
+        config: T5Config,
+        shape: AttentionShape,
+        weights: Weights,
+        caches: Caches,
+        part: Part | None = None,
+    ):
         super().__init__()
         whole, store = replace(shape, scope="whole"), replace(shape, scope="store")
         distances = distance_bias(kernels, config, weights, "encoder")
         self.geometry = kernels.SourceGeometry(whole)
-        self.embedding = kernels.Embedding(weights[SHARED], config.vocab_size, config.hidden_size)
+        self.embedding = kernels.Embedding(weights[SHARED], config.vocab_size, config.hidden_size, part)
         halves = []
         for layer in range(config.num_encoder_layers):
             prefix = f"encoder.block.{layer}.layer."
             attention = _attention(weights, f"{prefix}0.", "SelfAttention.qkv", distances)
-            halves.append(kernels.RelativeAttentionHalf(whole, attention, caches[0]))
-            halves.append(_feed_forward(kernels, config, weights, f"{prefix}1."))
+            halves.append(kernels.RelativeAttentionHalf(whole, attention, caches[0], part))
+            halves.append(_feed_forward(kernels, config, weights, f"{prefix}1.", part))
         norm = weights["encoder.final_layer_norm.weight"]
         for layer, cache in enumerate(caches):
             kept = weights[f"decoder.block.{layer}.layer.1.EncDecAttention.kv.weight"]
             halves.append(kernels.RelativeAttentionHalf(store, {"norm": norm, "qkv": kept}, cache))
-        self.layers = kernels.Halves(halves)
+        self.layers = kernels.Halves(halves, part)
         vector, matrix = _inputs()
         self.set_inputs(vector, vector, vector, matrix, vector, matrix, vector)
 
@@ -75,21 +83,29 @@ class TargetDecoder(nn.Cell):
     The inputs are those of `StepBatch`, and for each sequence the block table [B, blocks] and length [B] of its source.
     """
 
-    def __init__(self, kernels: ModuleType, config: T5Config, shape: AttentionShape, weights: Weights, caches: Caches):
+    def __init__(
+        self,
+        kernels: ModuleType,
+        config: T5Config,
+        shape: AttentionShape,
+        weights: Weights,
+        caches: Caches,
+        part: Part | None = None,
+    ):
         super().__init__()
         cross = replace(shape, scope="cross")
         distances = distance_bias(kernels, config, weights, "decoder")
         self.geometry = kernels.TargetGeometry(shape)
-        self.embedding = kernels.Embedding(weights[SHARED], config.vocab_size, config.hidden_size)
+        self.embedding = kernels.Embedding(weights[SHARED], config.vocab_size, config.hidden_size, part)
         halves = []
         for layer, cache in enumerate(caches):
             prefix = f"decoder.block.{layer}.layer."
             own = _attention(weights, f"{prefix}0.", "SelfAttention.qkv", distances)
             to_source = _attention(weights, f"{prefix}1.", "EncDecAttention.q")
-            halves.append(kernels.RelativeAttentionHalf(shape, own, cache))
-            halves.append(kernels.RelativeAttentionHalf(cross, to_source, cache))
-            halves.append(_feed_forward(kernels, config, weights, f"{prefix}2."))
-        self.layers = kernels.Halves(halves)
+            halves.append(kernels.RelativeAttentionHalf(shape, own, cache, part))
+            halves.append(kernels.RelativeAttentionHalf(cross, to_source, cache, part))
+            halves.append(_feed_forward(kernels, config, weights, f"{prefix}2.", part))
+        self.layers = kernels.Halves(halves, part)
         self.head = kernels.OutputHead(
             config.vocab_size,
             config.hidden_size,
@@ -129,7 +145,7 @@ class EncoderDecoderRunner(ModelRunner):
     def build(self, weights: Weights) -> CompiledNetwork:
         shape = self._shapes[0]
         assert isinstance(shape, AttentionShape)
-        networks = (self.kernels, self.config, shape, weights, self._caches)
+        networks = (self.kernels, self.config, shape, weights, self._caches, part_of(self.shard, self.group))
         self._encoder = CompiledNetwork(SourceEncoder(*networks))
         return CompiledNetwork(TargetDecoder(*networks))
 
@@ -194,14 +210,14 @@ def _attention(weights: Weights, prefix: str, matrix: str, distances: Weight | N
     return named if distances is None else {**named, "distances": distances}
 
 
-def _feed_forward(kernels: ModuleType, config: T5Config, weights: Weights, prefix: str) -> object:
+def _feed_forward(kernels: ModuleType, config: T5Config, weights: Weights, prefix: str, part: Part | None) -> object:
     sizes = (config.hidden_size, config.intermediate_size, config.norm_eps, config.activation, config.gated)
     parts = {
         "norm": weights[f"{prefix}layer_norm.weight"],
         "gate_up": weights[f"{prefix}DenseReluDense.wi.weight"],
         "down": weights[f"{prefix}DenseReluDense.wo.weight"],
     }
-    return kernels.FeedForwardHalf(FeedForwardShape(*sizes), parts)
+    return kernels.FeedForwardHalf(FeedForwardShape(*sizes), parts, part)
 
 
 def _inputs() -> tuple[Tensor, Tensor]:

@@ -1,7 +1,8 @@
 """One model on several ranks: the leader steps, the others follow.
 
 The leader has the engine, and so scheduling, sampling and text; a follower knows its part of the weights and of the
-cache, and does what it is told: a step, a copy of blocks, an end. So whatever is chosen is chosen once.
+cache, and does what it is told: a step, the encoding of sources, a copy of blocks, an end. So whatever is chosen is
+chosen once.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from inference.models.step import StepBatch, StepResult
 from inference.parallel.channel import PeerLostError
 from inference.parallel.links import Links
 
-STEP, COPY, RESULT, END = "step", "copy", "result", "end"
+STEP, ENCODE, COPY, RESULT, END = "step", "encode", "copy", "result", "end"
 NEEDS, ROOM, BLOCKS = "needs", "room", "blocks"
 # What a rank must have room for: positions of cache in all or None, and of the longest row.
 Needs = tuple[int | None, int]
@@ -109,8 +110,10 @@ class LeadingRunner:
         self.runner.copy_blocks(pairs)
 
     def encode(self, batch: StepBatch) -> None:
-        """Never asked for: models with an encoder are not shared (`shards.check_split`)."""
-        raise NotImplementedError
+        """Leaves what a decoder needs of whole sources in the cache of every rank."""
+        for channel in self._links.followers:
+            channel.send(ENCODE, batch.fields())
+        self.runner.encode(batch)
 
     def close(self) -> None:
         """Lets the followers go; nothing more can be computed."""
@@ -131,6 +134,8 @@ def follow(runner: ModelRunner, links: Links) -> None:
         message = links.leader.receive()
         if message.kind == STEP:
             links.leader.send(RESULT, runner.step(StepBatch(*message.arrays)).arrays())
+        elif message.kind == ENCODE:
+            runner.encode(StepBatch(*message.arrays))
         elif message.kind == COPY:
             runner.copy_blocks([(int(source), int(target)) for source, target in message.arrays[0]])
         elif message.kind == END:

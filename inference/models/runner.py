@@ -118,7 +118,7 @@ class ModelRunner:
         from inference.models.decoder import Decoder
 
         assert isinstance(self.config, ModelConfig)
-        part = None if self.group is None else _part(self.shard, self.group)
+        part = part_of(self.shard, self.group)
         return CompiledNetwork(Decoder(self.kernels, self.config, self._shapes, parameters, self._caches, part))
 
     def _load(
@@ -193,8 +193,9 @@ class ModelRunner:
         return [Tensor.from_numpy(array) for array in batch.arrays()]
 
 
-def _part(shard: Shard, group: Group) -> Part:
-    return Part(shard.is_first, shard.first_token, group.name, group.handle)
+def part_of(shard: Shard, group: Group | None) -> Part | None:
+    """What the kernels need to know of a rank's part; None where there is no group that shares the model."""
+    return None if group is None else Part(shard.is_first, shard.first_token, group.name, group.handle)
 
 
 def _usable_in_place(pairs: Pairs) -> dict[str, StoredTensor]:

@@ -10,6 +10,7 @@ mindspore.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,9 +19,11 @@ from pathlib import Path
 import numpy as np
 
 from inference.errors import CheckpointError, ConfigError
-from inference.kernels.formats import GROUP, PAIR, PANEL, Format
+from inference.kernels.formats import GROUP, PAIR, PANEL, Format, whole_panels
 from inference.models.checkpoint import StoredTensor
 from inference.models.config import ModelConfig
+from inference.models.experts import ExpertsConfig
+from inference.models.latent import LatentConfig
 from inference.models.parameters import TensorPlace, parameter_shapes, tensor_places
 from inference.models.t5_config import AnyConfig
 
@@ -28,6 +31,8 @@ from inference.models.t5_config import AnyConfig
 PACKED = "uint8"
 Pairs = list[tuple[StoredTensor, TensorPlace]]
 Bounds = tuple[int, int]
+# (config, rank, number of ranks) -> where the rank's part of an axis begins and ends.
+Extent = Callable[[AnyConfig, int, int], Bounds]
 
 
 @dataclass(frozen=True)
@@ -46,23 +51,29 @@ class Split:
 
 
 REPLICATED, FIRST_ONLY = Split(), Split(first_only=True)
-# By the end of a tensor's name. A tensor that is not here cannot be shared: nobody has said how. What a half does with
-# its result besides adding it to the stream (a norm, say) has to come after the sum over the ranks.
+# By the end of a tensor's name, experts being numbered *. A tensor that is not here cannot be shared: nobody has said
+# how. What a half does with its result besides adding it to the stream (a norm) has to come after the ranks' sum.
 SPLITS = {
     "model.embed_tokens.weight": Split(0, "vocabulary"),
+    "model.embed_positions.weight": REPLICATED,
     "lm_head.weight": Split(0, "vocabulary"),
     "model.norm.weight": REPLICATED,
+    "model.norm.bias": REPLICATED,
     "input_layernorm.weight": REPLICATED,
+    "input_layernorm.bias": REPLICATED,
+    "post_self_attn_layernorm.weight": REPLICATED,
     "post_attention_layernorm.weight": REPLICATED,
+    "post_attention_layernorm.bias": REPLICATED,
+    "post_mlp_layernorm.weight": REPLICATED,
     "self_attn.q_norm.weight": REPLICATED,
     "self_attn.k_norm.weight": REPLICATED,
-    "self_attn.q_proj.weight": Split(0, "heads"),
-    "self_attn.q_proj.bias": Split(0, "heads"),
+    "self_attn.q_proj.weight": Split(0, "queries"),
+    "self_attn.q_proj.bias": Split(0, "queries"),
     "self_attn.k_proj.weight": Split(0, "kv_heads"),
     "self_attn.k_proj.bias": Split(0, "kv_heads"),
     "self_attn.v_proj.weight": Split(0, "kv_heads"),
     "self_attn.v_proj.bias": Split(0, "kv_heads"),
-    "self_attn.o_proj.weight": Split(1, "heads"),
+    "self_attn.o_proj.weight": Split(1, "answers"),
     "self_attn.o_proj.bias": FIRST_ONLY,
     "mlp.gate_proj.weight": Split(0, "width"),
     "mlp.gate_proj.bias": Split(0, "width"),
@@ -70,30 +81,115 @@ SPLITS = {
     "mlp.up_proj.bias": Split(0, "width"),
     "mlp.down_proj.weight": Split(1, "width"),
     "mlp.down_proj.bias": FIRST_ONLY,
+    # All ranks choose the same experts, of each of which they have some columns.
+    "mlp.gate.weight": REPLICATED,
+    "mlp.gate.e_score_correction_bias": REPLICATED,
+    "mlp.shared_expert_gate.weight": REPLICATED,
+    "mlp.experts.*.gate_proj.weight": Split(0, "expert_width"),
+    "mlp.experts.*.up_proj.weight": Split(0, "expert_width"),
+    "mlp.experts.*.down_proj.weight": Split(1, "expert_width"),
+    "mlp.shared_experts.gate_proj.weight": Split(0, "shared_width"),
+    "mlp.shared_experts.up_proj.weight": Split(0, "shared_width"),
+    "mlp.shared_experts.down_proj.weight": Split(1, "shared_width"),
+    # Latent attention: the latent, and so the cache, is every rank's. The last two are what becomes of kv_b_proj.
+    "self_attn.q_a_proj.weight": REPLICATED,
+    "self_attn.q_a_proj.bias": REPLICATED,
+    "self_attn.q_a_layernorm.weight": REPLICATED,
+    "self_attn.q_b_proj.weight": Split(0, "queries"),
+    "self_attn.kv_a_proj_with_mqa.weight": REPLICATED,
+    "self_attn.kv_a_proj_with_mqa.bias": REPLICATED,
+    "self_attn.kv_a_layernorm.weight": REPLICATED,
+    "self_attn.key_up.weight": Split(0, "latent_keys"),
+    "self_attn.value_up.weight": Split(0, "latent_values"),
+    # T5, whose keys and values have as many heads as its queries.
+    "shared.weight": Split(0, "vocabulary"),
+    "layer_norm.weight": REPLICATED,
+    "Attention.q.weight": Split(0, "queries"),
+    "Attention.k.weight": Split(0, "queries"),
+    "Attention.v.weight": Split(0, "queries"),
+    "Attention.o.weight": Split(1, "answers"),
+    "relative_attention_bias.weight": Split(1, "heads"),
+    "DenseReluDense.wi.weight": Split(0, "width"),
+    "DenseReluDense.wi_0.weight": Split(0, "width"),
+    "DenseReluDense.wi_1.weight": Split(0, "width"),
+    "DenseReluDense.wo.weight": Split(1, "width"),
 }
+_EXPERT = re.compile(r"\.experts\.\d+\.")
 
 
-def _vocabulary(config: ModelConfig, rank: int, size: int) -> Bounds:
+def _vocabulary(config: AnyConfig, rank: int, size: int) -> Bounds:
     """Whole panels, so that packed weights can be cut too."""
     return _even(config.vocab_size, PANEL, rank, size)
 
 
-def _heads(config: ModelConfig, rank: int, size: int) -> Bounds:
-    rows = config.num_heads // size * config.head_dim
-    return rank * rows, (rank + 1) * rows
+def _by_head(elements: Callable[[AnyConfig], int]) -> Extent:
+    """`elements` for each query head."""
+
+    def bounds(config: AnyConfig, rank: int, size: int) -> Bounds:
+        count = config.num_heads // size * elements(config)
+        return rank * count, (rank + 1) * count
+
+    return bounds
 
 
-def _kv_heads(config: ModelConfig, rank: int, size: int) -> Bounds:
+def _latent(config: AnyConfig) -> LatentConfig | None:
+    return config.latent if isinstance(config, ModelConfig) else None
+
+
+def _experts(config: AnyConfig) -> ExpertsConfig | None:
+    return config.experts if isinstance(config, ModelConfig) else None
+
+
+def _query(config: AnyConfig) -> int:
+    latent = _latent(config)
+    return latent.query if latent else config.head_dim
+
+
+def _answer(config: AnyConfig) -> int:
+    latent = _latent(config)
+    return latent.value if latent else config.head_dim
+
+
+def _latent_key(config: AnyConfig) -> int:
+    latent = _latent(config)
+    return whole_panels(latent.rank) if latent else 0
+
+
+def _latent_value(config: AnyConfig) -> int:
+    latent = _latent(config)
+    return whole_panels(latent.value) if latent else 0
+
+
+def _kv_heads(config: AnyConfig, rank: int, size: int) -> Bounds:
     """Where there are fewer heads than ranks, neighbouring ranks have the same one."""
-    count = max(1, config.num_kv_heads // size)
-    first = rank * config.num_kv_heads // size
+    heads = config.num_kv_heads if isinstance(config, ModelConfig) else config.num_heads
+    count = max(1, heads // size)
+    first = rank * heads // size
     return first * config.head_dim, (first + count) * config.head_dim
 
 
-def _width(config: ModelConfig, rank: int, size: int) -> Bounds:
+def _columns(width: Callable[[AnyConfig], int]) -> Extent:
     """Whole groups of a quantised format, where there are enough of them."""
-    width = config.intermediate_size
-    return _even(width, GROUP if -(-width // GROUP) >= size else 1, rank, size)
+
+    def bounds(config: AnyConfig, rank: int, size: int) -> Bounds:
+        count = width(config)
+        return _even(count, GROUP if -(-count // GROUP) >= size else 1, rank, size)
+
+    return bounds
+
+
+def _width(config: AnyConfig) -> int:
+    return config.intermediate_size
+
+
+def _expert_width(config: AnyConfig) -> int:
+    experts = _experts(config)
+    return experts.width if experts else 0
+
+
+def _shared_width(config: AnyConfig) -> int:
+    experts = _experts(config)
+    return experts.shared_width if experts else 0
 
 
 def _even(count: int, unit: int, rank: int, size: int) -> Bounds:
@@ -101,11 +197,17 @@ def _even(count: int, unit: int, rank: int, size: int) -> Bounds:
     return min(count, units * rank // size * unit), min(count, units * (rank + 1) // size * unit)
 
 
-EXTENTS: dict[str, Callable[[ModelConfig, int, int], Bounds]] = {
+EXTENTS: dict[str, Extent] = {
     "vocabulary": _vocabulary,
-    "heads": _heads,
+    "heads": _by_head(lambda config: 1),
+    "queries": _by_head(_query),
+    "answers": _by_head(_answer),
     "kv_heads": _kv_heads,
-    "width": _width,
+    "latent_keys": _by_head(_latent_key),
+    "latent_values": _by_head(_latent_value),
+    "width": _columns(_width),
+    "expert_width": _columns(_expert_width),
+    "shared_width": _columns(_shared_width),
 }
 
 
@@ -115,14 +217,20 @@ def split_of(name: str) -> Split:
     Raises:
         KeyError: nobody has said.
     """
+    numberless = _EXPERT.sub(".experts.*.", name)
     for ending, split in SPLITS.items():
-        if name.endswith(ending):
+        if numberless.endswith(ending):
             return split
     raise KeyError(f"nobody has said how ranks share {name}: add it to {__name__}.SPLITS")
 
 
-def _has_split(name: str) -> bool:
-    return name.endswith(tuple(SPLITS))
+def _split_name(place: TensorPlace) -> str:
+    """What `split_of` knows a tensor by: its name, or that of the one of several parameters that are made of it."""
+    return place.name if place.take is None else place.parameter
+
+
+def _has_split(place: TensorPlace) -> bool:
+    return _EXPERT.sub(".experts.*.", _split_name(place)).endswith(tuple(SPLITS))
 
 
 @dataclass(frozen=True)
@@ -138,6 +246,12 @@ class Piece:
     whole: TensorPlace
     own: TensorPlace
     bounds: tuple[Bounds, ...]
+
+    @property
+    def rows(self) -> Bounds:
+        """First and last + 1 of the rows of the whole parameter."""
+        first = self.whole.first_row
+        return first + self.bounds[0][0], first + self.bounds[0][1]
 
 
 @dataclass(frozen=True)
@@ -162,22 +276,32 @@ class Shard:
 
     def bounds(self, extent: str) -> Bounds:
         """Where this rank's part of an axis begins and ends."""
-        assert isinstance(self.model, ModelConfig)
         return EXTENTS[extent](self.model, self.rank, self.size)
+
+    def _size(self, extent: str) -> int:
+        begin, end = self.bounds(extent)
+        return end - begin
 
     @cached_property
     def config(self) -> AnyConfig:
         """The rank's part as a model of its own."""
+        model = self.model
         if self.is_whole:
-            return self.model
-        assert isinstance(self.model, ModelConfig)
-        sizes = {extent: end - begin for extent in EXTENTS for begin, end in [self.bounds(extent)]}
+            return model
+        vocabulary, heads, width = self._size("vocabulary"), self._size("heads"), self._size("width")
+        if not isinstance(model, ModelConfig):
+            return replace(model, vocab_size=vocabulary, num_heads=heads, intermediate_size=width)
+        experts, slopes = model.experts, model.alibi_slopes
+        if experts is not None:
+            experts = replace(experts, width=self._size("expert_width"), shared_width=self._size("shared_width"))
         return replace(
-            self.model,
-            vocab_size=sizes["vocabulary"],
-            num_heads=sizes["heads"] // self.model.head_dim,
-            num_kv_heads=sizes["kv_heads"] // self.model.head_dim,
-            intermediate_size=sizes["width"],
+            model,
+            vocab_size=vocabulary,
+            num_heads=heads,
+            num_kv_heads=self._size("kv_heads") // model.head_dim,
+            intermediate_size=width,
+            alibi_slopes=None if slopes is None else slopes[slice(*self.bounds("heads"))],
+            experts=experts,
         )
 
     @property
@@ -186,10 +310,9 @@ class Shard:
         return 0 if self.is_whole else self.bounds("vocabulary")[0]
 
     def pieces(self) -> Iterator[Piece]:
-        """The parts of tensors that it has, in the order of a checkpoint."""
-        assert isinstance(self.model, ModelConfig) and isinstance(self.config, ModelConfig)
+        """The parts of tensors that it has, in the order of a checkpoint that fuses none of them."""
         for whole, own in zip(tensor_places(self.model), tensor_places(self.config), strict=True):
-            split = split_of(whole.name)
+            split = split_of(_split_name(whole))
             if split.first_only and not self.is_first:
                 continue
             bounds = [(0, length) for length in whole.shape]
@@ -198,37 +321,47 @@ class Shard:
             assert own.shape == tuple(end - begin for begin, end in bounds), whole.name
             yield Piece(whole, own, tuple(bounds))
 
+    @cached_property
+    def _by_parameter(self) -> dict[str, dict[str, Piece]]:
+        """The pieces of each parameter, by the names of the tensors that they are of."""
+        found: dict[str, dict[str, Piece]] = {}
+        for piece in self.pieces():
+            found.setdefault(piece.own.parameter, {})[piece.whole.name] = piece
+        return found
+
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the parameters of its network."""
         if self.is_whole:
             return parameter_shapes(self.model)
-        shapes: dict[str, tuple[int, ...]] = {}
-        for piece in self.pieces():
-            place = piece.own
-            shapes[place.parameter] = (place.first_row + place.shape[0], *place.shape[1:])
-        return shapes
+        return {name: shape for name, shape in parameter_shapes(self.config).items() if name in self._by_parameter}
 
     def keep(self, pairs: Pairs) -> Pairs:
         """Of the tensors of a rank's own checkpoint those that it has."""
-        own = {piece.own.name for piece in self.pieces()}
-        return [pair for pair in pairs if pair[1].name in own]
+        return [pair for pair in pairs if pair[1].parameter in self._by_parameter]
 
     def cut(self, pairs: Pairs) -> Pairs:
-        """Its parts of stored tensors, which are as a checkpoint for one process has them.
-
-        Raises:
-            CheckpointError: tensors that belong apart are stored as one.
-        """
+        """Its parts of stored tensors, which are as a checkpoint for one process has them."""
         if self.is_whole:
             return pairs
-        stored = {place.name: tensor for tensor, place in pairs}
-        joined = next((piece.whole.name for piece in self.pieces() if piece.whole.name not in stored), None)
-        if joined:
-            raise CheckpointError(
-                f"{joined} is stored as a part of another tensor, which {self.size} ranks cannot cut yet",
-                "give a checkpoint with tensors of their own, or model_parallel 1",
-            )
-        return [(_cut(stored[piece.whole.name], piece.bounds), piece.own) for piece in self.pieces()]
+        return [part for tensor, place in pairs for part in self._parts(tensor, place)]
+
+    def _parts(self, tensor: StoredTensor, place: TensorPlace) -> Pairs:
+        """Its parts of a stored tensor, which may be several tensors fused: as few runs of it as its order allows."""
+        pieces = self._by_parameter.get(place.parameter, {})
+        if place.take is not None:
+            if place.name in pieces:
+                return [_cut_heads(tensor, pieces[place.name])]
+            return list(_cut_experts(tensor, place, list(pieces.values())))
+        first, last = place.first_row, place.first_row + place.shape[0]
+        # One, unless the tensor is fused.
+        own = [pieces[place.name]] if place.name in pieces else list(pieces.values())
+        own = [piece for piece in own if first <= piece.rows[0] and piece.rows[1] <= last]
+        stored = np.arange(place.shape[0]) if place.order is None else place.order
+        rows = [stored[piece.rows[0] - first : piece.rows[1] - first] for piece in own]
+        if len(own) > 1 and np.ptp(together := np.concatenate(rows)) + 1 == len(together):
+            # They lie together, if in another order: what follows one another here does so in the rank's parameter.
+            own, rows = own[:1], [together]
+        return [_cut_rows(tensor, place, *part) for part in zip(own, rows, strict=True)]
 
     def cut_packed(self, pairs: Pairs, formats: dict[str, Format], path: Path) -> Pairs:
         """The same for parameters that `convert` packed.
@@ -237,20 +370,22 @@ class Shard:
             CheckpointError: a part begins or ends inside what is packed together.
         """
         stored = {place.name: tensor for tensor, place in pairs}
-        parts = []
-        for piece in self.pieces():
-            tensor, place = stored[piece.whole.parameter], piece.own
-            if tensor.dtype != PACKED:
-                first = piece.whole.first_row
-                parts.append((tensor.rows(first + piece.bounds[0][0], first + piece.bounds[0][1]), place))
+        parts: Pairs = []
+        for name, pieces in self._by_parameter.items():
+            tensor = stored[name]
+            if all(piece.own == piece.whole for piece in pieces.values()):
+                parts.append((tensor, TensorPlace(name, tensor.shape, name)))
                 continue
-            part = _cut_packed(tensor, piece, formats[place.parameter])
-            if part is None:
-                raise CheckpointError(
-                    f"{path}: packed {place.parameter} cannot be cut for {self.size} ranks",
-                    f"convert the original checkpoint with --model_parallel {self.size}",
-                )
-            parts.append((part, place))
+            for piece in pieces.values():
+                packed = tensor.dtype == PACKED
+                part = _cut_packed(tensor, piece, formats[name]) if packed else tensor.rows(*piece.rows)
+                if part is None:
+                    raise CheckpointError(
+                        f"{path}: packed {name} cannot be cut for {self.size} ranks",
+                        f"convert the original checkpoint with --model_parallel {self.size}",
+                    )
+                # Rows are in their order already, and values what they are to be.
+                parts.append((part, TensorPlace(name, part.shape, name, piece.own.first_row)))
         return parts
 
     def cut_values(self, parameter: str, values: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
@@ -258,12 +393,46 @@ class Shard:
         if self.is_whole:
             yield values, 0
             return
-        for piece in self.pieces():
-            if piece.own.parameter == parameter:
-                first = piece.whole.first_row
-                rows = slice(first + piece.bounds[0][0], first + piece.bounds[0][1])
-                window = (rows, *(slice(*bounds) for bounds in piece.bounds[1:]))
-                yield values[window], piece.own.first_row
+        for piece in self._by_parameter.get(parameter, {}).values():
+            window = (slice(*piece.rows), *(slice(*bounds) for bounds in piece.bounds[1:]))
+            yield values[window], piece.own.first_row
+
+
+def _cut_rows(
+    tensor: StoredTensor, place: TensorPlace, piece: Piece, rows: np.ndarray
+) -> tuple[StoredTensor, TensorPlace]:
+    """These of the stored rows, and the columns of a piece, which says where in the rank's parameter they begin."""
+    begin, end = int(rows.min()), int(rows.max()) + 1
+    is_in_order = np.array_equal(rows, np.arange(begin, end))
+    bounds = ((begin, end), *piece.bounds[1:])
+    own = replace(
+        place,
+        shape=(len(rows), *piece.own.shape[1:]),
+        first_row=piece.own.first_row,
+        order=None if is_in_order else rows - begin,
+        room=piece.own.room,
+    )
+    return _cut(tensor, bounds[::-1] if place.transposed else bounds), own
+
+
+def _cut_heads(tensor: StoredTensor, piece: Piece) -> tuple[StoredTensor, TensorPlace]:
+    """The rows of its heads of a tensor that parameters are made of, head by head."""
+    count = piece.own.taken_from[0]
+    begin = piece.bounds[0][0] // piece.own.shape[0] * count
+    return _cut(tensor, ((begin, begin + count),)), piece.own
+
+
+def _cut_experts(
+    tensor: StoredTensor, place: TensorPlace, pieces: list[Piece]
+) -> Iterator[tuple[StoredTensor, TensorPlace]]:
+    """Its parts of MindFormers' tensor of all experts, below one another and [in, out], gate beside up."""
+    height, width = pieces[0].whole.shape
+    beside = place.taken_from[1] // height
+    for index, piece in enumerate(pieces):
+        row, column = index // beside * width, index % beside * height
+        columns, rows = piece.bounds
+        window = ((row + rows[0], row + rows[1]), (column + columns[0], column + columns[1]))
+        yield _cut(tensor, window), replace(piece.own, transposed=True)
 
 
 def _cut(tensor: StoredTensor, bounds: tuple[Bounds, ...]) -> StoredTensor:
@@ -280,9 +449,9 @@ def _cut_packed(tensor: StoredTensor, piece: Piece, form: Format) -> StoredTenso
     height, width = piece.whole.shape
     first, last, top = first + piece.whole.first_row, last + piece.whole.first_row, height + piece.whole.first_row
     unit = PAIR if form.quantised else 1
-    # The last panel may be shorter, where nothing follows.
+    # The last panel may be shorter, where nothing follows in it.
     rows_fit = first % PANEL == 0 and piece.own.first_row % PANEL == 0
-    rows_fit &= last % PANEL == 0 or (last == top and -(-last // PANEL) == tensor.shape[0])
+    rows_fit &= last % PANEL == 0 or (last == top and (piece.whole.room > 0 or -(-last // PANEL) == tensor.shape[0]))
     if not rows_fit or begin % unit or (end % unit and end != width):
         return None
     tensor = replace(tensor.rows(first // PANEL, -(-last // PANEL)), is_part=True)
@@ -302,10 +471,17 @@ def check_split(config: AnyConfig, size: int, weight_format: Format | None, wher
     Raises:
         ConfigError: the first number that cannot be split, and the nearest numbers of ranks that would work.
     """
-    problem = _obstacle(config, size, weight_format)
+    if size == 1:
+        return
+    unknown = next((place.name for place in tensor_places(config) if not _has_split(place)), None)
+    if unknown is not None:
+        problem: str | None = f"{config.architecture} has tensors that ranks cannot share yet, such as {unknown}"
+        fitting = [1]
+    else:
+        problem = _obstacle(config, size, weight_format)
+        fitting = [ranks for ranks in range(1, config.num_heads + 1) if _obstacle(config, ranks, weight_format) is None]
     if problem is None:
         return
-    fitting = [ranks for ranks in range(1, config.num_heads + 1) if _obstacle(config, ranks, weight_format) is None]
     below, above = [n for n in fitting if n < size][-1:], [n for n in fitting if n > size][:1]
     raise ConfigError(
         f"{where}: model_parallel is {size}, and {problem}",
@@ -316,33 +492,38 @@ def check_split(config: AnyConfig, size: int, weight_format: Format | None, wher
 def _obstacle(config: AnyConfig, size: int, weight_format: Format | None) -> str | None:
     if size == 1:
         return None
-    if not isinstance(config, ModelConfig):
-        return "an encoder with a decoder cannot be shared yet"
-    heads, kv_heads = config.num_heads, config.num_kv_heads
-    unknown = [place.name for place in tensor_places(config) if not _has_split(place.name)]
-    if unknown:
-        return f"{config.architecture} has tensors that ranks cannot share yet, such as {unknown[0]}"
-    if config.alibi:
-        # The slopes follow from the number of all heads, of which a rank knows its own.
-        return "heads whose scores fall with the distance (ALiBi) cannot be split yet"
+    heads = config.num_heads
     if heads % size:
         return f"{heads} attention heads cannot be split {size} ways"
-    if kv_heads % size and size % kv_heads:
-        return f"{kv_heads} key/value heads can neither be split {size} ways nor be shared evenly by {size} ranks"
-    if config.intermediate_size < size:
-        return f"intermediate_size {config.intermediate_size} cannot be split {size} ways"
+    if isinstance(config, ModelConfig) and config.latent is None:
+        kv_heads = config.num_kv_heads
+        if kv_heads % size and size % kv_heads:
+            return f"{kv_heads} key/value heads can neither be split {size} ways nor be shared evenly by {size} ranks"
+    widths = _widths(config)
+    for name, width in widths.items():
+        if width < size:
+            return f"{name} {width} cannot be split {size} ways"
     if math.ceil(config.vocab_size / PANEL) < size:
         return f"a vocabulary of {config.vocab_size} cannot be split {size} ways in parts of {PANEL}"
     if weight_format is not None and weight_format.quantised:
-        columns = heads // size * config.head_dim
+        columns = heads // size * _answer(config)
         if columns % GROUP:
             return (
-                f"{heads // size} heads of {config.head_dim} are {columns} columns, which {weight_format.value} takes "
+                f"{heads // size} heads of {_answer(config)} are {columns} columns, which {weight_format.value} takes "
                 f"in groups of {GROUP}"
             )
-        if math.ceil(config.intermediate_size / GROUP) < size:
-            return (
-                f"intermediate_size {config.intermediate_size} has too few groups of {GROUP} for "
-                f"{weight_format.value} on {size} ranks"
-            )
+        for name, width in widths.items():
+            if math.ceil(width / GROUP) < size:
+                return f"{name} {width} has too few groups of {GROUP} for {weight_format.value} on {size} ranks"
     return None
+
+
+def _widths(config: AnyConfig) -> dict[str, int]:
+    """The widths of feed-forwards and experts that the model has, as its config names them."""
+    if not isinstance(config, ModelConfig) or config.experts is None:
+        return {"intermediate_size": config.intermediate_size}
+    widths = {} if all(config.experts.layers) else {"intermediate_size": config.intermediate_size}
+    widths["the experts' width"] = config.experts.width
+    if config.experts.shared_width:
+        widths["the shared expert's width"] = config.experts.shared_width
+    return widths

@@ -335,7 +335,8 @@ class TestSizes:
             family("BaichuanForCausalLM", **keys)
             for keys in ({}, {"max_position_embeddings": "absent", "model_max_length": 99})
         )
-        assert (rotary.alibi, rotary.rotary_size, alibi.alibi, alibi.rotary_size) == (False, 8, True, 0)
+        assert (rotary.alibi_slopes, rotary.rotary_size, alibi.rotary_size) == (None, 8, 0)
+        assert alibi.alibi_slopes
         assert alibi.context_length == 99 and alibi.storage.normalised_head
         assert not family("BaiChuanForCausalLM", vocab_size=64000).storage.normalised_head
         glm = family("Glm4ForCausalLM", head_dim=16)

@@ -17,6 +17,7 @@ from inference.kernels.formats import Format, pack_into
 from inference.models import weights
 from inference.models.registry import model_config_from
 from inference.models.runner import ModelRunner
+from inference.models.shards import Shard
 from inference.models.step import SequenceStep, StepBatch
 
 try:
@@ -92,7 +93,10 @@ def make_runner(
 
 
 def fill_random(
-    shapes: Mapping[str, tuple[int, ...]], destinations: Mapping[str, weights.Destination], seed: int
+    shapes: Mapping[str, tuple[int, ...]],
+    destinations: Mapping[str, weights.Destination],
+    seed: int,
+    shard: Shard,
 ) -> None:
     """Weights wide enough to show each part of a layer, vectors among them."""
     generator = np.random.default_rng(seed)

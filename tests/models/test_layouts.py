@@ -24,6 +24,7 @@ from inference.models.config import ModelConfig
 from inference.models.convert import convert
 from inference.models.parameters import parameter_shapes
 from inference.models.registry import model_config_from
+from inference.models.shards import Shard
 
 Arrays = dict[str, np.ndarray]
 
@@ -177,14 +178,12 @@ def test_a_converted_model_is_arranged_once(tmp_path: Path, name: str) -> None:
     checkpoint, config = golden(name)
     pairs = weights.fit(checkpoint, config, GOLDENS / name)
     own = json.loads((GOLDENS / name / "config.json").read_text())
-    convert(pairs, config, own, None, tmp_path / "packed", Format.FLOAT16, pack_into)
+    convert([(Shard(config), pairs)], own, None, tmp_path / "packed", Format.FLOAT16, pack_into)
     again = model_config_from(json.loads((tmp_path / "packed/config.json").read_text()), name)
     assert again == config
-    packed = weights.fit_packed(open_checkpoint(tmp_path / "packed"), again, Format.FLOAT16, tmp_path)
-    arrays = [
-        {key: np.zeros(shape, np.float32) for key, shape in parameter_shapes(config).items()} for _ in ("packed", "own")
-    ]
+    shapes, formats = parameter_shapes(config), weights.formats_of(config, Format.FLOAT16)
+    packed = weights.fit_packed(open_checkpoint(tmp_path / "packed"), shapes, formats, tmp_path)
+    arrays = [{key: np.zeros(shape, np.float32) for key, shape in shapes.items()} for _ in ("packed", "own")]
     for some, into in zip((packed, pairs), arrays, strict=True):
-        formats = weights.formats_of(config, Format.FLOAT16)
         weights.load(some, {key: weights.Destination(array, None, formats[key]) for key, array in into.items()})
     assert all(np.array_equal(array, arrays[1][key]) for key, array in arrays[0].items())

@@ -19,6 +19,8 @@ from inference.context import build_context
 from inference.kernels.formats import Format
 from inference.models import weights
 from inference.models.checkpoint import open_checkpoint
+from inference.models.config import ModelConfig
+from inference.models.encoder_decoder import EncoderDecoderRunner
 from inference.models.ranks import LeadingRunner, follow
 from inference.models.registry import model_config_from
 from inference.models.runner import ModelRunner
@@ -38,23 +40,41 @@ def build(name: str, kind: str, weight_format: str, links: Links, group: Group) 
     chosen = kernels.choose(kind, device_target="CPU", mode=0, block_size=BLOCK, threads=1, say=print)
     directory = GOLDENS / name
     config = model_config_from(json.loads((directory / "config.json").read_text()), name)
-    golden = np.load(directory / "golden.npz")
-    prompts = [golden[f"prompt_{i}"].tolist() for i in range(len(golden["lengths"]))]
+    prompts = prompts_of(name)
     shard = Shard(config, links.topology.model_rank, links.topology.model_parallel)
     pairs = shard.cut(weights.fit(open_checkpoint(directory), config, directory))
-    blocks = 1 + sum(-(-(len(prompt) + STEPS) // BLOCK) for prompt in prompts)
+    # Of a source and its answer, each of which begins a block, no fewer than of a prompt with its answer.
+    blocks = 1 + sum(-(-len(prompt) // BLOCK) - (-STEPS // BLOCK) for prompt in prompts)
     sizes = {"num_blocks": blocks, "block_size": BLOCK, "kernels": chosen, "weight_format": Format(weight_format)}
-    runner = ModelRunner(config, pairs, **sizes, shard=shard, group=group)
-    return runner, prompts
+    kind_of_runner = ModelRunner if isinstance(config, ModelConfig) else EncoderDecoderRunner
+    return kind_of_runner(config, pairs, **sizes, shard=shard, group=group), prompts
 
 
-def greedy(model: LeadingRunner, prompts: list[list[int]]) -> tuple[list[list[int]], list]:
-    """Greedy tokens of all prompts, run together; and the last logits."""
+def prompts_of(name: str) -> list[list[int]]:
+    """The prompts of a golden, or its sources."""
+    golden = np.load(GOLDENS / name / "golden.npz")
+    key = "prompt" if "prompt_0" in golden else "source"
+    return [golden[f"{key}_{i}"].tolist() for i in range(len(golden["lengths"]))]
+
+
+def greedy(model: LeadingRunner, prompts: list[list[int]], start: int | None = None) -> tuple[list[list[int]], list]:
+    """Greedy tokens of all prompts, run together; and the last logits.
+
+    Args:
+        start: the token that answers begin with, where the prompts are sources of a model with an encoder.
+    """
     free = list(range(1, model.num_blocks))
-    tables = [[free.pop() for _ in range(-(-(len(prompt) + STEPS) // BLOCK))] for prompt in prompts]
+    sources: list[tuple[list[int], int] | None] = [None] * len(prompts)
+    if start is not None:
+        sources = [([free.pop() for _ in range(-(-len(prompt) // BLOCK))], len(prompt)) for prompt in prompts]
+        steps = [SequenceStep(prompt, 0, source[0]) for prompt, source in zip(prompts, sources, strict=True) if source]
+        model.encode(StepBatch.build(steps, BLOCK))
+        prompts = [[start] for _ in prompts]
+    # The last token is not a step's input.
+    tables = [[free.pop() for _ in range(-(-(len(prompt) + STEPS - 1) // BLOCK))] for prompt in prompts]
     texts, starts = [list(prompt) for prompt in prompts], [0] * len(prompts)
     for step in range(STEPS):
-        parts = [SequenceStep(t[s:], s, b) for t, s, b in zip(texts, starts, tables, strict=True)]
+        parts = [SequenceStep(t[s:], s, *rest) for t, s, *rest in zip(texts, starts, tables, sources, strict=True)]
         last = step == STEPS - 1
         result = model.step(StepBatch.build(parts, BLOCK, logit_rows=None if last else []))
         starts = [len(text) for text in texts]
@@ -90,7 +110,7 @@ def main() -> None:
             continue
         model = LeadingRunner(runner, links)
         before = group.native.figures()[0] if group.native else 0
-        tokens, logits = greedy(model, prompts)
+        tokens, logits = greedy(model, prompts, runner.config.decoder_start)
         sums = (group.native.figures()[0] - before) / STEPS if group.native else 0
         model.close()
         for channel in links.followers:

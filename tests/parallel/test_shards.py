@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import math
 import mmap
 import os
 from dataclasses import replace
@@ -20,13 +21,14 @@ from inference.models import weights
 from inference.models.checkpoint import Segment, StoredTensor, open_checkpoint, rank_folders
 from inference.models.config import ModelConfig
 from inference.models.convert import convert
-from inference.models.parameters import parameter_shapes, tensor_places
+from inference.models.parameters import hugging_face_name, parameter_shapes, tensor_places
 from inference.models.registry import ARCHITECTURES, model_config_from
 from inference.models.shards import EXTENTS, SPLITS, Shard, check_split, split_of
+from inference.models.t5_config import AnyConfig
 from inference.models.weights import Destination, formats_of, memory_layout
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
-NAMES = sorted(path.parent.name for path in GOLDENS.glob("*/golden.npz"))
+NAMES = sorted(str(path.parent.relative_to(GOLDENS)) for path in GOLDENS.rglob("golden.npz"))
 # Sizes of real models: Llama 2 7B, Qwen2 0.5B (whose head is tied), Llama 3 70B.
 LLAMA_7B = {"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32}
 QWEN_HALF_B = {
@@ -35,7 +37,7 @@ QWEN_HALF_B = {
 }  # fmt: skip
 
 
-def golden(name: str) -> ModelConfig:
+def golden(name: str) -> AnyConfig:
     return model_config_from(json.loads((GOLDENS / name / "config.json").read_text()), name)
 
 
@@ -44,18 +46,27 @@ def sized(sizes: dict, architecture: str = "LlamaForCausalLM", **changes: object
     return model_config_from({**values, **sizes, **changes}, "test")
 
 
-def load(config: ModelConfig, directory: Path, shard: Shard) -> dict[str, np.ndarray]:
+def empty(shapes: dict[str, tuple[int, ...]], config: AnyConfig) -> dict[str, np.ndarray]:
+    """Parameters with NaN where a tensor goes, and 0 in the room between those that begin panels."""
+    arrays = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    for place in tensor_places(config):
+        if place.parameter in arrays:
+            arrays[place.parameter][place.first_row : place.first_row + place.shape[0]] = np.nan
+    return arrays
+
+
+def load(config: AnyConfig, directory: Path, shard: Shard) -> dict[str, np.ndarray]:
     """A rank's parameters, float32, from its parts of a checkpoint."""
-    arrays = {name: np.full(shape, np.nan, np.float32) for name, shape in shard.parameter_shapes().items()}
+    arrays = empty(shard.parameter_shapes(), shard.config)
     places = {name: Destination(array, None, Format.FLOAT32) for name, array in arrays.items()}
     weights.load(shard.cut(weights.fit(open_checkpoint(directory), config, directory)), places)
     assert not any(np.isnan(array).any() for array in arrays.values())
     return arrays
 
 
-def join_parts(config: ModelConfig, parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def join_parts(config: AnyConfig, parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """The whole parameters from all ranks' parts, tensor by tensor."""
-    whole = {name: np.full(shape, np.nan, np.float32) for name, shape in parameter_shapes(config).items()}
+    whole = empty(parameter_shapes(config), config)
     for rank, arrays in enumerate(parts):
         for piece in Shard(config, rank, len(parts)).pieces():
             rows = slice(piece.own.first_row, piece.own.first_row + piece.own.shape[0])
@@ -77,15 +88,17 @@ def test_the_parts_of_all_ranks_are_the_whole(name: str, size: int) -> None:
 
 @pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
 def test_every_tensor_of_every_family_has_its_way_of_being_shared(architecture: str) -> None:
-    options = {"attention_bias": True, "mlp_bias": True, "qkv_bias": True}
+    options = {"attention_bias": True, "mlp_bias": True, "qkv_bias": True, "use_qk_norm": True}
+    options |= {"num_experts": 4, "num_experts_per_tok": 2, "shared_expert_intermediate_size": 64}
+    options |= {"qk_nope_head_dim": 64, "qk_rope_head_dim": 32, "v_head_dim": 64, "kv_lora_rank": 64, "q_lora_rank": 64}
     for place in tensor_places(sized(LLAMA_7B, architecture, **options)):
-        split = split_of(place.name)
+        split = split_of(place.name if place.take is None else place.parameter)
         assert split.axis is None or (split.axis < len(place.shape) and split.extent in EXTENTS)
 
 
 def test_a_tensor_that_nobody_thought_of_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("mlp.router.weight", "mlp.experts.0.gate_proj.weight", "post_mlp_layernorm.weight"):
-        with pytest.raises(KeyError, match=r"model\.layers\.0\.mlp.*SPLITS|model\.layers\.0\.post_mlp.*SPLITS"):
+    for name in ("mlp.router.weight", "mlp.experts.0.gate_up_proj.weight", "mlp.post_norm.weight"):
+        with pytest.raises(KeyError, match=r"model\.layers\.0\.mlp.*SPLITS"):
             split_of(f"model.layers.0.{name}")
     monkeypatch.delitem(SPLITS, "mlp.up_proj.weight")
     check_split(sized(LLAMA_7B), 1, None, "")
@@ -134,16 +147,22 @@ def test_parts_follow_one_another_and_none_is_empty(size: int, width: int, vocab
         check_split(config, size, None, "")
     except ConfigError:
         return
-    for extent, whole in (("width", width), ("vocabulary", vocabulary), ("heads", size * config.head_dim)):
+    for extent, whole in (("width", width), ("vocabulary", vocabulary), ("queries", size * config.head_dim)):
         bounds = [Shard(config, rank, size).bounds(extent) for rank in range(size)]
         assert [begin for begin, _ in bounds] == [0, *(end for _, end in bounds[:-1])]
         assert bounds[-1][1] == whole and all(begin < end for begin, end in bounds)
 
 
-@pytest.mark.parametrize("form", list(Format))
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        *[("llama31", form) for form in Format],
+        *[(name, Format.BFLOAT16) for name in ("gpt2", "qwen2_moe", "deepseek_v2_lite", "t5/t5_relu")],
+    ],
+)
 @pytest.mark.parametrize("size", [1, 2])
-def test_random_weights_are_those_of_one_process(form: Format, size: int) -> None:
-    config = golden("llama31")
+def test_random_weights_are_those_of_one_process(name: str, form: Format, size: int) -> None:
+    config = golden(name)
 
     def fill(shard: Shard) -> dict[str, np.ndarray]:
         formats, arrays, places = formats_of(config, form), {}, {}
@@ -159,8 +178,9 @@ def test_random_weights_are_those_of_one_process(form: Format, size: int) -> Non
         parameter_shapes(config), {n: Destination(a, None, formats[n]) for n, a in whole.items()}, seed=5
     )
     joined = join_parts(config, [fill(Shard(config, rank, size)) for rank in range(size)])
-    for name, values in whole.items():
-        assert (joined[name] == values).all(), name
+    for parameter, values in empty(parameter_shapes(config), config).items():
+        is_used = np.isnan(values)
+        assert (joined[parameter] == whole[parameter])[is_used].all(), parameter
 
 
 @settings(max_examples=60, deadline=None)
@@ -259,6 +279,47 @@ def test_the_parts_add_up_to_the_whole_in_bytes(large: tuple[ModelConfig, Path])
         assert whole < sum(parts) < whole * 1.01 and max(parts) < whole / size * 1.02
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_ranks_read_each_byte_once_but_for_what_all_have(name: str) -> None:
+    """Of tensors that are fused or transposed, too."""
+    config = golden(name)
+    pairs = weights.fit(open_checkpoint(GOLDENS / name), config, GOLDENS / name)
+    whole = sum(tensor.num_bytes for tensor, _ in pairs)
+    parts = [sum(t.num_bytes for t, _ in Shard(config, rank, 2).cut(pairs)) for rank in range(2)]
+    everybodys = sum(
+        4 * math.prod(piece.own.shape) for piece in Shard(config, 1, 2).pieces() if piece.own.shape == piece.whole.shape
+    )
+    if config.num_heads > 1 and getattr(config, "num_kv_heads", 2) > 1:
+        assert whole < sum(parts) <= whole + everybodys
+    assert max(parts) < 0.75 * whole
+
+
+def test_mindformers_experts_in_one_tensor(tmp_path: Path) -> None:
+    """All experts of a layer below one another, each [in, out], gate beside up."""
+    config, stored = golden("mixtral"), open_checkpoint(GOLDENS / "mixtral")
+    count, tensors = config.experts.routing.experts, {}
+    for name, tensor in stored.items():
+        tensors[hugging_face_name(name, config.storage.names)] = values = np.zeros(tensor.shape, np.float32)
+        tensor.read_into(values)
+    for layer in range(config.num_layers):
+        prefix = f"model.layers.{layer}.mlp.experts."
+        parts = [[tensors.pop(f"{prefix}{i}.{p}_proj.weight").T for p in ("gate", "up", "down")] for i in range(count)]
+        tensors[f"{prefix}weight1"] = np.concatenate([np.concatenate([gate, up], 1) for gate, up, _ in parts])
+        tensors[f"{prefix}weight2"] = np.concatenate([down for _, _, down in parts])
+    header, data = {}, b""
+    for name, values in tensors.items():
+        end = len(data) + values.nbytes
+        header[name] = {"dtype": "F32", "shape": values.shape, "data_offsets": [len(data), end]}
+        data += values.tobytes()
+    text = json.dumps(header).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data)
+    for rank in range(2):
+        shard = Shard(config, rank, 2)
+        apart, joined = load(config, GOLDENS / "mixtral", shard), load(config, tmp_path, shard)
+        for name, values in apart.items():
+            assert (joined[name] == values).all(), name
+
+
 def unpacked(arrays: dict[str, np.ndarray], shard: Shard, form: Format) -> dict[str, np.ndarray]:
     formats = formats_of(shard.model, form)
     shapes = shard.parameter_shapes()
@@ -282,21 +343,39 @@ def load_packed(directory: Path, shard: Shard, form: Format, folder: Path | None
     return unpacked(arrays, shard, form)
 
 
+WHOLE_GROUPS = {
+    "Qwen2ForCausalLM": {},
+    "GPT2LMHeadModel": {},
+    "Glm4ForCausalLM": {},
+    "Qwen2MoeForCausalLM": {
+        "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 128,
+        "shared_expert_intermediate_size": 256, "mlp_only_layers": [1],
+    },
+    "DeepseekV2ForCausalLM": {
+        "qk_nope_head_dim": 32, "qk_rope_head_dim": 32, "v_head_dim": 64, "kv_lora_rank": 24, "q_lora_rank": 40,
+    },
+    "T5ForConditionalGeneration": {"d_kv": 64, "relative_attention_num_buckets": 8, "feed_forward_proj": "gated-gelu"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("architecture", list(WHOLE_GROUPS))
 @pytest.mark.parametrize("form", [Format.FLOAT16, Format.INT8, Format.INT4])
-def test_a_checkpoint_converted_for_ranks_is_the_one_that_was_converted_whole(tmp_path: Path, form: Format) -> None:
+def test_a_checkpoint_converted_for_ranks_is_the_one_that_was_converted_whole(
+    tmp_path: Path, form: Format, architecture: str
+) -> None:
     """Heads of 64 and a width of 256: whole packed weights can be cut, too."""
     from inference.kernels.formats import pack_into
 
     sizes = {"vocab_size": 96, "hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 2, "head_dim": 64}
-    config = sized(sizes, "Qwen2ForCausalLM", num_key_value_heads=2)
+    config = sized(sizes, architecture, num_key_value_heads=2, **WHOLE_GROUPS[architecture])
     directory = tmp_path / "model"
     directory.mkdir()
     generator, header, data = np.random.default_rng(1), {}, b""
-    for place in tensor_places(config):
-        values = generator.standard_normal(place.shape, np.float32).tobytes()
-        header[place.name] = {
+    for name, shape in {place.name: place.stored_shape for place in tensor_places(config)}.items():
+        values = generator.standard_normal(shape, np.float32).tobytes()
+        header[name] = {
             "dtype": "F32",
-            "shape": place.shape,
+            "shape": shape,
             "data_offsets": [len(data), len(data) + len(values)],
         }
         data += values

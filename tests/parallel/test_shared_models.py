@@ -14,19 +14,31 @@ from inference.kernels.build import KernelBuildError, library_path
 from inference.kernels.formats import Format
 from inference.models import weights
 from inference.models.checkpoint import open_checkpoint
+from inference.models.config import ModelConfig
 from inference.models.registry import model_config_from
 from inference.models.runner import ModelRunner
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
-NAMES = sorted(path.parent.name for path in GOLDENS.glob("*/golden.npz"))
-QUANTISED = ["llama31", "qwen3"]
+NAMES = sorted(str(path.parent.relative_to(GOLDENS)) for path in GOLDENS.rglob("golden.npz"))
+QUANTISED = ["llama31", "qwen3", "gemma2"]
 TWO = [
     *[f"{name}:native:float32" for name in NAMES],
     *[f"{name}:native:{form}" for name in QUANTISED for form in ("int8", "int4", "bfloat16")],
+    "deepseek_v3:native:float16",
     "tcp",
-    "llama2_gqa:native:float32",
+    "gemma2:native:float32",
 ]
-FOUR = ["llama2_gqa:native:float32", "llama2_mha:native:float32", "qwen2_tied:native:float32", "qwen3:native:float16"]
+FOUR = [
+    "llama2_gqa:native:float32",
+    "llama2_mha:native:float32",
+    "qwen2_tied:native:float32",
+    "qwen3:native:float16",
+    "gemma2:native:float32",
+    "deepseek_v3:native:float32",
+    "internlm2:native:float32",
+    "gpt2:native:float32",
+    "baichuan2_13b:native:float32",
+]
 
 
 @pytest.fixture(scope="module", params=[2, 4])
@@ -43,28 +55,31 @@ def answers(request: pytest.FixtureRequest) -> tuple[int, list[dict]]:
 
 def alone(case: str) -> tuple[list[list[int]], np.ndarray]:
     """What one process says."""
-    from shared_model import BLOCK, STEPS, greedy
+    from shared_model import BLOCK, STEPS, greedy, prompts_of
 
     name, kind, form = case.split(":")
     chosen = kernels.choose(kind, device_target="CPU", mode=0, block_size=BLOCK, threads=1, say=print)
     config = model_config_from(json.loads((GOLDENS / name / "config.json").read_text()), name)
     pairs = weights.fit(open_checkpoint(GOLDENS / name), config, GOLDENS / name)
-    golden = np.load(GOLDENS / name / "golden.npz")
-    prompts = [golden[f"prompt_{i}"].tolist() for i in range(len(golden["lengths"]))]
+    prompts = prompts_of(name)
     blocks = 1 + sum(-(-(len(prompt) + STEPS) // BLOCK) for prompt in prompts)
     sizes = {"num_blocks": blocks, "block_size": BLOCK, "kernels": chosen, "weight_format": Format(form)}
     tokens, logits = greedy(ModelRunner(config, pairs, **sizes), prompts)
     return tokens, np.array(logits)
 
 
+def assert_golden(answer: dict) -> None:
+    golden = np.load(GOLDENS / answer["case"].split(":")[0] / "golden.npz")
+    for index, tokens in enumerate(answer["tokens"]):
+        expected = golden[f"greedy_{index}"].tolist()
+        assert tokens[: len(expected)] == expected, (answer["case"], index)
+
+
 def test_greedy_tokens_are_those_of_transformers(answers: tuple[int, list[dict]]) -> None:
     exact = [answer for answer in answers[1] if answer["case"].endswith("float32")]
     assert len(exact) >= 3
     for answer in exact:
-        golden = np.load(GOLDENS / answer["case"].split(":")[0] / "golden.npz")
-        assert answer["tokens"] == [golden[f"greedy_{i}"].tolist() for i in range(len(golden["lengths"]))], answer[
-            "case"
-        ]
+        assert_golden(answer)
 
 
 def test_narrow_weights_give_what_one_process_gives(answers: tuple[int, list[dict]], graph_mode: None) -> None:
@@ -80,9 +95,17 @@ def test_narrow_weights_give_what_one_process_gives(answers: tuple[int, list[dic
 
 def test_a_step_has_one_sum_a_half_and_one_for_the_embedding(answers: tuple[int, list[dict]]) -> None:
     """The head has none: its results go to the leader as messages."""
+    from shared_model import STEPS
+
     for answer in answers[1]:
-        config = json.loads((GOLDENS / answer["case"].split(":")[0] / "config.json").read_text())
-        assert answer["sums"] == 2 * config["num_hidden_layers"] + 1
+        name = answer["case"].split(":")[0]
+        config = model_config_from(json.loads((GOLDENS / name / "config.json").read_text()), name)
+        if isinstance(config, ModelConfig):
+            assert answer["sums"] == 2 * config.num_layers + 1, name
+        else:
+            # A decoder's layer has a third half, and the sources have been encoded once.
+            once = (2 * config.num_encoder_layers + 1) / STEPS
+            assert answer["sums"] == 3 * config.num_layers + 1 + once, name
 
 
 def test_ranks_on_one_host_add_in_shared_memory_and_others_through_connections(answers: tuple[int, list[dict]]) -> None:
@@ -95,8 +118,7 @@ def test_ranks_on_one_host_add_in_shared_memory_and_others_through_connections(a
 @pytest.mark.slow
 def test_stock_operators_add_through_mindspore() -> None:
     """As on Ascend, with mccl in the place of hccl."""
-    cases = [f"{name}:stock:float32" for name in ("llama2_gqa", "qwen2_tied")]
+    cases = [f"{name}:stock:float32" for name in ("qwen2_tied", "gemma2")]
     for answer in in_processes(2, cases):
-        golden = np.load(GOLDENS / answer["case"].split(":")[0] / "golden.npz")
         assert answer["transport"] == "MindSpore's collectives"
-        assert answer["tokens"] == [golden[f"greedy_{i}"].tolist() for i in range(len(golden["lengths"]))]
+        assert_golden(answer)

@@ -11,7 +11,10 @@
 // Names are those of inference/kernels/stock.py: T tokens, B sequences, H query and K key/value heads, D head size.
 struct Step {
   int64_t tokens, sequences, table_width;
-  bool adds_residual;           // false on all ranks but one of those that share a model: their results are added
+  // Of ranks that share a model, whose results are added: false on all but one; and where a half puts what is to be normed
+  // before it is added to x, [T, hidden]. True and null where a model is not shared.
+  bool adds_residual;
+  float *partial;
   const int32_t *positions;     // [T]
   const int32_t *slots;         // [T]
   const int32_t *block_tables;  // [B, table_width]
@@ -160,7 +163,9 @@ struct Kernels {
   void (*attention_half)(Team &, const AttentionLayer &, const Step &, float *x);
   void (*latent_half)(Team &, const LatentLayer &, const Step &, float *x);
   void (*feed_forward_half)(Team &, const FeedForwardLayer &, const Step &, float *x);
-  void (*experts_half)(Team &, const ExpertsLayer &, int64_t tokens, float *x);
+  void (*experts_half)(Team &, const ExpertsLayer &, const Step &, float *x);
+  // x [tokens, width] += norm(added), which is normed in place.
+  void (*add_normed)(Team &, float *added, const float *norm, int64_t tokens, int64_t width, float eps, float *x);
   void (*head)(Team &, const Head &, const float *x, int64_t tokens, const Choice &);
   void (*unpack)(const Matrix &, int64_t row, float *out);
   // Writes rows, float32 or (is_packed) of the format's own 16-bit elements, into a panel from its row `lane` on.

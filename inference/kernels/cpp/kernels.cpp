@@ -127,18 +127,23 @@ void norm_phase(Member &me, const float *x, const float *weight, const float *bi
   me.share(tokens, 1, [&](int64_t t) { norm_row(x + t * width, weight, bias, width, eps, out + t * width); });
 }
 
-// x [tokens, rows] += y W^T + bias, y being `Input::reserve`d; normed before it is added where there is a norm. Of ranks
-// that share a model all but one leave out what was in x.
-void add_linear(Member &me, const Matrix &w, Input &input, const float *bias, const float *norm, float eps,
-                bool adds_residual, float *x) {
-  if (!norm) return linear_into(me, w, input, bias, adds_residual ? x : nullptr, x);
-  float *added = workspace.added.data();
-  linear_into(me, w, input, bias, nullptr, added);
-  me.share(input.tokens, 1, [&](int64_t t) {
-    float *row = added + t * w.rows;
-    rms_norm_row(row, norm, w.rows, eps, row);
-    for (int64_t i = 0; i < w.rows; i++) x[t * w.rows + i] += row[i];
+void add_normed_phase(Member &me, float *added, const float *norm, int64_t tokens, int64_t width, float eps, float *x) {
+  me.share(tokens, 1, [&](int64_t t) {
+    float *row = added + t * width;
+    rms_norm_row(row, norm, width, eps, row);
+    for (int64_t i = 0; i < width; i++) x[t * width + i] += row[i];
   });
+}
+
+// x [tokens, rows] += y W^T + bias, y being `Input::reserve`d; normed before it is added where there is a norm. Of ranks
+// that share a model all but one leave out what was in x; where there is a norm, all leave x alone, and what they have
+// goes to `step.partial`.
+void add_linear(Member &me, const Matrix &w, Input &input, const float *bias, const float *norm, float eps,
+                const Step &step, float *x) {
+  if (!norm) return linear_into(me, w, input, bias, step.adds_residual ? x : nullptr, x);
+  float *added = step.partial ? step.partial : workspace.added.data();
+  linear_into(me, w, input, bias, nullptr, added);
+  if (!step.partial) add_normed_phase(me, added, norm, input.tokens, w.rows, eps, x);
 }
 
 void attention_phase(Member &me, const AttentionLayer &layer, const Step &step, float *qkv, float *out) {
@@ -204,7 +209,7 @@ void attention_half(Team &team, const AttentionLayer &layer, const Step &step, f
     attention_phase(me, layer, step, qkv, attended);
     if (!attends) return;
     arrange(me, workspace.second);
-    add_linear(me, layer.output, workspace.second, layer.output_bias, layer.post_norm, layer.eps, step.adds_residual, x);
+    add_linear(me, layer.output, workspace.second, layer.output_bias, layer.post_norm, layer.eps, step, x);
   });
 }
 
@@ -408,8 +413,12 @@ void feed_forward_half(Team &team, const FeedForwardLayer &layer, const Step &st
     else if (is_grouped) gated_phase(me, layer, workspace.input, gated);
     else ungrouped_gated_phase(me, layer, workspace.input, gate_up, gated);
     arrange(me, workspace.second);
-    add_linear(me, layer.down, workspace.second, layer.down_bias, layer.post_norm, layer.eps, step.adds_residual, x);
+    add_linear(me, layer.down, workspace.second, layer.down_bias, layer.post_norm, layer.eps, step, x);
   });
+}
+
+void add_normed(Team &team, float *added, const float *norm, int64_t tokens, int64_t width, float eps, float *x) {
+  team.run([&](Member &me) { add_normed_phase(me, added, norm, tokens, width, eps, x); });
 }
 
 // Each token's experts, [tokens, taken], and their weights; the shared expert is the last of every token's.
@@ -473,12 +482,14 @@ void experts_phases(Member &me, int64_t experts) {
   });
 }
 
-// x += the weighted answers of its experts, in the order of its choice.
-void sum_phase(Member &me, int64_t tokens, int64_t taken, int64_t hidden, float *x) {
+// x += the weighted answers of its experts, in the order of its choice. Of ranks that share a model all but one leave out
+// what was in x.
+void sum_phase(Member &me, const Step &step, int64_t taken, int64_t hidden, float *x) {
   constexpr int64_t BLOCK = 256;  // columns
   const int64_t blocks = (hidden + BLOCK - 1) / BLOCK;
-  me.share(tokens * blocks, 1, [&](int64_t i) {
+  me.share(step.tokens * blocks, 1, [&](int64_t i) {
     const int64_t token = i / blocks, begin = i % blocks * BLOCK, end = std::min(hidden, begin + BLOCK);
+    if (!step.adds_residual) std::fill(x + token * hidden + begin, x + token * hidden + end, 0.0f);
     for (int64_t k = 0; k < taken; k++) {
       const float weight = workspace.weights[token * taken + k];
       const float *answer = workspace.answers.data() + workspace.chosen[token * taken + k] * hidden;
@@ -488,8 +499,8 @@ void sum_phase(Member &me, int64_t tokens, int64_t taken, int64_t hidden, float 
   });
 }
 
-void experts_half(Team &team, const ExpertsLayer &layer, int64_t tokens, float *x) {
-  const int64_t taken = layer.routing.chosen + (layer.shared_width ? 1 : 0);
+void experts_half(Team &team, const ExpertsLayer &layer, const Step &step, float *x) {
+  const int64_t tokens = step.tokens, taken = layer.routing.chosen + (layer.shared_width ? 1 : 0);
   float *normed = sized(workspace.normed, tokens * layer.hidden);
   float *logits = sized(workspace.logits, tokens * layer.router.rows);
   sized(workspace.weights, tokens * taken);
@@ -504,7 +515,7 @@ void experts_half(Team &team, const ExpertsLayer &layer, int64_t tokens, float *
   const int64_t experts = group_by_expert(layer, tokens, taken, normed);
   team.run([&](Member &me) {
     experts_phases(me, experts);
-    sum_phase(me, tokens, taken, layer.hidden, x);
+    sum_phase(me, step, taken, layer.hidden, x);
   });
 }
 
@@ -677,6 +688,6 @@ void pack(Format format, const void *x, bool is_packed, int64_t rows, int64_t co
 
 extern const Kernels table;
 const Kernels table = {KERNEL_NAME, linear, rms_norm, attention_half, latent_half,
-                       feed_forward_half, experts_half, head, unpack, pack};
+                       feed_forward_half, experts_half, add_normed, head, unpack, pack};
 
 }  // namespace KERNEL_ISA

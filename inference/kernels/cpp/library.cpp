@@ -213,23 +213,40 @@ Step step_of(void **p, int64_t **shapes) {
 
 // Runs the halves of a program, one record each, on x [T, hidden] in place. A record begins with its kind: 0 for an
 // attention half, 1 for a feed-forward half, 2 for one of experts, 3 for latent attention; 4 for the group whose ranks
-// have a part of each of the halves that follow, and whether this rank is the one that adds the residual. 0, or -1
-// where another rank is gone.
+// have a part of each of the halves that follow, and whether this rank is the one that adds the residual. Ranks add up
+// after each half that gives something; where what it gives is normed, before the norm. 0, or -1 where another rank is
+// gone.
 int32_t run_halves(const int64_t *program, int64_t numbers, Step step, float *x) {
   const Lock lock(one_call);
   Group *group = nullptr;
+  std::vector<float> partial;
   step.adds_residual = true;
+  const float *norm = nullptr;
+  float eps = 0;
+  const auto run = [&](const auto &half, const auto &layer) {
+    norm = layer.post_norm, eps = layer.eps;
+    if (group && norm) partial.resize(step.tokens * layer.hidden), step.partial = partial.data();
+    half(team(), layer, step, x);
+  };
   for (const int64_t *at = program; at < program + numbers; at += RECORD) {
     Record record(at);
     const int64_t kind = record.number(), hidden = Record(record).number();
+    norm = nullptr;
     switch (kind) {
-      case 0: kernels->attention_half(team(), attention_layer(record), step, x); break;
-      case 1: kernels->feed_forward_half(team(), feed_forward_layer(record), step, x); break;
-      case 2: kernels->experts_half(team(), experts_layer(record), step.tokens, x); break;
+      case 0: {
+        const AttentionLayer layer = attention_layer(record);
+        run(kernels->attention_half, layer);
+        if (layer.scope == STORE) continue;
+        break;
+      }
+      case 1: run(kernels->feed_forward_half, feed_forward_layer(record)); break;
+      case 2: kernels->experts_half(team(), experts_layer(record), step, x); break;
       case 3: kernels->latent_half(team(), latent_layer(record), step, x); break;
       case 4: group = record.at<Group>(), step.adds_residual = record.number() != 0; continue;
     }
-    if (group && !group->sum(x, step.tokens * hidden)) return -1;
+    if (!group) continue;
+    if (!group->sum(norm ? partial.data() : x, step.tokens * hidden)) return -1;
+    if (norm) kernels->add_normed(team(), partial.data(), norm, step.tokens, hidden, eps, x);
   }
   return 0;
 }
