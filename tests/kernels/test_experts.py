@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -15,12 +16,13 @@ from inference.kernels.formats import Format, pack, whole_panels
 from inference.kernels.shapes import ExpertsShape, Routing
 from inference.kernels.weight import Weight
 
+if TYPE_CHECKING:
+    from inference.kernels.native import ExpertsHalf
+
 try:
     library_path()
 except KernelBuildError as error:
     pytest.skip(str(error), allow_module_level=True)
-
-from inference.kernels.native import ExpertsHalf  # noqa: E402
 
 EPS = 1e-5
 # What a choice must differ by for plain numpy to make the same one.
@@ -65,6 +67,8 @@ class Model:
         return weights
 
     def half(self) -> ExpertsHalf:
+        from inference.kernels.native import ExpertsHalf
+
         return ExpertsHalf(self.shape, self.packed())
 
     def run(self, x: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -16,11 +17,13 @@ from inference.kernels.build import KernelBuildError, library_path
 from inference.kernels.formats import Format
 from inference.models import weights
 from inference.models.checkpoint import open_checkpoint
-from inference.models.encoder_decoder import EncoderDecoderRunner
 from inference.models.parameters import parameter_shapes
 from inference.models.registry import model_config_from
 from inference.models.step import SequenceStep, StepBatch
 from inference.models.t5_config import T5Config
+
+if TYPE_CHECKING:
+    from inference.models.encoder_decoder import EncoderDecoderRunner
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "t5"
 CASES = ("t5_relu", "t5_gated_untied", "t5_untied_v5")
@@ -84,6 +87,8 @@ def build(name: str, kernels: str, weight_format: Format | None = Format.FLOAT32
     pairs = weights.fit(open_checkpoint(GOLDENS / name), config, GOLDENS / name)
     module = import_module(f"inference.kernels.{kernels}")
     sizes = {"num_blocks": count, "block_size": BLOCK, "half_cache": half_cache}
+    from inference.models.encoder_decoder import EncoderDecoderRunner
+
     return Case(EncoderDecoderRunner(config, pairs, kernels=module, weight_format=weight_format, **sizes), rows)
 
 
