@@ -24,6 +24,7 @@ try:
 except KernelBuildError as error:
     pytest.skip(str(error), allow_module_level=True)
 
+pytestmark = pytest.mark.usefixtures("graph_mode")
 EPS = 1e-5
 # What a choice must differ by for plain numpy to make the same one.
 CLEAR = 1e-4

@@ -25,6 +25,7 @@ from inference.models.t5_config import T5Config
 if TYPE_CHECKING:
     from inference.models.encoder_decoder import EncoderDecoderRunner
 
+pytestmark = pytest.mark.usefixtures("graph_mode")
 GOLDENS = Path(__file__).parents[1] / "goldens" / "t5"
 CASES = ("t5_relu", "t5_gated_untied", "t5_untied_v5")
 STEPS, EVERY, BLOCK = 40, 4, 16
