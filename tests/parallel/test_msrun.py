@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,65 +82,3 @@ def test_a_checkpoint_that_was_converted_for_two_ranks(tmp_path: Path) -> None:
     words = [sys.executable, PROGRAM, "--config", DEMO, "--load_checkpoint", str(made), "--predict_data", "x"]
     refused = subprocess.run(words, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
     assert refused.returncode == 2 and "is split for 2 ranks" in refused.stderr
-
-
-@pytest.mark.slow
-def test_a_follower_that_is_killed_in_a_step_ends_the_leader(tmp_path: Path) -> None:
-    """The leader waits for it in shared memory, inside a graph: it must not wait for ever."""
-    (tmp_path / "prompts.txt").write_text("Once upon a time\n" * 5000)
-    endless = ["--predict_data", "prompts.txt", "--max_new_tokens", "200", "--ignore_eos", "True"]
-    with subprocess.Popen(
-        command(tmp_path, 2, *endless), cwd=tmp_path, env=environment(),
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-    ) as job:  # fmt: skip
-        try:
-            ranks = ranks_of(job.pid, 2)
-            # They have come together and answer.
-            log = tmp_path / "logs/worker_0.log"
-            wait_for(lambda: log.exists() and log.stat().st_size > 5000)
-            os.kill(ranks[1], signal.SIGKILL)
-            started = time.monotonic()
-            wait_for(lambda: not alive(ranks[0]))
-            assert time.monotonic() - started < 5
-            assert "rank 1 is gone" in (tmp_path / "logs/worker_0.log").read_text()
-            assert job.wait(timeout=60) != 0
-        finally:
-            for pid in children(job.pid):
-                os.kill(pid, signal.SIGKILL)
-            job.kill()
-
-
-def wait_for(is_true: object, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not is_true():  # type: ignore[operator]
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs; one that has ended and that nobody has asked about does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def children(parent: int) -> list[int]:
-    listed = Path(f"/proc/{parent}/task/{parent}/children")
-    return [int(pid) for pid in listed.read_text().split()] if listed.exists() else []
-
-
-def ranks_of(job: int, count: int) -> dict[int, int]:
-    """Process ids by rank."""
-    found: dict[int, int] = {}
-
-    def look() -> bool:
-        for pid in children(job):
-            words = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-            if b"MS_ROLE=MS_WORKER" in words:
-                rank = next(word for word in words if word.startswith(b"RANK_ID="))
-                found[int(rank[8:])] = pid
-        return len(found) == count
-
-    wait_for(look)
-    return found
