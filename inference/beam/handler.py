@@ -17,10 +17,11 @@ from apache_beam.ml.inference.base import ModelHandler, PredictionResult
 from inference.auto import YAML_SUFFIXES, AutoConfig
 from inference.backend import check_backend
 from inference.beam import repairs
-from inference.beam.loaded import LoadedModel, check_settings, loaded_model
+from inference.beam.loaded import LoadedModel, loaded_model
 from inference.beam.metrics import AnswerMetrics
+from inference.beam.prompted import PromptHandler
 from inference.beam.repairs import note_loaded
-from inference.beam.rows import TokenLength, num_bytes
+from inference.beam.rows import TokenLength
 from inference.beam.served import Candidate, Reply, ServedModel, Trial, tried
 from inference.config import InferenceConfig, Override, load_config, override_config
 from inference.context import check_device
@@ -35,7 +36,7 @@ BATCH_OF_RUNNING = 4
 ConfigLike = str | Path | InferenceConfig | AutoConfig | Mapping[str, Any]
 
 
-class MindSporeModelHandler(ModelHandler[Any, PredictionResult, ServedModel]):
+class MindSporeModelHandler(PromptHandler, ModelHandler[Any, PredictionResult, ServedModel]):
     """Answers prompts.
 
     An element is a text, token ids, or a mapping as in a line of a .jsonl file: `prompt` or `messages`, and if wanted
@@ -77,7 +78,7 @@ class MindSporeModelHandler(ModelHandler[Any, PredictionResult, ServedModel]):
     _candidate: Candidate | None = None
     _trial = Trial()
     _lineage = ""
-    _namespace = NAMESPACE
+    namespace = NAMESPACE
     _kept: LoadedModel | None = None
 
     def __init__(
@@ -203,28 +204,6 @@ class MindSporeModelHandler(ModelHandler[Any, PredictionResult, ServedModel]):
             PredictionResult(example, made, reply.model_id)
             for example, made in zip(batch, reply.answers.records, strict=True)
         ]
-
-    def get_num_bytes(self, batch: Sequence[Any]) -> int:
-        """Bytes of the batch's prompts; of the batch as Beam counts it where there is anything else."""
-        sizes = [num_bytes(example) for example in batch]
-        known = [size for size in sizes if size is not None]
-        return sum(known) if len(known) == len(sizes) else int(super().get_num_bytes(batch))
-
-    def get_metrics_namespace(self) -> str:
-        return NAMESPACE
-
-    def validate_inference_args(self, inference_args: dict[str, Any] | None) -> None:
-        """Refuses generation settings that are unknown or impossible.
-
-        Raises:
-            ConfigError: with the nearest known one.
-        """
-        check_settings(inference_args)
-
-    def override_metrics(self, metrics_namespace: str = "") -> bool:
-        """Beam's own metrics stay as they are; ours go into the same namespace."""
-        self._namespace = metrics_namespace or NAMESPACE
-        return False
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_kept"}

@@ -12,9 +12,10 @@ from typing import Any
 
 from apache_beam.ml.inference.base import ModelHandler, PredictionResult, RateLimitExceeded, RemoteModelHandler
 
-from inference.beam.loaded import Answers, check_settings
+from inference.beam.loaded import Answers
 from inference.beam.metrics import AnswerMetrics
-from inference.beam.rows import num_bytes, prompt_from
+from inference.beam.prompted import PromptHandler
+from inference.beam.rows import prompt_from
 from inference.beam.served import Reply
 from inference.errors import InputError
 from inference.prompts import Prompt
@@ -26,7 +27,7 @@ NAMESPACE = "BeamML_OpenAI"
 BATCH_OF_CONCURRENT = 8
 
 
-class OpenAIModelHandler(RemoteModelHandler[Any, PredictionResult, Client]):
+class OpenAIModelHandler(PromptHandler, RemoteModelHandler[Any, PredictionResult, Client]):
     """Answers prompts by asking an endpoint.
 
     Elements and results are those of `MindSporeModelHandler`: a text, token ids (completions only) or a mapping with
@@ -45,6 +46,8 @@ class OpenAIModelHandler(RemoteModelHandler[Any, PredictionResult, Client]):
     Raises:
         ConfigError: an endpoint that makes no sense, or its key is missing.
     """
+
+    namespace = NAMESPACE
 
     def __init__(
         self,
@@ -75,7 +78,6 @@ class OpenAIModelHandler(RemoteModelHandler[Any, PredictionResult, Client]):
             max_batch_duration_secs=max_batch_duration_secs,
         )
         self._model_id = model_id or self._endpoint.model
-        self._namespace = NAMESPACE
 
     def create_client(self) -> Client:
         return Client(self._endpoint)
@@ -92,28 +94,6 @@ class OpenAIModelHandler(RemoteModelHandler[Any, PredictionResult, Client]):
         return [
             PredictionResult(example, record, self._model_id) for example, record in zip(batch, records, strict=True)
         ]
-
-    def get_num_bytes(self, batch: Sequence[Any]) -> int:
-        """Bytes of the batch's prompts; of the batch as Beam counts it where there is anything else."""
-        sizes = [num_bytes(example) for example in batch]
-        known = [size for size in sizes if size is not None]
-        return sum(known) if len(known) == len(sizes) else int(super().get_num_bytes(batch))
-
-    def get_metrics_namespace(self) -> str:
-        return NAMESPACE
-
-    def validate_inference_args(self, inference_args: dict[str, Any] | None) -> None:
-        """Refuses generation settings that are unknown or impossible.
-
-        Raises:
-            ConfigError: with the nearest known one.
-        """
-        check_settings(inference_args)
-
-    def override_metrics(self, metrics_namespace: str = "") -> bool:
-        """Beam's own metrics stay as they are; ours go into the same namespace."""
-        self._namespace = metrics_namespace or NAMESPACE
-        return False
 
     def _record(self, source: Prompt | RemoteFailure, outcome: RemoteAnswer | RemoteFailure) -> dict[str, Any]:
         name = source.custom_id if isinstance(source, Prompt) else None
