@@ -133,22 +133,11 @@ class StepGeometry(nn.Cell):
         return positions, slots, block_tables, query_starts
 
 
-class SourceGeometry(nn.Cell):
+class SourceGeometry(StepGeometry):
     """The step of an encoder."""
 
     def __init__(self, shape: AttentionShape):
-        super().__init__()
-
-    def construct(
-        self,
-        positions: Tensor,
-        slots: Tensor,
-        block_tables: Tensor,
-        query_starts: Tensor,
-        query_index: Tensor,
-        token_index: Tensor,
-    ) -> tuple:
-        return positions, slots, block_tables, query_starts
+        super().__init__((), (shape,))
 
 
 class TargetGeometry(nn.Cell):
