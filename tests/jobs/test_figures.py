@@ -100,7 +100,9 @@ def test_figures_that_cannot_be_written(tmp_path: Path, ran) -> None:
 
 
 def test_a_plot_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    # The module itself, not only its package: another test may have imported it, and it would be taken from there.
+    for name in ("matplotlib", "matplotlib.backends.backend_agg"):
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(InputError, match="^--metrics_plot needs the package matplotlib; pip install matplotlib$"):
         check_plot(tmp_path / "p.png")
 
