@@ -8,6 +8,7 @@ are `engine`, `input`, `output`, `evaluate`, `pipeline` and `serve`, and the key
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
@@ -22,6 +23,7 @@ from inference.config.values import (
     Bytes,
     Count,
     Free,
+    NamedPaths,
     NonNegative,
     OptionalText,
     Positive,
@@ -182,6 +184,9 @@ class EngineSettings(Section):
         None,
         description="How a MindFormers checkpoint with qkv_concat joins matrices: stacked to 1.3, then interleaved.",
     )
+    merge_adapter: OptionalText = Field(
+        None, description="Name of the adapter that is merged into the weights as they are read."
+    )
     random_weights: bool = Field(False, description="Run with random weights instead of a checkpoint.")
     truncate: Literal["left", "right"] | None = Field(
         None, description="Side to cut a prompt longer than the context; an error if unset."
@@ -310,7 +315,12 @@ class InferenceConfig(Section):
     pretrained_model_dir: OptionalText = Field(None, description="Hugging Face model directory, or a model's name.")
     checkpoint_name_or_path: OptionalText = Field(None, description="Checkpoint, or the name of a model.")
     predict_batch_size: Count | None = Field(None, description="Most sequences that run together.")
-    adapter_id: Texts | None = Field(None, description="Adapters of the prompts: not supported yet.")
+    adapters: NamedPaths = Field(
+        default_factory=dict, description="LoRA adapters by name: directories that PEFT saved."
+    )
+    adapter_id: Texts | None = Field(
+        None, description="Adapter of every prompt that names none, or one for each prompt in their order."
+    )
     input_data: Texts | None = Field(None, description="Prompts, or files of prompts.")
     trainer: TrainerSettings = Field(default_factory=TrainerSettings, description="MindFormers' task.")
     context: ContextSettings = Field(default_factory=ContextSettings, description="Device and compilation.")
@@ -394,7 +404,7 @@ class InferenceConfig(Section):
         """Refuses what loads, because MindFormers knows it, and does not run yet.
 
         Raises:
-            ConfigError: adapters or quantised weights are asked for.
+            ConfigError: other adapters than LoRA's or quantised weights are asked for, or an adapter that is not there.
         """
         for path, key, what in _NOT_YET:
             asked = self._layer.get(path)
@@ -402,8 +412,19 @@ class InferenceConfig(Section):
             if value not in (None, "", 1):
                 where = f"{self.origin('.'.join(path))}: {'.'.join(path)}"
                 raise ConfigError(f"{where} asks for {what} ({value}), which are not supported yet", "remove it")
-        if self.adapter_id:
-            raise ConfigError(f"{self.origin('adapter_id')}: adapter_id: adapters are not supported yet", "remove it")
+        for key, names in (
+            ("adapter_id", self.adapter_id or ()),
+            ("engine.merge_adapter", (self.engine.merge_adapter,)),
+        ):
+            unknown = next((name for name in names if name and name not in self.adapters), None)
+            if unknown:
+                raise ConfigError(f"{self.origin(key)}: {key} '{unknown}' is no adapter", adapters_hint(self.adapters))
+
+
+def adapters_hint(names: Iterable[str]) -> str:
+    """What to do where an adapter is not known."""
+    known = ", ".join(names)
+    return f"there are {known}" if known else "name it and its directory with --adapter NAME=DIRECTORY"
 
 
 _MODEL = ("model", "model_config")
