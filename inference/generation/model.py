@@ -365,6 +365,7 @@ def build_runner(
         progress=progress,
         shard=source.shard(ranks.topology.model_rank if ranks else 0),
         group=ranks.group if ranks else None,
+        adapters=source.adapters,
     )
 
 
@@ -420,7 +421,7 @@ def num_blocks(
     """
     settings, model = source.config.engine, (shard or source.shard()).config
     size = cache.block_bytes(model, settings.block_size, settings.kv_cache_dtype == "float16")
-    weights = weight_bytes(model, None if settings.kernels == "stock" else weight_format)
+    weights = weight_bytes(model, None if settings.kernels == "stock" else weight_format) + source.adapters.num_bytes
     available = available_memory() // sharing
     free = available - weights
     least = -(-row // settings.block_size)

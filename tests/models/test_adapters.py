@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,9 @@ def runner_of(source: ModelSource, kind: str, weight_format: Format | None = Non
     except KernelBuildError as error:
         pytest.skip(str(error))
     sizes = {"num_blocks": BLOCKS, "block_size": BLOCK_SIZE}
-    return ModelRunner(source.model, source.pairs(), kernels=chosen, weight_format=weight_format, **sizes)
+    return ModelRunner(
+        source.model, source.pairs(), kernels=chosen, weight_format=weight_format, adapters=source.adapters, **sizes
+    )
 
 
 def check_against(case: str, logits_of: Callable[[list[int]], np.ndarray]) -> None:
@@ -200,3 +203,65 @@ def test_scales_and_ranks_follow_the_patterns() -> None:
     assert config.rank_of("model.layers.1.q_proj") == 2 and config.rank_of("model.layers.11.q_proj") == 8
     assert config.scale_of("model.layers.0.q_proj") == 2 and config.scale_of("model.layers.0.v_proj") == 4
     assert PeftConfig(Path("x"), {"r": 4, "lora_alpha": 16, "use_rslora": True}).scale_of("q_proj") == 8
+
+
+@pytest.fixture(scope="module", params=["native", "stock"])
+def mixing(request: pytest.FixtureRequest, graph_mode: None) -> ModelRunner:
+    """Llama with both of its adapters."""
+    return runner_of(source_of("llama2_gqa", adapters=adapters_of("llama_patterns", "llama_rslora")), request.param)
+
+
+@dataclass
+class Row:
+    """A prompt, its adapter, what transformers says of it, and blocks of cache."""
+
+    case: str
+    adapter: int
+    prompt: list[int]
+    logits: np.ndarray
+    greedy: list[int]
+    blocks: range
+
+
+def mixed_rows() -> list[Row]:
+    """Prompts of two adapters and of the plain model, one after the other."""
+    rows = []
+    for i in range(3):
+        for adapter, case in ((1, "lora/llama_patterns"), (0, "llama2_gqa"), (2, "lora/llama_rslora")):
+            golden = np.load(GOLDENS / case / "golden.npz")
+            # Of the plain model's prompts those whose logits are stored at every position.
+            greedy = golden[f"greedy_{i}"].tolist()[:24]
+            first = 1 + 6 * len(rows)
+            rows.append(
+                Row(
+                    case,
+                    adapter,
+                    golden[f"prompt_{i}"].tolist(),
+                    golden[f"logits_{i}"],
+                    greedy,
+                    range(first, first + 6),
+                )
+            )
+    return rows
+
+
+def test_every_row_of_a_batch_has_its_own_adapter(mixing: ModelRunner) -> None:
+    """Logits of whole prompts, and greedy tokens, of nine rows that run together."""
+    rows = mixed_rows()
+    steps = [SequenceStep(row.prompt, 0, row.blocks, adapter=row.adapter) for row in rows]
+    logits = mixing.step(StepBatch.build(steps, BLOCK_SIZE, all_logits=True)).logits
+    texts = [list(row.prompt) for row in rows]
+    for row, text, own in zip(
+        rows, texts, np.split(logits, np.cumsum([len(row.prompt) for row in rows])[:-1]), strict=True
+    ):
+        error = np.abs(own - row.logits).max() / np.abs(row.logits).max()
+        assert error < TOLERANCE, f"{row.case}, prompt of {len(row.prompt)}: {error:.1e}"
+        text.append(int(own[-1].argmax()))
+    for _ in range(len(rows[0].greedy) - 1):
+        steps = [
+            SequenceStep(text[-1:], len(text) - 1, row.blocks, adapter=row.adapter)
+            for row, text in zip(rows, texts, strict=True)
+        ]
+        for text, best in zip(texts, mixing.step(StepBatch.build(steps, BLOCK_SIZE)).best, strict=True):
+            text.append(int(best))
+    assert [text[len(row.prompt) :] for row, text in zip(rows, texts, strict=True)] == [row.greedy for row in rows]
