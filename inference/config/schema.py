@@ -397,8 +397,10 @@ class InferenceConfig(Section):
                 other.
         """
         seed = None if self.seed is None else {"seed": self.seed}
+        # Several are for a prompt each.
+        adapter = {"adapter_id": self.adapter_id[0]} if self.adapter_id and len(self.adapter_id) == 1 else None
         from_model_section = self.model.model_config.generation()
-        return merge_generation_config(model, seed, from_model_section, self.generation_config, request)
+        return merge_generation_config(model, seed, adapter, from_model_section, self.generation_config, request)
 
     def check_supported(self) -> None:
         """Refuses what loads, because MindFormers knows it, and does not run yet.

@@ -278,6 +278,7 @@ def make_encoder(source: ModelSource, tokenizer: Tokenizer | None, generation: G
     if tokenizer is not None and not generation.eos_token_id and tokenizer.eos_token_id is not None:
         generation = generation.updated(eos_token_id=tokenizer.eos_token_id)
     settings = source.config
+    names = settings.adapter_id or ()
     return Encoder(
         tokenizer,
         source.model.vocab_size,
@@ -286,6 +287,8 @@ def make_encoder(source: ModelSource, tokenizer: Tokenizer | None, generation: G
         chat=settings.processor.chat,
         truncate=settings.engine.truncate,
         decoder_start=source.model.decoder_start,
+        adapters=source.adapters.numbers,
+        adapter_ids=names if len(names) > 1 else (),
     )
 
 

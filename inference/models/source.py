@@ -15,6 +15,7 @@ from typing import Any
 from inference.config import GENERATION_FILE, GenerationConfig, InferenceConfig, read_generation_file
 from inference.config.locate import locate_model
 from inference.config.presets import is_preset
+from inference.config.schema import adapters_hint
 from inference.errors import CheckpointError, ConfigError, ModelNotFoundError
 from inference.kernels.formats import Format
 from inference.models import weights
@@ -145,6 +146,15 @@ def resolve(config: InferenceConfig) -> ModelSource:
         check_split(model, ranks, packed or asked, origin_of_split(config))
     name = _name(config, directory)
     adapters = _adapters(config, model, ranks, packed is not None or checkpoint is None)
+    for key, names in (
+        ("adapter_id", config.adapter_id or ()),
+        ("generation_config.adapter_id", (generation.adapter_id,)),
+    ):
+        unknown = next((name for name in names if name and name not in adapters.numbers), None)
+        if unknown:
+            raise ConfigError(
+                f"{config.origin(key)}: {key} '{unknown}' is no adapter of this run", adapters_hint(adapters.numbers)
+            )
     return ModelSource(config, name, directory, checkpoint, model, generation, packed, values, ranks, adapters)
 
 

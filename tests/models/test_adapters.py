@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from inference.models.checkpoint import StoredTensor, open_checkpoint
 from inference.models.runner import ModelRunner
 from inference.models.source import ModelSource, resolve
 from inference.models.step import SequenceStep, StepBatch
+from inference.parallel.topology import WORLD_SIZE
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 LORA = GOLDENS / "lora"
@@ -179,21 +180,25 @@ def test_damaged_adapters_and_those_of_other_models(tmp_path: Path) -> None:
         source_of("qwen3", adapters=adapters_of("llama_patterns"), engine={"merge_adapter": "llama_patterns"}).pairs()
 
 
-def test_names_of_adapters_are_checked_before_anything_is_read() -> None:
+def test_adapters_that_a_run_does_not_have_are_refused_before_weights_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    adapters = adapters_of("llama_patterns", "llama_rslora")
+    merged = {"merge_adapter": "llama_rslora"}
     for keys, expected in (
-        ({"adapter_id": "x"}, "adapter_id 'x' is no adapter; name it and its directory with --adapter"),
-        ({"adapter_id": "x", "adapters": {"a": "/none"}}, "adapter_id 'x' is no adapter; there are a"),
-        ({"engine": {"merge_adapter": "x"}}, "engine.merge_adapter 'x' is no adapter"),
-        ({"adapters": {"a": ""}}, "must be names and paths"),
+        (
+            {"generation_config": {"adapter_id": "x"}},
+            "adapter_id 'x' is no adapter of this run; there are llama_patterns",
+        ),
+        (
+            {"adapter_id": "llama_patterns", "engine": merged},
+            "'llama_patterns' is no adapter of this run; there are llama_r",
+        ),
+        ({"engine": {**merged, "random_weights": True}}, "cannot be merged into weights that are packed or random"),
     ):
         with pytest.raises(ConfigError, match=expected):
-            source_of("llama2_gqa", **keys)
-    with pytest.raises(ConfigError, match="packed or random"):
-        source_of(
-            "llama2_gqa",
-            adapters=adapters_of("llama_rslora"),
-            engine={"merge_adapter": "llama_rslora", "random_weights": True},
-        )
+            source_of("llama2_gqa", adapters=adapters, **keys)
+    monkeypatch.setenv(WORLD_SIZE, "2")
+    with pytest.raises(ConfigError, match="cannot choose adapters by the row"):
+        source_of("llama2_gqa", adapters=adapters, use_parallel=True, parallel_config={"model_parallel": 2})
 
 
 def test_scales_and_ranks_follow_the_patterns() -> None:
@@ -265,3 +270,60 @@ def test_every_row_of_a_batch_has_its_own_adapter(mixing: ModelRunner) -> None:
         for text, best in zip(texts, mixing.step(StepBatch.build(steps, BLOCK_SIZE)).best, strict=True):
             text.append(int(best))
     assert [text[len(row.prompt) :] for row, text in zip(rows, texts, strict=True)] == [row.greedy for row in rows]
+
+
+@pytest.mark.parametrize("case", ["gpt2", "phi3"])
+def test_adapters_of_other_layouts_by_the_row(case: str, graph_mode: None) -> None:
+    """No gate and matrices the other way round; fused matrices of which an adapter is one."""
+    runner = runner_of(source_of(str(golden_of(case)["base"]), adapters=adapters_of(case)), "native")
+
+    def logits_of(prompt: list[int]) -> np.ndarray:
+        steps = [SequenceStep([3, 4], 0, [9]), SequenceStep(prompt, 0, range(1, 9), adapter=1)]
+        return runner.step(StepBatch.build(steps, BLOCK_SIZE, all_logits=True)).logits[2:]
+
+    check_against(case, logits_of)
+
+
+@pytest.mark.parametrize("weight_format", [Format.FLOAT32, Format.INT4])
+def test_a_row_does_not_depend_on_its_neighbours_adapters(weight_format: Format, graph_mode: None) -> None:
+    """To the last bit: alone, beside others, token by token; and without an adapter as if there were none."""
+    adapters = adapters_of("llama_patterns", "llama_rslora")
+    adapted = runner_of(source_of("llama2_gqa", adapters=adapters), "native", weight_format)
+    plain = runner_of(source_of("llama2_gqa"), "native", weight_format)
+    prompts = [np.random.default_rng(row).integers(3, 128, 20).tolist() for row in range(3)]
+
+    def last(runner: ModelRunner, rows: Sequence[int], numbers: Sequence[int]) -> np.ndarray:
+        steps = [SequenceStep(prompts[row], 0, range(1 + 2 * row, 3 + 2 * row), adapter=numbers[row]) for row in rows]
+        return runner.step(StepBatch.build(steps, BLOCK_SIZE)).logits
+
+    together = last(adapted, (0, 1, 2), (2, 0, 1))
+    for row in range(3):
+        assert np.array_equal(last(adapted, [row], (2, 0, 1))[0], together[row])
+    assert np.array_equal(last(plain, [1], (0, 0, 0))[0], together[1])
+    assert not np.array_equal(last(adapted, [0], (1, 1, 1))[0], together[0])
+    for at, token in enumerate(prompts[0]):
+        steps = [SequenceStep(prompts[2][at:], at, [7, 8], adapter=1), SequenceStep([token], at, [1, 2], adapter=2)]
+        got = adapted.step(StepBatch.build(steps, BLOCK_SIZE)).logits[1]
+    assert np.array_equal(got, together[0])
+
+
+def test_what_only_all_rows_can_have_is_merged(tmp_path: Path) -> None:
+    """An output head, and the experts of a layer."""
+    path = tmp_path / "adapter"
+    path.mkdir()
+    settings = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["lm_head"]}
+    (path / "adapter_config.json").write_text(json.dumps(settings))
+    head = {f"base_model.model.lm_head.lora_{half}.weight": np.ones(shape, np.float32) for half, shape in HEAD.items()}
+    save_file(head, path / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match="lm_head cannot be adapted for some rows .* --merge_adapter a"):
+        source_of("llama2_gqa", adapters={"a": str(path)})
+    source = source_of("llama2_gqa", adapters={"a": str(path)}, engine={"merge_adapter": "a"})
+    pairs, plain = source.pairs(), source_of("llama2_gqa").pairs()
+    assert pairs is not None and plain is not None
+    ours, before = (
+        next(values_of(tensor) for tensor, place in of if place.name == "lm_head.weight") for of in (pairs, plain)
+    )
+    assert np.allclose(ours, before + 1, rtol=0, atol=1e-6)
+
+
+HEAD = {"A": (1, 32), "B": (128, 1)}
