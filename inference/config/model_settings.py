@@ -201,7 +201,7 @@ class ModelSettings(Section):
 
     # Weights.
     checkpoint_name_or_path: OptionalText = Field(None, description="Checkpoint, or the name of a model.")
-    pet_config: Free | None = Field(None, description="MindFormers' adapters; only ours run, the section adapters.")
+    pet_config: Free | None = Field(None, description="MindFormers' adapters: those of pet_type slora.")
     quantization_config: Free | None = Field(None, description="Quantised weights: not supported yet.")
 
     # For an Ascend device; nothing else acts on them.

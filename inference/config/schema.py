@@ -406,21 +406,28 @@ class InferenceConfig(Section):
         """Refuses what loads, because MindFormers knows it, and does not run yet.
 
         Raises:
-            ConfigError: other adapters than LoRA's or quantised weights are asked for, or an adapter that is not there.
+            ConfigError: other adapters than LoRA's or quantised weights are asked for.
         """
         for path, key, what in _NOT_YET:
             asked = self._layer.get(path)
             value = asked.get(key) if isinstance(asked, dict) else None
-            if value not in (None, "", 1):
+            if value not in (None, "", 1) and (key, value) != ("pet_type", SLORA):
                 where = f"{self.origin('.'.join(path))}: {'.'.join(path)}"
                 raise ConfigError(f"{where} asks for {what} ({value}), which are not supported yet", "remove it")
-        for key, names in (
-            ("adapter_id", self.adapter_id or ()),
-            ("engine.merge_adapter", (self.engine.merge_adapter,)),
-        ):
-            unknown = next((name for name in names if name and name not in self.adapters), None)
-            if unknown:
-                raise ConfigError(f"{self.origin(key)}: {key} '{unknown}' is no adapter", adapters_hint(self.adapters))
+
+    def check_adapters(self, key: str, names: Iterable[str | None], known: Iterable[str]) -> None:
+        """Refuses names of adapters that are not there.
+
+        Args:
+            key: that has the names; None and '' are none.
+
+        Raises:
+            ConfigError: the first one.
+        """
+        known = list(known)
+        unknown = next((name for name in names if name and name not in known), None)
+        if unknown:
+            raise ConfigError(f"{self.origin(key)}: {key} '{unknown}' is no adapter of this run", adapters_hint(known))
 
 
 def adapters_hint(names: Iterable[str]) -> str:
@@ -430,6 +437,8 @@ def adapters_hint(names: Iterable[str]) -> str:
 
 
 _MODEL = ("model", "model_config")
+# MindFormers' adapters that are chosen by the row: `pet_config.adapter_path` is a directory with their names.
+SLORA = "slora"
 _NOT_YET = (
     ((*_MODEL, "pet_config"), "pet_type", "adapters"),
     ((*_MODEL, "quantization_config"), "quant_method", "quantised weights"),

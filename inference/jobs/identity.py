@@ -51,7 +51,7 @@ def model_identity(
     return {
         "model": blake2b(repr(sorted(asdict(source.model).items())).encode(), digest_size=16).hexdigest(),
         "checkpoint": random if pairs is None else tensors_digest(tensor for tensor, _ in pairs),
-        **_adapter_identity(source),
+        **adapter_identity(source),
         "tokenizer": tokenizer_digest(tokenizer),
         "device_target": config.context.device_target,
         "chat": config.processor.chat,
@@ -60,8 +60,8 @@ def model_identity(
     }
 
 
-def _adapter_identity(source: ModelSource) -> dict[str, Any]:
-    """Nothing where there are no adapters."""
+def adapter_identity(source: ModelSource) -> dict[str, Any]:
+    """The part of it that is adapters; nothing where there are none."""
     if not source.adapters.all:
         return {}
     config = source.config

@@ -19,7 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from inference.errors import CheckpointError, ModelNotFoundError
+from inference.config import InferenceConfig
+from inference.config.schema import SLORA
+from inference.errors import CheckpointError, ConfigError, ModelNotFoundError
 from inference.kernels.formats import to_bfloat16
 from inference.kernels.weight import Addition
 from inference.models.checkpoint import StoredTensor, open_checkpoint
@@ -28,6 +30,7 @@ from inference.models.parameters import TensorPlace, hugging_face_name, tensor_p
 from inference.models.shards import Pairs
 from inference.models.t5_config import AnyConfig
 
+SLORA_FILE = "lora_adapter.json"
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 # Module, A or B; the first releases of PEFT put the adapter's name before `weight`.
 _NAME = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.[^.]+)?\.weight")
@@ -206,6 +209,30 @@ class MergedTensor(StoredTensor):
         return replace(
             self, whole=whole, left=left, right=right, shape=whole.shape, segments=whole.segments, window=whole.window
         )
+
+
+def adapter_paths(config: InferenceConfig) -> dict[str, Path]:
+    """The directories of a config's adapters by name: those of `adapters`, and those of MindFormers' `slora`.
+
+    Raises:
+        ConfigError: `pet_config` names no directory with a `lora_adapter.json`, a mapping of names to directories.
+    """
+    paths = dict(config.adapters)
+    pet = config.model.model_config.pet_config or {}
+    if pet.get("pet_type") == SLORA:
+        file = Path(str(pet.get("adapter_path"))) / SLORA_FILE
+        try:
+            named = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            named = error
+        if not isinstance(named, dict) or not all(isinstance(path, str) for path in named.values()):
+            where = config.origin("model.model_config.pet_config")
+            raise ConfigError(
+                f"{where}: {file} is no mapping of adapters' names to their directories",
+                "adapter_path is a directory with that file",
+            )
+        paths = named | paths
+    return {name: Path(path).expanduser() for name, path in paths.items()}
 
 
 def read_adapter(name: str, path: Path, config: AnyConfig) -> Adapter:

@@ -15,11 +15,10 @@ from typing import Any
 from inference.config import GENERATION_FILE, GenerationConfig, InferenceConfig, read_generation_file
 from inference.config.locate import locate_model
 from inference.config.presets import is_preset
-from inference.config.schema import adapters_hint
 from inference.errors import CheckpointError, ConfigError, ModelNotFoundError
 from inference.kernels.formats import Format
 from inference.models import weights
-from inference.models.adapters import Adapters, read_adapter
+from inference.models.adapters import Adapters, adapter_paths, read_adapter
 from inference.models.checkpoint import Checkpoint, open_checkpoint, rank_folders
 from inference.models.concatenated import separate
 from inference.models.config import ModelConfig, lay_over
@@ -146,15 +145,8 @@ def resolve(config: InferenceConfig) -> ModelSource:
         check_split(model, ranks, packed or asked, origin_of_split(config))
     name = _name(config, directory)
     adapters = _adapters(config, model, ranks, packed is not None or checkpoint is None)
-    for key, names in (
-        ("adapter_id", config.adapter_id or ()),
-        ("generation_config.adapter_id", (generation.adapter_id,)),
-    ):
-        unknown = next((name for name in names if name and name not in adapters.numbers), None)
-        if unknown:
-            raise ConfigError(
-                f"{config.origin(key)}: {key} '{unknown}' is no adapter of this run", adapters_hint(adapters.numbers)
-            )
+    config.check_adapters("adapter_id", config.adapter_id or (), adapters.numbers)
+    config.check_adapters("generation_config.adapter_id", (generation.adapter_id,), adapters.numbers)
     return ModelSource(config, name, directory, checkpoint, model, generation, packed, values, ranks, adapters)
 
 
@@ -164,7 +156,8 @@ def _adapters(config: InferenceConfig, model: AnyConfig, ranks: int, only_chosen
     Args:
         only_chosen: nothing can be merged into the weights.
     """
-    merged = config.engine.merge_adapter
+    paths, merged = adapter_paths(config), config.engine.merge_adapter
+    config.check_adapters("engine.merge_adapter", (merged,), paths)
     if merged:
         if only_chosen:
             raise ConfigError(
@@ -172,13 +165,14 @@ def _adapters(config: InferenceConfig, model: AnyConfig, ranks: int, only_chosen
                 "random",
                 "give the original checkpoint, which convert packs with the adapter, too",
             )
-        return Adapters(read_adapter(merged, Path(config.adapters[merged]).expanduser(), model))
-    chosen = tuple(read_adapter(name, Path(path).expanduser(), model) for name, path in config.adapters.items())
+        return Adapters(read_adapter(merged, paths[merged], model))
+    chosen = tuple(read_adapter(name, path, model) for name, path in paths.items())
     for adapter in chosen:
         adapter.places(model)
     if chosen and ranks > 1:
+        key = "adapters" if config.adapters else "model.model_config.pet_config"
         raise ConfigError(
-            f"{config.origin('adapters')}: ranks that share a model cannot choose adapters by the row yet",
+            f"{config.origin(key)}: ranks that share a model cannot choose adapters by the row yet",
             "merge one with --merge_adapter, or give model_parallel 1",
         )
     return Adapters(None, chosen)

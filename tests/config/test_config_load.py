@@ -451,7 +451,7 @@ def test_merged_is_a_copy_of_everything() -> None:
 @pytest.mark.parametrize(
     ("settings", "what"),
     [
-        ({"model": {"model_config": {"pet_config": {"pet_type": "slora"}}}}, "adapters"),
+        ({"model": {"model_config": {"pet_config": {"pet_type": "ptuning2"}}}}, "adapters"),
         ({"model": {"model_config": {"quantization_config": {"quant_method": "rtn"}}}}, "quantised weights"),
     ],
 )
@@ -459,19 +459,6 @@ def test_what_does_not_run_yet_loads_and_is_refused_in_use(settings: dict, what:
     config = load_config(settings)
     with pytest.raises(ConfigError, match=f"{what}.* not supported yet"):
         config.check_supported()
-
-
-@pytest.mark.parametrize(
-    ("settings", "what"),
-    [
-        ({"adapter_id": "a"}, "adapter_id 'a' is no adapter; name it and its directory with --adapter"),
-        ({"adapter_id": ["b", "a"], "adapters": {"b": "x"}}, "adapter_id 'a' is no adapter; there are b"),
-        ({"engine": {"merge_adapter": "a"}}, "engine.merge_adapter 'a' is no adapter"),
-    ],
-)
-def test_adapters_that_are_not_there(settings: dict, what: str) -> None:
-    with pytest.raises(ConfigError, match=what):
-        load_config(settings).check_supported()
 
 
 def test_adapters_are_named_as_a_mapping_or_in_pairs() -> None:
