@@ -15,6 +15,7 @@ from inference.generation.model import GenerativeModel, make_encoder
 from inference.generation.perplexity import score_continuations
 from inference.generation.wire import row_fields, row_of
 from inference.models.source import resolve
+from inference.modes import convert
 from inference.prompts import Prompt
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
@@ -117,3 +118,12 @@ def test_texts_are_scored_with_an_adapter(model: GenerativeModel) -> None:
     with model.engine():
         own, other = score_continuations(model.runner, [(prompt, 1, 1), (prompt, 1, 0)])
     assert own.nats == pytest.approx(expected, rel=1e-4) and abs(other.nats - expected) > 1
+
+
+def test_convert_packs_the_merged_model(tmp_path: Path, graph_mode: None) -> None:
+    engine = {"merge_adapter": "llama_rslora", "weight_dtype": "float32"}
+    made = convert(config_of(engine=engine, output_dir=str(tmp_path)))
+    packed = GenerativeModel.from_config(load_config({"load_checkpoint": str(made)}))
+    prompt, expected = greedy("lora/llama_rslora", 2)
+    (row,) = packed.generate([prompt], max_new_tokens=LENGTH, ignore_eos=True)
+    assert row[len(prompt) :] == expected
