@@ -51,4 +51,6 @@ def _obstacle(config: InferenceConfig) -> str | None:
         return "the ranks of a parallel run share this project's networks"
     if config.engine.random_weights:
         return "MindFormers does not do random weights"
+    if config.adapters or (config.model.model_config.pet_config or {}).get("pet_type"):
+        return "adapters are for this project's networks"
     return None

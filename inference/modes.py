@@ -191,7 +191,7 @@ def evaluate_texts(config: InferenceConfig, values: Sequence[str]) -> int:
     positions, progress = score_positions(config.engine.block_size), load_progress(job.pairs)
     model = GenerativeModel(job.source, job.pairs, positions=positions, progress=progress, ranks=ranks, kernels=kernels)
     with closing(model):
-        result = score(model.stepper, documents)
+        result = score(model.stepper, documents, job.encoder.adapter_of(0, job.encoder.generation))
     figures = {
         "model": job.source.name,
         "weight_dtype": model.runner.weight_format.value,

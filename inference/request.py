@@ -64,6 +64,7 @@ class Request:
         max_new_tokens: the most tokens to generate, already held within the model's context.
         min_new_tokens: the fewest before an end-of-sequence token may be chosen.
         seed: of sampling; the engine draws one where the settings give none.
+        adapter: by its number in the model; 0 for none.
         cache_key: what decides keys and values beside the tokens, such as the name of an adapter; requests whose
             keys differ share nothing.
         source_ids: what the encoder reads; None in models without one.
@@ -75,6 +76,7 @@ class Request:
     max_new_tokens: int
     min_new_tokens: int = 0
     seed: int = 0
+    adapter: int = 0
     cache_key: bytes = b""
     source_ids: list[int] | None = None
     output_ids: list[int] = field(default_factory=list)

@@ -21,7 +21,8 @@ golden.npz, for prompt i of length L with vocabulary V:
     greedy_<i>    int32 [64]       64 greedy tokens after the prompt; end-of-sequence is ignored
     margin_<i>    float32 [64]     best minus second best logit at each greedy step, always above 0.001
 
-T5 cases are told in t5_goldens.py, tokenizer cases in tokenizer_goldens.py.
+T5 cases are told in t5_goldens.py, adapters (`lora/<case>`) in lora_goldens.py, tokenizer cases in
+tokenizer_goldens.py.
 
 A seed is taken only when every margin is wide, no router is in doubt and the greedy text is varied, so that a right
 implementation has one answer and a wrong one shows.
@@ -41,12 +42,15 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from lora_goldens import LORA_CASES, make_lora
 from reference_models import MODELS, Reference
 from safetensors.numpy import load_file, save_file
 from t5_goldens import T5_CASES, make_t5
 from tokenizer_goldens import TOKENIZERS, make_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent / "tests" / "goldens"
+# Adapters' cases have the names of base models.
+LORA = "lora/"
 VOCABULARY = 128
 LENGTHS = (1, 2, 7, 16, 17, 33, 70)
 STEPS = 64
@@ -795,6 +799,9 @@ def make(name: str, root: Path, seeds: range) -> Path:
     elif name in T5_CASES:
         directory = root / "t5" / name
         make_t5(name, directory, seeds)
+    elif name.startswith(LORA):
+        directory = root / name
+        make_lora(name.removeprefix(LORA), directory, ROOT, seeds)
     else:
         directory = root / name
         make_model(name, directory, seeds)
@@ -816,7 +823,7 @@ def check(name: str) -> list[str]:
 
 
 def main() -> int:
-    known = [*CASES, *T5_CASES, *TOKENIZERS]
+    known = [*CASES, *T5_CASES, *(LORA + name for name in LORA_CASES), *TOKENIZERS]
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("cases", nargs="*", help=f"any of: {', '.join(known)} (default: all)")
     parser.add_argument("--check", action="store_true", help="compare with the committed files, write nothing")

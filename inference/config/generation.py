@@ -113,6 +113,9 @@ class GenerationSettings(Section):
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = Field(
         None, description="Report log probabilities, with this many of the most likely tokens."
     )
+    adapter_id: str | None = Field(
+        None, description="Name of the adapter that answers; '' for the model as it is loaded."
+    )
     use_past: bool = Field(True, description="Keep keys and values of past tokens; otherwise all are recomputed.")
 
     num_beams: Annotated[int, only(1)] = Field(1, description="Beam search; 1 is none.")

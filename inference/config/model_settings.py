@@ -202,7 +202,7 @@ class ModelSettings(Section):
 
     # Weights.
     checkpoint_name_or_path: OptionalText = Field(None, description="Checkpoint, or the name of a model.")
-    pet_config: Free | None = Field(None, description="Adapters (LoRA, prefix, p-tuning): not supported yet.")
+    pet_config: Free | None = Field(None, description="MindFormers' adapters: those of pet_type slora.")
 
     # For an Ascend device; nothing else acts on them.
     batch_size: Count | None = Field(None, description="Rows of a static batch.")

@@ -8,6 +8,7 @@ are `engine`, `input`, `output`, `evaluate`, `pipeline` and `serve`, and the key
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
@@ -22,6 +23,7 @@ from inference.config.values import (
     Bytes,
     Count,
     Free,
+    NamedPaths,
     NonNegative,
     OptionalText,
     Positive,
@@ -182,6 +184,9 @@ class EngineSettings(Section):
         None,
         description="How a MindFormers checkpoint with qkv_concat joins matrices: stacked to 1.3, then interleaved.",
     )
+    merge_adapter: OptionalText = Field(
+        None, description="Name of the adapter that is merged into the weights as they are read."
+    )
     random_weights: bool = Field(False, description="Run with random weights instead of a checkpoint.")
     truncate: Literal["left", "right"] | None = Field(
         None, description="Side to cut a prompt longer than the context; an error if unset."
@@ -314,7 +319,12 @@ class InferenceConfig(Section):
     )
     checkpoint_name_or_path: OptionalText = Field(None, description="Checkpoint, or the name of a model.")
     predict_batch_size: Count | None = Field(None, description="Most sequences that run together.")
-    adapter_id: Texts | None = Field(None, description="Adapters of the prompts: not supported yet.")
+    adapters: NamedPaths = Field(
+        default_factory=dict, description="LoRA adapters by name: directories that PEFT saved."
+    )
+    adapter_id: Texts | None = Field(
+        None, description="Adapter of every prompt that names none, or one for each prompt in their order."
+    )
     input_data: Texts | None = Field(None, description="Prompts, or files of prompts.")
     trainer: TrainerSettings = Field(default_factory=TrainerSettings, description="MindFormers' task.")
     context: ContextSettings = Field(default_factory=ContextSettings, description="Device and compilation.")
@@ -391,28 +401,51 @@ class InferenceConfig(Section):
                 other.
         """
         seed = None if self.seed is None else {"seed": self.seed}
+        # Several are for a prompt each.
+        adapter = {"adapter_id": self.adapter_id[0]} if self.adapter_id and len(self.adapter_id) == 1 else None
         from_model_section = self.model.model_config.generation()
-        return merge_generation_config(model, seed, from_model_section, self.generation_config, request)
+        return merge_generation_config(model, seed, adapter, from_model_section, self.generation_config, request)
 
     def check_supported(self) -> None:
         """Refuses what loads, because MindFormers knows it, and does not run yet.
 
         Raises:
-            ConfigError: adapters or quantised weights are asked for.
+            ConfigError: other adapters than LoRA's or quantised weights are asked for.
         """
         for path, key, what in _NOT_YET:
             asked = self._layer.get(path)
             value = asked.get(key) if isinstance(asked, dict) else None
-            if value not in (None, "", 1, *(QUANT_METHODS if key == "quant_method" else ())):
+            taken = QUANT_METHODS if key == "quant_method" else (SLORA,) if key == "pet_type" else ()
+            if value not in (None, "", 1, *taken):
                 where = f"{self.origin('.'.join(path))}: {'.'.join(path)}"
                 raise ConfigError(f"{where} asks for {what} ({value}), which are not supported yet", "remove it")
-        if self.adapter_id:
-            raise ConfigError(f"{self.origin('adapter_id')}: adapter_id: adapters are not supported yet", "remove it")
+
+    def check_adapters(self, key: str, names: Iterable[str | None], known: Iterable[str]) -> None:
+        """Refuses names of adapters that are not there.
+
+        Args:
+            key: that has the names; None and '' are none.
+
+        Raises:
+            ConfigError: the first one.
+        """
+        known = list(known)
+        unknown = next((name for name in names if name and name not in known), None)
+        if unknown:
+            raise ConfigError(f"{self.origin(key)}: {key} '{unknown}' is no adapter of this run", adapters_hint(known))
+
+
+def adapters_hint(names: Iterable[str]) -> str:
+    """What to do where an adapter is not known."""
+    known = ", ".join(names)
+    return f"there are {known}" if known else "name it and its directory with --adapter NAME=DIRECTORY"
 
 
 # Quantised checkpoints that are read.
 QUANT_METHODS = ("gptq", "awq", "compressed-tensors")
 _MODEL = ("model", "model_config")
+# MindFormers' adapters that are chosen by the row: `pet_config.adapter_path` is a directory with their names.
+SLORA = "slora"
 _NOT_YET = (
     ((*_MODEL, "pet_config"), "pet_type", "adapters"),
     ((*_MODEL, "quantization_config"), "quant_method", "quantised weights"),

@@ -94,6 +94,13 @@ def _pair(text: str) -> tuple[str, Any]:
         return name, None
 
 
+def _named_paths(value: Any) -> dict[str, str]:
+    items = value.items() if isinstance(value, dict) else [item.partition("=")[::2] for item in _texts(value)]
+    if not all(isinstance(part, str) and part for item in items for part in item):
+        raise ValueError("must be names and paths, such as support: ./support_lora or support=./support_lora")
+    return dict(items)
+
+
 def _empty_is_none(value: Any) -> Any:
     return None if value == "" else value
 
@@ -128,4 +135,5 @@ TokenId = Annotated[int | None, PlainValidator(_token_id)]
 TokenIds = Annotated[tuple[int, ...], PlainValidator(_token_ids)]
 Texts = Annotated[tuple[str, ...], PlainValidator(_texts)]
 Scores = Annotated[dict[str, float], PlainValidator(_scores)]
+NamedPaths = Annotated[dict[str, str], PlainValidator(_named_paths)]
 OptionalText = Annotated[str | None, BeforeValidator(_empty_is_none)]

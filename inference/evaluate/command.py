@@ -118,7 +118,7 @@ class _Model:
         return Evaluation(source.name, rows, metrics, sampling, {"weight_dtype": weight_format_of(source, pairs).value})
 
     def _positions(self, examples: Sequence[Example]) -> int:
-        references = [encode_reference(self.encoder, example) for example in examples]
+        references = [encode_reference(self.encoder, row, example) for row, example in enumerate(examples)]
         longest = max((len(found[0]) for found in references if found), default=0)
         to_score = score_positions(self.source.config.engine.block_size, longest)
         return max(positions_needed(self._encoded(examples), self.source), to_score)

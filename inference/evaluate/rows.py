@@ -94,15 +94,15 @@ def answer_examples(
     return _with_perplexity(llm, examples, rows) if perplexity else rows
 
 
-def encode_reference(encoder: Encoder, example: Example) -> tuple[list[int], int] | None:
-    """Ids of a prompt with its first reference, and the place of the first one that is the reference's.
+def encode_reference(encoder: Encoder, row: int, example: Example) -> tuple[list[int], int, int] | None:
+    """Ids of a prompt with its first reference, the place of the first one that is the reference's, and the adapter.
 
     The two are encoded as one text, for where they meet they may share a token. None where they do not fit.
     """
     tokenizer = encoder.tokenizer
     assert tokenizer is not None
     try:
-        source = encoder.encode(0, example.prompt)
+        source = encoder.encode(row, example.prompt)
     except InferenceError:
         return None
     reference = example.references[0]
@@ -113,12 +113,12 @@ def encode_reference(encoder: Encoder, example: Example) -> tuple[list[int], int
         pairs = zip(ids, source.ids, strict=False)
         start = max(sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)), 1)
     fits = start < len(ids) <= encoder.context_length and not source.truncated
-    return (ids, start) if fits else None
+    return (ids, start, source.adapter) if fits else None
 
 
 def _with_perplexity(llm: LLM, examples: Sequence[Example], rows: list[Answered]) -> list[Answered]:
     encoder = llm.model.encoder(llm.tokenizer)
-    encoded = {index: encode_reference(encoder, example) for index, example in enumerate(examples)}
+    encoded = {index: encode_reference(encoder, index, example) for index, example in enumerate(examples)}
     usable = {index: row for index, row in encoded.items() if row is not None}
     # Nobody else steps the model meanwhile.
     with llm.model.engine():

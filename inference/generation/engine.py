@@ -202,7 +202,7 @@ def _sequence(item: Scheduled) -> SequenceStep:
     request = item.request
     tokens = request.tokens(request.num_cached, item.count)
     source = None if request.source_ids is None else (request.source_table, request.source_length)
-    return SequenceStep(tokens, request.num_cached, request.block_table, source)
+    return SequenceStep(tokens, request.num_cached, request.block_table, source, request.adapter)
 
 
 def _source(request: Request) -> SequenceStep:

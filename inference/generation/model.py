@@ -279,6 +279,7 @@ def make_encoder(source: ModelSource, tokenizer: Tokenizer | None, generation: G
     if tokenizer is not None and not generation.eos_token_id and tokenizer.eos_token_id is not None:
         generation = generation.updated(eos_token_id=tokenizer.eos_token_id)
     settings = source.config
+    names = settings.adapter_id or ()
     return Encoder(
         tokenizer,
         source.model.vocab_size,
@@ -287,6 +288,8 @@ def make_encoder(source: ModelSource, tokenizer: Tokenizer | None, generation: G
         chat=settings.processor.chat,
         truncate=settings.engine.truncate,
         decoder_start=source.model.decoder_start,
+        adapters=source.adapters.numbers,
+        adapter_ids=names if len(names) > 1 else (),
     )
 
 
@@ -376,6 +379,7 @@ def build_runner(
         progress=progress,
         shard=source.shard(ranks.topology.model_rank if ranks else 0),
         group=ranks.group if ranks else None,
+        adapters=source.adapters,
     )
 
 
@@ -431,7 +435,7 @@ def num_blocks(
     """
     settings, model = source.config.engine, (shard or source.shard()).config
     size = cache.block_bytes(model, settings.block_size, settings.kv_cache_dtype == "float16")
-    weights = weight_bytes(model, None if settings.kernels == "stock" else weight_format)
+    weights = weight_bytes(model, None if settings.kernels == "stock" else weight_format) + source.adapters.num_bytes
     available = available_memory() // sharing
     free = available - weights
     least = -(-row // settings.block_size)

@@ -35,12 +35,16 @@ class Score:
         return math.exp(self.nats / self.tokens) if self.tokens else math.nan
 
 
-def score(model: StepModel, documents: Iterable[Sequence[int]]) -> Score:
-    """Scores every token of every document but the first, given those before it."""
+def score(model: StepModel, documents: Iterable[Sequence[int]], adapter: int = 0) -> Score:
+    """Scores every token of every document but the first, given those before it.
+
+    Args:
+        adapter: by its number in the model; 0 for none.
+    """
     tokens, nats = 0, 0.0
     model.blocks.forget()
     for group in _groups(_pieces(documents, min(model.context_length, TOKENS_AT_ONCE)), len):
-        steps = _side_by_side([(piece, 0) for piece in group], model.block_size)
+        steps = _side_by_side([(piece, 0, adapter) for piece in group], model.block_size)
         logits = model.step(StepBatch.build(steps, model.block_size, True)).logits
         row = 0
         for piece in group:
@@ -51,12 +55,12 @@ def score(model: StepModel, documents: Iterable[Sequence[int]]) -> Score:
     return Score(tokens, nats)
 
 
-def score_continuations(model: StepModel, rows: Iterable[tuple[Sequence[int], int]]) -> list[Score]:
+def score_continuations(model: StepModel, rows: Iterable[tuple[Sequence[int], int, int]]) -> list[Score]:
     """Scores the ends of sequences.
 
     Args:
-        rows: token ids that fit the model's context, and the place (from 1) of the first one that counts; each counts
-            given all those before it, however many these are.
+        rows: token ids that fit the model's context, the place (from 1) of the first one that counts, and the number
+            of the row's adapter, 0 for none; each token counts given all those before it, however many these are.
 
     Returns:
         A score for each row.
@@ -65,13 +69,13 @@ def score_continuations(model: StepModel, rows: Iterable[tuple[Sequence[int], in
     model.blocks.forget()
     for group in _groups(rows, lambda row: len(row[0])):
         nats = [0.0] * len(group)
-        longest = max(len(tokens) for tokens, _ in group)
+        longest = max(len(tokens) for tokens, _, _ in group)
         # A row that is longer than a step has a group of its own, and goes through in parts.
         for begin in range(0, longest, TOKENS_AT_ONCE):
-            parts = [(tokens[begin : begin + TOKENS_AT_ONCE], begin) for tokens, _ in group]
+            parts = [(tokens[begin : begin + TOKENS_AT_ONCE], begin, adapter) for tokens, _, adapter in group]
             for row, more in enumerate(_nats_of_parts(model, group, parts)):
                 nats[row] += more
-        scores += [Score(len(tokens) - start, sum_) for (tokens, start), sum_ in zip(group, nats, strict=True)]
+        scores += [Score(len(tokens) - start, sum_) for (tokens, start, _), sum_ in zip(group, nats, strict=True)]
     return scores
 
 
@@ -82,13 +86,13 @@ def positions_needed(block_size: int, longest: int = 0) -> int:
 
 
 def _nats_of_parts(
-    model: StepModel, group: Sequence[tuple[Sequence[int], int]], parts: Sequence[tuple[Sequence[int], int]]
+    model: StepModel, group: Sequence[tuple[Sequence[int], int, int]], parts: Sequence[tuple[Sequence[int], int, int]]
 ) -> Iterator[float]:
     """Runs a part of each row, which begins at a place of the row; the nats of the tokens that it predicts."""
     wanted: list[int] = []
     targets: list[list[int]] = []
     offset = 0
-    for (tokens, start), (part, begin) in zip(group, parts, strict=True):
+    for (tokens, start, _), (part, begin, _) in zip(group, parts, strict=True):
         # The logits of a token are for the one that follows it.
         places = range(max(start - 1, begin), min(begin + len(part), len(tokens) - 1))
         wanted += [offset + place - begin for place in places]
@@ -130,11 +134,11 @@ def _groups(items: Iterable[Item], length: Callable[[Item], int]) -> Iterator[li
         yield group
 
 
-def _side_by_side(parts: Sequence[tuple[Sequence[int], int]], block_size: int) -> list[SequenceStep]:
-    """Each part, which begins at a place of its sequence, on blocks of its own; block 0 stays free."""
+def _side_by_side(parts: Sequence[tuple[Sequence[int], int, int]], block_size: int) -> list[SequenceStep]:
+    """Each part, which begins at a place of its sequence, with adapter, on blocks of its own; block 0 stays free."""
     steps, block = [], 1
-    for tokens, start in parts:
+    for tokens, start, adapter in parts:
         count = -(-(start + len(tokens)) // block_size)
-        steps.append(SequenceStep(tokens, start, range(block, block + count)))
+        steps.append(SequenceStep(tokens, start, range(block, block + count), adapter=adapter))
         block += count
     return steps

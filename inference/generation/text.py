@@ -5,10 +5,11 @@ Knows tokenizers and stop strings; knows nothing about files, terminals or how r
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from inference.config import GenerationConfig
+from inference.config.schema import adapters_hint
 from inference.errors import InferenceError, InputError
 from inference.generation.engine import BaseEngine
 from inference.generation.stopping import StopMatcher
@@ -32,6 +33,7 @@ class EncodedPrompt:
         is_chat: the answer is a text of its own, and no continuation of the prompt's.
         truncated: how many tokens were cut off.
         decoder_start: the token that begins an answer, where a decoder answers what an encoder reads.
+        adapter: by its number in the model; 0 for none.
     """
 
     row: int
@@ -42,6 +44,7 @@ class EncodedPrompt:
     is_chat: bool = False
     truncated: int = 0
     decoder_start: int | None = None
+    adapter: int = 0
 
     @property
     def continues(self) -> bool:
@@ -66,6 +69,8 @@ class EncodedPrompt:
             self.generation,
             self.generation.new_token_limit(len(prompt_ids), context_length),
             self.generation.new_token_minimum(len(prompt_ids)),
+            cache_key=str(self.adapter).encode() if self.adapter else b"",
+            adapter=self.adapter,
             source_ids=None if self.decoder_start is None else self.ids,
         )
 
@@ -80,6 +85,8 @@ class Encoder:
         truncate: the side to cut a prompt that is too long, or None to refuse it.
         decoder_start: the token that begins an answer, of a model with an encoder; there a prompt and its answer have
             the context's length each.
+        adapters: numbers of the adapters that a prompt may name.
+        adapter_ids: names for the prompts that name none, in their order.
     """
 
     tokenizer: Tokenizer | None
@@ -89,6 +96,8 @@ class Encoder:
     chat: bool = False
     truncate: str | None = None
     decoder_start: int | None = None
+    adapters: Mapping[str, int] = field(default_factory=dict)
+    adapter_ids: Sequence[str] = ()
 
     def encode_all(self, prompts: Iterable[Prompt]) -> list[EncodedPrompt]:
         """All prompts, in order.
@@ -109,6 +118,7 @@ class Encoder:
 
     def _encode(self, row: int, prompt: Prompt) -> EncodedPrompt:
         generation = self.generation.updated(**prompt.settings) if prompt.settings else self.generation
+        adapter = self.adapter_of(row, generation)
         text, ids = self._text_and_ids(prompt)
         limit = self._limit(generation)
         excess = len(ids) - limit
@@ -125,7 +135,28 @@ class Encoder:
             excess = len(ids) - keep
             ids = ids[excess:] if self.truncate == "left" else ids[:keep]
         is_chat = prompt.token_ids is None and (self.chat or prompt.messages is not None)
-        return EncodedPrompt(row, prompt, text, ids, generation, is_chat, max(excess, 0), self.decoder_start)
+        cut = max(excess, 0)
+        return EncodedPrompt(row, prompt, text, ids, generation, is_chat, cut, self.decoder_start, adapter)
+
+    def adapter_of(self, row: int, generation: GenerationConfig) -> int:
+        """The number of a prompt's adapter: the one that its settings name, or the one at its place.
+
+        Raises:
+            InputError: there is none of that name, or none at that place.
+        """
+        name = generation.adapter_id
+        if name is None and self.adapter_ids:
+            if row >= len(self.adapter_ids):
+                raise InputError(
+                    f"adapter_id names {len(self.adapter_ids)} adapters, this is prompt {row + 1}",
+                    "name one for all prompts, or one for each; a row may name its own",
+                )
+            name = self.adapter_ids[row]
+        if not name:
+            return 0
+        if name not in self.adapters:
+            raise InputError(f"adapter_id '{name}' is no adapter of this model", adapters_hint(self.adapters))
+        return self.adapters[name]
 
     def _limit(self, generation: GenerationConfig) -> int:
         """The most prompt tokens that leave room for one new token; all, where the answer has room of its own."""

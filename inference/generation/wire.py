@@ -26,6 +26,7 @@ def row_fields(source: EncodedPrompt) -> dict[str, Any]:
         "ids": source.ids,
         "is_chat": source.is_chat,
         "settings": dict(source.prompt.settings),
+        "adapter": source.adapter,
     }
 
 
@@ -38,7 +39,7 @@ def row_of(fields: Fields, generation: GenerationConfig) -> EncodedPrompt:
     settings = fields["settings"]
     prompt = Prompt(fields["id"], "", token_ids=tuple(fields["ids"]), settings=settings)
     own = generation.updated(**settings) if settings else generation
-    return EncodedPrompt(fields["row"], prompt, "", fields["ids"], own, fields["is_chat"])
+    return EncodedPrompt(fields["row"], prompt, "", fields["ids"], own, fields["is_chat"], adapter=fields["adapter"])
 
 
 def event_fields(row: int, tokens: list[int], text: str, request: Request) -> dict[str, Any]:

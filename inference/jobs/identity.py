@@ -15,6 +15,8 @@ from typing import Any
 
 from inference.config import GenerationConfig
 from inference.inputs import RowStream
+from inference.models.adapters import Adapter
+from inference.models.checkpoint import StoredTensor
 from inference.models.source import ModelSource
 from inference.models.weights import Pairs
 from inference.tokenizer import Tokenizer
@@ -48,7 +50,8 @@ def model_identity(
     random = f"random, seed {config.seed or 0}"
     return {
         "model": blake2b(repr(sorted(asdict(source.model).items())).encode(), digest_size=16).hexdigest(),
-        "checkpoint": random if pairs is None else checkpoint_digest(pairs),
+        "checkpoint": random if pairs is None else tensors_digest(tensor for tensor, _ in pairs),
+        **adapter_identity(source),
         "tokenizer": tokenizer_digest(tokenizer),
         "device_target": config.context.device_target,
         "chat": config.processor.chat,
@@ -57,12 +60,30 @@ def model_identity(
     }
 
 
-def checkpoint_digest(pairs: Pairs) -> str:
+def adapter_identity(source: ModelSource) -> dict[str, Any]:
+    """The part of it that is adapters; nothing where there are none."""
+    if not source.adapters.all:
+        return {}
+    config = source.config
+    return {
+        **{f"adapters.{adapter.name}": adapter_digest(adapter) for adapter in source.adapters.all},
+        "adapter_id": list(config.adapter_id or ()),
+        "engine.merge_adapter": config.engine.merge_adapter,
+    }
+
+
+def adapter_digest(adapter: Adapter) -> str:
+    """Of its scales, and of its tensors as of a checkpoint's."""
+    scales = sorted((name, part.scale) for name, part in adapter.parts.items())
+    return f"{_short(repr(scales).encode())} {tensors_digest(adapter.tensors)}"
+
+
+def tensors_digest(tensors: Iterable[StoredTensor]) -> str:
     """Of every tensor's name, type and shape, and of a sample of its bytes; not of the names and places of files."""
     digest = blake2b(digest_size=16)
     files: dict[Path, int] = {}
     try:
-        for tensor, _ in sorted(pairs, key=lambda pair: pair[0].name):
+        for tensor in sorted(tensors, key=lambda tensor: tensor.name):
             digest.update(f"{tensor.name} {tensor.dtype} {tensor.shape}\n".encode())
             for segment in tensor.segments:
                 if segment.path not in files:

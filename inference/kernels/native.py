@@ -19,6 +19,7 @@ from mindspore.ops import CustomRegOp, DataType
 from numpy.typing import DTypeLike
 
 from inference.kernels.build import library_path
+from inference.kernels.formats import PANEL, Format, pack_into
 from inference.kernels.library import RECORD
 from inference.kernels.shapes import (
     ACTIVATIONS,
@@ -29,7 +30,7 @@ from inference.kernels.shapes import (
     LatentShape,
     Part,
 )
-from inference.kernels.weight import Weight
+from inference.kernels.weight import Addition, Weight
 
 # Whether weights and cache can be kept narrower than float32.
 NARROW = True
@@ -42,7 +43,13 @@ _TYPES = {
     "b": DataType.U8_Default,
 }
 # Types of each operator's inputs, a letter each.
-_INPUTS = {"embedding": "il", "halves": "fiiiil", "cross_halves": "fiiiiiil", "output_head": "fiilb"}
+_INPUTS = {
+    "embedding": "il",
+    "halves": "fiiiil",
+    "cross_halves": "fiiiiiil",
+    "adapted_halves": "fiiiiil",
+    "output_head": "fiilb",
+}
 
 
 def empty(name: str, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
@@ -98,6 +105,44 @@ def _address(array: np.ndarray | None) -> int:
 
 def _matrix(weight: Weight) -> list[int]:
     return [weight.format.code, _address(weight.data)]
+
+
+class AdditionTable:
+    """What adapters add to a matrix, as `Record::additions` of `cpp/library.cpp` reads it.
+
+    Attributes:
+        address: of the table, 0 where nothing is added. Whoever keeps it keeps this object.
+    """
+
+    def __init__(self, weight: Weight | None):
+        self.kept: list[np.ndarray] = []
+        self.address = 0
+        additions = weight.additions if weight is not None else ()
+        if not additions:
+            return
+        starts, widths, parts = [0], [0], []
+        for adapter in range(1, max(addition.adapter for addition in additions) + 1):
+            width = 0
+            for addition in additions:
+                if addition.adapter == adapter:
+                    parts.append(self._part(addition, width))
+                    width += len(addition.down)
+            starts.append(len(parts))
+            widths.append(width)
+        numbers = [len(starts) - 1, max(widths), *starts, *(number for part in parts for number in part)]
+        table = np.array(numbers, np.int64)
+        self.kept.append(table)
+        self.address = _address(table)
+
+    def _part(self, addition: Addition, offset: int) -> list[int]:
+        rows, rank = addition.up.shape
+        first, lane = divmod(addition.first_row, PANEL)
+        # With rows of zeros before it, so that its panels are the matrix's.
+        up = np.zeros(Format.FLOAT32.shape(lane + rows, rank), np.uint8)
+        pack_into(addition.up, Format.FLOAT32, up, lane)
+        down = np.ascontiguousarray(addition.down, np.float32)
+        self.kept += [down, up]
+        return [first, len(up), rank, offset, _address(down), _address(up)]
 
 
 class Embedding(nn.Cell):
@@ -175,7 +220,9 @@ class AttentionHalf:
     ):
         self.is_cross = shape.scope == "cross"
         slopes = None if shape.slopes is None else np.array(shape.slopes, np.float32)
-        self.kept = (weights, caches, rotation, slopes)
+        additions = [AdditionTable(weights.get(name)) for name in ("qkv", "output")]
+        self.is_adapted = any(table.address for table in additions)
+        self.kept = (weights, caches, rotation, slopes, additions)
         vectors = {name: _address(weight.data) for name, weight in weights.items() if weight.data.ndim == 1}
         self.record = [0, shape.hidden, shape.heads, shape.kv_heads, shape.head_dim, shape.block_size]
         self.record += [shape.window or 0, int(shape.half_cache), float_bits(shape.eps)]
@@ -187,6 +234,7 @@ class AttentionHalf:
         self.record += [float_bits(shape.scale), float_bits(shape.softcap or 0), _address(slopes)]
         self.record += [vectors.get("norm_bias", 0), vectors.get("post_norm", 0)]
         self.record += [SCOPES.index(shape.scope), shape.reach, vectors.get("distances", 0)]
+        self.record += [table.address for table in additions]
 
 
 class RelativeAttentionHalf(AttentionHalf):
@@ -204,6 +252,8 @@ class RelativeAttentionHalf(AttentionHalf):
 
 class LatentAttentionHalf:
     """The record of x + output(attention on latents)."""
+
+    is_adapted = False
 
     def __init__(
         self,
@@ -233,17 +283,22 @@ class FeedForwardHalf:
     is_cross = False
 
     def __init__(self, shape: FeedForwardShape, weights: Mapping[str, Weight], part: Part | None = None):
-        self.kept = weights
+        additions = [AdditionTable(weights[name]) for name in ("gate_up", "down")]
+        self.is_adapted = any(table.address for table in additions)
+        self.kept = (weights, additions)
         vectors = {name: _address(weight.data) for name, weight in weights.items() if weight.data.ndim == 1}
         self.record = [1, shape.hidden, shape.width, float_bits(shape.eps)]
         self.record += [ACTIVATIONS.index(shape.activation), int(shape.gated)]
         self.record += [vectors["norm"], vectors.get("norm_bias", 0)]
         self.record += [*_matrix(weights["gate_up"]), vectors.get("gate_up_bias", 0)]
         self.record += [*_matrix(weights["down"]), vectors.get("down_bias", 0), vectors.get("post_norm", 0)]
+        self.record += [table.address for table in additions]
 
 
 class ExpertsHalf:
     """The record of x + the answers of the experts that norm(x) chooses, and that of the shared expert."""
+
+    is_adapted = False
 
     def __init__(self, shape: ExpertsShape, weights: Mapping[str, Weight], part: Part | None = None):
         self.kept = weights
@@ -275,9 +330,15 @@ class Halves(nn.Cell):
             program[row, : len(record)] = record
         self.program = Tensor(program.reshape(-1))
         self.has_cross = any(isinstance(half, AttentionHalf) and half.is_cross for half in halves)
-        self.operator = _operator("cross_halves" if self.has_cross else "halves")
+        self.is_adapted = any(half.is_adapted for half in halves)
+        name = "cross_halves" if self.has_cross else "adapted_halves" if self.is_adapted else "halves"
+        self.operator = _operator(name)
 
     def construct(self, x: Tensor, geometry: tuple) -> Tensor:
+        """`geometry` is the step's; where adapters may be asked for, their numbers [T] come last."""
+        if self.is_adapted:
+            positions, slots, block_tables, query_starts, adapters = geometry
+            return self.operator(x, positions, slots, block_tables, query_starts, adapters, self.program)
         if self.has_cross:
             positions, slots, block_tables, query_starts, cross_tables, cross_lengths = geometry
             return self.operator(

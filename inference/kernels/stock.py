@@ -106,14 +106,55 @@ class Linear(nn.Cell):
         return y
 
 
+class LowRankSum(nn.Cell):
+    """x [T, in] -> what each token's adapter adds to a product, [T, out].
+
+    All adapters' down matrices are one product, of which each token keeps what is its adapter's.
+    """
+
+    def __init__(self, weight: Weight):
+        super().__init__()
+        ranks = [len(addition.down) for addition in weight.additions]
+        owners = np.repeat([addition.adapter for addition in weight.additions], ranks)
+        up = np.zeros((weight.data.shape[0], sum(ranks)), np.float32)
+        for addition, end in zip(weight.additions, np.cumsum(ranks), strict=True):
+            rows, rank = addition.up.shape
+            up[addition.first_row : addition.first_row + rows, end - rank : end] = addition.up
+        self.down = Tensor(np.concatenate([addition.down for addition in weight.additions]))
+        self.up, self.owners = Tensor(up), Tensor(owners.astype(np.int32).reshape(1, -1))
+        self.matmul = ops.MatMul(transpose_b=True)
+
+    def construct(self, x: Tensor, adapters: Tensor) -> Tensor:
+        """adapters [T]: each token's, from 1; 0 for none."""
+        is_own = (ops.expand_dims(adapters, 1) == self.owners).astype(ms.float32)
+        return self.matmul(self.matmul(x, self.down) * is_own, self.up)
+
+
+class AdaptedLinear(nn.Cell):
+    """`Linear` with what adapters add to it, where there are any."""
+
+    def __init__(self, weight: Weight, bias: Parameter | None = None):
+        super().__init__()
+        self.linear = Linear(weight.data, bias)
+        self.is_adapted = bool(weight.additions)
+        if self.is_adapted:
+            self.low_rank = LowRankSum(weight)
+
+    def construct(self, x: Tensor, geometry: tuple) -> Tensor:
+        y = self.linear(x)
+        if self.is_adapted:
+            y = y + self.low_rank(x, geometry[-1])
+        return y
+
+
 class LinearResidual(nn.Cell):
     """residual + linear(x), or residual + norm(linear(x)); of x each rank of a group has some columns."""
 
     def __init__(
-        self, weight: Parameter, bias: Parameter | None = None, norm: RMSNorm | None = None, part: Part | None = None
+        self, weight: Weight, bias: Parameter | None = None, norm: RMSNorm | None = None, part: Part | None = None
     ):
         super().__init__()
-        self.linear = Linear(weight, bias)
+        self.linear = AdaptedLinear(weight, bias)
         self.has_norm = norm is not None
         if norm is not None:
             self.norm = norm
@@ -121,8 +162,8 @@ class LinearResidual(nn.Cell):
         if part is not None:
             self.sum = ops.AllReduce(group=part.group)
 
-    def construct(self, x: Tensor, residual: Tensor) -> Tensor:
-        y = self.linear(x)
+    def construct(self, x: Tensor, residual: Tensor, geometry: tuple) -> Tensor:
+        y = self.linear(x, geometry)
         if self.is_shared:
             y = self.sum(y)
         if self.has_norm:
@@ -290,7 +331,7 @@ class Attention(nn.Cell):
 
     def construct(self, qkv: Tensor, geometry: tuple) -> Tensor:
         """`geometry` is what `StepGeometry` returns."""
-        turns, write_slots, context_slots, masks, query_index, token_index, distances = geometry
+        turns, write_slots, context_slots, masks, query_index, token_index, distances = geometry[:7]
         cos, sin = turns[self.rotation_index]
         heads, kv_heads, dim = self.heads, self.kv_heads, self.head_dim
         qkv = qkv.reshape(-1, heads + 2 * kv_heads, dim)
@@ -334,15 +375,15 @@ class AttentionHalf(nn.Cell):
     ):
         super().__init__()
         self.norm = _norm(weights, shape.eps)
-        self.qkv = Linear(weights["qkv"].data, _optional(weights, "qkv_bias"))
+        self.qkv = AdaptedLinear(weights["qkv"], _optional(weights, "qkv_bias"))
         norms = (_optional(weights, "query_norm"), _optional(weights, "key_norm"))
         query_norm, key_norm = (None if norm is None else RMSNorm(norm, shape.eps) for norm in norms)
         self.attention = Attention(shape, caches, mask_index, rotation_index, query_norm, key_norm)
         bias, post_norm = _optional(weights, "output_bias"), _post_norm(weights, shape.eps)
-        self.output = LinearResidual(weights["output"].data, bias, post_norm, part)
+        self.output = LinearResidual(weights["output"], bias, post_norm, part)
 
     def construct(self, x: Tensor, geometry: tuple) -> Tensor:
-        return self.output(self.attention(self.qkv(self.norm(x)), geometry), x)
+        return self.output(self.attention(self.qkv(self.norm(x), geometry), geometry), x, geometry)
 
 
 class PerHead(nn.Cell):
@@ -388,7 +429,7 @@ class LatentAttentionHalf(nn.Cell):
         self.latent_norm = RMSNorm(weights["latent_norm"].data, shape.latent_eps)
         self.key_up = PerHead(shape.heads, shape.rank, weights["key_up"].data)
         self.value_up = PerHead(shape.heads, shape.value, weights["value_up"].data)
-        self.output = LinearResidual(weights["output"].data, _optional(weights, "output_bias"), part=part)
+        self.output = LinearResidual(weights["output"], _optional(weights, "output_bias"), part=part)
         half = shape.rope // 2
         self.swap_halves = Tensor(np.r_[half : shape.rope, 0:half].astype(np.int32))
         self.gather, self.scatter = ops.Gather(), ops.ScatterUpdate()
@@ -399,7 +440,7 @@ class LatentAttentionHalf(nn.Cell):
         return x * cos + self.gather(x, self.swap_halves, 2) * sin
 
     def construct(self, x: Tensor, geometry: tuple) -> Tensor:
-        turns, write_slots, context_slots, masks, query_index, token_index, _ = geometry
+        turns, write_slots, context_slots, masks, query_index, token_index = geometry[:6]
         cos, sin = turns[self.rotation_index]
         shape, heads, first = self.shape, self.shape.heads, self.first
         down = self.down(self.norm(x))
@@ -419,7 +460,7 @@ class LatentAttentionHalf(nn.Cell):
         mixed = self.weighted_sum(weights, context[:, :, : shape.rank]).reshape(rows, heads, longest, shape.rank)
         mixed = ops.transpose(mixed, (0, 2, 1, 3)).reshape(-1, heads, shape.rank)
         values = self.value_up(self.gather(mixed, token_index, 0))
-        return self.output(values.reshape(-1, heads * shape.value), x)
+        return self.output(values.reshape(-1, heads * shape.value), x, geometry)
 
 
 class FeedForwardHalf(nn.Cell):
@@ -428,13 +469,13 @@ class FeedForwardHalf(nn.Cell):
     def __init__(self, shape: FeedForwardShape, weights: Mapping[str, Weight], part: Part | None = None):
         super().__init__()
         self.norm = _norm(weights, shape.eps)
-        self.gate_up = Linear(weights["gate_up"].data, _optional(weights, "gate_up_bias"))
+        self.gate_up = AdaptedLinear(weights["gate_up"], _optional(weights, "gate_up_bias"))
         self.activation = Activate(shape)
         bias, post_norm = _optional(weights, "down_bias"), _post_norm(weights, shape.eps)
-        self.down = LinearResidual(weights["down"].data, bias, post_norm, part)
+        self.down = LinearResidual(weights["down"], bias, post_norm, part)
 
     def construct(self, x: Tensor, geometry: tuple) -> Tensor:
-        return self.down(self.activation(self.gate_up(self.norm(x))), x)
+        return self.down(self.activation(self.gate_up(self.norm(x), geometry)), x, geometry)
 
 
 class Router(nn.Cell):
@@ -677,7 +718,7 @@ class RelativeAttentionHalf(nn.Cell):
             self.scatter = ops.ScatterUpdate()
         else:
             self.attention = RelativeAttention(shape, caches, _optional(weights, "distances"))
-            self.output = LinearResidual(weights["output"].data, part=part)
+            self.output = LinearResidual(weights["output"], part=part)
 
     def construct(self, x: Tensor, geometry: tuple) -> Tensor:
         projected = self.qkv(self.norm(x))
@@ -686,11 +727,14 @@ class RelativeAttentionHalf(nn.Cell):
             self.scatter(self.key_cache, geometry[0], kept[: self.heads])
             self.scatter(self.value_cache, geometry[0], kept[self.heads :])
             return x
-        return self.output(self.attention(projected, geometry), x)
+        return self.output(self.attention(projected, geometry), x, geometry)
 
 
 class Halves(nn.Cell):
-    """x [T, hidden] through halves of layers, one after the other."""
+    """x [T, hidden] through halves of layers, one after the other.
+
+    The geometry is the step's; where adapters may be asked for, their numbers [T] come last.
+    """
 
     def __init__(self, halves: Sequence[nn.Cell], part: Part | None = None):
         super().__init__()

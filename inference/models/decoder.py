@@ -190,7 +190,9 @@ class Decoder(nn.Cell):
             config.logit_softcap,
         )
         vector, matrix = Tensor(shape=[None], dtype=mstype.int32), Tensor(shape=[None, None], dtype=mstype.int32)
-        self.set_inputs(vector, vector, vector, matrix, vector, matrix, vector, vector, vector)
+        self.is_adapted = any(weight.additions for weight in weights.values())
+        adapters = (vector,) if self.is_adapted else ()
+        self.set_inputs(vector, vector, vector, matrix, vector, matrix, vector, vector, vector, *adapters)
 
     def construct(
         self,
@@ -203,8 +205,11 @@ class Decoder(nn.Cell):
         token_index: Tensor,
         logits_index: Tensor,
         logit_rows: Tensor,
+        adapters: Tensor | None = None,
     ) -> Tensor:
         geometry = self.geometry(positions, slots, block_tables, query_starts, query_index, token_index)
+        if self.is_adapted:
+            geometry = (*geometry, adapters)
         x = self.embedding(tokens)  # [T, hidden]
         if self.embedding_scale != 1:
             x = x * self.embedding_scale

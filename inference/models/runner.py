@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Protocol
 
@@ -20,6 +20,7 @@ from inference.kernels.formats import Format, pack_into
 from inference.kernels.shapes import AttentionShape, LatentShape, Part
 from inference.kernels.weight import Weight
 from inference.models import weights
+from inference.models.adapters import Adapters
 from inference.models.checkpoint import StoredTensor
 from inference.models.config import ModelConfig
 from inference.models.graph import CompiledNetwork, graph_turn
@@ -69,6 +70,7 @@ class ModelRunner:
         progress: called with each tensor as it is loaded.
         shard: the part of the model that this rank has, whose tensors `pairs` are; all of it where none is given.
         group: the ranks that share the model.
+        adapters: those that sequences may ask for; the merged one is in `pairs`.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class ModelRunner:
         progress: Callable[[StoredTensor], None] | None = None,
         shard: Shard | None = None,
         group: Group | None = None,
+        adapters: Adapters | None = None,
     ):
         from inference.kernels import stock
         from inference.models import cache
@@ -100,6 +103,10 @@ class ModelRunner:
         self.weight_format = weight_format or weights.stored_format(pairs)
         started = time.perf_counter()
         parameters = self._load(pairs, seed, progress)
+        additions = adapters.additions(config) if adapters else {}
+        self._is_adapted = bool(additions)
+        for name, parts in additions.items():
+            parameters[name] = replace(parameters[name], additions=parts)
         self._shapes = self.attention_shapes(half_cache)
         self._caches = cache.allocate(self.kernels, self._shapes)
         with graph_turn:
@@ -186,11 +193,11 @@ class ModelRunner:
 
         cache.copy_blocks(self.kernels, self._caches, self._shapes[0], pairs)
 
-    @staticmethod
-    def _tensors(batch: StepBatch) -> list:
+    def _tensors(self, batch: StepBatch) -> list:
         from mindspore import Tensor
 
-        return [Tensor.from_numpy(array) for array in batch.arrays()]
+        arrays = batch.adapted_arrays() if self._is_adapted else batch.arrays()
+        return [Tensor.from_numpy(array) for array in arrays]
 
 
 def part_of(shard: Shard, group: Group | None) -> Part | None:

@@ -15,9 +15,10 @@ from typing import Any
 from inference.config import GENERATION_FILE, GenerationConfig, InferenceConfig, read_generation_file
 from inference.config.locate import locate_model
 from inference.config.presets import is_preset
-from inference.errors import ConfigError, ModelNotFoundError
+from inference.errors import CheckpointError, ConfigError, ModelNotFoundError
 from inference.kernels.formats import Format
 from inference.models import weights
+from inference.models.adapters import Adapters, adapter_paths, read_adapter
 from inference.models.checkpoint import GGUF_SUFFIX, Checkpoint, open_checkpoint, rank_folders
 from inference.models.concatenated import separate
 from inference.models.config import ModelConfig, lay_over
@@ -49,6 +50,7 @@ class ModelSource:
         scheme: how a checkpoint as published is quantised; None for one that is not.
         own_config: the keys of config.json, with those of the YAML over them.
         ranks: how many share the model.
+        adapters: in the weights, or for the rows that ask for them.
     """
 
     config: InferenceConfig
@@ -61,6 +63,7 @@ class ModelSource:
     own_config: Mapping[str, Any] = field(default_factory=dict)
     ranks: int = 1
     scheme: Scheme | None = None
+    adapters: Adapters = field(default_factory=Adapters)
 
     @property
     def is_split(self) -> bool:
@@ -86,6 +89,11 @@ class ModelSource:
         checkpoint = open_checkpoint(path, self.config.load_ckpt_format, integers=quantised)
         if self.packed is None:
             if folders:
+                if self.adapters.merged:
+                    raise CheckpointError(
+                        f"{self.checkpoint} is split for {self.ranks} ranks, which no adapter can be merged into",
+                        "give the whole checkpoint",
+                    )
                 return shard.keep(self.fit(checkpoint, path, shard.config))
             return shard.cut(self.fit(checkpoint, path))
         formats = weights.formats_of(self.model, self.packed)
@@ -107,7 +115,8 @@ class ModelSource:
         checkpoint = dequantised(checkpoint, self.scheme, model, path)
         if isinstance(model, ModelConfig):
             checkpoint = separate(checkpoint, model, self.config.engine.qkv_layout, path)
-        return weights.fit(checkpoint, model, path)
+        pairs = weights.fit(checkpoint, model, path)
+        return self.adapters.merged.merged(pairs) if self.adapters.merged else pairs
 
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer."""
@@ -143,7 +152,38 @@ def resolve(config: InferenceConfig) -> ModelSource:
         asked = None if config.engine.weight_dtype == "auto" else Format(config.engine.weight_dtype)
         check_split(model, ranks, packed or asked, origin_of_split(config))
     name = _name(config, directory)
-    return ModelSource(config, name, directory, checkpoint, model, generation, packed, values, ranks, scheme)
+    adapters = _adapters(config, model, ranks, packed is not None or checkpoint is None)
+    config.check_adapters("adapter_id", config.adapter_id or (), adapters.numbers)
+    config.check_adapters("generation_config.adapter_id", (generation.adapter_id,), adapters.numbers)
+    return ModelSource(config, name, directory, checkpoint, model, generation, packed, values, ranks, scheme, adapters)
+
+
+def _adapters(config: InferenceConfig, model: AnyConfig, ranks: int, only_chosen: bool) -> Adapters:
+    """The adapters that a config names, of which only the merged one is read where there is one.
+
+    Args:
+        only_chosen: nothing can be merged into the weights.
+    """
+    paths, merged = adapter_paths(config), config.engine.merge_adapter
+    config.check_adapters("engine.merge_adapter", (merged,), paths)
+    if merged:
+        if only_chosen:
+            raise ConfigError(
+                f"{config.origin('engine.merge_adapter')}: an adapter cannot be merged into weights that are packed or "
+                "random",
+                "give the original checkpoint, which convert packs with the adapter, too",
+            )
+        return Adapters(read_adapter(merged, paths[merged], model))
+    chosen = tuple(read_adapter(name, path, model) for name, path in paths.items())
+    for adapter in chosen:
+        adapter.places(model)
+    if chosen and ranks > 1:
+        key = "adapters" if config.adapters else "model.model_config.pet_config"
+        raise ConfigError(
+            f"{config.origin(key)}: ranks that share a model cannot choose adapters by the row yet",
+            "merge one with --merge_adapter, or give model_parallel 1",
+        )
+    return Adapters(None, chosen)
 
 
 def _locate(config: InferenceConfig) -> tuple[Path | None, Path | None]:

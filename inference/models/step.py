@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,12 +21,14 @@ class SequenceStep:
         start: position of the first of them in the sequence.
         block_table: ids of the cache blocks that hold the sequence, enough for `start + len(tokens)` positions.
         source: the blocks and the length of the source that a decoder attends to; None in models without an encoder.
+        adapter: by its number, from 1; 0 for none.
     """
 
     tokens: Sequence[int]
     start: int
     block_table: Sequence[int]
     source: tuple[Sequence[int], int] | None = None
+    adapter: int = 0
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ class StepBatch:
     token_index [T]: where each token stands in the flattened [B, Q];
     logits_index [R]: the tokens that another follows, whose logits are compared;
     logit_rows [S]: of these R those whose logits are wanted themselves;
-    cross_tables [B, blocks], cross_lengths [B]: of the sources that a decoder attends to; None in other models.
+    cross_tables [B, blocks], cross_lengths [B]: of the sources that a decoder attends to; None in other models;
+    adapters [T]: each token's adapter, from 1, 0 for none; None where no token has one.
     """
 
     tokens: np.ndarray
@@ -53,6 +56,7 @@ class StepBatch:
     logit_rows: np.ndarray
     cross_tables: np.ndarray | None = None
     cross_lengths: np.ndarray | None = None
+    adapters: np.ndarray | None = None
 
     @classmethod
     def build(
@@ -94,10 +98,16 @@ class StepBatch:
         given = [s.source for s in sequences if s.source is not None]
         used = [table[: -(-length // block_size)] for table, length in given]
         sources = (_tables(used), np.array([length for _, length in given])) if given else ()
-        return cls(*(np.ascontiguousarray(array, np.int32) for array in (*arrays, *sources)))
+        batch = cls(*(np.ascontiguousarray(array, np.int32) for array in (*arrays, *sources)))
+        numbers = [sequence.adapter for sequence in sequences]
+        return replace(batch, adapters=np.repeat(numbers, lengths).astype(np.int32)) if any(numbers) else batch
 
     def fields(self) -> tuple[np.ndarray, ...]:
-        """What a `StepBatch` is made of, in that order; without the last, which only models with an encoder have."""
+        """What a `StepBatch` is made of, in that order; without the last, which only models with an encoder have.
+
+        It is what ranks that share a model are sent, which have no adapters.
+        """
+        assert self.adapters is None
         values = (getattr(self, field.name) for field in dataclasses.fields(self))
         return tuple(value for value in values if value is not None)
 
@@ -116,6 +126,10 @@ class StepBatch:
             np.concatenate([[0], self.logit_rows]).astype(np.int32),
             *sources,
         )
+
+    def adapted_arrays(self) -> tuple[np.ndarray, ...]:
+        """The same for a network with adapters."""
+        return (*self.arrays(), np.zeros_like(self.tokens) if self.adapters is None else self.adapters)
 
 
 def _tables(tables: Sequence[Sequence[int]]) -> np.ndarray:

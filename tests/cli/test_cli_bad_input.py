@@ -42,7 +42,10 @@ FLAGS = [
     (["--output_format", "xml"], "--output_format: output.format must be 'text', 'json' or 'mindformers', got 'xml'"),
     (["--truncate", "up"], "--truncate: engine.truncate must be 'left' or 'right', got 'up'"),
     (["--run_mode", "finetune"], "this project runs models and does not train them"),
-    (["--adapter_id", "x"], "--adapter_id: adapter_id: adapters are not supported yet; remove it"),
+    (
+        ["--adapter_id", "x"],
+        "--adapter_id: adapter_id 'x' is no adapter of this run; name it and its directory",
+    ),
     (["--options", "top_k=1"], "--options: unknown key 'top_k'; did you mean 'generation_config.top_k'?"),
     (["--options", "engine.kernel=stock"], "unknown key 'kernel' in engine; did you mean 'kernels'?"),
     (["--options", "generation_config.max_lenght=1"], "'max_lenght' in generation_config; did you mean 'max_length'?"),

@@ -48,6 +48,7 @@ SAMPLES = {
     "--output_format": "json",
     "--input_format": "csv",
     "--min_score": "exact_match=0.5",
+    "--adapter": "support=./lora",
     "--max_score": "perplexity=2",
     "--max_drop": "bleu=1",
 }

@@ -451,15 +451,21 @@ def test_merged_is_a_copy_of_everything() -> None:
 @pytest.mark.parametrize(
     ("settings", "what"),
     [
-        ({"model": {"model_config": {"pet_config": {"pet_type": "slora"}}}}, "adapters"),
+        ({"model": {"model_config": {"pet_config": {"pet_type": "ptuning2"}}}}, "adapters"),
         ({"model": {"model_config": {"quantization_config": {"quant_method": "rtn"}}}}, "quantised weights"),
-        ({"adapter_id": "a"}, "adapters"),
     ],
 )
 def test_what_does_not_run_yet_loads_and_is_refused_in_use(settings: dict, what: str) -> None:
     config = load_config(settings)
     with pytest.raises(ConfigError, match=f"{what}.* not supported yet"):
         config.check_supported()
+
+
+def test_adapters_are_named_as_a_mapping_or_in_pairs() -> None:
+    for adapters in ({"a": "x", "b": "y=z"}, ["a=x", "b=y=z"]):
+        assert load_config({"adapters": adapters}).adapters == {"a": "x", "b": "y=z"}
+    with pytest.raises(ConfigError, match="adapters must be names and paths"):
+        load_config({"adapters": ["a"]})
 
 
 def test_what_is_named_and_not_used_is_not_refused() -> None:

@@ -24,6 +24,22 @@ struct Step {
   int64_t cross_width;
   const int32_t *cross_tables;   // [B, cross_width]
   const int32_t *cross_lengths;  // [B]
+  const int32_t *adapters;       // [T]: each token's adapter, from 1, 0 for none; null where no token has one
+};
+
+// What an adapter adds to some rows of a product: up (down x). The arrays are those of inference/kernels/native.py.
+struct Addition {
+  int64_t first_panel, panels;          // of the product's rows
+  int64_t rank, offset;                 // where its part of down x begins among those of its adapter
+  const float *down;                    // [rank, columns]
+  const float *up;                      // [panels, rank, 16]
+};
+
+// The additions of all adapters to one product, an adapter's one after the other.
+struct Additions {
+  int64_t width;                        // numbers that an adapter makes of a token, at most
+  const int64_t *starts;                // adapter a's are [starts[a - 1], starts[a])
+  const Addition *list;                 // null where there are none
 };
 
 // What a token attends to: those up to itself; all of its sequence, every token of which is in the step; or the source of
@@ -51,6 +67,7 @@ struct AttentionLayer {
   Scope scope;
   int64_t reach;                        // distances farther than this are as this
   const float *distances;               // [H, 2 * reach + 1]: added to scores by distance, from -reach on; or null
+  Additions qkv_additions, output_additions;
 
   // Heads in a row of what `qkv` gives.
   int64_t queries() const { return scope == STORE ? 0 : heads; }
@@ -99,6 +116,7 @@ struct FeedForwardLayer {
   Matrix down;                          // [hidden, width]
   const float *down_bias;
   const float *post_norm;               // as in AttentionLayer
+  Additions gate_up_additions, down_additions;
 };
 
 // As inference/kernels/shapes.py describes it.

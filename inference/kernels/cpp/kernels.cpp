@@ -23,6 +23,7 @@ struct Workspace {
   std::vector<Chosen> experts;
   std::vector<Input> heads, heads_second;
   std::vector<float> queries, latents;
+  std::vector<float> low, second_low;  // what adapters' down matrices make of a half's two inputs
   std::vector<int32_t> chosen, rows;
 };
 Workspace workspace;
@@ -50,6 +51,69 @@ class Lists {
   std::vector<int64_t> ends_;
 };
 
+// In one order, whoever calls it: a token's result does not depend on its neighbours.
+float dot(const float *a, const float *b, int64_t count) {
+  VecF sums[2] = {zero(), zero()};
+  int64_t i = 0;
+  for (; i + 2 * LANES <= count; i += 2 * LANES)
+    for (int part = 0; part < 2; part++) sums[part] += load(a + i + part * LANES) * load(b + i + part * LANES);
+  float sum = sum_lanes(sums[0] + sums[1]);
+  for (; i < count; i++) sum = multiply_add(a[i], b[i], sum);
+  return sum;
+}
+
+// What the adapters of a step's tokens add to a product; nothing where no token has one.
+class Adapting {
+ public:
+  // To be made before threads share the work.
+  Adapting() = default;
+  Adapting(const Additions &additions, const Step &step, std::vector<float> &buffer) {
+    if (!step.adapters || !additions.list) return;
+    additions_ = &additions, adapters_ = step.adapters;
+    low_ = sized(buffer, step.tokens * additions.width);
+  }
+
+  // Of each token's input, x [tokens, columns], what its adapter makes of it: a phase, to come before the product.
+  void lower(Member &me, const float *x, int64_t tokens, int64_t columns) const {
+    if (!additions_) return;
+    const int64_t width = additions_->width;
+    me.share(tokens * width, 8, [&](int64_t i) {
+      const int64_t token = i / width, place = i % width;
+      each(token, [&](const Addition &part) {
+        const int64_t row = place - part.offset;
+        if (row >= 0 && row < part.rank) low_[i] = dot(part.down + row * columns, x + token * columns, columns);
+      });
+    });
+  }
+
+  // Adds to y, the panel of a token's product that begins at `row`.
+  void add(int64_t token, int64_t row, float *y) const {
+    if (!additions_) return;
+    each(token, [&](const Addition &part) {
+      const int64_t panel = row / PANEL - part.first_panel;
+      if (panel < 0 || panel >= part.panels) return;
+      const float *low = low_ + token * additions_->width + part.offset, *up = part.up + panel * part.rank * PANEL;
+      for (int64_t lane = 0; lane < PANEL; lane += LANES) {
+        VecF sum = zero();
+        for (int64_t k = 0; k < part.rank; k++) sum += load(up + k * PANEL + lane) * low[k];
+        store(y + lane, load(y + lane) + sum);
+      }
+    });
+  }
+
+ private:
+  template <class Work>
+  void each(int64_t token, const Work &work) const {
+    const int64_t adapter = adapters_[token];
+    if (!adapter) return;
+    for (int64_t i = additions_->starts[adapter - 1]; i < additions_->starts[adapter]; i++) work(additions_->list[i]);
+  }
+
+  const Additions *additions_ = nullptr;
+  const int32_t *adapters_ = nullptr;
+  float *low_ = nullptr;  // [tokens, width]
+};
+
 // Panels that a thread takes at a time: as many as read x while it is near, and as one call of the kernels takes.
 int64_t panels_at_once(const Input &input) { return input.tiles == 1 ? 4 : 8; }
 
@@ -67,32 +131,37 @@ void arrange(Member &me, Input &input) {
 // Calls finish(row, rows, token, y) for every 16 rows or fewer of some panels and every token, with
 // y [rows] = x W^T.
 template <class Finish>
-void product_panels(const Matrix &w, const Input &input, int64_t first, int64_t panels, const Finish &finish) {
+void product_panels(const Matrix &w, const Input &input, int64_t first, int64_t panels, const Finish &finish,
+                    const Adapting &adapting = {}) {
   float *buffer = sized(sums, panels * input.slots() * PANEL);
   linear_range({w, first, panels, input, buffer}, scratch);
   // Token by token, because a token's rows are neighbours where they are written to.
   for (int64_t token = 0; token < input.tokens; token++)
     for (int64_t panel = 0; panel < panels; panel++) {
       const int64_t row = (first + panel) * PANEL, rows = std::min(PANEL, w.rows - row);
-      finish(row, rows, token, buffer + (panel * input.slots() + token) * PANEL);
+      float *y = buffer + (panel * input.slots() + token) * PANEL;
+      adapting.add(token, row, y);
+      finish(row, rows, token, y);
     }
 }
 
 template <class Finish>
-void linear_phase(Member &me, const Matrix &w, Input &input, const Finish &finish) {
+void linear_phase(Member &me, const Matrix &w, Input &input, const Finish &finish, const Adapting &adapting = {}) {
   me.share_runs(w.panels(), panels_at_once(input),
-                [&](int64_t first, int64_t panels) { product_panels(w, input, first, panels, finish); });
+                [&](int64_t first, int64_t panels) { product_panels(w, input, first, panels, finish, adapting); });
 }
 
 // out [tokens, rows] = x W^T + bias + residual, of which the last two may be null.
-void linear_into(Member &me, const Matrix &w, Input &input, const float *bias, const float *residual, float *out) {
-  linear_phase(me, w, input, [&](int64_t row, int64_t rows, int64_t token, const float *y) {
+void linear_into(Member &me, const Matrix &w, Input &input, const float *bias, const float *residual, float *out,
+                 const Adapting &adapting = {}) {
+  const auto finish = [&](int64_t row, int64_t rows, int64_t token, const float *y) {
     const int64_t at = token * w.rows + row;
     for (int64_t r = 0; r < rows; r++) {
       const float biased = bias ? y[r] + bias[row + r] : y[r];
       out[at + r] = residual ? residual[at + r] + biased : biased;
     }
-  });
+  };
+  linear_phase(me, w, input, finish, adapting);
 }
 
 // The same for several products at once: `input_of(i)` is the input of the one that is called i.
@@ -139,10 +208,10 @@ void add_normed_phase(Member &me, float *added, const float *norm, int64_t token
 // that share a model all but one leave out what was in x; where there is a norm, all leave x alone, and what they have
 // goes to `step.partial`.
 void add_linear(Member &me, const Matrix &w, Input &input, const float *bias, const float *norm, float eps,
-                const Step &step, float *x) {
-  if (!norm) return linear_into(me, w, input, bias, step.adds_residual ? x : nullptr, x);
+                const Step &step, float *x, const Adapting &adapting) {
+  if (!norm) return linear_into(me, w, input, bias, step.adds_residual ? x : nullptr, x, adapting);
   float *added = step.partial ? step.partial : workspace.added.data();
-  linear_into(me, w, input, bias, nullptr, added);
+  linear_into(me, w, input, bias, nullptr, added, adapting);
   if (!step.partial) add_normed_phase(me, added, norm, input.tokens, w.rows, eps, x);
 }
 
@@ -196,6 +265,8 @@ void attention_half(Team &team, const AttentionLayer &layer, const Step &step, f
   workspace.input.reserve(layer.qkv, normed, tokens);
   const bool attends = layer.scope != STORE;
   if (attends) workspace.second.reserve(layer.output, attended, tokens);
+  const Adapting qkv_adapting(layer.qkv_additions, step, workspace.low);
+  const Adapting output_adapting(layer.output_additions, step, workspace.second_low);
   team.run([&](Member &me) {
     expect(me, layer.qkv, workspace.input);
     if (!is_turned)
@@ -204,12 +275,14 @@ void attention_half(Team &team, const AttentionLayer &layer, const Step &step, f
       });
     norm_phase(me, x, layer.norm, layer.norm_bias, tokens, layer.hidden, layer.eps, normed);
     arrange(me, workspace.input);
+    qkv_adapting.lower(me, normed, tokens, layer.hidden);
     if (attends) expect(me, layer.output, workspace.input);
-    linear_into(me, layer.qkv, workspace.input, layer.qkv_bias, nullptr, qkv);
+    linear_into(me, layer.qkv, workspace.input, layer.qkv_bias, nullptr, qkv, qkv_adapting);
     attention_phase(me, layer, step, qkv, attended);
     if (!attends) return;
     arrange(me, workspace.second);
-    add_linear(me, layer.output, workspace.second, layer.output_bias, layer.post_norm, layer.eps, step, x);
+    output_adapting.lower(me, attended, tokens, layer.output.columns);
+    add_linear(me, layer.output, workspace.second, layer.output_bias, layer.post_norm, layer.eps, step, x, output_adapting);
   });
 }
 
@@ -351,7 +424,7 @@ void activate(Activation kind, const float *gate, const float *up, int64_t count
 
 // Panels [first, first + panels) of gate, and those of up, which begin `room` panels on: only their product is written.
 void gated_panels(const Matrix &gate_up, int64_t room, int64_t width, const float *gate_bias, Activation activation,
-                  const Input &input, int64_t first, int64_t panels, float *gated) {
+                  const Input &input, int64_t first, int64_t panels, float *gated, const Adapting &adapting = {}) {
   const float *up_bias = gate_bias ? gate_bias + width : nullptr;
   const int64_t size = panels * input.slots() * PANEL;
   float *gate = sized(sums, 2 * size), *up = gate + size;
@@ -361,6 +434,8 @@ void gated_panels(const Matrix &gate_up, int64_t room, int64_t width, const floa
     for (int64_t panel = 0; panel < panels; panel++) {
       const int64_t at = (panel * input.slots() + token) * PANEL, column = (first + panel) * PANEL;
       const int64_t columns = std::min(PANEL, width - column);
+      adapting.add(token, column, gate + at);
+      adapting.add(token, room * PANEL + column, up + at);
       for (int64_t i = 0; gate_bias && i < columns; i++)
         gate[at + i] += gate_bias[column + i], up[at + i] += up_bias[column + i];
       activate(activation, gate + at, up + at, columns, gated + token * width + column);
@@ -368,18 +443,20 @@ void gated_panels(const Matrix &gate_up, int64_t room, int64_t width, const floa
 }
 
 // Where gate and up begin at panels: both of some columns at once.
-void gated_phase(Member &me, const FeedForwardLayer &layer, Input &input, float *gated) {
+void gated_phase(Member &me, const FeedForwardLayer &layer, Input &input, float *gated, const Adapting &adapting) {
   const int64_t room = layer.width / PANEL;
   expect(me, layer.down, input);
   me.share_runs(room, panels_at_once(input), [&](int64_t first, int64_t panels) {
-    gated_panels(layer.gate_up, room, layer.width, layer.gate_up_bias, layer.activation, input, first, panels, gated);
+    gated_panels(layer.gate_up, room, layer.width, layer.gate_up_bias, layer.activation, input, first, panels, gated,
+                 adapting);
   });
 }
 
 // Where they do not: gate and up first, then their product.
-void ungrouped_gated_phase(Member &me, const FeedForwardLayer &layer, Input &input, float *gate_up, float *gated) {
+void ungrouped_gated_phase(Member &me, const FeedForwardLayer &layer, Input &input, float *gate_up, float *gated,
+                           const Adapting &adapting) {
   const int64_t width = layer.width;
-  linear_into(me, layer.gate_up, input, layer.gate_up_bias, nullptr, gate_up);
+  linear_into(me, layer.gate_up, input, layer.gate_up_bias, nullptr, gate_up, adapting);
   me.share(input.tokens, 1, [&](int64_t token) {
     const float *gate = gate_up + token * 2 * width;
     activate(layer.activation, gate, gate + width, width, gated + token * width);
@@ -387,13 +464,15 @@ void ungrouped_gated_phase(Member &me, const FeedForwardLayer &layer, Input &inp
 }
 
 // Without a gate: activation(x W^T + bias).
-void ungated_phase(Member &me, const FeedForwardLayer &layer, Input &input, float *activated) {
+void ungated_phase(Member &me, const FeedForwardLayer &layer, Input &input, float *activated,
+                   const Adapting &adapting) {
   expect(me, layer.down, input);
-  linear_phase(me, layer.gate_up, input, [&](int64_t row, int64_t rows, int64_t token, const float *y) {
+  const auto finish = [&](int64_t row, int64_t rows, int64_t token, const float *y) {
     float biased[PANEL];
     for (int64_t r = 0; r < rows; r++) biased[r] = layer.gate_up_bias ? y[r] + layer.gate_up_bias[row + r] : y[r];
     activate(layer.activation, biased, nullptr, rows, activated + token * layer.width + row);
-  });
+  };
+  linear_phase(me, layer.gate_up, input, finish, adapting);
 }
 
 void feed_forward_half(Team &team, const FeedForwardLayer &layer, const Step &step, float *x) {
@@ -405,15 +484,19 @@ void feed_forward_half(Team &team, const FeedForwardLayer &layer, const Step &st
   float *gated = sized(workspace.gated, tokens * layer.width);
   workspace.input.reserve(layer.gate_up, normed, tokens);
   workspace.second.reserve(layer.down, gated, tokens);
+  const Adapting gate_up_adapting(layer.gate_up_additions, step, workspace.low);
+  const Adapting down_adapting(layer.down_additions, step, workspace.second_low);
   team.run([&](Member &me) {
     expect(me, layer.gate_up, workspace.input);
     norm_phase(me, x, layer.norm, layer.norm_bias, tokens, layer.hidden, layer.eps, normed);
     arrange(me, workspace.input);
-    if (!layer.gated) ungated_phase(me, layer, workspace.input, gated);
-    else if (is_grouped) gated_phase(me, layer, workspace.input, gated);
-    else ungrouped_gated_phase(me, layer, workspace.input, gate_up, gated);
+    gate_up_adapting.lower(me, normed, tokens, layer.hidden);
+    if (!layer.gated) ungated_phase(me, layer, workspace.input, gated, gate_up_adapting);
+    else if (is_grouped) gated_phase(me, layer, workspace.input, gated, gate_up_adapting);
+    else ungrouped_gated_phase(me, layer, workspace.input, gate_up, gated, gate_up_adapting);
     arrange(me, workspace.second);
-    add_linear(me, layer.down, workspace.second, layer.down_bias, layer.post_norm, layer.eps, step, x);
+    down_adapting.lower(me, gated, tokens, layer.width);
+    add_linear(me, layer.down, workspace.second, layer.down_bias, layer.post_norm, layer.eps, step, x, down_adapting);
   });
 }
 

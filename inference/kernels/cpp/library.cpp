@@ -128,6 +128,12 @@ class Record {
     const Format format = Format(number());
     return {at<const uint8_t>(), format, rows, columns};
   }
+  // The address of: how many adapters, the width, the starts, then the list; 0 for none.
+  Additions additions() {
+    const int64_t *table = at<const int64_t>();
+    if (!table) return {};
+    return {table[1], table + 2, reinterpret_cast<const Addition *>(table + 3 + table[0])};
+  }
 
  private:
   const int64_t *next_;
@@ -148,6 +154,7 @@ AttentionLayer attention_layer(Record record) {
   layer.scale = record.real(), layer.softcap = record.real(), layer.slopes = record.at<const float>();
   layer.norm_bias = record.at<const float>(), layer.post_norm = record.at<const float>();
   layer.scope = Scope(record.number()), layer.reach = record.number(), layer.distances = record.at<const float>();
+  layer.qkv_additions = record.additions(), layer.output_additions = record.additions();
   layer.qkv.rows = layer.columns();
   return layer;
 }
@@ -179,6 +186,7 @@ FeedForwardLayer feed_forward_layer(Record record) {
   layer.gate_up_bias = record.at<const float>();
   layer.down = record.matrix(layer.hidden, layer.width), layer.down_bias = record.at<const float>();
   layer.post_norm = record.at<const float>();
+  layer.gate_up_additions = record.additions(), layer.down_additions = record.additions();
   return layer;
 }
 
@@ -354,6 +362,16 @@ int cross_halves(int n, void **p, int *ranks, int64_t **shapes, const char **typ
   return run_halves(as<const int64_t>(p[7]), shapes[7][0], step, as<float>(p[8]));
 }
 
+// Inputs: those of `halves` up to 4, 5 adapters, 6 program; output 7.
+int adapted_halves(int n, void **p, int *ranks, int64_t **shapes, const char **types, void *stream, void *extra) {
+  if (n != 8) return 1;
+  std::memcpy(p[7], p[0], shapes[0][0] * shapes[0][1] * 4);
+  Step step = step_of(p, shapes);
+  const int32_t *adapters = as<const int32_t>(p[5]);
+  if (std::any_of(adapters, adapters + step.tokens, [](int32_t adapter) { return adapter != 0; })) step.adapters = adapters;
+  return run_halves(as<const int64_t>(p[6]), shapes[6][0], step, as<float>(p[7]));
+}
+
 // Inputs: 0 x, 1 tokens wanted [R], 2 of these those whose logits are wanted, after a number that is not read [1 + S],
 // 3 record: hidden, eps, soft cap, norm, its bias, weight, 4 as many bytes as there are tokens in the vocabulary, not
 // read; output 5: best tokens [R], their logits [R], then logits [S, vocabulary].
@@ -403,6 +421,10 @@ std::vector<int64_t> halvesInferShape(int *ranks, int64_t **shapes, AotExtra *ex
 }
 
 std::vector<int64_t> cross_halvesInferShape(int *ranks, int64_t **shapes, AotExtra *extra) {
+  return {shapes[0][0], shapes[0][1]};
+}
+
+std::vector<int64_t> adapted_halvesInferShape(int *ranks, int64_t **shapes, AotExtra *extra) {
   return {shapes[0][0], shapes[0][1]};
 }
 

@@ -1,0 +1,172 @@
+"""Adapter cases of the golden files: LoRA directories as PEFT writes them, and what transformers says of their base
+models with the adapters merged. make_goldens.py runs it.
+
+`tests/goldens/lora/<case>/`: adapter_config.json, adapter_model.safetensors and golden.npz. The base model is another
+case of the golden files. PEFT itself is not used: W + scale * B A (transposed where the base stores W so) is put into
+the weights here, with the scale and rank of each module as the case states them, and not as a reader of
+adapter_config.json would find them. Everything is computed in float32, with eager attention, without a cache. Keys of
+golden.npz, for prompt i of length L and 24 greedy tokens:
+
+    base         text             case of the base model
+    seed         int64            seed of adapter and prompts
+    lengths      int32 [n]        L of each prompt
+    prompt_<i>   int32 [L]        token ids
+    logits_<i>   float32 [L, V]   logits at every position
+    greedy_<i>   int32 [24]       greedy tokens after the prompt; end-of-sequence is ignored
+    margin_<i>   float32 [24]     best minus second best logit at each step
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from safetensors.numpy import save_file
+
+LENGTHS = (2, 17, 33)
+STEPS = 24
+VOCABULARY = 128
+MIN_MARGIN = 2e-3
+
+
+@dataclass(frozen=True)
+class LoraCase:
+    """An adapter: its adapter_config.json, and which of the base's matrices it has, with rank and scale of each."""
+
+    base: str
+    config: dict[str, Any]
+    modules: str
+    rank_and_scale: Callable[[str], tuple[int, float]]
+    is_transposed: bool = False
+
+
+def config(**changes: Any) -> dict[str, Any]:
+    common: dict[str, Any] = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": None,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "lora_dropout": 0.1,
+        "modules_to_save": None,
+        "use_dora": False,
+        "use_rslora": False,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+    }
+    return common | changes
+
+
+def _patterned(module: str) -> tuple[int, float]:
+    rank = 6 if module == "model.layers.1.self_attn.q_proj" else 4
+    return rank, (3 if module.endswith("down_proj") else 8) / rank
+
+
+LORA_CASES = {
+    "llama_patterns": LoraCase(
+        "llama2_gqa",
+        config(
+            r=4,
+            lora_alpha=8,
+            target_modules=["v_proj", "q_proj", "mlp.down_proj"],
+            rank_pattern={"model.layers.1.self_attn.q_proj": 6},
+            alpha_pattern={"down_proj": 3},
+        ),
+        r".*\.(q_proj|v_proj|down_proj)",
+        _patterned,
+    ),
+    "llama_rslora": LoraCase(
+        "llama2_gqa",
+        config(r=3, lora_alpha=2.5, use_rslora=True, target_modules=r".*\.[02]\..*\.(k|o|gate|up)_proj"),
+        r".*\.[02]\..*\.(k|o|gate|up)_proj",
+        lambda module: (3, 2.5 / math.sqrt(3)),
+    ),
+    # Matrices that the base stores the other way round, and queries, keys and values in one.
+    "gpt2": LoraCase(
+        "gpt2",
+        config(r=4, lora_alpha=6, fan_in_fan_out=True, target_modules=["c_attn", "c_proj", "c_fc"]),
+        r".*\.(c_attn|c_proj|c_fc)",
+        lambda module: (4, 1.5),
+        is_transposed=True,
+    ),
+    "phi3": LoraCase(
+        "phi3",
+        config(r=2, lora_alpha=4, target_modules="all-linear"),
+        r"model\.layers\..*_proj",
+        lambda module: (2, 2.0),
+    ),
+}
+
+
+def make_lora(name: str, directory: Path, bases: Path, seeds: range) -> None:
+    """Writes the first seed's case whose greedy tokens are clear into `directory`."""
+    case = LORA_CASES[name]
+    for seed in seeds:
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            bases / case.base, dtype=torch.float32, attn_implementation="eager"
+        ).eval()
+        tensors = adapt(model, case, np.random.default_rng(seed))
+        arrays = golden(model, seed)
+        if arrays is not None:
+            break
+    else:
+        raise SystemExit(f"{name}: no seed in {seeds} gives clear greedy text")
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+    (directory / "adapter_model.safetensors").chmod(0o644)
+    text = json.dumps(case.config, indent=2, sort_keys=True)
+    (directory / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
+    np.savez_compressed(directory / "golden.npz", base=np.array(case.base), **arrays)
+    print(f"{name}: seed {seed}, {len(tensors) // 2} matrices", flush=True)
+
+
+def adapt(model: Any, case: LoraCase, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Merges a random adapter into the model; its tensors under PEFT's names."""
+    tensors = {}
+    for name, parameter in sorted(model.named_parameters()):
+        module = name.removesuffix(".weight")
+        if parameter.ndim != 2 or not re.fullmatch(case.modules, module):
+            continue
+        rank, scale = case.rank_and_scale(module)
+        rows, columns = reversed(parameter.shape) if case.is_transposed else parameter.shape
+        down = (rng.standard_normal((rank, columns)) / columns**0.5).astype(np.float32)
+        up = (0.5 * rng.standard_normal((rows, rank))).astype(np.float32)
+        delta = scale * (up @ down)
+        with torch.no_grad():
+            parameter += torch.from_numpy(delta.T.copy() if case.is_transposed else delta)
+        tensors[f"base_model.model.{module}.lora_A.weight"] = down
+        tensors[f"base_model.model.{module}.lora_B.weight"] = up
+    return tensors
+
+
+def golden(model: Any, seed: int) -> dict[str, np.ndarray] | None:
+    """The arrays of golden.npz, or None where a greedy token is in doubt."""
+    rng = np.random.default_rng(seed + 1_000_003)
+    arrays = {"seed": np.int64(seed), "lengths": np.array(LENGTHS, np.int32)}
+    for i, length in enumerate(LENGTHS):
+        tokens, margins = rng.integers(3, VOCABULARY, length).tolist(), []
+        arrays[f"prompt_{i}"] = np.array(tokens, np.int32)
+        for step in range(STEPS):
+            with torch.no_grad():
+                logits = model(torch.tensor([tokens]), use_cache=False).logits[0]
+            if step == 0:
+                arrays[f"logits_{i}"] = logits.numpy()
+            best = torch.topk(logits[-1], 2)
+            margins.append(float(best.values[0] - best.values[1]))
+            if margins[-1] < MIN_MARGIN:
+                return None
+            tokens.append(int(best.indices[0]))
+        arrays[f"greedy_{i}"] = np.array(tokens[length:], np.int32)
+        arrays[f"margin_{i}"] = np.array(margins, np.float32)
+    return arrays
