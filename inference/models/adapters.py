@@ -214,12 +214,14 @@ class MergedTensor(StoredTensor):
 def adapter_paths(config: InferenceConfig) -> dict[str, Path]:
     """The directories of a config's adapters by name: those of `adapters`, and those of MindFormers' `slora`.
 
+    An empty `adapter_path`, which MindFormers' own files have until somebody fills it in, names none.
+
     Raises:
         ConfigError: `pet_config` names no directory with a `lora_adapter.json`, a mapping of names to directories.
     """
     paths = dict(config.adapters)
     pet = config.model.model_config.pet_config or {}
-    if pet.get("pet_type") == SLORA:
+    if pet.get("pet_type") == SLORA and pet.get("adapter_path"):
         file = Path(str(pet.get("adapter_path"))) / SLORA_FILE
         try:
             named = json.loads(file.read_text(encoding="utf-8"))

@@ -28,7 +28,7 @@ from inference.models.t5_config import AnyConfig
 from inference.models.weights import Destination, formats_of, memory_layout
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
-NAMES = sorted(str(path.parent.relative_to(GOLDENS)) for path in GOLDENS.rglob("golden.npz"))
+NAMES = sorted(str(path.parent.relative_to(GOLDENS)) for path in GOLDENS.rglob("config.json"))
 # Sizes of real models: Llama 2 7B, Qwen2 0.5B (whose head is tied), Llama 3 70B.
 LLAMA_7B = {"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32}
 QWEN_HALF_B = {

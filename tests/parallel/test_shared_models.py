@@ -19,7 +19,7 @@ from inference.models.registry import model_config_from
 from inference.models.runner import ModelRunner
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
-NAMES = sorted(str(path.parent.relative_to(GOLDENS)) for path in GOLDENS.rglob("golden.npz"))
+NAMES = sorted(str(path.parent.relative_to(GOLDENS)) for path in GOLDENS.rglob("config.json"))
 QUANTISED = ["llama31", "qwen3", "gemma2"]
 TWO = [
     *[f"{name}:native:float32" for name in NAMES],
