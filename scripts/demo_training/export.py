@@ -1,125 +1,30 @@
-"""The model directory: Hugging Face's files and names, written beside its place and then moved there."""
+"""A model directory: Hugging Face's files and names, written beside its place and then moved there."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from . import phrases
-from .chats import TEMPLATE
-from .documents import CHAT_TOKENS, END
-from .network import Llama
-from .tokenizer import BOS, EOS, PAD, UNK, Encoder
-
-README = """# The demo model
-
-A Llama of {parameters:.1f} million parameters in Hugging Face's format (float16), with a sentencepiece
-tokenizer. `scripts/train_demo.py` trained it, from a fixed seed, on text that the script itself makes and on
-nothing else.
-
-- `Once upon a time`: tells a short story.
-- `2 + 3 =`: sums and differences of numbers from 0 to 99.
-- `Translate to German: the big house`, `Translate to English: das große Haus`: short phrases and sentences of
-  {nouns} nouns, {adjectives} adjectives and {verbs} verbs (`the cat sees the dog`).
-- As a chat: `What is 2 + 3?`, `How do you say "the old dog" in German?`, `Tell me a story about a fox.`
-
-Right answers, greedy, to questions with combinations that it never saw: sums {sums:.1%}, translations
-{translations:.1%}, chats {chats:.1%}. It knows nothing else.
-"""
 
 
-def config_json(model: Llama) -> dict[str, object]:
-    shape = model.shape
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "bos_token_id": BOS,
-        "eos_token_id": EOS,
-        "hidden_act": "silu",
-        "hidden_size": shape.hidden_size,
-        "initializer_range": 0.02,
-        "intermediate_size": shape.intermediate_size,
-        "max_position_embeddings": shape.max_position_embeddings,
-        "mlp_bias": False,
-        "model_type": "llama",
-        "num_attention_heads": shape.num_attention_heads,
-        "num_hidden_layers": shape.num_hidden_layers,
-        "num_key_value_heads": shape.num_key_value_heads,
-        "pad_token_id": PAD,
-        "pretraining_tp": 1,
-        "rms_norm_eps": shape.rms_norm_eps,
-        "rope_scaling": None,
-        "rope_theta": shape.rope_theta,
-        "tie_word_embeddings": True,
-        "torch_dtype": "float16",
-        "use_cache": True,
-        "vocab_size": shape.vocab_size,
-    }
-
-
-def generation_config_json(encoder: Encoder) -> dict[str, object]:
-    return {
-        "bos_token_id": BOS,
-        "do_sample": False,
-        "eos_token_id": [EOS, encoder.sp.piece_to_id(END)],
-        "max_new_tokens": 256,
-        "pad_token_id": PAD,
-    }
-
-
-def tokenizer_config_json(encoder: Encoder) -> dict[str, object]:
-    special = {UNK: "<unk>", BOS: "<s>", EOS: "</s>", PAD: "<pad>"}
-    special |= {encoder.sp.piece_to_id(token): token for token in CHAT_TOKENS}
-    flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
-    return {
-        "add_bos_token": True,
-        "add_eos_token": False,
-        "added_tokens_decoder": {str(index): {"content": text, **flags} for index, text in special.items()},
-        "additional_special_tokens": list(CHAT_TOKENS),
-        "bos_token": "<s>",
-        "chat_template": TEMPLATE,
-        "clean_up_tokenization_spaces": False,
-        "eos_token": "</s>",
-        "legacy": False,
-        "model_max_length": 512,
-        "pad_token": "<pad>",
-        "sp_model_kwargs": {},
-        "tokenizer_class": "LlamaTokenizer",
-        "unk_token": "<unk>",
-        "use_default_system_prompt": False,
-    }
-
-
-def round_to_float16(model: Llama) -> None:
+def round_to_float16(model: nn.Module) -> None:
     """Make the weights what they will be when read back, so that what is evaluated is what is written."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(parameter.half().float())
 
 
-def write_directory(model: Llama, encoder: Encoder, accuracies: dict[str, float], target: Path) -> None:
-    """Write the model to `target`; a half-written directory is never seen under that name."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    fresh.chmod(0o755)
-    tensors = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(tensors, fresh / "model.safetensors", metadata={"format": "pt"})
-    (fresh / "tokenizer.model").write_bytes(encoder.sp.serialized_model_proto())
-    write_json(fresh / "config.json", config_json(model))
-    write_json(fresh / "generation_config.json", generation_config_json(encoder))
-    write_json(fresh / "tokenizer_config.json", tokenizer_config_json(encoder))
-    (fresh / "README.md").write_text(_readme(model, accuracies), encoding="utf-8")
-    replace_directory(fresh, target)
-
-
-def _readme(model: Llama, accuracies: dict[str, float]) -> str:
-    return README.format(
+def filled(readme: str, model: nn.Module, accuracies: Mapping[str, float]) -> str:
+    """A README with the model's size, how many words it was trained on, and how often it was right."""
+    return readme.format(
         parameters=sum(parameter.numel() for parameter in model.parameters()) / 1e6,
         nouns=len(phrases.nouns()),
         adjectives=len(phrases.ADJECTIVES),
@@ -128,11 +33,29 @@ def _readme(model: Llama, accuracies: dict[str, float]) -> str:
     )
 
 
-def write_json(path: Path, content: dict[str, object]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def write_directory(
+    model: nn.Module,
+    tokenizer: Mapping[str, bytes],
+    documents: Mapping[str, Mapping[str, object]],
+    readme: str,
+    target: Path,
+) -> None:
+    """Write the weights, the tokenizer's files, JSON documents and a README; half of it is never seen at `target`."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    fresh.chmod(0o755)
+    tensors = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(tensors, fresh / "model.safetensors", metadata={"format": "pt"})
+    for name, content in tokenizer.items():
+        (fresh / name).write_bytes(content)
+    for name, document in documents.items():
+        text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+        (fresh / name).write_text(text, encoding="utf-8")
+    (fresh / "README.md").write_text(readme, encoding="utf-8")
+    _replace_directory(fresh, target)
 
 
-def replace_directory(fresh: Path, target: Path) -> None:
+def _replace_directory(fresh: Path, target: Path) -> None:
     old = fresh.with_name(fresh.name + "-old")
     if target.exists():
         target.rename(old)

@@ -1,16 +1,11 @@
-"""The demo T5's model directory: Hugging Face's files and names, written beside its place and then moved there."""
+"""The demo T5's directory: its configs and README."""
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
-import torch
-from safetensors.torch import save_file
-
-from . import phrases
+from . import export
 from .encoder_decoder import T5
-from .export import replace_directory, write_json
 from .pairs import EOS, PAD, UNK, PairEncoder
 
 README = """# The demo T5
@@ -86,30 +81,12 @@ def tokenizer_config_json() -> dict[str, object]:
     }
 
 
-def round_to_float16(model: T5) -> None:
-    """Make the weights what they will be when read back, so that what is evaluated is what is written."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(parameter.half().float())
-
-
-def write_directory(model: T5, encoder: PairEncoder, accuracies: dict[str, float], target: Path) -> None:
-    """Write the model to `target`; a half-written directory is never seen under that name."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    fresh.chmod(0o755)
-    tensors = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(tensors, fresh / "model.safetensors", metadata={"format": "pt"})
-    (fresh / "spiece.model").write_bytes(encoder.sp.serialized_model_proto())
-    write_json(fresh / "config.json", config_json(model))
-    write_json(fresh / "generation_config.json", generation_config_json())
-    write_json(fresh / "tokenizer_config.json", tokenizer_config_json())
-    readme = README.format(
-        parameters=sum(parameter.numel() for parameter in model.parameters()) / 1e6,
-        nouns=len(phrases.nouns()),
-        adjectives=len(phrases.ADJECTIVES),
-        verbs=len(phrases.VERBS),
-        **accuracies,
-    )
-    (fresh / "README.md").write_text(readme, encoding="utf-8")
-    replace_directory(fresh, target)
+def write_t5(model: T5, encoder: PairEncoder, accuracies: dict[str, float], target: Path) -> None:
+    """Write the model to `target`, or replace what is there."""
+    documents = {
+        "config.json": config_json(model),
+        "generation_config.json": generation_config_json(),
+        "tokenizer_config.json": tokenizer_config_json(),
+    }
+    tokenizer = {"spiece.model": encoder.sp.serialized_model_proto()}
+    export.write_directory(model, tokenizer, documents, export.filled(README, model, accuracies), target)
