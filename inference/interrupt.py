@@ -1,8 +1,8 @@
-"""Ctrl-C: one line on stderr and exit code 130, whatever the process is doing.
+"""Ctrl-C and SIGTERM: one line on stderr and exit code 130 or 143, whatever the process is doing.
 
 MindSpore puts a handler of its own in the place of Python's each time a graph runs, and an exception that passes
-through its import or its compiler leaves a crash, log lines and files behind. So the signal is blocked, and a thread
-waits for it.
+through its import or its compiler leaves a crash, log lines and files behind. So the signals are blocked, and a thread
+waits for them.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from functools import cache
 from typing import NoReturn
 
-EXIT_INTERRUPTED = 130
+# What is said of each signal, and the exit code: a shell's for a process that the signal killed.
+SIGNALS = {signal.SIGINT: ("interrupted", 130), signal.SIGTERM: ("terminated", 143)}
 # Held while a record is written: an interrupt waits until it is whole.
 WRITING = threading.Lock()
 # Seconds to wait for that; a pipe that nobody reads may block for ever.
@@ -25,12 +26,11 @@ _last_words: list[Callable[[], str]] = []
 
 @cache
 def watch() -> None:
-    """Ends the process on SIGINT from now on. To be called before other threads start: they inherit the mask."""
-    # A shell that starts a job in the background has the signal ignored.
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        return
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    threading.Thread(target=_wait, name="interrupt", daemon=True).start()
+    """Ends the process on these signals from now on. To be called before other threads start: they inherit the mask."""
+    # A shell that starts a job in the background has SIGINT ignored.
+    watched = {number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN}
+    signal.pthread_sigmask(signal.SIG_BLOCK, watched)
+    threading.Thread(target=_wait, args=(watched,), name="interrupt", daemon=True).start()
 
 
 @contextmanager
@@ -43,9 +43,8 @@ def last_words(say: Callable[[], str]) -> Iterator[None]:
         _last_words.remove(say)
 
 
-def _wait() -> None:
-    signal.sigwait({signal.SIGINT})
-    end("interrupted", EXIT_INTERRUPTED)
+def _wait(watched: Set[signal.Signals]) -> None:
+    end(*SIGNALS[signal.Signals(signal.sigwait(watched))])
 
 
 def end(what: str, code: int) -> NoReturn:

@@ -1,57 +1,94 @@
-"""Answers that are safe while a pipeline runs: a killed run loses the last seconds of work and no more.
+"""What is safe while a pipeline runs: a killed run loses the last seconds of work and no more.
 
-Beam writes its output when everything is done, so each worker puts its answers into files of their own beside it,
-every few seconds. Where an answer is there twice, after a bundle was tried again, either will do: the output is made of
-the rows, and not of these files.
+Beam writes its output when everything is done, so each worker puts its answers and its failures into files of their own
+beside it, every few seconds. Where an answer is there twice, after a bundle was tried again, either will do: the output
+is made of the rows, and not of these files.
 """
 
 from __future__ import annotations
 
 import json
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
 from typing import Any
+from weakref import WeakSet
 
-from inference.beam.files import OutputDirectory, open_file, write_file
+from inference.beam.files import ANSWERS, OutputDirectory, open_file, write_file
 from inference.inputs.files import ByteFile
 
-# Answers of a file at most.
+# Lines of a file at most.
 MOST = 1000
 
 
 class CheckpointWriter:
-    """Collects answers of one worker and step, and writes them now and then.
+    """Collects lines of one worker, and writes them now and then.
 
     Args:
         seconds: between two files.
+        kind: of the files: answers, or failures.
     """
 
-    def __init__(self, directory: OutputDirectory, step: str, seconds: float):
-        self._directory, self._step, self._seconds = directory, step, seconds
-        self._name = f"{step}-{uuid.uuid4().hex}"
+    def __init__(self, directory: OutputDirectory, name: str, seconds: float, kind: str = ANSWERS):
+        self._directory, self._seconds, self._kind = directory, seconds, kind
+        self._name = f"{name}-{uuid.uuid4().hex}"
         self._lines: list[str] = []
         self._number = 0
         self._due = time.monotonic() + seconds
+        # A signal or a row too many makes another thread write what this one has.
+        self._lock = threading.Lock()
+        with _registering:
+            _writers.add(self)
 
-    def add(self, key: str, record: Mapping[str, Any]) -> None:
-        """Takes an answer."""
-        self._lines.append(json.dumps({"custom_id": key, "step": self._step, "answer": record}))
-        if len(self._lines) >= MOST or time.monotonic() >= self._due:
-            self.flush()
+    def add(self, values: Mapping[str, Any]) -> bool:
+        """Takes a line; whether lines were written."""
+        with self._lock:
+            self._lines.append(json.dumps(values))
+            is_due = len(self._lines) >= MOST or time.monotonic() >= self._due
+        return is_due and self.flush()
 
-    def flush(self) -> None:
-        """Writes what there is."""
-        if self._lines:
-            name = f"{self._name}-{self._number:06}-{len(self._lines)}.jsonl"
-            write_file(self._directory.join(".parts", name), "".join(f"{line}\n" for line in self._lines).encode())
+    def flush(self) -> bool:
+        """Writes what there is; whether there was anything."""
+        with self._lock:
+            self._due = time.monotonic() + self._seconds
+            if not self._lines:
+                return False
+            name = f"{self._name}-{self._number:06}-{len(self._lines)}{self._kind}"
+            write_file(self._directory.part(name), "".join(f"{line}\n" for line in self._lines).encode())
             self._number += 1
             self._lines.clear()
-        self._due = time.monotonic() + self._seconds
+            return True
 
 
-def read_checkpoint(path: str) -> Iterator[tuple[str, tuple[str, dict[str, Any]]]]:
-    """Name, and step and answer, of each line of a file."""
-    for _, line in ByteFile(path, lambda: open_file(path)).lines():
-        values = json.loads(line)
+_writers: WeakSet[CheckpointWriter] = WeakSet()
+_registering = threading.Lock()
+
+
+def flush_all() -> None:
+    """Writes what the writers of this process have."""
+    with _registering:
+        writers = list(_writers)
+    for writer in writers:
+        writer.flush()
+
+
+def answer_line(key: str, step: str, answer: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of a file of answers."""
+    return {"custom_id": key, "step": step, "answer": answer}
+
+
+def read_answers(path: str) -> Iterator[tuple[str, tuple[str, dict[str, Any]]]]:
+    """Name, and step and answer, of each line of a file of answers."""
+    for values in _read(path):
         yield values["custom_id"], (values["step"], values["answer"])
+
+
+def read_failures(path: str) -> Iterator[tuple[str | None, int]]:
+    """File and place of each row in a file of failures."""
+    for values in _read(path):
+        yield values["file"], values["row"]
+
+
+def _read(path: str) -> Iterator[dict[str, Any]]:
+    return (json.loads(line) for _, line in ByteFile(path, lambda: open_file(path)).lines())

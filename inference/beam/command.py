@@ -8,23 +8,24 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import sys
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions
 
 import inference
-from inference.beam.files import Columns, OutputDirectory, find_sources
+from inference.beam.checkpoint import flush_all
+from inference.beam.failures import TooManyFailuresError, forget, too_many
+from inference.beam.files import ANSWERS, FAILURES, Columns, OutputDirectory, find_sources
 from inference.beam.flow import NAMESPACE, Plan, build
 from inference.beam.graph import Graph, graph_of
 from inference.beam.models import StepModel, model_of
 from inference.beam.options import find_runner, pipeline_options
+from inference.beam.progress import Work, progress
 from inference.beam.running import run_to_the_end
 from inference.config import InferenceConfig
 from inference.config.flags import FLAGS
@@ -32,12 +33,9 @@ from inference.context import check_device
 from inference.errors import EXIT_ROWS_FAILED, InferenceError, InputError
 from inference.interrupt import last_words
 from inference.jobs.figures import check_target, write_metrics
-from inference.jobs.progress import ProgressLine
 from inference.report import say
 
 JOB, FIGURES = "job.json", "metrics.json"
-# Seconds between two looks at what is done.
-LOOK = 1.0
 
 
 def run_pipeline(
@@ -60,13 +58,17 @@ def run_pipeline(
 
     Returns:
         The exit code: 0, or 3 where rows failed.
+
+    Raises:
+        InferenceError: what cannot be done, what ended the pipeline, or more failed rows than may be.
     """
     plan, beam_options = check_pipeline(config, values, options, overwrite or resume)
     output = plan.output
     if output is not None:
         plan = replace(plan, resume=_opened(output, plan, overwrite, resume))
     started = time.perf_counter()
-    with _progress(output), last_words(lambda: _go_on(output, again)):
+    work = Work(len(plan.sources), plan.graph.answers_per_row, exact=not plan.graph.splits)
+    with progress(output, work), last_words(lambda: _last_words(output, again)):
         figures = _run(plan, beam_options, again)
     seconds = time.perf_counter() - started
     counted = figures["counters"].get(NAMESPACE, {})
@@ -96,6 +98,7 @@ def check_pipeline(
     settings, written = config.pipeline, config.output
     beam_options = pipeline_options(options, settings.runner_options or (), [flag.name for flag in FLAGS])
     find_runner(beam_options)
+    FileSystems.set_options(beam_options)
     graph = graph_of(settings)
     sources = find_sources(values, config.input.format)
     if written.metrics_file:
@@ -117,6 +120,7 @@ def check_pipeline(
         checkpoint_seconds=settings.checkpoint_seconds,
         report=settings.report_file,
         print_json=written.format == "json",
+        max_errors=written.max_errors,
     )
     return plan, beam_options
 
@@ -143,6 +147,10 @@ def _check_report(path: str, graph: Graph) -> None:
 def _check_output(output: OutputDirectory, may_exist: bool) -> None:
     if "://" not in output.path and Path(output.path).is_file():
         raise InputError(f"--save_file: {output.path} is a file", "a pipeline writes into a directory")
+    if set(output.path) & set("*?["):
+        raise InputError(
+            f"--save_file: {output.path} has one of * ? [", "file systems take these for patterns; give another name"
+        )
     if may_exist or not (output.answers or output.failures or output.match(".parts", "*") or output.match(JOB)):
         return
     raise InputError(
@@ -173,6 +181,7 @@ def _opened(output: OutputDirectory, plan: Plan, overwrite: bool, resume: bool) 
             "--overwrite begins anew",
         )
     output.make()
+    output.forget_course()
     output.write_json(JOB, identity)
     return before is not None
 
@@ -187,11 +196,16 @@ def _run(plan: Plan, options: PipelineOptions, again: str) -> dict[str, Any]:
     try:
         # What a worker that dies had answered is there at the next attempt.
         result = run_to_the_end(lambda pipeline: build(pipeline, next(attempts)), options)
-    except InferenceError:
-        raise
     except Exception as error:  # whatever a runner or a worker raises
+        stopped = too_many(error)
+        if stopped is not None:
+            raise TooManyFailuresError(f"stopped: {stopped}", _after_stop(plan.output, again)) from error
+        if isinstance(error, InferenceError):
+            raise
         hint = _go_on(plan.output, again) or "--traceback shows where"
         raise InferenceError(f"the pipeline failed: {_reason(error)}", hint) from error
+    finally:
+        forget(plan.run)
     if result.state not in ("DONE", None):
         raise InferenceError(f"the pipeline ended in state {result.state}", "the runner's logs say why")
     return _figures(result)
@@ -199,8 +213,22 @@ def _run(plan: Plan, options: PipelineOptions, again: str) -> dict[str, Any]:
 
 def _go_on(output: OutputDirectory | None, again: str) -> str:
     """How to go on with a run that ends early; nothing where there is nothing to go on with."""
-    safe = output.num_parts() if output is not None else 0
+    safe = output.count(ANSWERS) if output is not None else 0
     return f"{safe:,} answers are safe, go on with: {again}" if safe else ""
+
+
+def _last_words(output: OutputDirectory | None, again: str) -> str:
+    """What is said of a run that a signal ends, when all that this process has is written."""
+    flush_all()
+    return _go_on(output, again)
+
+
+def _after_stop(output: OutputDirectory | None, again: str) -> str | None:
+    """What there is of a run with too many failures."""
+    if output is None:
+        return None
+    failures = f"the failures are in {output.part('*' + FAILURES)}"
+    return "; ".join(part for part in (failures, _go_on(output, again)) if part)
 
 
 def _reason(error: BaseException) -> str:
@@ -246,29 +274,3 @@ def _say_figures(figures: Mapping[str, Any], seconds: float) -> None:
     width = max(len(name) for name, _ in rows)
     for name, text in rows:
         say(f"{name.ljust(width)}  {text}")
-
-
-@contextmanager
-def _progress(output: OutputDirectory | None) -> Iterator[None]:
-    """Shows how many answers are safe, now and then on stderr."""
-    if output is None:
-        yield
-        return
-    line = ProgressLine(sys.stderr, sys.stderr.isatty())
-    ended = threading.Event()
-    begun, before = time.perf_counter(), output.num_parts()
-
-    def look() -> None:
-        while not ended.wait(LOOK):
-            if line.is_due:
-                done, seconds = output.num_parts(), time.perf_counter() - begun
-                line.show(f"{done:,} answers, {(done - before) / seconds:,.1f} a second", seconds)
-
-    thread = threading.Thread(target=look, name="progress", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-        line.clear()

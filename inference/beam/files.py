@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from typing import IO, Any, cast
 
 from apache_beam.io.filesystem import BeamIOError, CompressionTypes
@@ -22,6 +23,9 @@ from inference.prompts import Prompt, RowError, check_text, name_of_row, parse_o
 
 JSON_LINES, TEXT, PARQUET = "jsonl", "text", "parquet"
 SUFFIX = {JSON_LINES: ".jsonl", TEXT: ".txt", PARQUET: ".parquet"}
+# Files in `.parts`, by their suffixes. Of each the name ends in the number of rows that it stands for; those of rows
+# that were read, or done by earlier runs, are empty.
+ANSWERS, FAILURES, READ, DONE = ".jsonl", ".failed", ".read", ".done"
 
 
 @dataclass(frozen=True)
@@ -175,12 +179,19 @@ class OutputDirectory:
         return str(FileSystems.join(self.path, *names))
 
     def match(self, *names: str) -> list[str]:
-        """Files of it that a pattern matches."""
-        return sorted(file.path for file in FileSystems.match([self.join(*names)])[0].metadata_list)
+        """Files of it that a pattern matches.
+
+        Raises:
+            InputError: the file system cannot be used.
+        """
+        try:
+            return sorted(file.path for file in FileSystems.match([self.join(*names)])[0].metadata_list)
+        except (BeamIOError, ValueError) as error:
+            raise InputError(f"the directory of output {self.path} cannot be looked at: {error}") from error
 
     @property
     def parts(self) -> str:
-        """The directory of what has been answered by a run that has not come to its end."""
+        """The directory of what a run has done that has not come to its end."""
         return self.join(".parts")
 
     @property
@@ -191,9 +202,26 @@ class OutputDirectory:
     def failures(self) -> list[str]:
         return self.match("failed-*")
 
-    def num_parts(self) -> int:
-        """Answers in `.parts`: the name of each of its files has how many it holds."""
-        return sum(int(path.rpartition("-")[2].partition(".")[0]) for path in self.match(".parts", "*.jsonl"))
+    def part(self, name: str) -> str:
+        """The path of a file in `.parts`."""
+        return self.join(".parts", name)
+
+    def parts_of(self, kind: str) -> list[str]:
+        """Files in `.parts` of one kind."""
+        return self.match(".parts", f"*{kind}")
+
+    def count(self, kind: str) -> int:
+        """Rows, or for answers of several steps answers, in the files of one kind in `.parts`."""
+        return sum(int(path.rpartition("-")[2].partition(".")[0]) for path in self.parts_of(kind))
+
+    def note(self, kind: str, path: str, rows: int) -> None:
+        """Leaves word of how many rows a file has."""
+        digest = blake2b(path.encode("utf-8", "replace"), digest_size=16).hexdigest()
+        write_file(self.part(f"{digest}-{rows}{kind}"), b"")
+
+    def forget_course(self) -> None:
+        """Takes away from `.parts` what tells how far an earlier run came; answers stay."""
+        self.remove([path for kind in (FAILURES, READ, DONE) for path in self.parts_of(kind)])
 
     @property
     def next_run(self) -> int:
@@ -222,6 +250,8 @@ class OutputDirectory:
             FileSystems.delete(list(paths))
 
     def remove_parts(self) -> None:
+        # An object store has no directories: there is nothing left where their files are gone.
+        self.remove(self.match(".parts", "*"))
         if FileSystems.exists(self.parts):
             FileSystems.delete([self.parts])
 

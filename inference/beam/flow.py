@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import sys
 import threading
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import apache_beam as beam
@@ -17,11 +18,15 @@ from apache_beam.metrics import Metrics
 from apache_beam.ml.inference.base import KeyedModelHandler
 from apache_beam.pvalue import TaggedOutput
 
-from inference.beam.checkpoint import CheckpointWriter, read_checkpoint
+from inference.beam.checkpoint import CheckpointWriter, answer_line, read_answers
 from inference.beam.compare import CompareSteps, WriteComparison
+from inference.beam.failures import NoteFailures
 from inference.beam.files import (
+    ANSWERS,
+    DONE,
     JSON_LINES,
     PARQUET,
+    READ,
     SUFFIX,
     TEXT,
     Columns,
@@ -41,6 +46,7 @@ from inference.jobs.feed import DUPLICATE
 NAMESPACE = "inference.pipeline"
 FAILED, KNOWN = "failed", "known"
 Rows = Any  # a PCollection of RowState
+Writer = tuple[OutputDirectory, float]
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,8 @@ class Plan:
         echo: records have the prompt.
         form: of the files with answers.
         shards: number of these files, 0 for the runner's choice.
+        max_errors: rows that may fail; with more of them the pipeline ends.
+        run: tells this run apart from others of the same process.
     """
 
     graph: Graph
@@ -68,6 +76,13 @@ class Plan:
     checkpoint_seconds: float = 5.0
     report: str | None = None
     print_json: bool = False
+    max_errors: int | None = None
+    run: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    @property
+    def writer(self) -> Writer | None:
+        """Where the workers make safe what they have, and how often, seconds."""
+        return None if self.output is None else (self.output, self.checkpoint_seconds)
 
 
 def build(pipeline: beam.Pipeline, plan: Plan) -> None:
@@ -91,25 +106,29 @@ def build(pipeline: beam.Pipeline, plan: Plan) -> None:
 def _begin(pipeline: beam.Pipeline, plan: Plan) -> tuple[Rows, Rows]:
     """The rows to be answered, each name once; and those that cannot be."""
     rows = pipeline | "Sources" >> beam.Create(list(plan.sources)) | "SpreadFiles" >> beam.Reshuffle()
-    rows = rows | "Read" >> beam.ParDo(_Read(plan.columns, plan.graph.needs_prompt))
+    rows = rows | "Read" >> beam.ParDo(_Read(plan.columns, plan.graph.needs_prompt, plan.output))
     parts = {"rows": rows | "Name" >> beam.Map(_by_name).with_output_types(tuple[str, Any])}
     if plan.resume and plan.output is not None:
         done = [*plan.output.answers, *plan.output.failures]
-        left = plan.output.match(".parts", "*.jsonl")
+        left = plan.output.parts_of(ANSWERS)
         parts["done"] = (
             pipeline
             | "Earlier" >> beam.Create(done)
-            | "NamesOfEarlier" >> beam.FlatMap(_named).with_output_types(tuple[str, Any])
+            | "NamesOfEarlier" >> beam.FlatMap(_named, plan.output).with_output_types(tuple[str, Any])
         )
         parts["answers"] = (
             pipeline
             | "Checkpoints" >> beam.Create(left)
-            | "AnswersOfEarlier" >> beam.FlatMap(read_checkpoint).with_output_types(tuple[str, Any])
+            | "AnswersOfEarlier" >> beam.FlatMap(read_answers).with_output_types(tuple[str, Any])
         )
     apart = (
         parts | "EachOnce" >> beam.CoGroupByKey() | "Choose" >> beam.ParDo(_Choose()).with_outputs(FAILED, main="rows")
     )
-    return apart["rows"], apart[FAILED]
+    return apart["rows"], apart[FAILED] | "NoteFailures" >> beam.ParDo(_noting(plan))
+
+
+def _noting(plan: Plan) -> NoteFailures:
+    return NoteFailures(plan.run, plan.graph, plan.writer, plan.max_errors)
 
 
 def _through(rows: Rows, plan: Plan) -> tuple[list[Rows], list[Rows]]:
@@ -118,11 +137,7 @@ def _through(rows: Rows, plan: Plan) -> tuple[list[Rows], list[Rows]]:
     failures: list[Rows] = []
     for step in plan.graph.steps:
         incoming = _incoming(step, rows, out)
-        seconds = plan.checkpoint_seconds
-        writer = (plan.output, seconds) if plan.output is not None else None
-        out[step.name], failed = incoming | f"Step-{step.name}" >> _RunStep(
-            step, plan.graph, plan.models[step.name], writer
-        )
+        out[step.name], failed = incoming | f"Step-{step.name}" >> _RunStep(step, plan)
         failures.append(failed)
     return [out[name] for name in plan.graph.sinks], failures
 
@@ -155,23 +170,31 @@ def _by_name(state: RowState) -> tuple[str, RowState]:
     return state.key, state
 
 
-def _named(path: str) -> Iterator[tuple[str, None]]:
-    return ((name, None) for name in names_in(path))
+def _named(path: str, output: OutputDirectory) -> Iterator[tuple[str, None]]:
+    """The rows of a file of an earlier run."""
+    rows = 0
+    for name in names_in(path):
+        rows += 1
+        yield name, None
+    output.note(DONE, path, rows)
 
 
 class _Read(beam.DoFn):
-    """The rows of a source."""
+    """The rows of a source, of which the number is noted in the output."""
 
-    def __init__(self, columns: Columns, needs_prompt: bool):
-        self._columns, self._needs_prompt = columns, needs_prompt
+    def __init__(self, columns: Columns, needs_prompt: bool, output: OutputDirectory | None):
+        self._columns, self._needs_prompt, self._output = columns, needs_prompt, output
 
     def process(self, source: Source) -> Iterator[RowState]:
-        read = Metrics.counter(NAMESPACE, "rows_read")
+        read, rows = Metrics.counter(NAMESPACE, "rows_read"), 0
         for state in read_rows(source, self._columns):
             read.inc()
+            rows += 1
             if self._needs_prompt and state.prompt is None and state.error is None:
                 state = bad_row(state, InputError(f"{state.file}:{state.line}: no prompt in this row"))
             yield state
+        if self._output is not None:
+            self._output.note(READ, f"{source.number} {source.value}", rows)
 
 
 class _Choose(beam.DoFn):
@@ -199,19 +222,15 @@ class _Choose(beam.DoFn):
 
 
 class _RunStep(beam.PTransform):
-    """One step: rows in; rows with its answer, and rows without one, out.
+    """One step: rows in; rows with its answer, and rows without one, out."""
 
-    Args:
-        writer: where answers are made safe, and how often, seconds.
-    """
-
-    def __init__(self, step: Step, graph: Graph, model: StepModel, writer: tuple[OutputDirectory, float] | None):
+    def __init__(self, step: Step, plan: Plan):
         super().__init__()
-        self._step, self._graph, self._model, self._writer = step, graph, model, writer
+        self._step, self._plan = step, plan
 
     def expand(self, rows: Rows) -> tuple[Rows, Rows]:
-        step, model = self._step, self._model
-        asked = rows | "Ask" >> beam.ParDo(_Ask(step, self._graph, model.prepare)).with_outputs(
+        step, model = self._step, self._plan.models[self._step.name]
+        asked = rows | "Ask" >> beam.ParDo(_Ask(step, self._plan.graph, model.prepare)).with_outputs(
             FAILED, KNOWN, main="asked"
         )
         settings = dict(step.settings.settings) or None
@@ -219,11 +238,13 @@ class _RunStep(beam.PTransform):
             KeyedModelHandler(model.handler), inference_args=settings
         )
         answered = results | "Take" >> beam.ParDo(
-            _Take(step.name, model.name, model.result, self._writer)
+            _Take(step.name, model.name, model.result, self._plan.writer)
         ).with_outputs(FAILED, main="answered")
         out = (asked[KNOWN], answered["answered"]) | "Out" >> beam.Flatten()
-        failed = (asked[FAILED], answered[FAILED]) | "Without" >> beam.Flatten()
-        return out, failed
+        # Noted where they come up: what is behind a Flatten waits for the end of what is before it.
+        unasked = asked[FAILED] | "NoteUnasked" >> beam.ParDo(_noting(self._plan))
+        unanswered = answered[FAILED] | "NoteUnanswered" >> beam.ParDo(_noting(self._plan))
+        return out, (unasked, unanswered) | "Without" >> beam.Flatten()
 
 
 class _Ask(beam.DoFn):
@@ -257,7 +278,7 @@ class _Ask(beam.DoFn):
 class _Take(beam.DoFn):
     """Puts answers into their rows, and makes them safe."""
 
-    def __init__(self, step: str, model: str, result: Any, writer: tuple[OutputDirectory, float] | None):
+    def __init__(self, step: str, model: str, result: Any, writer: Writer | None):
         self._step, self._model, self._result, self._place = step, model, result, writer
         self._writer: CheckpointWriter | None = None
 
@@ -272,7 +293,7 @@ class _Take(beam.DoFn):
             yield TaggedOutput(FAILED, state.answered(self._step, answer))
             return
         if self._writer is not None:
-            self._writer.add(state.key, answer)
+            self._writer.add(answer_line(state.key, self._step, answer))
         yield state.answered(self._step, answer)
 
     def finish_bundle(self) -> None:

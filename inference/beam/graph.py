@@ -83,6 +83,16 @@ class Graph:
         split_of = {step.name: step.split for step in self.steps}
         return any(len({(split_of[name] is None and name) or split_of[name] for name in way}) > 1 for way in ways)
 
+    @property
+    def answers_per_row(self) -> float:
+        """Answers that a row gets on its way; with splits their mean."""
+        shares: dict[str, float] = {}
+        for step in self.steps:
+            # All groups of parents answer the same rows.
+            before = sum(shares[name] for name in step.parents[0]) if step.parents else 1.0
+            shares[step.name] = before * (1.0 if step.split is None else self.splits[step.split][step.name])
+        return sum(shares.values())
+
     def goes_to(self, step: Step, key: str) -> bool:
         """Whether the row of this name goes to the step."""
         if step.split is None:

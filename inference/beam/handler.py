@@ -17,12 +17,12 @@ from apache_beam.ml.inference.base import ModelHandler, PredictionResult
 from inference.auto import YAML_SUFFIXES, AutoConfig
 from inference.backend import check_backend
 from inference.beam import repairs
-from inference.beam.loaded import LoadedModel, loaded_model
+from inference.beam.loaded import LoadedModel
 from inference.beam.metrics import AnswerMetrics
 from inference.beam.prompted import PromptHandler
 from inference.beam.repairs import note_loaded
 from inference.beam.rows import TokenLength
-from inference.beam.served import Candidate, Reply, ServedModel, Trial, tried
+from inference.beam.served import Candidate, Reply, ServedModel, Trial, loaded, tried
 from inference.config import InferenceConfig, Override, load_config, override_config
 from inference.context import check_device
 from inference.errors import ConfigError
@@ -148,20 +148,20 @@ class MindSporeModelHandler(PromptHandler, ModelHandler[Any, PredictionResult, S
             InferenceError: it cannot be found or loaded.
         """
         # Each of several copies is a model of its own; without copies all steps of a process share one.
-        own = self._own(stamp=uuid.uuid4().hex if self.model_copies() > 1 else "")
-        wanted, refused = self._candidate, None
+        copy_id = uuid.uuid4().hex if self.model_copies() > 1 else ""
+        own, wanted, refused = self._own(), self._candidate, None
         if wanted is None:
-            model, taken = loaded_model(own.config, own.model_id, own.stamp), own
+            model, taken = loaded(own, copy_id), own
         else:
             try:
-                model, taken = tried(wanted, self._trial), wanted
+                model, taken = tried(wanted, self._trial, copy_id), wanted
             except Exception as error:  # whatever a broken model does, the last good one goes on
                 taken, refused = _last_good.get(self._lineage, own), (wanted, error)
-                model = loaded_model(taken.config, taken.model_id, taken.stamp)
+                model = loaded(taken, copy_id)
         _last_good[self._lineage] = taken
         self._kept = model
         note_loaded(model.num_bytes)
-        return ServedModel(model, taken, self._trial, refused)
+        return ServedModel(model, taken, self._trial, refused, copy_id)
 
     def candidate(self, path: str, name: str | None = None, stamp: str = "") -> Candidate:
         """Another model in the place of this handler's own.
@@ -217,9 +217,9 @@ class MindSporeModelHandler(PromptHandler, ModelHandler[Any, PredictionResult, S
             _last_good[twin._lineage] = _last_good[self._lineage]
         return twin
 
-    def _own(self, stamp: str) -> Candidate:
+    def _own(self) -> Candidate:
         assert self._config is not None
-        return Candidate(self._config, self._model_id or resolve(self._config).name, stamp=stamp)
+        return Candidate(self._config, self._model_id or resolve(self._config).name)
 
 
 # Of each handler, wherever in this process its copies are, the model that was loaded last and was good.

@@ -97,13 +97,22 @@ class RefusedError(InferenceError):
     """A model that did not stand its trial."""
 
 
-def tried(candidate: Candidate, trial: Trial) -> LoadedModel:
+def loaded(candidate: Candidate, copy_id: str = "") -> LoadedModel:
+    """The model of a candidate.
+
+    Args:
+        copy_id: names one of several copies, each of which is a model of its own.
+    """
+    return loaded_model(candidate.config, candidate.model_id, candidate.stamp + copy_id)
+
+
+def tried(candidate: Candidate, trial: Trial, copy_id: str = "") -> LoadedModel:
     """The loaded model of a candidate that stood its trial.
 
     Raises:
         InferenceError: it cannot be loaded, or it is no good.
     """
-    model = loaded_model(candidate.config, candidate.model_id, candidate.stamp)
+    model = loaded(candidate, copy_id)
     reason = trial.objection(model)
     if reason is not None:
         raise RefusedError(reason)
@@ -120,6 +129,7 @@ class ServedModel:
         candidate: what it was loaded from.
         trial: what later ones must stand.
         refused: what was to be loaded in its place, and why it was not.
+        copy_id: names it where it is one of several copies, as later models in its place are.
     """
 
     def __init__(
@@ -128,9 +138,11 @@ class ServedModel:
         candidate: Candidate,
         trial: Trial | None = None,
         refused: tuple[Candidate, Exception] | None = None,
+        copy_id: str = "",
     ):
         self._current = (model, candidate)
         self._trial = trial or Trial()
+        self._copy_id = copy_id
         self._exchanging = threading.Lock()
         self._refused: list[tuple[str, str]] = []
         self._events: deque[Event] = deque()
@@ -166,7 +178,7 @@ class ServedModel:
             if _mark(candidate) in self._refused and not again:
                 return False
             try:
-                model = tried(candidate, self._trial)
+                model = tried(candidate, self._trial, self._copy_id)
             except Exception as error:  # whatever a broken model does, the old one goes on
                 self._refuse(candidate, error)
                 return False

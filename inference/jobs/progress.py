@@ -56,7 +56,7 @@ class Figures:
         ]
         new = self.done - self.earlier
         if self.expected is not None and new:
-            parts.append(f"ETA {_clock(max(self.expected - self.done, 0) * seconds / new)}")
+            parts.append(f"ETA {clock(max(self.expected - self.done, 0) * seconds / new)}")
         return "; ".join(parts)
 
 
@@ -141,7 +141,8 @@ class ProgressLine:
             self._shown = False
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Seconds as hours, minutes and seconds."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}"

@@ -31,11 +31,17 @@ class Place:
         return path
 
     def run(
-        self, *values: str, options: tuple[str, ...] = (), out: str = "out", pipeline: Any = None, **how: Any
+        self,
+        *values: str,
+        options: tuple[str, ...] = (),
+        out: str = "out",
+        pipeline: Any = None,
+        max_errors: int | None = None,
+        **how: Any,
     ) -> int:
         """Runs a pipeline over files; the exit code."""
         layers: dict[str, Any] = {**self.config, "run_mode": "pipeline"}
-        layers["output"] = {"save_file": str(self.directory / out)}
+        layers["output"] = {"save_file": str(self.directory / out), "max_errors": max_errors}
         if pipeline is not None:
             layers["pipeline"] = pipeline
         config = load_config(demo_with(layers))
