@@ -19,9 +19,25 @@ fetch_mindformers() {
     export MINDFORMERS_WHEELS=$wheels
 }
 
+# torch, for the test of a pipeline with a model of torch's, in a folder of its own: MindSpore and MindFormers must not
+# find it. Only a CPU build will do, which is what +cpu asks for and only some indexes have (880 MB on the disk, half a
+# minute): the one without brings several gigabytes of CUDA. Without it that test is skipped.
+fetch_torch() {
+    local folder=$VENV/torch
+    if [[ ! -e $folder/.ready ]]; then
+        rm -rf "$folder"
+        "$PYTHON_IN_VENV" -m pip install --quiet --disable-pip-version-check --only-binary :all: \
+            --retries 1 --timeout 15 --target "$folder" torch==2.13.0+cpu >/dev/null 2>&1 ||
+            { rm -rf "$folder" && echo "no CPU build of torch can be fetched: its test is skipped" >&2 && return; }
+        : >"$folder/.ready"
+    fi
+    export TORCH_FOLDER=$folder
+}
+
 cd "$ROOT"
 python=$PYTHON_IN_VENV
 [[ -n ${MINDFORMERS_WHEELS:-} ]] || fetch_mindformers
+[[ -n ${TORCH_FOLDER:-} ]] || fetch_torch
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 "$python" -m mypy inference

@@ -177,7 +177,7 @@ class _Answer(base._RunInferenceDoFn):
         if watch:
             for model in self._model.all_models():
                 model.watch(watch, self._interval, begun_with)
-            self._take_name()
+            self._take_name(has_begun=False)
 
     def process(
         self, batch: Sequence[Any], inference_args: Mapping[str, Any] | None, updates: Iterable[Any] = ()
@@ -196,15 +196,25 @@ class _Answer(base._RunInferenceDoFn):
 
     def _exchange(self, handler: MindSporeModelHandler, update: ModelMetadata) -> None:
         candidate = handler.candidate(update.model_id, update.model_name)
-        if self._model is None:
+        has_begun = self._model is not None
+        if not has_begun:
             handler.begin_with(candidate)
             self.update_model(None)
         for model in self._model.all_models():
             model.exchange(candidate)
-        self._take_name()
+        self._take_name(has_begun)
 
-    def _take_name(self) -> None:
-        """Counts under the name of the model that answers now."""
+    def get_metrics_collector(self, prefix: str = "") -> Any:
+        if super().get_metrics_collector(prefix) is None:
+            return None
+        return _Collector(self._metrics_namespace or self._model_handler.get_metrics_namespace(), prefix)
+
+    def _take_name(self, has_begun: bool = True) -> None:
+        """Counts under the name of the model that answers now.
+
+        Args:
+            has_begun: another model was loaded before it; otherwise what was measured of a load is its own.
+        """
         if our_handler(self._model_handler) is None or self._model is None:
             return
         name = self._model.all_models()[0].name()
@@ -212,7 +222,10 @@ class _Answer(base._RunInferenceDoFn):
             self._named = name
             before, self._metrics_collector = self._metrics_collector, self.get_metrics_collector(prefix=name)
             if before and self._metrics_collector:
-                _hand_over(before, self._metrics_collector)
+                if has_begun:
+                    before.update_metrics_with_cache()
+                else:
+                    self._metrics_collector.loads = before.loads
 
     def _run_inference(self, batch: Sequence[Any], inference_args: Mapping[str, Any] | None) -> list[Any]:
         results: list[Any] = super()._run_inference(batch, inference_args)
@@ -224,6 +237,25 @@ class _Answer(base._RunInferenceDoFn):
                 "its run_inference must give one for each row, in their order",
             )
         return results
+
+
+class _Collector(base._MetricsCollector):
+    """Beam's, for which each of several loads counts that come before the end of a bundle.
+
+    Attributes:
+        loads: of models that are not counted yet: milliseconds, bytes.
+    """
+
+    def __init__(self, namespace: str, prefix: str = ""):
+        super().__init__(namespace, prefix)
+        self.loads: list[tuple[int, int]] = []
+
+    def cache_load_model_metrics(self, load_model_latency_ms: int, model_byte_size: int) -> None:
+        self.loads.append((load_model_latency_ms, model_byte_size))
+
+    def update_metrics_with_cache(self) -> None:
+        while self.loads:
+            self.update_load_model_metrics(*self.loads.pop())
 
 
 class _Split(beam.DoFn):
@@ -251,13 +283,6 @@ def our_handler(handler: ModelHandler) -> MindSporeModelHandler | None:
 def _error_of(prediction: Any) -> Mapping[str, Any] | None:
     record = prediction.inference if isinstance(prediction, PredictionResult) else None
     return record.get("error") if isinstance(record, Mapping) and "finish_reason" in record else None
-
-
-def _hand_over(before: Any, after: Any) -> None:
-    """Gives what was measured of a load, and is not counted before the bundle's end, to the loaded model's metrics."""
-    latency, size = before._load_model_latency_milli_secs_cache, before._model_byte_size_cache
-    if latency is not None:
-        after.cache_load_model_metrics(latency, size)
 
 
 def _with_time(update: Any, timestamp: Any = beam.DoFn.TimestampParam) -> tuple[int, Any]:

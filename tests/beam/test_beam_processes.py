@@ -39,6 +39,35 @@ def test_a_killed_worker_costs_no_row_and_a_large_model_is_loaded_once(tmp_path)
     assert len({worker for _, _, worker in said["answers"]}) == 2
 
 
+@pytest.mark.slow
+def test_models_that_processes_share_are_exchanged(tmp_path, put_version):
+    """One for all processes, and two copies: each is exchanged once, for all of them, and a bad one by none."""
+    put_version("v1")
+    put_version("hidden-v2")
+    put_version("hidden-v3", broken=True)
+    done = subprocess.run(
+        [sys.executable, HERE / "several_refreshes.py", tmp_path],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    said = json.loads(done.stdout.splitlines()[-1])
+    counters, loads = said["counters"], said["loads"]
+    for way, models, pieces in (("large", ["v1", "v2"], 1), ("copies", ["v1", "v2"], 2), ("side", ["v1"], 1)):
+        rows = [(number, Path(model), worker) for name, number, model, _, worker in said["answers"] if name == way]
+        assert sorted(number for number, _, _ in rows) == list(range(40)), way
+        assert sorted({path.parent.name if path.suffix else path.name for _, path, _ in rows}) == models
+        assert len({worker for _, _, worker in rows}) == 2
+        names = models if way != "side" else ["first"]
+        assert sum(counters[f"{way}/{name}_num_inferences"] for name in names) == 40
+        assert [loads[f"{way}/{name}_model_byte_size"] for name in names] == [pieces] * len(names)
+        if way != "side":
+            assert counters[f"{way}/v2_model_exchanges"] == pieces
+            assert counters[f"{way}/v3_model_rollbacks"] >= pieces
+    assert len({text for *_, text, _ in said["answers"]}) == 1
+
+
 def test_an_error_that_is_no_death_is_not_tried_again():
     built = []
 
@@ -51,10 +80,13 @@ def test_an_error_that_is_no_death_is_not_tried_again():
     assert len(built) == 1
 
 
-def test_copies_are_models_of_their_own(demo):
+def test_copies_are_models_of_their_own_also_when_they_are_exchanged(demo, put_version):
     handler = MindSporeModelHandler("demo", model_copies=2)
     assert handler.share_model_across_processes() and handler.model_copies() == 2
     first, second = handler.load_model(), handler.load_model()
     assert first._current[0] is not second._current[0]
     assert demo.load_model()._current[0] is demo.load_model()._current[0]
+    taken = demo.candidate(put_version("v2"))
+    assert first.exchange(taken) and second.exchange(taken)
+    assert first._current[0] is not second._current[0]
     assert first.answer(["The dog"]).answers.records[0]["text"] == second.answer(["The dog"]).answers.records[0]["text"]

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 pytest.importorskip("apache_beam")
+
+from pipeline_place import demo_with
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "remote"))
 
 from endpoint_server import KEY, EndpointServer
 
+ROOT = Path(__file__).parents[2]
 PHRASES = ["the big house", "my door", "two dogs", "the red apple", "a small bird", "the old tree"]
 SKLEARN = "apache_beam.ml.inference.sklearn_inference.SklearnModelHandlerNumpy"
 
@@ -140,26 +146,48 @@ def test_scikit_learn(place):
     assert failed["error"]["message"].endswith("in.jsonl:3: no 'features' in this row")
 
 
+# Beside it a torch in the process would change what other tests see, and libraries of both would meet.
+WITH_TORCH = """
+import sys, torch
+from inference import cli
+module = torch.nn.Linear(2, 1)
+with torch.no_grad():
+    module.weight.copy_(torch.tensor([[2.0, 3.0]]))
+    module.bias.copy_(torch.tensor([1.0]))
+torch.save(module.state_dict(), sys.argv[1])
+cli.main(sys.argv[2:])
+"""
+
+
 def test_pytorch(place):
-    torch = pytest.importorskip("torch")
-    module = torch.nn.Linear(2, 1)
-    with torch.no_grad():
-        module.weight.copy_(torch.tensor([[2.0, 3.0]]))
-        module.bias.copy_(torch.tensor([1.0]))
-    path = place.directory / "state.pt"
-    torch.save(module.state_dict(), path)
-    steps = {
-        "linear": {
-            "handler": "apache_beam.ml.inference.pytorch_inference.PytorchModelHandlerTensor",
-            "arguments": {
-                "state_dict_path": str(path),
-                "model_class": {"object": "torch.nn.Linear"},
-                "model_params": {"in_features": 2, "out_features": 1},
-            },
-            "field": "features",
-            "prepare": "torch.tensor",
-        }
+    """The command line, in a process that has torch; the rows also go through a model of ours."""
+    folder = os.environ.get("TORCH_FOLDER")
+    if folder is None:
+        pytest.importorskip("torch", reason="needs torch, which scripts/test.sh fetches where a CPU build can be had")
+    state, config, out = place.directory / "state.pt", place.directory / "steps.yaml", place.directory / "out"
+    linear = {
+        "handler": "apache_beam.ml.inference.pytorch_inference.PytorchModelHandlerTensor",
+        "arguments": {
+            "state_dict_path": str(state),
+            "model_class": {"object": "torch.nn.Linear"},
+            "model_params": {"in_features": 2, "out_features": 1},
+        },
+        "field": "features",
+        "prepare": "torch.tensor",
     }
-    place.write("in.jsonl", {"custom_id": "a", "features": [1.0, 1.0]})
-    assert place.run("in.jsonl", pipeline={"steps": steps}) == 0
-    assert place.records()["a"]["value"] == [6.0]
+    steps = {"linear": linear, "ours": {}}
+    config.write_text(yaml.safe_dump(demo_with({"pipeline": {"steps": steps, "output": "linear"}})))
+    rows = place.write("in.jsonl", {"custom_id": "a", "features": [1.0, 1.0], "prompt": "2 + 3 ="}, {"prompt": "b"})
+    words = ["--config", config, "--run_mode", "pipeline", "--predict_data", rows, "--save_file", out]
+    paths = [str(ROOT), *([folder] if folder else [])]
+    done = subprocess.run(
+        [sys.executable, "-c", WITH_TORCH, state, *words],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 3, done.stderr
+    record = place.records()["a"]
+    assert record["value"] == [6.0] and record["steps"]["ours"]["text"] == " 5"
+    (failed,) = place.failures()
+    assert failed["error"]["message"].endswith("in.jsonl:2: no 'features' in this row")

@@ -27,9 +27,12 @@ case "$1 $2" in
             [[ -z ${FAKE_NO_INDEX:-} ]] || exit 1
             wheel=${!#}
             touch "${@: -2:1}/${wheel/==/-}-py3-none-any.whl"
+        elif [[ ${!#} == torch* ]]; then
+            [[ -z ${FAKE_NO_INDEX:-} ]] || exit 1
+            mkdir "${@: -2:1}"
         fi ;;
     *) printf 'ran'; printf ' <%s>' "$@"; echo
-        [[ $2 != pytest ]] || echo "wheels ${MINDFORMERS_WHEELS:-none}" >&2 ;;
+        [[ $2 != pytest ]] || echo "wheels ${MINDFORMERS_WHEELS:-none}, torch ${TORCH_FOLDER:-none}" >&2 ;;
 esac
 """
 
@@ -113,23 +116,29 @@ def test_arguments_of_the_demo_are_passed_on(copy):
 def test_the_tests_need_their_extra_and_the_demo_is_content_with_it(copy):
     for script in ("demo.sh", "test.sh", "test.sh", "demo.sh"):
         assert copy.run(script).returncode == 0
-    assert copy.installs == [".", ".[dev]"]
+    assert copy.installs == [".", ".[dev]", "torch==2.13.0+cpu"]
 
 
-def test_wheels_of_mindformers_are_fetched_once(copy):
+def test_wheels_of_mindformers_and_torch_are_fetched_once(copy):
     first, second = copy.run("test.sh"), copy.run("test.sh")
     fetched = copy.given_to("download")
     assert len(fetched) == len(set(fetched)) == 10 and fetched[0] == "mindformers==1.0.2"
     for result in (first, second):
-        assert f"wheels {copy.root}/.venv/mindformers-wheels" in result.stderr
+        assert f"wheels {copy.root}/.venv/mindformers-wheels, torch {copy.root}/.venv/torch\n" in result.stderr
+    assert copy.installs == [".[dev]", "torch==2.13.0+cpu"]
 
 
 def test_tests_run_without_an_index_and_say_what_is_skipped(copy):
     result = copy.run("test.sh", FAKE_NO_INDEX="1")
     assert result.returncode == 0
-    assert "mindformers 1.0.2 cannot be fetched: tests of its YAML files are skipped\nwheels none" in result.stderr
+    assert result.stderr.splitlines()[-3:] == [
+        "mindformers 1.0.2 cannot be fetched: tests of its YAML files are skipped",
+        "no CPU build of torch can be fetched: its test is skipped",
+        "wheels none, torch none",
+    ]
     assert copy.given_to("download") == ["mindformers==1.0.2"]
-    assert "wheels /else" in copy.run("test.sh", MINDFORMERS_WHEELS="/else").stderr
+    own = {"MINDFORMERS_WHEELS": "/else", "TORCH_FOLDER": "/there"}
+    assert "wheels /else, torch /there\n" in copy.run("test.sh", **own).stderr
 
 
 def test_arguments_of_the_tests_go_to_pytest_last(copy):
