@@ -7,7 +7,10 @@ is escaped.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
 from html import escape
 from itertools import pairwise
 
@@ -17,13 +20,42 @@ STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
 h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2rem }
 table { border-collapse: collapse; margin: .5rem 0 } .wide { overflow-x: auto }
-th, td { border-bottom: 1px solid #ddd; padding: .25rem .7rem .25rem 0; text-align: left; vertical-align: top }
+th, td { border-bottom: 1px solid #ddd; padding: .25rem 1.2rem .25rem 0; text-align: left; vertical-align: top }
+td { overflow-wrap: anywhere } td.short { white-space: nowrap } tbody tr:hover { background: #f4f7fa }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
-td.text { white-space: pre-wrap; min-width: 14rem; max-width: 28rem; overflow-wrap: anywhere }
-.plots { display: flex; flex-wrap: wrap; gap: 1.5rem } figure { margin: 0 } figcaption { font-weight: 600 }
-.good { color: #00684a } .bad { color: #a33a00 } svg text { font: 11px system-ui, sans-serif; fill: #333 }
+td.text { white-space: pre-wrap; min-width: 14rem; max-width: 28rem }
+mark { background: #ffe3a3; color: inherit; border-radius: 2px }
+.plots { display: flex; flex-wrap: wrap; gap: 1.5rem 2.5rem; margin: 1rem 0 }
+figure { margin: 0 } figcaption { font-weight: 600 } svg { max-width: 100%; height: auto }
+.good { color: #00684a } .bad { color: #a33a00 } .note { color: #555 }
+svg text { font: 11px system-ui, sans-serif; fill: #333 }
 """
-WIDTH, LABELS, ROW = 440, 150, 22
+WIDTH, LABELS, ROW, BAR = 440, 150, 22, 14
+AXIS, GRID = "#888", "#ddd"
+# Words of a text beyond which nothing is marked in it: the time grows with their square.
+MOST_WORDS = 1000
+_WORDS = re.compile(r"\s+|\S+")
+
+
+@dataclass(frozen=True)
+class Marked:
+    """A text in which words are marked that another has not, or has elsewhere."""
+
+    text: str
+    other: str
+
+    def html(self) -> str:
+        ours, theirs = _WORDS.findall(self.text), _WORDS.findall(self.other)
+        if len(ours) > MOST_WORDS or len(theirs) > MOST_WORDS:
+            return escape(self.text)
+        parts = []
+        for kind, start, end, _, _ in SequenceMatcher(None, ours, theirs, autojunk=False).get_opcodes():
+            piece = escape("".join(ours[start:end]))
+            parts.append(piece if kind == "equal" or not piece else f"<mark>{piece}</mark>")
+        return "".join(parts)
+
+
+Cell = str | float | Marked | None
 
 
 def page(title: str, parts: Sequence[str]) -> str:
@@ -48,14 +80,12 @@ def paragraph(text: str, kind: str = "") -> str:
     return f'<p class="{kind}">{escape(text)}</p>' if kind else f"<p>{escape(text)}</p>"
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str | float | None]]) -> str:
+def table(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
     """A table; numbers stand to the right, long texts in columns that break."""
     kinds = [_kind([row[column] for row in rows]) for column in range(len(header))]
     head = "".join(f"<th{kind}>{escape(name)}</th>" for name, kind in zip(header, kinds, strict=True))
     lines = [
-        "<tr>"
-        + "".join(f"<td{kind}>{escape(show(cell))}</td>" for cell, kind in zip(row, kinds, strict=True))
-        + "</tr>"
+        "<tr>" + "".join(f"<td{kind}>{_cell(cell)}</td>" for cell, kind in zip(row, kinds, strict=True)) + "</tr>"
         for row in rows
     ]
     body = "\n".join(lines)
@@ -78,30 +108,44 @@ def show(value: str | float | None) -> str:
     return f"{value:,.4g}" if abs(value) < 1e6 else f"{value:.3e}"
 
 
-def bars(title: str, values: Mapping[str, Mapping[str, tuple[float, float, float]]]) -> str:
-    """Horizontal bars with their intervals: group to series to (value, low, high)."""
+def interval(low: float, high: float) -> str:
+    """A cell for the two ends of an interval."""
+    return f"{show(low)} to {show(high)}" if math.isfinite(low) and math.isfinite(high) else "-"
+
+
+def bars(title: str, values: Mapping[str, Mapping[str, tuple[float, float, float]]], most: float | None = None) -> str:
+    """Horizontal bars with their intervals: group to series to (value, low, high).
+
+    Args:
+        most: where the scale ends, which begins at 0; at the largest bound where none is given.
+    """
     finite = [
         bound for group in values.values() for triple in group.values() for bound in triple if math.isfinite(bound)
     ]
-    top = max([*finite, 0.0]) or 1.0
+    top = most or max([*finite, 0.0]) or 1.0
     series = _series(values)
-    marks, y = [], 4.0
+    scale = (WIDTH - LABELS - 60) / top
+    height = 4.0 + sum(BAR * max(len(found), 1) + 8 for found in values.values())
+    marks = []
+    for part in (0.0, 0.5, 1.0):
+        x = LABELS + scale * top * part
+        marks += [_line(x, 0, x, height, GRID if part else AXIS), _text(x, height + 13, _tick(top * part), "middle")]
+    y = 4.0
     for group, found in values.items():
-        height = ROW / max(len(found), 1)
-        marks.append(_text(LABELS - 8, y + ROW / 2 + 4, group, "end"))
+        marks.append(_text(LABELS - 8, y + BAR * max(len(found), 1) / 2 + 4, group, "end"))
         for name, (value, low, high) in found.items():
             if math.isfinite(value):
-                width = (WIDTH - LABELS - 60) * max(value, 0) / top
-                tip = f"{group}, {name}: {show(value)} ({show(low)} to {show(high)})"
-                marks.append(_rectangle(LABELS, y + 1, width, height - 2, series[name], tip))
-                if math.isfinite(low) and math.isfinite(high):
-                    left, right = (LABELS + (WIDTH - LABELS - 60) * max(bound, 0) / top for bound in (low, high))
-                    marks.append(_line(left, y + height / 2, right, y + height / 2, "#222"))
-                if len(found) == 1:
-                    marks.append(_text(WIDTH - 50, y + ROW / 2 + 4, show(value), "start"))
-            y += height
-        y += 6
-    return _figure(title, series, marks, y)
+                tip = f"{group}, {name}: {show(value)}"
+                has_interval = math.isfinite(low) and math.isfinite(high)
+                tip += f" ({interval(low, high)})" if has_interval else ""
+                marks.append(_rectangle(LABELS, y + 1, scale * max(value, 0), BAR - 2, series[name], tip))
+                if has_interval:
+                    left, right = (LABELS + scale * max(bound, 0) for bound in (low, high))
+                    marks.append(_line(left, y + BAR / 2, right, y + BAR / 2, "#222"))
+            marks.append(_text(WIDTH - 50, y + BAR / 2 + 4, show(value), "start"))
+            y += BAR
+        y += 8
+    return _figure(title, series, marks, height + 18)
 
 
 def intervals(title: str, values: Mapping[str, tuple[float, float, float]]) -> str:
@@ -121,8 +165,8 @@ def intervals(title: str, values: Mapping[str, tuple[float, float, float]]) -> s
                 f'<circle cx="{value:.1f}" cy="{y + ROW / 2:.1f}" r="4" fill="{COLOURS[0]}">{_tip(tip)}</circle>'
             )
         y += ROW + 4
-    marks.append(_line(middle, 0, middle, y, "#888"))
-    return _figure(title, {}, marks, y)
+    marks += [_line(middle, 0, middle, y, AXIS), _text(middle, y + 13, "0", "middle")]
+    return _figure(title, {}, marks, y + 18)
 
 
 def distributions(title: str, values: Mapping[str, Sequence[tuple[float, int]]], unit: str) -> str:
@@ -132,11 +176,14 @@ def distributions(title: str, values: Mapping[str, Sequence[tuple[float, int]]],
     points = [value for found in values.values() for value, _ in found]
     low, high = (min(points), max(points)) if points else (0.0, 1.0)
     span = (high - low) or 1.0
-    marks = [_line(left, height, right, height, "#888"), _line(left, 10, left, height, "#888")]
-    for share in (0, 50, 100):
-        marks.append(_text(left - 6, height - (height - 10) * share / 100 + 4, f"{share} %", "end"))
+    marks = []
+    for share in (50, 90, 100, 0):
+        y = height - (height - 10) * share / 100
+        marks += [_line(left, y, right, y, GRID if share else AXIS)]
+        marks += [_text(left - 6, y + 4, f"{share} %", "end")]
+    marks.append(_line(left, 10, left, height, AXIS))
     for part, anchor in ((0.0, "start"), (0.5, "middle"), (1.0, "end")):
-        label = f"{show(float(low + span * part))} {unit}"
+        label = f"{_tick(low + span * part)} {unit}"
         marks.append(_text(left + (right - left) * part, height + 16, label, anchor))
     for name, found in values.items():
         total, so_far = sum(often for _, often in found) or 1, 0
@@ -151,10 +198,23 @@ def distributions(title: str, values: Mapping[str, Sequence[tuple[float, int]]],
     return _figure(title, series, marks, height + 24)
 
 
-def _kind(cells: Sequence[str | float | None]) -> str:
+def _cell(cell: Cell) -> str:
+    return cell.html() if isinstance(cell, Marked) else escape(show(cell))
+
+
+def _kind(cells: Sequence[Cell]) -> str:
     if cells and all(cell is None or isinstance(cell, (int, float)) for cell in cells):
         return ' class="number"'
-    return ' class="text"' if any(isinstance(cell, str) and len(cell) > 40 for cell in cells) else ""
+    longest = max((len(_plain(cell)) for cell in cells), default=0)
+    return ' class="text"' if longest > 40 else ' class="short"' if longest <= 24 else ""
+
+
+def _plain(cell: Cell) -> str:
+    return cell.text if isinstance(cell, Marked) else cell if isinstance(cell, str) else ""
+
+
+def _tick(value: float) -> str:
+    return f"{value:,.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def _series(values: Mapping[str, Mapping[str, object]]) -> dict[str, str]:

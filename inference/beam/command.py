@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -181,12 +182,16 @@ def _opened(output: OutputDirectory, plan: Plan, overwrite: bool, resume: bool) 
             "--overwrite begins anew",
         )
     output.make()
-    output.forget_course()
+    output.tidy()
     output.write_json(JOB, identity)
     return before is not None
 
 
 def _run(plan: Plan, options: PipelineOptions, again: str) -> dict[str, Any]:
+    # A run in which no row fails, or all do, has an output without files, of which Beam warns.
+    logging.getLogger("apache_beam.io.filebasedsink").setLevel(logging.ERROR)
+    for name in ("apache_beam.runners.common", "apache_beam.runners.portability.local_job_service"):
+        logging.getLogger(name).addFilter(_is_no_stop)
     # Workers that the runner starts import this package too.
     root = str(Path(inference.__file__).parents[1])
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
@@ -209,6 +214,12 @@ def _run(plan: Plan, options: PipelineOptions, again: str) -> dict[str, Any]:
     if result.state not in ("DONE", None):
         raise InferenceError(f"the pipeline ended in state {result.state}", "the runner's logs say why")
     return _figures(result)
+
+
+def _is_no_stop(record: logging.LogRecord) -> bool:
+    """Whether a line of Beam's log is no traceback of what is said in one line at the end."""
+    said = record.exc_info[1] if record.exc_info else None
+    return not isinstance(said, TooManyFailuresError) and TooManyFailuresError.__name__ not in record.getMessage()
 
 
 def _go_on(output: OutputDirectory | None, again: str) -> str:

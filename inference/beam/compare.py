@@ -8,7 +8,7 @@ from __future__ import annotations
 import heapq
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import combinations
@@ -205,12 +205,26 @@ def report(figures: Figures, values: Mapping[str, Any]) -> str:
         for pair in values["pairs"]
     }
     if shares:
-        plots.append(page.bars("Share of rows with the same answer", shares))
-    side_by_side = [
-        [row["custom_id"], row["prompt"], *(row["answers"].get(name) for name in steps)] for row in values["rows"]
-    ]
-    parts += [page.plots(plots), page.heading("Rows"), page.table(["row", "prompt", *steps], side_by_side)]
+        plots.append(page.bars("Share of rows with the same answer", shares, 1.0))
+    parts += [page.plots(plots), page.heading("Rows"), _side_by_side(values["rows"], steps)]
     return page.page(f"Comparison of {', '.join(steps)}", parts)
+
+
+def _side_by_side(rows: Sequence[Mapping[str, Any]], steps: Sequence[str]) -> str:
+    """Rows with their answers; in those of later steps what the first one's has not is marked."""
+    lines: list[list[page.Cell]] = []
+    for row in rows:
+        answers = {name: text for name in steps if (text := row["answers"].get(name)) is not None}
+        first = next(iter(answers), None)
+        cells = [
+            page.Marked(text, answers[str(first)])
+            if (text := answers.get(name)) is not None and name != first
+            else answers.get(name)
+            for name in steps
+        ]
+        lines.append([row["custom_id"], row["prompt"], *cells])
+    note = f"{len(rows):,} rows, drawn by their names. Marked is what differs from the first answer of a row."
+    return page.paragraph(note, "note") + page.table(["row", "prompt", *steps], lines)
 
 
 def _spread(counts: Counter[int]) -> dict[str, float | None]:

@@ -6,9 +6,11 @@ Knows paths and rows; knows nothing about models.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
+from pathlib import Path
 from typing import IO, Any, cast
 
 from apache_beam.io.filesystem import BeamIOError, CompressionTypes
@@ -26,6 +28,8 @@ SUFFIX = {JSON_LINES: ".jsonl", TEXT: ".txt", PARQUET: ".parquet"}
 # Files in `.parts`, by their suffixes. Of each the name ends in the number of rows that it stands for; those of rows
 # that were read, or done by earlier runs, are empty.
 ANSWERS, FAILURES, READ, DONE = ".jsonl", ".failed", ".read", ".done"
+# Directories of Beam's sinks.
+TEMPORARY = "beam-temp-*"
 
 
 @dataclass(frozen=True)
@@ -219,9 +223,16 @@ class OutputDirectory:
         digest = blake2b(path.encode("utf-8", "replace"), digest_size=16).hexdigest()
         write_file(self.part(f"{digest}-{rows}{kind}"), b"")
 
-    def forget_course(self) -> None:
-        """Takes away from `.parts` what tells how far an earlier run came; answers stay."""
+    def tidy(self) -> None:
+        """Takes away what a run that broke off has left, but for its answers: how far it came, and what Beam's sinks
+        had not moved into place.
+        """
         self.remove([path for kind in (FAILURES, READ, DONE) for path in self.parts_of(kind)])
+        if "://" in self.path:
+            self.remove(self.match(TEMPORARY, "*"))
+        else:
+            for path in Path(self.path).glob(TEMPORARY):
+                shutil.rmtree(path, ignore_errors=True)
 
     @property
     def next_run(self) -> int:

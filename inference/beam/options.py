@@ -8,12 +8,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions, TypeOptions
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions, TypeOptions, WorkerOptions
 from apache_beam.runners.runner import PipelineRunner, create_runner
 
 from inference.errors import ConfigError, InputError, did_you_mean
 
 LOCAL = ("DirectRunner", "SwitchingDirectRunner")
+LOG_LEVEL = "--default_sdk_harness_log_level"
 
 
 def pipeline_options(given: Sequence[str], unchecked: Sequence[str], known_flags: Sequence[str]) -> PipelineOptions:
@@ -41,6 +42,9 @@ def pipeline_options(given: Sequence[str], unchecked: Sequence[str], known_flags
         # With unsafe triggers, of which there are none here, the local runner stays in this process; otherwise it would
         # first try to fetch a binary of another runner.
         options.view_as(TypeOptions).allow_unsafe_triggers = True
+        # Its workers write to this terminal.
+        if not any(word.partition("=")[0] == LOG_LEVEL for word in given):
+            options.view_as(WorkerOptions).default_sdk_harness_log_level = "WARNING"
     return options
 
 

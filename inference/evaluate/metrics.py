@@ -36,12 +36,14 @@ class Metric:
     Args:
         statistics: rows to numbers that may be added up, [rows, k].
         value: such a sum [k] to the score; NaN where there is nothing to judge.
+        most: the best score that there is, None where there is no bound.
     """
 
     name: str
     higher_is_better: bool
     statistics: Callable[[Sequence[Answered]], np.ndarray]
     value: Callable[[np.ndarray], float]
+    most: float | None = None
 
 
 def normalized(text: str) -> str:
@@ -112,14 +114,14 @@ def _sacrebleu(name: str, higher_is_better: bool, kind: str) -> Metric:
     def value(total: np.ndarray) -> float:
         return float(the_scorer()._compute_score_from_stats([int(number) for number in total]).score)
 
-    return Metric(name, higher_is_better, statistics, value)
+    return Metric(name, higher_is_better, statistics, value, 100.0)
 
 
 METRICS = {
     metric.name: metric
     for metric in (
-        Metric("exact_match", True, _mean_of(_exact_match), _ratio),
-        Metric("token_f1", True, _mean_of(_best_f1), _ratio),
+        Metric("exact_match", True, _mean_of(_exact_match), _ratio, 1.0),
+        Metric("token_f1", True, _mean_of(_best_f1), _ratio, 1.0),
         _sacrebleu("bleu", True, "BLEU"),
         _sacrebleu("chrf", True, "CHRF"),
         Metric("perplexity", False, _reference_nats, _perplexity),

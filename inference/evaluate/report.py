@@ -52,13 +52,14 @@ def _gate(verdicts: Sequence[Verdict]) -> str:
 
 def _scores(evaluation: Evaluation, name: str) -> str:
     other = evaluation.comparison
-    header = ["score", evaluation.model, "from", "to"] + ([other.model, "from", "to"] if other else [])
-    rows: list[list[str | float | None]] = []
+    confidence = f"{evaluation.sampling.confidence:.0%}"
+    header = ["score", evaluation.model, confidence] + ([other.model, confidence] if other else [])
+    rows: list[list[page.Cell]] = []
     for metric, score in evaluation.scores[name].items():
-        row: list[str | float | None] = [metric, score.value, score.low, score.high]
+        row: list[page.Cell] = [metric, score.value, page.interval(score.low, score.high)]
         if other:
             theirs = other.scores[name][metric]
-            row += [theirs.value, theirs.low, theirs.high]
+            row += [theirs.value, page.interval(theirs.low, theirs.high)]
         rows.append(row)
     return page.paragraph(f"{len(evaluation.slice_rows(name)):,} rows") + page.table(header, rows)
 
@@ -78,18 +79,20 @@ def _score_plots(evaluation: Evaluation) -> list[str]:
             for name in evaluation.slices
         }
         better = "more" if metric.higher_is_better else "less"
-        figures.append(page.bars(f"{metric.name} ({better} is better)", values))
+        figures.append(page.bars(f"{metric.name} ({better} is better)", values, metric.most))
     return figures
 
 
 def _differences(other: Comparison, evaluation: Evaluation) -> str:
     found = other.differences[ALL]
-    rows: list[list[str | float | None]] = []
+    rows: list[list[page.Cell]] = []
     for name, score in found.items():
-        rows.append([name, score.value, score.low, score.high, verdict_of(name, score.low, score.high)])
+        verdict = verdict_of(name, score.low, score.high)
+        rows.append([name, score.value, page.interval(score.low, score.high), verdict])
     points = {name: (score.value, score.low, score.high) for name, score in found.items()}
     figure = page.intervals(f"{evaluation.model} less {other.model}, each on a scale of its own", points)
-    return page.table(["score", "difference", "from", "to", ""], rows) + page.plots([figure])
+    header = ["score", "difference", f"{evaluation.sampling.confidence:.0%}", ""]
+    return page.table(header, rows) + page.plots([figure])
 
 
 def verdict_of(metric: str, low: float, high: float) -> str:
@@ -126,12 +129,15 @@ def _rows(evaluation: Evaluation) -> str:
     header = ["row", "prompt", "reference", evaluation.model]
     other = evaluation.comparison
     header += [f"{other.model} (compared)"] if other else []
-    rows: list[list[str | float | None]] = []
+    rows: list[list[page.Cell]] = []
     for index in order:
         row = evaluation.rows[index]
-        cells: list[str | float | None] = [row.custom_id, row.prompt, "\n".join(row.references), row.error or row.text]
-        cells += [other.rows[index].error or other.rows[index].text] if other else []
+        cells: list[page.Cell] = [row.custom_id, row.prompt, "\n".join(row.references), row.error or row.text]
+        if other:
+            theirs = other.rows[index]
+            cells.append(theirs.error or page.Marked(theirs.text, row.error or row.text))
         rows.append([*cells, *(scores[index][name] for name in shown)])
     left = len(evaluation.rows) - len(order)
     more = page.paragraph(f"{left:,} more rows are in the result file.") if left else ""
-    return page.table([*header, *shown], rows) + more
+    note = page.paragraph(f"Marked is what {other.model} answers otherwise.", "note") if other else ""
+    return note + page.table([*header, *shown], rows) + more

@@ -142,8 +142,10 @@ def test_tables_and_compressed_files(place):
 
 
 @pytest.mark.slow
-def test_a_killed_run_is_gone_on_with(place):
-    """No row is lost, none is there twice, and what was safe is not computed again."""
+def test_a_run_that_is_ended_is_gone_on_with(place):
+    """By a signal that can be heard and one that cannot: no row is lost, none is there twice, and what was safe is not
+    computed again.
+    """
     rows = [{"custom_id": f"r{i}", "prompt": f"{i} + {i % 9} =", "max_new_tokens": 40} for i in range(240)]
     place.write("in/a.jsonl", *rows[:120])
     place.write("in/b.jsonl", *rows[120:])
@@ -151,24 +153,37 @@ def test_a_killed_run_is_gone_on_with(place):
     words = [sys.executable, str(ROOT / "run_inference.py"), "--config", str(DEMO), "--run_mode", "pipeline"]
     words += ["--predict_data", str(place.directory / "in" / "*.jsonl"), "--save_file", str(out)]
     words += ["--pipeline.checkpoint_seconds", "0.05", "--predict_batch_size", "4", "--runner", "DirectRunner"]
-    run = subprocess.Popen(words, cwd=place.directory, stderr=subprocess.PIPE, text=True)
-    limit = time.monotonic() + 120
-    while len(list(out.glob(".parts/*.jsonl"))) < 2 and run.poll() is None and time.monotonic() < limit:
-        time.sleep(0.01)
-    run.send_signal(signal.SIGKILL)
-    error = run.communicate()[1]
-    assert run.returncode == -signal.SIGKILL, error
-    assert not list(out.glob("answers-*"))
-    safe = [json.loads(line) for path in out.glob(".parts/*.jsonl") for line in path.read_text().splitlines()]
-    assert 0 < len(safe) < 240
+
+    def safe() -> list[dict]:
+        lines = [line for path in out.glob(".parts/*.jsonl") for line in path.read_text().splitlines()]
+        return [json.loads(line) for line in lines]
+
+    def ended_by(number: signal.Signals, answers: int, *more: str) -> tuple[int, str]:
+        run = subprocess.Popen([*words, *more], cwd=place.directory, stderr=subprocess.PIPE, text=True)
+        limit = time.monotonic() + 120
+        while len(safe()) < answers and run.poll() is None and time.monotonic() < limit:
+            time.sleep(0.01)
+        run.send_signal(number)
+        error = run.communicate()[1]
+        assert not list(out.glob("answers-*")), error
+        return run.returncode, error.splitlines()[-1]
+
+    code, line = ended_by(signal.SIGTERM, 10)
+    first = len(safe())
+    assert (code, 10 <= first < 240) == (143, True), line
+    assert line.startswith(f"error: terminated; {first} answers are safe, go on with: ") and line.endswith("--resume")
+    assert ended_by(signal.SIGKILL, first + 10, "--resume")[0] == -signal.SIGKILL
+    before = safe()
+    assert first < len(before) < 240
     done = subprocess.run([*words, "--resume"], cwd=place.directory, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     answers = place.records()
     assert set(answers) == {row["custom_id"] for row in rows}
-    assert metrics(place)["answers_of_earlier_runs"] == len(safe)
-    for line in safe:
-        assert answers[line["custom_id"]]["text"] == line["answer"]["text"]
-        assert answers[line["custom_id"]]["total_seconds"] == line["answer"]["total_seconds"]
+    assert metrics(place)["answers_of_earlier_runs"] == len(before)
+    for row in before:
+        assert answers[row["custom_id"]]["text"] == row["answer"]["text"]
+        assert answers[row["custom_id"]]["total_seconds"] == row["answer"]["total_seconds"]
+    assert sorted(path.name.partition("-")[0] for path in out.iterdir()) == ["answers", "job.json", "metrics.json"]
 
 
 BAD = [
