@@ -63,14 +63,23 @@ def run_pipeline(
     Raises:
         InferenceError: what cannot be done, what ended the pipeline, or more failed rows than may be.
     """
+    if overwrite and resume:
+        raise InputError("--resume goes on with the output, --overwrite begins anew", "give one of them")
     plan, beam_options = check_pipeline(config, values, options, overwrite or resume)
-    output = plan.output
-    if output is not None:
-        plan = replace(plan, resume=_opened(output, plan, overwrite, resume))
-    started = time.perf_counter()
+    if plan.output is None:
+        return _run_and_tell(config, plan, beam_options, again)
+    plan.output.make()
+    with plan.output.locked():
+        plan = replace(plan, resume=_opened(plan.output, plan, overwrite, resume))
+        return _run_and_tell(config, plan, beam_options, again)
+
+
+def _run_and_tell(config: InferenceConfig, plan: Plan, options: PipelineOptions, again: str) -> int:
+    """Runs a pipeline and gives its figures to whoever wants them; the exit code."""
+    output, started = plan.output, time.perf_counter()
     work = Work(len(plan.sources), plan.graph.answers_per_row, exact=not plan.graph.splits)
     with progress(output, work), last_words(lambda: _last_words(output, again)):
-        figures = _run(plan, beam_options, again)
+        figures = _run(plan, options, again)
     seconds = time.perf_counter() - started
     counted = figures["counters"].get(NAMESPACE, {})
     figures = {"seconds": seconds, "rows": counted, **figures}
@@ -80,7 +89,7 @@ def run_pipeline(
     if config.output.metrics_file:
         write_metrics(Path(config.output.metrics_file), figures)
     _say_figures(figures, seconds)
-    failed_before = len(output.failures) if output is not None and resume else 0
+    failed_before = len(output.failures) if output is not None and plan.resume else 0
     return EXIT_ROWS_FAILED if counted.get("rows_failed") or failed_before else 0
 
 
@@ -162,8 +171,6 @@ def _check_output(output: OutputDirectory, may_exist: bool) -> None:
 
 def _opened(output: OutputDirectory, plan: Plan, overwrite: bool, resume: bool) -> bool:
     """Makes the directory ready; whether there is something to go on with."""
-    if overwrite and resume:
-        raise InputError("--resume goes on with the output, --overwrite begins anew", "give one of them")
     identity = identity_of_job(plan.graph, plan.models)
     if overwrite:
         output.clear()
@@ -181,7 +188,7 @@ def _opened(output: OutputDirectory, plan: Plan, overwrite: bool, resume: bool) 
             f"--resume: there is no {output.join(JOB)}, so nobody can tell what made the output",
             "--overwrite begins anew",
         )
-    output.make()
+    output.make_parts()
     output.tidy()
     output.write_json(JOB, identity)
     return before is not None

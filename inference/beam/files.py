@@ -5,9 +5,12 @@ Knows paths and rows; knows nothing about models.
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -245,12 +248,43 @@ class OutputDirectory:
         Raises:
             InputError: it cannot be made.
         """
-        for path in (self.path, self.parts):
+        self._make(self.path)
+
+    def make_parts(self) -> None:
+        """Makes it ready for a run."""
+        self._make(self.parts)
+
+    @staticmethod
+    def _make(path: str) -> None:
+        try:
+            if not FileSystems.exists(path):
+                FileSystems.mkdirs(path)
+        except (BeamIOError, OSError, ValueError) as error:
+            raise InputError(f"the directory of output {path} cannot be made: {error}") from error
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other runs of this machine out of it meanwhile, where it is a directory of this machine.
+
+        Raises:
+            InputError: another run is in it.
+        """
+        if "://" in self.path:
+            yield
+            return
+        directory = os.open(self.path, os.O_RDONLY)
+        try:
             try:
-                if not FileSystems.exists(path):
-                    FileSystems.mkdirs(path)
-            except (BeamIOError, OSError, ValueError) as error:
-                raise InputError(f"the directory of output {path} cannot be made: {error}") from error
+                fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(
+                    f"another run is writing into {self.path}", "wait for it, or give another name"
+                ) from None
+            except OSError:
+                pass  # a file system without locks: nothing can be said
+            yield
+        finally:
+            os.close(directory)
 
     def clear(self) -> None:
         """Takes away what runs have left."""

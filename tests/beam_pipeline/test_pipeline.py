@@ -16,6 +16,7 @@ pytest.importorskip("apache_beam")
 
 from pipeline_place import Place, demo_with
 
+from inference.beam.files import OutputDirectory
 from inference.config import load_config
 from inference.errors import ConfigError, InferenceError, InputError
 
@@ -108,6 +109,9 @@ def test_a_later_run_does_what_is_new(shared, first_run):
         Place(shared.directory, config).run("in/*.jsonl", resume=True)
     with pytest.raises(InputError, match="holds the output of a run; give another name, --resume .* or --overwrite"):
         shared.run("in/*.jsonl")
+    used = OutputDirectory(str(shared.directory / "out")).locked()
+    with used, pytest.raises(InputError, match="another run is writing into"):
+        shared.run("in/*.jsonl", "in/c.txt", resume=True)
     assert not (shared.directory / "out" / ".parts").exists()
 
 
