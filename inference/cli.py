@@ -354,7 +354,7 @@ def _flag_names() -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs the command line and ends the process: 0 done, 1 a failure, 2 a mistake of the user's, 3 rows
-    that failed, 4 a threshold that was not kept, 130 interrupted.
+    that failed, 4 a threshold that was not kept, 130 interrupted, 143 terminated.
     """
     _prepare_streams()
     watch()

@@ -12,6 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakSet
 
@@ -63,6 +64,40 @@ class CheckpointWriter:
 
 _writers: WeakSet[CheckpointWriter] = WeakSet()
 _registering = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Journal:
+    """Where the answers of a step are made safe one by one, by whoever has them first: a batch takes its time.
+
+    May be sent to another process, which then has a writer of its own.
+
+    Args:
+        seconds: between two files.
+    """
+
+    directory: OutputDirectory
+    step: str
+    seconds: float
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Takes the record of a row with an answer."""
+        self._writer.add(answer_line(record["custom_id"], self.step, record))
+
+    def flush(self) -> None:
+        """Writes what there is."""
+        self._writer.flush()
+
+    @property
+    def _writer(self) -> CheckpointWriter:
+        with _opening:
+            if self not in _journals:
+                _journals[self] = CheckpointWriter(self.directory, self.step, self.seconds)
+            return _journals[self]
+
+
+_journals: dict[Journal, CheckpointWriter] = {}
+_opening = threading.Lock()
 
 
 def flush_all() -> None:

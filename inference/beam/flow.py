@@ -18,7 +18,7 @@ from apache_beam.metrics import Metrics
 from apache_beam.ml.inference.base import KeyedModelHandler
 from apache_beam.pvalue import TaggedOutput
 
-from inference.beam.checkpoint import CheckpointWriter, answer_line, read_answers
+from inference.beam.checkpoint import CheckpointWriter, Journal, answer_line, read_answers
 from inference.beam.compare import CompareSteps, WriteComparison
 from inference.beam.failures import NoteFailures
 from inference.beam.files import (
@@ -37,7 +37,9 @@ from inference.beam.files import (
     text_line,
 )
 from inference.beam.graph import Graph, Step
+from inference.beam.lifeline import follow
 from inference.beam.models import StepModel, answer_of
+from inference.beam.prompted import PromptHandler
 from inference.beam.state import RowState, bad_row, dead_letter_of, given_to, record_of
 from inference.beam.transform import RunInference
 from inference.errors import InputError
@@ -185,6 +187,9 @@ class _Read(beam.DoFn):
     def __init__(self, columns: Columns, needs_prompt: bool, output: OutputDirectory | None):
         self._columns, self._needs_prompt, self._output = columns, needs_prompt, output
 
+    def setup(self) -> None:
+        follow()
+
     def process(self, source: Source) -> Iterator[RowState]:
         read, rows = Metrics.counter(NAMESPACE, "rows_read"), 0
         for state in read_rows(source, self._columns):
@@ -234,12 +239,15 @@ class _RunStep(beam.PTransform):
             FAILED, KNOWN, main="asked"
         )
         settings = dict(step.settings.settings) or None
+        writer = self._plan.writer
+        if writer is not None and isinstance(model.handler, PromptHandler):
+            model.handler.notes, writer = Journal(writer[0], step.name, writer[1]), None
         results = asked["asked"] | "RunInference" >> RunInference(
             KeyedModelHandler(model.handler), inference_args=settings
         )
-        answered = results | "Take" >> beam.ParDo(
-            _Take(step.name, model.name, model.result, self._plan.writer)
-        ).with_outputs(FAILED, main="answered")
+        answered = results | "Take" >> beam.ParDo(_Take(step.name, model.name, model.result, writer)).with_outputs(
+            FAILED, main="answered"
+        )
         out = (asked[KNOWN], answered["answered"]) | "Out" >> beam.Flatten()
         # Noted where they come up: what is behind a Flatten waits for the end of what is before it.
         unasked = asked[FAILED] | "NoteUnasked" >> beam.ParDo(_noting(self._plan))
@@ -276,13 +284,18 @@ class _Ask(beam.DoFn):
 
 
 class _Take(beam.DoFn):
-    """Puts answers into their rows, and makes them safe."""
+    """Puts answers into their rows.
+
+    Args:
+        writer: where answers are made safe; None where the handler has done so.
+    """
 
     def __init__(self, step: str, model: str, result: Any, writer: Writer | None):
         self._step, self._model, self._result, self._place = step, model, result, writer
         self._writer: CheckpointWriter | None = None
 
     def setup(self) -> None:
+        follow()
         if self._place is not None:
             self._writer = CheckpointWriter(self._place[0], self._step, self._place[1])
 

@@ -156,7 +156,7 @@ def _check_kind(name: str, settings: StepSettings) -> None:
     if len(given) > 1:
         raise _wrong(name, f"has both {' and '.join(given)}", "a step has one model")
     if settings.handler is None:
-        for key in ("arguments", "result", "prepare", "field"):
+        for key in ("result", "prepare", "field"):
             if getattr(settings, key):
                 raise _wrong(name, f"has {key}, which is for steps with a handler of another project", "remove it")
     if settings.template is not None and settings.field is not None:

@@ -17,6 +17,7 @@ from apache_beam.ml.inference.base import ModelHandler, PredictionResult
 from inference.auto import YAML_SUFFIXES, AutoConfig
 from inference.backend import check_backend
 from inference.beam import repairs
+from inference.beam.lifeline import follow
 from inference.beam.loaded import LoadedModel
 from inference.beam.metrics import AnswerMetrics
 from inference.beam.prompted import PromptHandler
@@ -147,6 +148,7 @@ class MindSporeModelHandler(PromptHandler, ModelHandler[Any, PredictionResult, S
         Raises:
             InferenceError: it cannot be found or loaded.
         """
+        follow()
         # Each of several copies is a model of its own; without copies all steps of a process share one.
         copy_id = uuid.uuid4().hex if self.model_copies() > 1 else ""
         own, wanted, refused = self._own(), self._candidate, None
@@ -198,7 +200,7 @@ class MindSporeModelHandler(PromptHandler, ModelHandler[Any, PredictionResult, S
             inference_args: generation settings of all rows.
         """
         started = time.perf_counter()
-        reply: Reply = model.answer(list(batch), dict(inference_args or {}))
+        reply: Reply = model.answer(list(batch), dict(inference_args or {}), self.notes)
         AnswerMetrics(self._namespace).update(reply, time.perf_counter() - started)
         return [
             PredictionResult(example, made, reply.model_id)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
 from inference.beam.rows import prompt_from
@@ -36,6 +36,16 @@ class Answers:
     halved: int = 0
 
 
+class Notes(Protocol):
+    """Where the records of answers are put down."""
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Takes a record."""
+
+    def flush(self) -> None:
+        """Makes what was taken safe."""
+
+
 class LoadedModel:
     """A loaded model, for any number of threads.
 
@@ -58,12 +68,15 @@ class LoadedModel:
         """Bytes of the weights in memory."""
         return self._llm.model.num_bytes
 
-    def answer(self, examples: Sequence[Any], settings: Mapping[str, Any] | None = None) -> Answers:
+    def answer(
+        self, examples: Sequence[Any], settings: Mapping[str, Any] | None = None, notes: Notes | None = None
+    ) -> Answers:
         """Answers a batch. A row that cannot be answered has a record whose `error` says why.
 
         Args:
             examples: as for `prompt_from`.
             settings: of generation, for all rows; a row's own outrank them.
+            notes: get the records of answers as they come.
 
         Raises:
             ConfigError: an unknown setting.
@@ -78,13 +91,15 @@ class LoadedModel:
             except Exception as error:  # a template may fail in any way; whatever it is belongs to this row
                 name = example.get("custom_id") if isinstance(example, Mapping) else None
                 outcomes[index] = self._failed(index, str(name or ""), BAD_ROW, error)
-        work = _Work(self, outcomes)
+        work = _Work(self, outcomes, notes)
         with self._turns.shared():
             left = work.run(encoded)
         if left:
             # Whatever broke the engine is among these rows: nobody else's should be there when it breaks again.
             with self._turns.alone():
                 work.run_in_halves(left)
+        if notes is not None:
+            notes.flush()
         records = [outcomes[index] for index in range(len(examples))]
         return Answers(records, work.halved)
 
@@ -99,6 +114,7 @@ class _Work:
 
     model: LoadedModel
     outcomes: dict[int, dict[str, Any]]
+    notes: Notes | None = None
     halved: int = 0
     errors: dict[int, BaseException] = field(default_factory=dict)
 
@@ -113,6 +129,8 @@ class _Work:
             if delivery.error is None:
                 made = _of_a_pipeline(record(answer, self.model.model_id))
                 self.outcomes[answer.row] = {**made, "cached_tokens": answer.request.num_reused}
+                if self.notes is not None:
+                    self.notes.add(self.outcomes[answer.row])
             elif isinstance(delivery.error, InputError):
                 self.fail(answer.source, BAD_ROW, delivery.error)
             else:

@@ -58,14 +58,14 @@ def model_of(step: Step, config: InferenceConfig) -> StepModel:
     """
     settings = step.settings
     if settings.remote is not None:
-        remote = OpenAIModelHandler(settings.remote)
+        remote = _made(step, OpenAIModelHandler, settings.remote)
         endpoint = settings.remote
         about = {key: endpoint.get(key) for key in ("url", "model", "api", "extra")}
         return StepModel(remote, str(endpoint["model"]), {"remote": about})
     if settings.handler is not None:
         return _foreign(step)
     own = config_of_step(step, config)
-    handler = MindSporeModelHandler(own)
+    handler = _made(step, MindSporeModelHandler, own)
     source = resolve(own)
     identity = model_identity(source, source.pairs(), source.tokenizer(), source.generation)
     return StepModel(handler, source.name, identity)
@@ -87,19 +87,26 @@ def _foreign(step: Step) -> StepModel:
     kind = imported(settings.handler, f"{where}.handler")
     if not isinstance(kind, type) or not issubclass(kind, ModelHandler):
         raise ConfigError(f"{where}.handler: {settings.handler} is no ModelHandler", "give the class of one")
-    arguments = {name: argument(value, f"{where}.arguments.{name}") for name, value in settings.arguments.items()}
-    try:
-        handler = kind(**arguments)
-    except InferenceError:
-        raise
-    except Exception as error:  # a constructor of somebody else's
-        raise ConfigError(f"{where}: {kind.__name__} does not take these arguments: {error}") from error
+    handler = _made(step, kind)
     functions = {
         key: imported(path, f"{where}.{key}") if (path := getattr(settings, key)) else None
         for key in ("prepare", "result")
     }
     about = {"handler": settings.handler, "arguments": settings.arguments}
     return StepModel(RowByRow(handler), kind.__name__, about, functions["prepare"], functions["result"])
+
+
+def _made(step: Step, kind: type[ModelHandler], *first: Any) -> ModelHandler:
+    """A handler with the step's arguments behind those that come first."""
+    where = f"pipeline.steps.{step.name}"
+    given = step.settings.arguments
+    arguments = {name: argument(value, f"{where}.arguments.{name}") for name, value in given.items()}
+    try:
+        return kind(*first, **arguments)
+    except InferenceError:
+        raise
+    except Exception as error:  # a constructor of somebody else's
+        raise ConfigError(f"{where}: {kind.__name__} does not take these arguments: {error}") from error
 
 
 def imported(path: str, where: str) -> Any:

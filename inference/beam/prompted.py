@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from inference.beam.loaded import check_settings
+from inference.beam.loaded import Notes, check_settings
 from inference.beam.rows import num_bytes
 
 
@@ -14,9 +14,11 @@ class PromptHandler:
 
     Attributes:
         namespace: of the handler's metrics, where the pipeline names no other.
+        notes: get the record of each answer as it comes, before its batch is done; to be sent to workers.
     """
 
     namespace: str
+    notes: Notes | None = None
     _named = ""
 
     @property

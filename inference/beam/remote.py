@@ -88,12 +88,19 @@ class OpenAIModelHandler(PromptHandler, RemoteModelHandler[Any, PredictionResult
         """A result for each row, in their order."""
         started = time.perf_counter()
         prompts = [_prompt_or_failure(example) for example in batch]
-        asked = iter(model.answer_all([item for item in prompts if isinstance(item, Prompt)], inference_args))
+        to_ask = [item for item in prompts if isinstance(item, Prompt)]
+        asked = iter(model.answer_all(to_ask, inference_args, self._note))
+        if self.notes is not None:
+            self.notes.flush()
         records = [self._record(item, next(asked) if isinstance(item, Prompt) else item) for item in prompts]
         self._count(records, time.perf_counter() - started)
         return [
             PredictionResult(example, record, self._model_id) for example, record in zip(batch, records, strict=True)
         ]
+
+    def _note(self, prompt: Prompt, outcome: RemoteAnswer | RemoteFailure) -> None:
+        if self.notes is not None and isinstance(outcome, RemoteAnswer):
+            self.notes.add(self._record(prompt, outcome))
 
     def _record(self, source: Prompt | RemoteFailure, outcome: RemoteAnswer | RemoteFailure) -> dict[str, Any]:
         name = source.custom_id if isinstance(source, Prompt) else None

@@ -14,6 +14,8 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineResult
 
+from inference.beam.lifeline import leading
+
 logger = logging.getLogger(__name__)
 
 ATTEMPTS = 3
@@ -37,8 +39,9 @@ def run_to_the_end(
         pipeline = beam.Pipeline(options=options)
         build(pipeline)
         try:
-            result = pipeline.run()
-            result.wait_until_finish()
+            with leading():
+                result = pipeline.run()
+                result.wait_until_finish()
             return result
         except Exception as error:
             if attempt == attempts or not worker_died(error):

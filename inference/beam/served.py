@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from inference.beam.loaded import Answers, LoadedModel, loaded_model
+from inference.beam.loaded import Answers, LoadedModel, Notes, loaded_model
 from inference.config import InferenceConfig
 from inference.errors import InferenceError
 
@@ -150,10 +150,12 @@ class ServedModel:
         if refused is not None:
             self._refuse(*refused)
 
-    def answer(self, examples: Sequence[Any], settings: Mapping[str, Any] | None = None) -> Reply:
+    def answer(
+        self, examples: Sequence[Any], settings: Mapping[str, Any] | None = None, notes: Notes | None = None
+    ) -> Reply:
         """Answers a batch, as `LoadedModel.answer`."""
         model, candidate = self._current
-        return Reply(model.answer(examples, settings), model.model_id, candidate.name, self._taken_events())
+        return Reply(model.answer(examples, settings, notes), model.model_id, candidate.name, self._taken_events())
 
     def model_id(self) -> str:
         return self._current[0].model_id

@@ -257,7 +257,9 @@ class StepSettings(Section):
         None, description="An OpenAI-compatible endpoint instead: url, model, key_variable, ..."
     )
     handler: OptionalText = Field(None, description="Any other model handler of Beam's: the dotted path of its class.")
-    arguments: Free = Field(default_factory=dict, description="Arguments of that class; {object: path} is an import.")
+    arguments: Free = Field(
+        default_factory=dict, description="Arguments of the handler, of any kind; {object: path} is an import."
+    )
     settings: Free = Field(default_factory=dict, description="Generation settings of all rows in this step.")
     after: Texts | None = Field(None, description="Steps whose answers it waits for; rows of the input if unset.")
     template: OptionalText = Field(

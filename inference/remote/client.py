@@ -82,10 +82,23 @@ class Client:
         self._threads = ThreadPoolExecutor(endpoint.concurrency, "remote")
 
     def answer_all(
-        self, prompts: Sequence[Prompt], settings: Mapping[str, Any] | None = None
+        self,
+        prompts: Sequence[Prompt],
+        settings: Mapping[str, Any] | None = None,
+        tell: Callable[[Prompt, RemoteAnswer | RemoteFailure], None] = lambda prompt, outcome: None,
     ) -> list[RemoteAnswer | RemoteFailure]:
-        """What came of each prompt, in their order."""
-        return list(self._threads.map(lambda prompt: self.answer(prompt, settings), prompts))
+        """What came of each prompt, in their order.
+
+        Args:
+            tell: is told it as soon as it has come, in any thread.
+        """
+
+        def ask(prompt: Prompt) -> RemoteAnswer | RemoteFailure:
+            outcome = self.answer(prompt, settings)
+            tell(prompt, outcome)
+            return outcome
+
+        return list(self._threads.map(ask, prompts))
 
     def answer(self, prompt: Prompt, settings: Mapping[str, Any] | None = None) -> RemoteAnswer | RemoteFailure:
         """What came of a prompt, after all tries that it takes."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +67,30 @@ def test_models_that_processes_share_are_exchanged(tmp_path, put_version):
             assert counters[f"{way}/v2_model_exchanges"] == pieces
             assert counters[f"{way}/v3_model_rollbacks"] >= pieces
     assert len({text for *_, text, _ in said["answers"]}) == 1
+
+
+FOLLOWER = (
+    "from inference.beam.lifeline import follow; import time; follow(); print('here', flush=True); time.sleep(60)"
+)
+LEADER = """
+import subprocess, sys, time
+from inference.beam.lifeline import follow, leading
+follow()
+with leading():
+    subprocess.Popen([sys.executable, "-c", sys.argv[1]])
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_workers_end_with_the_process_that_runs_the_pipeline(number):
+    words = [sys.executable, "-c", LEADER, FOLLOWER]
+    leader = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert leader.stdout.readline() == "here\n"
+    leader.send_signal(number)
+    # The pipe is open for as long as one of both is there.
+    assert leader.communicate(timeout=30)[0] == ""
+    assert leader.returncode == -number
 
 
 def test_an_error_that_is_no_death_is_not_tried_again():

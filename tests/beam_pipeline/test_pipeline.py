@@ -210,6 +210,7 @@ BAD = [
         ConfigError,
         "Shout does not take these arguments",
     ),
+    ({"pipeline": {"steps": {"a": {"arguments": {"larg_model": True}}}}}, ConfigError, "does not take these arguments"),
     (
         {"pipeline": {"steps": {"a": {"remote": {"url": "http://x/v1", "model": "m", "key_variable": "NO_SUCH_KEY"}}}}},
         ConfigError,
@@ -229,6 +230,27 @@ def test_mistakes_are_found_before_the_pipeline_starts(place, case, kind, messag
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (place.directory / "out").exists()
+
+
+@pytest.mark.parametrize("arguments", [{}, {"large_model": True}])
+def test_answers_are_safe_before_their_batch_is_done(place, monkeypatch, arguments):
+    """Whoever has the model writes them down: a batch may take hours."""
+    from inference.beam.handler import MindSporeModelHandler
+
+    noted = []
+    theirs = MindSporeModelHandler.run_inference
+
+    def run_inference(self, *given):
+        results = theirs(self, *given)
+        lines = [line for path in place.directory.glob("out/.parts/*.jsonl") for line in path.read_text().splitlines()]
+        noted.append({json.loads(line)["custom_id"] for line in lines})
+        return results
+
+    monkeypatch.setattr(MindSporeModelHandler, "run_inference", run_inference)
+    place.write("in.jsonl", *ROWS[:4], {"custom_id": "bad", "prompt": "word " * 3000})
+    steps = {"only": {"arguments": arguments}}
+    assert place.run("in.jsonl", pipeline={"steps": steps, "checkpoint_seconds": 60}) == 3
+    assert noted == [{row["custom_id"] for row in ROWS[:4]}]
 
 
 def test_check_says_what_would_run(place):
