@@ -39,7 +39,9 @@ _WORDS = re.compile(r"\s+|\S+")
 
 @dataclass(frozen=True)
 class Marked:
-    """A text in which words are marked that another has not, or has elsewhere."""
+    """A text in which words are marked that another has not, or has elsewhere; and the places of those that are
+    missing in it.
+    """
 
     text: str
     other: str
@@ -49,9 +51,12 @@ class Marked:
         if len(ours) > MOST_WORDS or len(theirs) > MOST_WORDS:
             return escape(self.text)
         parts = []
-        for kind, start, end, _, _ in SequenceMatcher(None, ours, theirs, autojunk=False).get_opcodes():
-            piece = escape("".join(ours[start:end]))
-            parts.append(piece if kind == "equal" or not piece else f"<mark>{piece}</mark>")
+        for kind, start, end, first, last in SequenceMatcher(None, ours, theirs, autojunk=False).get_opcodes():
+            piece, missing = escape("".join(ours[start:end])), escape("".join(theirs[first:last]).strip())
+            if kind == "equal":
+                parts.append(piece)
+            elif piece.strip() or missing:
+                parts.append(f'<mark title="{missing}">{piece or "‸"}</mark>')
         return "".join(parts)
 
 

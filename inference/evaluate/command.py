@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from inference.generation.perplexity import positions_needed as score_positions
 from inference.generation.text import EncodedPrompt, Encoder
 from inference.jobs.figures import check_target
 from inference.jobs.journal import replace_file
-from inference.jobs.progress import ProgressLine
+from inference.jobs.progress import ProgressLine, clock
 from inference.llm import LLM
 from inference.models.source import ModelSource, resolve
 from inference.report import load_progress, say
@@ -151,11 +152,17 @@ class _Progress:
     def __init__(self, model: str, total: int):
         self._line = ProgressLine(sys.stderr, sys.stderr.isatty())
         self._model, self._total = model, total
+        self._begun = time.perf_counter()
         self.clear = self._line.clear
 
     def __call__(self, done: int) -> None:
-        if self._line.is_due:
-            self._line.show(f"{self._model}: {done:,} of {self._total:,} rows answered", 0.0)
+        if self._line.is_due and done:
+            seconds = time.perf_counter() - self._begun
+            left = clock((self._total - done) * seconds / done)
+            line = (
+                f"{self._model}: {done:,} of {self._total:,} rows answered; {done / seconds:,.1f} a second; ETA {left}"
+            )
+            self._line.show(line, seconds)
 
 
 def _metric_names(names: Sequence[str] | None, gate: Gate) -> Sequence[str] | None:

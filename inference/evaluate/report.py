@@ -52,7 +52,7 @@ def _gate(verdicts: Sequence[Verdict]) -> str:
 
 def _scores(evaluation: Evaluation, name: str) -> str:
     other = evaluation.comparison
-    confidence = f"{evaluation.sampling.confidence:.0%}"
+    confidence = f"{evaluation.sampling.confidence:.0%} interval"
     header = ["score", evaluation.model, confidence] + ([other.model, confidence] if other else [])
     rows: list[list[page.Cell]] = []
     for metric, score in evaluation.scores[name].items():
@@ -91,7 +91,7 @@ def _differences(other: Comparison, evaluation: Evaluation) -> str:
         rows.append([name, score.value, page.interval(score.low, score.high), verdict])
     points = {name: (score.value, score.low, score.high) for name, score in found.items()}
     figure = page.intervals(f"{evaluation.model} less {other.model}, each on a scale of its own", points)
-    header = ["score", "difference", f"{evaluation.sampling.confidence:.0%}", ""]
+    header = ["score", "difference", f"{evaluation.sampling.confidence:.0%} interval", ""]
     return page.table(header, rows) + page.plots([figure])
 
 

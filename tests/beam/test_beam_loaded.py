@@ -50,7 +50,8 @@ def test_whatever_breaks_and_however_little_memory_there_is_each_row_gets_what_i
 
 def test_a_batch_that_memory_does_not_hold_is_halved_until_it_does():
     answers = breakable(most_rows=1).answer(["a", "b", "c", "d"])
-    assert all(record["error"] is None for record in answers.records) and answers.halved == 3
+    # A row may be done before its neighbour has come to the engine.
+    assert all(record["error"] is None for record in answers.records) and 1 <= answers.halved <= 3
     assert breakable(most_rows=4).answer(["a", "b", "c", "d"]).halved == 0
     records = breakable(most_rows=0).answer(["a", "b"]).records
     assert [record["error"]["type"] for record in records] == [OUT_OF_MEMORY] * 2

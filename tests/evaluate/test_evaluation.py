@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from inference import page
 from inference.errors import ConfigError, InputError
 from inference.evaluate.examples import read_examples
 from inference.evaluate.gate import Gate, check_gate
@@ -207,3 +208,12 @@ def test_the_page_is_whole_and_loads_nothing():
     assert len(svgs) == len(CHOSEN) + 2
     for svg in svgs:
         xml.dom.minidom.parseString("<svg" + svg.partition("</svg>")[0] + "</svg>")
+
+
+def test_what_two_texts_do_not_share_is_marked():
+    assert page.Marked("a big <b> dog", "a dog").html() == 'a <mark title="">big &lt;b&gt; </mark>dog'
+    assert page.Marked("a dog", "a <big> dog").html() == 'a <mark title="&lt;big&gt;">‸</mark>dog'
+    assert page.Marked("one", 'two "x"').html() == '<mark title="two &quot;x&quot;">one</mark>'
+    assert page.Marked("same", "same").html() == "same"
+    long = "a " * 2000
+    assert page.Marked(long, "b " * 2000).html() == long
