@@ -21,7 +21,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 import inference
 from inference.beam.checkpoint import flush_all
 from inference.beam.failures import TooManyFailuresError, forget, too_many
-from inference.beam.files import ANSWERS, FAILURES, Columns, OutputDirectory, find_sources
+from inference.beam.files import ANSWERS, FAILURES, READ, Columns, OutputDirectory, find_sources
 from inference.beam.flow import NAMESPACE, Plan, build
 from inference.beam.graph import Graph, graph_of
 from inference.beam.models import StepModel, model_of
@@ -82,6 +82,7 @@ def _run_and_tell(config: InferenceConfig, plan: Plan, options: PipelineOptions,
         figures = _run(plan, options, again)
     seconds = time.perf_counter() - started
     counted = figures["counters"].get(NAMESPACE, {})
+    _check_read(plan, counted.get("rows_read", 0))
     figures = {"seconds": seconds, "rows": counted, **figures}
     if output is not None:
         output.write_json(FIGURES, figures)
@@ -221,6 +222,24 @@ def _run(plan: Plan, options: PipelineOptions, again: str) -> dict[str, Any]:
     if result.state not in ("DONE", None):
         raise InferenceError(f"the pipeline ended in state {result.state}", "the runner's logs say why")
     return _figures(result)
+
+
+def _check_read(plan: Plan, rows: int) -> None:
+    """Refuses a run that has done nothing and says that all is well, as Beam's DaskRunner does.
+
+    Raises:
+        InferenceError: not all of the input was read.
+        InputError: there is nothing in it.
+    """
+    if plan.output is not None:
+        # What the workers say themselves, for not every runner has metrics.
+        read, rows = len(plan.output.parts_of(READ)), plan.output.count(READ)
+        if read < len(plan.sources):
+            raise InferenceError(
+                f"the runner has come to its end with {read} of {len(plan.sources)} inputs read", "take another one"
+            )
+    if not rows:
+        raise InputError("there is no row in the input", "give files that hold some")
 
 
 def _is_no_stop(record: logging.LogRecord) -> bool:

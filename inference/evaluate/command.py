@@ -19,7 +19,7 @@ from inference.errors import EXIT_GATE, EXIT_ROWS_FAILED, ConfigError, Inference
 from inference.evaluate.examples import Example, have_references, read_examples
 from inference.evaluate.gate import Gate, Verdict, check_gate
 from inference.evaluate.metrics import Metric, choose_metrics
-from inference.evaluate.report import report, verdict_of
+from inference.evaluate.report import name_of_other, report, verdict_of
 from inference.evaluate.result import ALL, Evaluation, Sampling, read_evaluation
 from inference.evaluate.rows import answer_examples, encode_reference
 from inference.generation.model import GenerativeModel, longest_row, make_encoder, positions_needed, weight_format_of
@@ -208,7 +208,7 @@ def _print(config: InferenceConfig, evaluation: Evaluation) -> None:
             if other:
                 found = other.differences[name][metric]
                 line += (
-                    f"  {other.model} {other.scores[name][metric].value:.4f}"
+                    f"  {name_of_other(evaluation, other)} {other.scores[name][metric].value:.4f}"
                     f"  difference {found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
                     f" {verdict_of(metric, found.low, found.high)}"
                 )

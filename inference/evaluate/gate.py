@@ -73,7 +73,7 @@ class Verdict:
     passed: bool
 
     def __str__(self) -> str:
-        return f"{self.threshold}: {self.value:.4f}"
+        return f"{self.threshold}: {round(self.value, 4) + 0.0:.4f}"  # never -0.0000
 
 
 def check_gate(evaluation: Evaluation, gate: Gate) -> list[Verdict]:

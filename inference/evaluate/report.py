@@ -20,18 +20,23 @@ SHOWN = 100
 def report(evaluation: Evaluation, verdicts: Sequence[Verdict]) -> str:
     """The whole page."""
     other = evaluation.comparison
-    title = f"Evaluation of {evaluation.model}" + (f" beside {other.model}" if other else "")
+    title = f"Evaluation of {evaluation.model}" + (f" beside {name_of_other(evaluation, other)}" if other else "")
     parts = [page.paragraph(_first_line(evaluation))]
     parts += [_gate(verdicts)] if verdicts else []
     parts += [page.heading("Scores"), _scores(evaluation, ALL), page.plots(_score_plots(evaluation))]
     if other:
-        parts += [page.heading(f"Difference to {other.model}"), _differences(other, evaluation)]
+        parts += [page.heading(f"Difference to {name_of_other(evaluation, other)}"), _differences(other, evaluation)]
     if len(evaluation.slices) > 1:
         parts += [page.heading("Slices")]
         parts += [page.subheading(name) + _scores(evaluation, name) for name in evaluation.slices[1:]]
     parts += [page.heading("Times"), page.plots([_times(evaluation)])]
     parts += [page.heading("Rows"), _rows(evaluation)]
     return page.page(title, parts)
+
+
+def name_of_other(evaluation: Evaluation, other: Comparison) -> str:
+    """What to call the model that is compared with: not as the first, which may be the same with other settings."""
+    return f"{other.model} (compared)" if other.model == evaluation.model else other.model
 
 
 def _first_line(evaluation: Evaluation) -> str:
@@ -53,7 +58,7 @@ def _gate(verdicts: Sequence[Verdict]) -> str:
 def _scores(evaluation: Evaluation, name: str) -> str:
     other = evaluation.comparison
     confidence = f"{evaluation.sampling.confidence:.0%} interval"
-    header = ["score", evaluation.model, confidence] + ([other.model, confidence] if other else [])
+    header = ["score", evaluation.model, confidence] + ([name_of_other(evaluation, other), confidence] if other else [])
     rows: list[list[page.Cell]] = []
     for metric, score in evaluation.scores[name].items():
         row: list[page.Cell] = [metric, score.value, page.interval(score.low, score.high)]
@@ -68,7 +73,7 @@ def _score_plots(evaluation: Evaluation) -> list[str]:
     """For each metric the bars of all slices."""
     sides: dict[str, Scores] = {evaluation.model: evaluation.scores}
     if evaluation.comparison:
-        sides[f"{evaluation.comparison.model} (compared)"] = evaluation.comparison.scores
+        sides[name_of_other(evaluation, evaluation.comparison)] = evaluation.comparison.scores
     figures = []
     for metric in evaluation.metrics:
         values = {
@@ -90,7 +95,9 @@ def _differences(other: Comparison, evaluation: Evaluation) -> str:
         verdict = verdict_of(name, score.low, score.high)
         rows.append([name, score.value, page.interval(score.low, score.high), verdict])
     points = {name: (score.value, score.low, score.high) for name, score in found.items()}
-    figure = page.intervals(f"{evaluation.model} less {other.model}, each on a scale of its own", points)
+    figure = page.intervals(
+        f"{evaluation.model} less {name_of_other(evaluation, other)}, each on a scale of its own", points
+    )
     header = ["score", "difference", f"{evaluation.sampling.confidence:.0%} interval", ""]
     return page.table(header, rows) + page.plots([figure])
 
@@ -107,7 +114,7 @@ def verdict_of(metric: str, low: float, high: float) -> str:
 def _times(evaluation: Evaluation) -> str:
     sides = {evaluation.model: evaluation.rows}
     if evaluation.comparison:
-        sides[f"{evaluation.comparison.model} (compared)"] = evaluation.comparison.rows
+        sides[name_of_other(evaluation, evaluation.comparison)] = evaluation.comparison.rows
     times = {
         name: [(second, 1) for second in sorted(row.total_seconds for row in rows if row.total_seconds is not None)]
         for name, rows in sides.items()
@@ -128,7 +135,7 @@ def _rows(evaluation: Evaluation) -> str:
     order = sorted(range(len(evaluation.rows)), key=worst_first)[:SHOWN]
     header = ["row", "prompt", "reference", evaluation.model]
     other = evaluation.comparison
-    header += [f"{other.model} (compared)"] if other else []
+    header += [name_of_other(evaluation, other)] if other else []
     rows: list[list[page.Cell]] = []
     for index in order:
         row = evaluation.rows[index]
@@ -139,5 +146,7 @@ def _rows(evaluation: Evaluation) -> str:
         rows.append([*cells, *(scores[index][name] for name in shown)])
     left = len(evaluation.rows) - len(order)
     more = page.paragraph(f"{left:,} more rows are in the result file.") if left else ""
-    note = page.paragraph(f"Marked is what {other.model} answers otherwise.", "note") if other else ""
+    note = (
+        page.paragraph(f"Marked is what {name_of_other(evaluation, other)} answers otherwise.", "note") if other else ""
+    )
     return note + page.table([*header, *shown], rows) + more

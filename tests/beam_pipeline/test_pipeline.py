@@ -232,6 +232,17 @@ def test_mistakes_are_found_before_the_pipeline_starts(place, case, kind, messag
     assert not (place.directory / "out").exists()
 
 
+def test_an_input_without_a_row_and_a_runner_that_does_nothing(place, monkeypatch):
+    place.write("in.jsonl")
+    steps = {"steps": {"loud": {"handler": "pipeline_handlers.Shout"}}}
+    with pytest.raises(InputError, match="there is no row in the input"):
+        place.run("in.jsonl", pipeline=steps)
+    place.write("in.jsonl", ROWS[0])
+    monkeypatch.setattr("inference.beam.command.build", lambda pipeline, plan: None)
+    with pytest.raises(InferenceError, match="come to its end with 0 of 1 inputs read"):
+        place.run("in.jsonl", pipeline=steps, out="other")
+
+
 @pytest.mark.parametrize("arguments", [{}, {"large_model": True}])
 def test_answers_are_safe_before_their_batch_is_done(place, monkeypatch, arguments):
     """Whoever has the model writes them down: a batch may take hours."""

@@ -134,6 +134,14 @@ def test_thresholds():
     assert kept(found, at_most={"perplexity": 1.65, "latency_p50": 0.1, "failed": 0}) == [True, False, True]
 
 
+def test_a_drop_of_nothing_is_not_written_with_a_sign():
+    same = evaluation("m", right=5)
+    same.compare(evaluation("m", right=5))
+    (verdict,) = check_gate(same, Gate(max_drop={"exact_match": 0}))
+    assert str(verdict) == "exact_match drops by at most 0: 0.0000"
+    assert '<th class="number">m (compared)</th>' in report(same, [verdict])
+
+
 def test_a_drop_has_to_be_sure():
     good, bad = evaluation("good", right=18, nats=0.5), evaluation("bad", right=6, nats=1.5)
     good.compare(bad)
