@@ -20,7 +20,7 @@ fetch_mindformers() {
 }
 
 # torch, for the test of a pipeline with a model of torch's, in a folder of its own: MindSpore and MindFormers must not
-# find it. Only a CPU build will do, which is what +cpu asks for and only some indexes have (880 MB on the disk, half a
+# find it. Only a CPU build will do, which is what +cpu asks for and only some indexes have (880 MB on the disk, about a
 # minute): the one without brings several gigabytes of CUDA. Without it that test is skipped.
 fetch_torch() {
     local folder=$VENV/torch

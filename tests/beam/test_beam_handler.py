@@ -188,7 +188,7 @@ def test_environment_variables_are_set_before_the_model_is_loaded(demo, monkeypa
     monkeypatch.setenv("OF_THE_PIPELINE", "no")
     seen = []
     monkeypatch.setattr(
-        "inference.beam.handler.loaded_model",
+        "inference.beam.handler.loaded",
         lambda *args, real=None: seen.append(os.environ["OF_THE_PIPELINE"]) or 1 / 0,
     )
     with pytest.raises(Exception, match="division"):
