@@ -140,8 +140,9 @@ class SaveFile:
             self.num_durable = written
 
     def tidy(self, ordered: bool) -> None:
-        """Leaves each row there once, if any was run again, and all in their order if they are to be. The file is replaced
-        as a whole: whatever happens meanwhile, the old one is there until the new one is.
+        """Leaves each row there once, if any was run again, and all in their order if they are to be.
+
+        The file is replaced as a whole: whatever happens meanwhile, the old one is there until the new one is.
 
         Raises:
             InferenceError: there is no room for the new one.
