@@ -109,6 +109,12 @@ class BlockPool:
         """Makes a block findable no more, since its holder is about to write into it."""
         del self._block_of[self._hash_of.pop(block)]
 
+    def retract(self, blocks: Iterable[int]) -> None:
+        """Makes those of the blocks that can be found findable no more; whoever holds them keeps them."""
+        for block in blocks:
+            if block in self._hash_of:
+                self.withdraw(block)
+
     def forget(self) -> None:
         """Makes nothing findable any more: somebody writes into the cache past this pool."""
         self._free.extend(reversed(self._idle))

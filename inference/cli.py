@@ -24,7 +24,7 @@ from inference.config import InferenceConfig, Override, load_config, parse_overr
 from inference.config.flags import FLAGS, Flag
 from inference.config.presets import find_preset, is_preset, list_presets
 from inference.config.report import known_keys
-from inference.errors import EXIT_FAILURE, EXIT_USAGE, InferenceError, did_you_mean
+from inference.errors import EXIT_FAILURE, EXIT_USAGE, ConfigError, InferenceError, did_you_mean, is_out_of_memory
 from inference.interrupt import watch
 from inference.launcher import RELAUNCH
 from inference.parallel.topology import check_topology, is_scheduler, is_worker
@@ -132,6 +132,12 @@ def _own_options() -> list[GroupedOption]:
         GroupedOption(
             ["--resume"], group=output, is_flag=True, help="Go on with a save file that an earlier run left."
         ),
+        GroupedOption(
+            ["--retry_failed", "--retry-failed"],
+            group=output,
+            is_flag=True,
+            help="Go on with a save file, and run the rows again that failed.",
+        ),
         GroupedOption(["--no_echo", "--no-echo"], group=output, is_flag=True, help="Leave prompts out of records."),
         GroupedOption(
             ["--no-stream", "--no_stream"], group=output, is_flag=True, help="Write each answer when it is complete."
@@ -206,12 +212,14 @@ def _act(config: InferenceConfig, given: dict[str, Any]) -> int:
     from inference.report import count, say
 
     values = list(given["predict_data"] or config.input_data or ())
+    goes_on = given["resume"] or given["retry_failed"]
+    _check_going_on(config, given)
     if given["check"]:
-        other = modes.check_other(config, values, given["beam"], given["overwrite"] or given["resume"])
+        other = modes.check_other(config, values, given["beam"], given["overwrite"] or goes_on)
         if other is not None:
             click.echo(other)
             return 0
-        ready, number = modes.check(config, values, given["overwrite"] or given["resume"])
+        ready, number = modes.check(config, values, given["overwrite"] or goes_on)
         _say_checked(config, ready, count(number, "prompt"))
         return 0
     if not check_topology(config).is_root and config.run_mode != "convert":
@@ -225,11 +233,18 @@ def _act(config: InferenceConfig, given: dict[str, Any]) -> int:
         return modes.evaluate(config, values)
     else:
         again = resume_command(click.get_current_context().obj)
-        how = {"overwrite": given["overwrite"], "resume": given["resume"], "again": again}
+        how = {"overwrite": given["overwrite"], "resume": goes_on, "again": again}
         if config.run_mode == "pipeline":
             return modes.pipeline(config, values, given["beam"], **how)
-        return modes.predict(config, values, **how)
+        return modes.predict(config, values, retry_failed=given["retry_failed"], **how)
     return 0
+
+
+def _check_going_on(config: InferenceConfig, given: dict[str, Any]) -> None:
+    """Refuses flags that a run mode would pass over."""
+    for flag, modes in (("resume", ("predict", "pipeline")), ("retry_failed", ("predict",))):
+        if given[flag] and config.run_mode not in modes:
+            raise ConfigError(f"--{flag} is for run_mode {' and '.join(modes)}, not {config.run_mode}", "leave it out")
 
 
 def resume_command(arguments: Sequence[str]) -> str:
@@ -354,7 +369,7 @@ def _flag_names() -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs the command line and ends the process: 0 done, 1 a failure, 2 a mistake of the user's, 3 rows
-    that failed, 4 a threshold that was not kept, 130 interrupted, 143 terminated.
+    that failed, 4 a threshold that was not kept, 128 + number of the signal that ended it (130 for Ctrl-C).
     """
     _prepare_streams()
     watch()
@@ -403,7 +418,7 @@ def _report(error: BaseException) -> int:
     if isinstance(error, SystemExit):
         # click's own answer to a reader of standard output that has gone: nobody is left to tell.
         return error.code if isinstance(error.code, int) else EXIT_FAILURE
-    if isinstance(error, MemoryError):
+    if is_out_of_memory(error):
         return _fail("out of memory", "take a smaller model, or set engine.kv_cache_memory", EXIT_FAILURE)
     if isinstance(error, OSError) and error.strerror:
         return _fail(f"{error.filename or 'the output'}: {error.strerror}", "--traceback shows where", EXIT_FAILURE)

@@ -61,8 +61,21 @@ class TokenizerError(UserError):
     """Tokenizer files that are missing or damaged, or a text that they cannot encode."""
 
 
+class GenerationError(InferenceError):
+    """A prompt that the model failed on, and on it alone: the others go on."""
+
+
 class DeviceError(UserError):
     """A device that was asked for and is not there."""
+
+
+# What MindSpore and the devices' allocators say.
+_MEMORY_WORDS = ("out of memory", "bad_alloc", "allocate memory failed", "memory not enough", "cannot allocate memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there is no memory left."""
+    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in _MEMORY_WORDS)
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -1,8 +1,10 @@
-"""Ctrl-C and SIGTERM: one line on stderr and exit code 130 or 143, whatever the process is doing.
+"""Ctrl-C, and the signals by which schedulers and closed terminals end a process: one line on stderr and the exit code
+128 + number, whatever the process is doing.
 
-MindSpore puts a handler of its own in the place of Python's each time a graph runs, and an exception that passes
-through its import or its compiler leaves a crash, log lines and files behind. So the signals are blocked, and a thread
-waits for them.
+MindSpore puts a handler of its own in the place of Python's for SIGINT each time a graph runs, and an exception that
+passes through its import or its compiler leaves a crash, log lines and files behind. So nothing is raised: a thread
+hears of the signals. SIGINT is blocked, and the thread waits for it. The others must not be blocked, for programs that
+this one starts would inherit that and could not be ended; for them the thread reads what Python's own handler writes.
 """
 
 from __future__ import annotations
@@ -10,13 +12,15 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Set
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
+from itertools import count
 from typing import NoReturn
 
-# What is said of each signal, and the exit code: a shell's for a process that the signal killed.
-SIGNALS = {signal.SIGINT: ("interrupted", 130), signal.SIGTERM: ("terminated", 143)}
+SIGNALLED = 128
+# What to call the end by each signal.
+WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
 # Held while a record is written: an interrupt waits until it is whole.
 WRITING = threading.Lock()
 # Seconds to wait for that; a pipe that nobody reads may block for ever.
@@ -27,10 +31,40 @@ _last_words: list[Callable[[], str]] = []
 @cache
 def watch() -> None:
     """Ends the process on these signals from now on. To be called before other threads start: they inherit the mask."""
-    # A shell that starts a job in the background has SIGINT ignored.
-    watched = {number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN}
-    signal.pthread_sigmask(signal.SIG_BLOCK, watched)
-    threading.Thread(target=_wait, args=(watched,), name="interrupt", daemon=True).start()
+    # A shell that starts a job in the background has SIGINT ignored, nohup SIGHUP.
+    heard = [number for number in WORDS if signal.getsignal(number) is not signal.SIG_IGN]
+    # MindSpore would hear it where it is ignored, too.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    if signal.SIGINT in heard:
+        _start(lambda: signal.sigwait({signal.SIGINT}))
+    others = [number for number in heard if number != signal.SIGINT]
+    if others:
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        for number in others:
+            signal.signal(number, lambda *_: None)
+        # Other handlers of Python's write there, too.
+        numbers = (os.read(reader, 1)[0] for _ in count())
+        _start(lambda: next(number for number in numbers if number in others))
+        # What a child is sent is not this process' business.
+        os.register_at_fork(after_in_child=lambda: _forget(others))
+
+
+def _start(wait: Callable[[], int]) -> None:
+    """A thread that ends the process by the signal that `wait` returns."""
+
+    def run() -> NoReturn:
+        number = signal.Signals(wait())
+        end(WORDS[number], SIGNALLED + number)
+
+    threading.Thread(target=run, name="signals", daemon=True).start()
+
+
+def _forget(numbers: Iterable[signal.Signals]) -> None:
+    signal.set_wakeup_fd(-1)
+    for number in numbers:
+        signal.signal(number, signal.SIG_DFL)
 
 
 @contextmanager
@@ -43,15 +77,13 @@ def last_words(say: Callable[[], str]) -> Iterator[None]:
         _last_words.remove(say)
 
 
-def _wait(watched: Set[signal.Signals]) -> None:
-    end(*SIGNALS[signal.Signals(signal.sigwait(watched))])
-
-
 def end(what: str, code: int) -> NoReturn:
     """Ends the process now, whatever its other threads do, with one line on stderr."""
     WRITING.acquire(timeout=PATIENCE)
     more = "".join(f"; {words}" for words in [say() for say in _last_words] if words)
     # On a terminal the cursor is after "^C", or in the middle of an answer.
     start = "\n" if os.isatty(2) else ""
-    os.write(2, f"{start}error: {what}{more}\n".encode())
+    # The terminal may be gone.
+    with suppress(OSError):
+        os.write(2, f"{start}error: {what}{more}\n".encode())
     os._exit(code)

@@ -15,12 +15,12 @@ from typing import Any
 
 from inference.auto import AutoConfig, AutoModel
 from inference.config import InferenceConfig, load_config
-from inference.errors import InferenceError, InputError
+from inference.errors import GenerationError, InferenceError, InputError
 from inference.generation.background import Delivery
 from inference.generation.model import GenerativeModel
 from inference.generation.text import Answer, AnswerRow, EncodedPrompt, Encoder, TextEvent
 from inference.metrics import RunMetrics
-from inference.prompts import Prompt, check_text
+from inference.prompts import Prompt, prompt_from_mapping, prompt_of, token_ids_of
 from inference.request import TokenLogprob
 from inference.tokenizer import Tokenizer
 
@@ -40,7 +40,7 @@ class Completion:
         prompt: the prompt as the model saw it: for a chat the rendered template.
         text: the answer, without its prompt.
         token_ids: the answer's, without the one that ended it.
-        finish_reason: `stop` or `length`; `error` where the row could not run.
+        finish_reason: `stop` or `length`; `error` where there is no answer.
         cached_tokens: of the prompt's, how many the prefix cache had.
         logprobs: of each token, where they were asked for.
         error: what was wrong with the row.
@@ -105,12 +105,14 @@ class LLM:
         Args:
             prompts: one or many: a text, token ids, or a mapping as in a .jsonl file: `prompt` or `messages`, and if
                 wanted `custom_id` and settings of its own.
-            return_errors: yield a row that cannot run, with its error, instead of raising the error.
+            return_errors: yield a row that cannot run, or on which the model fails, with its error, instead of raising
+                the error.
             settings: of generation, for all prompts; those of a prompt outrank them.
 
         Raises:
             ConfigError: an unknown setting; at once.
             InputError: a prompt that cannot be used; when it is read.
+            GenerationError: a prompt that the model failed on.
         """
         given: Any = [prompts] if _is_one(prompts) else prompts
         return self._completions(enumerate(given), self._encoder(settings), return_errors)
@@ -134,7 +136,7 @@ class LLM:
         for delivery in self.model.background.stream(rows(), most, every_token=False):
             while refused:
                 yield refused.popleft()
-            if return_errors and isinstance(delivery.error, InputError):
+            if return_errors and isinstance(delivery.error, (InputError, GenerationError)):
                 row = delivery.row
                 assert isinstance(row, AnswerRow)
                 source = row.answer.source
@@ -260,42 +262,14 @@ def as_prompt(value: PromptLike, index: int) -> Prompt:
     Raises:
         InputError: it is none, or empty.
     """
-    where = f"prompt {index + 1}"
+    where, name = f"prompt {index + 1}", str(index)
     if isinstance(value, Prompt):
         return value
-    if isinstance(value, str):
-        return Prompt(str(index), where, text=check_text(value, where))
-    if isinstance(value, Mapping):
-        return _from_mapping(value, index, where)
-    if _are_ids(value):
-        return Prompt(str(index), where, token_ids=tuple(int(token) for token in value))
-    raise InputError(f"{where}: a prompt is {type(value).__name__}", "give a text, token ids or a mapping")
-
-
-def _from_mapping(value: Mapping[str, Any], index: int, where: str) -> Prompt:
-    settings = dict(value)
-    custom_id = str(settings.pop("custom_id", index))
-    content, messages = settings.pop("prompt", None), settings.pop("messages", None)
-    if (content is None) == (messages is None):
-        raise InputError(f"{where}: a row has either 'prompt' or 'messages'")
-    if messages is not None:
-        return Prompt(custom_id, where, messages=tuple(messages), settings=settings)
-    if isinstance(content, str):
-        return Prompt(custom_id, where, text=check_text(content, where), settings=settings)
-    if not _are_ids(content):
-        raise InputError(f"{where}: 'prompt' is {type(content).__name__}", "give a text or token ids")
-    return Prompt(custom_id, where, token_ids=tuple(int(token) for token in content), settings=settings)
+    return prompt_from_mapping(value, where, name) if isinstance(value, Mapping) else prompt_of(value, where, name)
 
 
 def _is_one(prompts: Any) -> bool:
-    return isinstance(prompts, (str, Mapping, Prompt)) or (_are_ids(prompts) and len(prompts) > 0)
-
-
-def _are_ids(value: Any) -> bool:
-    # numpy's integers have __index__ too, and so has its array of one.
-    return hasattr(value, "__len__") and all(
-        hasattr(token, "__index__") and not hasattr(token, "__len__") for token in value
-    )
+    return isinstance(prompts, (str, Mapping, Prompt)) or bool(token_ids_of(prompts))
 
 
 def completion_of(answer: Answer) -> Completion:

@@ -54,14 +54,15 @@ class RunMetrics:
     """Requests that each copy of the model has answered, where there are several."""
 
     def finished(self, request: Request) -> None:
-        """Counts a request that is done; one that was let go of has no latency."""
+        """Counts a request that is done; one that was let go of, or has failed, has no latency."""
         self.requests += 1
         self.prompt_tokens += request.num_prompt_tokens
         self.reused_tokens += request.num_reused
         self.preemptions += request.times_put_back
         self.completion_tokens += len(request.output_ids)
         timing = request.timing
-        if timing.ttft is None or timing.total is None or request.finish_reason is FinishReason.CANCELLED:
+        ended_early = request.finish_reason in (FinishReason.CANCELLED, FinishReason.ERROR)
+        if timing.ttft is None or timing.total is None or ended_early:
             return
         self.ttft_seconds.add(timing.ttft)
         self.row_seconds.add(timing.total)

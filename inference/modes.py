@@ -20,7 +20,7 @@ from typing import Any
 from inference.backend import check_backend, choose_model_class
 from inference.config import GenerationConfig, InferenceConfig
 from inference.context import build_context, check_device
-from inference.errors import EXIT_FAILURE, EXIT_ROWS_FAILED, ConfigError, InferenceError, InputError
+from inference.errors import EXIT_FAILURE, EXIT_ROWS_FAILED, ConfigError, InferenceError, InputError, is_out_of_memory
 from inference.generation.model import (
     GenerativeModel,
     choose_kernels,
@@ -107,7 +107,13 @@ def check(config: InferenceConfig, values: Sequence[str], overwrite: bool = Fals
 
 
 def predict(
-    config: InferenceConfig, values: Sequence[str], *, overwrite: bool = False, resume: bool = False, again: str = ""
+    config: InferenceConfig,
+    values: Sequence[str],
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    retry_failed: bool = False,
+    again: str = "",
 ) -> int:
     """Answers every prompt; answers go to standard output and the save file, figures to stderr.
 
@@ -115,6 +121,7 @@ def predict(
         values: prompts, and files of prompts.
         overwrite: a save file that exists is lost.
         resume: a save file that exists is gone on with.
+        retry_failed: of that, the rows that failed are run again.
         again: the command that goes on with this run, to be shown when it ends early.
 
     Returns:
@@ -122,7 +129,7 @@ def predict(
     """
     rows = _rows(config, values)
     ready = _prepare(config, rows, overwrite or resume)
-    save_file = _save_file(ready, rows, overwrite, resume)
+    save_file = _save_file(ready, rows, overwrite, resume, retry_failed)
     _say_what_is_used(ready)
     earlier = save_file.num_durable if save_file else 0
     metrics = RunMetrics()
@@ -140,9 +147,17 @@ def predict(
     try:
         with last_words(lambda: _last_words(save_file, again)):
             outcome = job.run()
+            if save_file:
+                save_file.tidy(config.output.ordered)
     except InferenceError as error:
         hint = _go_on(save_file, again) or error.hint
         raise type(error)(error.what, hint) from error
+    except Exception as error:
+        hint = _go_on(save_file, again)
+        if not hint:
+            raise
+        what = "out of memory" if is_out_of_memory(error) else f"{type(error).__name__}: {error}"
+        raise InferenceError(what, hint) from error
     finally:
         if save_file:
             save_file.close()
@@ -373,18 +388,18 @@ def _prepare(config: InferenceConfig, rows: RowStream | None, replace: bool) -> 
     return Checked(config, source, source.pairs(), tokenizer, encoder)
 
 
-def _save_file(ready: Checked, rows: RowStream, overwrite: bool, resume: bool) -> SaveFile | None:
-    output = ready.config.output
+def _save_file(ready: Checked, rows: RowStream, overwrite: bool, resume: bool, retry_failed: bool) -> SaveFile | None:
+    output, flag = ready.config.output, "--retry_failed" if retry_failed else "--resume"
     if resume and overwrite:
-        raise InputError("--resume goes on with a save file, --overwrite begins anew", "give one of them")
+        raise InputError(f"{flag} goes on with a save file, --overwrite begins anew", "give one of them")
     if not output.save_file:
         if resume:
-            raise InputError("--resume goes on with a save file, and there is none", "give --save_file")
+            raise InputError(f"{flag} goes on with a save file, and there is none", "give --save_file")
         return None
     identity = None
     if output.form == "json":
         identity = identity_of(ready.source, ready.pairs, ready.tokenizer, ready.encoder.generation, rows)
-    return SaveFile(Path(output.save_file), identity, overwrite, resume)
+    return SaveFile(Path(output.save_file), identity, overwrite, resume, retry_failed)
 
 
 def _writer(ready: Checked, save_file: SaveFile | None) -> AnswerWriter:

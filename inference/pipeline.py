@@ -11,7 +11,7 @@ from inference.errors import ConfigError, InferenceError, InputError, did_you_me
 from inference.generation.model import GenerativeModel
 from inference.generation.streamers import BaseStreamer, SeparateStreamers
 from inference.generation.text import EncodedPrompt
-from inference.prompts import Prompt, check_text
+from inference.prompts import prompt_of
 from inference.tokenizer import Tokenizer
 
 # Each task, and the key of its results. What is done is the model's business, by what its prompts ask for.
@@ -52,8 +52,9 @@ class TextGenerationPipeline:
         *,
         streamer: BaseStreamer | Sequence[BaseStreamer] | None = None,
         return_full_text: bool = True,
+        return_errors: bool = False,
         **settings: Any,
-    ) -> list[dict[str, list[str]]]:
+    ) -> list[dict[str, Any]]:
         """Generates.
 
         Args:
@@ -61,43 +62,62 @@ class TextGenerationPipeline:
             streamer: instead of the pipeline's own; or one for each input, so that all can be followed at once.
             return_full_text: put the prompt before its answer, as MindFormers does. A model with an encoder gives
                 its answer alone.
+            return_errors: an input that cannot run, or on which the model fails, has a result without a text, and with
+                its error, instead of raising the error.
             settings: of generation, for this call.
 
         Returns:
-            `{"text_generation_text": [text]}` for each input, in order, under the key of the pipeline's task.
+            `{"text_generation_text": [text]}` for each input, in order, under the key of the pipeline's task; with
+            `return_errors`, `{"text_generation_text": [], "error": error}` for one without an answer.
 
         Raises:
             ConfigError: an unknown setting.
             InputError: an input that is empty or does not fit the model's context.
+            GenerationError: an input that the model failed on.
         """
         given = streamer or self.streamer
         shown = given if isinstance(given, BaseStreamer) or given is None else SeparateStreamers(given)
         try:
-            prompts = self._encoded([inputs] if isinstance(inputs, str) else inputs, settings)
-            if isinstance(shown, SeparateStreamers) and len(shown) != len(prompts):
+            encoded = self._encoded([inputs] if isinstance(inputs, str) else inputs, settings, return_errors)
+            if isinstance(shown, SeparateStreamers) and len(shown) != len(encoded):
                 raise InputError(
-                    f"{len(shown)} streamers for {len(prompts)} inputs", "give one for each, or a single one"
+                    f"{len(shown)} streamers for {len(encoded)} inputs", "give one for each, or a single one"
                 )
         except InferenceError:
             # Whoever iterates over the streamer in another thread would wait for ever.
             if shown is not None:
                 shown.close()
             raise
-        answers = self.model.answer(prompts, self.tokenizer, shown)
-        return [
-            {self.key: [prompt.full_text(answer) if return_full_text else answer]}
-            for prompt, answer in zip(prompts, answers, strict=True)
-        ]
+        prompts = [prompt for prompt in encoded if isinstance(prompt, EncodedPrompt)]
+        if shown is not None:
+            for row, prompt in enumerate(encoded):
+                if isinstance(prompt, InferenceError):
+                    shown.finish(row)
+        answers = iter(self.model.answer(prompts, self.tokenizer, shown, return_errors))
+        results: list[dict[str, Any]] = []
+        for prompt in encoded:
+            answer = next(answers) if isinstance(prompt, EncodedPrompt) else prompt
+            if isinstance(prompt, InferenceError) or isinstance(answer, InferenceError):
+                results.append({self.key: [], "error": answer})
+            else:
+                results.append({self.key: [prompt.full_text(answer) if return_full_text else answer]})
+        return results
 
-    def _encoded(self, texts: Iterable[str], settings: Mapping[str, Any]) -> list[EncodedPrompt]:
+    def _encoded(
+        self, texts: Iterable[str], settings: Mapping[str, Any], return_errors: bool
+    ) -> list[EncodedPrompt | InputError]:
         encoder = self.model.encoder(self.tokenizer, self._generation.updated(**settings))
-        prompts = [
-            Prompt(str(row), f"input {row + 1}", text=check_text(text, f"input {row + 1}"))
-            for row, text in enumerate(texts)
-        ]
-        if not prompts:
+        encoded: list[EncodedPrompt | InputError] = []
+        for row, text in enumerate(texts):
+            try:
+                encoded.append(encoder.encode(row, prompt_of(text, f"input {row + 1}", str(row))))
+            except InputError as error:
+                if not return_errors:
+                    raise
+                encoded.append(error)
+        if not encoded:
             raise InputError("the pipeline was given no input", "give a text or a list of texts")
-        return encoder.encode_all(prompts)
+        return encoded
 
 
 def pipeline(

@@ -6,6 +6,7 @@ Knows rows; knows nothing about the files that they come from, tokenizers or mod
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -103,7 +104,7 @@ def prompt_from_mapping(row: Mapping[str, Any], where: str, default_id: str) -> 
 
 
 def prompt_of(value: Any, where: str, custom_id: str) -> Prompt:
-    """A prompt that is a text, or a list of token ids.
+    """A prompt that is a text, or token ids in any sequence.
 
     Raises:
         RowError: it is neither, or empty; the message begins with `where`.
@@ -138,16 +139,31 @@ def _prompt(row: Mapping[str, Any], where: str, custom_id: str) -> Prompt:
 def _content(row: Mapping[str, Any], where: str) -> tuple[str | None, tuple[int, ...] | None, tuple | None]:
     prompt, messages = row.get("prompt"), row.get("messages")
     if messages is not None:
-        if not (isinstance(messages, list) and messages and all(isinstance(m, dict) and "role" in m for m in messages)):
+        is_list = isinstance(messages, (list, tuple)) and bool(messages)
+        if not is_list or not all(isinstance(message, Mapping) and "role" in message for message in messages):
             raise InputError(f"{where}: messages must be a list of objects with 'role' and 'content'")
         return None, None, tuple({**message, **_joined(message, where)} for message in messages)
     if isinstance(prompt, str):
         return check_text(prompt, where), None, None
-    if not isinstance(prompt, list) or not all(type(token) is int and token >= 0 for token in prompt):
+    ids = token_ids_of(prompt)
+    if ids is None or any(token < 0 for token in ids):
         raise InputError(f"{where}: prompt must be text or a list of token ids")
-    if not prompt:
+    if not ids:
         raise InputError(f"{where}: the prompt is empty", "give at least one token")
-    return None, tuple(prompt), None
+    return None, ids, None
+
+
+def token_ids_of(value: Any) -> tuple[int, ...] | None:
+    """The integers of a list, a tuple or an array of one dimension; None for all else."""
+    if isinstance(value, (str, bytes, Mapping)) or not hasattr(value, "__getitem__"):
+        return None
+    try:
+        # An array of one number is an index too, and so is True.
+        if any(isinstance(token, bool) or hasattr(token, "__len__") for token in value):
+            return None
+        return tuple(operator.index(token) for token in value)
+    except TypeError:
+        return None
 
 
 def _joined(message: Mapping[str, Any], where: str) -> dict[str, str]:

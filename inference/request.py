@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from inference.config import GenerationConfig
+    from inference.errors import InferenceError
 
 
 class FinishReason(str, Enum):
@@ -23,6 +24,8 @@ class FinishReason(str, Enum):
     """The most new tokens, or the end of the model's context."""
     CANCELLED = "cancelled"
     """The caller let go of it."""
+    ERROR = "error"
+    """It goes no further; its `error` says why."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ class Request:
     output_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    error: InferenceError | None = None
     block_table: list[int] = field(default_factory=list)
     source_table: list[int] = field(default_factory=list)
     """The blocks of the source, none before it is encoded."""

@@ -127,6 +127,11 @@ class Scheduler:
         self.waiting.pop(request, None)
         self._release(request)
 
+    def discard(self, request: Request) -> None:
+        """Forgets a request that failed: what it computed is shared with nobody who comes later."""
+        self.pool.retract(request.block_table[request.num_reused // self.pool.block_size :])
+        self.finish(request)
+
     def _make_room(self, request: Request, tokens: int) -> bool:
         """Grows the request's table, taking blocks from the youngest rows; False if it was itself put back."""
         while not self.pool.grow(request.block_table, tokens):

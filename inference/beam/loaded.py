@@ -16,16 +16,13 @@ from weakref import WeakValueDictionary
 
 from inference.beam.rows import prompt_from
 from inference.config import GenerationConfig, InferenceConfig
-from inference.errors import ConfigError, InferenceError, InputError
+from inference.errors import ConfigError, GenerationError, InferenceError, InputError, is_out_of_memory
 from inference.generation.text import AnswerRow, EncodedPrompt
-from inference.jobs.feed import BAD_ROW, FailedRow
+from inference.jobs.feed import BAD_ROW, MODEL_FAILED, FailedRow
 from inference.jobs.records import error_record, record
 from inference.llm import LLM, READ_AHEAD
 
-MODEL_FAILED = "model_failed"
 OUT_OF_MEMORY = "out_of_memory"
-# What MindSpore and the devices' allocators say.
-_MEMORY_WORDS = ("out of memory", "bad_alloc", "allocate memory failed", "memory not enough", "cannot allocate memory")
 
 
 @dataclass(frozen=True)
@@ -133,6 +130,8 @@ class _Work:
                     self.notes.add(self.outcomes[answer.row])
             elif isinstance(delivery.error, InputError):
                 self.fail(answer.source, BAD_ROW, delivery.error)
+            elif isinstance(delivery.error, GenerationError):
+                self.fail(answer.source, _kind_of(delivery.error), delivery.error)
             else:
                 self.errors[answer.row] = delivery.error
                 left.append(answer.source)
@@ -143,7 +142,7 @@ class _Work:
         if len(rows) == 1:
             for row in self.run(rows):
                 error = self.errors[row.row]
-                self.fail(row, OUT_OF_MEMORY if is_out_of_memory(error) else MODEL_FAILED, error)
+                self.fail(row, _kind_of(error), error)
             return
         self.halved += 1
         middle = len(rows) // 2
@@ -154,6 +153,10 @@ class _Work:
 
     def fail(self, source: EncodedPrompt, kind: str, error: BaseException) -> None:
         self.outcomes[source.row] = self.model._failed(source.row, source.prompt.custom_id, kind, error)
+
+
+def _kind_of(error: BaseException) -> str:
+    return OUT_OF_MEMORY if is_out_of_memory(error) else MODEL_FAILED
 
 
 def _of_a_pipeline(made: dict[str, Any]) -> dict[str, Any]:
@@ -195,11 +198,6 @@ class _Turns:
                 self._wanting -= 1
                 self._inside -= 1
                 self._changed.notify_all()
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there is no memory left."""
-    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in _MEMORY_WORDS)
 
 
 _loaded: WeakValueDictionary[str, LoadedModel] = WeakValueDictionary()

@@ -197,14 +197,39 @@ NEGATED: dict[KeyPath, KeyPath] = {
     (*MODEL, "untie_embeddings_and_output_weights"): (*MODEL, "tie_word_embeddings"),
 }
 
-# Two names that stay, since models know both: setting them to different values in one source is a mistake.
-SYNONYMS: tuple[tuple[KeyPath, ...], ...] = (
-    ((*MODEL, "num_layers"), (*MODEL, "num_hidden_layers")),
-    ((*MODEL, "num_heads"), (*MODEL, "num_attention_heads")),
-    ((*MODEL, "n_kv_heads"), (*MODEL, "num_key_value_heads")),
-    ((*MODEL, "theta"), (*MODEL, "rope_theta")),
-    ((*MODEL, "max_position_embedding"), (*MODEL, "max_position_embeddings")),
-    ((*MODEL, "torch_dtype"), (*MODEL, "dtype")),
+# Names that stay, since models know all of a group: setting two to different values in one source is a mistake.
+_SPELLINGS = (
+    "hidden_size d_model",
+    "intermediate_size d_ff",
+    "head_dim d_kv",
+    "num_layers num_hidden_layers",
+    "num_heads num_attention_heads",
+    "n_kv_heads num_key_value_heads multi_query_group_num",
+    "max_position_embedding max_position_embeddings",
+    "hidden_act feed_forward_proj",
+    "attention_bias bias",
+    "theta rope_theta rope_parameters.rope_theta",
+    "partial_rotary_factor rope_parameters.partial_rotary_factor",
+    "start_token_id decoder_start_token_id",
+    "torch_dtype dtype",
+    "num_experts num_local_experts n_routed_experts moe_config.expert_num",
+    "num_experts_per_tok moe_config.num_experts_chosen",
+    "n_shared_experts moe_config.shared_expert_num",
+    *(
+        f"{name} moe_config.{name}"
+        for name in (
+            "moe_intermediate_size",
+            "norm_topk_prob",
+            "routed_scaling_factor",
+            "first_k_dense_replace",
+            "topk_method",
+            "n_group",
+            "topk_group",
+        )
+    ),
+)
+SYNONYMS: tuple[tuple[KeyPath, ...], ...] = tuple(
+    tuple((*MODEL, *name.split(".")) for name in group.split()) for group in _SPELLINGS
 )
 
 _LENGTHS = ("max_length", "max_decode_length", "max_new_tokens")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import combinations, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,7 @@ def load_config(source: str | Path | Mapping[str, Any], *, overrides: Sequence[O
     else:
         files = list(_files(Path(source), str(source) or ".", ()))
         layers, sources = [layer for layer, _ in files], [shown for _, shown in files]
-    layers += [override.layer() for override in overrides]
-    return _build(layers, sources)
+    return _build([*layers, *_layers(overrides)], sources)
 
 
 def override_config(config: InferenceConfig, overrides: Sequence[Override]) -> InferenceConfig:
@@ -59,7 +59,16 @@ def override_config(config: InferenceConfig, overrides: Sequence[Override]) -> I
     Raises:
         ConfigError: a key that nobody knows, or a value that cannot be used.
     """
-    return _build([*config._given, *(override.layer() for override in overrides)], config.sources)
+    return _build([*config._given, *_layers(overrides)], config.sources)
+
+
+def _layers(overrides: Sequence[Override]) -> list[Layer]:
+    """The layers of a command line, in which a key may be there again, but not in another spelling and with another
+    value.
+    """
+    layers = [override.layer() for override in overrides]
+    _renamed(lay_all(layers))
+    return layers
 
 
 def _files(path: Path, shown: str, children: tuple[str, ...]) -> Iterator[tuple[Layer, str]]:
@@ -94,8 +103,9 @@ def _renamed(layer: Layer) -> Layer:
             layer.put(old, not value)
         _refuse_difference(layer, old, new)
         layer.move(old, new)
-    for first, second in SYNONYMS:
-        _refuse_difference(layer, first, second)
+    for group in SYNONYMS:
+        for first, second in combinations(group, 2):
+            _refuse_difference(layer, first, second)
     return layer
 
 
@@ -103,9 +113,15 @@ def _refuse_difference(layer: Layer, first: KeyPath, second: KeyPath) -> None:
     one, other = layer.get(first), layer.get(second)
     if one is not None and other is not None and one != other:
         raise ConfigError(
-            f"{layer.origin(second)}: {dotted(second)} is {show(other)} and {first[-1]} is {show(one)}",
+            f"{layer.origin(second)}: {dotted(second)} is {show(other)} and {_apart(first, second)} is {show(one)}",
             "they are the same setting; keep one",
         )
+
+
+def _apart(path: KeyPath, other: KeyPath) -> str:
+    """A key's name without what it has in common with the other."""
+    common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(path[:-1], other[:-1], strict=False)))
+    return dotted(path[common:])
 
 
 def _build(given: Sequence[Layer], sources: Iterable[str]) -> InferenceConfig:

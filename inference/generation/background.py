@@ -15,25 +15,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic
 
 from inference.errors import InferenceError
-from inference.generation.engine import BaseEngine
+from inference.generation.engine import BaseEngine, Event, Row
 from inference.request import FinishReason, Request
-
-Event = TypeVar("Event")
-EventOf = TypeVar("EventOf", covariant=True)
-
-
-class Row(Protocol[EventOf]):
-    """A request, and what to make of its tokens."""
-
-    @property
-    def request(self) -> Request: ...
-
-    def advance(self, engine: BaseEngine) -> EventOf:
-        """Takes the newest token; runs in the engine's thread. May end the request."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -87,7 +73,7 @@ class BackgroundEngine:
         """Lets a row join the running batch.
 
         Args:
-            row: a row that was never submitted before.
+            row: a row that was never submitted before; it takes its tokens in the engine's thread.
             deliver: called in the engine's thread; a row whose `deliver` raises is let go of.
             every_token: deliver something for each token; otherwise for the last one alone.
         """
@@ -198,14 +184,9 @@ class BackgroundEngine:
         entry = self._entries.get(request)
         if entry is None:
             return
-        try:
-            event = entry.row.advance(engine)
-        except InferenceError as error:
-            engine.finish(request, FinishReason.CANCELLED)
-            self._deliver(Delivery(entry.row, None, True, error))
-            return
+        event = engine.advance(entry.row)
         if request.finished or entry.every_token:
-            self._deliver(Delivery(entry.row, event, request.finished))
+            self._deliver(Delivery(entry.row, event, request.finished, request.error))
 
     def _deliver(self, delivery: Delivery[Any]) -> None:
         with self._lock:

@@ -8,17 +8,32 @@ from __future__ import annotations
 import secrets
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Protocol, TypeVar
 
 import numpy as np
 
-from inference.errors import InferenceError, InputError
+from inference.errors import GenerationError, InferenceError, InputError, is_out_of_memory
 from inference.generation.sampler import choose, needs_logits, token_logprob
 from inference.metrics import RunMetrics
 from inference.models.runner import StepModel
 from inference.models.step import SequenceStep, StepBatch
 from inference.request import FinishReason, Request
 from inference.scheduler import Scheduled, Scheduler
+
+Event = TypeVar("Event")
+EventOf = TypeVar("EventOf", covariant=True)
+
+
+class Row(Protocol[EventOf]):
+    """A request, and what to make of its tokens."""
+
+    @property
+    def request(self) -> Request: ...
+
+    def advance(self, engine: BaseEngine) -> EventOf:
+        """Takes the newest token. May end the request."""
+        ...
 
 
 class BaseEngine(ABC):
@@ -54,7 +69,11 @@ class BaseEngine(ABC):
 
     @abstractmethod
     def step(self) -> list[Request]:
-        """Runs one step; the requests that got a token in it, some of them finished by it."""
+        """Runs one step; the requests that got a token in it, some of them finished by it, and those that failed.
+
+        Raises:
+            InferenceError: no request can go on.
+        """
 
     @abstractmethod
     def finish(self, request: Request, reason: FinishReason) -> None:
@@ -90,6 +109,25 @@ class BaseEngine(ABC):
     @abstractmethod
     def _queue(self, request: Request) -> None:
         """Takes a request that fits the context."""
+
+    def fail(self, request: Request, error: Exception) -> None:
+        """Ends a request that goes no further, which leaves all others as they are."""
+        if isinstance(error, InferenceError):
+            request.error = GenerationError(error.what, error.hint)
+        else:
+            request.error = GenerationError(f"request {request.request_id}: {type(error).__name__}: {error}")
+        self.finish(request, FinishReason.ERROR)
+        # Also if its last token was the one that nobody could make anything of.
+        request.finish_reason = FinishReason.ERROR
+
+    def advance(self, row: Row[Event]) -> Event | None:
+        """What a row makes of its newest token; None if it has failed, in which case its request has the `error`."""
+        if row.request.error is None:
+            try:
+                return row.advance(self)
+            except Exception as error:  # whatever it is, it is this row's own
+                self.fail(row.request, error)
+        return None
 
     def run(self) -> Iterator[Request]:
         """Steps until nothing is left; yields each request as it finishes."""
@@ -151,7 +189,10 @@ class Engine(BaseEngine):
     def finish(self, request: Request, reason: FinishReason) -> None:
         if not request.finished:
             request.finish(reason)
-            self._scheduler.finish(request)
+            if reason is FinishReason.ERROR:
+                self._scheduler.discard(request)
+            else:
+                self._scheduler.finish(request)
             self.metrics.finished(request)
 
     def close(self) -> None:
@@ -164,6 +205,18 @@ class Engine(BaseEngine):
         copies = [item.copy for item in planned if item.copy]
         if copies:
             self.model.copy_blocks(copies)
+        try:
+            ready = self._advance(planned)
+        except Exception as error:
+            if _is_of_all(error):
+                raise
+            ready = self._advance_apart(planned)
+        tokens = sum(item.tokens for item in planned)
+        self.metrics.step(time.perf_counter() - started, tokens, len(ready))
+        return ready
+
+    def _advance(self, planned: Sequence[Scheduled]) -> list[Request]:
+        """Computes what was planned; the requests that came to their next token. Nothing has changed if it raises."""
         sources = [_source(item.request) for item in planned if item.encodes]
         if sources:
             self.model.encode(StepBatch.build(sources, self.model.block_size))
@@ -176,17 +229,40 @@ class Engine(BaseEngine):
             at_end = item.reaches_end
             self._scheduler.advance(item)
             if at_end:
-                self._take_token(item.request, int(result.best[row]), logits.get(row))
+                try:
+                    self._take_token(item.request, int(result.best[row]), logits.get(row))
+                except Exception as error:  # whatever it is, it is this row's own
+                    self.fail(item.request, error)
                 ready.append(item.request)
-        tokens = sum(item.tokens for item in planned)
-        self.metrics.step(time.perf_counter() - started, tokens, len(ready))
         return ready
+
+    def _advance_apart(self, planned: Sequence[Scheduled]) -> list[Request]:
+        """The same after the model failed on all rows together: each goes by itself, so that one that the model cannot
+        compute takes nobody with it.
+
+        Raises:
+            Exception: the model does nothing any more.
+        """
+        ready: list[Request] = []
+        failed: dict[Request, Exception] = {}
+        for item in planned:
+            try:
+                ready += self._advance([item])
+            except Exception as error:
+                if _is_of_all(error):
+                    raise
+                failed[item.request] = error
+        if len(failed) == len(planned):
+            self.model.warm_up()
+        for request, reason in failed.items():
+            self.fail(request, reason)
+        return [*ready, *failed]
 
     def _take_token(self, request: Request, best: int, logits: np.ndarray | None) -> None:
         """Appends the next token: the best, or one chosen from the logits where the request needs them."""
         generation = request.generation
         if best < 0:
-            raise InferenceError(
+            raise GenerationError(
                 f"the model gave logits that are no numbers for request {request.request_id}",
                 "the checkpoint is damaged, or its config is another model's",
             )
@@ -196,6 +272,11 @@ class Engine(BaseEngine):
         if not generation.use_past:
             request.num_cached = 0
         self._append(request, token)
+
+
+def _is_of_all(error: Exception) -> bool:
+    """Whether no row can go on: a rank is gone, or there is too little memory for so many."""
+    return isinstance(error, InferenceError) or is_out_of_memory(error)
 
 
 def _sequence(item: Scheduled) -> SequenceStep:

@@ -19,7 +19,7 @@ from inference import kernels
 from inference.blocks import NULL_BLOCK
 from inference.config import GenerationConfig, InferenceConfig
 from inference.context import available_memory
-from inference.errors import ConfigError, InferenceError, InputError
+from inference.errors import ConfigError, GenerationError, InferenceError, InputError
 from inference.generation.background import BackgroundEngine
 from inference.generation.engine import BaseEngine, Engine
 from inference.generation.streamers import BaseStreamer, SeparateStreamers
@@ -227,9 +227,15 @@ class GenerativeModel:
         prompts: Iterable[EncodedPrompt],
         tokenizer: Tokenizer,
         streamer: BaseStreamer | SeparateStreamers | None = None,
-    ) -> list[str]:
-        """The text of every answer, in the order of the prompts; shown to `streamer` as it comes."""
-        texts: dict[int, str] = {}
+        return_errors: bool = False,
+    ) -> list[str | InferenceError]:
+        """The text of every answer, in the order of the prompts; shown to `streamer` as it comes.
+
+        Args:
+            return_errors: in the place of a text that there is not, because the prompt cannot run or the model fails on
+                it, return the error instead of raising it.
+        """
+        found: dict[int, str | InferenceError] = {}
         sources = list(prompts)
         try:
             if streamer is not None:
@@ -237,18 +243,22 @@ class GenerativeModel:
                     streamer.prompt(source.row, source.text if source.decoder_start is None else "")
             rows = [self.row(source, tokenizer) for source in sources]
             for delivery in self.background.stream(rows, len(rows), every_token=streamer is not None):
-                event = delivery.unwrap()
-                row = event.answer.row
-                if streamer is not None:
-                    streamer.write(row, event.text)
-                if event.finished:
-                    texts[row] = event.answer.text
+                assert isinstance(delivery.row, AnswerRow)
+                answer = delivery.row.answer
+                if return_errors and isinstance(delivery.error, (InputError, GenerationError)):
+                    found[answer.row] = delivery.error
+                else:
+                    event = delivery.unwrap()
                     if streamer is not None:
-                        streamer.finish(row)
+                        streamer.write(answer.row, event.text)
+                    if event.finished:
+                        found[answer.row] = answer.text
+                if delivery.last and streamer is not None:
+                    streamer.finish(answer.row)
         finally:
             if streamer is not None:
                 streamer.close()
-        return [texts[source.row] for source in sources]
+        return [found[source.row] for source in sources]
 
     def row(self, source: EncodedPrompt, tokenizer: Tokenizer) -> AnswerRow:
         """A prompt as a row of `background`."""

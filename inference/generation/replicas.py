@@ -2,7 +2,7 @@
 answers; the leader of every other copy answers the rows that it gets.
 
 Messages from rank 0: `open` (load the model, with a KV cache for so many positions), `rows`, `end`. From the others:
-`ready`, `events`, `refused`, `figures`. Knows channels and engines; knows nothing about files, or who shares a copy.
+`ready`, `events`, `failed`, `figures`. Knows channels and engines; knows nothing about files, or who shares a copy.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from typing import Any
 
 from inference import pulse
 from inference.config import GenerationConfig
-from inference.errors import InputError
-from inference.generation.text import EncodedPrompt, Load, Refusal, TextEvent, TextGenerator
+from inference.errors import GenerationError, InferenceError, InputError
+from inference.generation.text import EncodedPrompt, Failure, Load, TextEvent, TextGenerator
 from inference.generation.wire import RemoteRow, event_fields, row_fields, row_of
 from inference.metrics import RunMetrics
 from inference.parallel.channel import Channel, Message, PeerLostError
-from inference.request import Request
+from inference.request import FinishReason, Request
 
 OPEN, ROWS, END = "open", "rows", "end"
-READY, EVENTS, REFUSED, FIGURES = "ready", "events", "refused", "figures"
+READY, EVENTS, FAILED, FIGURES = "ready", "events", "failed", "figures"
 # Seconds for which a replica keeps tokens back, to tell them together; an answer that is complete goes at once.
 TOGETHER = 0.02
 # Seconds for which rank 0 waits for events, before it looks for new rows.
@@ -91,7 +91,7 @@ class Replicas:
         """Gives a prompt to the copy with the most room, rank 0's own first.
 
         Raises:
-            InputError: the engine cannot take it; another copy's engine says so by a `Refusal`.
+            InputError: the engine cannot take it; another copy's engine says so by a `Failure`.
         """
         remote = min(self.remotes, key=lambda remote: remote.fullness)
         if self._local.num_rows / self._local.capacity <= remote.fullness:
@@ -100,13 +100,13 @@ class Replicas:
         remote.rows[source.row] = RemoteRow.begin(source, self._local.engine.context_length)
         remote.channel.send(ROWS, rows=[row_fields(source)])
 
-    def step(self) -> list[TextEvent | Refusal]:
+    def step(self) -> list[TextEvent | Failure]:
         """Runs one step of the own engine, if it has anything to do; what came of that, and from the others meanwhile.
 
         Raises:
             PeerLostError: a copy is gone, and its rows with it.
         """
-        events: list[TextEvent | Refusal] = []
+        events: list[TextEvent | Failure] = []
         if self._local.busy:
             events += self._local.step()
         else:
@@ -145,16 +145,20 @@ class Replicas:
     def _put(self, remote: Remote, message: Message | PeerLostError) -> None:
         self._inbox.put((remote, message))
 
-    def _take(self, remote: Remote, message: Message | PeerLostError) -> list[TextEvent | Refusal]:
+    def _take(self, remote: Remote, message: Message | PeerLostError) -> list[TextEvent | Failure]:
         if isinstance(message, PeerLostError):
             remote.lost = True
             raise message
         fields = message.fields
-        if message.kind == REFUSED:
-            source = remote.rows.pop(fields["row"]).answer.source
-            return [Refusal(source, InputError(fields["what"], fields["hint"]))]
+        if message.kind == FAILED:
+            answer, what, hint = remote.rows.pop(fields["row"]).answer, fields["what"], fields["hint"]
+            if fields["refused"]:
+                return [Failure(answer.source, InputError(what, hint))]
+            answer.request.finish(FinishReason.ERROR)
+            remote.metrics.finished(answer.request)
+            return [Failure(answer.source, GenerationError(what, hint))]
         remote.load = Load(*fields["load"])
-        events: list[TextEvent | Refusal] = []
+        events: list[TextEvent | Failure] = []
         for told in fields["rows"]:
             event = remote.rows[told["row"]].advance(told)
             events.append(event)
@@ -199,8 +203,11 @@ class Replica:
         while self._take_messages():
             complete = False
             for event in generator.step():
-                self._note(event)
-                complete = complete or event.finished
+                if isinstance(event, Failure):
+                    self._fail(event.source, event.error)
+                else:
+                    self._note(event)
+                    complete = complete or event.finished
             if complete or time.monotonic() - self._told >= TOGETHER:
                 self._tell()
         generator.cancel()
@@ -231,7 +238,12 @@ class Replica:
         try:
             self._generator.add(source)
         except InputError as error:
-            self._channel.send(REFUSED, row=source.row, what=error.what, hint=error.hint)
+            self._fail(source, error)
+
+    def _fail(self, source: EncodedPrompt, error: InferenceError) -> None:
+        self._untold.pop(source.row, None)
+        refused = isinstance(error, InputError)
+        self._channel.send(FAILED, row=source.row, what=error.what, hint=error.hint, refused=refused)
 
     def _note(self, event: TextEvent) -> None:
         answer = event.answer

@@ -5,7 +5,7 @@ Knows tokenizers and stop strings; knows nothing about files, terminals or how r
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from inference.config import GenerationConfig
@@ -227,11 +227,13 @@ class TextEvent:
 
 
 @dataclass(frozen=True)
-class Refusal:
-    """A prompt that was taken, and then found to be one that the engine cannot run."""
+class Failure:
+    """A prompt that was taken and gets no answer: one that the engine cannot run (InputError), or on which the model
+    failed.
+    """
 
     source: EncodedPrompt
-    error: InputError
+    error: InferenceError
 
 
 @dataclass(frozen=True)
@@ -244,7 +246,7 @@ class Load:
 
 
 class TextGenerator:
-    """Runs encoded prompts on an engine and yields their text as it comes.
+    """Runs encoded prompts on an engine; each step gives their text as it comes.
 
     Args:
         skip_special_tokens: leave special tokens out of the text.
@@ -292,11 +294,16 @@ class TextGenerator:
         self.engine.add(request)
         self._rows[request] = self._row(source, request)
 
-    def step(self) -> list[TextEvent]:
-        """Runs one step of the engine; the text that came of it."""
-        events = []
+    def step(self) -> list[TextEvent | Failure]:
+        """Runs one step of the engine; the text that came of it, and the prompts that failed."""
+        events: list[TextEvent | Failure] = []
         for request in self.engine.step():
-            events.append(self._rows[request].advance(self.engine))
+            row = self._rows[request]
+            event = self.engine.advance(row)
+            if event is not None:
+                events.append(event)
+            if request.error is not None:
+                events.append(Failure(row.answer.source, request.error))
             if request.finished:
                 del self._rows[request]
         return events
@@ -306,27 +313,6 @@ class TextGenerator:
         for request in self._rows:
             self.engine.finish(request, FinishReason.CANCELLED)
         self._rows.clear()
-
-    def stream(self, prompts: Iterable[EncodedPrompt]) -> Iterator[TextEvent]:
-        """Text of all prompts, their rows mixed as the engine runs them. Prompts are taken when there is room."""
-        waiting = iter(prompts)
-        more = True
-        try:
-            while more or self.busy:
-                while more and self.has_room:
-                    source = next(waiting, None)
-                    if source is None:
-                        more = False
-                    else:
-                        self.add(source)
-                if self.busy:
-                    yield from self.step()
-        finally:
-            self.cancel()
-
-    def answers(self, prompts: Iterable[EncodedPrompt]) -> Iterator[Answer]:
-        """Whole answers, in the order in which they finish."""
-        return (event.answer for event in self.stream(prompts) if event.finished)
 
     def _row(self, source: EncodedPrompt, request: Request) -> AnswerRow:
         return AnswerRow.begin(source, request, self._tokenizer, self._skip_special_tokens)

@@ -20,6 +20,7 @@ from inference.jobs.seen import NameSet, NumberSet
 from inference.prompts import Prompt, RowError
 
 BAD_ROW = "bad_row"
+MODEL_FAILED = "model_failed"
 # Its name belongs to the row that had it first.
 DUPLICATE = "duplicate_id"
 
@@ -30,7 +31,7 @@ class FailedRow:
 
     Args:
         line: of the input, from 1; None for an argument.
-        kind: `bad_row` or `duplicate_id`.
+        kind: `bad_row`, `duplicate_id` or `model_failed`.
         message: what is wrong, in a line that begins with where.
     """
 
@@ -43,7 +44,9 @@ class FailedRow:
 
 @dataclass
 class DoneRows:
-    """What an earlier run left: the rows that have a record, and the names that these took."""
+    """What earlier runs left: the rows that are not to be done again, the names that these took, and how many of them
+    failed.
+    """
 
     numbers: NumberSet
     names: NameSet

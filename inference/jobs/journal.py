@@ -3,7 +3,10 @@
 A line reaches the kernel in one piece as soon as it is complete, so killing the process loses no line; it reaches the
 disk with the next `commit`, and only then is it counted. What belongs to a line is cut off again when the disk is full
 in the middle of it, or by the next run if the process was killed there. Beside the file, `<file>.job` says what made
-it. Knows nothing about models.
+it.
+
+A row that failed and is run again has two records until its job ends: then the file is replaced by one in which the
+newer record stands in the older one's place. Knows nothing about models.
 """
 
 from __future__ import annotations
@@ -13,14 +16,15 @@ import fcntl
 import json
 import os
 import stat
-from collections.abc import Mapping
+from array import array
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from inference.errors import InferenceError, InputError
 from inference.interrupt import WRITING
 from inference.jobs.feed import DUPLICATE, DoneRows
-from inference.jobs.seen import NameSet, NumberSet
+from inference.jobs.seen import NumberSet
 
 Identity = Mapping[str, Any]
 FORMAT = 1
@@ -71,15 +75,25 @@ class SaveFile:
         identity: what decides the texts of the answers; None where the file cannot be gone on with.
         overwrite: its old content may go.
         resume: go on after its old content, which must be of the same identity.
+        retry: run the rows of the old content again that failed.
 
     Raises:
         InputError: the file exists, cannot be written, or is another job's.
     """
 
-    def __init__(self, path: Path, identity: Identity | None = None, overwrite: bool = False, resume: bool = False):
+    def __init__(
+        self,
+        path: Path,
+        identity: Identity | None = None,
+        overwrite: bool = False,
+        resume: bool = False,
+        retry: bool = False,
+    ):
         self.path = path
         self._identity = dict(identity) if identity is not None else None
-        self._overwrite = overwrite
+        self._overwrite, self._retry = overwrite, retry
+        # Whether a row may be there twice.
+        self._is_untidy = False
         self._appender: Appender | None = None
         self._num_earlier = 0
         self.num_durable = 0
@@ -125,6 +139,21 @@ class SaveFile:
                 raise self._failure(error) from error
             self.num_durable = written
 
+    def tidy(self, ordered: bool) -> None:
+        """Leaves each row there once, if any was run again, and all in their order if they are to be.
+
+        The file is replaced as a whole: whatever happens meanwhile, the old one is there until the new one is.
+
+        Raises:
+            InferenceError: there is no room for the new one.
+        """
+        if self._appender is None or not self._appender.is_regular or self._identity is None:
+            return
+        # Rows of one run are in order already.
+        if self._is_untidy or (ordered and self._num_earlier):
+            self.commit()
+            _tidy(self.path.resolve(), ordered)
+
     def close(self) -> None:
         if self._appender is not None:
             # What could not be written has been reported.
@@ -163,6 +192,11 @@ class SaveFile:
         """Two runs that write the same file would both do every row."""
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # A run that ended meanwhile may have put another file in its place.
+            if not os.path.samestat(os.fstat(fd), self.path.stat()):
+                raise BlockingIOError
+            # What a run that was killed left.
+            _temporary(self.path.resolve()).unlink(missing_ok=True)
         except BlockingIOError:
             raise InputError(f"another run is writing {self.path}", "wait for it, or give another name") from None
         except OSError:
@@ -183,7 +217,8 @@ class SaveFile:
         try:
             self._lock(fd)
             _check_same(self.path, self._identity)
-            self.done, whole = _read_records(self.path)
+            self.done, whole, twice = _read_records(self.path, self._retry)
+            self._is_untidy = twice
             if whole < os.fstat(fd).st_size:
                 os.ftruncate(fd, whole)
             os.fsync(fd)
@@ -218,11 +253,16 @@ def check_writable(path: Path, overwrite: bool) -> None:
 
 def replace_file(path: Path, data: bytes) -> None:
     """Writes a file so that it is there as a whole or not at all."""
-    # Always the same name: what a killed process left of it goes with the next one.
-    temporary = path.with_name(f".{path.name}.tmp")
+    _replace(path, iter([data]))
+
+
+def _replace(path: Path, parts: Iterator[bytes], mode: int | None = None) -> None:
+    temporary = _temporary(path)
     try:
         with temporary.open("wb") as file:
-            file.write(data)
+            if mode is not None:
+                os.fchmod(file.fileno(), mode)
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -231,6 +271,11 @@ def replace_file(path: Path, data: bytes) -> None:
             temporary.unlink()
         raise InferenceError(f"{path} cannot be written: {error.strerror}") from error
     sync_directory(path.parent)
+
+
+def _temporary(path: Path) -> Path:
+    """Always the same name: what a killed process left of it goes with the next one."""
+    return path.with_name(f".{path.name}.tmp")
 
 
 def sync_directory(directory: Path) -> None:
@@ -275,14 +320,17 @@ def _check_same(path: Path, identity: Identity) -> None:
             raise InputError(f"--resume: {path} was begun with {key} {was}, it is {now} now", f"give the same; {again}")
 
 
-def _read_records(path: Path) -> tuple[DoneRows, int]:
-    """What a save file holds, and how long its whole lines are, bytes.
+def _read_records(path: Path, retry: bool) -> tuple[DoneRows, int, bool]:
+    """What a save file holds; how long its whole lines are, bytes; and whether a row is, or will be, there twice.
+
+    Args:
+        retry: rows that failed are not done.
 
     Raises:
-        InputError: a line before the last is no record, or a row is there twice.
+        InputError: a line before the last is no record, or a row is there again that had not failed.
     """
-    done = DoneRows(NumberSet(), NameSet())
-    whole = 0
+    done = DoneRows.none()
+    failed, answered, whole, twice = NumberSet(), NumberSet(), 0, False
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             record = _record(line)
@@ -291,14 +339,44 @@ def _read_records(path: Path) -> tuple[DoneRows, int]:
                     hint = "repair that line, or begin anew with --overwrite"
                     raise InputError(f"--resume: {path}:{number} is no record of this job", hint)
                 break
-            if not done.numbers.add(record["row"]):
-                raise InputError(f"--resume: {path}:{number}: row {record['row']} is there twice", "remove one of them")
-            error = record.get("error")
-            done.failed += error is not None
-            if not (isinstance(error, dict) and error.get("type") == DUPLICATE):
-                done.names.add(str(record.get("custom_id")))
+            row, error = record["row"], record.get("error")
+            if row in answered:
+                raise InputError(f"--resume: {path}:{number}: row {row} is there twice", "remove one of them")
+            again = row in failed
+            (answered if error is None else failed).add(row)
+            twice = twice or again or (retry and error is not None)
+            if error is None or not retry:
+                done.numbers.add(row)
+                done.failed += (error is not None) - again
+                if not (isinstance(error, dict) and error.get("type") == DUPLICATE):
+                    done.names.add(str(record.get("custom_id")))
             whole += len(line)
-    return done, whole
+    return done, whole, twice
+
+
+def _tidy(path: Path, ordered: bool) -> None:
+    """Rewrites a save file of whole lines: of each row the newest record, in the place of the oldest or in order."""
+    newest = array("q")  # where the record of each row begins
+    with path.open("rb") as file, path.open("rb") as copied:
+        place, last, is_tidy = 0, -1, True
+        for line in file:
+            row = json.loads(line)["row"]
+            if row >= len(newest):
+                newest.extend([-1] * (row + 1 - len(newest)))
+            is_tidy = is_tidy and newest[row] < 0 and not (ordered and row < last)
+            newest[row], last = place, row
+            place += len(line)
+        if is_tidy:
+            return
+
+        def record(row: int) -> bytes:
+            copied.seek(newest[row])
+            newest[row] = -1
+            return copied.readline()
+
+        file.seek(0)
+        rows = range(len(newest)) if ordered else (json.loads(line)["row"] for line in file)
+        _replace(path, (record(row) for row in rows if newest[row] >= 0), stat.S_IMODE(os.fstat(file.fileno()).st_mode))
 
 
 def _record(line: bytes) -> dict[str, Any] | None:

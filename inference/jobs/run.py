@@ -11,9 +11,9 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from inference.errors import InputError
-from inference.generation.text import EncodedPrompt, Load, Refusal, TextEvent
-from inference.jobs.feed import BAD_ROW, FailedRow, Feed, Item
+from inference.errors import InferenceError, InputError
+from inference.generation.text import EncodedPrompt, Failure, Load, TextEvent
+from inference.jobs.feed import BAD_ROW, MODEL_FAILED, FailedRow, Feed, Item
 from inference.jobs.progress import Course, Figures, ProgressLine
 from inference.jobs.writer import AnswerWriter
 from inference.metrics import process_age
@@ -54,7 +54,7 @@ class Generator(Protocol):
 
     def add(self, source: EncodedPrompt) -> None: ...
 
-    def step(self) -> Sequence[TextEvent | Refusal]: ...
+    def step(self) -> Sequence[TextEvent | Failure]: ...
 
     def cancel(self) -> None: ...
 
@@ -152,7 +152,7 @@ class Job:
         try:
             self._generator.add(item)
         except InputError as error:
-            self._fail(_refused(item, error))
+            self._fail(_failed(item, error))
             return
         self.outcome.cut += item.truncated > 0
 
@@ -168,9 +168,9 @@ class Job:
             self._complain(failed.message)
         self._note()
 
-    def _take(self, event: TextEvent | Refusal) -> None:
-        if isinstance(event, Refusal):
-            self._fail(_refused(event.source, event.error))
+    def _take(self, event: TextEvent | Failure) -> None:
+        if isinstance(event, Failure):
+            self._fail(_failed(event.source, event.error))
             return
         request = event.answer.request
         self._tokens_out += event.tokens
@@ -209,13 +209,13 @@ class Job:
         )
 
 
-def _refused(item: EncodedPrompt, error: InputError) -> FailedRow:
+def _failed(item: EncodedPrompt, error: InferenceError) -> FailedRow:
     prompt = item.prompt
     name, _, line = prompt.where.rpartition(":")
     return FailedRow(
         item.row,
         prompt.custom_id,
         int(line) if name and line.isdecimal() else None,
-        BAD_ROW,
+        BAD_ROW if isinstance(error, InputError) else MODEL_FAILED,
         f"{prompt.where}: {error}",
     )

@@ -35,6 +35,8 @@ class TextShow:
         # Text of each row that is not out yet; the first row is the one that shows.
         self._pending: OrderedDict[int, list[str]] = OrderedDict()
         self._ended: set[int] = set()
+        # Rows with text that are not ended.
+        self._begun: set[int] = set()
 
     def expect(self, row: int) -> None:
         self._pending[row] = []
@@ -48,15 +50,23 @@ class TextShow:
             pending.append(event.text)
         elif event.finished:
             pending.append(answer.text)
+        if any(pending):
+            self._begun.add(answer.row)
         if event.finished:
             pending.append("\n")
-            self._ended.add(answer.row)
+            self._end(answer.row)
         self._show()
 
     def leave_out(self, row: int) -> None:
-        """Ends a row that has no text."""
-        self._ended.add(row)
+        """Ends a row that gets no answer: what is shown of it ends its line, and the rest is not shown."""
+        if row in self._begun:
+            self._pending[row][:] = ["\n"] if row == next(iter(self._pending)) else []
+        self._end(row)
         self._show()
+
+    def _end(self, row: int) -> None:
+        self._begun.discard(row)
+        self._ended.add(row)
 
     def _show(self) -> None:
         text = ""

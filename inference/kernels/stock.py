@@ -222,6 +222,15 @@ class Embedding(nn.Cell):
         return self.sum(rows * ops.expand_dims(is_own.astype(ms.float32), 1))
 
 
+def within(context: Tensor, key_positions: Tensor, last: Tensor) -> Tensor:
+    """Slots of contexts [1, B, L], where those after each sequence's last position [B] become its first one.
+
+    They are masked, but what an earlier sequence left there may be no numbers, which a weight of 0 does not undo.
+    """
+    first = ops.broadcast_to(context[:, :, :1], context.shape)
+    return ops.select(key_positions <= last.reshape(1, -1, 1), context, first)
+
+
 class StepGeometry(nn.Cell):
     """What all layers of a step share: rotation angles, cache slots, attention masks.
 
@@ -260,7 +269,7 @@ class StepGeometry(nn.Cell):
         query_index: Tensor,
         token_index: Tensor,
     ) -> tuple:
-        """positions, slots [T]; block_tables [B, blocks]; query_starts is not used.
+        """positions, slots [T]; block_tables [B, blocks]; query_starts [B + 1], of each sequence's tokens.
 
         query_index [B, Q] picks each sequence's tokens from the flat batch; token_index [T] undoes it. Both are
         returned after cos and sin [T, 1, D] of each rotation; write_slots [K, T]; context_slots [K, B, L]; masks
@@ -274,8 +283,9 @@ class StepGeometry(nn.Cell):
         rows, blocks = block_tables.shape
         context = block_tables.reshape(rows, blocks, 1) * self.block_size + self.block_offsets
         context = context.reshape(1, rows, -1)  # [1, B, L]
-        context_slots = ops.expand_dims(self.head_offsets, 2) + context
         key_positions = ops.arange(0, context.shape[2]).astype(ms.int32).reshape(1, 1, -1)
+        last = self.gather(positions, query_starts[1:] - 1, 0)
+        context_slots = ops.expand_dims(self.head_offsets, 2) + within(context, key_positions, last)
         query_positions = ops.expand_dims(self.gather(positions, query_index, 0), 2)  # [B, Q, 1]
         masks: tuple = ()
         for window in self.windows:
@@ -586,11 +596,13 @@ class _RelativeGeometry(nn.Cell):
         self.seen = Tensor(0.0, ms.float32)
         self.masked = Tensor(MASKED, ms.float32)
 
-    def slots_of(self, block_tables: Tensor) -> Tensor:
-        """[B, blocks] -> cache rows of every head [K, B, L]."""
+    def slots_of(self, block_tables: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, blocks] and last positions [B] -> cache rows of every head [K, B, L], and their positions [1, 1, L]."""
         rows, blocks = block_tables.shape
         context = block_tables.reshape(rows, blocks, 1) * self.block_size + self.block_offsets
-        return ops.expand_dims(self.head_offsets, 2) + context.reshape(1, rows, -1)
+        context = context.reshape(1, rows, -1)
+        key_positions = ops.arange(0, context.shape[2]).astype(ms.int32).reshape(1, 1, -1)
+        return ops.expand_dims(self.head_offsets, 2) + within(context, key_positions, last), key_positions
 
     def mask(self, visible: Tensor) -> Tensor:
         """[B, Q or 1, L] of booleans -> what is added to scores [B, 1, Q or 1, L]."""
@@ -619,10 +631,9 @@ class SourceGeometry(_RelativeGeometry):
         token_index [T]; and for a source no cross_slots and cross_mask, but the first two again.
         """
         write_slots = self.head_offsets + slots.reshape(1, -1)
-        context_slots = self.slots_of(block_tables)
-        key_positions = ops.arange(0, context_slots.shape[2]).astype(ms.int32).reshape(1, 1, -1)
-        lengths = (query_starts[1:] - query_starts[:-1]).reshape(-1, 1, 1)
-        mask = self.mask(key_positions < lengths)
+        lengths = query_starts[1:] - query_starts[:-1]
+        context_slots, key_positions = self.slots_of(block_tables, lengths - 1)
+        mask = self.mask(key_positions < lengths.reshape(-1, 1, 1))
         query_positions = ops.expand_dims(self.gather(positions, query_index, 0), 2)
         distances = self.distances(query_positions, key_positions)
         return write_slots, context_slots, mask, distances, query_index, token_index, context_slots, mask
@@ -644,9 +655,9 @@ class TargetGeometry(_RelativeGeometry):
     ) -> tuple:
         """As of a source, with a causal mask [B, 1, Q, L], and cross_slots [K, B, S] and cross_mask [B, 1, 1, S]."""
         write_slots = self.head_offsets + slots.reshape(1, -1)
-        context_slots, cross_slots = self.slots_of(block_tables), self.slots_of(cross_tables)
-        key_positions = ops.arange(0, context_slots.shape[2]).astype(ms.int32).reshape(1, 1, -1)
-        source_positions = ops.arange(0, cross_slots.shape[2]).astype(ms.int32).reshape(1, 1, -1)
+        last = self.gather(positions, query_starts[1:] - 1, 0)
+        context_slots, key_positions = self.slots_of(block_tables, last)
+        cross_slots, source_positions = self.slots_of(cross_tables, cross_lengths - 1)
         query_positions = ops.expand_dims(self.gather(positions, query_index, 0), 2)
         mask = self.mask(key_positions <= query_positions)
         cross_mask = self.mask(source_positions < cross_lengths.reshape(-1, 1, 1))

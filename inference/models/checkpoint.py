@@ -206,11 +206,6 @@ def rank_folders(path: Path, ranks: int) -> list[Path]:
     return [found[rank] for rank in sorted(found)]
 
 
-def has_weights(directory: Path) -> bool:
-    """Whether a directory holds weights that can be read."""
-    return any(directory.glob("*.safetensors")) or any(directory.glob("*.ckpt"))
-
-
 def _directory_files(directory: Path, preferred: str | None) -> list[Path]:
     if preferred == "ckpt" and any(directory.glob("*.ckpt")):
         return _ckpt_files(directory)

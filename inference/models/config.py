@@ -47,6 +47,12 @@ OTHER_NAMES = {
     "layer_norm_epsilon": "rms_norm_eps",
     "hidden_activation": "hidden_act",
     "activation_function": "hidden_act",
+    "d_model": "hidden_size",
+    "d_ff": "intermediate_size",
+    "d_kv": "head_dim",
+    "bias": "attention_bias",
+    "num_local_experts": "num_experts",
+    "n_routed_experts": "num_experts",
 }
 # The config's names of activations, and the kernels'.
 ACTIVATIONS = {
@@ -387,7 +393,7 @@ def read_model_config(values: Mapping[str, Any], family: Family, architecture: s
         raise fields.error("head_dim", "even, because rotary embedding turns pairs")
     layers = fields.integer("num_hidden_layers")
     positions = _positions(fields, family)
-    attention_bias = fields.flag("attention_bias", fields.flag("bias", False))
+    attention_bias = fields.flag("attention_bias", False)
     every_bias = fields.flag("add_bias_linear", False)
     mlp_bias = fields.flag("mlp_bias", False) or every_bias
     context = _context_length(fields)

@@ -17,7 +17,6 @@ from inference.kernels.shapes import Routing
 if TYPE_CHECKING:
     from inference.models.config import Fields
 
-COUNT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts")
 SCORING = ("softmax", "sigmoid")
 # MindFormers' section `moe_config`, and Hugging Face's names.
 MINDFORMERS_NAMES = {
@@ -94,10 +93,9 @@ def read_experts(fields: Fields, rule: ExpertsRule, num_layers: int) -> ExpertsC
     Raises:
         ConfigError: a size that is missing or does not fit another, or a way of choosing that is not known.
     """
-    given = [key for key in COUNT_KEYS if fields.get(key) is not None]
-    if not given:
+    if fields.get("num_experts") is None:
         return None
-    count = fields.integer(given[0])
+    count = fields.integer("num_experts")
     layers = _layers(fields, num_layers)
     if not any(layers):
         return None

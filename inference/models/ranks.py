@@ -13,9 +13,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from inference import pulse
+from inference.blocks import NULL_BLOCK
 from inference.errors import InferenceError
 from inference.models.runner import ModelRunner
-from inference.models.step import StepBatch, StepResult
+from inference.models.step import SequenceStep, StepBatch, StepResult
 from inference.parallel.channel import PeerLostError
 from inference.parallel.links import Links
 
@@ -94,14 +95,28 @@ class LeadingRunner:
 
         Raises:
             PeerLostError: a follower is gone.
+            InferenceError: this rank's part cannot be computed; the followers wait for it in the middle of the step, so
+                none of them can go on.
         """
         for channel in self._links.followers:
             channel.send(STEP, batch.fields())
-        own = self.runner.step(batch)
+        own = self._own_part(batch)
         started = time.perf_counter()
         others = [StepResult(*channel.expect(RESULT).arrays) for channel in self._links.followers]
         self.gathering_seconds += time.perf_counter() - started
         return StepResult.of_parts([own, *others])
+
+    def _own_part(self, batch: StepBatch) -> StepResult:
+        try:
+            return self.runner.step(batch)
+        except InferenceError:
+            raise
+        except Exception as error:
+            raise InferenceError(f"the leading rank cannot compute: {type(error).__name__}: {error}") from error
+
+    def warm_up(self) -> None:
+        """A step that matters to nobody."""
+        self.step(StepBatch.build([SequenceStep([0], 0, [NULL_BLOCK])], self.block_size))
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copies whole blocks of the cache on every rank, one pair (from, to) after the other."""

@@ -41,6 +41,9 @@ class StepModel(Protocol):
 
     def step(self, batch: StepBatch) -> StepResult: ...
 
+    def warm_up(self) -> None:
+        """A step that matters to nobody."""
+
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None: ...
 
     def encode(self, batch: StepBatch) -> None:

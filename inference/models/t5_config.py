@@ -20,6 +20,7 @@ from inference.models.config import Fields, ModelConfig, Storage
 OTHER_NAMES = {
     "hidden_size": "d_model",
     "intermediate_size": "d_ff",
+    "head_dim": "d_kv",
     "num_hidden_layers": "num_layers",
     "num_attention_heads": "num_heads",
     "hidden_act": "feed_forward_proj",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
 import threading
 
@@ -10,10 +11,11 @@ import numpy as np
 import pytest
 
 from inference import LLM, GenerationConfig, InferenceError, TextIteratorStreamer, TextStreamer, load_config, pipeline
-from inference.errors import ConfigError, InputError
+from inference.errors import ConfigError, GenerationError, InputError
 from inference.prompts import Prompt
 
 SUM, PHRASE, STORY = "12 + 7 =", "Translate to German: the big house", "Once upon a time"
+ANSWERS, BAD = [" 19", " das große Haus"], "The dog"
 
 
 @pytest.fixture(scope="module")
@@ -81,13 +83,15 @@ def test_prompts_are_read_as_they_are_needed(llm):
     [
         (SUM, {"temprature": 1}, ConfigError, "unknown generation setting 'temprature'; did you mean 'temperature'?"),
         ([SUM, " "], {}, InputError, "prompt 2: the prompt is empty"),
-        ([SUM, 3.5], {}, InputError, "prompt 2: a prompt is float; give a text, token ids or a mapping"),
-        ([{"promt": SUM}], {}, InputError, "prompt 1: a row has either 'prompt' or 'messages'"),
-        ([{"prompt": SUM, "messages": []}], {}, InputError, "prompt 1: a row has either"),
-        ([{"prompt": 3}], {}, InputError, "prompt 1: 'prompt' is int; give a text or token ids"),
+        ([SUM, 3.5], {}, InputError, "prompt 2: prompt must be text or a list of token ids"),
+        ([{"promt": SUM}], {}, InputError, "prompt 1: unknown generation setting 'promt'; did you mean 'prompt'?"),
+        ([{"prompt": SUM, "messages": []}], {}, InputError, "prompt 1: both prompt and messages in this row"),
+        ([{"prompt": 3}], {}, InputError, "prompt 1: prompt must be text or a list of token ids"),
+        ([{"messages": [{"content": "hi"}]}], {}, InputError, "prompt 1: messages must be a list of objects"),
+        ([{"prompt": SUM, "custom_id": [1]}], {}, InputError, "prompt 1: custom_id must be text or a number"),
         ([{"prompt": SUM, "top_pp": 1}], {}, InputError, "prompt 1: unknown generation setting 'top_pp'"),
         ([[99999]], {}, InputError, "prompt 1: token id 99999 is outside the vocabulary"),
-        ([[]], {}, InputError, "prompt 1: the prompt has no tokens"),
+        ([[]], {}, InputError, "prompt 1: the prompt is empty; give at least one token"),
     ],
 )
 def test_what_is_refused(llm, prompts, settings, error, message):
@@ -100,6 +104,50 @@ def test_settings_are_checked_before_anything_is_asked_for(llm):
     for call in (llm.generate, llm.stream, llm.agenerate):
         with pytest.raises(ConfigError, match="temprature"):
             call(SUM, temprature=1)
+
+
+@pytest.fixture
+def poisoned(model, monkeypatch):
+    """The model gives no numbers for a row that has a certain token in its prompt."""
+    step, bad = model.stepper.step, model.source.tokenizer().encode(BAD)[-1]
+
+    def broken(batch):
+        result = step(batch)
+        ends = zip(batch.query_starts[:-1], batch.query_starts[1:], strict=True)
+        hit = [bad in batch.tokens[start:end] for start, end in ends]
+        return dataclasses.replace(result, best=np.where(hit, -1, result.best))
+
+    monkeypatch.setattr(model.stepper, "step", broken)
+
+
+def test_a_row_on_which_the_model_fails_takes_nobody_with_it(llm, tokenizer, poisoned):
+    streams = [llm.stream(SUM), llm.stream(BAD)]
+    found = {c.index: c for c in llm.generate([SUM, BAD, PHRASE], return_errors=True)}
+    assert [found[0].text, found[2].text] == ANSWERS and found[0].error is None
+    assert (found[1].finish_reason, found[1].custom_id, found[1].prompt, found[1].text) == ("error", "1", BAD, "")
+    assert isinstance(found[1].error, GenerationError) and "logits that are no numbers" in str(found[1].error)
+    assert "".join(streams[0]) == ANSWERS[0]
+    with pytest.raises(GenerationError, match="no numbers"):
+        list(streams[1])
+    with pytest.raises(GenerationError, match="no numbers"):
+        list(llm.generate([SUM, BAD, PHRASE]))
+    assert texts(llm, SUM) == [ANSWERS[0]]
+
+
+def test_a_pipeline_returns_errors_where_that_is_asked_for(model, tokenizer, poisoned, capsys):
+    pipe = pipeline(model=model, tokenizer=tokenizer)
+    inputs, show = [SUM, BAD, " ", PHRASE], {"return_full_text": False, "return_errors": True}
+    streamers = [TextIteratorStreamer(tokenizer, skip_prompt=True, timeout=10) for _ in inputs]
+    for streamer in (None, TextStreamer(tokenizer, skip_prompt=True), streamers):
+        results = pipe(inputs, streamer=streamer, **show)
+        assert [result["text_generation_text"] for result in results] == [[ANSWERS[0]], [], [], [ANSWERS[1]]]
+        assert ["error" in result for result in results] == [False, True, True, False]
+        assert "no numbers" in str(results[1]["error"]) and "input 3: the prompt is empty" in str(results[2]["error"])
+    assert capsys.readouterr().out == f"{ANSWERS[0]}\n\n\n{ANSWERS[1]}\n"
+    assert ["".join(streamer) for streamer in streamers] == [ANSWERS[0], "", "", ANSWERS[1]]
+    for bad, error in ((BAD, GenerationError), (" ", InputError), (3, InputError)):
+        with pytest.raises(error):
+            pipe([SUM, bad])
 
 
 def test_rows_that_cannot_run_are_returned_where_that_is_asked_for(llm, monkeypatch):

@@ -56,7 +56,7 @@ def test_temperature_zero_is_greedy(pipe):
         ([], {}, InputError, "the pipeline was given no input"),
         (["a", " "], {}, InputError, "input 2: "),
         ([""], {}, InputError, "input 1: "),
-        ([3], {}, InputError, "input 1: a prompt is int, not text"),
+        ([3], {}, InputError, "input 1: prompt must be text or a list of token ids"),
         (SUM, {"max_lenght": 3}, ConfigError, "unknown generation setting 'max_lenght'; did you mean 'max_length'?"),
         (SUM, {"temperature": -1}, ConfigError, "temperature must be at least 0, got -1"),
         (SUM, {"top_p": 0}, ConfigError, "top_p must be greater than 0, got 0"),

@@ -14,7 +14,8 @@ from beam_helpers import breakable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inference.beam.loaded import BAD_ROW, MODEL_FAILED, OUT_OF_MEMORY, is_out_of_memory
+from inference.beam.loaded import BAD_ROW, MODEL_FAILED, OUT_OF_MEMORY
+from inference.errors import is_out_of_memory
 
 ROWS = ["one", "two", [3, 4, 5], {"prompt": "four", "max_new_tokens": 2}]
 BAD = ["", [999], {"prompt": "x", "max_new_tokenz": 3}, "far too long " * 9, 7, {"messages": [{"role": "user"}]}]

@@ -16,12 +16,15 @@ STORIES = (
 )
 
 
-def interrupted(process: subprocess.Popen[bytes]) -> bytes:
+WORDS = {signal.SIGINT: b"interrupted", signal.SIGTERM: b"terminated", signal.SIGHUP: b"hung up"}
+
+
+def interrupted(process: subprocess.Popen[bytes], by: signal.Signals = signal.SIGINT) -> bytes:
     """Standard output of a run that is interrupted now."""
-    process.send_signal(signal.SIGINT)
+    process.send_signal(by)
     out, error = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert [line for line in error.splitlines() if not line.startswith(b"KV cache: ")] == [b"error: interrupted"]
+    assert process.returncode == 128 + by
+    assert [line for line in error.splitlines() if not line.startswith(b"KV cache: ")] == [b"error: " + WORDS[by]]
     return out
 
 
@@ -44,13 +47,21 @@ def test_a_run_that_fails_leaves_no_empty_file(cli):
     assert "kv_cache_memory" in result.error(code=2)
 
 
-@pytest.mark.parametrize(("library", "seconds"), [("_pydantic_core", 0), ("_c_expression", 0), ("_c_dataengine", 1)])
-def test_interrupt_while_starting(cli, library, seconds):
+@pytest.mark.parametrize(
+    ("library", "seconds", "by"),
+    [
+        ("_pydantic_core", 0, signal.SIGINT),
+        ("_c_expression", 0, signal.SIGTERM),
+        ("_c_expression", 0, signal.SIGINT),
+        ("_c_dataengine", 1, signal.SIGINT),
+    ],
+)
+def test_interrupt_while_starting(cli, library, seconds, by):
     """MindSpore's own handler would crash its import, and leave a dump of the graph where it was compiling."""
     process = cli.start(*STORIES, "--no-stream", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     wait_for(library, process)
     time.sleep(seconds)
-    assert interrupted(process) == b""
+    assert interrupted(process, by) == b""
     assert list(cli.directory.iterdir()) == []
 
 
@@ -61,17 +72,19 @@ def wait_for(library: str, process: subprocess.Popen[bytes]) -> None:
         time.sleep(0.01)
 
 
-def test_an_ignored_interrupt_stays_ignored(cli):
-    """A shell starts background jobs so."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def test_ignored_signals_stay_ignored(cli):
+    """A shell starts background jobs so, and nohup; MindSpore's handler would not keep to it."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
     try:
-        process = cli.start("--config", "demo", "--check", stdout=subprocess.PIPE)
+        process = cli.start(*STORIES, "--stream", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    wait_for("_pydantic_core", process)
-    process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=60)[0].endswith(b"ok\n")
-    assert process.returncode == 0
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for _ in range(3):
+        assert process.stdout.read(5)
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGHUP)
+    interrupted(process, signal.SIGTERM)
 
 
 def run_in_shell(cli, redirection: str, *arguments: str) -> subprocess.CompletedProcess[str]:

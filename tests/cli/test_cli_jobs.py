@@ -46,7 +46,9 @@ def wait_for_lines(path: Path, number: int, process: subprocess.Popen[bytes]) ->
 
 @pytest.mark.slow
 def test_killed_interrupted_and_gone_on_with(cli):
-    """As one clean run would have been: SIGKILL twice, Ctrl-C once, each time with other speed settings."""
+    """As one clean run would have been: SIGKILL twice, Ctrl-C, a scheduler's SIGTERM, each time with other speed
+    settings.
+    """
     write_rows(cli)
     out = cli.directory / "out.jsonl"
     written = ("clean.jsonl", "clean.jsonl.job")
@@ -55,18 +57,19 @@ def test_killed_interrupted_and_gone_on_with(cli):
     # More rows than are read ahead.
     assert re.search(r"^KV cache: ([\d,]+) positions", clean.err, re.M)[1] == "2,048", clean.err
     assert f"1 of {ROWS} rows failed, the first: rows.jsonl:4: not JSON" in clean.err
-    for lines, how in ((2, signal.SIGKILL), (12, signal.SIGINT), (25, signal.SIGKILL)):
+    words = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+    for lines, how in ((2, signal.SIGKILL), (9, signal.SIGINT), (17, signal.SIGTERM), (25, signal.SIGKILL)):
         arguments = ("--config", "demo", *FLAGS, *SLOW, "--resume", "--predict_batch_size", str(1 + lines % 3))
         process = cli.start(*arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         wait_for_lines(out, lines, process)
         process.send_signal(how)
         _, error = process.communicate(timeout=60)
-        if how is signal.SIGINT:
-            assert process.returncode == 130
+        if how in words:
+            assert process.returncode == 128 + how
             (line,) = [line for line in error.decode().splitlines() if line.startswith("error")]
             there = len(out.read_bytes().splitlines())
             assert re.match(
-                rf"error: interrupted; {there} rows in out.jsonl, go on with: python \S+ --config demo", line
+                rf"error: {words[how]}; {there} rows in out.jsonl, go on with: python \S+ --config demo", line
             )
             assert line.endswith("--resume") and line.count("--resume") == 1
         else:
@@ -109,6 +112,45 @@ def test_bad_rows_order_figures_and_tables(cli):
     assert lost.code == 3
     assert lost.err.splitlines()[0].startswith("table.csv:4: the prompt is empty")
     assert lost.err.splitlines()[-1] == "stopped: more than 0 rows failed"
+
+
+def test_rows_that_failed_are_run_again(cli):
+    """The row was mended in its place; the records stay in their order."""
+    lines = ['{"prompt": "12 + 7 ="}', '{"prompt": "2 + 3 =", "custom_id": }', '{"prompt": " "}']
+    cli.write("rows.jsonl", "\n".join(lines))
+    job = ("--predict_data", "rows.jsonl", "--save_file", "out.jsonl", "--ordered")
+    assert cli.demo(*job, writes=("out.jsonl", "out.jsonl.job")).code == 3
+    lines[1] = '{"prompt": "2 + 3 =", "custom_id": "sum"}'
+    cli.write("rows.jsonl", "\n".join(lines))
+    again = cli.demo(*job, "--retry_failed")
+    assert again.code == 3 and [row["text"] for row in again.rows] == [" 5", None]
+    assert "1 row had been done before, 2 were left" in again.err and "1 of 2 rows failed" in again.err
+    rows = [json.loads(line) for line in (cli.directory / "out.jsonl").read_text().splitlines()]
+    assert [row["text"] for row in rows] == [" 19", " 5", None] and rows[1]["custom_id"] == "sum"
+    for flags, message in (
+        (("--force",), "--retry_failed goes on with a save file, --overwrite begins anew"),
+        (("--run_mode", "evaluate"), "--retry_failed is for run_mode predict, not evaluate"),
+    ):
+        assert message in cli.demo(*job, "--retry_failed", *flags).error()
+    assert "--resume is for run_mode predict and pipeline" in cli.demo("--resume", "--run_mode", "convert").error()
+
+
+def test_a_terminal_that_is_closed(cli):
+    """Its last line can be written nowhere; what is there is whole."""
+    write_rows(cli)
+    child, fd = pty.fork()
+    if not child:
+        os.chdir(cli.directory)
+        words = cli.words(("--config", "demo", *FLAGS, *SLOW))
+        os.execve(words[0], words, cli.environment)
+    out = cli.directory / "out.jsonl"
+    deadline = time.monotonic() + 120
+    while not out.exists() or out.read_bytes().count(b"\n") < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    os.close(fd)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + signal.SIGHUP
+    assert 3 <= len(texts(out)) < ROWS
 
 
 def test_what_is_checked_before_the_model_loads(cli):

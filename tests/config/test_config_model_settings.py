@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from itertools import permutations
 from pathlib import Path
 
 import pytest
 
-from inference.config import load_config, parse_override
+from inference.config import Override, load_config, parse_override
 from inference.config.known_keys import MODEL, NEGATED, NOT_ACTED_ON, RENAMED, RIVALS, SYNONYMS
 from inference.config.model_settings import ARCHITECTURE_KEYS, DEVICE_KEYS, GENERATION_KEYS, ModelSettings
 from inference.config.report import known_keys
+from inference.errors import ConfigError
+from inference.models.config import lay_over
+from inference.models.experts import MINDFORMERS_NAMES
+from inference.models.registry import model_config_from
 
 GOLDENS = sorted((Path(__file__).parents[1] / "goldens").glob("*/config.json"))
 
@@ -87,7 +92,79 @@ def test_tables_name_keys_that_exist_and_each_key_once() -> None:
     for section, names in NOT_ACTED_ON.items():
         schema = known_keys(section)
         assert not [name for name in names if schema.count(name) > 1], section
-    for new in [*RENAMED.values(), *NEGATED.values(), *(path for group in SYNONYMS for path in group)]:
+    for new in [*RENAMED.values(), *NEGATED.values()]:
         assert new[-1] in known_keys(new[:-1])
     for path in (path for group in RIVALS for path in group):
-        assert path[-1] in known_keys(path[:-1])
+        # What is in a mapping of the model's is the model's business.
+        section = path[: len(MODEL)] if path[: len(MODEL)] == MODEL else path[:-1]
+        assert path[len(section)] in known_keys(section)
+    groups = [{path[len(MODEL) :] for path in group} for group in SYNONYMS]
+    for theirs, ours in MINDFORMERS_NAMES.items():
+        assert any({("moe_config", theirs), (ours,)} <= group for group in groups), theirs
+
+
+VALUES = {
+    "hidden_act": ("relu", "gated-gelu"),
+    "topk_method": ("greedy", "noaux_tc"),
+    "norm_topk_prob": (False, True),
+    "bias": (False, True),
+}
+PAIRS = [
+    (".".join(map(str, first[2:])), ".".join(map(str, second[2:])))
+    for group in SYNONYMS
+    for first, second in permutations(group, 2)
+]
+
+
+@pytest.mark.parametrize(("low", "high"), PAIRS)
+def test_the_source_that_outranks_another_wins_in_any_spelling(low: str, high: str) -> None:
+    names = {low.rpartition(".")[2], high.rpartition(".")[2]}
+    one, other = next((values for name, values in VALUES.items() if name in names), (2, 4))
+    one, other = ("float16", "float32") if "dtype" in names else (one, other)
+    base = {"model": {"model_config": nested(low, one)}}
+    config = load_config(base, overrides=[Override(f"model.model_config.{high}", other, f"--{high}")])
+    assert {key: value for key, value in config.model.model_config.given().items() if value != {}} == nested(
+        high, other
+    )
+    with pytest.raises(ConfigError, match="they are the same setting; keep one") as caught:
+        load_config({"model": {"model_config": nested(low, one) | nested(high, other)}})
+    assert all(name in str(caught.value) for name in (low, high))
+    with pytest.raises(ConfigError, match="^--.*they are the same setting; keep one"):
+        load_config(
+            {},
+            overrides=[
+                Override(f"model.model_config.{key}", value, f"--{key}") for key, value in ((low, one), (high, other))
+            ],
+        )
+
+
+def nested(path: str, value: object) -> dict:
+    for name in reversed(path.split(".")):
+        value = {name: value}
+    return value
+
+
+def test_a_flag_that_is_there_twice_counts_the_last_time() -> None:
+    overrides = [Override("model.model_config.d_model", value, "--d_model") for value in (32, 64)]
+    assert load_config({}, overrides=overrides).model.model_config.d_model == 64
+
+
+LLAMA = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "head_dim": 16}
+LLAMA |= {"num_attention_heads": 4, "vocab_size": 100, "max_position_embeddings": 64}
+T5 = {"model_type": "t5", "d_model": 64, "d_ff": 96, "d_kv": 16, "num_layers": 2, "num_heads": 4, "vocab_size": 100}
+
+
+@pytest.mark.parametrize(
+    ("key", "field"),
+    [
+        ("d_model", "hidden_size"),
+        ("hidden_size", "hidden_size"),
+        ("d_ff", "intermediate_size"),
+        ("d_kv", "head_dim"),
+        ("num_layers", "num_layers"),
+        ("num_attention_heads", "num_heads"),
+    ],
+)
+def test_any_spelling_outranks_a_models_own_file(key: str, field: str) -> None:
+    for own in (LLAMA, T5):
+        assert getattr(model_config_from(lay_over(own, {key: 8}), "f"), field) == 8

@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from test_engine import KINDS, PROMPTS, VOCABULARY, naive_answer, requests_of
 from toys import ToyModel, make_request
 
-from inference.errors import InferenceError, InputError
+from inference.errors import GenerationError, InferenceError, InputError
 from inference.generation.background import BackgroundEngine, Delivery
 from inference.generation.engine import Engine
-from inference.request import Request
+from inference.request import FinishReason, Request
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,7 +36,7 @@ class Tokens:
 
     def advance(self, engine: Engine) -> int:
         if len(self.request.output_ids) == self.fails_at:
-            raise InferenceError("this row is broken")
+            raise ValueError("this row is broken")
         return self.request.output_ids[-1]
 
 
@@ -96,13 +96,20 @@ def test_every_token_comes_once_and_in_order(rows: list[tuple[list[int], dict]],
 
 
 def test_rows_of_many_threads_run_together() -> None:
-    background = Background(Slow(VOCABULARY), max_sequences=8)
+    class Waiting(ToyModel):
+        """The first step lasts until all have come."""
+
+        def step(self, batch):
+            deadline = time.monotonic() + 60
+            while len(background._entries) < 8 and not self.batches and time.monotonic() < deadline:
+                time.sleep(0.001)
+            return super().step(batch)
+
+    background = Background(Waiting(VOCABULARY), max_sequences=8)
     rows = [([i] * 5, {"max_new_tokens": 20}) for i in range(8)]
     requests, found = requests_of(rows), {}
-    gate = threading.Barrier(8)
 
     def caller(request: Request) -> None:
-        gate.wait()
         found.update(tokens_of(background, [request], 1))
 
     threads = [threading.Thread(target=caller, args=(request,)) for request in requests]
@@ -112,7 +119,7 @@ def test_rows_of_many_threads_run_together() -> None:
         thread.join()
     assert [found[request] for request in requests] == [naive_answer(r)[0] for r in requests_of(rows)]
     assert max(len(batch.block_tables) for batch in background.model.batches) == 8
-    assert background.opened < 8 and background.idle()
+    assert background.opened == 1 and background.idle()
 
 
 def test_rows_are_read_as_others_finish() -> None:
@@ -149,22 +156,43 @@ def test_an_error_of_a_row_is_its_own() -> None:
     background = Background(ToyModel(VOCABULARY, num_blocks=6))
     too_long = make_request([1] * 30, max_new_tokens=10)
     good, broken = make_request([3], max_new_tokens=9), make_request([4], max_new_tokens=9)
-    rows = [Tokens(good), Tokens(too_long), Tokens(broken, fails_at=4)]
-    last = {d.request: d for d in background.stream(rows, 3) if d.last}
+    last_broken = make_request([5], max_new_tokens=4)
+    rows = [Tokens(good), Tokens(too_long), Tokens(broken, fails_at=4), Tokens(last_broken, fails_at=4)]
+    last = {d.request: d for d in background.stream(rows, 4) if d.last}
     assert last[good].error is None and len(good.output_ids) == 9
     with pytest.raises(InputError, match="needs 39 positions of KV cache, there are 20"):
         last[too_long].unwrap()
-    with pytest.raises(InferenceError, match="this row is broken"):
-        last[broken].unwrap()
-    assert len(last) == 3 and background.idle()
+    for request in (broken, last_broken):
+        with pytest.raises(GenerationError, match="request 0: ValueError: this row is broken"):
+            last[request].unwrap()
+        assert request.finish_reason is FinishReason.ERROR
+    assert len(last) == 4 and background.idle()
 
 
-def test_an_error_of_the_model_reaches_everybody_and_the_next_run_is_whole() -> None:
-    background = Background(ToyModel(VOCABULARY, broken_after=8))
+def test_logits_that_are_no_numbers_are_their_row_s_error() -> None:
+    background = Background(ToyModel(VOCABULARY, poison=7))
+    good, bad = make_request([3], max_new_tokens=9), make_request([7], max_new_tokens=9)
+    last = {d.request: d for d in background.stream([Tokens(good), Tokens(bad)], 2) if d.last}
+    assert good.output_ids == naive_answer(make_request([3], max_new_tokens=9))[0] and last[good].error is None
+    assert "no numbers" in str(last[bad].error) and last[bad].event is None
+    assert background.idle()
+
+
+def test_an_error_of_the_model_reaches_everybody_and_the_next_run_is_whole(monkeypatch) -> None:
+    background = Background(ToyModel(VOCABULARY))
+    step = background.model.step
+
+    def fail(batch):
+        if len(background.model.batches) == 8:
+            raise InferenceError("a rank is gone")
+        return step(batch)
+
+    monkeypatch.setattr(background.model, "step", fail)
     rows = [Tokens(make_request([i], max_new_tokens=20)) for i in range(3)]
     errors = [d.error for d in background.stream(rows, 3) if d.last]
-    assert len(errors) == 3 and all("no numbers" in str(error) for error in errors)
+    assert len(errors) == 3 and all("a rank is gone" in str(error) for error in errors)
     assert background.idle()
+    monkeypatch.undo()
     again = make_request([1], max_new_tokens=5)
     assert tokens_of(background, [again], 1) == {again: again.output_ids} and len(again.output_ids) == 5
 

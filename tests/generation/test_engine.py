@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toys import ToyModel, logits_of, make_request
 
-from inference.errors import InferenceError, InputError
+from inference.errors import GenerationError, InferenceError, InputError
 from inference.generation import reference
 from inference.generation.engine import Engine
 from inference.generation.sampler import choose, token_logprob
@@ -303,12 +304,64 @@ def test_a_refused_request_leaves_the_others_alone() -> None:
     assert good.output_ids == naive_answer(twin)[0]
 
 
-def test_logits_that_are_no_numbers() -> None:
-    engine = Engine(ToyModel(VOCABULARY, broken_after=5))
-    engine.add(make_request([1, 2, 3], "mine", max_new_tokens=10))
-    with pytest.raises(InferenceError, match=r"no numbers for request mine.*checkpoint is damaged") as caught:
-        list(engine.run())
-    assert caught.value.exit_code == 1
+POISON, CRASH = 39, 38
+
+
+@given(ROWS, st.sampled_from([(64, 4), (17, 4), (9, 8)]), st.integers(1, 8), st.integers(1, 30), st.booleans())
+@settings(max_examples=150)
+def test_a_row_on_which_the_model_fails_takes_nobody_with_it(
+    rows: list[tuple[list[int], dict]], cache: tuple[int, int], sequences: int, most_tokens: int, prefix_cache: bool
+) -> None:
+    """After one token a row's logits are no numbers, with another one no step can be computed; twice."""
+
+    def expected(request: Request) -> tuple[list[int], FinishReason]:
+        found, reason = naive_answer(request)
+        past = [*request.prompt_ids, *found[:-1]]
+        first = next((i for i, token in enumerate(past) if token in (POISON, CRASH)), None)
+        if first is None:
+            return found, reason
+        return found[: max(first + 1 - len(request.prompt_ids), 0)], FinishReason.ERROR
+
+    model = ToyModel(VOCABULARY, num_blocks=cache[0], block_size=cache[1], poison=POISON, crash=CRASH)
+    for _ in range(2):
+        requests = requests_of(rows)
+        run(model, requests, max_sequences=sequences, max_batch_tokens=most_tokens, prefix_cache=prefix_cache)
+        assert [(r.output_ids, r.finish_reason) for r in requests] == [expected(r) for r in requests_of(rows)]
+        for request in requests:
+            assert (request.error is not None) == (request.finish_reason is FinishReason.ERROR)
+            assert request.error is None or re.search("no numbers|RuntimeError: the graph", str(request.error))
+        assert model.blocks.num_free == model.blocks.capacity
+
+
+def test_what_a_row_that_failed_has_computed_is_shared_with_nobody() -> None:
+    model = ToyModel(VOCABULARY, poison=POISON)
+    shared = list(range(8))
+    run(model, [make_request(shared, max_new_tokens=1)])
+    assert model.blocks.num_published == 2
+    bad = make_request([*shared, *range(8, 16), POISON, 1, 2, 3])
+    run(model, [bad])
+    assert isinstance(bad.error, GenerationError) and bad.error.exit_code == 1
+    assert re.search(r"no numbers for request 0.*checkpoint is damaged", str(bad.error))
+    assert bad.num_reused == 8 and model.blocks.num_published == 2
+
+
+@pytest.mark.parametrize("error", [InferenceError("rank 1 is gone"), MemoryError(), RuntimeError("no device")])
+def test_what_is_no_rows_fault_ends_all(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ToyModel(VOCABULARY)
+    engine = Engine(model)
+    for request in requests_of([([1], {}), ([2], {})]):
+        engine.add(request)
+    model.is_broken = True
+
+    def step(batch: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(model, "step", step)
+    with pytest.raises(type(error)):
+        engine.step()
+    assert engine.num_running == 2
+    engine.close()
+    assert model.blocks.num_free == model.blocks.capacity
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -320,9 +373,9 @@ def test_a_single_bad_logit_is_seen(bad: float) -> None:
             return logits
 
     engine = Engine(OneBad(VOCABULARY))
-    engine.add(make_request([1]))
-    with pytest.raises(InferenceError, match="no numbers"):
-        engine.step()
+    request = make_request([1])
+    engine.add(request)
+    assert engine.step() == [request] and "no numbers" in str(request.error)
 
 
 def test_metrics_count_what_was_done() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections import deque
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from toys import END, ByteTokenizer, ScriptModel, ToyModel
 from inference.config import GenerationConfig
 from inference.errors import InputError
 from inference.generation.engine import Engine
-from inference.generation.text import MINIMUM_KEPT, EncodedPrompt, Encoder, TextEvent, TextGenerator
+from inference.generation.text import MINIMUM_KEPT, Answer, EncodedPrompt, Encoder, TextEvent, TextGenerator
 from inference.prompts import Prompt
 from inference.request import FinishReason
 from inference.tokenizer import Tokenizer, load_tokenizer
@@ -32,12 +34,28 @@ def prompt(text: str | None = PROMPT, **fields) -> Prompt:
     return Prompt(fields.pop("custom_id", "0"), "prompts.jsonl:3", text, **fields)
 
 
+def stream(generator: TextGenerator, sources: Iterable[EncodedPrompt]) -> Iterator[TextEvent]:
+    """Text of all prompts, which are taken when there is room."""
+    waiting = deque(sources)
+    try:
+        while waiting or generator.busy:
+            while waiting and generator.has_room:
+                generator.add(waiting.popleft())
+            yield from generator.step()
+    finally:
+        generator.cancel()
+
+
+def whole_answers(generator: TextGenerator, sources: Iterable[EncodedPrompt]) -> Iterator[Answer]:
+    return (event.answer for event in stream(generator, sources) if event.finished)
+
+
 def say(script: str | bytes, pieces: list[str] | None = None, **options) -> TextEvent:
     """The last event of a row whose model says `script`; the texts of all events are put into `pieces`."""
     data = script.encode() if isinstance(script, str) else script
     model = ScriptModel(data, len(PROMPT))
     encoded = encoder(context=model.context_length, **{"eos_token_id": END, **options}).encode(0, prompt())
-    events = list(TextGenerator(Engine(model), BYTES).stream([encoded]))
+    events = list(stream(TextGenerator(Engine(model), BYTES), [encoded]))
     assert [event.finished for event in events] == [False] * (len(events) - 1) + [True]
     if pieces is not None:
         pieces.extend(event.text for event in events)
@@ -73,7 +91,7 @@ class TestStreaming:
         sources = []
         for row in range(8):
             sources.append(make.encode(row, prompt("The cat", custom_id=str(row), settings={"seed": row})))
-        for answer in TextGenerator(Engine(model), tokenizer).answers(sources):
+        for answer in whole_answers(TextGenerator(Engine(model), tokenizer), sources):
             ids = answer.source.ids
             whole = tokenizer.decode(ids + answer.request.answer_ids)
             assert whole == tokenizer.decode(ids) + answer.text
@@ -82,7 +100,7 @@ class TestStreaming:
     def test_special_tokens_are_left_out_or_kept(self) -> None:
         model = ScriptModel(b"ab", len(PROMPT))
         source = encoder(max_new_tokens=4, ignore_eos=True, eos_token_id=END).encode(0, prompt())
-        (answer,) = TextGenerator(Engine(model), BYTES).answers([source])
+        (answer,) = whole_answers(TextGenerator(Engine(model), BYTES), [source])
         assert answer.text == "ab" and answer.request.answer_ids == [97, 98, END, END]
 
 
@@ -136,7 +154,7 @@ def test_rows_are_kept_apart_and_settings_are_their_own() -> None:
     make = encoder(eos_token_id=END, context=512)
     sources = make.encode_all(rows)
     assert make.generation.stop == ()
-    answers = list(TextGenerator(Engine(ScriptModel(b"hello", len(PROMPT))), BYTES).answers(sources))
+    answers = list(whole_answers(TextGenerator(Engine(ScriptModel(b"hello", len(PROMPT))), BYTES), sources))
     found = {a.request.request_id: (a.row, a.text, a.request.finish_reason.value) for a in answers}
     assert found == {"a": (0, "he", "length"), "b": (1, "hel", "stop"), "c": (2, "hello", "stop")}
     assert [a.request.request_id for a in answers] == ["a", "b", "c"], "not in the order in which they finish"
@@ -146,9 +164,9 @@ def test_rows_are_kept_apart_and_settings_are_their_own() -> None:
 def test_letting_go_of_the_stream_ends_all_rows() -> None:
     engine = Engine(ScriptModel(b"hello", len(PROMPT)), max_sequences=1)
     sources = encoder(eos_token_id=END, context=512).encode_all([prompt(custom_id=str(i)) for i in range(3)])
-    stream = TextGenerator(engine, BYTES).stream(sources)
-    first = next(stream)
-    stream.close()
+    events = stream(TextGenerator(engine, BYTES), sources)
+    first = next(events)
+    events.close()
     assert not engine.busy
     assert first.answer.request.finish_reason is FinishReason.CANCELLED
 
@@ -158,7 +176,7 @@ def test_a_row_that_is_refused_leaves_nothing_behind() -> None:
     good = encoder(context=16).encode(0, prompt())
     bad = EncodedPrompt(1, prompt(custom_id="bad"), "", [], GenerationConfig())
     with pytest.raises(InputError, match="request bad"):
-        list(TextGenerator(engine, BYTES).stream([good, bad]))
+        list(stream(TextGenerator(engine, BYTES), [good, bad]))
     assert not engine.busy
 
 
@@ -187,7 +205,7 @@ class TestEncoding:
         for is_chat in (True, False):
             model = ScriptModel([word], len(ids), vocabulary=len(tokenizer))
             source = EncodedPrompt(0, prompt(), "x", ids, GenerationConfig(max_new_tokens=1), is_chat)
-            (answer,) = TextGenerator(Engine(model), tokenizer).answers([source])
+            (answer,) = whole_answers(TextGenerator(Engine(model), tokenizer), [source])
             texts[is_chat] = answer.text
         assert texts[True].isalpha() and texts[False] == " " + texts[True]
 

@@ -30,6 +30,8 @@ class ToyModel:
 
     Args:
         broken_after: gives logits that are no numbers once a sequence has this many tokens.
+        poison: a token after which a row's logits are no numbers.
+        crash: a token with which no step can be computed.
     """
 
     def __init__(
@@ -39,11 +41,14 @@ class ToyModel:
         block_size: int = 4,
         context_length: int = 64,
         broken_after: int | None = None,
+        poison: int | None = None,
+        crash: int | None = None,
     ):
         self.vocabulary, self.num_blocks, self.block_size = vocabulary, num_blocks, block_size
         self.context_length = context_length
         self.blocks = BlockPool(num_blocks, block_size)
-        self.broken_after = broken_after
+        self.broken_after, self.poison, self.crash = broken_after, poison, crash
+        self.is_broken = False
         self.tokens = np.full(num_blocks * block_size, -1)
         self.positions = np.full(num_blocks * block_size, -1)
         self.batches: list[StepBatch] = []
@@ -51,6 +56,8 @@ class ToyModel:
 
     def step(self, batch: StepBatch) -> StepResult:
         self.batches.append(batch)
+        if self.crash is not None and self.crash in batch.tokens:
+            raise RuntimeError("the graph cannot be run")
         assert len(set(batch.slots.tolist())) == len(batch.slots), "two tokens in one slot"
         assert batch.slots.min() >= self.block_size, "a token in the null block"
         assert batch.tokens.min() >= 0 and batch.tokens.max() < self.vocabulary
@@ -61,6 +68,10 @@ class ToyModel:
         self.tokens[batch.slots], self.positions[batch.slots] = batch.tokens, batch.positions
         logits = np.stack([self._logits(batch, int(token)) for token in batch.logits_index])
         return StepResult.of_logits(logits, batch)
+
+    def warm_up(self) -> None:
+        if self.is_broken:
+            raise RuntimeError("the device is gone")
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         self.copied += len(pairs)
@@ -79,7 +90,8 @@ class ToyModel:
         places = np.arange(length)
         slots = batch.block_tables[row, places // self.block_size] * self.block_size + places % self.block_size
         assert (self.positions[slots] == places).all(), "the cache holds another position here"
-        if self.broken_after is not None and length >= self.broken_after:
+        is_poisoned = self.poison is not None and self.poison in self.tokens[slots]
+        if is_poisoned or (self.broken_after is not None and length >= self.broken_after):
             return np.full(self.vocabulary, np.nan, np.float32)
         return logits_of(self.tokens[slots], self.vocabulary)
 

@@ -81,6 +81,28 @@ class TestRows:
         failed = texts(tmp_path / "out.jsonl")[0]["error"]
         assert "positions of KV cache" in failed["message"] and failed["line"] == 1
 
+    @pytest.mark.parametrize("replicas", [1, 3])
+    def test_a_row_on_which_the_model_fails_takes_nobody_with_it(self, tmp_path: Path, replicas: int) -> None:
+        rows = [{"prompt": f"row {i}{'~' * (i % 5 == 2)} and so on", "max_new_tokens": 9} for i in range(40)]
+        source, whole, out = jsonl(tmp_path / "in.jsonl", rows), tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+        toy_job([source], str(whole))
+        metrics = RunMetrics()
+        outcome = toy_job([source], str(out), broken="~", replicas=replicas, ordered=True, metrics=metrics)
+        expected, found = texts(whole), texts(out)
+        bad = [row for row in range(40) if row % 5 == 2 or "~" in expected[row]["text"][:-1]]
+        assert (outcome.rows, outcome.failed, metrics.requests) == (40, len(bad), 40) and len(bad) < 20
+        for row in range(40):
+            if row not in bad:
+                assert found[row] == expected[row]
+            else:
+                assert found[row]["text"] is None and found[row]["finish_reason"] == "error"
+                assert found[row]["error"]["type"] == "model_failed" and found[row]["error"]["line"] == row + 1
+                assert found[row]["error"]["message"].startswith(
+                    f"{source}:{row + 1}: the model gave logits that are no"
+                )
+        assert [row["row"] for row in records(out)] == list(range(40))
+        assert toy_job([source], str(out), broken="~", max_errors=2, overwrite=True, replicas=replicas).stopped
+
     def test_without_a_good_row_no_model_is_loaded(self, tmp_path: Path) -> None:
         (tmp_path / "in.jsonl").write_text("{\n" * 100)
         loaded: list[EncodedPrompt] = []
@@ -332,6 +354,18 @@ class TestTerminal:
         assert out.getvalue() == ""
         writer.take(event(0, "none", 1, True))
         assert out.getvalue() == "none\ntwo\n"
+
+    def test_a_row_that_fails_in_its_middle_ends_its_line(self) -> None:
+        out = io.StringIO()
+        writer = AnswerWriter("text", "m", 3, ordered=False, stream=True, echo=False, save_file=None, stdout=out)
+        for row in range(3):
+            writer.expect(row)
+            writer.take(event(row, f"{row}.1 ", 1, False))
+        writer.fail(FailedRow(1, "1", 2, "model_failed", "f:2: no numbers"))
+        writer.fail(FailedRow(0, "0", 1, "model_failed", "f:1: no numbers"))
+        assert out.getvalue() == "0.1 \n2.1 "
+        writer.take(event(2, "2.2", 2, True))
+        assert out.getvalue() == "0.1 \n2.1 2.2\n"
 
     def test_without_streaming_a_row_is_shown_when_it_is_complete(self) -> None:
         out = io.StringIO()

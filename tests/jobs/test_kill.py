@@ -114,6 +114,54 @@ def test_random_moments(tmp_path: Path, server: Server, ordered: bool) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "clean.jsonl", "clean.jsonl.job"}
 
 
+@pytest.mark.parametrize("ordered", [False, True])
+def test_rows_that_failed_are_run_again(tmp_path: Path, server: Server, ordered: bool) -> None:
+    """Each has one record in the end, and nothing is lost if a run is killed on the way."""
+    source, whole, out = write_rows(tmp_path / "in.jsonl", 60), tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+    toy_job([source], str(whole), ordered=ordered)
+    expected = texts(whole)
+    outcome = toy_job([source], str(out), ordered=ordered, broken="3")
+    before = out.read_bytes()
+    assert outcome.failed > sum(row["error"] is not None for row in expected.values())
+    started = time.perf_counter()
+    assert server.run(None, values=[source], save=str(out), retry=True, ordered=ordered) == 0
+    took = time.perf_counter() - started
+    assert texts(out) == expected
+    places = [row["row"] for row in map(json.loads, before.splitlines())]
+    assert [row["row"] for row in records(out)] == places
+    chance, tries, broken = random.Random(3), 0, 0
+    while broken < 3:
+        tries += 1
+        assert tries < 60, "too few of the moments were in the middle"
+        out.write_bytes(before)
+        ended = server.run(chance.random() * took, values=[source], save=str(out), retry=True, ordered=ordered)
+        found = {row["row"]: row for row in records(out)}
+        broken += len(before) < out.stat().st_size and len(records(out)) > 60
+        assert len(found) == 60 and ended in (0, -signal.SIGKILL)
+        # Without the flag what has a record stays; the file has each row once again.
+        toy_job([source], str(out), resume=True, ordered=ordered)
+        kept = {row: {k: v for k, v in record.items() if k not in TIMING} for row, record in found.items()}
+        assert texts(out) == kept and [row["row"] for row in records(out)] == places
+        toy_job([source], str(out), retry=True, ordered=ordered)
+        assert texts(out) == expected and [row["row"] for row in records(out)] == places
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("in.jsonl", "whole.jsonl", "whole.jsonl.job", "out.jsonl", "out.jsonl.job")
+    }
+
+
+def test_an_unordered_file_is_put_in_order(tmp_path: Path) -> None:
+    source, out = write_rows(tmp_path / "in.jsonl", 40), tmp_path / "out.jsonl"
+    toy_job([source], str(out))
+    before = texts(out)
+    assert [row["row"] for row in records(out)] != sorted(before)
+    out.chmod(0o640)
+    (tmp_path / "link.jsonl").symlink_to(out)
+    (tmp_path / "link.jsonl.job").symlink_to(sidecar_of(out))
+    toy_job([source], str(tmp_path / "link.jsonl"), resume=True, ordered=True)
+    assert [row["row"] for row in records(out)] == sorted(before) and texts(out) == before
+    assert out.stat().st_mode & 0o777 == 0o640 and (tmp_path / "link.jsonl").is_symlink()
+
+
 def test_every_place_at_which_a_write_can_break_off(tmp_path: Path) -> None:
     """The file cut off after any byte, also with a hole of zeros where the disk lost what came after."""
     source, out = write_rows(tmp_path / "in.jsonl", 6), tmp_path / "out.jsonl"

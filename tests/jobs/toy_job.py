@@ -44,6 +44,7 @@ def toy_job(
     save: str | None,
     *,
     resume: bool = False,
+    retry: bool = False,
     overwrite: bool = False,
     ordered: bool = False,
     rows_at_once: int = 4,
@@ -59,6 +60,7 @@ def toy_job(
     loaded: list[EncodedPrompt] | None = None,
     replicas: int = 1,
     lost_after: int | None = None,
+    broken: str = "",
 ) -> Outcome:
     """Runs rows.
 
@@ -66,10 +68,11 @@ def toy_job(
         loaded: gets the row for which the model was loaded.
         replicas: copies of the model, all but the first in threads that stand for processes.
         lost_after: the last copy breaks off after so many steps.
+        broken: a character after which the model gives no numbers.
     """
     rows = open_rows(values)
     identity = {"max_new_tokens": max_new_tokens} if form == "json" else None
-    file = SaveFile(Path(save), identity, overwrite, resume) if save else None
+    file = SaveFile(Path(save), identity, overwrite, resume or retry, retry) if save else None
     generation = GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=END)
     feed = Feed(rows, Encoder(BYTES, 258, context, generation).encode, 16, file.done if file else None)
     writer = AnswerWriter(
@@ -77,7 +80,8 @@ def toy_job(
     )
 
     def copy(metrics: RunMetrics | None) -> TextGenerator:
-        model = ToyModel(vocabulary=258, context_length=context, num_blocks=num_blocks)
+        poison = ord(broken) if broken else None
+        model = ToyModel(vocabulary=258, context_length=context, num_blocks=num_blocks, poison=poison)
         return TextGenerator(Engine(model, max_sequences=rows_at_once, metrics=metrics), BYTES)
 
     def another(connection: socket.socket, lost_after: int | None) -> None:
@@ -115,7 +119,10 @@ def toy_job(
     line = ProgressLine(sys.stderr, in_place=False, interval=progress) if progress else None
     job = Job(feed, writer, generator, progress=line, max_errors=max_errors, earlier=file.num_durable if file else 0)
     try:
-        return job.run()
+        outcome = job.run()
+        if file:
+            file.tidy(ordered)
+        return outcome
     finally:
         if file:
             file.close()

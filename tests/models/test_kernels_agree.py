@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import import_module
 from unittest import mock
 
@@ -230,14 +230,26 @@ def test_only_the_logits_that_are_wanted_are_carried() -> None:
     assert np.array_equal(whole.best, some.best) and np.array_equal(whole.best, none.best)
 
 
-def test_what_is_no_number_stays_in_its_row() -> None:
-    model, clean = make_runner("grouped", "native"), shared_runner("grouped", "native")
+@pytest.mark.parametrize("kind", ["native", "stock"])
+@pytest.mark.parametrize("name", ["grouped", "window", "latents"])
+def test_what_is_no_number_stays_in_its_row(kind: str, name: str) -> None:
+    """Also in the cache: the next row that is given its blocks does not see what it has left there."""
+    model, clean = make_runner(name, kind), make_runner(name, kind)
+    # MindSpore's own products round otherwise from one call to the next.
+    same = np.array_equal if kind == "native" else partial(np.allclose, rtol=1e-4, atol=1e-5)
     embedding = model._network.network.embedding.weight
-    pack_into(np.full((1, model.config.hidden_size), np.nan, np.float32), embedding.format, embedding.data, 7)
+    if kind == "native":
+        pack_into(np.full((1, model.config.hidden_size), np.nan, np.float32), embedding.format, embedding.data, 7)
+    else:
+        model.kernels.memory(embedding.data)[7] = np.nan
     batch = StepBatch.build([SequenceStep([3, token, 5], 0, [block]) for block, token in ((1, 2), (2, 7))], BLOCK_SIZE)
     got, expected = model.step(batch), clean.step(batch)
     assert got.best.tolist() == [expected.best[0], -1]
-    assert np.array_equal(got.logits[0], expected.logits[0]) and np.isnan(got.logits[1]).all()
+    assert same(got.logits[0], expected.logits[0]) and np.isnan(got.logits[1]).all()
+    model.step(StepBatch.build([SequenceStep([7] * BLOCK_SIZE * 2, 0, [2, 3])], BLOCK_SIZE))
+    batch = StepBatch.build([SequenceStep([1, 2], 0, [2]), SequenceStep([4] * (BLOCK_SIZE + 1), 0, [4, 3])], BLOCK_SIZE)
+    got, expected = model.step(batch), clean.step(batch)
+    assert np.array_equal(got.best, expected.best) and same(got.logits, expected.logits)
 
 
 def test_a_long_window_does_not_depend_on_the_chunks() -> None:
