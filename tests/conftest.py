@@ -1,6 +1,12 @@
-"""Settings of the whole test suite: slow tests run after the others, MindSpore starts when it is first needed."""
+"""Settings of the whole test suite: its order, its temporary files; MindSpore starts when it is first needed."""
 
 from __future__ import annotations
+
+import os
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -9,9 +15,64 @@ from hypothesis import settings
 settings.register_profile("inference", deadline=None)
 settings.load_profile("inference")
 
+HERE = Path(__file__).parent
+# Files that take more than ten seconds, the longest first. With two workers (scripts/test.sh) they are begun before all
+# others: one that is begun last is waited for by a worker that has nothing left to do.
+LONG = (
+    "models/test_goldens.py",
+    "generation/test_demo_model.py",
+    "parallel/test_shared_models.py",
+    "launcher/test_ranks.py",
+    "cli/test_cli_weights.py",
+    "kernels/test_arm.py",
+    "beam/test_beam_s_own_tests.py",
+    "beam/test_beam_transform.py",
+    "launcher/test_failures.py",
+    "models/test_kernels_agree.py",
+    "test_readme.py",
+    "scripts/test_bench.py",
+    "parallel/test_msrun.py",
+    "beam/test_beam_processes.py",
+    "mindformers_bridge/test_backend.py",
+    "mindformers_bridge/test_bridge.py",
+    "beam_pipeline/test_pipeline.py",
+    "cli/test_cli_jobs.py",
+    "cli/test_cli_bad_input.py",
+)
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+def pytest_configure(config: pytest.Config) -> None:
+    # A shell starts background jobs with Ctrl-C ignored, `nohup` with hang-ups ignored, and processes that tests start
+    # and send signals to would inherit it.
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    # xdist would put files with few tests last, and so some of those that take longest.
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Slow tests after the others; for a worker of several, the longest files before all others."""
+    ranks = {HERE / name: rank for rank, name in enumerate(LONG)}
+
+    def order(item: pytest.Item) -> tuple[int, bool]:
+        slow = item.get_closest_marker("slow") is not None
+        return (ranks.get(item.path, len(LONG)) if hasattr(config, "workerinput") else 0, slow)
+
+    items.sort(key=order)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def temporary_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is made in the system's directory of temporary files, here and in processes that tests start, goes with
+    pytest's own: Beam leaves locks and addresses there."""
+    place = str(tmp_path_factory.mktemp("temporary"))
+    before, variable = tempfile.tempdir, os.environ.get("TMPDIR")
+    tempfile.tempdir = os.environ["TMPDIR"] = place
+    yield
+    tempfile.tempdir = before
+    os.environ.pop("TMPDIR") if variable is None else os.environ.update(TMPDIR=variable)
 
 
 @pytest.fixture(scope="session")

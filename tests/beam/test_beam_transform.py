@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("apache_beam", reason="needs Apache Beam: pip install 'mindspore-inference[beam]'")
 
 import apache_beam as beam
+from apache_beam.io.restriction_trackers import OffsetRange, OffsetRestrictionTracker
 from apache_beam.ml.inference.base import (
     KeyedModelHandler,
     KeyModelMapping,
@@ -19,12 +20,13 @@ from apache_beam.ml.inference.base import (
     ModelMetadata,
     PredictionResult,
 )
-from apache_beam.transforms.periodicsequence import PeriodicImpulse
+from apache_beam.transforms.core import RestrictionProvider
 from apache_beam.transforms.window import FixedWindows, TimestampedValue
 from apache_beam.utils.timestamp import Timestamp
 from beam_helpers import Sink, run
 
 from inference.beam import MindSporeModelHandler, RunInference
+from inference.beam.served import ServedModel
 from inference.errors import ConfigError, ModelNotFoundError
 
 FOUR = {"max_new_tokens": 4}
@@ -194,56 +196,78 @@ def test_models_are_exchanged_by_key(demo, put_version):
     assert metrics["v3_model_rollbacks"] == 1
 
 
-class _Brings(beam.DoFn):
-    """Gives a text for each element, and brings versions of the model to light when their time has come.
+class _UntilSeen(RestrictionProvider):
+    def initial_restriction(self, element):
+        return OffsetRange(0, _MOST_ROWS)
+
+    def create_tracker(self, restriction):
+        return OffsetRestrictionTracker(restriction)
+
+    def restriction_size(self, element, restriction):
+        return 1
+
+
+class _Rows(beam.DoFn):
+    """Gives a text now and then, until all is seen that is to be seen; brings a version of the model to light when what
+    it waits for is there.
 
     Args:
-        seconds: how long an element takes.
-        versions: seconds after the first element, where a version is, where it comes.
+        versions: what each waits for, where it is, where it comes.
     """
 
-    def __init__(self, seconds, versions):
-        self._seconds, self._versions = seconds, versions
+    def __init__(self, versions):
+        self._versions = versions
 
-    def process(self, element):
-        time.sleep(self._seconds)
-        _times.setdefault("first", time.monotonic())
-        for due, hidden, target in self._versions:
-            if time.monotonic() - _times["first"] >= due and Path(hidden).exists():
+    @beam.DoFn.unbounded_per_element()
+    def process(self, element, tracker=beam.DoFn.RestrictionParam(_UntilSeen())):  # noqa: B008
+        if "v4" in _seen:
+            tracker.try_claim(_MOST_ROWS - 1)
+            return
+        for after, hidden, target in self._versions:
+            if after in _seen and Path(hidden).exists():
                 os.utime(Path(hidden) / "model.safetensors")
                 Path(hidden).rename(target)
-        yield "The dog"
+        if tracker.try_claim(tracker.current_restriction().start):
+            yield "The dog"
+            tracker.defer_remainder(Timestamp.now() + 0.05)
 
 
-_times: dict[str, float] = {}
+# More rows than any machine answers in the time that a test has.
+_MOST_ROWS = 1_000_000
+# The versions of which an answer has been seen, and `refused`.
+_seen: set[str] = set()
+
+
+def _see(result):
+    _seen.add(Path(result.model_id).parent.name)
+    return result
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_watched_pattern_is_looked_at_again_and_again(put_version, tmp_path, demo, streaming, caplog):
+def test_a_watched_pattern_is_looked_at_again_and_again(put_version, tmp_path, demo, streaming, caplog, monkeypatch):
     put_version("v1")
     versions = []
-    for due, name, broken in ((0.3, "v2", False), (1.5, "v3", True), (2.5, "v4", False)):
-        versions.append((due, put_version(f"hidden-{name}", broken), str(tmp_path / name)))
+    for after, name, broken in (("v1", "v2", False), ("v2", "v3", True), ("refused", "v4", False)):
+        versions.append((after, put_version(f"hidden-{name}", broken), str(tmp_path / name)))
+    refuse = ServedModel._refuse
+    monkeypatch.setattr(ServedModel, "_refuse", lambda *arguments: (refuse(*arguments), _seen.add("refused")))
 
     def build(pipeline):
-        if streaming:
-            now = Timestamp.now()
-            elements = pipeline | PeriodicImpulse(now, now + 11, 0.2, apply_windowing=False)
-        else:
-            elements = pipeline | beam.Create(range(35), reshuffle=False)
         return (
-            elements
-            | beam.ParDo(_Brings(0.01 if streaming else 0.2, versions))
+            pipeline
+            | beam.Create(["rows"], reshuffle=False)
+            | beam.ParDo(_Rows(versions))
             | RunInference(
                 MindSporeModelHandler("demo", max_batch_size=1),
                 inference_args=FOUR,
                 watch_model_pattern=f"{tmp_path}/v*/model.safetensors",
                 interval=0.2,
             )
+            | "See" >> beam.Map(_see)
         )
 
-    _times.clear()
+    _seen.clear()
     found, metrics = run(build, *(["--streaming"] if streaming else []))
     names = [Path(result.model_id).parent.name for result in found]
     assert list(dict.fromkeys(names)) == ["v1", "v2", "v4"]

@@ -1,4 +1,8 @@
-"""Runs the command line as a user does: a process of its own, in a directory of its own."""
+"""Runs the command line as a user does: a process of its own, in a directory of its own.
+
+A run that is waited for is forked off a process that has Python and the first imports behind it; one that a test looks
+at meanwhile, or that gets variables of its own, is started anew.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +11,16 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fork_server import PROGRAM, ForkServer
 
 from inference.kernels.build import KernelBuildError, library_path
 
-ROOT = Path(__file__).parents[2]
-PROGRAM = ROOT / "run_inference.py"
 TIMEOUT = 200  # seconds; a run takes four on a free machine
 
 
@@ -56,11 +60,13 @@ class Result:
 class CommandLine:
     """Runs of run_inference.py in one directory, each of which writes only what it was asked to write."""
 
-    def __init__(self, directory: Path, home: Path):
+    def __init__(self, directory: Path, home: Path, server: ForkServer):
         self.directory = directory
+        self._server = server
         # No network, and no model of the machine's user.
         given = {key: value for key, value in os.environ.items() if key != "INFERENCE_MODEL_HOME"}
         self.environment = {**given, "HF_HUB_OFFLINE": "1", "HF_HOME": str(home)}
+        self._usual = dict(self.environment)
 
     def write(self, name: str, content: str | bytes) -> Path:
         """Makes a file in the directory."""
@@ -81,16 +87,16 @@ class CommandLine:
     def __call__(self, *arguments: object, stdin: str | bytes = b"", writes: tuple[str, ...] = ()) -> Result:
         """Runs to the end; `writes` are the files that may be there afterwards and were not before."""
         before = self._files()
-        done = subprocess.run(
-            self.words(arguments),
-            cwd=self.directory,
-            env=self.environment,
-            input=stdin if isinstance(stdin, bytes) else stdin.encode(),
-            capture_output=True,
-            timeout=TIMEOUT,
-        )
+        words, given = self.words(arguments), stdin if isinstance(stdin, bytes) else stdin.encode()
+        if self.environment == self._usual:
+            code, out, err = self._server.run(words[2:], self.directory, self.environment, given, TIMEOUT)
+        else:
+            done = subprocess.run(
+                words, cwd=self.directory, env=self.environment, input=given, capture_output=True, timeout=TIMEOUT
+            )
+            code, out, err = done.returncode, done.stdout, done.stderr
         assert self._files() - before == set(writes)
-        return Result(done.returncode, done.stdout.decode(), done.stderr.decode())
+        return Result(code, out.decode(), err.decode())
 
     def demo(self, *arguments: object, **options: Any) -> Result:
         """Runs the demo model."""
@@ -107,13 +113,20 @@ def kernels() -> None:
         library_path()
 
 
+@pytest.fixture(scope="session")
+def server() -> Iterator[ForkServer]:
+    server = ForkServer()
+    yield server
+    server.close()
+
+
 @pytest.fixture
-def cli(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> CommandLine:
+def cli(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, server: ForkServer) -> CommandLine:
     """The command line in an empty directory."""
-    return CommandLine(tmp_path, tmp_path_factory.mktemp("home"))
+    return CommandLine(tmp_path, tmp_path_factory.mktemp("home"), server)
 
 
 @pytest.fixture(scope="module")
-def shared_cli(tmp_path_factory: pytest.TempPathFactory) -> CommandLine:
+def shared_cli(tmp_path_factory: pytest.TempPathFactory, server: ForkServer) -> CommandLine:
     """The same, for runs of the model that several tests look at."""
-    return CommandLine(tmp_path_factory.mktemp("run"), tmp_path_factory.mktemp("home"))
+    return CommandLine(tmp_path_factory.mktemp("run"), tmp_path_factory.mktemp("home"), server)

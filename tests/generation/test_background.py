@@ -25,6 +25,8 @@ from inference.generation.engine import Engine
 from inference.request import FinishReason, Request
 
 ROOT = Path(__file__).parents[2]
+# The most that a test waits for what is sure to come, seconds.
+PATIENCE = 60
 
 
 @dataclass(eq=False)
@@ -41,11 +43,23 @@ class Tokens:
 
 
 class Slow(ToyModel):
-    """Takes a moment for each step, so that a test can do things meanwhile."""
+    """Takes a moment for each step, so that a test can do things meanwhile; stands still while `going` is not set."""
+
+    def __init__(self, *arguments: int, **sizes: int):
+        super().__init__(*arguments, **sizes)
+        self.going = threading.Event()
+        self.going.set()
 
     def step(self, batch):
+        assert self.going.wait(PATIENCE)
         time.sleep(0.002)
         return super().step(batch)
+
+
+def endless() -> tuple[Slow, Request]:
+    """A model, and a row that takes it a quarter of a minute: longer than a test is kept waiting on a busy machine."""
+    model = Slow(VOCABULARY, context_length=10_000, num_blocks=5_000)
+    return model, make_request([1], context=10_000, max_new_tokens=7_000)
 
 
 class Background(BackgroundEngine):
@@ -68,7 +82,7 @@ class Background(BackgroundEngine):
 
     def idle(self) -> bool:
         """Whether the thread ends soon, and all blocks are free then."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE
         while self._thread is not None and time.monotonic() < deadline:
             time.sleep(0.001)
         with self._only:
@@ -96,18 +110,10 @@ def test_every_token_comes_once_and_in_order(rows: list[tuple[list[int], dict]],
 
 
 def test_rows_of_many_threads_run_together() -> None:
-    class Waiting(ToyModel):
-        """The first step lasts until all have come."""
-
-        def step(self, batch):
-            deadline = time.monotonic() + 60
-            while len(background._entries) < 8 and not self.batches and time.monotonic() < deadline:
-                time.sleep(0.001)
-            return super().step(batch)
-
-    background = Background(Waiting(VOCABULARY), max_sequences=8)
+    background = Background(Slow(VOCABULARY), max_sequences=8)
     rows = [([i] * 5, {"max_new_tokens": 20}) for i in range(8)]
     requests, found = requests_of(rows), {}
+    background.model.going.clear()
 
     def caller(request: Request) -> None:
         found.update(tokens_of(background, [request], 1))
@@ -115,6 +121,11 @@ def test_rows_of_many_threads_run_together() -> None:
     threads = [threading.Thread(target=caller, args=(request,)) for request in requests]
     for thread in threads:
         thread.start()
+    deadline = time.monotonic() + PATIENCE
+    while len(background._entries) < 8:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    background.model.going.set()
     for thread in threads:
         thread.join()
     assert [found[request] for request in requests] == [naive_answer(r)[0] for r in requests_of(rows)]
@@ -141,15 +152,15 @@ def test_rows_are_read_as_others_finish() -> None:
 
 
 def test_closing_the_iterator_lets_go_of_its_rows_alone() -> None:
-    background = Background(Slow(VOCABULARY))
-    gone, stays = make_request([1], max_new_tokens=60), make_request([2], max_new_tokens=40)
+    model, gone = endless()
+    background, stays = Background(model), make_request([2], max_new_tokens=40)
     first = background.stream([Tokens(gone)], 1)
     next(first)
     second = background.stream([Tokens(stays)], 1)
     next(second)
     first.close()
     assert len(list(second)) == 39
-    assert background.idle() and len(gone.output_ids) < 60
+    assert background.idle() and len(gone.output_ids) < gone.max_new_tokens
 
 
 def test_an_error_of_a_row_is_its_own() -> None:
@@ -210,8 +221,9 @@ def test_an_error_of_the_input_ends_the_stream() -> None:
 
 
 def test_closing_the_engine_wakes_whoever_waits() -> None:
-    background = Background(Slow(VOCABULARY))
-    stream = background.stream([Tokens(make_request([1], max_new_tokens=60))], 1)
+    model, request = endless()
+    background = Background(model)
+    stream = background.stream([Tokens(request)], 1)
     next(stream)
     background.close()
     deliveries = list(stream)
@@ -245,15 +257,20 @@ class TestEventLoop:
             return [token async for token in background.stream_async(Tokens(request))]
 
         async def everything() -> list[list[int]]:
-            return await asyncio.gather(*map(collect, requests_of(rows)))
+            background.model.going.clear()
+            tasks = [asyncio.create_task(collect(request)) for request in requests_of(rows)]
+            # Each has handed in its row when the loop comes back here.
+            await asyncio.sleep(0)
+            background.model.going.set()
+            return await asyncio.gather(*tasks)
 
         assert asyncio.run(everything()) == [naive_answer(r)[0] for r in requests_of(rows)]
-        assert max(len(batch.block_tables) for batch in background.model.batches) > 6
+        assert max(len(batch.block_tables) for batch in background.model.batches) == 12
         assert background.idle()
 
     def test_a_cancelled_task_frees_its_row(self) -> None:
-        background = Background(Slow(VOCABULARY))
-        request = make_request([1], max_new_tokens=60)
+        model, request = endless()
+        background = Background(model)
 
         async def collect() -> None:
             async for _ in background.stream_async(Tokens(request)):
@@ -268,7 +285,7 @@ class TestEventLoop:
                 await task
 
         asyncio.run(cancel())
-        assert background.idle() and 3 <= len(request.output_ids) < 60
+        assert background.idle() and 3 <= len(request.output_ids) < request.max_new_tokens
 
     def test_an_error_is_raised_where_the_row_is_awaited(self) -> None:
         background = Background(ToyModel(VOCABULARY, num_blocks=6))

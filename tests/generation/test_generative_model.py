@@ -127,7 +127,7 @@ class TestGenerate:
             llama.model.generate([[1], [2]], streamer=streamer)
 
     def test_the_stream_ends_when_the_run_fails(self, llama: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
-        streamer = TextIteratorStreamer(load_tokenizer(SPM), timeout=10)
+        streamer = TextIteratorStreamer(load_tokenizer(SPM), timeout=60)
 
         def fail(batch):
             raise InferenceError("broken")
@@ -181,7 +181,7 @@ class TestAnswer:
         tokenizer, prompts = self.encode(llama)
         metrics = llama.model.metrics = RunMetrics()
         for skip in (False, True):
-            streamer = TextIteratorStreamer(tokenizer, skip_prompt=skip, timeout=10)
+            streamer = TextIteratorStreamer(tokenizer, skip_prompt=skip, timeout=60)
             answers = llama.model.answer(prompts, tokenizer, streamer)
             shown = "".join("" if skip else prompt.text + "|" for prompt in prompts).split("|")
             expected = "".join(answers) if skip else "".join(p + a for p, a in zip(shown, answers, strict=False))
@@ -192,7 +192,7 @@ class TestAnswer:
         self, llama: Golden, small_ids: None, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         tokenizer, prompts = self.encode(llama)
-        streamer = TextIteratorStreamer(tokenizer, timeout=10, skip_prompt=True)
+        streamer = TextIteratorStreamer(tokenizer, timeout=60, skip_prompt=True)
         step, calls = llama.model.runner.step, []
 
         def fail(batch):

@@ -127,7 +127,7 @@ def test_an_unfinished_character_shows_at_the_end() -> None:
 
 
 def test_the_iterator_gives_all_text_and_ends() -> None:
-    streamer = TextIteratorStreamer(TOKENIZER, timeout=30)
+    streamer = TextIteratorStreamer(TOKENIZER, timeout=60)
 
     def produce() -> None:
         for token_id in b"one two":
@@ -142,7 +142,7 @@ def test_the_iterator_gives_all_text_and_ends() -> None:
 
 
 def test_the_iterator_gives_the_rows_in_order() -> None:
-    streamer = TextIteratorStreamer(TOKENIZER, timeout=5)
+    streamer = TextIteratorStreamer(TOKENIZER, timeout=60)
     streamer.write(1, "b")
     streamer.write(0, "a")
     streamer.finish(1)
@@ -152,7 +152,7 @@ def test_the_iterator_gives_the_rows_in_order() -> None:
 
 
 def test_the_iterator_ends_when_the_run_broke_off() -> None:
-    streamer = TextIteratorStreamer(TOKENIZER, timeout=5)
+    streamer = TextIteratorStreamer(TOKENIZER, timeout=60)
     streamer.write(0, "a")
     streamer.close()
     assert list(streamer) == ["a"]

@@ -82,7 +82,7 @@ def server() -> Iterator[Server]:
     server.run(None, values=["a"], save=None)
     yield server
     server.process.stdin.close()
-    assert server.process.wait(10) == 0
+    assert server.process.wait(60) == 0
 
 
 @pytest.mark.parametrize("ordered", [False, True])

@@ -10,6 +10,8 @@ from collections.abc import Callable
 import pytest
 from launching import Launcher, wait_until
 
+from inference.launcher.supervision import GRACE
+
 # Rank 0 tells what it has when it is interrupted.
 WORK = """
 def interrupted(*_):
@@ -45,7 +47,7 @@ def test_a_rank_that_fails_ends_the_others(launcher: Launcher) -> None:
 def test_the_worst_exit_code_counts(launcher: Launcher) -> None:
     # As by a message from one to the other.
     command = launcher.script(
-        f"{WORK}\nwhile not all(Path(f'up{{i}}').exists() for i in range(3)): pass\n"
+        f"{WORK}\nwhile not all(Path(f'up{{i}}').exists() for i in range(3)): time.sleep(0.01)\n"
         f"if rank == 2: sys.exit(2)\nif rank == 1:\n    os.kill(os.getpid(), signal.SIGKILL)\n{WAIT}"
     )
     code, _, error = launcher.run(command, 3)
@@ -142,7 +144,7 @@ def test_a_second_interrupt_waits_for_nobody(launcher: Launcher) -> None:
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     assert launcher.ended(process, started)[0] == 130
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < GRACE
 
 
 def test_interrupted_before_anything_runs(launcher: Launcher) -> None:
@@ -172,37 +174,31 @@ def test_what_a_rank_started_ends_too(launcher: Launcher) -> None:
 
 class TestHang:
     def test_silence(self, launcher: Launcher) -> None:
-        process = launcher.start("--timeout", 1, launcher.script(WORK + WAIT), 2)
+        process = launcher.start("--timeout", 3, launcher.script(WORK + WAIT), 2)
         all_up(launcher)
         code, _, error = launcher.ended(process, time.monotonic())
         assert code == 124
         assert (
-            "launcher: rank 0, 1 gave no sign of life for 1 s (--timeout); the last lines of output/msrun_log/w"
+            "launcher: rank 0, 1 gave no sign of life for 3 s (--timeout); the last lines of output/msrun_log/w"
             in error
         )
         assert error.endswith("1 row is written\n")
 
     PULSE = "from inference import pulse\n"
 
-    @pytest.mark.parametrize(
-        ("busy", "stops"),
-        [("pulse.busy(); time.sleep(0.1)", None), ("pulse.idle(); time.sleep(1.7)", None), ("pulse.busy(); stop()", 1)],
-    )
-    def test_signs_of_life(self, launcher: Launcher, busy: str, stops: int | None) -> None:
-        """Steps of work, and a wait for work, however long; and a rank that says nothing after a step."""
+    def test_signs_of_life(self, launcher: Launcher) -> None:
+        """Steps of work, a wait for work, and lines in the log, however long; and a rank that says nothing more after a
+        step, which alone is named."""
         command = launcher.script(
-            f"{self.PULSE}\nstop = lambda: time.sleep(1000) if rank == 1 else None\n"
-            f"until = time.monotonic() + 1.7\nwhile time.monotonic() < until: {busy}; time.sleep(0.1)\n"
+            f"{self.PULSE}until = time.monotonic() + 3.5\n"
+            "def steps(): pulse.busy(); time.sleep(0.1)\n"
+            "def waits(): pulse.idle(); time.sleep(1000)\n"
+            "def writes(): print('here', file=sys.stderr, flush=True); time.sleep(0.1)\n"
+            "def stops(): steps() if time.monotonic() < until else time.sleep(1000)\n"
+            "while True: [steps, waits, writes, stops][rank]()\n"
         )
-        code, _, error = launcher.run("--timeout", 1, command, 2)
-        if stops is None:
-            assert (code, error) == (0, "")
-        else:
-            assert code == 124 and error.startswith(f"launcher: rank {stops} gave no sign of life for 1 s")
-
-    def test_lines_in_the_log_are_signs(self, launcher: Launcher) -> None:
-        command = launcher.script("for i in range(17): print(i, file=sys.stderr, flush=True); time.sleep(0.1)")
-        assert launcher.run("--timeout", 1, command, 2)[0] == 0
+        code, _, error = launcher.run("--timeout", 3, command, 4)
+        assert code == 124 and error.startswith("launcher: rank 3 gave no sign of life for 3 s")
 
     def test_ranks_that_do_not_start(self, launcher: Launcher) -> None:
         code, _, error = launcher.run("--timeout", 1, launcher.script(WAIT), 2, env={"FAKE_MSRUN_SECONDS": "60"})
@@ -210,7 +206,8 @@ class TestHang:
         assert error.startswith("launcher: the ranks have not started for 1 s (--timeout); the last lines of ")
 
     def test_a_stopped_process(self, launcher: Launcher) -> None:
-        process = launcher.start("--timeout", 1, launcher.script(f"{self.PULSE}{WORK}while True: pulse.busy()"), 2)
+        busy = "while True: pulse.busy(); time.sleep(0.01)"
+        process = launcher.start("--timeout", 3, launcher.script(f"{self.PULSE}{WORK}{busy}"), 2)
         all_up(launcher)
         victim = launcher.find("worker.py", 1)
         assert victim is not None

@@ -108,7 +108,7 @@ def test_closed_streams(launcher: Launcher) -> None:
 def test_the_background(launcher: Launcher) -> None:
     command = launcher.script("print('answer of', rank, flush=True)\nwhile not Path('go').exists(): time.sleep(0.01)")
     process = launcher.start(command, 2, 0, "logs", "False", 60)
-    _, error = process.communicate(timeout=30)
+    _, error = process.communicate(timeout=60)
     assert process.returncode == 0
     assert re.fullmatch(rb"launcher: process \d+ goes on in the background; logs in logs\n", error)
     wait_until(lambda: launcher.find("worker.py", 1) and launcher.find("worker.py", 0))
@@ -122,13 +122,13 @@ def test_the_background(launcher: Launcher) -> None:
 
 def test_the_background_fails_and_is_ended(launcher: Launcher) -> None:
     command = launcher.script("print('tired', file=sys.stderr)\nsys.exit(7) if rank else time.sleep(1000)")
-    assert launcher.start(command, 2, "--join", "False").wait(30) == 0
+    assert launcher.start(command, 2, "--join", "False").wait(60) == 0
     log = launcher.logs / "launcher.log"
     wait_until(lambda: log.exists() and "ended with exit code 7\n" in log.read_text())
     assert "launcher: rank 1 ended with exit code 7; the last lines of output/msrun_log/worker_1.log:\n  tired\n" in (
         log.read_text()
     )
-    _, error = launcher.start(launcher.script("time.sleep(1000)"), 2, "--join", "False").communicate(timeout=30)
+    _, error = launcher.start(launcher.script("time.sleep(1000)"), 2, "--join", "False").communicate(timeout=60)
     (process,) = map(int, re.findall(rb"process (\d+)", error))
     wait_until(lambda: launcher.find("worker.py", 1))
     os.kill(process, signal.SIGTERM)
@@ -176,12 +176,12 @@ class TestRefused:
         first = launcher.start(command, 1)
         wait_until(lambda: launcher.there("up"))
         second = launcher.start(command, 1)
-        assert second.communicate(timeout=30)[1] == (
+        assert second.communicate(timeout=60)[1] == (
             b"error: another run writes its logs to output/msrun_log; give another --log_dir\n"
         )
         assert second.returncode == 2
         (launcher.directory / "go").touch()
-        assert first.wait(30) == 0
+        assert first.wait(60) == 0
 
     def test_msrun_itself_fails(self, launcher: Launcher) -> None:
         code, out, error = launcher.run("python x.py", 2, env={"FAKE_MSRUN_ERROR": "no such host"})
@@ -215,7 +215,9 @@ def test_how_to_go_on_is_told_through_the_launcher(launcher: Launcher) -> None:
 
 
 def test_the_scheduler_and_its_port_go_with_the_ranks(launcher: Launcher) -> None:
-    command = launcher.script("print(os.environ['MS_SCHED_PORT'], flush=True)\nwhile not Path('go').exists(): pass")
+    command = launcher.script(
+        "print(os.environ['MS_SCHED_PORT'], flush=True)\nwhile not Path('go').exists(): time.sleep(0.01)"
+    )
     process = launcher.start(command, 1)
     assert process.stdout is not None
     port = int(process.stdout.readline())

@@ -148,14 +148,14 @@ def test_ranks_that_never_come_are_named() -> None:
 
     def come() -> None:
         try:
-            meet(("127.0.0.1", port), 1, "", 5.0)
+            meet(("127.0.0.1", port), 1, "", 30.0)
         except PeerLostError as error:
             errors.append(error)
 
     thread = threading.Thread(target=come)
     thread.start()
-    with pytest.raises(Exception, match=r"ranks \[0, 2\] did not come in 0.5 s"):
-        serve(("127.0.0.1", port), 3, 0.5)
+    with pytest.raises(Exception, match=r"ranks \[0, 2\] did not come in 1 s"):
+        serve(("127.0.0.1", port), 3, 1.0)
     thread.join(30)
     assert errors
 
@@ -209,9 +209,10 @@ def test_a_killed_rank_ends_the_others_at_once() -> None:
         assert rank.stdout is not None and rank.stdout.readline() == "here\n"
     ranks[1].send_signal(signal.SIGKILL)
     started = time.monotonic()
-    _, said = ranks[0].communicate(timeout=30)
+    _, said = ranks[0].communicate(timeout=60)
     assert ranks[0].returncode == 1 and "rank 1 is gone" in said
-    assert time.monotonic() - started < 5
+    # MindSpore's own cluster takes half a minute to notice.
+    assert time.monotonic() - started < 20
 
 
 def config(**keys: object) -> object:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -159,6 +160,7 @@ def test_an_interrupted_setup_is_made_anew(copy):
     process = copy.start("demo.sh", FAKE_PIP_SECONDS="60")
     while not copy.installs:
         assert process.poll() is None
+        time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     (copy.root / ".venv" / "leftover").touch()
