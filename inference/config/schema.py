@@ -442,7 +442,7 @@ def adapters_hint(names: Iterable[str]) -> str:
 
 
 # Quantised checkpoints that are read.
-QUANT_METHODS = ("gptq", "awq", "compressed-tensors")
+QUANT_METHODS = ("gptq", "awq", "compressed-tensors", "fp8", "fbgemm_fp8")
 _MODEL = ("model", "model_config")
 # MindFormers' adapters that are chosen by the row: `pet_config.adapter_path` is a directory with their names.
 SLORA = "slora"

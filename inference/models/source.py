@@ -86,7 +86,7 @@ class ModelSource:
         folders = rank_folders(self.checkpoint, self.ranks)
         path = folders[model_rank] if folders else self.checkpoint
         quantised = self.packed is None and self.scheme is not None
-        checkpoint = open_checkpoint(path, self.config.load_ckpt_format, integers=quantised)
+        checkpoint = open_checkpoint(path, self.config.load_ckpt_format, quantised)
         if self.packed is None:
             if folders:
                 if self.adapters.merged:
