@@ -486,6 +486,9 @@ def _position_rows(fields: Fields) -> int:
 
 def _storage(fields: Fields, family: Family) -> Storage:
     stored = family.storage
+    if fields.flag("stored_by_gguf", False):
+        # Its converters have transposed the matrices and added to the norms.
+        stored = replace(stored, transposed=False, norm_offset=0.0)
     normalised = stored.normalised_head and fields.get("vocab_size") != BAICHUAN1_VOCABULARY
     return replace(
         stored,
@@ -498,7 +501,7 @@ def _pairs(fields: Fields, usual: str) -> str:
     if fields.flag("use_rearrange_rope", False):
         # MindFormers' ChatGLM can be converted with its rows in our order.
         return "spread"
-    # As `gguf_format` says of Llamas.
+    # As `gguf_architectures` says of Llamas.
     return "neighbours" if fields.flag("rotary_neighbours", False) else usual
 
 

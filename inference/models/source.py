@@ -116,7 +116,7 @@ class ModelSource:
         if isinstance(model, ModelConfig):
             checkpoint = separate(checkpoint, model, self.config.engine.qkv_layout, path)
         pairs = weights.fit(checkpoint, model, path)
-        return self.adapters.merged.merged(pairs) if self.adapters.merged else pairs
+        return self.adapters.merged.merged(pairs, model) if self.adapters.merged else pairs
 
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer."""
