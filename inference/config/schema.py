@@ -142,6 +142,7 @@ class TokenizerSettings(Section):
     additional_special_tokens: Texts | None = Field(None, description="Texts of further special tokens.")
     add_bos_token: bool | None = Field(None, description="Begin each prompt with bos_token.")
     add_eos_token: bool | None = Field(None, description="End each prompt with eos_token.")
+    prefix_tokens: Texts | None = Field(None, description="Texts of the tokens before each prompt, in place of bos.")
     add_special_tokens: bool | None = Field(None, description="Add the tokenizer's own special tokens.")
     chat_template: OptionalText = Field(None, description="Jinja template of a conversation.")
     model_max_length: Count | None = Field(None, description="Longest prompt, in tokens.")

@@ -223,6 +223,7 @@ class Family:
         defaults: values of the config's keys where it does not have them.
         experts: how they are chosen, where the config names some; None where the family has none.
         latent: attention is on compressed keys and values (`models/latent.py`).
+        tokenizer: its tokenizer's class, for `tokenizer.load_tokenizer`, where that does what no file says.
     """
 
     name: str
@@ -243,6 +244,7 @@ class Family:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     experts: ExpertsRule | None = None
     latent: bool = False
+    tokenizer: str | None = None
 
 
 class Fields:

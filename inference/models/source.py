@@ -26,7 +26,7 @@ from inference.models.convert import PACKED_KEY
 from inference.models.gguf_format import read_gguf_config
 from inference.models.parameters import parameter_shapes
 from inference.models.quantised import Scheme, dequantised, read_scheme
-from inference.models.registry import model_config_from, resolve_architecture
+from inference.models.registry import ARCHITECTURES, model_config_from, resolve_architecture
 from inference.models.shards import Pairs, Shard, check_split
 from inference.models.t5_config import AnyConfig
 from inference.parallel.topology import origin_of_split, ranks_of_model
@@ -122,7 +122,8 @@ class ModelSource:
         """The model's tokenizer."""
         settings = self.config.processor.tokenizer.model_dump(exclude_unset=True, exclude_none=True)
         directory = self.directory or (self.checkpoint and _directory_of(self.checkpoint))
-        return load_tokenizer(directory, settings=settings)
+        usual = ARCHITECTURES[self.model.architecture].tokenizer
+        return load_tokenizer(directory, settings=settings, usual_class=usual)
 
 
 def resolve(config: InferenceConfig) -> ModelSource:

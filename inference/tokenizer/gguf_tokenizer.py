@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ class _Stored:
     backend: Any = None
 
 
-def read_gguf_tokenizer(path: Path, settings: Mapping[str, Any]) -> Tokenizer:
+def read_gguf_tokenizer(path: Path, settings: Mapping[str, Any], usual_class: str | None = None) -> Tokenizer:
     """The tokenizer of a file; `settings` (keys as in tokenizer_config.json) win over what it says.
 
     Raises:
@@ -61,7 +61,9 @@ def read_gguf_tokenizer(path: Path, settings: Mapping[str, Any]) -> Tokenizer:
     """
     stored = _stored(path)
     given = {key: value for key, value in settings.items() if value is not None}
-    config = read_tokenizer_config(path, {**stored.own, **given})
+    config = read_tokenizer_config(path, {**stored.own, **given}, usual_class)
+    # Every token is in the file, with its id.
+    config = replace(config, appended=())
     if stored.model is not None:
         return SentencePieceTokenizer(stored.model, config, path)
     return JsonTokenizer(stored.backend, config, path)

@@ -183,6 +183,28 @@ def test_a_file_is_converted_with_its_tokenizer(kind: str, tmp_path, capfd) -> N
     assert "no tokenizer is written" in capfd.readouterr().err and not list(bare.glob("tokenizer*"))
 
 
+@pytest.mark.parametrize("case", ["llama_patterns", "gpt2", "phi3"])
+def test_an_adapter_is_for_rows_as_its_family_publishes_them(case: str, tmp_path) -> None:
+    """A file of `llama` has rows of q and k in another order."""
+    directory = GOLDENS / "lora" / case
+    base = GOLDENS / str(np.load(directory / "golden.npz")["base"])
+    write_gguf(base, tmp_path / "model.gguf", "F32")
+    chosen, merged = {"adapters": {case: str(directory)}}, {"engine": {"merge_adapter": case}}
+    found, expected = (
+        parameters(source_of(path, **chosen, **merged), Format.FLOAT32) for path in (tmp_path / "model.gguf", base)
+    )
+    for name, array in found.items():
+        np.testing.assert_allclose(array, expected[name], rtol=0, atol=1e-6, err_msg=name)
+    found, expected = (
+        source.adapters.chosen[0].additions(source.model, 1)
+        for source in (source_of(path, **chosen) for path in (tmp_path / "model.gguf", base))
+    )
+    assert found.keys() == expected.keys()
+    for name, additions in found.items():
+        for ours, theirs in zip(additions, expected[name], strict=True):
+            np.testing.assert_array_equal(ours.up, theirs.up, err_msg=name)
+
+
 def fields_of(tokenizer: Tokenizer, directory: Path, pre: str | None = None) -> Any:
     """Writes a tokenizer's fields, as llama.cpp's conversion does."""
 
