@@ -24,6 +24,7 @@ from inference.models.concatenated import separate
 from inference.models.config import ModelConfig, lay_over
 from inference.models.convert import PACKED_KEY
 from inference.models.gguf_format import read_gguf_config
+from inference.models.mindformers_layouts import as_published
 from inference.models.parameters import parameter_shapes
 from inference.models.quantised import Scheme, dequantised, read_scheme
 from inference.models.registry import ARCHITECTURES, model_config_from, resolve_architecture
@@ -115,6 +116,7 @@ class ModelSource:
         checkpoint = dequantised(checkpoint, self.scheme, model, path)
         if isinstance(model, ModelConfig):
             checkpoint = separate(checkpoint, model, self.config.engine.qkv_layout, path)
+            checkpoint = as_published(checkpoint, model, path)
         pairs = weights.fit(checkpoint, model, path)
         return self.adapters.merged.merged(pairs, model) if self.adapters.merged else pairs
 
