@@ -20,7 +20,15 @@ from typing import Any
 from inference.backend import check_backend, choose_model_class
 from inference.config import GenerationConfig, InferenceConfig
 from inference.context import build_context, check_device
-from inference.errors import EXIT_FAILURE, EXIT_ROWS_FAILED, ConfigError, InferenceError, InputError, is_out_of_memory
+from inference.errors import (
+    EXIT_FAILURE,
+    EXIT_ROWS_FAILED,
+    ConfigError,
+    InferenceError,
+    InputError,
+    TokenizerError,
+    is_out_of_memory,
+)
 from inference.generation.model import (
     GenerativeModel,
     choose_kernels,
@@ -48,6 +56,7 @@ from inference.jobs.writer import AnswerWriter
 from inference.metrics import RunMetrics, StartupTimes, process_age
 from inference.models.convert import check_target as check_converted
 from inference.models.convert import convert as write_converted
+from inference.models.gguf_architectures import GGUF_KEYS
 from inference.models.shards import Pairs
 from inference.models.source import ModelSource, is_gguf, resolve
 from inference.parallel.rendezvous import NobodyNeededError
@@ -56,6 +65,7 @@ from inference.parallel.topology import WORLD_SIZE, check_topology
 from inference.prompts import Prompt
 from inference.report import count, load_progress, say, summary
 from inference.tokenizer import Tokenizer
+from inference.tokenizer.gguf_tokenizer import read_gguf_tokenizer
 
 # Rows that are read and encoded ahead, beside those that the engine has.
 READ_AHEAD = 32
@@ -310,8 +320,6 @@ def convert(config: InferenceConfig, force: bool = False) -> Path:
     check_device(config)
     check_backend(config)
     source = resolve(config)
-    if source.directory is not None and is_gguf(source.directory):
-        raise ConfigError(f"{source.directory} is a GGUF file, which is not converted", "it is used as it is")
     parts = [(source.shard(rank), source.pairs(rank) or []) for rank in range(source.ranks)]
     pairs = [pair for _, part in parts for pair in part]
     if not pairs or source.packed is not None:
@@ -327,11 +335,11 @@ def convert(config: InferenceConfig, force: bool = False) -> Path:
     except KernelBuildError as error:
         say(f"{error}: the slower packer is used")
         from inference.kernels.formats import pack_into
-    own = dict(source.own_config)
+    own = {key: value for key, value in source.own_config.items() if key not in GGUF_KEYS}
     write_converted(
         parts,
         own,
-        source.directory,
+        _with_tokenizer(source),
         target,
         weight_format,
         pack_into,
@@ -340,6 +348,17 @@ def convert(config: InferenceConfig, force: bool = False) -> Path:
     )
     print(target)
     return target
+
+
+def _with_tokenizer(source: ModelSource) -> Path | None:
+    """Where a converted model's tokenizer comes from; None, which is said, where a GGUF file's is not read."""
+    if source.directory is not None and is_gguf(source.directory):
+        try:
+            read_gguf_tokenizer(source.directory, {})
+        except TokenizerError as error:
+            say(f"{error}; no tokenizer is written beside the weights")
+            return None
+    return source.directory
 
 
 def _not_encoded(row: int, prompt: Prompt) -> EncodedPrompt:

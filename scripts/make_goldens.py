@@ -494,7 +494,7 @@ CASES |= {
 def random_weights(model: torch.nn.Module, rng: np.random.Generator) -> None:
     """Fills `model` so that logits are spread and greedy text is varied: norms about 1, biases not zero."""
     # Gemma stores its norms less one; GPT-2's matrices are [in, out].
-    is_gemma, inputs = model.config.model_type.startswith("gemma"), 0 if model.config.model_type == "gpt2" else 1
+    is_gemma, inputs = model.config.model_type.startswith("gemma"), 0 if model.config.model_type == "gpt2" else -1
     for name, parameter in sorted(model.named_parameters()):
         values = random_values(name, tuple(parameter.shape), rng, inputs)
         if is_gemma or inputs == 0:
@@ -515,8 +515,8 @@ def less_of_the_token(name: str, values: np.ndarray) -> np.ndarray:
     return 5 * values if name in ("model.norm.weight", "transformer.ln_f.weight") else values
 
 
-def random_values(name: str, shape: tuple[int, ...], rng: np.random.Generator, inputs: int = 1) -> np.ndarray:
-    """Of one parameter; `inputs` is the axis of a matrix's inputs."""
+def random_values(name: str, shape: tuple[int, ...], rng: np.random.Generator, inputs: int = -1) -> np.ndarray:
+    """Of one parameter; `inputs` is the axis of a matrix's inputs, or of those of several matrices."""
     if name.endswith(".bias"):
         return 0.3 * rng.standard_normal(shape)
     if len(shape) == 1:

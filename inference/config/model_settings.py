@@ -183,7 +183,9 @@ class ModelSettings(Section):
     # Types of the stored weights.
     torch_dtype: OptionalText = Field(None, description="Type of the stored weights (transformers 4).")
     dtype: OptionalText = Field(None, description="Type of the stored weights (transformers 5).")
-    quantization_config: Free | None = Field(None, description="How they are quantised: gptq, awq, compressed-tensors.")
+    quantization_config: Free | None = Field(
+        None, description="How they are quantised: gptq, awq, compressed-tensors, fp8."
+    )
 
     # Generation; outranked by the section generation_config.
     max_decode_length: Count | None = Field(None, description="Most tokens of prompt and answer together.")

@@ -142,6 +142,7 @@ class TokenizerSettings(Section):
     additional_special_tokens: Texts | None = Field(None, description="Texts of further special tokens.")
     add_bos_token: bool | None = Field(None, description="Begin each prompt with bos_token.")
     add_eos_token: bool | None = Field(None, description="End each prompt with eos_token.")
+    prefix_tokens: Texts | None = Field(None, description="Texts of the tokens before each prompt, in place of bos.")
     add_special_tokens: bool | None = Field(None, description="Add the tokenizer's own special tokens.")
     chat_template: OptionalText = Field(None, description="Jinja template of a conversation.")
     model_max_length: Count | None = Field(None, description="Longest prompt, in tokens.")
@@ -444,7 +445,7 @@ def adapters_hint(names: Iterable[str]) -> str:
 
 
 # Quantised checkpoints that are read.
-QUANT_METHODS = ("gptq", "awq", "compressed-tensors")
+QUANT_METHODS = ("gptq", "awq", "compressed-tensors", "fp8", "fbgemm_fp8")
 _MODEL = ("model", "model_config")
 # MindFormers' adapters that are chosen by the row: `pet_config.adapter_path` is a directory with their names.
 SLORA = "slora"

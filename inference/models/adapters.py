@@ -27,6 +27,7 @@ from inference.kernels.weight import Addition
 from inference.models.checkpoint import StoredTensor, open_checkpoint
 from inference.models.config import ModelConfig
 from inference.models.parameters import TensorPlace, hugging_face_name, tensor_places
+from inference.models.registry import ARCHITECTURES
 from inference.models.shards import Pairs
 from inference.models.t5_config import AnyConfig
 
@@ -96,15 +97,17 @@ class Adapter:
         """All that is stored of it."""
         return [tensor for part in self.parts.values() for tensor in (part.down, part.up)]
 
-    def merged(self, pairs: Pairs) -> Pairs:
+    def merged(self, pairs: Pairs, config: AnyConfig) -> Pairs:
         """Stored tensors of the model with the adapter in them.
 
         Raises:
             CheckpointError: the checkpoint has no tensor of that name, or it has another shape.
         """
         self._check([place for _, place in pairs])
+        names = {place.name for _, place in pairs}
+        published = {place.name: place for place in tensor_places(as_published(config), names)}
         return [
-            (MergedTensor.of(tensor, self.parts[place.name], place), place)
+            (MergedTensor.of(tensor, self.parts[place.name], place, published[place.name]), place)
             if place.name in self.parts
             else (tensor, place)
             for tensor, place in pairs
@@ -117,7 +120,7 @@ class Adapter:
             CheckpointError: the model has no such tensor, or only all rows together can have it.
         """
         # Its own names tell whether it takes matrices as fused.
-        places = tensor_places(config, self.parts)
+        places = tensor_places(as_published(config), self.parts)
         self._check(places)
         mine = [place for place in places if place.name in self.parts]
         for place in mine:
@@ -156,6 +159,14 @@ class Adapter:
                 )
 
 
+def as_published(config: AnyConfig) -> AnyConfig:
+    """The model with its tensors as its family publishes them: GGUF files and some of MindFormers' reorder rows."""
+    if not isinstance(config, ModelConfig):
+        return config
+    usual = ARCHITECTURES[config.architecture].storage
+    return replace(config, storage=replace(usual, normalised_head=config.storage.normalised_head))
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MergedTensor(StoredTensor):
     """A tensor of a checkpoint with an adapter's addition, computed as it is read.
@@ -169,9 +180,18 @@ class MergedTensor(StoredTensor):
     right: np.ndarray
 
     @classmethod
-    def of(cls, tensor: StoredTensor, part: LowRank, place: TensorPlace) -> MergedTensor:
-        """The tensor of a place with its part of an adapter."""
+    def of(cls, tensor: StoredTensor, part: LowRank, place: TensorPlace, published: TensorPlace) -> MergedTensor:
+        """The tensor of a place with its part of an adapter.
+
+        Args:
+            published: its place as its family publishes it, which is what an adapter is for.
+        """
         up, down = part.arrays()
+        if place.order is not published.order:
+            rows = np.arange(len(up))
+            stored = np.empty_like(rows)
+            stored[rows if place.order is None else place.order] = rows if published.order is None else published.order
+            up = up[stored]
         left, right = (down.T, up.T) if place.transposed else (up, down)
         return cls(
             name=tensor.name,

@@ -25,9 +25,10 @@ GGUF_SUFFIX = ".gguf"
 INDEX_NAME = "model.safetensors.index.json"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".npy", ".npz")
 FLOATS = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8, "uint8": 1}
+FLOAT8 = "float8_e4m3"
 # What quantised weights are packed in.
-INTEGERS = {"int8": 1, "int32": 4, "int64": 8}
-ITEM_SIZES = {**FLOATS, **INTEGERS}
+CODES = {"int8": 1, "int32": 4, "int64": 8, FLOAT8: 1}
+ITEM_SIZES = {**FLOATS, **CODES}
 STORED = {
     "float32": np.float32,
     "float16": np.float16,
@@ -142,12 +143,12 @@ class StoredTensor:
 Checkpoint = dict[str, StoredTensor]
 
 
-def open_checkpoint(path: Path, preferred: str | None = None, integers: bool = False) -> Checkpoint:
+def open_checkpoint(path: Path, preferred: str | None = None, quantised: bool = False) -> Checkpoint:
     """The tensors of a `.safetensors`, `.ckpt` or `.gguf` file, or of a directory that holds files of the first two.
 
     Args:
         preferred: `ckpt` takes the .ckpt file of a directory that has safetensors too.
-        integers: tensors of integers are accepted, which are for `quantised.dequantised`.
+        quantised: tensors of integers and 8-bit floats are accepted, which are for `quantised.dequantised`.
 
     Raises:
         ModelNotFoundError: nothing there, or nothing that can be read as weights.
@@ -161,7 +162,7 @@ def open_checkpoint(path: Path, preferred: str | None = None, integers: bool = F
 
         return read_gguf_tensors(path)
     tensors: Checkpoint = {}
-    accepted = ITEM_SIZES if integers else FLOATS
+    accepted = ITEM_SIZES if quantised else FLOATS
     for file in checkpoint_files(path, preferred):
         is_ckpt = file.suffix == ".ckpt"
         for tensor in read_ckpt_header(file) if is_ckpt else read_safetensors_header(file, accepted):
@@ -255,7 +256,8 @@ def check_tensor(
     dims = tuple(shape)
     if dtype not in accepted:
         # Of an older GPTQ checkpoint, the config may be in another file.
-        hint = ", and integers with a quantization_config in config.json" if re.fullmatch(r"I\d+", dtype) else ""
+        is_quantised = re.fullmatch(r"I\d+|F8_E4M3", dtype)
+        hint = f", and {dtype} with a quantization_config in config.json" if is_quantised else ""
         raise CheckpointError(f"{path}: tensor '{name}' is of type {dtype}", f"accepted: {', '.join(accepted)}{hint}")
     if any(isinstance(dim, bool) or not isinstance(dim, int) or dim < 0 for dim in dims):
         raise CheckpointError(f"{path}: tensor '{name}' has the impossible shape {list(dims)}")

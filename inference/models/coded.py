@@ -1,14 +1,15 @@
-"""Tensors that a checkpoint holds quantised: integers with a scale for each group of columns.
+"""Tensors that a checkpoint holds quantised: integers or 8-bit floats with a scale for several.
 
 Knows how such a tensor is read, as float32 or as it is, and which of our formats holds it without another rounding;
-knows nothing about the layouts in files, which `quantised` (GPTQ, AWQ, compressed-tensors) and `gguf_format` read.
+knows nothing about the layouts in files, which `quantised` (GPTQ, AWQ, compressed-tensors), `float8` and
+`gguf_format` read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -141,7 +142,8 @@ def format_for(tensors: Iterable[QuantisedTensor]) -> Format:
     """What `engine.weight_dtype: auto` takes: int4 where it holds every tensor as it is, else int8.
 
     int8 holds four bits with zero points as they are. Where it holds a tensor neither, a second rounding to int8 moves
-    the weights by a tenth of what one to int4 would.
+    the weights by a tenth of what one to int4 would; 8-bit floats by a fifth of what the first rounding did, and 8 bits
+    stay 8.
     """
     return Format.INT4 if all(tensor.form is Format.INT4 for tensor in tensors) else Format.INT8
 
@@ -158,11 +160,11 @@ def describe(tensors: Iterable[QuantisedTensor], chosen: Format) -> str:
         four = wide and any("4 bit" in tensor.scheme for tensor in all_of)
         why = ", because int4 here has no zero points" if four else ""
         return said + f"taken over as {chosen.value} without another rounding{why}"
-    costs = {form: rounding_error(again[0], form) for form in (Format.INT4, Format.INT8)}
-    other = Format.INT4 if chosen is Format.INT8 else Format.INT8
+    costs = {form: rounding_error(again[0], form) for form in (Format.INT4, Format.INT8, Format.BFLOAT16)}
+    others = ", ".join(f"{form.value} by {cost:.2%}" for form, cost in costs.items() if form is not chosen)
     return said + (
         f"{len(again)} of {len(all_of)} tensors are rounded again to {chosen.value}, which moves the weights of "
-        f"{again[0].name} by {costs[chosen]:.2%} (rms); {other.value} would by {costs[other]:.2%}"
+        f"{again[0].name} by {costs[chosen]:.2%} (rms); others would: {others}"
     )
 
 
@@ -173,3 +175,17 @@ def rounding_error(tensor: QuantisedTensor, form: Format) -> float:
     part.read_into(values)
     moved = unpack(pack(values, form), form, *values.shape) - values
     return float(np.sqrt((moved**2).sum() / max((values**2).sum(), np.finfo(np.float32).tiny)))
+
+
+def read_elements(tensor: StoredTensor, dtype: Any) -> np.ndarray:
+    """A stored tensor's elements as they are."""
+    out = np.empty(tensor.shape, dtype)
+    tensor.read_bytes_into(out.reshape(-1).view(np.uint8))
+    return out
+
+
+def read_values(tensor: StoredTensor) -> np.ndarray:
+    """A stored tensor as float32."""
+    out = np.empty(tensor.shape, np.float32)
+    tensor.read_into(out)
+    return out

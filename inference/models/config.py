@@ -229,6 +229,7 @@ class Family:
         defaults: values of the config's keys where it does not have them.
         experts: how they are chosen, where the config names some; None where the family has none.
         latent: attention is on compressed keys and values (`models/latent.py`).
+        tokenizer: its tokenizer's class, for `tokenizer.load_tokenizer`, where that does what no file says.
     """
 
     name: str
@@ -249,6 +250,7 @@ class Family:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     experts: ExpertsRule | None = None
     latent: bool = False
+    tokenizer: str | None = None
 
 
 class Fields:
@@ -492,6 +494,9 @@ def _position_rows(fields: Fields) -> int:
 
 def _storage(fields: Fields, family: Family) -> Storage:
     stored = family.storage
+    if fields.flag("stored_by_gguf", False):
+        # Its converters have transposed the matrices and added to the norms.
+        stored = replace(stored, transposed=False, norm_offset=0.0)
     normalised = stored.normalised_head and fields.get("vocab_size") != BAICHUAN1_VOCABULARY
     return replace(
         stored,
@@ -504,7 +509,7 @@ def _pairs(fields: Fields, usual: str) -> str:
     if fields.flag("use_rearrange_rope", False):
         # MindFormers' ChatGLM can be converted with its rows in our order.
         return "spread"
-    # As `gguf_format` says of Llamas.
+    # As `gguf_architectures` says of Llamas.
     return "neighbours" if fields.flag("rotary_neighbours", False) else usual
 
 

@@ -21,6 +21,7 @@ from inference.kernels.formats import Format
 from inference.models.checkpoint import StoredTensor
 from inference.models.shards import PACKED, Pairs, Shard
 from inference.models.weights import Destination, PackInto, formats_of, layout_bytes, memory_layout
+from inference.tokenizer.gguf_tokenizer import write_gguf_tokenizer
 
 PACKED_KEY = "packed_weights"
 WEIGHTS_NAME = "model.safetensors"
@@ -56,7 +57,7 @@ def convert(
         parts: what each rank has of the model, with its tensors and their places. Where they are several, each is
             written to a directory of its own, rank_0 and so on.
         own_config: what its config.json says.
-        directory: where its tokenizer files are.
+        directory: where its tokenizer files are, or a GGUF file with one; None for none.
         force: replace a target that exists.
 
     Raises:
@@ -125,6 +126,9 @@ def _write_weights(
 
 
 def _copy_companions(directory: Path | None, made: Path) -> None:
+    if directory is not None and directory.is_file():
+        write_gguf_tokenizer(directory, made)
+        return
     for pattern in COMPANIONS if directory else ():
         assert directory is not None
         for path in directory.glob(pattern):

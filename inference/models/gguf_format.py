@@ -1,20 +1,18 @@
 """GGUF files: sizes and weights.
 
-Sources: the specification (github.com/ggml-org/ggml, docs/gguf.md), and for the blocks ggml-common.h. A block is 32
-values of a row with a float16 scale d before them:
+Source for the blocks: ggml-common.h (github.com/ggml-org/ggml). A block is 32 values of a row with a float16 scale d
+before them:
 
 Q8_0  int8 q: the value is q * d, as in our int8.
 Q4_0  16 bytes, value i in the low half of byte i, value i + 16 in the high one: (q - 8) * d, as in our int4.
 
-Other quantised types are dequantised by the package `gguf`. Of the architecture `llama`, llama.cpp rotates neighbouring
-pairs of a head, so its rows of q and k lie in that order; `qwen2` and `qwen3` rotate halves, as Hugging Face has them.
+Other quantised types are dequantised by the package `gguf`. What the tensors are: `gguf_architectures`.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,39 +22,18 @@ from inference.errors import CheckpointError
 from inference.kernels.formats import GROUP
 from inference.models.checkpoint import Checkpoint, Segment, StoredTensor
 from inference.models.coded import Codes, QuantisedTensor, narrowest_form
-from inference.models.gguf_header import HINT, GgufFile, GgufTensor, open_gguf
+from inference.models.gguf_architectures import (
+    FACTORS,
+    LONG_FACTORS,
+    SHORT_FACTORS,
+    Architecture,
+    architecture_of,
+    config_of,
+    expert_names,
+    our_name,
+)
+from inference.models.gguf_header import GgufTensor, open_gguf
 
-# GGUF's architectures, and the ones that their files are of here.
-ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
-# Hugging Face's keys and GGUF's, after the name of the architecture.
-SIZES = {
-    "hidden_size": "embedding_length",
-    "intermediate_size": "feed_forward_length",
-    "num_hidden_layers": "block_count",
-    "num_attention_heads": "attention.head_count",
-    "num_key_value_heads": "attention.head_count_kv",
-    "max_position_embeddings": "context_length",
-    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
-    "rope_theta": "rope.freq_base",
-    "head_dim": "attention.key_length",
-    "sliding_window": "attention.sliding_window",
-}
-NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-LAYER_NAMES = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-# What rotary frequencies are divided by, pair by pair: how Llama 3.1's scaling is stored.
-FACTORS = "rope_freqs.weight"
 PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 # Bytes of a block of 32 values.
 BLOCKS = {"Q8_0": 34, "Q4_0": 18}
@@ -68,85 +45,41 @@ def read_gguf_config(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: a damaged file, or an architecture that is not read.
     """
-    file = open_gguf(path)
-    architecture = str(file.get("general.architecture"))
-    if architecture not in ARCHITECTURES:
-        read = ", ".join(ARCHITECTURES)
-        raise CheckpointError(f"{path}: GGUF files of architecture '{architecture}' are not read", f"read are {read}")
-    if file.get(f"{architecture}.expert_count"):
-        raise CheckpointError(f"{path}: GGUF files with experts are not read", "give the safetensors checkpoint")
-    values = {ours: file.get(f"{architecture}.{theirs}") for ours, theirs in SIZES.items()}
-    values = {key: value for key, value in values.items() if value is not None}
-    embedding = file.tensor("token_embd.weight")
-    if embedding is None:
-        raise CheckpointError(f"{path} holds no token_embd.weight", HINT)
-    windowed = architecture == "llama" and "sliding_window" in values
-    ends = [file.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
-    values |= {
-        "architectures": ["MistralForCausalLM" if windowed else ARCHITECTURES[architecture]],
-        "vocab_size": embedding.shape[0],
-        "tie_word_embeddings": file.tensor("output.weight") is None,
-        "qkv_bias": file.tensor("blk.0.attn_q.bias") is not None,
-        "rotary_neighbours": architecture == "llama",
-        "eos_token_id": list(dict.fromkeys(end for end in ends if end is not None)) or None,
-    }
-    rotated, head = file.get(f"{architecture}.rope.dimension_count"), values.get("head_dim")
-    head = head or values.get("hidden_size", 0) // max(values.get("num_attention_heads", 1), 1)
-    if rotated and rotated != head:
-        values["partial_rotary_factor"] = rotated / head
-    return values | _scaling(file, architecture, values)
-
-
-def _scaling(file: GgufFile, architecture: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    kind = file.get(f"{architecture}.rope.scaling.type", "none")
-    factor = file.get(f"{architecture}.rope.scaling.factor")
-    original = file.get(f"{architecture}.rope.scaling.original_context_length")
-    if kind in ("linear", "yarn"):
-        scaling = {"rope_type": kind, "factor": factor}
-        if original:
-            scaling["original_max_position_embeddings"] = original
-        return {"rope_scaling": scaling}
-    if kind != "none":
-        raise CheckpointError(f"{file.path}: rope scaling '{kind}' of GGUF is not read", "read are linear and yarn")
-    stored = file.tensor(FACTORS)
-    if stored is None:
-        return {}
-    values_of = np.empty(stored.shape, np.float32)
-    _tensor(stored, file.path).read_into(values_of)
-    factors = [float(value) for value in values_of.reshape(-1)]
-    length = values.get("max_position_embeddings")
-    return {
-        "rope_scaling": {
-            # Factors whatever the length, and no other magnitude.
-            "rope_type": "longrope",
-            "short_factor": factors,
-            "long_factor": factors,
-            "attention_factor": 1.0,
-            "original_max_position_embeddings": length,
-        }
-    }
+    return config_of(open_gguf(path))
 
 
 def read_gguf_tensors(path: Path) -> Checkpoint:
-    """The tensors of a file, under Hugging Face's names.
+    """The tensors of a file, under the names that its family has elsewhere.
 
     Raises:
         CheckpointError: a damaged file, or a type that nobody can dequantise.
     """
     file = open_gguf(path)
-    return {_name(tensor.name): _tensor(tensor, path) for tensor in file.tensors if tensor.name != FACTORS}
+    _, architecture = architecture_of(file)
+    wanted = [stored for stored in file.tensors if stored.name not in (FACTORS, SHORT_FACTORS, LONG_FACTORS)]
+    return {tensor.name: tensor for stored in wanted for tensor in _tensors(stored, architecture)}
 
 
-def _name(name: str) -> str:
-    stem, _, kind = name.rpartition(".")
-    layer = re.fullmatch(r"blk\.(\d+)\.(\w+)", stem)
-    if layer and layer[2] in LAYER_NAMES:
-        return f"model.layers.{layer[1]}.{LAYER_NAMES[layer[2]]}.{kind}"
-    return f"{NAMES[stem]}.{kind}" if stem in NAMES else name
+def _tensors(stored: GgufTensor, architecture: Architecture) -> Iterator[StoredTensor]:
+    """It, or the experts that it is made of."""
+    names = expert_names(stored.name)
+    if names is None:
+        tensor = _tensor(stored, our_name(stored.name, architecture), stored.shape)
+        # The gate of a shared expert, a vector here.
+        yield replace(tensor, shape=(1, *tensor.shape)) if tensor.name.endswith("shared_expert_gate.weight") else tensor
+        return
+    if len(stored.shape) != 3:
+        raise CheckpointError(
+            f"{stored.path}: tensor '{stored.name}' is {list(stored.shape)}", "it must be a matrix an expert"
+        )
+    count, rows, columns = stored.shape
+    together = _tensor(stored, stored.name, (count * rows, columns))
+    for index in range(count):
+        yield replace(together.rows(index * rows, (index + 1) * rows), name=names.format(index))
 
 
-def _tensor(stored: GgufTensor, path: Path) -> StoredTensor:
-    kind, name, shape = stored.kind_name, _name(stored.name), stored.shape
+def _tensor(stored: GgufTensor, name: str, shape: tuple[int, ...]) -> StoredTensor:
+    kind, path = stored.kind_name, stored.path
     segments = (Segment(path, stored.offset, stored.size),)
     if kind in PLAIN:
         return StoredTensor(name, PLAIN[kind], shape, segments)

@@ -1,17 +1,21 @@
-"""The header of a GGUF file: its fields by name, and where its tensors are.
+"""The headers of a GGUF file or of its parts: fields by name, and where the tensors are.
 
 Format (github.com/ggml-org/ggml, docs/gguf.md), all little-endian: the magic `GGUF`, version 2 or 3, the numbers of
 tensors and of fields, the fields (name, type, value), then of each tensor its name, dimensions (columns first), type
 and offset into the data, which begin at the next multiple of `general.alignment`. It is read here, because the package
 `gguf` takes seconds for the tokens of a large vocabulary; the package is used for types that are not known here.
+
+A model in parts (llama.cpp's gguf-split) is NAME-00001-of-00003.gguf and so on; each is a GGUF file with some of the
+tensors and the fields `split.no` and `split.count`, and the first has all other fields.
 """
 
 from __future__ import annotations
 
 import math
 import mmap
+import re
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -34,12 +38,14 @@ BLOCKS = {
     30: ("BF16", 1, 2),
 }
 HINT = "fetch the file again"
+_PART = re.compile(r"(.*-)(\d{5})(-of-)(\d{5})(\.gguf)")
 
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """A tensor: its type by number and name, its shape, rows first, and its bytes in the file."""
+    """A tensor: its file, its type by number and name, its shape, rows first, and its bytes in the file."""
 
+    path: Path
     name: str
     kind: int
     kind_name: str
@@ -66,11 +72,33 @@ class GgufFile:
 
 
 def open_gguf(path: Path) -> GgufFile:
-    """The header of a file, which is read once as long as the file is the same.
+    """The header of a file, or of the model that it is a part of; read once as long as the files are the same.
 
     Raises:
-        CheckpointError: a damaged file, or one of several parts.
+        CheckpointError: a damaged file, or a part that is missing.
     """
+    file = _header(path)
+    count = file.get("split.count", 1)
+    if count < 2:
+        return file
+    named = _PART.fullmatch(path.name)
+    if named is None or int(named[4]) != count:
+        raise CheckpointError(
+            f"{path} is one of {count} parts, and not named so", f"call it NAME-00001-of-{count:05}.gguf, as it was"
+        )
+    paths = [path.with_name(f"{named[1]}{number:05}{''.join(named.groups()[2:])}") for number in range(1, count + 1)]
+    missing = [part.name for part in paths if not part.is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{path}: {len(missing)} of its {count} parts are missing ({', '.join(missing[:5])})", HINT
+        )
+    parts = [_header(part) for part in paths]
+    if [part.get("split.no") for part in parts] != list(range(count)):
+        raise CheckpointError(f"{path}: the parts are not those of one model, by split.no", HINT)
+    return replace(parts[0], tensors=tuple(tensor for part in parts for tensor in part.tensors))
+
+
+def _header(path: Path) -> GgufFile:
     try:
         state = path.stat()
     except OSError as error:
@@ -78,7 +106,7 @@ def open_gguf(path: Path) -> GgufFile:
     return _opened(path, state.st_mtime_ns, state.st_size)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=64)
 def _opened(path: Path, changed: int, size: int) -> GgufFile:
     try:
         with path.open("rb") as file:
@@ -95,8 +123,6 @@ def _opened(path: Path, changed: int, size: int) -> GgufFile:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError, OverflowError, ZeroDivisionError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged or no GGUF file ({error})", HINT) from error
-    if fields.get("split.count", 1) > 1:
-        raise CheckpointError(f"{path} is one of {fields['split.count']} parts", "join them (llama-gguf-split --merge)")
     found = tuple(_tensor(path, size, start, *info) for info in infos)
     return GgufFile(path, fields, found)
 
@@ -110,7 +136,7 @@ def _tensor(path: Path, size: int, start: int, name: str, shape: tuple[int, ...]
         raise CheckpointError(
             f"{path}: truncated, tensor '{name}' ends at byte {start + offset + needed} of {size}", HINT
         )
-    return GgufTensor(name, kind, kind_name, shape, start + offset, needed)
+    return GgufTensor(path, name, kind, kind_name, shape, start + offset, needed)
 
 
 def _of_package(path: Path, name: str, kind: int) -> tuple[str, int, int]:

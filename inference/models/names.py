@@ -25,6 +25,13 @@ MINDFORMERS: Names = (
     (r"\.attention\.wo\.", ".self_attn.o_proj."),
     (r"\.attention\.q_norm\.", ".self_attn.q_norm."),
     (r"\.attention\.k_norm\.", ".self_attn.k_norm."),
+    (r"\.feed_forward\.(routed_experts\.)?router\.dense\.weight$", ".mlp.gate.weight"),
+    (r"\.feed_forward\.routed_experts\.router\.router\.topk_bias$", ".mlp.gate.e_score_correction_bias"),
+    (r"\.feed_forward\.routed_experts\.router\.e_score_correction_bias$", ".mlp.gate.e_score_correction_bias"),
+    (r"\.feed_forward\.shared_experts_gate\.", ".mlp.shared_expert_gate."),
+    (r"\.feed_forward\.shared_experts\.w1\.", ".mlp.shared_experts.gate_proj."),
+    (r"\.feed_forward\.shared_experts\.w2\.", ".mlp.shared_experts.down_proj."),
+    (r"\.feed_forward\.shared_experts\.w3\.", ".mlp.shared_experts.up_proj."),
     (r"\.feed_forward\.w1\.", ".mlp.gate_proj."),
     (r"\.feed_forward\.w2\.", ".mlp.down_proj."),
     (r"\.feed_forward\.w3\.", ".mlp.up_proj."),
@@ -61,8 +68,15 @@ MIXTRAL: Names = (
 
 QWEN2_MOE: Names = ((r"\.mlp\.shared_expert\.", ".mlp.shared_experts."),)
 
-# MindFormers'; the last name is another model's norm of query heads.
+# MindFormers', of releases to 1.5 and of later ones; the last name is another model's norm of query heads.
 DEEPSEEK: Names = (
+    (r"\.attention\.q_proj\.", ".self_attn.q_proj."),
+    (r"\.attention\.q2l_proj\.", ".self_attn.q_a_proj."),
+    (r"\.attention\.lq_norm\.", ".self_attn.q_a_layernorm."),
+    (r"\.attention\.l2q_proj\.", ".self_attn.q_b_proj."),
+    (r"\.attention\.kv2l\.", ".self_attn.kv_a_proj_with_mqa."),
+    (r"\.attention\.lkv_norm\.", ".self_attn.kv_a_layernorm."),
+    (r"\.attention\.lkv2kv\.", ".self_attn.kv_b_proj."),
     (r"\.self_attention\.linear_q_down_proj\.", ".self_attn.q_a_proj."),
     (r"\.self_attention\.linear_q_up_proj\.", ".self_attn.q_b_proj."),
     (r"\.self_attention\.linear_kv_down_proj\.", ".self_attn.kv_a_proj_with_mqa."),

@@ -117,8 +117,12 @@ def hugging_face_name(name: str, names: Names = ()) -> str:
 
 def is_draft_layer(name: str, config: AnyConfig) -> bool:
     """Whether a tensor is of the layers that guess further tokens (multi-token prediction), which are not run."""
+    drafts = getattr(config, "draft_layers", 0)
     found = LAYER.match(name)
-    return found is not None and 0 <= int(found[1]) - config.num_layers < getattr(config, "draft_layers", 0)
+    if found is None:
+        # What MindFormers to 1.5 has of them beside such a layer.
+        return drafts > 0 and name.startswith("model.mtp_hidden_fusers.")
+    return 0 <= int(found[1]) - config.num_layers < drafts
 
 
 def tensor_places(config: AnyConfig, stored: Container[str] = ()) -> list[TensorPlace]:

@@ -1,4 +1,4 @@
-"""Checkpoints that are published quantised: GPTQ, AWQ and compressed-tensors, by `quantization_config`.
+"""Checkpoints that are published quantised: GPTQ, AWQ, compressed-tensors and float8, by `quantization_config`.
 
 Each quantised linear layer X becomes one tensor `X.weight` [out, in], which is read through its layout:
 
@@ -13,6 +13,7 @@ compressed-tensors (vllm-project/compressed-tensors): `int-quantized`, weight in
     [out, groups] or one number; `pack-quantized`, weight_packed int32 [out, in / 8], the lowest bits first, values plus
     half their range, weight_scale and weight_g_idx. Symmetric weights only. Activations are quantised by our own
     kernels, token by token and group by group, so scales for them are passed over.
+8-bit floats, of whatever method: `float8`.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from typing import Any
 import numpy as np
 
 from inference.errors import CheckpointError, ConfigError
-from inference.models.checkpoint import INTEGERS, Checkpoint, StoredTensor
-from inference.models.coded import Codes, QuantisedTensor, narrowest_form
+from inference.models.checkpoint import CODES, FLOAT8, Checkpoint, StoredTensor
+from inference.models.coded import Codes, QuantisedTensor, narrowest_form, read_elements, read_values
+from inference.models.float8 import Block, dequantised_floats
 from inference.models.parameters import hugging_face_name, tensor_places
 from inference.models.t5_config import AnyConfig
 
@@ -46,20 +48,24 @@ class Scheme:
     """What `quantization_config` says.
 
     Args:
-        method: gptq, awq or compressed-tensors.
-        layout: of the method's files: gptq or gptq_v2, gemm, int-quantized or pack-quantized.
+        method: gptq, awq, compressed-tensors, fp8 or fbgemm_fp8.
+        layout: of the method's files: gptq or gptq_v2, gemm, int-quantized or pack-quantized, float8_e4m3.
         bits: of a weight.
         group_size: columns with one scale; None for whole rows.
+        block: rows and columns with one scale, for 8-bit floats; None for rows or the whole.
     """
 
     method: str
     layout: str
     bits: int
-    group_size: int | None
+    group_size: int | None = None
+    block: Block | None = None
 
     @property
     def name(self) -> str:
         """For people."""
+        if self.layout == FLOAT8:
+            return f"{self.method}, 8-bit floats" + (" in blocks of {} x {}".format(*self.block) if self.block else "")
         groups = f"groups of {self.group_size}" if self.group_size else "a scale a row"
         return f"{self.method}, {self.bits} bit, {groups}"
 
@@ -76,7 +82,13 @@ def read_scheme(values: Mapping[str, Any], where: str) -> Scheme | None:
     method = str(given.get("quant_method") or "")
     if not method:
         return None
-    readers = {"gptq": _read_gptq, "awq": _read_awq, "compressed-tensors": _read_compressed}
+    readers = {
+        "gptq": _read_gptq,
+        "awq": _read_awq,
+        "compressed-tensors": _read_compressed,
+        "fp8": _read_fp8,
+        "fbgemm_fp8": lambda given, where: Scheme("fbgemm_fp8", FLOAT8, 8),
+    }
     if method not in readers:
         raise _refused(where, f"quant_method {method}", f"read are {', '.join(readers)}, and GGUF files")
     return readers[method](given, where)
@@ -97,22 +109,43 @@ def _read_awq(given: Mapping[str, Any], where: str) -> Scheme:
     return Scheme("awq", layout, bits, _group_size(given.get("group_size", given.get("q_group_size")), where))
 
 
+def _read_fp8(given: Mapping[str, Any], where: str) -> Scheme:
+    form = given.get("fmt") or "e4m3"
+    if form != "e4m3":
+        raise _refused(where, f"fmt {form} of fp8", "read is e4m3")
+    return Scheme("fp8", FLOAT8, 8, block=_block(given.get("weight_block_size"), "weight_block_size", where))
+
+
+def _block(value: Any, key: str, where: str) -> Block | None:
+    if value is None:
+        return None
+    if not isinstance(value, list) or len(value) != 2 or any(type(size) is not int or size <= 0 for size in value):
+        raise ConfigError(f"{where}: {KEY} has {key} {value!r}", "it must be two numbers, of rows and of columns")
+    return value[0], value[1]
+
+
 def _read_compressed(given: Mapping[str, Any], where: str) -> Scheme:
     groups = given.get("config_groups")
     groups = list(groups.values()) if isinstance(groups, Mapping) else []
     weights = [group["weights"] for group in groups if isinstance(group, Mapping) and group.get("weights")]
     if not weights or any(rule != weights[0] for rule in weights) or not isinstance(weights[0], Mapping):
         raise _refused(where, f"compressed-tensors with {len(weights)} rules for weights", "read is one")
-    rule = weights[0]
-    if rule.get("type", "int") != "int":
-        raise _refused(where, f"compressed-tensors of type {rule.get('type')}{rule.get('num_bits', '')}", "read is int")
+    rule, kind, bits = weights[0], weights[0].get("type", "int"), weights[0].get("num_bits")
+    if kind not in ("int", "float") or (kind == "float" and bits != 8):
+        raise _refused(where, f"compressed-tensors of type {kind}{bits or ''}", "read are int and float8")
     if rule.get("symmetric", True) is not True:
         raise _refused(where, "compressed-tensors with zero points", "read are symmetric weights")
-    layout = {"naive-quantized": "int-quantized"}.get(str(given.get("format")), str(given.get("format")))
-    accepted = {"int-quantized": (8,), "pack-quantized": (4, 8)}
+    layout = str(given.get("format"))
+    if layout == "naive-quantized":
+        layout = f"{kind}-quantized"
+    accepted = {"float-quantized": (8,)} if kind == "float" else {"int-quantized": (8,), "pack-quantized": (4, 8)}
     if layout not in accepted:
         raise _refused(where, f"format {layout} of compressed-tensors", f"read are {', '.join(accepted)}")
-    bits = _bits(rule.get("num_bits"), where, accepted[layout])
+    if kind == "float":
+        return Scheme(
+            "compressed-tensors", FLOAT8, 8, block=_block(rule.get("block_structure"), "a block_structure", where)
+        )
+    bits = _bits(bits, where, accepted[layout])
     size = rule.get("group_size") if rule.get("strategy", "group") == "group" else None
     return Scheme("compressed-tensors", layout, bits, _group_size(size, where))
 
@@ -169,7 +202,7 @@ class _Packed:
     def _weights(self, begin: int, end: int) -> np.ndarray:
         bits, layout = self.scheme.bits, self.scheme.layout
         if layout == "int-quantized":
-            return _bytes(self.weights.rows(begin, end), np.int8)
+            return read_elements(self.weights.rows(begin, end), np.int8)
         if layout == "pack-quantized":
             return _unpack(_words(self.weights.rows(begin, end)), bits)[:, : self.shape[1]]
         if layout == "gemm":
@@ -197,9 +230,9 @@ class _Packed:
         """float32 [rows, groups]."""
         if self.scheme.method == "compressed-tensors":
             if self.scales.shape[:1] != self.shape[:1]:
-                return np.full((end - begin, 1), _floats(self.scales).reshape(-1)[0], np.float32)
-            return _floats(self.scales.rows(begin, end)).reshape(end - begin, -1)
-        return np.ascontiguousarray(_floats(self.scales.columns(begin, end)).T)
+                return np.full((end - begin, 1), read_values(self.scales).reshape(-1)[0], np.float32)
+            return read_values(self.scales.rows(begin, end)).reshape(end - begin, -1)
+        return np.ascontiguousarray(read_values(self.scales.columns(begin, end)).T)
 
     def tensor(self, name: str) -> QuantisedTensor:
         """It as one tensor. Scales and zero points are read for it, to see what holds them."""
@@ -228,6 +261,8 @@ def dequantised(checkpoint: Checkpoint, scheme: Scheme | None, model: AnyConfig,
     """
     if scheme is None:
         return checkpoint
+    if scheme.layout == FLOAT8:
+        return _all_used(dequantised_floats(checkpoint, scheme.name, scheme.block, path), path)
     ending = {"int-quantized": ".weight", "pack-quantized": ".weight_packed"}.get(scheme.layout, ".qweight")
     found = [name for name, tensor in checkpoint.items() if name.endswith(ending) and tensor.dtype in ("int8", "int32")]
     if not found:
@@ -240,12 +275,16 @@ def dequantised(checkpoint: Checkpoint, scheme: Scheme | None, model: AnyConfig,
         bias = rest.get(f"{layer}.bias")
         # AutoGPTQ wrote zeros for layers that have no bias.
         is_spare = bias is not None and hugging_face_name(bias.name, model.storage.names) not in known
-        if bias is not None and is_spare and not _floats(bias).any():
+        if bias is not None and is_spare and not read_values(bias).any():
             del rest[f"{layer}.bias"]
-    strange = next((tensor for tensor in rest.values() if tensor.dtype in INTEGERS), None)
+    return {**_all_used(rest, path), **whole}
+
+
+def _all_used(rest: Checkpoint, path: Path) -> Checkpoint:
+    strange = next((tensor for tensor in rest.values() if tensor.dtype in CODES), None)
     if strange is not None:
         raise CheckpointError(f"{path}: tensor '{strange.name}' is of type {strange.dtype} and belongs to no layer")
-    return {**rest, **whole}
+    return rest
 
 
 def _layer(rest: Checkpoint, layer: str, scheme: Scheme, path: Path) -> _Packed:
@@ -286,7 +325,7 @@ def _compressed_layer(rest: Checkpoint, layer: str, scheme: Scheme, take: _Take,
         rows, columns, stored = *weights.shape[:2], weights.shape
     else:
         weights, shape = take("weight_packed"), take("weight_shape")
-        rows, columns = (int(size) for size in _bytes(shape, np.int64).reshape(-1)[:2])
+        rows, columns = (int(size) for size in read_elements(shape, np.int64).reshape(-1)[:2])
         stored = (rows, -(-columns // (WORD_BITS // scheme.bits)))
     if weights.shape != stored or len(stored) != 2 or scales.shape[:1] not in ((), (1,), (rows,)):
         raise _misshapen(path, layer, weights, scales)
@@ -305,7 +344,7 @@ def _groups(stored: StoredTensor | None, columns: int, scheme: Scheme) -> np.nda
     in_order = np.arange(columns) // (scheme.group_size or columns)
     if stored is None:
         return in_order
-    groups = _bytes(stored, np.int32 if stored.dtype == "int32" else np.int64).astype(np.intp)
+    groups = read_elements(stored, np.int32 if stored.dtype == "int32" else np.int64).astype(np.intp)
     # compressed-tensors writes -1 where nothing is out of order.
     return in_order if (groups == -1).all() else groups
 
@@ -326,17 +365,5 @@ def _unpack(words: np.ndarray, bits: int, places: np.ndarray | None = None) -> n
     return values.astype(np.uint8).reshape(len(words), -1)
 
 
-def _bytes(tensor: StoredTensor, dtype: Any) -> np.ndarray:
-    out = np.empty(tensor.shape, dtype)
-    tensor.read_bytes_into(out.reshape(-1).view(np.uint8))
-    return out
-
-
 def _words(tensor: StoredTensor) -> np.ndarray:
-    return _bytes(tensor, np.uint32)
-
-
-def _floats(tensor: StoredTensor) -> np.ndarray:
-    out = np.empty(tensor.shape, np.float32)
-    tensor.read_into(out)
-    return out
+    return read_elements(tensor, np.uint32)

@@ -26,7 +26,12 @@ GLM = Family(
 )
 GLM4 = replace(GLM, name="glm4", post_norms=True)
 # ChatGLM 2 and 3, and GLM-4 9B in the same layout: `seq_length` is the model's own limit.
-CHATGLM = Family("chatglm", storage=Storage(names.CHATGLM, pairs="neighbours"), defaults={"partial_rotary_factor": 0.5})
+CHATGLM = Family(
+    "chatglm",
+    storage=Storage(names.CHATGLM, pairs="neighbours"),
+    defaults={"partial_rotary_factor": 0.5},
+    tokenizer="ChatGLMTokenizer",
+)
 BAICHUAN = Family("baichuan", positions="rope_or_alibi", storage=Storage(names.BAICHUAN, normalised_head=True))
 INTERNLM2 = Family("internlm2", attention_bias_on_output=True, storage=Storage(names.INTERNLM2))
 PHI3 = Family("phi3", sliding="always")

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from inference.errors import CheckpointError
-from inference.models.checkpoint import FLOATS, Segment, StoredTensor, check_tensor
+from inference.models.checkpoint import FLOAT8, FLOATS, Segment, StoredTensor, check_tensor
 
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64", "U8": "uint8"}
-INTEGER_TYPES = {"I8": "int8", "I32": "int32", "I64": "int64"}
+QUANTISED_TYPES = {"I8": "int8", "I32": "int32", "I64": "int64", "F8_E4M3": FLOAT8}
 # The format's own limit.
 MAX_HEADER = 100_000_000
 
@@ -49,7 +49,7 @@ def _check_layout(tensors: list[StoredTensor], data_start: int, file_size: int, 
 def _entries(
     header: dict[str, Any], data_start: int, file_size: int, path: Path, accepted: tuple[str, ...]
 ) -> Iterator[StoredTensor]:
-    names = {**DTYPES, **{theirs: ours for theirs, ours in INTEGER_TYPES.items() if ours in accepted}}
+    names = {**DTYPES, **{theirs: ours for theirs, ours in QUANTISED_TYPES.items() if ours in accepted}}
     for name, entry in header.items():
         if name == "__metadata__":
             continue

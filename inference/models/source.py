@@ -24,9 +24,10 @@ from inference.models.concatenated import separate
 from inference.models.config import ModelConfig, lay_over
 from inference.models.convert import PACKED_KEY
 from inference.models.gguf_format import read_gguf_config
+from inference.models.mindformers_layouts import as_published
 from inference.models.parameters import parameter_shapes
 from inference.models.quantised import Scheme, dequantised, read_scheme
-from inference.models.registry import model_config_from, resolve_architecture
+from inference.models.registry import ARCHITECTURES, model_config_from, resolve_architecture
 from inference.models.shards import Pairs, Shard, check_split
 from inference.models.t5_config import AnyConfig
 from inference.parallel.topology import origin_of_split, ranks_of_model
@@ -86,7 +87,7 @@ class ModelSource:
         folders = rank_folders(self.checkpoint, self.ranks)
         path = folders[model_rank] if folders else self.checkpoint
         quantised = self.packed is None and self.scheme is not None
-        checkpoint = open_checkpoint(path, self.config.load_ckpt_format, integers=quantised)
+        checkpoint = open_checkpoint(path, self.config.load_ckpt_format, quantised)
         if self.packed is None:
             if folders:
                 if self.adapters.merged:
@@ -115,14 +116,16 @@ class ModelSource:
         checkpoint = dequantised(checkpoint, self.scheme, model, path)
         if isinstance(model, ModelConfig):
             checkpoint = separate(checkpoint, model, self.config.engine.qkv_layout, path)
+            checkpoint = as_published(checkpoint, model, path)
         pairs = weights.fit(checkpoint, model, path)
-        return self.adapters.merged.merged(pairs) if self.adapters.merged else pairs
+        return self.adapters.merged.merged(pairs, model) if self.adapters.merged else pairs
 
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer."""
         settings = self.config.processor.tokenizer.model_dump(exclude_unset=True, exclude_none=True)
         directory = self.directory or (self.checkpoint and _directory_of(self.checkpoint))
-        return load_tokenizer(directory, settings=settings)
+        usual = ARCHITECTURES[self.model.architecture].tokenizer
+        return load_tokenizer(directory, settings=settings, usual_class=usual)
 
 
 def resolve(config: InferenceConfig) -> ModelSource:

@@ -155,6 +155,13 @@ class Tokenizer(ABC):
 
     @cached_property
     def _prefix(self) -> list[int]:
+        for tokens in self.config.prefixes or ():
+            ids = [self.token_to_id(token) for token in tokens]
+            if None not in ids:
+                return [token_id for token_id in ids if token_id is not None]
+        if self.config.prefixes:
+            named = " or ".join(" ".join(tokens) for tokens in self.config.prefixes)
+            raise TokenizerError(f"the tokenizer has no {named}, which its texts begin with", "set prefix_tokens")
         return self._around(self.config.add_bos_token, "bos_token", self.default_prefix())
 
     @cached_property

@@ -1,4 +1,4 @@
-"""The tokenizer inside a GGUF file.
+"""The tokenizer inside a GGUF file: reads it, and writes it as the files of a model directory.
 
 Fields (github.com/ggml-org/ggml, docs/gguf.md): `tokenizer.ggml.model` is `llama` for a sentencepiece model, whose
 pieces, scores and types are those of its ModelProto, or `gpt2` for byte-level BPE with merges, where
@@ -7,8 +7,10 @@ pieces, scores and types are those of its ModelProto, or `gpt2` for byte-level B
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,25 +28,71 @@ _CUT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|" + _WORDS
 # whole word that is a token is taken without merges, and whether bos comes first where the file does not say.
 CUTS: dict[str, tuple[str | None, bool, bool, bool]] = {
     "llama-bpe": (_CUT % r"\p{N}{1,3}", False, True, True),
+    # Phi-4's, and GLM-4's of both layouts.
+    "dbrx": (_CUT % r"\p{N}{1,3}", False, False, False),
+    "chatglm-bpe": (_CUT % r"\p{N}{1,3}", False, False, False),
+    "glm4": (_CUT % r"\p{N}{1,3}", False, False, False),
     "qwen2": (_CUT % r"\p{N}", True, False, False),
     "gpt-2": (None, False, False, False),
     "default": (None, False, False, False),
 }
 
 
-def read_gguf_tokenizer(path: Path, settings: Mapping[str, Any]) -> Tokenizer:
+@dataclass(frozen=True)
+class _Stored:
+    """A file's tokenizer.
+
+    Args:
+        own: what a tokenizer_config.json would say.
+        model: a sentencepiece model, or None.
+        backend: of the tokenizers package, or None.
+    """
+
+    own: dict[str, Any]
+    model: bytes | None = None
+    backend: Any = None
+
+
+def read_gguf_tokenizer(path: Path, settings: Mapping[str, Any], usual_class: str | None = None) -> Tokenizer:
     """The tokenizer of a file; `settings` (keys as in tokenizer_config.json) win over what it says.
 
     Raises:
         TokenizerError: there is none, or one of a kind that is not read.
     """
+    stored = _stored(path)
+    given = {key: value for key, value in settings.items() if value is not None}
+    config = read_tokenizer_config(path, {**stored.own, **given}, usual_class)
+    # Every token is in the file, with its id.
+    config = replace(config, appended=())
+    if stored.model is not None:
+        return SentencePieceTokenizer(stored.model, config, path)
+    return JsonTokenizer(stored.backend, config, path)
+
+
+def write_gguf_tokenizer(path: Path, target: Path) -> None:
+    """Writes a file's tokenizer into the directory `target`, as tokenizer.model or tokenizer.json with its config.
+
+    Raises:
+        TokenizerError: there is none, or one of a kind that is not read.
+    """
+    stored = _stored(path)
+    if stored.model is not None:
+        (target / "tokenizer.model").write_bytes(stored.model)
+    else:
+        (target / "tokenizer.json").write_text(stored.backend.to_str(), encoding="utf-8")
+    own = {key: value for key, value in stored.own.items() if value is not None}
+    text = json.dumps(own, indent=2, ensure_ascii=False)
+    (target / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _stored(path: Path) -> _Stored:
     try:
-        return _read(open_gguf(path), settings)
+        return _read(open_gguf(path))
     except (ValueError, TypeError, AttributeError, IndexError, struct.error) as error:
         raise TokenizerError(f"the tokenizer in {path} is damaged ({error})", HINT) from error
 
 
-def _read(file: GgufFile, settings: Mapping[str, Any]) -> Tokenizer:
+def _read(file: GgufFile) -> _Stored:
     path, model, tokens = file.path, file.get("tokenizer.ggml.model"), file.get("tokenizer.ggml.tokens")
     if model not in ("llama", "gpt2") or not tokens:
         raise TokenizerError(
@@ -52,18 +100,18 @@ def _read(file: GgufFile, settings: Mapping[str, Any]) -> Tokenizer:
             "read are llama and gpt2; give --processor.tokenizer.tokenizer_file the model's tokenizer.json",
         )
     types = file.get("tokenizer.ggml.token_type") or [NORMAL] * len(tokens)
-    own = {name: tokens[token_id] for name, token_id in _ids(file).items() if 0 <= token_id < len(tokens)}
+    own: dict[str, Any] = {
+        name: tokens[token_id] for name, token_id in _ids(file).items() if 0 <= token_id < len(tokens)
+    }
     own |= {
         "add_bos_token": file.get("tokenizer.ggml.add_bos_token"),
         "add_eos_token": file.get("tokenizer.ggml.add_eos_token"),
         "chat_template": file.get("tokenizer.chat_template"),
     }
-    given = {key: value for key, value in settings.items() if value is not None}
     if model == "llama":
         # llama.cpp puts the space that begins a text after a special token too, as Llama 2's tokenizer.json does.
         own["legacy"] = True
-        config = read_tokenizer_config(path, {**own, **given})
-        return SentencePieceTokenizer(_model_proto(file, tokens, types, own), config, path)
+        return _Stored(own, model=_model_proto(file, tokens, types, own))
     pre = file.get("tokenizer.ggml.pre", "default")
     if pre not in CUTS:
         raise TokenizerError(
@@ -77,7 +125,7 @@ def _read(file: GgufFile, settings: Mapping[str, Any]) -> Tokenizer:
         for token_id, kind in enumerate(types)
         if kind in (CONTROL, USER_DEFINED)
     }
-    return JsonTokenizer(_byte_level(file, tokens, pre), read_tokenizer_config(path, {**own, **given}), path)
+    return _Stored(own, backend=_byte_level(file, tokens, pre))
 
 
 def _ids(file: GgufFile) -> dict[str, int]:

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inference.errors import TokenizerError
+from inference.tokenizer.added_token import AddedToken
 from inference.tokenizer.base import Tokenizer
 from inference.tokenizer.joining import Joining, Lead
-from inference.tokenizer.tokenizer_config import AddedToken, TokenizerConfig
+from inference.tokenizer.tokenizer_config import TokenizerConfig
 
 if TYPE_CHECKING:
     import tokenizers

@@ -23,7 +23,9 @@ JSON_NAME = "tokenizer.json"
 MODEL_NAMES = ("tokenizer.model", "spiece.model")
 
 
-def load_tokenizer(directory: str | Path | None, *, settings: Mapping[str, Any] | None = None) -> Tokenizer:
+def load_tokenizer(
+    directory: str | Path | None, *, settings: Mapping[str, Any] | None = None, usual_class: str | None = None
+) -> Tokenizer:
     """The tokenizer of `directory`, which may be a GGUF file.
 
     tokenizer.json is taken before tokenizer.model, as transformers does.
@@ -32,7 +34,9 @@ def load_tokenizer(directory: str | Path | None, *, settings: Mapping[str, Any] 
         directory: a model directory; None when the settings name the file.
         settings: `processor.tokenizer` of a YAML: vocab_file, tokenizer_file (relative to the working
             directory, or else to `directory`), and any key of tokenizer_config.json, which wins over the
-            files. None values and keys that no tokenizer reads, such as type, are passed over.
+            files. None values and keys that no tokenizer reads are passed over.
+        usual_class: the tokenizer's class, of those in `chatglm.CLASSES`, where neither settings (`type`) nor files
+            say.
 
     Raises:
         TokenizerError: no tokenizer there, or one that cannot be read; the message names the path.
@@ -43,10 +47,10 @@ def load_tokenizer(directory: str | Path | None, *, settings: Mapping[str, Any] 
         if not any(settings.get(key) for key in FILE_KEYS):
             from inference.tokenizer.gguf_tokenizer import read_gguf_tokenizer
 
-            return read_gguf_tokenizer(root, settings)
+            return read_gguf_tokenizer(root, settings, usual_class)
         root = root.parent
     path = _named_file(root, settings) or _found_file(root)
-    config = read_tokenizer_config(_config_directory(path, root), settings)
+    config = read_tokenizer_config(_config_directory(path, root), settings, usual_class)
     if path.suffix == ".json":
         return read_json_tokenizer(path, config)
     return read_sentencepiece(path, config)

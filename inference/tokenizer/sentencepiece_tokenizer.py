@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from inference.errors import TokenizerError
+from inference.tokenizer.added_token import AddedToken
 from inference.tokenizer.base import Tokenizer
+from inference.tokenizer.chatglm import appended_tokens
 from inference.tokenizer.joining import Joining
-from inference.tokenizer.tokenizer_config import AddedToken, TokenizerConfig
+from inference.tokenizer.tokenizer_config import TokenizerConfig
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
@@ -104,6 +106,7 @@ class SentencePieceTokenizer(Tokenizer):
         """Tokens to look for in the text, by id: the model's own symbols, the config's, and then new ones."""
         added = dict(self._model_symbols())
         added.update(self.config.added)
+        added.update(appended_tokens(self.config.appended, self.vocab_size))
         size = max([self.vocab_size, *(token_id + 1 for token_id in added)])
         known = {token.content: token_id for token_id, token in added.items()}
         for content in sorted(self.config.special_contents, key=_sentinel_order):
@@ -159,16 +162,16 @@ class SentencePieceTokenizer(Tokenizer):
 
     @cached_property
     def _any_added(self) -> re.Pattern[str]:
-        return _alternatives(token.content for token in self._added.values())
+        return _alternatives(self._added.values())
 
     @cached_property
     def _plain_added(self) -> re.Pattern[str]:
-        return _alternatives(token.content for token in self._added.values() if not token.special)
+        return _alternatives(token for token in self._added.values() if not token.special)
 
     @cached_property
     def _special_symbols(self) -> re.Pattern[str]:
         return _alternatives(
-            token.content
+            token
             for token_id, token in self._added.items()
             if token.special and token_id < self.vocab_size and self._types[token_id] == USER_DEFINED
         )
@@ -217,10 +220,11 @@ def _with_model_tokens(config: TokenizerConfig, processor: SentencePieceProcesso
     return replace(config, tokens={**own, **config.tokens})
 
 
-def _alternatives(contents: Iterable[str]) -> re.Pattern[str]:
-    """Matches the longest of `contents` at the leftmost place; nothing when there are none."""
-    longest_first = sorted(set(contents), key=lambda content: (-len(content), content))
-    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+def _alternatives(tokens: Iterable[AddedToken]) -> re.Pattern[str]:
+    """Matches the longest of `tokens` at the leftmost place; nothing when there are none."""
+    behind = {token.content: f"(?<={re.escape(token.after)})" if token.after else "" for token in tokens}
+    longest_first = sorted(behind, key=lambda content: (-len(content), content))
+    return re.compile("|".join(behind[content] + re.escape(content) for content in longest_first) or r"(?!)")
 
 
 def _sentinel_order(content: str) -> int:

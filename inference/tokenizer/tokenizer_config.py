@@ -13,31 +13,21 @@ from pathlib import Path
 from typing import Any
 
 from inference.errors import TokenizerError
+from inference.tokenizer import chatglm
+from inference.tokenizer.added_token import AddedToken
 
 TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 EXTRA_NAMES = ("additional_special_tokens", "extra_special_tokens")
 
 
 @dataclass(frozen=True)
-class AddedToken:
-    """A token that is looked for in the text as a whole, before the model of the vocabulary sees it.
-
-    `lstrip` and `rstrip` take the white space before and after it along.
-    """
-
-    content: str
-    special: bool = False
-    lstrip: bool = False
-    rstrip: bool = False
-    normalized: bool = False
-    single_word: bool = False
-
-
-@dataclass(frozen=True)
 class TokenizerConfig:
     """The merged settings; None where nothing says anything, so that the tokenizer's own default holds.
 
-    `tokens` maps bos_token, eos_token, unk_token, pad_token to their text, or to None where a file says null.
+    Args:
+        tokens: bos_token, eos_token, unk_token, pad_token to their text, or to None where a file says null.
+        appended: special tokens that a sentencepiece model is continued with.
+        prefixes: tokens that stand before every text; of several rows the first whose tokens are there.
     """
 
     tokens: Mapping[str, str | None] = field(default_factory=dict)
@@ -49,6 +39,8 @@ class TokenizerConfig:
     legacy: bool | None = None
     padding_side: str = "right"
     chat_templates: Mapping[str, str] = field(default_factory=dict)
+    appended: tuple[str, ...] = ()
+    prefixes: tuple[tuple[str, ...], ...] | None = None
 
     @property
     def special_contents(self) -> tuple[str, ...]:
@@ -58,8 +50,13 @@ class TokenizerConfig:
         return tuple(dict.fromkeys(content for content in [*added, *named, *self.extra_special] if content))
 
 
-def read_tokenizer_config(directory: Path, settings: Mapping[str, Any]) -> TokenizerConfig:
+def read_tokenizer_config(
+    directory: Path, settings: Mapping[str, Any], usual_class: str | None = None
+) -> TokenizerConfig:
     """Reads what `directory` has; `settings` (keys as in tokenizer_config.json, None for unset) win.
+
+    Args:
+        usual_class: the tokenizer's class where neither says.
 
     Raises:
         TokenizerError: a file that is no JSON object, or a value of the wrong type.
@@ -67,6 +64,9 @@ def read_tokenizer_config(directory: Path, settings: Mapping[str, Any]) -> Token
     path = directory / "tokenizer_config.json"
     given = {key: value for key, value in settings.items() if value is not None}
     merged = {**read_json(directory / "special_tokens_map.json"), **read_json(path), **given}
+    named = given.get("type") or merged.get("tokenizer_class") or usual_class
+    usual = chatglm.CLASSES.get(named, {}) if isinstance(named, str) else {}
+    merged = {**usual, **merged}
     tokens = {key: token_text(merged[key], key, path) for key in TOKEN_NAMES if key in merged}
     return TokenizerConfig(
         tokens=tokens,
@@ -78,6 +78,8 @@ def read_tokenizer_config(directory: Path, settings: Mapping[str, Any]) -> Token
         legacy=_flag(merged, "legacy", path),
         padding_side=_padding_side(merged, path),
         chat_templates=_chat_templates(directory, given, merged, path),
+        appended=usual.get("appended", ()),
+        prefixes=_prefixes(merged, path),
     )
 
 
@@ -101,6 +103,15 @@ def token_text(value: Any, key: str, path: Path) -> str | None:
     if value is None or isinstance(value, str):
         return value or None
     raise TokenizerError(f"{key} in {path} is {value!r}", "it must be text or an object with content")
+
+
+def _prefixes(merged: Mapping[str, Any], path: Path) -> tuple[tuple[str, ...], ...] | None:
+    given = merged.get("prefix_tokens")
+    if given is None:
+        return merged.get("prefixes")
+    if not isinstance(given, (list, tuple)) or not all(isinstance(token, str) for token in given):
+        raise TokenizerError(f"prefix_tokens in {path} is {given!r}", "it must be a list of tokens")
+    return (tuple(given),)
 
 
 def _flag(merged: Mapping[str, Any], key: str, path: Path) -> bool | None:

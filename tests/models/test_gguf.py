@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -26,11 +27,12 @@ from inference.models.parameters import parameter_shapes
 from inference.models.source import ModelSource, resolve
 from inference.modes import convert
 from inference.tokenizer import Tokenizer, load_tokenizer
+from inference.tokenizer.gguf_tokenizer import write_gguf_tokenizer
 from inference.tokenizer.sentencepiece_tokenizer import CONTROL, NORMAL, USER_DEFINED, _piece_types
 
 gguf = pytest.importorskip("gguf", reason="the extra gguf is not installed")
 
-from gguf_files import write_gguf  # noqa: E402  (needs gguf)
+from gguf_files import their_name, write_gguf  # noqa: E402  (needs gguf)
 
 ROOT = Path(__file__).parents[2]
 GOLDENS = ROOT / "tests" / "goldens"
@@ -41,8 +43,8 @@ def source_of(path: Path, **settings: Any) -> ModelSource:
     return resolve(load_config({"load_checkpoint": str(path), **settings}))
 
 
-def parameters(source: ModelSource, weight_format: Format) -> dict[str, np.ndarray]:
-    """The network's parameters as float32, from packed memory."""
+def parameters(source: ModelSource, weight_format: Format, packed: bool = False) -> dict[str, np.ndarray]:
+    """The network's parameters as float32, from packed memory; or that memory."""
     formats, arrays, destinations = weights.formats_of(source.model, weight_format), {}, {}
     shapes = parameter_shapes(source.model)
     for name, shape in shapes.items():
@@ -52,7 +54,7 @@ def parameters(source: ModelSource, weight_format: Format) -> dict[str, np.ndarr
         destinations[name] = weights.Destination(arrays[name], memory, formats[name])
     weights.load(source.pairs() or [], destinations)
     return {
-        name: array if len(shapes[name]) == 1 else unpack(array, formats[name], *shapes[name])
+        name: array if packed or len(shapes[name]) == 1 else unpack(array, formats[name], *shapes[name])
         for name, array in arrays.items()
     }
 
@@ -69,6 +71,52 @@ def test_it_is_the_model_that_was_written(golden: str, kind: str, tmp_path) -> N
     tolerance = {"F32": 0, "F16": 2**-10, "BF16": 2**-7}[kind]
     for name, array in theirs.items():
         np.testing.assert_allclose(array, ours[name], rtol=tolerance, atol=tolerance * 1e-4, err_msg=name)
+
+
+# What a file does not say of a golden, because the models of that name all have the same.
+UNSAID = {
+    "gemma2": {"query_pre_attn_scalar": 16},
+    "gemma3": {"query_pre_attn_scalar": 16, "layer_types": None, "sliding_window_pattern": 6},
+    "internlm2": {"rope_scaling": None},
+}
+FAMILIES = [
+    "mixtral",
+    "qwen2_moe",
+    "qwen3_moe",
+    "gemma2",
+    "gemma3",
+    "phi3",
+    "phi4_mini",
+    "gpt2",
+    "internlm2",
+    "chatglm3",
+    "glm",
+    "glm4",
+    "glm4_moe",
+]
+
+
+@pytest.mark.parametrize("kind", ["F32", "Q8_0"])
+@pytest.mark.parametrize("golden", FAMILIES)
+def test_other_families_are_the_model_that_was_written(golden: str, kind: str, tmp_path) -> None:
+    """Sizes, and weights however the converter permutes, stacks, transposes or adds to them."""
+    config = GOLDENS / golden
+    # Of too few columns for a block.
+    short = dict.fromkeys(("down_proj.weight", "w2.weight", "4h_to_h.weight"), "F32")
+    write_gguf(config, tmp_path / "model.gguf", {**short, "": kind})
+    found = source_of(tmp_path / "model.gguf")
+    expected = source_of(config, model={"model_config": UNSAID.get(golden, {})})
+    # A magnitude of cosine and sine is rounded to float32 in a file.
+    assert found.model.rope.attention_factor == pytest.approx(expected.model.rope.attention_factor, rel=1e-6)
+    rope = replace(found.model.rope, attention_factor=expected.model.rope.attention_factor)
+    same = {name: getattr(expected.model, name) for name in ("storage", "architecture")}
+    assert replace(found.model, rope=rope, **same) == expected.model
+    theirs, ours = parameters(found, Format.FLOAT32), parameters(expected, Format.FLOAT32)
+    assert theirs.keys() == ours.keys()
+    if kind == "F32":
+        for name, array in theirs.items():
+            # Gemma's converter adds 1 to norms, and so rounds them.
+            np.testing.assert_allclose(array, ours[name], rtol=0, atol=1e-7 if "norm" in name else 0, err_msg=name)
 
 
 @pytest.mark.parametrize(
@@ -111,6 +159,50 @@ def test_a_file_answers_as_the_model_does(tmp_path) -> None:
         assert done.returncode == 0, done.stderr
         answers.append(done.stdout)
     assert answers[0] == answers[1] and len(answers[0]) > 40
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "F16"])
+def test_a_file_is_converted_with_its_tokenizer(kind: str, tmp_path, capfd) -> None:
+    tokenizer = load_tokenizer(DEMO)
+    write_gguf(DEMO, tmp_path / "demo.gguf", kind, fields_of(tokenizer, DEMO))
+    settings = {"load_checkpoint": str(tmp_path / "demo.gguf"), "run_mode": "convert", "output_dir": str(tmp_path)}
+    file, converted = source_of(tmp_path / "demo.gguf"), source_of(convert(load_config(settings)))
+    assert converted.packed is weight_format_of(file, file.pairs())
+    # Rows lie in the order of the kernels now, as in what is made of the family's own checkpoints.
+    assert converted.model.storage == source_of(DEMO).model.storage
+    found = {place.name: tensor for tensor, place in converted.pairs()}
+    for name, array in parameters(file, converted.packed, packed=True).items():
+        stored = np.empty(found[name].shape, array.dtype)
+        found[name].read_bytes_into(stored.reshape(-1).view(np.uint8))
+        np.testing.assert_array_equal(stored, array, err_msg=name)
+    assert converted.tokenizer().encode("One day a girl") == tokenizer.encode("One day a girl")
+    assert converted.generation.eos_token_id == file.generation.eos_token_id
+    capfd.readouterr()
+    write_gguf(DEMO, tmp_path / "bare.gguf", kind)
+    bare = convert(load_config({**settings, "load_checkpoint": str(tmp_path / "bare.gguf")}))
+    assert "no tokenizer is written" in capfd.readouterr().err and not list(bare.glob("tokenizer*"))
+
+
+@pytest.mark.parametrize("case", ["llama_patterns", "gpt2", "phi3"])
+def test_an_adapter_is_for_rows_as_its_family_publishes_them(case: str, tmp_path) -> None:
+    """A file of `llama` has rows of q and k in another order."""
+    directory = GOLDENS / "lora" / case
+    base = GOLDENS / str(np.load(directory / "golden.npz")["base"])
+    write_gguf(base, tmp_path / "model.gguf", "F32")
+    chosen, merged = {"adapters": {case: str(directory)}}, {"engine": {"merge_adapter": case}}
+    found, expected = (
+        parameters(source_of(path, **chosen, **merged), Format.FLOAT32) for path in (tmp_path / "model.gguf", base)
+    )
+    for name, array in found.items():
+        np.testing.assert_allclose(array, expected[name], rtol=0, atol=1e-6, err_msg=name)
+    found, expected = (
+        source.adapters.chosen[0].additions(source.model, 1)
+        for source in (source_of(path, **chosen) for path in (tmp_path / "model.gguf", base))
+    )
+    assert found.keys() == expected.keys()
+    for name, additions in found.items():
+        for ours, theirs in zip(additions, expected[name], strict=True):
+            np.testing.assert_array_equal(ours.up, theirs.up, err_msg=name)
 
 
 def fields_of(tokenizer: Tokenizer, directory: Path, pre: str | None = None) -> Any:
@@ -158,11 +250,14 @@ def test_its_tokenizer_is_the_one_that_was_written(name: str, pre: str | None, t
     # What a file cannot say: that the space goes before the first part of a text only, or that a token takes the
     # white space around it along.
     settings = {"legacy": False} if name == "spm" else {}
-    tokenizer = load_tokenizer(tmp_path / "model.gguf", settings=settings)
-    assert len(tokenizer) == len(original)
+    write_gguf_tokenizer(tmp_path / "model.gguf", tmp_path)
+    inside, tokenizer = (load_tokenizer(place, settings=settings) for place in (tmp_path / "model.gguf", tmp_path))
+    assert inside.config == tokenizer.config
+    assert len(inside) == len(tokenizer) == len(original)
     for row in golden["encode"]:
         if name == "spm" and "<note>" in row["text"]:
             continue
+        assert inside.encode(row["text"]) == golden["prefix"] + row["ids"], row["text"]
         assert tokenizer.encode(row["text"]) == golden["prefix"] + row["ids"], row["text"]
     for row in golden["decode"]:
         assert tokenizer.decode(row["ids"]) == row["text"], row["ids"]
@@ -199,22 +294,65 @@ def test_factors_of_rotary_frequencies(tmp_path) -> None:
     np.testing.assert_array_equal(found[1], expected[1])
 
 
+def test_a_model_in_parts(tmp_path) -> None:
+    write_gguf(GOLDENS / "qwen3_moe", tmp_path / "whole.gguf", "F32")
+    write_gguf(GOLDENS / "qwen3_moe", tmp_path / "model.gguf", "F32", parts=12)
+    parts = sorted(tmp_path.glob("model-*.gguf"))
+    assert len(parts) > 2
+    expected = parameters(source_of(tmp_path / "whole.gguf"), Format.FLOAT32)
+    for part in parts[:2]:
+        found = parameters(source_of(part), Format.FLOAT32)
+        assert found.keys() == expected.keys()
+        for name, array in found.items():
+            np.testing.assert_array_equal(array, expected[name], err_msg=name)
+    shutil.copy(parts[0], parts[1])
+    with pytest.raises(CheckpointError, match="not those of one model"):
+        source_of(parts[0])
+    parts[1].unlink()
+    with pytest.raises(CheckpointError, match=f"1 of its {len(parts)} parts are missing .model-00002-of"):
+        source_of(parts[0])
+    shutil.copy(parts[0], tmp_path / "renamed.gguf")
+    with pytest.raises(CheckpointError, match=f"is one of {len(parts)} parts, and not named so"):
+        source_of(tmp_path / "renamed.gguf")
+
+
+def test_the_first_files_of_mixtral_hold_each_expert_apart(tmp_path, monkeypatch) -> None:
+    write_gguf(GOLDENS / "mixtral", tmp_path / "stacked.gguf", "F32")
+    monkeypatch.setattr(
+        "gguf_files.their_name",
+        lambda name, _: re.sub(
+            r"blk\.(\d+)\.(ffn_\w+)_exps\.weight", rf"blk.\1.\2.{expert_of(name)}.weight", their_name(name)
+        ),
+    )
+    write_gguf(GOLDENS / "mixtral", tmp_path / "apart.gguf", "F32")
+    found, expected = (
+        parameters(source_of(tmp_path / f"{name}.gguf"), Format.FLOAT32) for name in ("apart", "stacked")
+    )
+    for name, array in found.items():
+        np.testing.assert_array_equal(array, expected[name], err_msg=name)
+
+
+def expert_of(name: str) -> str:
+    found = re.search(r"experts\.(\d+)", name)
+    return found[1] if found else ""
+
+
 def test_what_is_not_read_is_refused(tmp_path) -> None:
     path = tmp_path / "model.gguf"
     write_gguf(GOLDENS / "llama2_gqa", path, "F16", lambda writer: writer.add_expert_count(8))
-    with pytest.raises(CheckpointError, match="with experts are not read"):
+    with pytest.raises(CheckpointError, match="has experts and no blk"):
         source_of(path)
     write_gguf(GOLDENS / "llama2_gqa", path, "F16", lambda writer: writer.add_tokenizer_model("bert"))
     with pytest.raises(TokenizerError, match="tokenizer of kind bert, .*tokenizer_file"):
         source_of(path).tokenizer()
-    with pytest.raises(ConfigError, match="is a GGUF file, which is not converted"):
-        convert(load_config({"load_checkpoint": str(path), "run_mode": "convert"}))
     writer = gguf.GGUFWriter(path, "mamba")
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with pytest.raises(CheckpointError, match="architecture 'mamba' are not read; read are llama, qwen2, qwen3"):
+    with pytest.raises(
+        CheckpointError, match="architecture 'mamba' are not read; read are llama, qwen2, qwen3, qwen2moe"
+    ):
         source_of(path)
 
 

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.numpy import load_file, save_file
 
 from inference.config import load_config
 from inference.errors import CheckpointError, ConfigError
@@ -20,6 +19,7 @@ from inference.generation.model import GenerativeModel, weight_format_of
 from inference.kernels.formats import PANEL, Format, pack, pack_codes_into, unpack
 from inference.models import weights
 from inference.models.coded import describe
+from inference.models.float8 import VALUES
 from inference.models.parameters import parameter_shapes
 from inference.models.shards import Shard
 from inference.models.source import ModelSource, resolve
@@ -29,6 +29,34 @@ RANDOM = np.random.default_rng(5)
 # What AutoAWQ calls its order: which column the n-th value of a word is.
 AWQ_ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
 Tensors = dict[str, np.ndarray]
+# Of safetensors, by numpy's: bytes are 8-bit floats here, and two bytes the upper ones of a float32.
+TYPES = {"f4": "F32", "f2": "F16", "i1": "I8", "i4": "I32", "i8": "I64", "u1": "F8_E4M3", "u2": "BF16"}
+
+
+def save_file(tensors: Tensors, path: Path) -> None:
+    header: dict[str, Any] = {}
+    end = 0
+    for name, array in tensors.items():
+        begin, end = end, end + array.nbytes
+        header[name] = {"dtype": TYPES[array.dtype.str[1:]], "shape": array.shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(array.tobytes() for array in tensors.values()))
+
+
+def load_file(path: Path) -> Tensors:
+    """The same backwards."""
+    data = path.read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    header, found = json.loads(data[8:start]), {}
+    for name in header.keys() - {"__metadata__"}:
+        kind = next(ours for ours, theirs in TYPES.items() if theirs == header[name]["dtype"])
+        begin, end = header[name]["data_offsets"]
+        found[name] = np.frombuffer(data[start + begin : start + end], kind).reshape(header[name]["shape"])
+    return found
+
+
+def as_float32(array: np.ndarray) -> np.ndarray:
+    return (array.astype(np.uint32) << 16).view(np.float32) if array.dtype == np.uint16 else array.astype(np.float32)
 
 
 def bits_first(values: np.ndarray, bits: int, order: list[int] | None = None) -> np.ndarray:
@@ -128,6 +156,52 @@ def compressed(layout: str, **weights: Any) -> dict[str, Any]:
     }
 
 
+def float8_value(code: int) -> float:
+    """e4m3: 1 bit of sign, 4 of exponent, 3 of mantissa, read as text."""
+    bits = f"{code:08b}"
+    exponent, fraction = int(bits[1:5], 2), int(bits[5:], 2) / 8
+    if bits[1:] == "1111111":
+        return float("nan")
+    size = fraction * 2**-6 if exponent == 0 else (1 + fraction) * 2 ** (exponent - 7)
+    return -size if bits[0] == "1" else size
+
+
+FLOAT8 = np.array([float8_value(code) for code in range(256)])
+
+
+def float8(
+    block: tuple[int, int] | None = None, scale_name: str = "weight_scale", scale_type: type = np.float32
+) -> Callable[[str, np.ndarray, Tensors], np.ndarray]:
+    """8-bit floats with a scale a block, a row (1, 0) or the whole matrix (None)."""
+
+    def write(layer: str, weight: np.ndarray, tensors: Tensors) -> np.ndarray:
+        height, width = block or weight.shape
+        width = width or weight.shape[1]
+        shape = -(-len(weight) // height), -(-weight.shape[1] // width)
+        codes, scales, values = np.zeros(weight.shape, np.uint8), np.zeros(shape, np.float32), np.zeros_like(weight)
+        for row, column in np.ndindex(shape):
+            part = slice(row * height, (row + 1) * height), slice(column * width, (column + 1) * width)
+            scale = np.abs(weight[part]).max() / 448
+            bits = np.array([scale], np.float32).view(np.uint32) & (0xFFFF0000 if scale_type is np.uint16 else ~0)
+            scales[row, column] = scale = bits.view(np.float32)[0]
+            codes[part] = np.nanargmin(np.abs(FLOAT8 * scale - weight[part][..., None]), axis=-1)
+            values[part] = FLOAT8[codes[part]].astype(np.float32) * scale
+        stored = (scales.view(np.uint32) >> 16).astype(np.uint16) if scale_type is np.uint16 else scales
+        tensors[f"{layer}.weight"], tensors[f"{layer}.{scale_name}"] = codes, stored if block else stored.reshape(1)
+        tensors[f"{layer}.input_scale"] = np.ones(1, np.float32)
+        return values
+
+    return write
+
+
+def published_float8(*block: int) -> dict[str, Any]:
+    return {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": list(block)}
+
+
+def float_quantized(strategy: str, **more: Any) -> dict[str, Any]:
+    return compressed("float-quantized", type="float", num_bits=8, strategy=strategy, **more)
+
+
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32}
 W8A8 = compressed("int-quantized", num_bits=8, strategy="channel", group_size=None)
 W4A16 = compressed("pack-quantized", num_bits=4, strategy="group", group_size=32)
@@ -143,7 +217,13 @@ CASES: dict[str, tuple[dict[str, Any], Any, Format, bool]] = {
     "awq": ({"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm"}, awq(), Format.INT8, True),
     "w8a8": (W8A8, int_quantized, Format.INT8, True),
     "w4a16": (W4A16, pack_quantized, Format.INT4, True),
+    "fp8 blocks": (published_float8(12, 20), float8((12, 20), "weight_scale_inv", np.uint16), Format.INT8, False),
+    "fp8 tensors": ({"quant_method": "fp8", "activation_scheme": "static"}, float8(), Format.INT8, False),
+    "float8 rows": (float_quantized("channel"), float8((1, 0)), Format.INT8, False),
+    "float8 blocks": (float_quantized("block", block_structure=[7, 32]), float8((7, 32)), Format.INT8, False),
 }
+# Of every kind of matrix that a family has: experts, shared experts and latents.
+EXPERTS = {golden: ("fp8 blocks", golden) for golden in ("deepseek_v3", "qwen3_moe")}
 
 
 def write_model(place: Path, scheme: dict[str, Any], pack_layer: Any, golden: str = "qwen2") -> Path:
@@ -154,9 +234,9 @@ def write_model(place: Path, scheme: dict[str, Any], pack_layer: Any, golden: st
         stored |= load_file(file)
     quantised, plain = dict(stored), dict(stored)
     for name, array in stored.items():
-        if name.endswith("_proj.weight"):
+        if name.endswith(("_proj.weight", "_with_mqa.weight")):
             del quantised[name]
-            plain[name] = pack_layer(name[: -len(".weight")], array.astype(np.float32), quantised)
+            plain[name] = pack_layer(name[: -len(".weight")], as_float32(array), quantised)
     for kind, tensors, extra in (("quantised", quantised, {"quantization_config": scheme}), ("plain", plain, {})):
         (place / kind).mkdir()
         (place / kind / "config.json").write_text(json.dumps({**config, **extra}))
@@ -226,24 +306,45 @@ def test_reading_in_pieces_changes_nothing(pieces: int, tmp_path, monkeypatch) -
         np.testing.assert_array_equal(array, expected[name], err_msg=name)
 
 
-@pytest.mark.parametrize("name", ["gptq", "gptq zero points", "awq", "w8a8", "w4a16"])
-def test_two_ranks_have_its_parts(name: str, tmp_path) -> None:
-    scheme, pack_layer, chosen, _ = CASES[name]
-    place = write_model(tmp_path, scheme, pack_layer)
+def test_8_bit_floats_are_what_their_bits_say() -> None:
+    np.testing.assert_array_equal(VALUES, FLOAT8.astype(np.float32))
+
+
+@pytest.mark.parametrize("golden", EXPERTS)
+def test_experts_and_latents_of_8_bit_floats(golden: str, tmp_path) -> None:
+    scheme, pack_layer, chosen, _ = CASES["fp8 blocks"]
+    place = write_model(tmp_path, scheme, pack_layer, golden)
+    source = source_of(place / "quantised")
+    found, expected = parameters(source, Format.FLOAT32), parameters(source_of(place / "plain"), Format.FLOAT32)
+    for name, array in found.items():
+        np.testing.assert_array_equal(array, expected[name], err_msg=name)
+    assert weight_format_of(source, source.pairs()) is chosen
+
+
+@pytest.mark.parametrize(
+    ("name", "golden"),
+    [
+        *((name, "qwen2") for name in ("gptq", "gptq zero points", "awq", "w8a8", "w4a16", "float8 rows")),
+        *EXPERTS.values(),
+    ],
+)
+def test_two_ranks_have_its_parts(name: str, golden: str, tmp_path) -> None:
+    """Also where a rank's part begins in the middle of a group or block."""
+    scheme, pack_layer, _, _ = CASES[name]
+    place = write_model(tmp_path, scheme, pack_layer, golden)
     source, plain = source_of(place / "quantised"), source_of(place / "plain")
     for rank in range(2):
         shard = Shard(source.model, rank, 2)
-        expected = {place.name: tensor for tensor, place in shard.cut(plain.pairs())}
-        for tensor, piece in shard.cut(source.pairs()):
-            values, wanted = (np.empty(piece.shape, np.float32) for _ in range(2))
+        for (tensor, piece), (expected, _) in zip(shard.cut(source.pairs()), shard.cut(plain.pairs()), strict=True):
+            values, wanted = (np.empty(piece.stored_shape, np.float32) for _ in range(2))
             tensor.read_into(values)
-            expected[piece.name].read_into(wanted)
+            expected.read_into(wanted)
             np.testing.assert_array_equal(values, wanted, err_msg=piece.name)
 
 
-@pytest.mark.parametrize("name", ["gptq", "awq", "w8a8"])
+@pytest.mark.parametrize("name", ["gptq", "awq", "w8a8", "fp8 blocks"])
 def test_its_answers_are_those_of_the_dequantised_model(name: str, tmp_path, capfd, graph_mode) -> None:
-    scheme, pack_layer, chosen, _ = CASES[name]
+    scheme, pack_layer, chosen, exact = CASES[name]
     place = write_model(tmp_path, scheme, pack_layer)
     prompts = [[5, 9, 100, 33, 7], [1, 2, 3]]
     settings = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": [127]}
@@ -256,7 +357,8 @@ def test_its_answers_are_those_of_the_dequantised_model(name: str, tmp_path, cap
         model.close()
     assert found["quantised", "float32"] == found["plain", "float32"]
     said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("quantised checkpoint")]
-    assert len(said) == 2 and "dequantised to float32" in said[0] and f"taken over as {chosen.value}" in said[1]
+    becomes = f"taken over as {chosen.value}" if exact else f"14 of 14 tensors are rounded again to {chosen.value}"
+    assert len(said) == 2 and "dequantised to float32" in said[0] and becomes in said[1]
 
 
 @given(st.sampled_from([Format.INT4, Format.INT8]), st.integers(1, 40), st.integers(1, 140), st.integers(0, 2**32 - 1))
@@ -276,13 +378,15 @@ def test_codes_are_packed_as_they_are(weight_format: Format, rows: int, columns:
 @pytest.mark.parametrize(
     ("scheme", "message"),
     [
-        ({"quant_method": "fp8"}, "quant_method fp8 is not supported; read are gptq, awq"),
-        ({"quant_method": "bitsandbytes"}, "quant_method bitsandbytes is not supported"),
+        ({"quant_method": "bitsandbytes"}, "quant_method bitsandbytes is not supported; read are gptq, awq"),
+        ({**published_float8(128, 128), "fmt": "e5m2"}, "fmt e5m2 of fp8 is not supported; read is e4m3"),
+        (published_float8(128), r"weight_block_size \[128\]; it must be two"),
         ({**GPTQ, "bits": 3}, "3 bits is not supported"),
         ({**GPTQ, "checkpoint_format": "marlin"}, "checkpoint_format marlin of GPTQ"),
         ({**GPTQ, "group_size": 0}, "group_size 0"),
         ({"quant_method": "awq", "bits": 4, "version": "gemv"}, "version gemv of AWQ"),
-        (compressed("float-quantized", num_bits=8, type="float"), "compressed-tensors of type float8"),
+        (compressed("float-quantized", num_bits=4, type="float"), "compressed-tensors of type float4"),
+        (compressed("nvfp4-pack-quantized", num_bits=8, type="float"), "format nvfp4-pack-quantized of compressed"),
         (compressed("int-quantized", num_bits=8, symmetric=False), "with zero points"),
         (compressed("marlin-24", num_bits=4), "format marlin-24 of compressed-tensors"),
         ({"quant_method": "compressed-tensors", "format": "dense"}, "with 0 rules for weights"),
@@ -314,6 +418,27 @@ def test_damage_is_named(change: Any, message: str, tmp_path) -> None:
     change(tensors, "model.layers.1.self_attn.k_proj")
     save_file(tensors, place / "quantised" / "model.safetensors")
     with pytest.raises(CheckpointError, match=message):
+        source_of(place / "quantised").pairs()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors, layer: tensors.pop(f"{layer}.weight_scale_inv"), "8-bit floats and has no weight_scale_inv"),
+        (lambda tensors, layer: tensors.update({f"{layer}.weight_scale_inv": np.ones((2, 3), np.float32)}), "not fit"),
+        (lambda tensors, layer: tensors.update(other=np.zeros(3, np.int32)), "'other' is of type int32"),
+    ],
+)
+def test_damage_of_float8_is_named(change: Any, message: str, tmp_path) -> None:
+    place = write_model(tmp_path, *CASES["fp8 blocks"][:2])
+    path = place / "quantised" / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors, "model.layers.1.self_attn.k_proj")
+    save_file(tensors, path)
+    with pytest.raises(CheckpointError, match=message):
+        source_of(place / "quantised").pairs()
+    shutil.copy(place / "plain" / "model.safetensors", path)
+    with pytest.raises(CheckpointError, match="holds no tensor of 8-bit floats"):
         source_of(place / "quantised").pairs()
 
 

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor
 
 from inference.tokenizer import Tokenizer, load_tokenizer
+from inference.tokenizer.added_token import AddedToken
 from inference.tokenizer.sentencepiece_tokenizer import NO_DUMMY_PREFIX, SentencePieceTokenizer
-from inference.tokenizer.tokenizer_config import AddedToken, TokenizerConfig
+from inference.tokenizer.tokenizer_config import TokenizerConfig
 
 GOLDENS = Path(__file__).resolve().parent.parent / "goldens" / "tokenizers"
 MODEL = (GOLDENS / "spm" / "tokenizer.model").read_bytes()
