@@ -1,7 +1,7 @@
 """The architecture of a decoder-only model, as its `config.json` or a MindFormers YAML states it.
 
 Knows sizes, rotary embedding and windows; knows nothing about tensors, files or devices. The one internal spelling is
-Hugging Face's; MindFormers' names are translated into it before anything is read.
+Hugging Face's (`spelling`).
 """
 
 from __future__ import annotations
@@ -14,46 +14,13 @@ from typing import Any
 import numpy as np
 
 from inference.errors import ConfigError
-from inference.models.experts import ExpertsConfig, ExpertsRule, from_moe_config, read_experts
+from inference.models.experts import ExpertsConfig, ExpertsRule, read_experts
+from inference.models.fields import Fields
 from inference.models.latent import LatentConfig, read_latent
-from inference.models.rope import (
-    ROPE_KINDS,
-    RopeConfig,
-    alibi_slopes,
-    longrope_attention_factor,
-    yarn_attention_factor,
-)
+from inference.models.rope import RopeConfig, alibi_slopes
+from inference.models.rope_config import context_length, read_ropes, rotary_size, scaling_of
+from inference.models.spelling import translate_mindformers
 
-# Other names of a key -> Hugging Face's usual one: MindFormers', and those of families that go their own way.
-# `seq_length` stays: it is the length to run with, not the model's own limit.
-OTHER_NAMES = {
-    "num_layers": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-    "n_kv_heads": "num_key_value_heads",
-    "theta": "rope_theta",
-    "max_position_embedding": "max_position_embeddings",
-    "qkv_has_bias": "qkv_bias",
-    "n_layer": "num_hidden_layers",
-    "n_head": "num_attention_heads",
-    "n_embd": "hidden_size",
-    "n_embed": "hidden_size",
-    "n_inner": "intermediate_size",
-    "n_positions": "max_position_embeddings",
-    "ffn_hidden_size": "intermediate_size",
-    "kv_channels": "head_dim",
-    "padded_vocab_size": "vocab_size",
-    "add_qkv_bias": "qkv_bias",
-    "layernorm_epsilon": "rms_norm_eps",
-    "layer_norm_epsilon": "rms_norm_eps",
-    "hidden_activation": "hidden_act",
-    "activation_function": "hidden_act",
-    "d_model": "hidden_size",
-    "d_ff": "intermediate_size",
-    "d_kv": "head_dim",
-    "bias": "attention_bias",
-    "num_local_experts": "num_experts",
-    "n_routed_experts": "num_experts",
-}
 # The config's names of activations, and the kernels'.
 ACTIVATIONS = {
     "silu": "silu",
@@ -253,120 +220,6 @@ class Family:
     tokenizer: str | None = None
 
 
-class Fields:
-    """Typed access to the keys of a model's config, with errors that name `where` they came from."""
-
-    def __init__(self, values: Mapping[str, Any], where: str):
-        self._values = values
-        self.where = where
-
-    def error(self, key: str, accepted: str) -> ConfigError:
-        return ConfigError(f"{self.where}: '{key}' is {self._values.get(key)!r}", f"it must be {accepted}")
-
-    def get(self, key: str, default: Any = None) -> Any:
-        value = self._values.get(key)
-        return default if value is None else value
-
-    def integer(self, key: str, default: int | None = None) -> int:
-        value = self.get(key, default)
-        if value is None:
-            raise ConfigError(f"{self.where}: '{key}' is missing", "the architecture cannot be built without it")
-        if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-            raise self.error(key, "a positive integer")
-        return value
-
-    def count(self, key: str) -> int:
-        """An integer that may be 0, which it is where it is not given."""
-        value = self.get(key, 0)
-        if type(value) is not int or value < 0:
-            raise self.error(key, "an integer that is not negative")
-        return value
-
-    def number(self, key: str, default: float) -> float:
-        value = self.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-            raise self.error(key, "a positive number")
-        return float(value)
-
-    def optional_number(self, key: str) -> float | None:
-        return None if self.get(key) is None else self.number(key, 1.0)
-
-    def flag(self, key: str, default: bool) -> bool:
-        value = self.get(key, default)
-        if not isinstance(value, bool):
-            raise self.error(key, "true or false")
-        return value
-
-
-def lay_over(own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of config.json with a YAML's keys over them, one spelling over the other.
-
-    transformers 5 keeps in `rope_parameters` what transformers 4 called `rope_theta` and `rope_scaling`; it is taken
-    apart where the YAML says one of these, so that the YAML wins.
-    """
-    base = translate_mindformers(own)
-    top = translate_mindformers(given)
-    if {"rope_theta", "rope_scaling"} & set(top) and isinstance(base.get("rope_parameters"), Mapping):
-        scaling = dict(base.pop("rope_parameters"))
-        if isinstance(scaling.get("full_attention"), Mapping):
-            local = scaling.get("sliding_attention") or {}
-            base = {"rope_local_base_freq": local.get("rope_theta"), **base}
-            scaling = dict(scaling["full_attention"])
-        base = {"rope_theta": scaling.pop("rope_theta", None), "rope_scaling": scaling, **base}
-    return {**base, **top}
-
-
-def translate_mindformers(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The same architecture with Hugging Face's usual key names."""
-    out: dict[str, Any] = {}
-    for key, value in values.items():
-        name = OTHER_NAMES.get(key, key)
-        # A null in one spelling does not undo a value in the other.
-        if value is not None or name not in out:
-            out[name] = value
-    if out.get("type") == "GPT2Config" and out.get("hidden_act") == "gelu":
-        # What MindSpore calls GELU is the approximation.
-        out["hidden_act"] = "gelu_new"
-    if out.pop("multi_query_attention", True) is False:
-        out.pop("multi_query_group_num", None)
-    groups = out.pop("multi_query_group_num", None)
-    if groups is not None:
-        out["num_key_value_heads"] = groups
-    experts = out.pop("moe_config", None)
-    if isinstance(experts, Mapping):
-        out |= from_moe_config(experts)
-    method = str(out.pop("extend_method", "None")).upper()
-    if method not in EXTEND_METHODS:
-        raise ConfigError(f"extend_method '{method}' is not supported", f"accepted: {', '.join(EXTEND_METHODS)}")
-    factor = out.pop("scaling_factor", None)
-    wants = EXTEND_METHODS[method]
-    if wants is not None and (not isinstance(factor, wants) or isinstance(factor, bool)):
-        accepted = "a mapping with 'factor'" if wants is Mapping else "a number"
-        raise ConfigError(f"'scaling_factor' is {factor!r}", f"for extend_method {method} it must be {accepted}")
-    if method == "PI":
-        out["rope_scaling"] = {"type": "linear", "factor": factor}
-    elif method == "NTK":
-        # MindFormers multiplies the base itself.
-        out["rope_theta"] = (out.get("rope_theta") or 10000.0) * factor
-    elif method in ("LINEAR", "LLAMA3", "YARN"):
-        out["rope_scaling"] = {**factor, "rope_type": method.lower()}
-    elif method == "DYNAMIC_NTK":
-        out["rope_scaling"] = {"rope_type": "dynamic_ntk"}
-    return out
-
-
-# MindFormers' ways to scale rotary embedding, and what `scaling_factor` must be for them.
-EXTEND_METHODS: dict[str, Any] = {
-    "NONE": None,
-    "PI": (int, float),
-    "NTK": (int, float),
-    "DYNAMIC_NTK": None,
-    "LINEAR": Mapping,
-    "LLAMA3": Mapping,
-    "YARN": Mapping,
-}
-
-
 def read_model_config(values: Mapping[str, Any], family: Family, architecture: str, where: str) -> ModelConfig:
     """Reads an architecture from Hugging Face's keys (those of transformers 4 or 5) or MindFormers'.
 
@@ -389,7 +242,7 @@ def read_model_config(values: Mapping[str, Any], family: Family, architecture: s
         raise fields.error("num_key_value_heads", f"a divisor of num_attention_heads ({heads})")
     if fields.get("head_dim") is None and hidden % heads and not family.latent:
         raise fields.error("num_attention_heads", f"a divisor of hidden_size ({hidden}), or head_dim must be given")
-    latent = read_latent(fields, _scaling(fields)) if family.latent else None
+    latent = read_latent(fields, scaling_of(fields)) if family.latent else None
     head_dim = latent.rope if latent else fields.integer("head_dim", hidden // heads)
     if head_dim % 2:
         raise fields.error("head_dim", "even, because rotary embedding turns pairs")
@@ -398,8 +251,8 @@ def read_model_config(values: Mapping[str, Any], family: Family, architecture: s
     attention_bias = fields.flag("attention_bias", False)
     every_bias = fields.flag("add_bias_linear", False)
     mlp_bias = fields.flag("mlp_bias", False) or every_bias
-    context = _context_length(fields)
-    rope, local_rope = _ropes(fields, family, context)
+    context = context_length(fields)
+    rope, local_rope = read_ropes(fields, family.local_rope, context)
     return ModelConfig(
         architecture=architecture,
         vocab_size=fields.integer("vocab_size"),
@@ -419,7 +272,7 @@ def read_model_config(values: Mapping[str, Any], family: Family, architecture: s
         down_bias=family.down_bias or mlp_bias,
         qk_norm=family.qk_norm or fields.flag("use_qk_norm", False),
         windows=_windows(fields, family, layers),
-        rotary_size=_rotary_size(fields, head_dim) if positions == "rope" else 0,
+        rotary_size=rotary_size(fields, head_dim) if positions == "rope" else 0,
         attention_scale=fields.number("query_pre_attn_scalar", head_dim) ** -0.5,
         local_rope=local_rope,
         softcap=fields.optional_number("attn_logit_softcapping"),
@@ -473,19 +326,6 @@ def _positions(fields: Fields, family: Family) -> str:
     return family.positions
 
 
-def _rotary_size(fields: Fields, head_dim: int) -> int:
-    """Elements of a head that are rotated."""
-    parameters = fields.get("rope_parameters")
-    parameters = parameters if isinstance(parameters, Mapping) else {}
-    factor = parameters.get("partial_rotary_factor", fields.get("partial_rotary_factor", 1.0))
-    if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 < factor <= 1:
-        raise ConfigError(f"{fields.where}: 'partial_rotary_factor' is {factor!r}", "it must be above 0 and at most 1")
-    size = int(head_dim * factor)
-    if size % 2 or not size:
-        raise ConfigError(f"{fields.where}: 'partial_rotary_factor' {factor} of a head of {head_dim} is no pairs")
-    return size
-
-
 def _position_rows(fields: Fields) -> int:
     if fields.get("max_position_embeddings") is not None:
         return fields.integer("max_position_embeddings")
@@ -530,140 +370,6 @@ def _intermediate_size(fields: Fields, hidden: int) -> int:
         width = int((fields.number("ffn_dim_multiplier", 1.0) + 0.01) * width)
     multiple = fields.integer("multiple_of")
     return multiple * math.ceil(int(2 * width / 3) / multiple)
-
-
-def _context_length(fields: Fields) -> int:
-    """What the config asks for, and no more than the model can: its positions, times what scaling makes of them."""
-    keys = ("max_position_embeddings", "model_max_length", "training_seqlen")
-    own = next((key for key in keys if fields.get(key) is not None), None)
-    length = fields.get("seq_length")
-    if own is None and length is None:
-        raise ConfigError(f"{fields.where}: neither 'max_position_embeddings' nor 'seq_length' is given")
-    if own is None:
-        return fields.integer("seq_length")
-    limit = fields.integer(own)
-    if length is None:
-        return limit
-    return min(fields.integer("seq_length"), max(limit, _scaled_limit(fields, limit)))
-
-
-def _scaled_limit(fields: Fields, limit: int) -> int:
-    scaling = _scaling(fields)
-    if _kind(scaling) not in ("linear", "dynamic", "yarn"):
-        return limit
-    original = scaling.integer("original_max_position_embeddings", limit)
-    return int(original * scaling.number("factor", 1.0))
-
-
-def _scaling(fields: Fields) -> Fields:
-    """transformers 4 writes `rope_theta` and `rope_scaling`; transformers 5 puts both into `rope_parameters`."""
-    given = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
-    if not isinstance(given, Mapping):
-        raise fields.error("rope_scaling", "a mapping")
-    # Of a model whose kinds of layers differ, the layers that see everything.
-    if isinstance(given.get("full_attention"), Mapping):
-        given = given["full_attention"]
-    return Fields(given, f"{fields.where}: rope_scaling")
-
-
-# Kinds that are read as another one.
-_RENAMED_KINDS = {"su": "longrope", "dynamic_ntk": "ntk"}
-
-
-def _kind(scaling: Fields) -> str:
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if isinstance(kind, str):
-        # Phi-3's first configs call their LongRoPE by other names.
-        kind = "longrope" if scaling.get("short_factor") is not None else _RENAMED_KINDS.get(kind, kind)
-    if not isinstance(kind, str) or kind not in ROPE_KINDS:
-        raise ConfigError(f"{scaling.where}: rope_type '{kind}' is not supported", f"accepted: {', '.join(ROPE_KINDS)}")
-    return kind
-
-
-def _ropes(fields: Fields, family: Family, context: int) -> tuple[RopeConfig, RopeConfig | None]:
-    """The rotary embedding, and that of layers with a window where it differs."""
-    scaling = _scaling(fields)
-    kind = _kind(scaling)
-    theta = scaling.number("rope_theta", fields.number("rope_theta", 10000.0) * fields.number("rope_ratio", 1.0))
-    rope = RopeConfig(
-        theta=theta,
-        kind=kind,
-        factor=scaling.number("factor", 1.0),
-        low_freq_factor=scaling.number("low_freq_factor", 1.0),
-        high_freq_factor=scaling.number("high_freq_factor", 4.0),
-        original_max_positions=scaling.integer("original_max_position_embeddings", 8192),
-    )
-    if kind in ("dynamic", "yarn", "longrope"):
-        rope = _with_lengths(rope, fields, scaling, context)
-    elif kind == "ntk":
-        rope = _stretched(rope, fields, scaling, context)
-    if not family.local_rope:
-        return rope, None
-    nested = (fields.get("rope_parameters") or {}).get("sliding_attention") or {}
-    if not isinstance(nested, Mapping):
-        raise fields.error("rope_parameters", "a mapping, or one for each kind of layer")
-    local = Fields(nested, f"{fields.where}: rope_parameters of sliding_attention")
-    if local.get("rope_type", "default") != "default":
-        raise local.error("rope_type", "default: layers with a window are not scaled")
-    return rope, RopeConfig(theta=local.number("rope_theta", fields.number("rope_local_base_freq", 10000.0)))
-
-
-def _with_lengths(rope: RopeConfig, fields: Fields, scaling: Fields, context: int) -> RopeConfig:
-    """Adds what the kinds need that depend on the model's lengths."""
-    limit = fields.integer("max_position_embeddings", context)
-    own = scaling.get("original_max_position_embeddings")
-    # Phi-3 has it beside the scaling, not in it. A scaling that does not say it begins at the model's own length.
-    place = scaling if own is not None else fields
-    original = limit if rope.kind == "dynamic" else place.integer("original_max_position_embeddings", limit)
-    rope = replace(rope, original_max_positions=original)
-    if rope.kind == "dynamic":
-        return replace(rope, length=context)
-    if rope.kind == "yarn":
-        # A weight of 0 is one that is not there.
-        mscales = (scaling.number(key, 1.0) if scaling.get(key) else None for key in ("mscale", "mscale_all_dim"))
-        factor = scaling.number("factor", limit / original)
-        return replace(
-            rope,
-            factor=factor,
-            attention_factor=scaling.number("attention_factor", yarn_attention_factor(factor, *mscales)),
-            beta_fast=scaling.number("beta_fast", 32.0),
-            beta_slow=scaling.number("beta_slow", 1.0),
-            truncate=scaling.flag("truncate", True),
-        )
-    factor = scaling.number("factor", limit / original)
-    return replace(
-        rope,
-        factor=factor,
-        length=context,
-        attention_factor=scaling.number("attention_factor", longrope_attention_factor(factor, original)),
-        short_factors=_factors(fields, scaling, "short_factor"),
-        long_factors=_factors(fields, scaling, "long_factor"),
-    )
-
-
-def _factors(fields: Fields, scaling: Fields, key: str) -> tuple[float, ...]:
-    head_dim = fields.integer("head_dim", fields.integer("hidden_size") // fields.integer("num_attention_heads"))
-    count = _rotary_size(fields, head_dim) // 2
-    factors = scaling.get(key)
-    is_list = isinstance(factors, (list, tuple)) and len(factors) == count
-    if not is_list or any(isinstance(f, bool) or not isinstance(f, (int, float)) or not f > 0 for f in factors):
-        raise scaling.error(key, f"a list of {count} positive numbers, one for each rotated pair")
-    return tuple(float(factor) for factor in factors)
-
-
-def _stretched(rope: RopeConfig, fields: Fields, scaling: Fields, context: int) -> RopeConfig:
-    """NTK scaling, by a factor that is given, or by TeleChat's and MindFormers' rule from the length.
-
-    The rule: the base grows by 2^n - 1 for n - 1 doublings of the length, begun ones included, and cosine and sine by a
-    tenth of the logarithm.
-    """
-    if scaling.get("factor") is not None:
-        return rope
-    trained = fields.integer("training_seqlen", fields.integer("max_position_embeddings", context))
-    base = fields.integer("base_seqlen", trained)
-    length = max(context, trained)
-    factor = max(1, 2 ** math.ceil(math.log2(length / base) + 1) - 1)
-    return replace(rope, factor=float(factor), attention_factor=1.0 + 0.1 * math.log(length / trained))
 
 
 def _windows(fields: Fields, family: Family, layers: int) -> tuple[int | None, ...]:

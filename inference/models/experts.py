@@ -7,15 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from inference.kernels.formats import with_room
 from inference.kernels.shapes import Routing
-
-if TYPE_CHECKING:
-    from inference.models.config import Fields
+from inference.models.fields import Fields
 
 SCORING = ("softmax", "sigmoid")
 # MindFormers' section `moe_config`, and Hugging Face's names.

@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from inference.kernels.formats import with_room
-
-if TYPE_CHECKING:
-    from inference.models.config import Fields
+from inference.models.fields import Fields
 
 # Of the norms of the latent and of the compressed query: DeepSeek's code sets it, whatever `rms_norm_eps` says.
 LATENT_NORM_EPS = 1e-6

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from inference.models import names
-from inference.models.config import Fields, ModelConfig, Storage
+from inference.models.config import ModelConfig, Storage
+from inference.models.fields import Fields
 
 # MindFormers' name, or another T5's, -> Hugging Face's.
 OTHER_NAMES = {

@@ -13,9 +13,9 @@ from inference.config.known_keys import MODEL, NEGATED, NOT_ACTED_ON, RENAMED, R
 from inference.config.model_settings import ARCHITECTURE_KEYS, DEVICE_KEYS, GENERATION_KEYS, ModelSettings
 from inference.config.report import known_keys
 from inference.errors import ConfigError
-from inference.models.config import lay_over
 from inference.models.experts import MINDFORMERS_NAMES
 from inference.models.registry import model_config_from
+from inference.models.spelling import lay_over
 
 GOLDENS = sorted((Path(__file__).parents[1] / "goldens").glob("*/config.json"))
 

@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 from inference.errors import ConfigError
 from inference.kernels.shapes import Routing
 from inference.models.cache import block_bytes
-from inference.models.config import ModelConfig, RopeConfig, lay_over, translate_mindformers
+from inference.models.config import ModelConfig
 from inference.models.experts import ExpertsConfig
 from inference.models.latent import LatentConfig
 from inference.models.registry import ALIASES, ARCHITECTURES, model_config_from
+from inference.models.rope import RopeConfig
+from inference.models.spelling import lay_over, translate_mindformers
 from inference.models.t5_config import T5Config
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
