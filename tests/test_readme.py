@@ -121,7 +121,7 @@ def test_flags_that_the_pages_name_exist():
         *("--resume", "--no_echo"),
         *(option for parameter in launcher_command(print).params for option in parameter.opts),
         # Beam's, and those of the examples.
-        *("--runner", "--yaml_pipeline_file", "--input", "--task_prefix"),
+        *("--runner", "--direct_running_mode", "--yaml_pipeline_file", "--input", "--task_prefix"),
         *("--print_config", "--list_models", "--version", "--show_completion", "--section.key"),
     }
     for page in PAGES:
