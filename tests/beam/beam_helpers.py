@@ -63,12 +63,12 @@ class Breakable(ToyModel):
 
     def __init__(self, poison: str = "", most_rows: int = 99):
         super().__init__(vocabulary=258, num_blocks=400, context_length=CONTEXT)
-        self.poison, self.most_rows = list(poison.encode()), most_rows
+        self.breaks_at, self.most_rows = set(poison.encode()), most_rows
 
     def step(self, batch: Any) -> Any:
         if len(batch.block_tables) > self.most_rows:
             raise MemoryError("out of memory: toy")
-        if set(batch.tokens.tolist()) & set(self.poison):
+        if set(batch.tokens.tolist()) & self.breaks_at:
             raise RuntimeError("the kernel failed")
         return super().step(batch)
 
