@@ -79,7 +79,7 @@ def test_with_and_without_the_past(model: GenerativeModel, tokenizer: Tokenizer)
     assert found[0] == found[1]
 
 
-def requests_of(model: GenerativeModel, tokenizer: Tokenizer, new_tokens: int) -> list[Request]:
+def requests_of(model: GenerativeModel, tokenizer: Tokenizer) -> list[Request]:
     """Rows that begin alike, one prompt twice whose blocks are all full, greedy and sampled."""
     story = tokenizer.encode("Once upon a time, there was a little girl named Ruby. She lived near the beach. She")
     rows: list[tuple[list[int], dict]] = [(tokenizer.encode(row["prompt"]), {}) for row in ROWS[::40]]
@@ -87,22 +87,20 @@ def requests_of(model: GenerativeModel, tokenizer: Tokenizer, new_tokens: int) -
     requests = []
     for index, (ids, settings) in enumerate(rows):
         generation = model.generation_config.updated(logprobs=1, ignore_eos=True, **settings)
-        requests.append(Request(str(index), ids, generation, new_tokens))
+        requests.append(Request(str(index), ids, generation, 48))
     return requests
 
 
-# Of the slow kernels one cache, which is full with half of the rows, and answers that are no longer than fills it.
+# One size is enough for the slow kernels.
 @pytest.mark.parametrize(
-    ("model", "blocks", "new_tokens"),
-    [("auto", 7, 48), ("auto", 15, 48), ("auto", 200, 48), ("stock", 9, 17)],
-    indirect=["model"],
+    ("model", "blocks"), [("auto", 7), ("auto", 15), ("auto", 200), ("stock", 15)], indirect=["model"]
 )
 def test_in_any_company_with_and_without_shared_blocks(
-    model: GenerativeModel, tokenizer: Tokenizer, blocks: int, new_tokens: int, monkeypatch: pytest.MonkeyPatch
+    model: GenerativeModel, tokenizer: Tokenizer, blocks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Alone and without sharing, then together in any order, in caches down to one for hardly a row. With the native
     kernels every log probability is the same to the last bit, so every key and value is."""
-    alone = requests_of(model, tokenizer, new_tokens)
+    alone = requests_of(model, tokenizer)
     model.runner.blocks.forget()
     for request in alone:
         run(Engine(model.runner, prefix_cache=False), [request])
@@ -111,7 +109,7 @@ def test_in_any_company_with_and_without_shared_blocks(
     monkeypatch.setattr(model.runner, "blocks", BlockPool(blocks, model.runner.block_size))
     metrics = RunMetrics()
     for order in (1, -1, 1):
-        together = requests_of(model, tokenizer, new_tokens)
+        together = requests_of(model, tokenizer)
         run(Engine(model.runner, max_batch_tokens=40, metrics=metrics), together[::order])
         assert [r.output_ids for r in together] == [r.output_ids for r in alone]
         if model.runner.kernels.NARROW:

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from ranks import link
+from ranks import link, steps_of
 
 from inference import kernels
 from inference.config import load_config
@@ -33,6 +33,7 @@ from inference.parallel.topology import Topology
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 BLOCK = 16
+# Steps of an answer at most.
 STEPS = 64
 
 
@@ -57,8 +58,10 @@ def prompts_of(name: str) -> list[list[int]]:
     return [golden[f"{key}_{i}"].tolist() for i in range(len(golden["lengths"]))]
 
 
-def greedy(model: LeadingRunner, prompts: list[list[int]], start: int | None = None) -> tuple[list[list[int]], list]:
-    """Greedy tokens of all prompts, run together; and the last logits.
+def greedy(
+    model: LeadingRunner, prompts: list[list[int]], steps: int, start: int | None = None
+) -> tuple[list[list[int]], list]:
+    """So many greedy tokens of all prompts, run together; and the last logits.
 
     Args:
         start: the token that answers begin with, where the prompts are sources of a model with an encoder.
@@ -67,15 +70,15 @@ def greedy(model: LeadingRunner, prompts: list[list[int]], start: int | None = N
     sources: list[tuple[list[int], int] | None] = [None] * len(prompts)
     if start is not None:
         sources = [([free.pop() for _ in range(-(-len(prompt) // BLOCK))], len(prompt)) for prompt in prompts]
-        steps = [SequenceStep(prompt, 0, source[0]) for prompt, source in zip(prompts, sources, strict=True) if source]
-        model.encode(StepBatch.build(steps, BLOCK))
+        parts = [SequenceStep(prompt, 0, source[0]) for prompt, source in zip(prompts, sources, strict=True) if source]
+        model.encode(StepBatch.build(parts, BLOCK))
         prompts = [[start] for _ in prompts]
     # The last token is not a step's input.
     tables = [[free.pop() for _ in range(-(-(len(prompt) + STEPS - 1) // BLOCK))] for prompt in prompts]
     texts, starts = [list(prompt) for prompt in prompts], [0] * len(prompts)
-    for step in range(STEPS):
+    for step in range(steps):
         parts = [SequenceStep(t[s:], s, *rest) for t, s, *rest in zip(texts, starts, tables, sources, strict=True)]
-        last = step == STEPS - 1
+        last = step == steps - 1
         result = model.step(StepBatch.build(parts, BLOCK, logit_rows=None if last else []))
         starts = [len(text) for text in texts]
         for text, token in zip(texts, result.best, strict=True):
@@ -110,8 +113,9 @@ def main() -> None:
             continue
         model = LeadingRunner(runner, links)
         before = group.native.figures()[0] if group.native else 0
-        tokens, logits = greedy(model, prompts, runner.config.decoder_start)
-        sums = (group.native.figures()[0] - before) / STEPS if group.native else 0
+        steps = steps_of(kind, int(size))
+        tokens, logits = greedy(model, prompts, steps, runner.config.decoder_start)
+        sums = (group.native.figures()[0] - before) / steps if group.native else 0
         model.close()
         for channel in links.followers:
             channel.expect("left")
