@@ -33,7 +33,9 @@ Made from the schema by `python scripts/make_config_docs.py`; do not edit.
 A config is a YAML file in MindFormers' spelling. `base_config` names a file, or a list of files, that it is laid over,
 relative to itself. What outranks what: the command line, then the YAML, then its base configs, then the model's own
 files (`config.json`, `generation_config.json`), then the defaults below. A key that is in none of these tables is an
-error that names its file, its line and the nearest key.
+error that names its file, its line and the nearest key. Where a key has several spellings, MindFormers' and Hugging
+Face's (`num_layers`, `num_hidden_layers`), what outranks another does so in any of them; two of them with different
+values in one file, or on one command line, are an error.
 
 Every key can be given on the command line as `--section.key VALUE` or `--options section.key=VALUE`.
 `--print_config` shows the merged config and where each key was set; `--check` checks it, loads nothing, and lists the
