@@ -15,6 +15,7 @@ from inference.inputs.files import LONGEST_LINE, ByteFile
 # Rows of a .parquet file that are in memory at once.
 BATCH = 256
 Cell = Any
+_QUOTES = 'a text with a comma, a newline or a quote belongs in quotes, and a quote in it is written ""'
 _NOTHING: tuple[int, list[str]] = (0, [])
 
 
@@ -82,14 +83,18 @@ def column_of(header: Sequence[str], wanted: str, name: str) -> int:
     """Where a column is.
 
     Raises:
-        InputError: nowhere; with the columns that there are.
+        InputError: nowhere, or in two places; with the columns that there are.
     """
-    if wanted not in header:
-        near = did_you_mean(wanted, header)
-        raise InputError(
-            f"{name} has no column '{wanted}'", near or f"name one with --prompt_column: {', '.join(header) or 'none'}"
-        )
-    return header.index(wanted)
+    if header.count(wanted) == 1:
+        return header.index(wanted)
+    if wanted in header:
+        raise InputError(f"{name} has {header.count(wanted)} columns '{wanted}'", "give each a name of its own")
+    if len(header) == 1 and any(separator in header[0] for separator in ";\t|"):
+        hint = f"its first line is {header[0]!r}: columns must be separated by commas"
+    else:
+        columns = f"name one with --prompt_column: {', '.join(header) or 'none'}"
+        hint = did_you_mean(wanted, header) or columns
+    raise InputError(f"{name} has no column '{wanted}'", hint)
 
 
 def _records(file: ByteFile) -> Iterator[tuple[int, Any]]:
@@ -97,7 +102,8 @@ def _records(file: ByteFile) -> Iterator[tuple[int, Any]]:
     csv.field_size_limit(LONGEST_LINE)
     # A byte that is not UTF-8 becomes half of a surrogate pair, which no text has.
     texts = (line.decode("utf-8-sig" if number == 1 else "utf-8", "surrogateescape") for number, line in file.lines())
-    reader = csv.reader(texts)
+    # Strict: otherwise a quote that is never closed makes one prompt of all rows after it, without a word.
+    reader = csv.reader(texts, strict=True)
     while True:
         line = reader.line_num + 1
         try:
@@ -105,7 +111,7 @@ def _records(file: ByteFile) -> Iterator[tuple[int, Any]]:
         except StopIteration:
             return
         except csv.Error as error:
-            yield line, InputError(f"not CSV ({error})")
+            yield line, InputError(f"not CSV ({error})", _QUOTES)
             continue
         odd = next((char for cell in record for char in cell if "\udc80" <= char <= "\udcff"), None)
         if odd is not None and line > 1:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from inference.errors import InputError
 from inference.inputs import RowStream, files, open_rows
-from inference.prompts import Prompt
+from inference.prompts import Prompt, RowError
 
 
 def write(path: Path, content: str | bytes) -> str:
@@ -166,6 +166,27 @@ class TestTables:
             ("plain", "7", f"{path}:5"),
             ("third", "2", f"{path}:6"),
         ]
+
+    def test_quotes_that_do_not_fit(self, tmp_path: Path) -> None:
+        """Rows that a quote swallows are not made into one long prompt."""
+        table = 'prompt,n\n"a "b" c",1\nsays "hi",2\n"never closed,3\nd,4\ne,5\n'
+        rows = list(open_rows([write(tmp_path / "t.csv", table)]))
+        assert [row.line for row in rows] == [2, 3, 4]
+        assert rows[1].parse().text == 'says "hi"'
+        for row in (rows[0], rows[2]):
+            with pytest.raises(RowError, match=rf"t.csv:{row.line}: not CSV \(.*belongs in quotes"):
+                row.parse()
+
+    @pytest.mark.parametrize(
+        ("header", "message"),
+        [
+            ("prompt;n", "no column 'prompt'; its first line is 'prompt;n': columns must be separated by commas"),
+            ("prompt,n,prompt", "has 2 columns 'prompt'; give each a name of its own"),
+        ],
+    )
+    def test_headers_that_do_not_fit(self, tmp_path: Path, header: str, message: str) -> None:
+        with pytest.raises(InputError, match=message):
+            open_rows([write(tmp_path / "t.csv", f"{header}\na;b\n")])
 
     def test_bad_rows_of_csv(self, tmp_path: Path) -> None:
         path = write(tmp_path / "t.csv", b"n,prompt\n1,a\n2\n3,caf\xe9\n4,\n5,b\n")
