@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from inference.errors import GenerationError
 from inference.request import Request, TokenLogprob
 
 if TYPE_CHECKING:
@@ -56,17 +57,27 @@ def uniform(seed: int, position: int) -> float:
 
 
 def penalised(logits: np.ndarray, request: Request) -> np.ndarray:
-    """Logits after the penalties, with the end of sequence barred while the answer is too short."""
+    """Logits after the penalties, with the end of sequence barred while the answer is too short.
+
+    Raises:
+        GenerationError: no number is left to choose by.
+    """
     if not _is_penalised(request):
         return logits
     generation = request.generation
     scores = logits.copy()
-    if generation.repetition_penalty != 1.0:
-        _penalise_repetition(scores, [*request.prompt_ids, *request.output_ids], generation.repetition_penalty)
-    if request.output_ids:
-        _penalise_counts(scores, request.output_ids, generation)
+    with np.errstate(over="ignore", invalid="ignore"):
+        if generation.repetition_penalty != 1.0:
+            _penalise_repetition(scores, [*request.prompt_ids, *request.output_ids], generation.repetition_penalty)
+        if request.output_ids:
+            _penalise_counts(scores, request.output_ids, generation)
     if _is_barred(request):
         scores[[token for token in generation.eos_token_id if token < scores.size]] = -np.inf
+    if not np.isfinite(scores.max()):
+        raise GenerationError(
+            f"request {request.request_id}: its penalties leave no number to choose the next token by",
+            "give milder ones, or a lower min_new_tokens",
+        )
     return scores
 
 

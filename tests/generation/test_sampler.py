@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections import Counter
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from toys import make_request
 
 from inference.config import GenerationConfig
+from inference.errors import GenerationError
 from inference.generation.sampler import choose, distribution, penalised, token_logprob, uniform
 
 # Quarters, so that equal logits occur.
@@ -261,3 +263,15 @@ def test_logprobs_of_extreme_logits() -> None:
     found = token_logprob(np.array([1e30, 0, -np.inf], np.float32), 1, 2)
     assert found.logprob == pytest.approx(-1e30)
     assert found.top[0] == (0, 0.0)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"repetition_penalty": 1e-300}, {"eos_token_id": [0, 1, 2, 3], "min_new_tokens": 3}]
+)
+def test_penalties_that_leave_no_number_to_choose_by(settings: dict) -> None:
+    """Whatever is done with them, no warning of numpy's is printed and no token is made up."""
+    for more in ({}, {"do_sample": True}):
+        request = make_request([1, 2], max_new_tokens=9, **settings, **more)
+        with warnings.catch_warnings(), pytest.raises(GenerationError, match="no number to choose .* by; give milder"):
+            warnings.simplefilter("error")
+            choose(np.array([1, 2, -3, 4], np.float32), request)
