@@ -66,7 +66,7 @@ def penalised(logits: np.ndarray, request: Request) -> np.ndarray:
         return logits
     generation = request.generation
     scores = logits.copy()
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         if generation.repetition_penalty != 1.0:
             _penalise_repetition(scores, [*request.prompt_ids, *request.output_ids], generation.repetition_penalty)
         if request.output_ids:
