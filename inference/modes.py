@@ -397,7 +397,7 @@ def _prepare(config: InferenceConfig, rows: RowStream | None, replace: bool) -> 
     if config.run_mode == "evaluate" and source.model.decoder_start is not None:
         raise ConfigError(
             f"{source.name} has an encoder: it gives answers probabilities, and not texts",
-            "evaluate takes models without one; answers can be compared with --run_mode predict",
+            "give rows with references (docs/evaluate.md)",
         )
     tokenizer = source.tokenizer()
     encoder = make_encoder(source, tokenizer, source.generation)

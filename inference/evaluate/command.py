@@ -120,8 +120,9 @@ class _Model:
 
     def _positions(self, examples: Sequence[Example]) -> int:
         references = [encode_reference(self.encoder, row, example) for row, example in enumerate(examples)]
-        longest = max((len(found[0]) for found in references if found), default=0)
-        to_score = score_positions(self.source.config.engine.block_size, longest)
+        longest = max((len(found.tokens) + len(found.source) for found in references if found), default=0)
+        has_encoder = self.encoder.decoder_start is not None
+        to_score = score_positions(self.source.config.engine.block_size, longest, has_encoder)
         return max(positions_needed(self._encoded(examples), self.source), to_score)
 
     def _encoded(self, examples: Sequence[Example]) -> list[EncodedPrompt]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from inference.errors import InferenceError
 from inference.evaluate.examples import Example
-from inference.generation.perplexity import score_continuations
+from inference.generation.perplexity import Continuation, score_continuations
 from inference.generation.text import Encoder
 
 if TYPE_CHECKING:
@@ -94,10 +94,11 @@ def answer_examples(
     return _with_perplexity(llm, examples, rows) if perplexity else rows
 
 
-def encode_reference(encoder: Encoder, row: int, example: Example) -> tuple[list[int], int, int] | None:
-    """Ids of a prompt with its first reference, the place of the first one that is the reference's, and the adapter.
+def encode_reference(encoder: Encoder, row: int, example: Example) -> Continuation | None:
+    """A prompt with its first reference; None where they do not fit.
 
-    The two are encoded as one text, for where they meet they may share a token. None where they do not fit.
+    The two are encoded as one text, for where they meet they may share a token. Where an encoder reads the prompt, the
+    reference is a text of its own, and its end counts too.
     """
     tokenizer = encoder.tokenizer
     assert tokenizer is not None
@@ -105,15 +106,17 @@ def encode_reference(encoder: Encoder, row: int, example: Example) -> tuple[list
         source = encoder.encode(row, example.prompt)
     except InferenceError:
         return None
-    reference = example.references[0]
-    if example.prompt.token_ids is not None:
+    reference, read = example.references[0], ()
+    if source.decoder_start is not None:
+        ids, start, read = [source.decoder_start, *tokenizer.encode(reference)], 1, tuple(source.ids)
+    elif example.prompt.token_ids is not None:
         ids, start = source.ids + tokenizer.encode(reference, add_special_tokens=False), len(source.ids)
     else:
         ids = tokenizer.encode(source.text + reference, add_special_tokens=not source.is_chat)
         pairs = zip(ids, source.ids, strict=False)
         start = max(sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)), 1)
     fits = start < len(ids) <= encoder.context_length and not source.truncated
-    return (ids, start, source.adapter) if fits else None
+    return Continuation(ids, start, source.adapter, read) if fits else None
 
 
 def _with_perplexity(llm: LLM, examples: Sequence[Example], rows: list[Answered]) -> list[Answered]:

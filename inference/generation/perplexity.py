@@ -2,7 +2,7 @@
 
 Knows token ids; documents are scored side by side through the same flat step that generates. A document that is
 longer than the model's context is scored in pieces that follow one another, each from an empty context; an answer
-given its prompt is scored in its whole context.
+given its prompt, or given what an encoder reads, is scored in its whole context.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -35,6 +35,22 @@ class Score:
         return math.exp(self.nats / self.tokens) if self.tokens else math.nan
 
 
+class Continuation(NamedTuple):
+    """A sequence whose end is scored.
+
+    Args:
+        tokens: ids that fit the model's context.
+        start: place (from 1) of the first one that counts, given all those before it.
+        adapter: by its number in the model; 0 for none.
+        source: ids of what an encoder reads, of a model that has one.
+    """
+
+    tokens: Sequence[int]
+    start: int
+    adapter: int = 0
+    source: Sequence[int] = ()
+
+
 def score(model: StepModel, documents: Iterable[Sequence[int]], adapter: int = 0) -> Score:
     """Scores every token of every document but the first, given those before it.
 
@@ -44,7 +60,8 @@ def score(model: StepModel, documents: Iterable[Sequence[int]], adapter: int = 0
     tokens, nats = 0, 0.0
     model.blocks.forget()
     for group in _groups(_pieces(documents, min(model.context_length, TOKENS_AT_ONCE)), len):
-        steps = _side_by_side([(piece, 0, adapter) for piece in group], model.block_size)
+        tables = _blocks(map(len, group), model.block_size)
+        steps = [SequenceStep(piece, 0, table, adapter=adapter) for piece, table in zip(group, tables, strict=True)]
         logits = model.step(StepBatch.build(steps, model.block_size, True)).logits
         row = 0
         for piece in group:
@@ -55,55 +72,63 @@ def score(model: StepModel, documents: Iterable[Sequence[int]], adapter: int = 0
     return Score(tokens, nats)
 
 
-def score_continuations(model: StepModel, rows: Iterable[tuple[Sequence[int], int, int]]) -> list[Score]:
-    """Scores the ends of sequences.
-
-    Args:
-        rows: token ids that fit the model's context, the place (from 1) of the first one that counts, and the number
-            of the row's adapter, 0 for none; each token counts given all those before it, however many these are.
-
-    Returns:
-        A score for each row.
-    """
+def score_continuations(model: StepModel, rows: Iterable[Continuation]) -> list[Score]:
+    """Scores the ends of sequences, each in its whole length; a score for each row."""
     scores = []
     model.blocks.forget()
-    for group in _groups(rows, lambda row: len(row[0])):
+    for group in _groups(rows, lambda row: len(row.tokens) + len(row.source)):
+        tables = _blocks([len(part) for row in group for part in (row.tokens, row.source)], model.block_size)
+        own, sources = tables[::2], tables[1::2]
+        read = [SequenceStep(row.source, 0, blocks) for row, blocks in zip(group, sources, strict=True) if row.source]
+        if read:
+            model.encode(StepBatch.build(read, model.block_size))
         nats = [0.0] * len(group)
-        longest = max(len(tokens) for tokens, _, _ in group)
+        longest = max(len(row.tokens) for row in group)
         # A row that is longer than a step has a group of its own, and goes through in parts.
         for begin in range(0, longest, TOKENS_AT_ONCE):
-            parts = [(tokens[begin : begin + TOKENS_AT_ONCE], begin, adapter) for tokens, _, adapter in group]
-            for row, more in enumerate(_nats_of_parts(model, group, parts)):
-                nats[row] += more
-        scores += [Score(len(tokens) - start, sum_) for (tokens, start, _), sum_ in zip(group, nats, strict=True)]
+            steps = [
+                SequenceStep(
+                    row.tokens[begin : begin + TOKENS_AT_ONCE],
+                    begin,
+                    blocks,
+                    (source, len(row.source)) if row.source else None,
+                    row.adapter,
+                )
+                for row, blocks, source in zip(group, own, sources, strict=True)
+            ]
+            for index, more in enumerate(_nats_of_parts(model, group, steps)):
+                nats[index] += more
+        scores += [Score(len(row.tokens) - row.start, sum_) for row, sum_ in zip(group, nats, strict=True)]
     return scores
 
 
-def positions_needed(block_size: int, longest: int = 0) -> int:
-    """Positions of cache that `score` uses, and `score_continuations` where no row is longer than `longest`."""
-    # Pieces of two tokens each fill a block with hardly anything.
-    return TOKENS_AT_ONCE // 2 * block_size + max(TOKENS_AT_ONCE, longest + block_size)
+def positions_needed(block_size: int, longest: int = 0, has_encoder: bool = False) -> int:
+    """Positions of cache that `score` uses, and `score_continuations` where no row is longer than `longest`.
+
+    Args:
+        has_encoder: a row has a source, too, which counts to its length.
+    """
+    # Pieces of two tokens each fill a block with hardly anything; of three, two blocks.
+    blocks = TOKENS_AT_ONCE * 2 // 3 if has_encoder else TOKENS_AT_ONCE // 2
+    return blocks * block_size + max(TOKENS_AT_ONCE, longest + block_size)
 
 
-def _nats_of_parts(
-    model: StepModel, group: Sequence[tuple[Sequence[int], int, int]], parts: Sequence[tuple[Sequence[int], int, int]]
-) -> Iterator[float]:
+def _nats_of_parts(model: StepModel, group: Sequence[Continuation], steps: Sequence[SequenceStep]) -> Iterator[float]:
     """Runs a part of each row, which begins at a place of the row; the nats of the tokens that it predicts."""
     wanted: list[int] = []
-    targets: list[list[int]] = []
+    targets: list[Sequence[int]] = []
     offset = 0
-    for (tokens, start, _), (part, begin, _) in zip(group, parts, strict=True):
+    for row, step in zip(group, steps, strict=True):
         # The logits of a token are for the one that follows it.
-        places = range(max(start - 1, begin), min(begin + len(part), len(tokens) - 1))
-        wanted += [offset + place - begin for place in places]
-        targets.append([tokens[place + 1] for place in places])
-        offset += len(part)
-    steps = _side_by_side(parts, model.block_size)
+        first, end = max(row.start - 1, step.start), min(step.start + len(step.tokens), len(row.tokens) - 1)
+        wanted += range(offset + first - step.start, offset + end - step.start)
+        targets.append(row.tokens[first + 1 : end + 1])
+        offset += len(step.tokens)
     logits = model.step(StepBatch.build(steps, model.block_size, True, wanted)).logits
-    row = 0
+    row_of = 0
     for ids in targets:
-        predicted = logits[row : row + len(ids)].astype(np.float64)
-        row += len(ids)
+        predicted = logits[row_of : row_of + len(ids)].astype(np.float64)
+        row_of += len(ids)
         yield float(_negative_log_likelihood(predicted, np.asarray(ids)).sum()) if ids else 0.0
 
 
@@ -134,11 +159,11 @@ def _groups(items: Iterable[Item], length: Callable[[Item], int]) -> Iterator[li
         yield group
 
 
-def _side_by_side(parts: Sequence[tuple[Sequence[int], int, int]], block_size: int) -> list[SequenceStep]:
-    """Each part, which begins at a place of its sequence, with adapter, on blocks of its own; block 0 stays free."""
-    steps, block = [], 1
-    for tokens, start, adapter in parts:
-        count = -(-(start + len(tokens)) // block_size)
-        steps.append(SequenceStep(tokens, start, range(block, block + count), adapter=adapter))
+def _blocks(lengths: Iterable[int], block_size: int) -> list[range]:
+    """Blocks for sequences of these lengths, one after the other; block 0 stays free."""
+    tables, block = [], 1
+    for length in lengths:
+        count = -(-length // block_size)
+        tables.append(range(block, block + count))
         block += count
-    return steps
+    return tables

@@ -5,17 +5,23 @@ from __future__ import annotations
 import json
 import xml.dom.minidom
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
+import inference
 from inference import page
+from inference.config import GenerationConfig
 from inference.errors import ConfigError, InputError
-from inference.evaluate.examples import read_examples
+from inference.evaluate.examples import Example, read_examples
 from inference.evaluate.gate import Gate, check_gate
 from inference.evaluate.metrics import METRICS, choose_metrics
 from inference.evaluate.report import report, verdict_of
 from inference.evaluate.result import Evaluation, Sampling, read_evaluation
-from inference.evaluate.rows import Answered
+from inference.evaluate.rows import Answered, encode_reference
+from inference.generation.text import Encoder
+from inference.prompts import Prompt
+from inference.tokenizer import load_tokenizer
 
 CHOSEN = [METRICS[name] for name in ("exact_match", "token_f1", "perplexity", "latency")]
 SAMPLING = Sampling(samples=200)
@@ -225,3 +231,15 @@ def test_what_two_texts_do_not_share_is_marked():
     assert page.Marked("same", "same").html() == "same"
     long = "a " * 2000
     assert page.Marked(long, "b " * 2000).html() == long
+
+
+def test_a_reference_of_a_model_with_an_encoder_is_a_text_of_its_own():
+    """Its end counts; what the encoder reads stands apart."""
+    tokenizer = load_tokenizer(Path(inference.__file__).parent / "demo_t5")
+    encoder = Encoder(tokenizer, len(tokenizer), 64, GenerationConfig(), decoder_start=0)
+    prompt = Prompt("a", "a row", text="translate English to German: the big house")
+    found = encode_reference(encoder, 0, Example(prompt, ("das große Haus", "another")))
+    assert found.source == tuple(tokenizer.encode(prompt.text))
+    assert found.tokens == [0, *tokenizer.encode("das große Haus")] and found.tokens[-1] == tokenizer.eos_token_id
+    assert found.start == 1 and found.adapter == 0
+    assert encode_reference(encoder, 0, Example(prompt, ("das große Haus " * 40,))) is None

@@ -12,7 +12,7 @@ import pytest
 from inference.config import load_config
 from inference.errors import InputError
 from inference.generation.model import GenerativeModel, make_encoder
-from inference.generation.perplexity import score_continuations
+from inference.generation.perplexity import Continuation, score_continuations
 from inference.generation.wire import row_fields, row_of
 from inference.models.source import resolve
 from inference.modes import convert
@@ -116,7 +116,7 @@ def test_texts_are_scored_with_an_adapter(model: GenerativeModel) -> None:
     prompt, logits = golden["prompt_2"].tolist(), golden["logits_2"].astype(np.float64)
     expected = sum(np.log(np.exp(row).sum()) - row[token] for row, token in zip(logits, prompt[1:], strict=False))
     with model.engine():
-        own, other = score_continuations(model.runner, [(prompt, 1, 1), (prompt, 1, 0)])
+        own, other = score_continuations(model.runner, [Continuation(prompt, 1, 1), Continuation(prompt, 1)])
     assert own.nats == pytest.approx(expected, rel=1e-4) and abs(other.nats - expected) > 1
 
 

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from inference.errors import CheckpointError, ConfigError
+from inference.generation import perplexity
+from inference.generation.perplexity import Continuation
 from inference.kernels.build import KernelBuildError, library_path
 from inference.kernels.formats import Format
 from inference.models import weights
@@ -109,6 +111,19 @@ def test_logits_of_rows_run_together(case: Case) -> None:
     case.encode(case.rows)
     for row, logits in zip(case.rows, case.decode(case.rows, 0, STEPS), strict=True):
         assert error_of(row, logits) < TOLERANCE
+
+
+@pytest.mark.parametrize("at", [0, 3 * EVERY])
+@pytest.mark.parametrize("at_once", [9, 512])
+def test_how_likely_an_answer_is(case: Case, at: int, at_once: int, monkeypatch) -> None:
+    """A token of each answer given those before it and the source, several rows in a step or each in parts."""
+    monkeypatch.setattr(perplexity, "TOKENS_AT_ONCE", at_once)
+    rows = [Continuation([0, *row.answer[: at + 1]], at + 1, source=row.source) for row in case.rows]
+    for row, found in zip(case.rows, perplexity.score_continuations(case.runner, rows), strict=True):
+        logits = row.logits[at // EVERY].astype(np.float64)
+        expected = np.log(np.exp(logits - logits.max()).sum()) + logits.max() - logits[row.answer[at]]
+        assert found.tokens == 1
+        assert found.nats == pytest.approx(expected, abs=TOLERANCE * np.abs(logits).max())
 
 
 def test_token_by_token_each_source_encoded_alone(case: Case) -> None:
