@@ -14,6 +14,8 @@ from inference.tokenizer.added_token import AddedToken
 
 MASK, START = "[gMASK]", "sop"
 SPECIAL = ("[MASK]", MASK, "[sMASK]", START, "eop")
+# GLM-4's, which follow the last rank of its vocabulary, a file of tiktoken's.
+GLM4_SPECIAL = ("<|endoftext|>", "[MASK]", MASK, "[sMASK]", "<sop>", "<eop>")
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
 PREFIXES = ((MASK, "<sop>"), (MASK, START))
 CHAT = (
@@ -31,6 +33,11 @@ CLASSES = {
     "ChatGLM3Tokenizer": _GLM3,
     "ChatGLM4Tokenizer": _COMMON,
 }
+
+
+def of_bytes(usual_class: str | None) -> str | None:
+    """The class that is usual for a vocabulary of bytes, of a family with both: GLM-4's in place of ChatGLM's."""
+    return "ChatGLM4Tokenizer" if usual_class == "ChatGLMTokenizer" else usual_class
 
 
 def appended_tokens(contents: tuple[str, ...], size: int) -> dict[int, AddedToken]:

@@ -17,22 +17,22 @@ from typing import Any
 from inference.errors import TokenizerError
 from inference.models.gguf_header import HINT, GgufFile, open_gguf
 from inference.tokenizer.base import Tokenizer
+from inference.tokenizer.byte_level import DIGITS, THREES, byte_level_backend
+from inference.tokenizer.chatglm import of_bytes
 from inference.tokenizer.json_tokenizer import JsonTokenizer
 from inference.tokenizer.sentencepiece_tokenizer import BYTE, CONTROL, NORMAL, USER_DEFINED, SentencePieceTokenizer
 from inference.tokenizer.tokenizer_config import read_tokenizer_config
 
 IDS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
-_WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_CUT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|" + _WORDS
 # By `tokenizer.ggml.pre`: where a text is cut (None for GPT-2's own rule), whether it is normalised (NFC), whether a
 # whole word that is a token is taken without merges, and whether bos comes first where the file does not say.
 CUTS: dict[str, tuple[str | None, bool, bool, bool]] = {
-    "llama-bpe": (_CUT % r"\p{N}{1,3}", False, True, True),
+    "llama-bpe": (THREES, False, True, True),
     # Phi-4's, and GLM-4's of both layouts.
-    "dbrx": (_CUT % r"\p{N}{1,3}", False, False, False),
-    "chatglm-bpe": (_CUT % r"\p{N}{1,3}", False, False, False),
-    "glm4": (_CUT % r"\p{N}{1,3}", False, False, False),
-    "qwen2": (_CUT % r"\p{N}", True, False, False),
+    "dbrx": (THREES, False, False, False),
+    "chatglm-bpe": (THREES, False, False, False),
+    "glm4": (THREES, False, False, False),
+    "qwen2": (DIGITS, True, False, False),
     "gpt-2": (None, False, False, False),
     "default": (None, False, False, False),
 }
@@ -61,6 +61,7 @@ def read_gguf_tokenizer(path: Path, settings: Mapping[str, Any], usual_class: st
     """
     stored = _stored(path)
     given = {key: value for key, value in settings.items() if value is not None}
+    usual_class = usual_class if stored.model is not None else of_bytes(usual_class)
     config = read_tokenizer_config(path, {**stored.own, **given}, usual_class)
     # Every token is in the file, with its id.
     config = replace(config, appended=())
@@ -135,25 +136,10 @@ def _ids(file: GgufFile) -> dict[str, int]:
 
 def _byte_level(file: GgufFile, tokens: list[str], pre: str) -> Any:
     """Byte-level BPE as the tokenizers package has it."""
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-
-    cut, normalised, ignores_merges, _ = CUTS[pre]
+    cut, normalised, whole_words, _ = CUTS[pre]
     merges = [tuple(merge.split(" ")) for merge in file.get("tokenizer.ggml.merges") or []]
     vocabulary = {token: token_id for token_id, token in enumerate(tokens)}
-    try:
-        backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=ignores_merges))
-    except Exception as error:  # the package raises plain Exception
-        raise TokenizerError(f"{file.path}: the merges do not fit the tokens ({error})") from error
-    if normalised:
-        backend.normalizer = normalizers.NFC()
-    by_byte = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=cut is None)
-    if cut is None:
-        backend.pre_tokenizer = by_byte
-    else:
-        words = pre_tokenizers.Split(Regex(cut), behavior="isolated")
-        backend.pre_tokenizer = pre_tokenizers.Sequence([words, by_byte])
-    backend.decoder = decoders.ByteLevel()
-    return backend
+    return byte_level_backend(vocabulary, merges, file.path, cut=cut, normalised=normalised, whole_words=whole_words)
 
 
 def _model_proto(file: GgufFile, tokens: list[str], types: list[int], own: Mapping[str, Any]) -> bytes:

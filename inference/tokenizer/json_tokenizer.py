@@ -244,6 +244,8 @@ def _byte_level_alphabet() -> dict[str, int]:
 
 
 _BYTE_OF = _byte_level_alphabet()
+# The other way round: by byte, the character.
+SPELLING = {byte: character for character, byte in _BYTE_OF.items()}
 
 
 def _byte_level(token: str) -> bytes:

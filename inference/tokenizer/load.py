@@ -5,16 +5,18 @@ Knows file names; leaves what is in the files to the other modules.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from inference.errors import TokenizerError
 from inference.tokenizer.base import Tokenizer
+from inference.tokenizer.byte_level import THREES
+from inference.tokenizer.chatglm import GLM4_SPECIAL, ROLES, of_bytes
 from inference.tokenizer.json_tokenizer import read_json_tokenizer
 from inference.tokenizer.sentencepiece_tokenizer import read_sentencepiece
-from inference.tokenizer.tokenizer_config import read_tokenizer_config
+from inference.tokenizer.tiktoken_file import is_tiktoken, read_tiktoken
+from inference.tokenizer.tokenizer_config import TokenizerConfig, read_tokenizer_config
 
 # Settings that name a file.
 FILE_KEYS = ("tokenizer_file", "vocab_file")
@@ -50,10 +52,20 @@ def load_tokenizer(
             return read_gguf_tokenizer(root, settings, usual_class)
         root = root.parent
     path = _named_file(root, settings) or _found_file(root)
-    config = read_tokenizer_config(_config_directory(path, root), settings, usual_class)
-    if path.suffix == ".json":
+    is_json, beside = path.suffix == ".json", _config_directory(path, root)
+    if is_json or is_tiktoken(path):
+        usual_class = of_bytes(usual_class)
+    config = read_tokenizer_config(beside, settings, usual_class)
+    if is_json:
         return read_json_tokenizer(path, config)
+    if config.prefixes is not None and is_tiktoken(path):
+        return _glm4_tokenizer(path, config)
     return read_sentencepiece(path, config)
+
+
+def _glm4_tokenizer(path: Path, config: TokenizerConfig) -> Tokenizer:
+    """GLM-4's, the one of tiktoken's form whose regular expression is known."""
+    return read_tiktoken(path, config, THREES, (*GLM4_SPECIAL, *ROLES))
 
 
 def _named_file(root: Path | None, settings: Mapping[str, Any]) -> Path | None:
@@ -63,16 +75,10 @@ def _named_file(root: Path | None, settings: Mapping[str, Any]) -> Path | None:
             path = _existing(Path(str(settings[key])).expanduser(), root, key)
             beside = path.with_name(JSON_NAME)
             # These come with a tokenizer.json that says the same.
-            return beside if _is_of_another_kind(path) and beside.is_file() else path
+            # Qwen's vocab.json needs its merges.txt, and Llama 3's file its regular expression.
+            is_half = path.name == "vocab.json" or is_tiktoken(path)
+            return beside if is_half and beside.is_file() else path
     return None
-
-
-def _is_of_another_kind(path: Path) -> bool:
-    """Whether it is Qwen's vocab.json, which needs its merges.txt, or Llama 3's tiktoken file: base64 and a
-    rank.
-    """
-    with path.open("rb") as file:
-        return path.name == "vocab.json" or re.match(rb"[A-Za-z0-9+/=]+ \d+\r?\n", file.read(256)) is not None
 
 
 def _existing(path: Path, root: Path | None, key: str) -> Path:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
@@ -112,3 +117,59 @@ def test_glm4_spells_its_start_otherwise(tmp_path) -> None:
     assert load_tokenizer(tmp_path, usual_class="ChatGLMTokenizer").encode("ab") == [3, 5, 0, 1]
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "ChatGLM4Tokenizer"}))
     assert load_tokenizer(tmp_path).encode("ab") == [3, 5, 0, 1]
+
+
+RANKS = {bytes([byte]): byte for byte in range(256)}
+for joined in (b"th", b"he", b" t", b" th", b" the", b"12", b"123", b"in", b"ing", b"\xc3\xa4", b"the", b"er"):
+    RANKS[joined] = len(RANKS)
+
+
+def write_ranks(place: Path, ranks: dict[bytes, int]) -> None:
+    lines = (f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in ranks.items())
+    (place / "tokenizer.model").write_text("".join(lines))
+
+
+def tiktoken_ids(text: str) -> list[int]:
+    """Of a text that is one part, as tiktoken's documentation describes it."""
+    parts = [bytes([byte]) for byte in text.encode()]
+    while len(parts) > 1:
+        ranks = [RANKS.get(left + right, len(RANKS)) for left, right in zip(parts, parts[1:], strict=False)]
+        at = ranks.index(min(ranks))
+        if ranks[at] == len(RANKS):
+            break
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    return [RANKS[part] for part in parts]
+
+
+@given(st.text("theringä", min_size=1, max_size=12))
+def test_a_vocabulary_of_tiktoken_joins_the_lowest_ranks(word: str) -> None:
+    tokenizer = glm4_tokenizer()
+    assert tokenizer.encode_text(word) == tiktoken_ids(word)
+    assert tokenizer.encode_text(f"{word} {word}") == tiktoken_ids(word) + tiktoken_ids(f" {word}")
+    assert tokenizer.decode(tokenizer.encode(word)) == word
+
+
+@cache
+def glm4_tokenizer() -> Tokenizer:
+    with TemporaryDirectory() as place:
+        write_ranks(Path(place), RANKS)
+        return load_tokenizer(place, usual_class="ChatGLMTokenizer")
+
+
+def test_glm4_s_special_tokens_follow_its_ranks(tmp_path) -> None:
+    tokenizer, first = glm4_tokenizer(), len(RANKS)
+    assert tokenizer.encode("the 1234") == [first + 2, first + 4, RANKS[b"the"], 32, RANKS[b"123"], ord("4")]
+    names = ("<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>", "<|system|>", "<|user|>")
+    assert [tokenizer.token_to_id(name) for name in names] == list(range(first, first + 8))
+    assert tokenizer.encode("[gMASK]<sop><|user|>", add_special_tokens=False) == [first + 2, first + 4, first + 7]
+    write_ranks(tmp_path, RANKS)
+    with pytest.raises(TokenizerError, match="another kind .tiktoken"):
+        load_tokenizer(tmp_path)
+    added = {str(first + 9): {"content": "[gMASK]"}, str(first + 10): {"content": "<sop>"}}
+    config = {"tokenizer_class": "ChatGLM4Tokenizer", "added_tokens_decoder": added}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(TokenizerError, match=r"has 268 tokens, and \[gMASK\] is to be 277"):
+        load_tokenizer(tmp_path)
+    write_ranks(tmp_path, {**RANKS, b"zz": 900})
+    with pytest.raises(TokenizerError, match="its ranks are not 0 to 268"):
+        load_tokenizer(tmp_path)
