@@ -106,9 +106,9 @@ def encode_reference(encoder: Encoder, row: int, example: Example) -> Continuati
         source = encoder.encode(row, example.prompt)
     except InferenceError:
         return None
-    reference, read = example.references[0], ()
+    reference = example.references[0]
     if source.decoder_start is not None:
-        ids, start, read = [source.decoder_start, *tokenizer.encode(reference)], 1, tuple(source.ids)
+        ids, start = [source.decoder_start, *tokenizer.encode(reference)], 1
     elif example.prompt.token_ids is not None:
         ids, start = source.ids + tokenizer.encode(reference, add_special_tokens=False), len(source.ids)
     else:
@@ -116,7 +116,11 @@ def encode_reference(encoder: Encoder, row: int, example: Example) -> Continuati
         pairs = zip(ids, source.ids, strict=False)
         start = max(sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)), 1)
     fits = start < len(ids) <= encoder.context_length and not source.truncated
-    return Continuation(ids, start, source.adapter, read) if fits else None
+    return (
+        Continuation(ids, start, source.adapter, source.ids if source.decoder_start is not None else ())
+        if fits
+        else None
+    )
 
 
 def _with_perplexity(llm: LLM, examples: Sequence[Example], rows: list[Answered]) -> list[Answered]:

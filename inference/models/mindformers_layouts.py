@@ -102,8 +102,8 @@ class JoinedTensor(StoredTensor):
         return replace(self, shape=(end - begin, *self.shape[1:]), order=self.order[begin:end])
 
     def columns(self, begin: int, end: int) -> JoinedTensor:
-        parts = tuple(part.columns(begin, end) for part in self.parts)
-        return replace(self, shape=(self.shape[0], end - begin), parts=parts)
+        first, second = (part.columns(begin, end) for part in self.parts)
+        return replace(self, shape=(self.shape[0], end - begin), parts=(first, second))
 
     @property
     def can_be_mapped(self) -> bool:

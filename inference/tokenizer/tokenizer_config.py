@@ -156,8 +156,8 @@ def _added_tokens(directory: Path, merged: Mapping[str, Any], path: Path) -> dic
 
 
 def _added_token(value: Mapping[str, Any]) -> AddedToken:
-    flags = ("special", "lstrip", "rstrip", "normalized", "single_word")
-    return AddedToken(str(value["content"]), **{flag: bool(value.get(flag, False)) for flag in flags})
+    names = ("special", "lstrip", "rstrip", "normalized", "single_word")
+    return AddedToken(str(value["content"]), *(bool(value.get(name, False)) for name in names))
 
 
 def _chat_templates(directory: Path, given: Mapping[str, Any], merged: Mapping[str, Any], path: Path) -> dict[str, str]:

@@ -239,7 +239,7 @@ def test_a_reference_of_a_model_with_an_encoder_is_a_text_of_its_own():
     encoder = Encoder(tokenizer, len(tokenizer), 64, GenerationConfig(), decoder_start=0)
     prompt = Prompt("a", "a row", text="translate English to German: the big house")
     found = encode_reference(encoder, 0, Example(prompt, ("das große Haus", "another")))
-    assert found.source == tuple(tokenizer.encode(prompt.text))
+    assert found.source == tokenizer.encode(prompt.text)
     assert found.tokens == [0, *tokenizer.encode("das große Haus")] and found.tokens[-1] == tokenizer.eos_token_id
     assert found.start == 1 and found.adapter == 0
     assert encode_reference(encoder, 0, Example(prompt, ("das große Haus " * 40,))) is None
