@@ -156,8 +156,17 @@ def _added_tokens(directory: Path, merged: Mapping[str, Any], path: Path) -> dic
 
 
 def _added_token(value: Mapping[str, Any]) -> AddedToken:
-    names = ("special", "lstrip", "rstrip", "normalized", "single_word")
-    return AddedToken(str(value["content"]), *(bool(value.get(name, False)) for name in names))
+    def flag(name: str) -> bool:
+        return bool(value.get(name, False))
+
+    return AddedToken(
+        str(value["content"]),
+        special=flag("special"),
+        lstrip=flag("lstrip"),
+        rstrip=flag("rstrip"),
+        normalized=flag("normalized"),
+        single_word=flag("single_word"),
+    )
 
 
 def _chat_templates(directory: Path, given: Mapping[str, Any], merged: Mapping[str, Any], path: Path) -> dict[str, str]:
