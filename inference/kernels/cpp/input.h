@@ -50,11 +50,12 @@ class Input {
   }
 
   // Pieces of work that `arrange` can be asked for, in any order, by any thread.
-  int64_t pieces() const { return quantised ? slots() * blocks() : tile > 1 ? tiles * blocks() : 0; }
+  int64_t pieces() const { return quantised ? slots() * parts() : tile > 1 ? tiles * parts() : 0; }
 
   void arrange(int64_t piece) {
-    if (quantised) quantise(piece / blocks(), piece % blocks());
-    else interleave(piece / blocks(), piece % blocks());
+    const int64_t begin = piece % parts() * PIECE, end = std::min(columns, begin + PIECE);
+    if (quantised) return quantise(piece / parts(), begin);
+    for (int64_t k = begin; k < end; k += BLOCK) interleave(piece / parts(), k);
   }
 
   // Of a tile.
@@ -85,22 +86,20 @@ class Input {
   bool quantised = false;
 
  private:
-  static constexpr int64_t QUANTISED_BLOCK = 512;  // columns that a piece covers
+  static constexpr int64_t PIECE = 512;  // columns of a tile, or of a token, that a piece of work covers
 
   const float *row(int64_t token) const { return x_ + (rows_ ? rows_[token] : token) * stride_; }
 
-  int64_t blocks() const {
-    const int64_t block = quantised ? QUANTISED_BLOCK : BLOCK;
-    return (columns + block - 1) / block;
-  }
+  int64_t parts() const { return (columns + PIECE - 1) / PIECE; }
 
   template <class T>
   static void grow(std::vector<T> &buffer, int64_t count) {
     if (int64_t(buffer.size()) < count) buffer.resize(count);
   }
 
-  void interleave(int64_t index, int64_t block) {
-    const int64_t begin = block * BLOCK, count = std::min(BLOCK, columns - begin), width = size(index);
+  // The block of columns from `begin` on.
+  void interleave(int64_t index, int64_t begin) {
+    const int64_t count = std::min(BLOCK, columns - begin), width = size(index);
     float *out = const_cast<float *>(values(index, begin));
     const int64_t first = index * tile, some = std::min(width, tokens - first);
     for (int64_t k = 0; k < count; k++) {
@@ -110,13 +109,13 @@ class Input {
   }
 
   // Groups of 32 values: to [-127, 127], by the largest magnitude.
-  void quantise(int64_t slot, int64_t block) {
+  void quantise(int64_t slot, int64_t column) {
     const int64_t index = slot / tile, t = slot % tile, width = size(index);
     int32_t *words = words_.data() + index * tile * groups * (GROUP / 4) + t;
     float *scales = scales_.data() + index * tile * groups + t;
     int32_t *sums = sums_.data() + index * tile * groups + t;
-    const int64_t last = std::min(groups, (block + 1) * QUANTISED_BLOCK / GROUP);
-    for (int64_t g = block * QUANTISED_BLOCK / GROUP; g < last; g++) {
+    const int64_t last = std::min(groups, (column + PIECE) / GROUP);
+    for (int64_t g = column / GROUP; g < last; g++) {
       const int64_t begin = g * GROUP;
       const int64_t count = slot < tokens ? std::max<int64_t>(0, std::min(GROUP, columns - begin)) : 0;
       alignas(64) float padding[GROUP];
