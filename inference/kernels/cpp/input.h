@@ -67,8 +67,7 @@ class Input {
   // A tile's values in the block of columns that begins at `column`, [columns][size]. Tiles of a block are neighbours in
   // memory: the processor foresees what is read next.
   const float *values(int64_t index, int64_t column) const {
-    if (tile == 1) return row(0) + column;
-    return values_.data() + column * slots() + index * tile * std::min(BLOCK, columns - column);
+    return tile > 1 ? values_.data() + place(index, column) : row(0) + column;
   }
   // [groups][8][size]: four int8 values each
   const int32_t *words(int64_t index) const { return words_.data() + index * tile * groups * (GROUP / 4); }
@@ -90,6 +89,11 @@ class Input {
 
   const float *row(int64_t token) const { return x_ + (rows_ ? rows_[token] : token) * stride_; }
 
+  // Of a tile's part of a block in `values_`.
+  int64_t place(int64_t index, int64_t column) const {
+    return column * slots() + index * tile * std::min(BLOCK, columns - column);
+  }
+
   int64_t parts() const { return (columns + PIECE - 1) / PIECE; }
 
   template <class T>
@@ -100,7 +104,7 @@ class Input {
   // The block of columns from `begin` on.
   void interleave(int64_t index, int64_t begin) {
     const int64_t count = std::min(BLOCK, columns - begin), width = size(index);
-    float *out = const_cast<float *>(values(index, begin));
+    float *out = values_.data() + place(index, begin);
     const int64_t first = index * tile, some = std::min(width, tokens - first);
     for (int64_t k = 0; k < count; k++) {
       for (int64_t t = 0; t < some; t++) out[k * width + t] = row(first + t)[begin + k];
