@@ -1,5 +1,5 @@
-// The tokens that a product reads, x [tokens, columns] or some rows of it, arranged for the innermost kernels: tiles of T tokens in which
-// the values of one column, or the words of four, are neighbours. Quantised to int8 where the weights are.
+// The tokens that a product reads, x [tokens, columns] or some rows of it, arranged for the innermost kernels: tiles of T
+// tokens in which the values of one column, or the words of four, are neighbours. Quantised to int8 where the weights are.
 #pragma once
 
 #include <algorithm>
@@ -11,7 +11,8 @@
 namespace KERNEL_ISA {
 
 // Tile sizes that the kernels are compiled for, by how many accumulators the registers hold; the last but one is the best
-// for many tokens, the last for as many as can be taken without a second pass.
+// for many tokens, the last for as many as can be taken without a second pass. The last of many tiles is the smallest that
+// holds the tokens that are left.
 #if defined(__AVX512F__)
 constexpr int FLOAT_TILES[] = {1, 2, 4, 8, 12, 16}, QUANTISED_TILES[] = {1, 2, 4, 8, 12, 16};
 #else
@@ -36,6 +37,8 @@ class Input {
     quantised = w.quantised();
     tile = quantised ? tile_size(QUANTISED_TILES, tokens) : tile_size(FLOAT_TILES, tokens);
     tiles = (tokens + tile - 1) / tile;
+    const int64_t left = tokens - (tiles - 1) * tile;
+    last_ = quantised ? tile_size(QUANTISED_TILES, left) : tile_size(FLOAT_TILES, left);
     groups = padded(columns) / GROUP;
     if (quantised) {
       grow(words_, slots() * groups * GROUP / 4);
@@ -47,58 +50,76 @@ class Input {
   }
 
   // Pieces of work that `arrange` can be asked for, in any order, by any thread.
-  int64_t pieces() const { return quantised ? slots() * blocks() : tile > 1 ? tiles * blocks() : 0; }
+  int64_t pieces() const { return quantised ? slots() * parts() : tile > 1 ? tiles * parts() : 0; }
 
   void arrange(int64_t piece) {
-    if (quantised) quantise(piece / blocks(), piece % blocks());
-    else interleave(piece / blocks(), piece % blocks());
+    const int64_t begin = piece % parts() * PIECE, end = std::min(columns, begin + PIECE);
+    if (quantised) return quantise(piece / parts(), begin);
+    for (int64_t k = begin; k < end; k += BLOCK) interleave(piece / parts(), k);
   }
 
-  // Tokens, and the room that the last tile has to spare.
-  int64_t slots() const { return tiles * tile; }
+  // Of a tile.
+  int size(int64_t index) const { return index + 1 < tiles ? tile : last_; }
 
-  // [columns][tile]
-  const float *values(int64_t index) const { return tile > 1 ? values_.data() + index * tile * columns : row(0); }
-  // [groups][8][tile]: four int8 values each
+  // Tokens, and the room that the last tile has to spare.
+  int64_t slots() const { return (tiles - 1) * tile + last_; }
+
+  // A tile's values in the block of columns that begins at `column`, [columns][size]. Tiles of a block are neighbours in
+  // memory: the processor foresees what is read next.
+  const float *values(int64_t index, int64_t column) const {
+    return tile > 1 ? values_.data() + place(index, column) : row(0) + column;
+  }
+  // [groups][8][size]: four int8 values each
   const int32_t *words(int64_t index) const { return words_.data() + index * tile * groups * (GROUP / 4); }
-  // [groups][tile]: of a group's values
+  // [groups][size]: of a group's values
   const float *scales(int64_t index) const { return scales_.data() + index * tile * groups; }
-  // [groups][tile]: sum of a group's int8 values, which takes the zero point of the weights out again
+  // [groups][size]: sum of a group's int8 values, which takes the zero point of the weights out again
   const int32_t *sums(int64_t index) const { return sums_.data() + index * tile * groups; }
+
+  // Columns of a block: with them, W's part of the panels that tiles pass over (16 KB) and a tile's of x (6 KB) stay in a
+  // first-level cache of 32 KB together.
+  static constexpr int64_t BLOCK = 128;
 
   int64_t tokens = 0, columns = 0, groups = 0, tiles = 0;
   int tile = 1;
   bool quantised = false;
 
  private:
-  static constexpr int64_t BLOCK = 512;  // columns that a piece covers
+  static constexpr int64_t PIECE = 512;  // columns of a tile, or of a token, that a piece of work covers
 
   const float *row(int64_t token) const { return x_ + (rows_ ? rows_[token] : token) * stride_; }
 
-  int64_t blocks() const { return (columns + BLOCK - 1) / BLOCK; }
+  // Of a tile's part of a block in `values_`.
+  int64_t place(int64_t index, int64_t column) const {
+    return column * slots() + index * tile * std::min(BLOCK, columns - column);
+  }
+
+  int64_t parts() const { return (columns + PIECE - 1) / PIECE; }
 
   template <class T>
   static void grow(std::vector<T> &buffer, int64_t count) {
     if (int64_t(buffer.size()) < count) buffer.resize(count);
   }
 
-  void interleave(int64_t index, int64_t block) {
-    float *out = values_.data() + index * tile * columns;
-    const int64_t first = index * tile, some = std::min<int64_t>(tile, tokens - first);
-    for (int64_t k = block * BLOCK; k < std::min(columns, (block + 1) * BLOCK); k++) {
-      for (int64_t t = 0; t < some; t++) out[k * tile + t] = row(first + t)[k];
-      for (int64_t t = some; t < tile; t++) out[k * tile + t] = 0;
+  // The block of columns from `begin` on.
+  void interleave(int64_t index, int64_t begin) {
+    const int64_t count = std::min(BLOCK, columns - begin), width = size(index);
+    float *out = values_.data() + place(index, begin);
+    const int64_t first = index * tile, some = std::min(width, tokens - first);
+    for (int64_t k = 0; k < count; k++) {
+      for (int64_t t = 0; t < some; t++) out[k * width + t] = row(first + t)[begin + k];
+      for (int64_t t = some; t < width; t++) out[k * width + t] = 0;
     }
   }
 
   // Groups of 32 values: to [-127, 127], by the largest magnitude.
-  void quantise(int64_t slot, int64_t block) {
-    const int64_t index = slot / tile, t = slot % tile;
+  void quantise(int64_t slot, int64_t column) {
+    const int64_t index = slot / tile, t = slot % tile, width = size(index);
     int32_t *words = words_.data() + index * tile * groups * (GROUP / 4) + t;
     float *scales = scales_.data() + index * tile * groups + t;
     int32_t *sums = sums_.data() + index * tile * groups + t;
-    const int64_t last = std::min(groups, (block + 1) * BLOCK / GROUP);
-    for (int64_t g = block * BLOCK / GROUP; g < last; g++) {
+    const int64_t last = std::min(groups, (column + PIECE) / GROUP);
+    for (int64_t g = column / GROUP; g < last; g++) {
       const int64_t begin = g * GROUP;
       const int64_t count = slot < tokens ? std::max<int64_t>(0, std::min(GROUP, columns - begin)) : 0;
       alignas(64) float padding[GROUP];
@@ -109,10 +130,10 @@ class Input {
         x = padding;
       }
       alignas(64) int8_t bytes[GROUP];
-      scales[g * tile] = quantise_group(x, bytes, sums[g * tile]);
+      scales[g * width] = quantise_group(x, bytes, sums[g * width]);
       int32_t packed[GROUP / 4];
       std::memcpy(packed, bytes, GROUP);
-      for (int64_t i = 0; i < GROUP / 4; i++) words[(g * (GROUP / 4) + i) * tile] = packed[i];
+      for (int64_t i = 0; i < GROUP / 4; i++) words[(g * (GROUP / 4) + i) * width] = packed[i];
     }
   }
 
@@ -140,6 +161,7 @@ class Input {
   const float *x_ = nullptr;
   const int32_t *rows_ = nullptr;
   int64_t stride_ = 0;
+  int last_ = 1;
   std::vector<float> values_, scales_;
   std::vector<int32_t> words_, sums_;
 };

@@ -117,6 +117,9 @@ class Adapting {
 // Panels that a thread takes at a time: as many as read x while it is near, and as one call of the kernels takes.
 int64_t panels_at_once(const Input &input) { return input.tiles == 1 ? 4 : 8; }
 
+// Panels that a thread takes at least, where there are as many left.
+int64_t panels_together(const Input &input) { return input.tiles == 1 || input.quantised ? 1 : HELD_PANELS; }
+
 // Lets a thread that waits fetch the first panels of the matrix that comes next.
 void expect(Member &me, const Matrix &w, const Input &input) {
   constexpr int64_t MOST = 384 << 10;  // of a second-level cache
@@ -147,7 +150,7 @@ void product_panels(const Matrix &w, const Input &input, int64_t first, int64_t 
 
 template <class Finish>
 void linear_phase(Member &me, const Matrix &w, Input &input, const Finish &finish, const Adapting &adapting = {}) {
-  me.share_runs(w.panels(), panels_at_once(input),
+  me.share_runs(w.panels(), panels_at_once(input), panels_together(input),
                 [&](int64_t first, int64_t panels) { product_panels(w, input, first, panels, finish, adapting); });
 }
 
@@ -446,7 +449,7 @@ void gated_panels(const Matrix &gate_up, int64_t room, int64_t width, const floa
 void gated_phase(Member &me, const FeedForwardLayer &layer, Input &input, float *gated, const Adapting &adapting) {
   const int64_t room = layer.width / PANEL;
   expect(me, layer.down, input);
-  me.share_runs(room, panels_at_once(input), [&](int64_t first, int64_t panels) {
+  me.share_runs(room, panels_at_once(input), panels_together(input), [&](int64_t first, int64_t panels) {
     gated_panels(layer.gate_up, room, layer.width, layer.gate_up_bias, layer.activation, input, first, panels, gated,
                  adapting);
   });

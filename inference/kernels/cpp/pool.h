@@ -69,12 +69,14 @@ class Member {
   }
 
   // The same for work(first, some) on runs of at most `most`, which become shorter towards the end, so that all threads
-  // come to it together (guided self-scheduling: Polychronopoulos & Kuck 1987).
+  // come to it together (guided self-scheduling: Polychronopoulos & Kuck 1987). All but the last are multiples of `unit`,
+  // as `most` is.
   template <class Work>
-  void share_runs(int64_t count, int64_t most, const Work &work) {
+  void share_runs(int64_t count, int64_t most, int64_t unit, const Work &work) {
     Team::Phase &phase = team_.phases_[phase_++];
     for (int64_t begin = phase.taken.load(std::memory_order_relaxed); begin < count;) {
-      const int64_t some = std::min(most, std::max<int64_t>(1, (count - begin) / (2 * team_.size_)));
+      const int64_t even = (count - begin) / (2 * team_.size_) / unit * unit;
+      const int64_t some = std::min({most, std::max(unit, even), count - begin});
       if (!phase.taken.compare_exchange_weak(begin, begin + some, std::memory_order_relaxed)) continue;
       work(begin, some);
       phase.done.fetch_add(some, std::memory_order_acq_rel);

@@ -14,33 +14,33 @@ constexpr int PARTS = int(PANEL) / LANES;  // vectors that hold one value of eve
 // How far ahead of its use a panel is asked for: memory takes longer than the processor looks ahead by itself.
 constexpr int64_t AHEAD = 2048;  // bytes
 
-// The sums of P panels times T tokens, [P][T][16], in registers and back.
+// The sums of P panels, `apart` floats apart, times T tokens, [T][16] each, to registers and back.
 template <int P, int T>
-inline void load_sums(const float *sums, VecF (&acc)[P][T][PARTS]) {
+inline void load_sums(const float *sums, int64_t apart, VecF (&acc)[P][T][PARTS]) {
 #pragma GCC unroll 4
   for (int p = 0; p < P; p++)
 #pragma GCC unroll 16
     for (int t = 0; t < T; t++)
 #pragma GCC unroll 4
-      for (int i = 0; i < PARTS; i++) acc[p][t][i] = load(sums + (p * T + t) * PANEL + i * LANES);
+      for (int i = 0; i < PARTS; i++) acc[p][t][i] = load(sums + p * apart + t * PANEL + i * LANES);
 }
 
 template <int P, int T>
-inline void store_sums(const VecF (&acc)[P][T][PARTS], float *sums) {
+inline void store_sums(const VecF (&acc)[P][T][PARTS], float *sums, int64_t apart) {
 #pragma GCC unroll 4
   for (int p = 0; p < P; p++)
 #pragma GCC unroll 16
     for (int t = 0; t < T; t++)
 #pragma GCC unroll 4
-      for (int i = 0; i < PARTS; i++) store(sums + (p * T + t) * PANEL + i * LANES, acc[p][t][i]);
+      for (int i = 0; i < PARTS; i++) store(sums + p * apart + t * PANEL + i * LANES, acc[p][t][i]);
 }
 
-// sums [P][T][16] += `count` columns of P panels, `stride` elements apart, times x [count][T].
+// sums += `count` columns of P panels, `stride` elements apart, times x [count][T].
 template <class Load, int P, int T>
 inline void multiply_panels(const typename Load::Element *w, int64_t stride, const float *x, int64_t count,
-                            float *sums) {
+                            float *sums, int64_t apart) {
   VecF acc[P][T][PARTS];
-  load_sums(sums, acc);
+  load_sums(sums, apart, acc);
   for (int64_t k = 0; k < count; k++) {
     VecF rows[P][PARTS];
 #pragma GCC unroll 4
@@ -58,7 +58,7 @@ inline void multiply_panels(const typename Load::Element *w, int64_t stride, con
         for (int i = 0; i < PARTS; i++) acc[p][t][i] += rows[p][i] * token;
     }
   }
-  store_sums(acc, sums);
+  store_sums(acc, sums, apart);
 }
 
 // A vector of four columns, a byte each, of LANES rows times the same four columns of a token; each instruction set in
@@ -161,14 +161,14 @@ inline void decode(const uint8_t *p, VecI *out) {
   }
 }
 
-// sums [P][T][16] += `pairs` pairs of groups of P panels, `stride` bytes apart, times a tile of T tokens.
+// sums += `pairs` pairs of groups of P panels, `stride` bytes apart, times a tile of T tokens.
 template <Format F, int P, int T>
 inline void multiply_quantised(const uint8_t *w, int64_t stride, const int32_t *x, const float *x_scales,
-                               const int32_t *x_sums, int64_t pairs, float *sums) {
+                               const int32_t *x_sums, int64_t pairs, float *sums, int64_t apart) {
   constexpr int WORDS = int(words_of_group(F)), HALVES = F == INT8 ? 1 : 2;
   typedef typename Dot<F>::Sum Sum;
   VecF acc[P][T][PARTS];
-  load_sums(sums, acc);
+  load_sums(sums, apart, acc);
   for (int64_t g = 0; g < 2 * pairs; g++) {
     const uint8_t *pair = w + g / 2 * pair_bytes(F);
     const uint8_t *values = pair + SCALE_BYTES + (g & 1) * WORDS * WORD_BYTES;
@@ -210,7 +210,7 @@ inline void multiply_quantised(const uint8_t *w, int64_t stride, const int32_t *
         }
       }
   }
-  store_sums(acc, sums);
+  store_sums(acc, sums, apart);
 }
 
 }  // namespace KERNEL_ISA
