@@ -19,7 +19,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,7 +49,7 @@ os.environ.setdefault("GLOG_v", "3")
 from mindspore.communication import init
 init("mccl")
 """
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass
@@ -92,6 +92,8 @@ class Supervisor:
         # Once the run is to end before its end: until when ranks are waited for, and at least.
         self._deadline: float | None = None
         self._settled = 0.0
+        # When it last went on after a stop.
+        self._continued = 0.0
         # The ranks' processes, once msrun has ended.
         self._found: dict[int, int] | None = None
         self._failed = False
@@ -156,7 +158,7 @@ class Supervisor:
         for end in (read, write):
             end.setblocking(False)
         # What a shell has ignored stays so.
-        numbers = [n for n in STOPPING if signal.getsignal(n) is not signal.SIG_IGN]
+        numbers = [n for n in (*ENDING, signal.SIGTSTP) if signal.getsignal(n) is not signal.SIG_IGN]
         old = {n: signal.signal(n, lambda *_: None) for n in (*numbers, signal.SIGCHLD, signal.SIGWINCH)}
         old_fd = signal.set_wakeup_fd(write.fileno(), warn_on_full_buffer=False)
         self._selector.register(read, selectors.EVENT_READ, lambda: self._signalled(read))
@@ -175,7 +177,9 @@ class Supervisor:
                 self._reap()
             elif number == signal.SIGWINCH and self._echo:
                 self._echo.resize()
-            elif number in STOPPING:
+            elif number == signal.SIGTSTP:
+                self._pause()
+            elif number in ENDING:
                 self._interrupt(number)
 
     def _interrupt(self, number: int) -> None:
@@ -185,6 +189,26 @@ class Supervisor:
             return
         self._code = SIGNALLED + number
         self._stop()
+
+    def _pause(self) -> None:
+        """Stops the whole run, as Ctrl-Z does with a job of the shell's, until the launcher is continued."""
+        groups = self._groups()
+        began = time.monotonic()
+        # Not SIGTSTP, which the kernel keeps from groups without a parent in their session, as these are.
+        _signal_groups(groups, signal.SIGSTOP)
+        handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        # Returns when the shell's `fg`, `bg` or SIGCONT continues this process.
+        signal.raise_signal(signal.SIGTSTP)
+        signal.signal(signal.SIGTSTP, handler)
+        _signal_groups(groups, signal.SIGCONT)
+        if self._echo:
+            self._echo.resize()
+        # Nobody was silent in that time, or slow.
+        self._continued = time.monotonic()
+        self._started += self._continued - began
+        self._settled += self._continued - began
+        if self._deadline is not None:
+            self._deadline += self._continued - began
 
     def _accept(self) -> None:
         connection, _ = self._listener.accept()
@@ -309,7 +333,7 @@ class Supervisor:
         pulse, size = self._pulses.silent_since(rank.number), size_of(rank.log)
         if size != rank.log_size or pulse is None:
             rank.log_size, rank.sign = size, now
-        return max(rank.sign, pulse or 0.0)
+        return max(rank.sign, pulse or 0.0, self._continued)
 
     def _fail(self, who: str, code: int, log: Path, is_root: bool = False) -> None:
         """If a process ended with an error, so does the run. What it was asked to do is no failure."""
@@ -343,6 +367,11 @@ class Supervisor:
         """The running ranks that are interrupted: rank 0, or all where it is on another machine."""
         return [rank for rank in (self._ranks[:1] if self._has_root else self._ranks) if rank.running]
 
+    def _groups(self) -> list[int]:
+        """The process groups that run, named as the processes that lead them."""
+        others = [pid for pid in (self._msrun, self._scheduler) if pid is not None]
+        return others + [rank.pid for rank in self._ranks if rank.pid is not None and rank.code is None]
+
     @property
     def _has_root(self) -> bool:
         return self._ranks[0].number == 0
@@ -351,10 +380,7 @@ class Supervisor:
         """Leaves nothing behind."""
         for connection, _ in self._waiting:
             connection.close()
-        for pid in (self._msrun, self._scheduler, *(rank.pid for rank in self._ranks if rank.running)):
-            if pid is not None:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(pid, signal.SIGKILL)
+        _signal_groups(self._groups(), signal.SIGKILL)
         kill_children()
         if self._echo:
             self._echo.finish()
@@ -381,6 +407,12 @@ def check_port(settings: Settings) -> int:
             where = f"{settings.master_addr}:{settings.port or 'any port'}"
             raise InputError(f"{where} cannot be listened on: {error.strerror}", "give another port, or none") from None
         return int(probe.getsockname()[1])
+
+
+def _signal_groups(groups: Iterable[int], number: signal.Signals) -> None:
+    for group in groups:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(group, number)
 
 
 def kill_children(seconds: float = 5.0) -> None:
