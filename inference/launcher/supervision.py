@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import math
 import os
 import secrets
 import selectors
@@ -18,15 +19,19 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from inference.errors import EXIT_FAILURE, EXIT_ROWS_FAILED, InputError
+from inference.errors import EXIT_FAILURE, EXIT_ROWS_FAILED, InferenceError, InputError
 from inference.launcher import worker
-from inference.launcher.arguments import Settings
+from inference.launcher.arguments import MASTER, Settings
 from inference.launcher.logs import Echo, Tail, last_lines, size_of
+from inference.parallel.rendezvous import serve
+from inference.parallel.scheduler import MINDSPORE
+from inference.parallel.topology import MEETING
 from inference.pulse import Pulses
 
 # The module that MindSpore's `msrun` is.
@@ -135,6 +140,7 @@ class Supervisor:
             "join": False,
             "cluster_time_out": int(settings.timeout) or -1,
         }
+        meeting = {} if settings.runs_inference else {MEETING: self._open_meeting()}
         words = [sys.executable, "-m", MSRUN, *(f"--{key}={value}" for key, value in options.items()), worker.__file__]
         self._started = time.monotonic()
         with (settings.log_dir / "msrun.log").open("wb") as log:
@@ -143,13 +149,29 @@ class Supervisor:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, worker.SOCKET: name},
+                env={**os.environ, worker.SOCKET: name, **meeting},
                 # Ctrl-C is the launcher's to act on.
                 start_new_session=True,
             )
         self._msrun = process.pid
         # All children are waited for in one place; without this, `process` would do it too.
         process.returncode = 0
+
+    def _open_meeting(self) -> str:
+        """Where the ranks of a program meet that has its model from this project: beside MindSpore's scheduler, which
+        may not be asked at all. On several machines nobody knows a port but that one.
+        """
+        settings = self._settings
+        if not settings.on_one_machine:
+            return MINDSPORE
+        port = check_port(replace(settings, master_addr=MASTER, port=None))
+
+        def meet() -> None:
+            with contextlib.suppress(InferenceError):
+                serve((MASTER, port), settings.workers, math.inf)
+
+        threading.Thread(target=meet, name="meeting", daemon=True).start()
+        return f"{MASTER}:{port}"
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
@@ -265,6 +287,9 @@ class Supervisor:
 
     def _scheduler_words(self) -> list[str]:
         """What the process runs that the ranks find one another through. It needs nothing of the command."""
+        if self._settings.node_rank:
+            # msrun starts one wherever the address is this machine's: also for a second node of the same machine.
+            return ["-c", ""]
         return ["-m", "inference.parallel.scheduler"] if self._settings.runs_inference else ["-c", SCHEDULER]
 
     def _streams(self, rank: Rank) -> tuple[list[int], dict[int, int]]:
