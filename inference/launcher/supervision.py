@@ -91,6 +91,7 @@ class Supervisor:
         self._waiting: list[tuple[socket.socket, int | None]] = []
         self._msrun: int | None = None
         self._scheduler: int | None = None
+        self._scheduler_came = False
         self._echo: Echo | None = None
         self._tail: Tail | None = None
         self._code = 0
@@ -259,7 +260,7 @@ class Supervisor:
         for connection, number in waiting:
             pid, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
             if number is None:
-                self._scheduler = pid
+                self._scheduler, self._scheduler_came = pid, True
                 fds, streams = [self._pulses.fd], dict[int, int]()
             elif (self._found or {}).get(number) != pid:
                 # It has ended meanwhile.
@@ -320,6 +321,8 @@ class Supervisor:
             elif missing := self._missing(pid):
                 # It ended before it had said who it is.
                 self._fail(" or ".join(f"rank {rank.number}" for rank in missing), code, missing[0].log)
+            elif not self._scheduler_came and not self._settings.node_rank:
+                self._fail("MindSpore's scheduler", code, logs / "scheduler.log")
         if self._deadline is not None:
             return
         if all(rank.code is not None for rank in self._ranks):

@@ -98,6 +98,17 @@ def test_sigkill_while_starting(launcher: Launcher, part: str) -> None:
     assert error.startswith(f"launcher: {what} was killed by SIGKILL; ")
 
 
+def test_sigkill_of_the_scheduler_while_starting(launcher: Launcher) -> None:
+    process = launcher.start(launcher.script(WAIT), 2, env={"FAKE_MSRUN_SECONDS": "1"})
+    wait_until(lambda: launcher.find("launcher/worker.py", 1))
+    ranks = [launcher.find("launcher/worker.py", rank) for rank in range(2)]
+    started = {pid for pid, line in launcher.processes().items() if "launcher/worker.py" in line}
+    (scheduler,) = started - {launcher.find("mindspore.parallel.cluster.run"), *ranks}
+    os.kill(scheduler, signal.SIGKILL)
+    code, _, error = launcher.ended(process, time.monotonic())
+    assert code == 137 and error.startswith("launcher: MindSpore's scheduler was killed by SIGKILL; ")
+
+
 def test_a_rank_whose_end_only_msrun_has_seen(launcher: Launcher) -> None:
     variables = {"FAKE_MSRUN_SECONDS": "1", "FAKE_MSRUN_WAITS": "yes"}
     process = launcher.start(launcher.script(WAIT), 2, env=variables)
