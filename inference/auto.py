@@ -13,9 +13,10 @@ from inference.config import GenerationConfig, InferenceConfig, Override, load_c
 from inference.config.locate import locate_model
 from inference.config.model_settings import ModelSettings
 from inference.config.presets import find_preset, is_preset, list_presets
-from inference.context import build_context
+from inference.context import build_context, ranks_told
 from inference.errors import ConfigError, did_you_mean
 from inference.generation.model import GenerativeModel
+from inference.generation.ranks import load
 from inference.tokenizer import Tokenizer, load_tokenizer
 
 # Keys that a caller may set beside those of the model and of generation, and where they belong in a config.
@@ -25,6 +26,9 @@ _ELSEWHERE = {
     "random_weights": "engine.random_weights",
     "predict_batch_size": "predict_batch_size",
     "seed": "seed",
+    "use_parallel": "use_parallel",
+    "model_parallel": "parallel_config.model_parallel",
+    "data_parallel": "parallel_config.data_parallel",
 }
 YAML_SUFFIXES = (".yaml", ".yml")
 
@@ -106,7 +110,11 @@ class AutoModel:
 
         Args:
             name_or_path: a preset, a YAML file, a directory or a Hugging Face repository id.
-            settings: `checkpoint_name_or_path`, and keys of `model.model_config`, such as use_past.
+            settings: `checkpoint_name_or_path`, keys of `model.model_config`, such as use_past, and for a program that
+                msrun started `use_parallel` and `model_parallel`.
+
+        Raises:
+            SystemExit: on all ranks but the first, when the first has let go of the model.
         """
         return AutoModel.from_config(AutoConfig.from_pretrained(name_or_path, **settings))
 
@@ -119,8 +127,17 @@ class AutoModel:
             config = AutoConfig.from_pretrained(config)
         for key, value in settings.items():
             setattr(config, key, value)
-        build_context(config.inference_config)
-        return choose_model_class(config.inference_config).from_config(config.inference_config)
+        whole = _with_ranks(config.inference_config)
+        build_context(whole)
+        return load(choose_model_class(whole), whole)
+
+
+def _with_ranks(config: InferenceConfig) -> InferenceConfig:
+    """The config with what `build_context` was told about ranks, unless a caller said otherwise of this model."""
+    told = ranks_told()
+    if not told or config.use_parallel or config.origin("use_parallel") == "use_parallel":
+        return config
+    return override_config(config, [Override(path, value, f"build_context, {path}") for path, value in told.items()])
 
 
 def _config_of(name: str) -> InferenceConfig:

@@ -25,7 +25,7 @@ from inference.config.flags import FLAGS, Flag
 from inference.config.presets import find_preset, is_preset, list_presets
 from inference.config.report import known_keys
 from inference.errors import EXIT_FAILURE, EXIT_USAGE, ConfigError, InferenceError, did_you_mean, is_out_of_memory
-from inference.interrupt import watch
+from inference.interrupt import begin_end, watch
 from inference.launcher import RELAUNCH
 from inference.parallel.topology import check_topology, is_scheduler, is_worker
 
@@ -379,11 +379,14 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         schedule()
         sys.exit(0)
     given = list(sys.argv[1:] if arguments is None else arguments)
+    failed = False
     try:
         code = build_command().main(
             spread(given), prog_name=PROGRAM, complete_var=COMPLETION_VARIABLE, standalone_mode=False, obj=given
         )
     except BaseException as error:
+        begin_end()
+        failed = not isinstance(error, SystemExit)
         if "--traceback" in given and not isinstance(error, click.ClickException):
             traceback.print_exc()
         code = _report(error)
@@ -391,7 +394,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         from inference.parallel.start import stay_away
 
         stay_away()
-    _leave(code if isinstance(code, int) else 0)
+    _leave(code if isinstance(code, int) else 0, failed)
 
 
 def _prepare_streams() -> None:
@@ -440,14 +443,17 @@ def _fail(what: str, hint: str | None, code: int) -> int:
     return code
 
 
-def _leave(code: int) -> NoReturn:
+def _leave(code: int, failed: bool = False) -> NoReturn:
     """Exits at once: MindSpore's threads can take a second to end, and Python would try a full disk again, and give
     its own exit code for that.
+
+    Args:
+        failed: other ranks may be gone, whom MindSpore's communication would wait for.
     """
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
             stream.flush()
     # Otherwise MindSpore's scheduler would look for this rank for half a minute, and call its end a failure.
-    if is_worker() and "mindspore.communication" in sys.modules:
+    if is_worker() and not failed and "mindspore.communication" in sys.modules:
         atexit._run_exitfuncs()
     os._exit(code)

@@ -18,12 +18,14 @@ from typing import Any
 
 from inference.config import InferenceConfig, load_config
 from inference.errors import DeviceError
-from inference.parallel.topology import check_topology, is_worker
+from inference.parallel.topology import check_topology, is_scheduler, is_worker
 
 # msrun's number of a rank among those on its machine.
 LOCAL_RANK = "DEVICE_ID"
 # Each Ascend device that the driver knows has a file of this name.
 ASCEND_DEVICES = "davinci[0-9]*"
+# What `build_context` was last told about ranks, as keys of the config.
+_told: dict[str, Any] = {}
 _PROTOBUF = "google.protobuf"
 _PROTOBUF_VARIABLE = "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION"
 
@@ -66,7 +68,8 @@ def check_device(config: InferenceConfig) -> None:
 
 
 def build_context(config: InferenceConfig | Mapping[str, Any] | None = None, **sections: Any) -> Context:
-    """Sets MindSpore up for this process.
+    """Sets MindSpore up for this process. One that msrun started beside the ranks, so that they find one another, does
+    that here, and ends with them (`SystemExit`).
 
     Args:
         config: a config, or a mapping with MindFormers' sections `context`, `parallel`, `parallel_config`.
@@ -78,22 +81,51 @@ def build_context(config: InferenceConfig | Mapping[str, Any] | None = None, **s
     """
     if not isinstance(config, InferenceConfig):
         config = load_config({**(config or {}), **sections})
+    if is_scheduler():
+        from inference.parallel.scheduler import main as schedule
+
+        schedule()
+        raise SystemExit(0)
     check_device(config)
     check_topology(config)
+    _told.clear()
+    if config.use_parallel:
+        parallel = config.parallel_config.model_dump(exclude_unset=True)
+        _told.update({"use_parallel": True}, **{f"parallel_config.{key}": value for key, value in parallel.items()})
     seconds = import_mindspore()
     import mindspore
 
     settings = config.context
     mindspore.set_context(mode=settings.mode, max_call_depth=settings.max_call_depth)
-    if settings.device_target == "CPU":
-        mindspore.set_device("CPU")
-    else:
-        mindspore.set_device(settings.device_target, device_number(config))
+    _set_device(settings.device_target, device_number(config))
+    if settings.device_target != "CPU":
         _set_ascend(config)
     if settings.save_graphs:
         path = settings.save_graphs_path or str(Path(config.output_dir) / "graphs")
         mindspore.set_context(save_graphs=settings.save_graphs, save_graphs_path=path)
     return Context(settings.device_target, device_number(config), settings.mode, seconds)
+
+
+def _set_device(target: str, number: int) -> None:
+    """Chooses the device. One that is in use already, as after `mindspore.communication.init`, cannot be changed.
+
+    Raises:
+        DeviceError: another one is in use.
+    """
+    import mindspore
+
+    try:
+        mindspore.set_device(target, number)
+    except RuntimeError as error:
+        used = mindspore.get_context("device_target"), mindspore.get_context("device_id")
+        # MindSpore counts the ranks on a CPU as devices.
+        if used[0] != target or (target != "CPU" and used[1] != number):
+            raise DeviceError(f"this process uses {used[0]} {used[1]} already, not {target} {number}") from error
+
+
+def ranks_told() -> Mapping[str, Any]:
+    """Keys of the config with which `build_context` was told that this process is one of several ranks."""
+    return _told
 
 
 def device_number(config: InferenceConfig) -> int:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -25,6 +26,8 @@ WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGH
 WRITING = threading.Lock()
 # Seconds to wait for that; a pipe that nobody reads may block for ever.
 PATIENCE = 1.0
+# Taken by the thread that ends the process: one says why.
+_ending = threading.Lock()
 _last_words: list[Callable[[], str]] = []
 
 
@@ -79,6 +82,10 @@ def last_words(say: Callable[[], str]) -> Iterator[None]:
 
 def end(what: str, code: int) -> NoReturn:
     """Ends the process now, whatever its other threads do, with one line on stderr."""
+    if not _ending.acquire(blocking=False):
+        # Another one does, and has said why; it may wait for a pipe that nobody reads.
+        time.sleep(PATIENCE)
+        os._exit(code)
     WRITING.acquire(timeout=PATIENCE)
     more = "".join(f"; {words}" for words in [say() for say in _last_words] if words)
     # On a terminal the cursor is after "^C", or in the middle of an answer.

@@ -31,16 +31,15 @@ from inference.errors import (
 )
 from inference.generation.model import (
     GenerativeModel,
-    choose_kernels,
     longest_row,
     make_encoder,
     positions_needed,
-    run_follower,
     say_what_becomes_of,
     weight_format_of,
 )
 from inference.generation.perplexity import positions_needed as score_positions
 from inference.generation.perplexity import score
+from inference.generation.ranks import LOADING, READY, announce, join_ranks, run_follower, say_stage
 from inference.generation.replicas import OPEN, Replica, Replicas
 from inference.generation.text import EncodedPrompt, Encoder, TextGenerator
 from inference.inputs import RowStream, no_prompt, open_rows
@@ -60,7 +59,7 @@ from inference.models.gguf_architectures import GGUF_KEYS
 from inference.models.shards import Pairs
 from inference.models.source import ModelSource, is_gguf, resolve
 from inference.parallel.rendezvous import NobodyNeededError
-from inference.parallel.start import Ranks, join, threads_per_rank
+from inference.parallel.start import Ranks
 from inference.parallel.topology import WORLD_SIZE, check_topology
 from inference.prompts import Prompt
 from inference.report import count, load_progress, say, summary
@@ -266,14 +265,16 @@ def _beam_command() -> Any:
 
 def assist(config: InferenceConfig) -> None:
     """What all ranks but the first do: they compute their part of the model, or answer rows that rank 0 sends, and
-    print nothing.
+    write nothing but how far they are.
 
     Raises:
         PeerLostError: another rank is gone.
     """
     check_device(config)
+    topology = check_topology(config)
+    announce(topology)
     source = resolve(config)
-    pairs = source.pairs(check_topology(config).model_rank)
+    pairs = source.pairs(topology.model_rank)
     build_context(config)
     with suppress(NobodyNeededError):
         kernels, ranks = _join(config)
@@ -290,7 +291,9 @@ def _replicate(source: ModelSource, pairs: Pairs | None, kernels: ModuleType, ra
     assert channel is not None
     tokenizer, metrics = source.tokenizer(), RunMetrics()
     needs = channel.expect(OPEN).fields
+    say_stage(ranks.topology, LOADING)
     model = GenerativeModel(source, pairs, **needs, ranks=ranks, kernels=kernels)
+    say_stage(ranks.topology, READY)
     with closing(model), model.engine(metrics) as engine:
         generation = make_encoder(source, tokenizer, source.generation).generation
         replica = Replica(channel, TextGenerator(engine, tokenizer), generation, metrics)
@@ -300,17 +303,10 @@ def _replicate(source: ModelSource, pairs: Pairs | None, kernels: ModuleType, ra
 
 
 def _join(config: InferenceConfig) -> tuple[ModuleType, Ranks | None]:
-    """The kernels, and the other ranks of a parallel run."""
-    topology = check_topology(config)
-    kernels = choose_kernels(config)
-    if topology.world_size == 1:
-        return kernels, None
-    ranks = join(config, topology, kernels.NARROW, lambda what: end(what, EXIT_FAILURE))
-    if kernels.NARROW and config.engine.threads is None:
-        from inference.kernels.library import set_threads
-
-        set_threads(threads_per_rank(ranks.links))
-    return kernels, ranks
+    """The kernels, and the other ranks. Where one of them is lost, this process ends as by Ctrl-C: records whole, and
+    how to go on.
+    """
+    return join_ranks(config, lambda what: end(what, EXIT_FAILURE))
 
 
 def convert(config: InferenceConfig, force: bool = False) -> Path:

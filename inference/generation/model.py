@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from inference.metrics import RunMetrics
 from inference.models import cache
 from inference.models.checkpoint import StoredTensor
 from inference.models.coded import describe
-from inference.models.ranks import LeadingRunner, agree_on_blocks, follow, follow_on_blocks
+from inference.models.ranks import LeadingRunner, agree_on_blocks
 from inference.models.runner import ModelRunner, StepModel
 from inference.models.shards import Pairs, Shard
 from inference.models.source import ModelSource, resolve
@@ -63,7 +64,7 @@ class GenerativeModel:
         InferenceError: there is too little memory.
     """
 
-    _leading: LeadingRunner | None = None
+    _let_go: weakref.finalize[..., Any] | None = None
 
     def __init__(
         self,
@@ -82,14 +83,16 @@ class GenerativeModel:
             if ranks is None:
                 blocks = num_blocks(source, positions, _format_in_memory(source, pairs, chosen), row)
             else:
-                blocks, _ = _share(source, pairs, chosen, ranks, positions, row)
+                blocks, _ = share(source, pairs, chosen, ranks, positions, row)
             self.runner = build_runner(source, pairs, chosen, blocks, progress)
             self.stepper: StepModel = self.runner
         else:
-            blocks = agree_on_blocks(ranks.links, lambda: _share(source, pairs, chosen, ranks, positions, row))
+            blocks = agree_on_blocks(ranks.links, lambda: share(source, pairs, chosen, ranks, positions, row))
             self.runner = build_runner(source, pairs, chosen, blocks, progress, ranks)
-            self._leading = LeadingRunner(self.runner, ranks.links)
-            self.stepper = self._leading
+            leading = LeadingRunner(self.runner, ranks.links)
+            # Also when nobody needs the model any more, and when a program ends without a word.
+            self._let_go = weakref.finalize(self, leading.close)
+            self.stepper = leading
         self.runner.compile()
         self.times = self.runner.times
 
@@ -104,17 +107,8 @@ class GenerativeModel:
 
     @classmethod
     def from_config(cls, config: InferenceConfig) -> GenerativeModel:
-        """Finds, checks and loads the model that a config names.
-
-        Raises:
-            ConfigError: it is to be shared by several ranks, which is the command line's business.
-        """
+        """Finds, checks and loads the model that a config names, in this process alone."""
         source = resolve(config)
-        if source.ranks > 1:
-            raise ConfigError(
-                f"{config.origin('use_parallel')}: a program of your own runs a model in one process",
-                "give use_parallel False, or use run_inference.py",
-            )
         return cls(source, source.pairs())
 
     @property
@@ -155,8 +149,8 @@ class GenerativeModel:
 
     def close(self) -> None:
         """Lets go of the other ranks, if there are any. Nothing can be computed afterwards."""
-        if self._leading is not None:
-            self._leading.close()
+        if self._let_go is not None:
+            self._let_go()
 
     def describe_cache(self) -> str:
         """The size of the KV cache, in a line for people."""
@@ -393,19 +387,7 @@ def build_runner(
     )
 
 
-def run_follower(source: ModelSource, pairs: Pairs | None, kernels: ModuleType, ranks: Ranks) -> None:
-    """Loads this rank's part of a model and does what the leader says, until that is done.
-
-    Raises:
-        PeerLostError: the leader is gone.
-    """
-    blocks = follow_on_blocks(ranks.links, lambda needs: _share(source, pairs, kernels, ranks, *needs))
-    runner = build_runner(source, pairs, kernels, blocks, None, ranks)
-    runner.compile()
-    follow(runner, ranks.links)
-
-
-def _share(
+def share(
     source: ModelSource, pairs: Pairs | None, kernels: ModuleType, ranks: Ranks, positions: int | None, row: int
 ) -> tuple[int, tuple[int | None, int]]:
     """Blocks of cache that this rank has room for, and what they were asked for."""

@@ -35,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs the launcher and ends the process."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     _open_missing_streams()
+    _end_on_signals()
     # msrun takes `python` from PATH, and so does the command: both are to be this one.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     try:
@@ -47,7 +48,28 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         code = _fail(f"{error.filename or 'the launcher'}: {error.strerror}", EXIT_FAILURE)
     except (KeyboardInterrupt, click.Abort):
         code = _fail("interrupted", SIGNALLED + signal.SIGINT)
+    except Ended as ended:
+        code = ended.exit_code
     sys.exit(code if isinstance(code, int) else 0)
+
+
+class Ended(BaseException):
+    """The launcher is told to end while it checks; once there are ranks, `Supervisor` has the signals."""
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.exit_code = SIGNALLED + number
+
+
+def _end_on_signals() -> None:
+    """Lets what has been started be ended first, as Ctrl-C does. What a shell has ignored stays so."""
+
+    def end(number: int, _: object) -> NoReturn:
+        raise Ended(number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, end)
 
 
 def _open_missing_streams() -> None:

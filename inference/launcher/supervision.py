@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import math
 import os
 import secrets
 import selectors
@@ -18,15 +19,19 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from inference.errors import EXIT_FAILURE, EXIT_ROWS_FAILED, InputError
+from inference.errors import EXIT_FAILURE, EXIT_ROWS_FAILED, InferenceError, InputError
 from inference.launcher import worker
-from inference.launcher.arguments import Settings
+from inference.launcher.arguments import MASTER, Settings
 from inference.launcher.logs import Echo, Tail, last_lines, size_of
+from inference.parallel.rendezvous import serve
+from inference.parallel.scheduler import MINDSPORE
+from inference.parallel.topology import MEETING
 from inference.pulse import Pulses
 
 # The module that MindSpore's `msrun` is.
@@ -49,7 +54,7 @@ os.environ.setdefault("GLOG_v", "3")
 from mindspore.communication import init
 init("mccl")
 """
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass
@@ -86,12 +91,15 @@ class Supervisor:
         self._waiting: list[tuple[socket.socket, int | None]] = []
         self._msrun: int | None = None
         self._scheduler: int | None = None
+        self._scheduler_came = False
         self._echo: Echo | None = None
         self._tail: Tail | None = None
         self._code = 0
         # Once the run is to end before its end: until when ranks are waited for, and at least.
         self._deadline: float | None = None
         self._settled = 0.0
+        # When it last went on after a stop.
+        self._continued = 0.0
         # The ranks' processes, once msrun has ended.
         self._found: dict[int, int] | None = None
         self._failed = False
@@ -133,6 +141,7 @@ class Supervisor:
             "join": False,
             "cluster_time_out": int(settings.timeout) or -1,
         }
+        meeting = {} if settings.runs_inference else {MEETING: self._open_meeting()}
         words = [sys.executable, "-m", MSRUN, *(f"--{key}={value}" for key, value in options.items()), worker.__file__]
         self._started = time.monotonic()
         with (settings.log_dir / "msrun.log").open("wb") as log:
@@ -141,13 +150,29 @@ class Supervisor:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, worker.SOCKET: name},
+                env={**os.environ, worker.SOCKET: name, **meeting},
                 # Ctrl-C is the launcher's to act on.
                 start_new_session=True,
             )
         self._msrun = process.pid
         # All children are waited for in one place; without this, `process` would do it too.
         process.returncode = 0
+
+    def _open_meeting(self) -> str:
+        """Where the ranks of a program meet that has its model from this project: beside MindSpore's scheduler, which
+        may not be asked at all. On several machines nobody knows a port but that one.
+        """
+        settings = self._settings
+        if not settings.on_one_machine:
+            return MINDSPORE
+        port = check_port(replace(settings, master_addr=MASTER, port=None))
+
+        def meet() -> None:
+            with contextlib.suppress(InferenceError):
+                serve((MASTER, port), settings.workers, math.inf)
+
+        threading.Thread(target=meet, name="meeting", daemon=True).start()
+        return f"{MASTER}:{port}"
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
@@ -156,7 +181,7 @@ class Supervisor:
         for end in (read, write):
             end.setblocking(False)
         # What a shell has ignored stays so.
-        numbers = [n for n in STOPPING if signal.getsignal(n) is not signal.SIG_IGN]
+        numbers = [n for n in (*ENDING, signal.SIGTSTP) if signal.getsignal(n) is not signal.SIG_IGN]
         old = {n: signal.signal(n, lambda *_: None) for n in (*numbers, signal.SIGCHLD, signal.SIGWINCH)}
         old_fd = signal.set_wakeup_fd(write.fileno(), warn_on_full_buffer=False)
         self._selector.register(read, selectors.EVENT_READ, lambda: self._signalled(read))
@@ -175,7 +200,9 @@ class Supervisor:
                 self._reap()
             elif number == signal.SIGWINCH and self._echo:
                 self._echo.resize()
-            elif number in STOPPING:
+            elif number == signal.SIGTSTP:
+                self._pause()
+            elif number in ENDING:
                 self._interrupt(number)
 
     def _interrupt(self, number: int) -> None:
@@ -185,6 +212,26 @@ class Supervisor:
             return
         self._code = SIGNALLED + number
         self._stop()
+
+    def _pause(self) -> None:
+        """Stops the whole run, as Ctrl-Z does with a job of the shell's, until the launcher is continued."""
+        groups = self._groups()
+        began = time.monotonic()
+        # Not SIGTSTP, which the kernel keeps from groups without a parent in their session, as these are.
+        _signal_groups(groups, signal.SIGSTOP)
+        handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        # Returns when the shell's `fg`, `bg` or SIGCONT continues this process.
+        signal.raise_signal(signal.SIGTSTP)
+        signal.signal(signal.SIGTSTP, handler)
+        _signal_groups(groups, signal.SIGCONT)
+        if self._echo:
+            self._echo.resize()
+        # Nobody was silent in that time, or slow.
+        self._continued = time.monotonic()
+        self._started += self._continued - began
+        self._settled += self._continued - began
+        if self._deadline is not None:
+            self._deadline += self._continued - began
 
     def _accept(self) -> None:
         connection, _ = self._listener.accept()
@@ -213,7 +260,7 @@ class Supervisor:
         for connection, number in waiting:
             pid, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
             if number is None:
-                self._scheduler = pid
+                self._scheduler, self._scheduler_came = pid, True
                 fds, streams = [self._pulses.fd], dict[int, int]()
             elif (self._found or {}).get(number) != pid:
                 # It has ended meanwhile.
@@ -241,6 +288,9 @@ class Supervisor:
 
     def _scheduler_words(self) -> list[str]:
         """What the process runs that the ranks find one another through. It needs nothing of the command."""
+        if self._settings.node_rank:
+            # msrun starts one wherever the address is this machine's: also for a second node of the same machine.
+            return ["-c", ""]
         return ["-m", "inference.parallel.scheduler"] if self._settings.runs_inference else ["-c", SCHEDULER]
 
     def _streams(self, rank: Rank) -> tuple[list[int], dict[int, int]]:
@@ -271,6 +321,8 @@ class Supervisor:
             elif missing := self._missing(pid):
                 # It ended before it had said who it is.
                 self._fail(" or ".join(f"rank {rank.number}" for rank in missing), code, missing[0].log)
+            elif not self._scheduler_came and not self._settings.node_rank:
+                self._fail("MindSpore's scheduler", code, logs / "scheduler.log")
         if self._deadline is not None:
             return
         if all(rank.code is not None for rank in self._ranks):
@@ -309,7 +361,7 @@ class Supervisor:
         pulse, size = self._pulses.silent_since(rank.number), size_of(rank.log)
         if size != rank.log_size or pulse is None:
             rank.log_size, rank.sign = size, now
-        return max(rank.sign, pulse or 0.0)
+        return max(rank.sign, pulse or 0.0, self._continued)
 
     def _fail(self, who: str, code: int, log: Path, is_root: bool = False) -> None:
         """If a process ended with an error, so does the run. What it was asked to do is no failure."""
@@ -343,6 +395,11 @@ class Supervisor:
         """The running ranks that are interrupted: rank 0, or all where it is on another machine."""
         return [rank for rank in (self._ranks[:1] if self._has_root else self._ranks) if rank.running]
 
+    def _groups(self) -> list[int]:
+        """The process groups that run, named as the processes that lead them."""
+        others = [pid for pid in (self._msrun, self._scheduler) if pid is not None]
+        return others + [rank.pid for rank in self._ranks if rank.pid is not None and rank.code is None]
+
     @property
     def _has_root(self) -> bool:
         return self._ranks[0].number == 0
@@ -351,10 +408,7 @@ class Supervisor:
         """Leaves nothing behind."""
         for connection, _ in self._waiting:
             connection.close()
-        for pid in (self._msrun, self._scheduler, *(rank.pid for rank in self._ranks if rank.running)):
-            if pid is not None:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(pid, signal.SIGKILL)
+        _signal_groups(self._groups(), signal.SIGKILL)
         kill_children()
         if self._echo:
             self._echo.finish()
@@ -381,6 +435,12 @@ def check_port(settings: Settings) -> int:
             where = f"{settings.master_addr}:{settings.port or 'any port'}"
             raise InputError(f"{where} cannot be listened on: {error.strerror}", "give another port, or none") from None
         return int(probe.getsockname()[1])
+
+
+def _signal_groups(groups: Iterable[int], number: signal.Signals) -> None:
+    for group in groups:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(group, number)
 
 
 def kill_children(seconds: float = 5.0) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import numpy as np
 
@@ -134,7 +135,8 @@ class LeadingRunner:
         """Lets the followers go; nothing more can be computed."""
         self._links.unwatch()
         for channel in self._links.followers:
-            channel.send(END)
+            with suppress(PeerLostError):
+                channel.send(END)
 
 
 def follow(runner: ModelRunner, links: Links) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from inference.errors import EXIT_FAILURE
+from inference.errors import EXIT_FAILURE, ConfigError
 from inference.parallel.channel import Channel, PeerLostError
 from inference.parallel.rendezvous import Exchange
 from inference.parallel.topology import Topology
@@ -27,6 +27,8 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 # Seconds that a connection may take, once all ranks are known to be there.
 PATIENCE = 60.0
 TOKEN_BYTES = 16
+# For a machine with several addresses: the one at which the other machines reach it.
+ADDRESS = "INFERENCE_ADDRESS"
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,17 @@ def host_id() -> str:
 
 
 def own_address(host: str) -> str:
-    """The address of this machine that `host` sees; nothing is sent."""
+    """The address of this machine that `host` sees, for which nothing is sent; or what `INFERENCE_ADDRESS` says.
+
+    Raises:
+        ConfigError: that is none of this machine's.
+    """
+    if given := os.environ.get(ADDRESS):
+        try:
+            socket.create_server((given, 0)).close()
+        except OSError as error:
+            raise ConfigError(f"{ADDRESS}={given} is no address of this machine: {error.strerror}") from error
+        return given
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((host, 9))
         return str(probe.getsockname()[0])

@@ -14,6 +14,7 @@ import struct
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from types import NoneType
 
 from inference.errors import InferenceError
 from inference.parallel.channel import PeerLostError
@@ -24,15 +25,24 @@ _SIZE = struct.Struct("<I")
 MOST = 1 << 16
 # Seconds between attempts to reach a scheduler that does not listen yet.
 RETRY = 0.05
+# Seconds between looks whether anybody can still come.
+LOOK = 0.5
+# Seconds that a rank has to say its text, once it is connected.
+HELLO = 5.0
 # Bytes of a text in a collective, which all ranks give the same number of.
 ROOM = 1024
 
 
-def serve(address: tuple[str, int], world_size: int, patience: float) -> list[str]:
+def serve(
+    address: tuple[str, int], world_size: int, patience: float, abandoned: Callable[[], bool] = lambda: False
+) -> list[str]:
     """The scheduler: waits until all ranks have given their texts, gives each all of them, and returns them.
 
     A rank that has nothing to do, or cannot go on, gives none. Then the others are told so as they come, and none are
     returned.
+
+    Args:
+        abandoned: asked now and then whether nobody is left who could come.
 
     Raises:
         InferenceError: the address is taken, or not all ranks came in time.
@@ -43,19 +53,21 @@ def serve(address: tuple[str, int], world_size: int, patience: float) -> list[st
     try:
         with socket.create_server(address, backlog=world_size) as server:
             while len(texts) < world_size:
-                ready = select.select([server, *waiting.values()], [], [], max(0, deadline - time.monotonic()))[0]
-                if not ready:
+                left = deadline - time.monotonic()
+                ready = select.select([server, *waiting.values()], [], [], max(0, min(left, LOOK)))[0]
+                if not ready and (left <= 0 or abandoned()):
                     missing = [rank for rank in range(world_size) if rank not in texts]
-                    raise InferenceError(f"ranks {missing} did not come in {patience:g} s", "their logs say why")
+                    why = f"did not come in {patience:g} s" if left <= 0 else "have ended before all came together"
+                    raise InferenceError(f"ranks {missing} {why}", "their logs say why")
                 # A rank that has nothing more to say and is heard has ended.
                 for rank in [rank for rank, held in waiting.items() if held in ready]:
                     waiting.pop(rank).close()
                     texts[rank] = None
                 if server in ready:
                     connection, _ = server.accept()
-                    connection.settimeout(5)
-                    rank, texts[rank] = json.loads(_receive(connection))
-                    waiting[rank] = connection
+                    if came := _hello(connection, world_size):
+                        rank, texts[rank] = came
+                        waiting[rank] = connection
                 if None in texts.values():
                     for rank in list(waiting):
                         with suppress(OSError), waiting.pop(rank) as connection:
@@ -71,6 +83,19 @@ def serve(address: tuple[str, int], world_size: int, patience: float) -> list[st
     finally:
         for connection in waiting.values():
             connection.close()
+
+
+def _hello(connection: socket.socket, world_size: int) -> tuple[int, str | None] | None:
+    """A rank and its text. Whoever is none is turned away: a port is open to all."""
+    connection.settimeout(HELLO)
+    try:
+        rank, text = json.loads(_receive(connection))
+        if rank in range(world_size) and isinstance(text, (str, NoneType)):
+            return rank, text
+    except (OSError, ValueError, TypeError):
+        pass
+    connection.close()
+    return None
 
 
 class NobodyNeededError(InferenceError):

@@ -16,8 +16,8 @@ from inference.errors import ConfigError, InferenceError
 from inference.parallel.group import Group, mindspore_group, native_group
 from inference.parallel.links import Links, connect
 from inference.parallel.rendezvous import Exchange, meet, through_mindspore
-from inference.parallel.scheduler import MINDSPORE
-from inference.parallel.topology import RANK, Topology, patience, scheduler_address
+from inference.parallel.scheduler import MINDSPORE, is_mindspores
+from inference.parallel.topology import RANK, Topology, meeting_address, patience, scheduler_address
 
 # Seconds that a rank which ends waits for the scheduler to hear it.
 BRIEFLY = 5.0
@@ -53,16 +53,22 @@ def join(
     Raises:
         PeerLostError: a rank does not come.
         ConfigError: the ranks' kernels differ.
+        InferenceError: this process has joined before.
     """
-    address = scheduler_address()
+    if _joined:
+        raise InferenceError(
+            "the ranks of a run share one model, and they have one already", "run a program for each model"
+        )
     _joined.append(topology)
-    if is_native:
+    address = meeting_address()
+    if is_mindspores():
+        _initialize(config)
+        links = connect(topology, through_mindspore, address[0])
+    elif is_native:
         links = connect(topology, _by_scheduler(topology, address), address[0])
     else:
         _check_all(meet(address, topology.rank, MINDSPORE, patience()))
-        from mindspore import communication
-
-        communication.init(BACKENDS[config.context.device_target])
+        _initialize(config)
         links = connect(topology, through_mindspore, address[0])
     links.watch(lost)
     if topology.model_parallel == 1:
@@ -80,6 +86,14 @@ def stay_away() -> None:
 def threads_per_rank(links: Links) -> int:
     """An even share of the processors that this rank may use."""
     return max(1, len(os.sched_getaffinity(0)) // links.sharing_processors)
+
+
+def _initialize(config: InferenceConfig) -> None:
+    """Sets up MindSpore's communication, unless the program has done so."""
+    from mindspore import communication
+
+    if not communication.GlobalComm.INITED:
+        communication.init(BACKENDS[config.context.device_target])
 
 
 def _by_scheduler(topology: Topology, address: tuple[str, int]) -> Exchange:

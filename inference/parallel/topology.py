@@ -6,8 +6,10 @@ Knows msrun's environment and arithmetic; knows nothing about models or sockets.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from inference.config import InferenceConfig
 from inference.errors import ConfigError
@@ -22,6 +24,9 @@ ROLE, WORKERS, RANK, SCHEDULER_HOST, SCHEDULER_PORT, PATIENCE = (
     "MS_TOPO_TIMEOUT",
 )
 WORKER, SCHEDULER = "MS_WORKER", "MS_SCHED"
+# Set by the launcher for a program that it knows nothing of, for which MindSpore's own scheduler runs: where ranks meet
+# that do not need it, as HOST:PORT, or `mindspore` where they cannot.
+MEETING = "INFERENCE_MEETING"
 # Set by the launcher for a check before any worker is started.
 WORLD_SIZE = "INFERENCE_WORLD_SIZE"
 
@@ -89,6 +94,12 @@ def scheduler_address(environment: Mapping[str, str] = os.environ) -> tuple[str,
     return environment[SCHEDULER_HOST], int(environment[SCHEDULER_PORT])
 
 
+def meeting_address(environment: Mapping[str, str] = os.environ) -> tuple[str, int]:
+    """Where the ranks meet: at the scheduler, unless the launcher says otherwise."""
+    host, _, port = environment.get(MEETING, "").rpartition(":")
+    return (host, int(port)) if host else scheduler_address(environment)
+
+
 def patience(environment: Mapping[str, str] = os.environ) -> float:
     """Seconds to wait for all ranks to appear."""
     return float(environment.get(PATIENCE, 600))
@@ -107,7 +118,7 @@ def check_topology(config: InferenceConfig, environment: Mapping[str, str] = os.
         if count > 1:
             raise ConfigError(
                 f"{config.origin('use_parallel')}: use_parallel is False, {count} processes were started",
-                "give --use_parallel True",
+                "give --use_parallel True, or in a program use_parallel=True",
             )
         return Topology()
     if asked.pipeline_stage > 1:
@@ -160,7 +171,9 @@ def _rank(environment: Mapping[str, str], count: int) -> int:
 
 
 def _what_works(model: int, data: int, count: int) -> str:
-    launch = f'bash scripts/launcher.sh "python run_inference.py ..." {model * data}'
+    program = Path(sys.argv[0]).name
+    words = f"python {program}" if program.endswith(".py") else "python run_inference.py"
+    launch = f'bash scripts/launcher.sh "{words} ..." {model * data}'
     if count % model == 0:
         return f"give parallel_config.data_parallel {count // model}, or start {model * data}: {launch}"
     if count % data == 0:

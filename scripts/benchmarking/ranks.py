@@ -22,10 +22,9 @@ def main(job: dict[str, Any]) -> None:
     """Runs the job on this rank."""
     from inference import build_context, load_config
     from inference.config import GenerationConfig
-    from inference.generation.model import GenerativeModel, choose_kernels, run_follower
-    from inference.kernels.library import set_threads
+    from inference.generation.model import GenerativeModel
+    from inference.generation.ranks import join_ranks, run_follower
     from inference.models.source import resolve
-    from inference.parallel.start import join, threads_per_rank
     from inference.parallel.topology import check_topology, is_worker
     from inference.request import Request
 
@@ -35,10 +34,7 @@ def main(job: dict[str, Any]) -> None:
     source = resolve(config)
     pairs = source.pairs(topology.model_rank)
     build_context(config)
-    kernels = choose_kernels(config)
-    ranks = join(config, topology, True) if topology.world_size > 1 else None
-    if ranks:
-        set_threads(threads_per_rank(ranks.links))
+    kernels, ranks = join_ranks(config)
     if not topology.is_leader:
         assert ranks is not None
         run_follower(source, pairs, kernels, ranks)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 import inference
-from inference import AutoConfig, AutoModel, AutoTokenizer, GenerationConfig, InferenceError, load_config
+from inference import AutoConfig, AutoModel, AutoTokenizer, GenerationConfig, InferenceError, auto, context, load_config
+from inference.config import InferenceConfig
 from inference.config.presets import find_preset, list_presets
 from inference.errors import ConfigError, ModelNotFoundError
 from inference.generation.model import GenerativeModel
+from inference.generation.ranks import load
 
 QUESTION = "12 + 7 ="
 SHRUNK = {"num_layers": 1, "num_heads": 2, "hidden_size": 16, "intermediate_size": 32, "vocab_size": 64}
@@ -154,3 +158,39 @@ def test_weights_are_random_only_when_they_are_asked_for(workplace, graph_mode):
     assert len(row) == 7
     with pytest.raises(InferenceError, match="a model's config has no 'random_weight'"):
         AutoModel.from_config(config, random_weight=True)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[bool, int]]:
+    """What a model is loaded with, by a rank of two that msrun started: use_parallel and model_parallel."""
+    found: list[InferenceConfig] = []
+    monkeypatch.setattr(auto, "load", lambda model_class, config: found.append(config))
+    monkeypatch.setattr(context, "import_mindspore", lambda: 0.0)
+    monkeypatch.setattr(context, "_told", {})
+    for name, value in {"MS_ROLE": "MS_WORKER", "MS_WORKER_NUM": "2", "RANK_ID": "1"}.items():
+        monkeypatch.setenv(name, value)
+
+    def ask(told: dict[str, Any] | None, **settings: Any) -> tuple[bool, int]:
+        if told is not None:
+            context.build_context(told)
+        AutoModel.from_pretrained("demo", **settings)
+        return found[-1].use_parallel, found[-1].parallel_config.model_parallel
+
+    return ask
+
+
+def test_a_program_asks_for_ranks(asked: Callable[..., tuple[bool, int]]) -> None:
+    two = {"parallel_config": {"model_parallel": 2}}
+    assert asked(None, use_parallel=True) == (True, 1)
+    assert asked({"use_parallel": True, **two}) == (True, 2)
+    assert asked({"use_parallel": True}, model_parallel=2) == (True, 2)
+    with pytest.raises(ConfigError, match="use_parallel is False, 2 processes were started"):
+        asked({"use_parallel": True}, use_parallel=False)
+
+
+def test_a_program_has_one_copy_of_its_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"MS_ROLE": "MS_WORKER", "MS_WORKER_NUM": "2", "RANK_ID": "0"}.items():
+        monkeypatch.setenv(name, value)
+    config = AutoConfig.from_pretrained("demo", use_parallel=True, data_parallel=2).inference_config
+    with pytest.raises(ConfigError, match="data_parallel: a program of your own has one copy of the model; give"):
+        load(GenerativeModel, config)

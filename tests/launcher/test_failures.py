@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pty
+import select
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
-from launching import Launcher, wait_until
+from launching import LAUNCHER, Launcher, quoted, wait_until
 
 from inference.launcher.supervision import GRACE
 
@@ -94,6 +98,17 @@ def test_sigkill_while_starting(launcher: Launcher, part: str) -> None:
     assert error.startswith(f"launcher: {what} was killed by SIGKILL; ")
 
 
+def test_sigkill_of_the_scheduler_while_starting(launcher: Launcher) -> None:
+    process = launcher.start(launcher.script(WAIT), 2, env={"FAKE_MSRUN_SECONDS": "1"})
+    wait_until(lambda: launcher.find("launcher/worker.py", 1))
+    ranks = [launcher.find("launcher/worker.py", rank) for rank in range(2)]
+    started = {pid for pid, line in launcher.processes().items() if "launcher/worker.py" in line}
+    (scheduler,) = started - {launcher.find("mindspore.parallel.cluster.run"), *ranks}
+    os.kill(scheduler, signal.SIGKILL)
+    code, _, error = launcher.ended(process, time.monotonic())
+    assert code == 137 and error.startswith("launcher: MindSpore's scheduler was killed by SIGKILL; ")
+
+
 def test_a_rank_whose_end_only_msrun_has_seen(launcher: Launcher) -> None:
     variables = {"FAKE_MSRUN_SECONDS": "1", "FAKE_MSRUN_WAITS": "yes"}
     process = launcher.start(launcher.script(WAIT), 2, env=variables)
@@ -127,6 +142,71 @@ def test_the_launcher_is_told_to_end(launcher: Launcher, number: int, code: int)
     all_up(launcher)
     process.send_signal(number)
     assert launcher.ended(process, time.monotonic()) == (code, "", "rank 0 works\n1 row is written\n")
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)], ids=lambda n: str(int(n))
+)
+def test_it_is_told_to_end_while_it_checks(launcher: Launcher, number: int, code: int) -> None:
+    command = launcher.script("Path('checks').touch()\ntime.sleep(1000)", "run_inference.py")
+    process = launcher.start(command, 2)
+    wait_until(lambda: launcher.there("checks"))
+    process.send_signal(number)
+    assert launcher.ended(process, time.monotonic())[:2] == (code, "")
+    assert not launcher.there("output")
+
+
+def test_ctrl_z_and_fg_stop_and_continue_all(launcher: Launcher) -> None:
+    """As the shell's job control does with one process; time that nobody had is no silence."""
+    command = launcher.script(f"{WORK}\nwhile not Path('go').exists(): time.sleep(0.01)\nprint('answer of', rank)")
+    child, terminal = pty.fork()
+    if not child:
+        os.chdir(launcher.directory)
+        os.execvpe("bash", ["bash", "--norc", "-i"], launcher.environment)
+    try:
+        os.write(terminal, f"{quoted('bash', str(LAUNCHER), command, '2', '--timeout', '1')}\n".encode())
+        all_up(launcher)
+        processes = [launcher.find("inference.launcher"), *(launcher.find("worker.py", rank) for rank in range(2))]
+        states = lambda: {state_of(pid) for pid in processes}  # noqa: E731
+        os.write(terminal, b"\x1a")
+        wait_until(lambda: states() == {"T"})
+        time.sleep(1.3)
+        assert states() == {"T"}
+        os.write(terminal, b"fg\n")
+        wait_until(lambda: "T" not in states())
+        (launcher.directory / "go").touch()
+        os.write(terminal, b'echo "ended with $?"; exit\n')
+        said = read_all(terminal)
+    finally:
+        os.close(terminal)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert "Stopped" in said and "answer of 0" in said and "ended with 0" in said.splitlines()[-2:], said
+
+
+def test_a_stopped_launcher_is_told_to_end(launcher: Launcher) -> None:
+    """As a shell does when it ends: SIGHUP, and then SIGCONT."""
+    process = launcher.start(launcher.script(WORK + WAIT), 2, preexec_fn=os.setpgrp)
+    all_up(launcher)
+    process.send_signal(signal.SIGTSTP)
+    wait_until(lambda: state_of(process.pid) == state_of(launcher.find("worker.py", 1)) == "T")
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGCONT)
+    assert launcher.ended(process, time.monotonic())[0] == 129
+
+
+def state_of(pid: int | None) -> str:
+    """The letter that `ps` shows."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def read_all(terminal: int) -> str:
+    data = b""
+    # Linux says EIO when nobody has the other end any more.
+    with contextlib.suppress(OSError):
+        while select.select([terminal], [], [], 60)[0] and (piece := os.read(terminal, 65536)):
+            data += piece
+    return data.decode().replace("\r\n", "\n")
 
 
 def test_a_rank_that_takes_no_notice(launcher: Launcher) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import inference
 from inference.parallel.links import Links, connect
@@ -57,25 +57,31 @@ def steps_of(kind: str, size: int) -> int:
     return 64 if kind == "native" and size == 2 else 16
 
 
-def in_processes(size: int, cases: Sequence[str], patience: float = 400) -> list[dict]:
-    """Runs `shared_model.py` on `size` ranks, in msrun's environment; what the leader printed."""
-    port = str(free_port())
+def start(size: int, arguments: Callable[[int, int], Sequence[str]], **options: Any) -> list[subprocess.Popen[str]]:
+    """Processes in msrun's environment, with nobody who stands over them: the scheduler, and then the ranks.
+
+    Args:
+        arguments: what Python runs as a rank, of its number and the scheduler's port.
+    """
+    port = free_port()
     roots = os.pathsep.join([str(Path(inference.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    cluster = {"MS_WORKER_NUM": str(size), "MS_SCHED_HOST": "127.0.0.1", "MS_SCHED_PORT": port, "GLOG_v": "3"}
+    cluster = {"MS_WORKER_NUM": str(size), "MS_SCHED_HOST": "127.0.0.1", "MS_SCHED_PORT": str(port), "GLOG_v": "3"}
     environment = {**os.environ, **cluster, "PYTHONPATH": roots}
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
 
-    def start(arguments: list[str], **own: str) -> subprocess.Popen[str]:
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen([sys.executable, *arguments], env={**environment, **own}, **pipes)  # type: ignore[call-overload]
+    def one(words: Sequence[str], **own: str) -> subprocess.Popen[str]:
+        return subprocess.Popen([sys.executable, *words], env={**environment, **own}, text=True, **options)
 
-    scheduler = start(["-m", "inference.parallel.scheduler"], MS_ROLE="MS_SCHED")
-    script = str(Path(__file__).with_name("shared_model.py"))
     ranks = [
-        start(
-            [script, str(rank), str(size), port, *cases], MS_ROLE="MS_WORKER", RANK_ID=str(rank), MS_NODE_ID=str(rank)
-        )
-        for rank in range(size)
+        one(arguments(rank, port), MS_ROLE="MS_WORKER", RANK_ID=str(rank), MS_NODE_ID=str(rank)) for rank in range(size)
     ]
+    return [one(["-m", "inference.parallel.scheduler"], MS_ROLE="MS_SCHED"), *ranks]
+
+
+def in_processes(size: int, cases: Sequence[str], patience: float = 400) -> list[dict]:
+    """Runs `shared_model.py` on `size` ranks; what the leader printed."""
+    script = str(Path(__file__).with_name("shared_model.py"))
+    scheduler, *ranks = start(size, lambda rank, port: [script, str(rank), str(size), str(port), *cases])
     try:
         said = [rank.communicate(timeout=patience) for rank in ranks]
         assert [rank.returncode for rank in ranks] == [0] * size, "\n".join(err[-1500:] for _, err in said)

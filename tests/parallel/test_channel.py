@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -18,10 +19,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 from ranks import free_port, in_threads
 
+import inference
 from inference.config import load_config
 from inference.errors import ConfigError
 from inference.parallel.channel import DTYPES, Channel, PeerLostError
-from inference.parallel.links import Links, connect
+from inference.parallel.links import Links, connect, own_address
 from inference.parallel.rendezvous import NobodyNeededError, meet, serve
 from inference.parallel.topology import Topology, check_topology, is_scheduler
 
@@ -160,6 +162,27 @@ def test_ranks_that_never_come_are_named() -> None:
     assert errors
 
 
+@pytest.mark.parametrize("said", [b"", b"GET / HTTP/1.1\r\n\r\n", b'\x06\0\0\0[7,""]', b"\x02\0\0\0{}"], ids=len)
+def test_a_stranger_at_the_scheduler_keeps_nobody_from_coming_together(said: bytes) -> None:
+    port = free_port()
+    scheduler = threading.Thread(target=serve, args=(("127.0.0.1", port), 2, 30.0))
+    scheduler.start()
+    texts: list[list[str]] = []
+    ranks = [
+        threading.Thread(target=lambda r=rank: texts.append(meet(("127.0.0.1", port), r, f"of {r}", 30.0)))
+        for rank in range(2)
+    ]
+    ranks[0].start()
+    time.sleep(0.1)
+    with socket.create_connection(("127.0.0.1", port)) as stranger:
+        stranger.sendall(said)
+        stranger.shutdown(socket.SHUT_WR)
+        ranks[1].start()
+        for thread in (*ranks, scheduler):
+            thread.join(30)
+    assert texts == [["of 0", "of 1"]] * 2
+
+
 @pytest.mark.parametrize("first", [True, False])
 def test_a_rank_that_does_not_take_part_lets_the_others_go(first: bool) -> None:
     """Before they have come, or while they wait."""
@@ -180,6 +203,41 @@ def test_a_rank_that_does_not_take_part_lets_the_others_go(first: bool) -> None:
     for thread in (*ranks, scheduler):
         thread.join(30)
     assert sorted(map(str, found)) == ["0", "1", "2", "[]"]
+
+
+FAMILY = """
+import os, subprocess, sys
+ranks = [subprocess.Popen(["sleep", "1000"]) for _ in range(2)]
+cluster = {"MS_ROLE": "MS_SCHED", "MS_WORKER_NUM": "2", "MS_SCHED_HOST": "127.0.0.1", "MS_SCHED_PORT": sys.argv[1]}
+scheduler = subprocess.Popen([sys.executable, "-m", "inference.parallel.scheduler"], env={**os.environ, **cluster})
+while True:
+    try:
+        import socket
+        socket.create_connection(("127.0.0.1", int(sys.argv[1]))).close()
+        break
+    except OSError:
+        pass
+for rank in ranks: rank.kill()
+sys.exit(scheduler.wait())
+"""
+
+
+def test_a_scheduler_ends_soon_after_ranks_that_never_came() -> None:
+    """As under msrun, which kills the ranks, asks about none of them any more, and waits for the scheduler."""
+    roots = {**os.environ, "PYTHONPATH": str(Path(inference.__file__).parents[1])}
+    words = [sys.executable, "-c", FAMILY, str(free_port())]
+    done = subprocess.run(words, env=roots, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 1 and "ranks [0, 1] have ended before all came together" in done.stderr
+
+
+def test_the_address_of_a_machine_can_be_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert own_address("127.0.0.1") == "127.0.0.1"
+    monkeypatch.setenv("INFERENCE_ADDRESS", "127.0.0.2")
+    peers = in_threads(2, 1, lambda links: [peer.address[0] for peer in links.peers])
+    assert peers == [["127.0.0.2"] * 2] * 2
+    monkeypatch.setenv("INFERENCE_ADDRESS", "192.0.2.1")
+    with pytest.raises(ConfigError, match=r"INFERENCE_ADDRESS=192.0.2.1 is no address of this machine"):
+        own_address("127.0.0.1")
 
 
 WATCHER = """
