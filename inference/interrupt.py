@@ -80,6 +80,13 @@ def last_words(say: Callable[[], str]) -> Iterator[None]:
         _last_words.remove(say)
 
 
+def begin_end() -> None:
+    """Leaves it to this thread to say why the process ends, or waits for the thread that is saying so to end it."""
+    if not _ending.acquire(blocking=False):
+        # That one may wait for a pipe that nobody reads.
+        time.sleep(PATIENCE)
+
+
 def end(what: str, code: int) -> NoReturn:
     """Ends the process now, whatever its other threads do, with one line on stderr."""
     if not _ending.acquire(blocking=False):
