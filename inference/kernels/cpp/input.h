@@ -54,6 +54,9 @@ class Input {
     else interleave(piece / blocks(), piece % blocks());
   }
 
+  // A token's values as they were given.
+  const float *row(int64_t token) const { return x_ + (rows_ ? rows_[token] : token) * stride_; }
+
   // Tokens, and the room that the last tile has to spare.
   int64_t slots() const { return tiles * tile; }
 
@@ -72,8 +75,6 @@ class Input {
 
  private:
   static constexpr int64_t BLOCK = 512;  // columns that a piece covers
-
-  const float *row(int64_t token) const { return x_ + (rows_ ? rows_[token] : token) * stride_; }
 
   int64_t blocks() const { return (columns + BLOCK - 1) / BLOCK; }
 
