@@ -255,8 +255,8 @@ class Piece:
         return first + self.bounds[0][0], first + self.bounds[0][1]
 
     def factors(self, up: np.ndarray, down: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The part of an addition up down [out, in] to the whole tensor: rows in the parameter's order, or as stored where
-        parameters are made of them head by head.
+        """The part of an addition up down [out, in] to the whole tensor: rows in the parameter's order, or as they are
+        stored where parameters are made of them head by head.
         """
         if self.whole.take is not None:
             return up[slice(*self.stored_heads)], down
