@@ -3,9 +3,10 @@ models with the adapters merged. make_goldens.py runs it.
 
 `tests/goldens/lora/<case>/`: adapter_config.json, adapter_model.safetensors and golden.npz. The base model is another
 case of the golden files. PEFT itself is not used: W + scale * B A (transposed where the base stores W so) is put into
-the weights here, with the scale and rank of each module as the case states them, and not as a reader of
-adapter_config.json would find them. Everything is computed in float32, with eager attention, without a cache. Keys of
-golden.npz, for prompt i of length L and 24 greedy tokens:
+the tensors of the base's checkpoint here, with the scale and rank of each module as the case states them, and not as a
+reader of adapter_config.json would find them; experts are modules of their own, as PEFT had them with transformers 4.
+Everything is computed in float32, with eager attention, without a cache. Keys of golden.npz, for prompt i of length L
+and 24 greedy tokens (of a T5 they are those of t5_goldens.py, and `base`):
 
     base         text             case of the base model
     seed         int64            seed of adapter and prompts
@@ -22,6 +23,7 @@ import json
 import math
 import re
 import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +32,10 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from routes import routes_are_clear
 from safetensors.numpy import save_file
+from safetensors.torch import load_file
+from t5_goldens import golden_of_sources
 
 LENGTHS = (2, 17, 33)
 STEPS = 24
@@ -72,6 +77,7 @@ def _patterned(module: str) -> tuple[int, float]:
     return rank, (3 if module.endswith("down_proj") else 8) / rank
 
 
+_SOME_EXPERTS = r".*\.self_attn\..*_(proj|mqa)|.*\.mlp\.(shared_experts\.|experts\.[0-4]\.)?(gate|up|down)_proj|lm_head"
 LORA_CASES = {
     "llama_patterns": LoraCase(
         "llama2_gqa",
@@ -105,18 +111,46 @@ LORA_CASES = {
         r"model\.layers\..*_proj",
         lambda module: (2, 2.0),
     ),
+    # Latents with compressed queries, experts of which some have no part, shared ones, and the output head.
+    "deepseek_v3": LoraCase(
+        "deepseek_v3",
+        config(r=2, lora_alpha=3, target_modules=_SOME_EXPERTS),
+        _SOME_EXPERTS,
+        lambda module: (2, 1.5),
+    ),
+    # Latents whose queries are projected at once.
+    "deepseek_v2_lite": LoraCase(
+        "deepseek_v2_lite",
+        config(r=3, lora_alpha=6, target_modules=["q_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"]),
+        r".*\.(q_proj|kv_a_proj_with_mqa|kv_b_proj|o_proj)",
+        lambda module: (3, 2.0),
+    ),
+    # Routers, which PEFT takes for linear layers like any other.
+    "mixtral": LoraCase(
+        "mixtral",
+        config(r=2, lora_alpha=2, target_modules=["v_proj", "w1", "w2", "w3", "gate", "lm_head"]),
+        r".*\.(v_proj|w[123]|gate)|lm_head",
+        lambda module: (2, 1.0),
+    ),
+    "t5": LoraCase(
+        "t5/t5_gated_untied",
+        config(r=3, lora_alpha=3, task_type="SEQ_2_SEQ_LM", target_modules=r".*\.(q|k|v|o|wi_0|wi_1|wo)|lm_head"),
+        r".*\.(q|k|v|o|wi_0|wi_1|wo)|lm_head",
+        lambda module: (3, 1.0),
+    ),
 }
 
 
 def make_lora(name: str, directory: Path, bases: Path, seeds: range) -> None:
     """Writes the first seed's case whose greedy tokens are clear into `directory`."""
     case = LORA_CASES[name]
+    is_t5 = case.base.startswith("t5/")
+    kind = transformers.T5ForConditionalGeneration if is_t5 else transformers.AutoModelForCausalLM
     for seed in seeds:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            bases / case.base, dtype=torch.float32, attn_implementation="eager"
-        ).eval()
-        tensors = adapt(model, case, np.random.default_rng(seed))
-        arrays = golden(model, seed)
+        with tempfile.TemporaryDirectory() as scratch:
+            tensors = adapt(bases / case.base, case, np.random.default_rng(seed), Path(scratch))
+            model = kind.from_pretrained(scratch, dtype=torch.float32, attn_implementation="eager").eval()
+        arrays = golden_of_sources(model, model.config.vocab_size, seed, LENGTHS) if is_t5 else golden(model, seed)
         if arrays is not None:
             break
     else:
@@ -131,22 +165,26 @@ def make_lora(name: str, directory: Path, bases: Path, seeds: range) -> None:
     print(f"{name}: seed {seed}, {len(tensors) // 2} matrices", flush=True)
 
 
-def adapt(model: Any, case: LoraCase, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Merges a random adapter into the model; its tensors under PEFT's names."""
+def adapt(base: Path, case: LoraCase, rng: np.random.Generator, directory: Path) -> dict[str, np.ndarray]:
+    """Writes the base with a random adapter merged into it; the adapter's tensors under PEFT's names."""
+    weights: dict[str, np.ndarray] = {}
+    for path in base.glob("*.safetensors"):
+        weights |= {name: tensor.float().numpy() for name, tensor in load_file(path).items()}
     tensors = {}
-    for name, parameter in sorted(model.named_parameters()):
+    for name, values in sorted(weights.items()):
         module = name.removesuffix(".weight")
-        if parameter.ndim != 2 or not re.fullmatch(case.modules, module):
+        if values.ndim != 2 or not re.fullmatch(case.modules, module):
             continue
         rank, scale = case.rank_and_scale(module)
-        rows, columns = reversed(parameter.shape) if case.is_transposed else parameter.shape
+        rows, columns = reversed(values.shape) if case.is_transposed else values.shape
         down = (rng.standard_normal((rank, columns)) / columns**0.5).astype(np.float32)
         up = (0.5 * rng.standard_normal((rows, rank))).astype(np.float32)
         delta = scale * (up @ down)
-        with torch.no_grad():
-            parameter += torch.from_numpy(delta.T.copy() if case.is_transposed else delta)
+        weights[name] = values + (delta.T if case.is_transposed else delta).astype(np.float32)
         tensors[f"base_model.model.{module}.lora_A.weight"] = down
         tensors[f"base_model.model.{module}.lora_B.weight"] = up
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    shutil.copy(base / "config.json", directory)
     return tensors
 
 
@@ -169,4 +207,5 @@ def golden(model: Any, seed: int) -> dict[str, np.ndarray] | None:
             tokens.append(int(best.indices[0]))
         arrays[f"greedy_{i}"] = np.array(tokens[length:], np.int32)
         arrays[f"margin_{i}"] = np.array(margins, np.float32)
-    return arrays
+    rows = [arrays[f"prompt_{i}"].tolist() + arrays[f"greedy_{i}"].tolist() for i in range(len(LENGTHS))]
+    return arrays if routes_are_clear(model, rows) else None

@@ -44,6 +44,7 @@ import torch
 import transformers
 from lora_goldens import LORA_CASES, make_lora
 from reference_models import MODELS, Reference
+from routes import routes_are_clear
 from safetensors.numpy import load_file, save_file
 from t5_goldens import T5_CASES, make_t5
 from tokenizer_goldens import TOKENIZERS, make_tokenizer
@@ -57,7 +58,6 @@ STEPS = 64
 MIN_MARGIN = 2e-3
 MIN_DISTINCT = 12
 MAX_SEEDS = 400
-ROUTER_NOISE = 1e-4
 LLAMA3_ROPE = {
     "rope_type": "llama3",
     "factor": 8.0,
@@ -671,44 +671,8 @@ def golden(model: Any, case: Case, seed: int) -> dict[str, np.ndarray] | None:
         arrays[f"logits_{i}"] = logits_of(model, prompt)[positions].numpy()
         arrays[f"greedy_{i}"] = np.array(found[0], np.int32)
         arrays[f"margin_{i}"] = np.array(found[1], np.float32)
-    return arrays if routes_are_clear(model, arrays) else None
-
-
-def chosen_experts(model: Any, tokens: list[int]) -> list[torch.Tensor]:
-    """The experts that every token takes in every layer, sorted; none where the model has no routers."""
-    seen: list[torch.Tensor] = []
-    hooks = [
-        module.register_forward_hook(lambda module, inputs, output: seen.append(output[2].sort(dim=-1).values))
-        for module in routers(model)
-    ]
-    logits_of(model, tokens)
-    for hook in hooks:
-        hook.remove()
-    return seen
-
-
-def routers(model: Any) -> list[torch.nn.Module]:
-    return [module for module in model.modules() if type(module).__name__.lower().endswith("topkrouter")]
-
-
-def routes_are_clear(model: Any, arrays: dict[str, np.ndarray]) -> bool:
-    """Whether routers that are a little off, a hundred times what rounding does, choose the same experts everywhere."""
     rows = [arrays[f"prompt_{i}"].tolist() + arrays[f"greedy_{i}"].tolist() for i in range(len(LENGTHS))]
-    expected = [chosen_experts(model, row) for row in rows]
-    weights = [module.weight for module in routers(model)]
-    kept = [weight.detach().clone() for weight in weights]
-    generator = torch.Generator().manual_seed(0)
-    clear = True
-    for _ in range(3):
-        for weight, value in zip(weights, kept, strict=True):
-            noise = torch.randn(value.shape, generator=generator)
-            weight.data = value * (1 + ROUTER_NOISE * noise)
-        for row, wanted in zip(rows, expected, strict=True):
-            found = chosen_experts(model, row)
-            clear &= all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
-    for weight, value in zip(weights, kept, strict=True):
-        weight.data = value
-    return clear
+    return arrays if routes_are_clear(model, rows) else None
 
 
 def check_window(directory: Path, window: int) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -168,12 +169,14 @@ def _clear_row(model: Any, rng: np.random.Generator, vocabulary: int, length: in
     return None
 
 
-def _golden(model: Any, case: T5Case, seed: int) -> dict[str, np.ndarray] | None:
+def golden_of_sources(
+    model: Any, vocabulary: int, seed: int, lengths: Sequence[int] = LENGTHS
+) -> dict[str, np.ndarray] | None:
     """The arrays of golden.npz, or None when this seed's text is not clear or not varied."""
     rng = np.random.default_rng(seed + 1_000_003)
-    arrays = {"seed": np.int64(seed), "lengths": np.array(LENGTHS, np.int32)}
-    for i, length in enumerate(LENGTHS):
-        row = _clear_row(model, rng, case.config["vocab_size"], length)
+    arrays = {"seed": np.int64(seed), "lengths": np.array(lengths, np.int32)}
+    for i, length in enumerate(lengths):
+        row = _clear_row(model, rng, vocabulary, length)
         if row is None:
             return None
         arrays |= {f"{name}_{i}": values for name, values in row.items()}
@@ -187,7 +190,7 @@ def make_t5(name: str, directory: Path, seeds: range) -> None:
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
         _save(case, seed, directory)
-        arrays = _golden(_load(case, directory), case, seed)
+        arrays = golden_of_sources(_load(case, directory), case.config["vocab_size"], seed)
         if arrays is not None:
             np.savez_compressed(directory / "golden.npz", **arrays)
             print(f"{name}: seed {seed}, standard deviation of logits {arrays['logits_4'].std():.2f}", flush=True)

@@ -288,4 +288,4 @@ def _sequence(item: Scheduled) -> SequenceStep:
 
 def _source(request: Request) -> SequenceStep:
     assert request.source_ids is not None
-    return SequenceStep(request.source_ids, 0, request.source_table)
+    return SequenceStep(request.source_ids, 0, request.source_table, adapter=request.adapter)

@@ -16,7 +16,7 @@ from inference.kernels.build import library_path
 from inference.kernels.formats import Format, check_room
 
 # Numbers in the record of a half, as in `cpp/library.cpp`.
-RECORD = 32
+RECORD = 40
 _POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_float
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import mindspore
 import numpy as np
@@ -19,7 +20,7 @@ from mindspore.ops import CustomRegOp, DataType
 from numpy.typing import DTypeLike
 
 from inference.kernels.build import library_path
-from inference.kernels.formats import PANEL, Format, pack_into
+from inference.kernels.formats import PANEL, Format, pack_into, whole_panels
 from inference.kernels.library import RECORD
 from inference.kernels.shapes import (
     ACTIVATIONS,
@@ -48,7 +49,9 @@ _INPUTS = {
     "halves": "fiiiil",
     "cross_halves": "fiiiiiil",
     "adapted_halves": "fiiiiil",
+    "adapted_cross_halves": "fiiiiiiil",
     "output_head": "fiilb",
+    "adapted_output_head": "fiilbi",
 }
 
 
@@ -108,7 +111,7 @@ def _matrix(weight: Weight) -> list[int]:
 
 
 class AdditionTable:
-    """What adapters add to a matrix, as `Record::additions` of `cpp/library.cpp` reads it.
+    """What adapters add to a matrix, as `Additions::at` of `cpp/blocks.h` reads it.
 
     Attributes:
         address: of the table, 0 where nothing is added. Whoever keeps it keeps this object.
@@ -116,10 +119,12 @@ class AdditionTable:
 
     def __init__(self, weight: Weight | None):
         self.kept: list[np.ndarray] = []
-        self.address = 0
-        additions = weight.additions if weight is not None else ()
-        if not additions:
-            return
+        # Parts of a matrix may share an adapter's `up`.
+        self._packed: dict[tuple, np.ndarray] = {}
+        self.address = self._table(weight.additions) if weight is not None and weight.additions else 0
+
+    def _table(self, additions: Sequence[Addition]) -> int:
+        """The address of a table of these."""
         starts, widths, parts = [0], [0], []
         for adapter in range(1, max(addition.adapter for addition in additions) + 1):
             width = 0
@@ -130,19 +135,41 @@ class AdditionTable:
             starts.append(len(parts))
             widths.append(width)
         numbers = [len(starts) - 1, max(widths), *starts, *(number for part in parts for number in part)]
-        table = np.array(numbers, np.int64)
-        self.kept.append(table)
-        self.address = _address(table)
+        return self._kept(np.array(numbers, np.int64))
+
+    def _kept(self, array: np.ndarray) -> int:
+        self.kept.append(array)
+        return _address(array)
 
     def _part(self, addition: Addition, offset: int) -> list[int]:
         rows, rank = addition.up.shape
         first, lane = divmod(addition.first_row, PANEL)
-        # With rows of zeros before it, so that its panels are the matrix's.
-        up = np.zeros(Format.FLOAT32.shape(lane + rows, rank), np.uint8)
-        pack_into(addition.up, Format.FLOAT32, up, lane)
-        down = np.ascontiguousarray(addition.down, np.float32)
-        self.kept += [down, up]
-        return [first, len(up), rank, offset, _address(down), _address(up)]
+        key = (addition.up.ctypes.data, addition.up.shape, addition.up.strides, lane)
+        if key not in self._packed:
+            # With rows of zeros before it, so that its panels are the matrix's.
+            up = np.zeros(Format.FLOAT32.shape(lane + rows, rank), np.uint8)
+            pack_into(addition.up, Format.FLOAT32, up, lane)
+            self._packed[key] = up
+        up, down = self._packed[key], np.ascontiguousarray(addition.down, np.float32)
+        return [first, len(up), rank, offset, self._kept(down), self._kept(up)]
+
+
+class PartAdditionTables(AdditionTable):
+    """The same for a matrix of `count` parts that take an input each, as `PartAdditions` of `cpp/blocks.h` reads it.
+
+    Args:
+        room: rows that a part has.
+    """
+
+    def __init__(self, weight: Weight, count: int, room: int):
+        super().__init__(None)
+        if not weight.additions:
+            return
+        parts: list[list[Addition]] = [[] for _ in range(count)]
+        for addition in weight.additions:
+            part, first_row = divmod(addition.first_row, room)
+            parts[part].append(replace(addition, first_row=first_row))
+        self.address = self._kept(np.array([self._table(part) if part else 0 for part in parts], np.int64))
 
 
 class Embedding(nn.Cell):
@@ -253,8 +280,6 @@ class RelativeAttentionHalf(AttentionHalf):
 class LatentAttentionHalf:
     """The record of x + output(attention on latents)."""
 
-    is_adapted = False
-
     def __init__(
         self,
         shape: LatentShape,
@@ -265,7 +290,14 @@ class LatentAttentionHalf:
         caches: tuple[np.ndarray, ...],
         part: Part | None = None,
     ):
-        self.kept = (weights, caches, np.ascontiguousarray(rotation, np.float32))
+        additions = [
+            *(AdditionTable(weights.get(name)) for name in ("down", "query_up")),
+            PartAdditionTables(weights["key_up"], shape.heads, whole_panels(shape.rank)),
+            PartAdditionTables(weights["value_up"], shape.heads, whole_panels(shape.value)),
+            AdditionTable(weights["output"]),
+        ]
+        self.is_adapted = any(table.address for table in additions)
+        self.kept = (weights, caches, np.ascontiguousarray(rotation, np.float32), additions)
         vectors = {name: _address(weight.data) for name, weight in weights.items() if weight.data.ndim == 1}
         matrices = {name: _matrix(weight) for name, weight in weights.items() if weight.data.ndim > 1}
         self.record = [3, shape.hidden, shape.heads, shape.query_rank, shape.rank, shape.nope, shape.rope, shape.value]
@@ -275,6 +307,7 @@ class LatentAttentionHalf:
         self.record += [vectors.get("query_norm", 0), vectors["latent_norm"], *matrices.get("query_up", [0, 0])]
         self.record += [*matrices["key_up"], *matrices["value_up"], *matrices["output"]]
         self.record += [vectors.get("output_bias", 0), *map(_address, caches)]
+        self.record += [table.address for table in additions]
 
 
 class FeedForwardHalf:
@@ -298,11 +331,16 @@ class FeedForwardHalf:
 class ExpertsHalf:
     """The record of x + the answers of the experts that norm(x) chooses, and that of the shared expert."""
 
-    is_adapted = False
-
     def __init__(self, shape: ExpertsShape, weights: Mapping[str, Weight], part: Part | None = None):
-        self.kept = weights
         routing = shape.routing
+        additions = [
+            AdditionTable(weights["router"]),
+            PartAdditionTables(weights["gate_up"], routing.experts, 2 * whole_panels(shape.width)),
+            PartAdditionTables(weights["down"], routing.experts, whole_panels(shape.hidden)),
+            *(AdditionTable(weights.get(name)) for name in ("shared_gate_up", "shared_down")),
+        ]
+        self.is_adapted = any(table.address for table in additions)
+        self.kept = (weights, additions)
         correction = weights["correction"].data if "correction" in weights else None
         self.record = [2, shape.hidden, shape.width, shape.shared_width, int(shape.shared_gate), float_bits(shape.eps)]
         self.record += [_address(weights["norm"].data), routing.experts, routing.chosen]
@@ -311,6 +349,7 @@ class ExpertsHalf:
         self.record += [_address(correction)]
         for name in ("router", "gate_up", "down", "shared_gate_up", "shared_down"):
             self.record += _matrix(weights[name]) if name in weights else [0, 0]
+        self.record += [table.address for table in additions]
 
 
 class Halves(nn.Cell):
@@ -331,21 +370,16 @@ class Halves(nn.Cell):
         self.program = Tensor(program.reshape(-1))
         self.has_cross = any(isinstance(half, AttentionHalf) and half.is_cross for half in halves)
         self.is_adapted = any(half.is_adapted for half in halves)
-        name = "cross_halves" if self.has_cross else "adapted_halves" if self.is_adapted else "halves"
-        self.operator = _operator(name)
+        name = "cross_halves" if self.has_cross else "halves"
+        self.operator = _operator(f"adapted_{name}" if self.is_adapted else name)
+        self.inputs = 6 if self.has_cross else 4
 
     def construct(self, x: Tensor, geometry: tuple) -> Tensor:
         """`geometry` is the step's; where adapters may be asked for, their numbers [T] come last."""
+        inputs = geometry[: self.inputs]
         if self.is_adapted:
-            positions, slots, block_tables, query_starts, adapters = geometry
-            return self.operator(x, positions, slots, block_tables, query_starts, adapters, self.program)
-        if self.has_cross:
-            positions, slots, block_tables, query_starts, cross_tables, cross_lengths = geometry
-            return self.operator(
-                x, positions, slots, block_tables, query_starts, cross_tables, cross_lengths, self.program
-            )
-        positions, slots, block_tables, query_starts = geometry
-        return self.operator(x, positions, slots, block_tables, query_starts, self.program)
+            inputs = (*inputs, geometry[-1])
+        return self.operator(x, *inputs, self.program)
 
 
 class OutputHead(nn.Cell):
@@ -367,16 +401,20 @@ class OutputHead(nn.Cell):
         softcap: float | None = None,
     ):
         super().__init__()
-        self.kept = (norm, weight, norm_bias)
+        additions = AdditionTable(weight)
+        self.is_adapted = additions.address != 0
+        self.kept = (norm, weight, norm_bias, additions)
         record = [hidden, float_bits(eps), float_bits(softcap or 0), _address(norm.data)]
-        record += [_address(None if norm_bias is None else norm_bias.data), *_matrix(weight)]
+        record += [_address(None if norm_bias is None else norm_bias.data), *_matrix(weight), additions.address]
         self.record = Tensor(np.array(record, np.int64))
         # Its length carries the vocabulary to where the output's shape is inferred.
         self.vocabulary = Tensor(np.zeros(vocabulary, np.uint8))
-        self.operator = _operator("output_head")
+        self.operator = _operator("adapted_output_head" if self.is_adapted else "output_head")
 
-    def construct(self, x: Tensor, wanted: Tensor, logit_rows: Tensor) -> Tensor:
-        return self.operator(x, wanted, logit_rows, self.record, self.vocabulary)
+    def construct(self, x: Tensor, wanted: Tensor, logit_rows: Tensor, geometry: tuple) -> Tensor:
+        """`geometry` is the step's, of which adapters come last where they may be asked for."""
+        adapters = (geometry[-1],) if self.is_adapted else ()
+        return self.operator(x, wanted, logit_rows, self.record, self.vocabulary, *adapters)
 
 
 def cache_shapes(shape: AttentionShape | LatentShape) -> tuple[tuple[int, ...], ...]:

@@ -130,6 +130,44 @@ class LowRankSum(nn.Cell):
         return self.matmul(self.matmul(x, self.down) * is_own, self.up)
 
 
+class LowRankSums(nn.Cell):
+    """The same for parts of a matrix with an input each: x [parts, T, in] -> [parts, T, size].
+
+    Args:
+        weight: [parts * room, in].
+        size: rows of a part that are used.
+    """
+
+    def __init__(self, weight: Weight, parts: int, size: int):
+        super().__init__()
+        room, columns = weight.data.shape[0] // parts, weight.data.shape[1]
+        numbers = sorted({addition.adapter for addition in weight.additions})
+        owners, down, up = [], [], []
+        for number in numbers:
+            own: list[list] = [[] for _ in range(parts)]
+            for addition in weight.additions:
+                if addition.adapter == number:
+                    own[addition.first_row // room].append(addition)
+            rank = max(sum(len(addition.down) for addition in part) for part in own)
+            owners += [number] * rank
+            down.append(np.zeros((parts, rank, columns), np.float32))
+            up.append(np.zeros((parts, size, rank), np.float32))
+            for index, part in enumerate(own):
+                end = 0
+                for addition in part:
+                    begin, end, row = end, end + len(addition.down), addition.first_row % room
+                    down[-1][index, begin:end] = addition.down
+                    up[-1][index, row : row + len(addition.up), begin:end] = addition.up
+        self.down, self.up = Tensor(np.concatenate(down, 1)), Tensor(np.concatenate(up, 2))
+        self.owners = Tensor(np.array(owners, np.int32).reshape(1, 1, -1))
+        self.matmul = ops.BatchMatMul(transpose_b=True)
+
+    def construct(self, x: Tensor, adapters: Tensor) -> Tensor:
+        """adapters [T]: each token's, from 1; 0 for none."""
+        is_own = (adapters.reshape(1, -1, 1) == self.owners).astype(ms.float32)
+        return self.matmul(self.matmul(x, self.down) * is_own, self.up)
+
+
 class AdaptedLinear(nn.Cell):
     """`Linear` with what adapters add to it, where there are any."""
 
@@ -396,19 +434,34 @@ class AttentionHalf(nn.Cell):
         return self.output(self.attention(self.qkv(self.norm(x), geometry), geometry), x, geometry)
 
 
+class Parts(nn.Cell):
+    """x [parts, T, in] -> [parts, T, size]: each by its part of weight [parts * room, in], with what adapters add."""
+
+    def __init__(self, parts: int, size: int, weight: Weight):
+        super().__init__()
+        self.weight = weight.data
+        self.parts, self.size, self.room = parts, size, whole_panels(size)
+        self.matmul = ops.BatchMatMul(transpose_b=True)
+        self.is_adapted = bool(weight.additions)
+        if self.is_adapted:
+            self.low_rank = LowRankSums(weight, parts, size)
+
+    def construct(self, x: Tensor, geometry: tuple) -> Tensor:
+        y = self.matmul(x, self.weight.reshape(self.parts, self.room, -1))[:, :, : self.size]
+        if self.is_adapted:
+            y = y + self.low_rank(x, geometry[-1])
+        return y
+
+
 class PerHead(nn.Cell):
     """x [T, H, in] -> [T, H, out]: each head by a matrix of its own, weight [H * room, in]."""
 
-    def __init__(self, heads: int, size: int, weight: Parameter):
+    def __init__(self, heads: int, size: int, weight: Weight):
         super().__init__()
-        self.weight = weight
-        self.heads, self.size, self.room = heads, size, whole_panels(size)
-        self.matmul = ops.BatchMatMul(transpose_b=True)
+        self.linear = Parts(heads, size, weight)
 
-    def construct(self, x: Tensor) -> Tensor:
-        weight = self.weight.reshape(self.heads, self.room, -1)
-        y = self.matmul(ops.transpose(x, (1, 0, 2)), weight)[:, :, : self.size]
-        return ops.transpose(y, (1, 0, 2))
+    def construct(self, x: Tensor, geometry: tuple) -> Tensor:
+        return ops.transpose(self.linear(ops.transpose(x, (1, 0, 2)), geometry), (1, 0, 2))
 
 
 class LatentAttentionHalf(nn.Cell):
@@ -431,14 +484,14 @@ class LatentAttentionHalf(nn.Cell):
         self.shape, self.mask_index, self.rotation_index = shape, mask_index, rotation_index
         (self.cache,) = caches
         self.norm = RMSNorm(weights["norm"].data, shape.eps)
-        self.down = Linear(weights["down"].data, _optional(weights, "down_bias"))
+        self.down = AdaptedLinear(weights["down"], _optional(weights, "down_bias"))
         self.first = shape.query_rank or shape.heads * (shape.nope + shape.rope)
         if shape.query_rank:
             self.query_norm = RMSNorm(weights["query_norm"].data, shape.latent_eps)
-            self.query_up = Linear(weights["query_up"].data)
+            self.query_up = AdaptedLinear(weights["query_up"])
         self.latent_norm = RMSNorm(weights["latent_norm"].data, shape.latent_eps)
-        self.key_up = PerHead(shape.heads, shape.rank, weights["key_up"].data)
-        self.value_up = PerHead(shape.heads, shape.value, weights["value_up"].data)
+        self.key_up = PerHead(shape.heads, shape.rank, weights["key_up"])
+        self.value_up = PerHead(shape.heads, shape.value, weights["value_up"])
         self.output = LinearResidual(weights["output"], _optional(weights, "output_bias"), part=part)
         half = shape.rope // 2
         self.swap_halves = Tensor(np.r_[half : shape.rope, 0:half].astype(np.int32))
@@ -453,15 +506,18 @@ class LatentAttentionHalf(nn.Cell):
         turns, write_slots, context_slots, masks, query_index, token_index = geometry[:6]
         cos, sin = turns[self.rotation_index]
         shape, heads, first = self.shape, self.shape.heads, self.first
-        down = self.down(self.norm(x))
+        down = self.down(self.norm(x), geometry)
         latent = self.latent_norm(down[:, first : first + shape.rank])
         key = self.rotate(ops.expand_dims(down[:, first + shape.rank :], 1), cos, sin)
         entry = ops.concat((latent, key.reshape(-1, shape.rope)), 1)
         self.scatter(self.cache, write_slots, ops.expand_dims(entry, 0))
-        query = self.query_up(self.query_norm(down[:, :first])) if shape.query_rank else down[:, :first]
+        query = down[:, :first]
+        if shape.query_rank:
+            query = self.query_up(self.query_norm(query), geometry)
         query = query.reshape(-1, heads, shape.nope + shape.rope)
         turned = self.rotate(query[:, :, shape.nope :], cos, sin)
-        query = ops.concat((self.key_up(query[:, :, : shape.nope]), turned), 2) * shape.scale  # [T, H, rank + rope]
+        query = ops.concat((self.key_up(query[:, :, : shape.nope], geometry), turned), 2)
+        query = query * shape.scale  # [T, H, rank + rope]
         rows, longest = query_index.shape
         context = self.gather(self.cache, context_slots, 0).reshape(rows, -1, shape.width)  # [B, L, rank + rope]
         query = ops.transpose(self.gather(query, query_index, 0), (0, 2, 1, 3))  # [B, H, Q, rank + rope]
@@ -469,7 +525,7 @@ class LatentAttentionHalf(nn.Cell):
         weights = self.softmax(scores + masks[self.mask_index]).reshape(rows, heads * longest, -1)
         mixed = self.weighted_sum(weights, context[:, :, : shape.rank]).reshape(rows, heads, longest, shape.rank)
         mixed = ops.transpose(mixed, (0, 2, 1, 3)).reshape(-1, heads, shape.rank)
-        values = self.value_up(self.gather(mixed, token_index, 0))
+        values = self.value_up(self.gather(mixed, token_index, 0), geometry)
         return self.output(values.reshape(-1, heads * shape.value), x, geometry)
 
 
@@ -537,20 +593,17 @@ class GatedExperts(nn.Cell):
         down: [experts * room, width].
     """
 
-    def __init__(self, experts: int, hidden: int, width: int, gate_up: Parameter, down: Parameter):
+    def __init__(self, experts: int, hidden: int, width: int, gate_up: Weight, down: Weight):
         super().__init__()
-        self.experts, self.hidden, self.width = experts, hidden, width
-        self.room, self.down_room = whole_panels(width), whole_panels(hidden)
-        self.gate_up, self.down = gate_up, down
-        self.matmul, self.batched = ops.MatMul(transpose_b=True), ops.BatchMatMul(transpose_b=True)
+        self.experts, self.width, self.room = experts, width, whole_panels(width)
+        self.gate_up, self.down = AdaptedLinear(gate_up), Parts(experts, hidden, down)
         self.silu, self.sum = nn.SiLU(), ops.ReduceSum()
 
-    def construct(self, x: Tensor, weights: Tensor) -> Tensor:
-        gate_up = self.matmul(x, self.gate_up).reshape(-1, self.experts, 2, self.room)
+    def construct(self, x: Tensor, weights: Tensor, geometry: tuple) -> Tensor:
+        gate_up = self.gate_up(x, geometry).reshape(-1, self.experts, 2, self.room)
         gated = self.silu(gate_up[:, :, 0, : self.width]) * gate_up[:, :, 1, : self.width] * ops.expand_dims(weights, 2)
         gated = ops.transpose(gated, (1, 0, 2))  # [experts, T, width]
-        answers = self.batched(gated, self.down.reshape(self.experts, self.down_room, self.width))
-        return self.sum(answers[:, :, : self.hidden], 0)
+        return self.sum(self.down(gated, geometry), 0)
 
 
 class ExpertsHalf(nn.Cell):
@@ -559,13 +612,13 @@ class ExpertsHalf(nn.Cell):
     def __init__(self, shape: ExpertsShape, weights: Mapping[str, Weight], part: Part | None = None):
         super().__init__()
         self.norm = RMSNorm(weights["norm"].data, shape.eps)
-        self.logits = Linear(weights["router"].data)
+        self.logits = AdaptedLinear(weights["router"])
         self.router = Router(shape.routing, _optional(weights, "correction"))
         sizes = (shape.routing.experts, shape.hidden, shape.width)
-        self.experts = GatedExperts(*sizes, weights["gate_up"].data, weights["down"].data)
+        self.experts = GatedExperts(*sizes, weights["gate_up"], weights["down"])
         self.count, self.has_shared, self.has_gate = shape.routing.experts, shape.shared_width > 0, shape.shared_gate
         if self.has_shared:
-            shared = weights["shared_gate_up"].data, weights["shared_down"].data
+            shared = weights["shared_gate_up"], weights["shared_down"]
             self.shared = GatedExperts(1, shape.hidden, shape.shared_width, *shared)
         self.sigmoid, self.ones_like = ops.Sigmoid(), ops.OnesLike()
         self.is_shared = part is not None
@@ -574,11 +627,12 @@ class ExpertsHalf(nn.Cell):
 
     def construct(self, x: Tensor, geometry: tuple) -> Tensor:
         normed = self.norm(x)
-        logits = self.logits(normed)
-        answers = self.experts(normed, self.router(logits[:, : self.count]))
+        logits = self.logits(normed, geometry)
+        answers = self.experts(normed, self.router(logits[:, : self.count]), geometry)
         if self.has_shared:
             gate = logits[:, self.count :] if self.has_gate else logits[:, :1]
-            answers = answers + self.shared(normed, self.sigmoid(gate) if self.has_gate else self.ones_like(gate))
+            scale = self.sigmoid(gate) if self.has_gate else self.ones_like(gate)
+            answers = answers + self.shared(normed, scale, geometry)
         if self.is_shared:
             answers = self.sum(answers)
         return x + answers
@@ -688,7 +742,7 @@ class RelativeAttention(nn.Cell):
 
     def construct(self, projected: Tensor, geometry: tuple) -> Tensor:
         """`geometry` is what `SourceGeometry` or `TargetGeometry` returns."""
-        write_slots, context_slots, mask, distances, query_index, token_index, cross_slots, cross_mask = geometry
+        write_slots, context_slots, mask, distances, query_index, token_index, cross_slots, cross_mask = geometry[:8]
         heads, dim = self.heads, self.head_dim
         projected = projected.reshape(-1, projected.shape[1] // dim, dim)
         if self.is_cross:
@@ -721,7 +775,7 @@ class RelativeAttentionHalf(nn.Cell):
     ):
         super().__init__()
         self.norm = RMSNorm(weights["norm"].data, shape.eps)
-        self.qkv = Linear(weights["qkv"].data)
+        self.qkv = AdaptedLinear(weights["qkv"])
         self.stores = shape.scope == "store"
         if self.stores:
             self.heads, self.head_dim = shape.kv_heads, shape.head_dim
@@ -732,7 +786,7 @@ class RelativeAttentionHalf(nn.Cell):
             self.output = LinearResidual(weights["output"], part=part)
 
     def construct(self, x: Tensor, geometry: tuple) -> Tensor:
-        projected = self.qkv(self.norm(x))
+        projected = self.qkv(self.norm(x), geometry)
         if self.stores:
             kept = ops.transpose(projected.reshape(-1, 2 * self.heads, self.head_dim), (1, 0, 2))
             self.scatter(self.key_cache, geometry[0], kept[: self.heads])
@@ -772,14 +826,16 @@ class OutputHead(nn.Cell):
     ):
         super().__init__()
         self.norm = _norm({"norm": norm} if norm_bias is None else {"norm": norm, "norm_bias": norm_bias}, eps)
-        self.linear = Linear(weight.data)
+        self.linear = AdaptedLinear(weight)
         self.has_softcap = softcap is not None
         if softcap is not None:
             self.softcap = Softcap(softcap)
         self.gather = ops.Gather()
 
-    def construct(self, x: Tensor, wanted: Tensor, logit_rows: Tensor) -> Tensor:
-        logits = self.linear(self.norm(self.gather(x, wanted, 0)))
+    def construct(self, x: Tensor, wanted: Tensor, logit_rows: Tensor, geometry: tuple) -> Tensor:
+        """`geometry` is the step's, of which adapters come last where they may be asked for."""
+        adapters = (self.gather(geometry[-1], wanted, 0),) if self.linear.is_adapted else ()
+        logits = self.linear(self.norm(self.gather(x, wanted, 0)), adapters)
         if self.has_softcap:
             logits = self.softcap(logits)
         return logits

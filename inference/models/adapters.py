@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,9 +26,17 @@ from inference.kernels.formats import to_bfloat16
 from inference.kernels.weight import Addition
 from inference.models.checkpoint import StoredTensor, open_checkpoint
 from inference.models.config import ModelConfig
-from inference.models.parameters import TensorPlace, hugging_face_name, tensor_places
+from inference.models.parameters import (
+    DISTANCES,
+    EMBEDDING,
+    POSITIONS,
+    SHARED,
+    TensorPlace,
+    hugging_face_name,
+    tensor_places,
+)
 from inference.models.registry import ARCHITECTURES
-from inference.models.shards import Pairs
+from inference.models.shards import Pairs, Shard
 from inference.models.t5_config import AnyConfig
 
 SLORA_FILE = "lora_adapter.json"
@@ -48,8 +56,8 @@ _REFUSED = (
 )
 # These initialisations change the base weights, which the adapter then does not fit any more.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
-# Parameters of which each row of a batch may have an adapter of its own.
-_CHOSEN_PER_ROW = re.compile(r"\.(self_attn\.(qkv|o)_proj|mlp\.(gate_up|down)_proj)\.weight$")
+# Tables, of which rows are looked up: nothing is multiplied by them.
+_LOOKED_UP = (EMBEDDING, POSITIONS, SHARED, DISTANCES)
 
 
 @dataclass(frozen=True)
@@ -107,11 +115,43 @@ class Adapter:
         names = {place.name for _, place in pairs}
         published = {place.name: place for place in tensor_places(as_published(config), names)}
         return [
-            (MergedTensor.of(tensor, self.parts[place.name], place, published[place.name]), place)
-            if place.name in self.parts
-            else (tensor, place)
+            (self._merged(tensor, place, published[place.name]), place) if place.name in self.parts else (tensor, place)
             for tensor, place in pairs
         ]
+
+    def _merged(self, tensor: StoredTensor, place: TensorPlace, published: TensorPlace) -> MergedTensor:
+        """A tensor with its part of the adapter.
+
+        Args:
+            published: its place as its family publishes it, which is what an adapter is for.
+        """
+        up, down = self.parts[place.name].arrays()
+        if place.order is not published.order:
+            up = _as_stored(up if published.order is None else up[published.order], place)
+        return MergedTensor.of(tensor, up, down, place)
+
+    def merged_of_rank(self, pairs: Pairs, shard: Shard) -> Pairs:
+        """The same of a rank's own checkpoint, whose tensors are its parts of the model's.
+
+        Raises:
+            CheckpointError: the whole model has no tensor of that name, or the rank's checkpoint has it fused.
+        """
+        published = replace(shard, model=as_published(shard.model))
+        self._check(tensor_places(published.model, self.parts))
+        pieces = {piece.whole.name: piece for piece in published.pieces()}
+        fused = self.parts.keys() - (pieces.keys() & {place.name for _, place in pairs})
+        if fused:
+            raise CheckpointError(
+                f"{self.path}: {self.parts[min(fused)].module} is no tensor of its own in a checkpoint split for ranks",
+                "give the whole checkpoint",
+            )
+        merged: Pairs = []
+        for tensor, place in pairs:
+            if place.name in self.parts:
+                up, down = pieces[place.name].factors(*self.parts[place.name].arrays())
+                tensor = MergedTensor.of(tensor, up if place.take is not None else _as_stored(up, place), down, place)
+            merged.append((tensor, place))
+        return merged
 
     def places(self, config: AnyConfig) -> list[TensorPlace]:
         """Where it adds to the rows of the network's parameters.
@@ -124,25 +164,23 @@ class Adapter:
         self._check(places)
         mine = [place for place in places if place.name in self.parts]
         for place in mine:
-            if not isinstance(config, ModelConfig) or place.take or not _CHOSEN_PER_ROW.search(place.parameter):
+            if place.parameter.endswith(_LOOKED_UP) or not place.takes_factors:
                 raise CheckpointError(
                     f"{self.path}: {self.parts[place.name].module} cannot be adapted for some rows of a batch alone",
                     f"merge it into the weights with --merge_adapter {self.name}",
                 )
         return mine
 
-    def additions(self, config: AnyConfig, number: int) -> dict[str, list[Addition]]:
-        """What it adds to each parameter of the network.
+    def additions(self, shard: Shard, number: int) -> Iterator[tuple[str, Addition]]:
+        """What it adds to each parameter of a rank's network.
 
         Args:
             number: by which a step's tokens name it, from 1.
         """
-        additions: dict[str, list[Addition]] = {}
-        for place in self.places(config):
-            up, down = self.parts[place.name].arrays()
-            rows = up if place.order is None else up[place.order]
-            additions.setdefault(place.parameter, []).append(Addition(number, place.first_row, down, rows))
-        return additions
+        for place in self.places(shard.model):
+            for first_row, up, down in place.factors(*self.parts[place.name].arrays()):
+                for part in shard.cut_addition(place.parameter, Addition(number, first_row, down, up)):
+                    yield place.parameter, part
 
     def _check(self, places: Sequence[TensorPlace]) -> None:
         known = {place.name: place for place in places}
@@ -157,6 +195,13 @@ class Adapter:
                     f"{list(shape)}",
                     "it was trained on another model",
                 )
+
+
+def _as_stored(rows: np.ndarray, place: TensorPlace) -> np.ndarray:
+    """Rows in the parameter's order -> as the tensor of a place has them."""
+    stored = np.empty_like(rows)
+    stored[slice(None) if place.order is None else place.order] = rows
+    return stored
 
 
 def as_published(config: AnyConfig) -> AnyConfig:
@@ -180,18 +225,8 @@ class MergedTensor(StoredTensor):
     right: np.ndarray
 
     @classmethod
-    def of(cls, tensor: StoredTensor, part: LowRank, place: TensorPlace, published: TensorPlace) -> MergedTensor:
-        """The tensor of a place with its part of an adapter.
-
-        Args:
-            published: its place as its family publishes it, which is what an adapter is for.
-        """
-        up, down = part.arrays()
-        if place.order is not published.order:
-            rows = np.arange(len(up))
-            stored = np.empty_like(rows)
-            stored[rows if place.order is None else place.order] = rows if published.order is None else published.order
-            up = up[stored]
+    def of(cls, tensor: StoredTensor, up: np.ndarray, down: np.ndarray, place: TensorPlace) -> MergedTensor:
+        """The tensor of a place with up down [out, in] added, rows of up as they are stored."""
         left, right = (down.T, up.T) if place.transposed else (up, down)
         return cls(
             name=tensor.name,
@@ -429,10 +464,10 @@ class Adapters:
         """Bytes that they take beside the weights."""
         return sum(adapter.num_bytes for adapter in self.chosen)
 
-    def additions(self, config: AnyConfig) -> dict[str, tuple[Addition, ...]]:
-        """What those that can be chosen add to each parameter of the network."""
-        additions: dict[str, tuple[Addition, ...]] = {}
+    def additions(self, shard: Shard) -> dict[str, tuple[Addition, ...]]:
+        """What those that can be chosen add to each parameter of a rank's network."""
+        additions: dict[str, list[Addition]] = {}
         for number, adapter in enumerate(self.chosen, 1):
-            for parameter, parts in adapter.additions(config, number).items():
-                additions[parameter] = (*additions.get(parameter, ()), *parts)
-        return additions
+            for parameter, part in adapter.additions(shard, number):
+                additions.setdefault(parameter, []).append(part)
+        return {parameter: tuple(parts) for parameter, parts in additions.items()}

@@ -215,4 +215,4 @@ class Decoder(nn.Cell):
             x = x * self.embedding_scale
         if self.has_positions:
             x = x + self.position_embedding(positions)
-        return self.head(self.layers(x, geometry), logits_index, logit_rows)
+        return self.head(self.layers(x, geometry), logits_index, logit_rows, geometry)

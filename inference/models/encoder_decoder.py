@@ -61,7 +61,9 @@ class SourceEncoder(nn.Cell):
             halves.append(kernels.RelativeAttentionHalf(store, {"norm": norm, "qkv": kept}, cache))
         self.layers = kernels.Halves(halves, part)
         vector, matrix = _inputs()
-        self.set_inputs(vector, vector, vector, matrix, vector, matrix, vector)
+        self.is_adapted = _is_adapted(weights)
+        adapters = (vector,) if self.is_adapted else ()
+        self.set_inputs(vector, vector, vector, matrix, vector, matrix, vector, *adapters)
 
     def construct(
         self,
@@ -72,8 +74,11 @@ class SourceEncoder(nn.Cell):
         query_starts: Tensor,
         query_index: Tensor,
         token_index: Tensor,
+        adapters: Tensor | None = None,
     ) -> Tensor:
         geometry = self.geometry(positions, slots, block_tables, query_starts, query_index, token_index)
+        if self.is_adapted:
+            geometry = (*geometry, adapters)
         return self.layers(self.embedding(tokens), geometry)
 
 
@@ -114,7 +119,9 @@ class TargetDecoder(nn.Cell):
             weights[SHARED if config.tie_embeddings else HEAD],
         )
         vector, matrix = _inputs()
-        self.set_inputs(vector, vector, vector, matrix, vector, matrix, vector, vector, vector, matrix, vector)
+        self.is_adapted = _is_adapted(weights)
+        sources = (matrix, vector, vector) if self.is_adapted else (matrix, vector)
+        self.set_inputs(vector, vector, vector, matrix, vector, matrix, vector, vector, vector, *sources)
 
     def construct(
         self,
@@ -129,12 +136,15 @@ class TargetDecoder(nn.Cell):
         logit_rows: Tensor,
         cross_tables: Tensor,
         cross_lengths: Tensor,
+        adapters: Tensor | None = None,
     ) -> Tensor:
         geometry = self.geometry(
             positions, slots, block_tables, query_starts, query_index, token_index, cross_tables, cross_lengths
         )
+        if self.is_adapted:
+            geometry = (*geometry, adapters)
         x = self.embedding(tokens)  # [T, hidden]
-        return self.head(self.layers(x, geometry), logits_index, logit_rows)
+        return self.head(self.layers(x, geometry), logits_index, logit_rows, geometry)
 
 
 class EncoderDecoderRunner(ModelRunner):
@@ -173,7 +183,8 @@ class EncoderDecoderRunner(ModelRunner):
     def encode(self, batch: StepBatch) -> None:
         """Leaves the decoder's keys and values of whole sources in the blocks of their tables."""
         with graph_turn:
-            self._encoder(*self._tensors(batch)[:7]).asnumpy()
+            tensors = self._tensors(batch)
+            self._encoder(*tensors[:7], *(tensors[9:] if self._is_adapted else ())).asnumpy()
 
 
 def distance_bias(kernels: ModuleType, config: T5Config, weights: Weights, stack: str) -> Weight:
@@ -218,6 +229,11 @@ def _feed_forward(kernels: ModuleType, config: T5Config, weights: Weights, prefi
         "down": weights[f"{prefix}DenseReluDense.wo.weight"],
     }
     return kernels.FeedForwardHalf(FeedForwardShape(*sizes), parts, part)
+
+
+def _is_adapted(weights: Weights) -> bool:
+    """Whether adapters may be asked for, of the encoder's weights or the decoder's: both take their numbers then."""
+    return any(weight.additions for weight in weights.values())
 
 
 def _inputs() -> tuple[Tensor, Tensor]:

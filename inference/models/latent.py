@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from inference.kernels.formats import with_room
+from inference.kernels.formats import whole_panels, with_room
 from inference.models.fields import Fields
 
 # Of the norms of the latent and of the compressed query: DeepSeek's code sets it, whatever `rms_norm_eps` says.
@@ -100,10 +100,31 @@ def key_projection(rows: np.ndarray, heads: int, latent: LatentConfig) -> np.nda
 
     A head begins a panel, with room for whole panels; what is left over is 0.
     """
-    keys = rows.reshape(heads, latent.nope + latent.value, latent.rank)[:, : latent.nope]
-    return with_room(keys.transpose(0, 2, 1))
+    return with_room(_by_head(rows, heads, latent)[:, : latent.nope].transpose(0, 2, 1))
 
 
 def value_projection(rows: np.ndarray, heads: int, latent: LatentConfig) -> np.ndarray:
     """kv_b_proj [heads * (nope + value), rank] -> [heads * room, rank]: each head's part for values."""
-    return with_room(rows.reshape(heads, latent.nope + latent.value, latent.rank)[:, latent.nope :])
+    return with_room(_by_head(rows, heads, latent)[:, latent.nope :])
+
+
+def key_factors(
+    up: np.ndarray, down: np.ndarray, heads: int, latent: LatentConfig
+) -> list[tuple[int, np.ndarray, np.ndarray]]:
+    """A low-rank addition to kv_b_proj, up [heads * (nope + value), r] down [r, rank], as (first row, up, down) of
+    additions to what `key_projection` makes of it: (B A)^T = A^T B^T for each head, all of which share A.
+    """
+    by_head, room, turned = _by_head(up, heads, latent)[:, : latent.nope], whole_panels(latent.rank), down.T
+    return [(head * room, turned, part.T) for head, part in enumerate(by_head)]
+
+
+def value_factors(
+    up: np.ndarray, down: np.ndarray, heads: int, latent: LatentConfig
+) -> list[tuple[int, np.ndarray, np.ndarray]]:
+    """The same of what `value_projection` makes of it."""
+    by_head, room = _by_head(up, heads, latent)[:, latent.nope :], whole_panels(latent.value)
+    return [(head * room, part, down) for head, part in enumerate(by_head)]
+
+
+def _by_head(rows: np.ndarray, heads: int, latent: LatentConfig) -> np.ndarray:
+    return rows.reshape(heads, latent.nope + latent.value, -1)

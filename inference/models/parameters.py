@@ -19,9 +19,19 @@ import numpy as np
 from inference.kernels.formats import whole_panels
 from inference.models.config import ModelConfig
 from inference.models.experts import ExpertsConfig, mindformers_down, mindformers_gate_up
-from inference.models.latent import LatentConfig, halves_of_pairs, key_projection, value_projection
+from inference.models.latent import (
+    LatentConfig,
+    halves_of_pairs,
+    key_factors,
+    key_projection,
+    value_factors,
+    value_projection,
+)
 from inference.models.names import MINDFORMERS, Names
 from inference.models.t5_config import AnyConfig, T5Config
+
+# Low-rank additions to rows of a matrix: (first row, up [rows, rank], down [rank, columns]).
+Factors = list[tuple[int, np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -38,6 +48,7 @@ class TensorPlace:
         normalised: each row is divided by its length.
         room: rows that are kept for it; more than it has where what follows must begin a panel.
         take: makes the values that are wanted of those that are stored, of shape `taken_from`, in place of an order.
+        take_factors: what `take` makes of a low-rank addition up down, as (first row, up, down) of several.
     """
 
     name: str
@@ -50,6 +61,7 @@ class TensorPlace:
     normalised: bool = False
     room: int = 0
     take: Callable[[np.ndarray], np.ndarray] | None = None
+    take_factors: Callable[[np.ndarray, np.ndarray], Factors] | None = field(default=None, compare=False, repr=False)
     taken_from: tuple[int, ...] = ()
 
     @property
@@ -75,6 +87,17 @@ class TensorPlace:
             return self.take(stored)
         rows = stored.T if self.transposed else stored
         return rows if self.order is None else rows[self.order]
+
+    @property
+    def takes_factors(self) -> bool:
+        """Whether a low-rank addition to the stored tensor is a sum of such additions to the parameter."""
+        return not self.is_computed and (self.take is None or self.take_factors is not None)
+
+    def factors(self, up: np.ndarray, down: np.ndarray) -> Factors:
+        """What becomes of an addition up down [out, in], as (first row, up, down) of additions to the parameter."""
+        if self.take_factors is not None:
+            return [(self.first_row + row, rows, columns) for row, rows, columns in self.take_factors(up, down)]
+        return [(self.first_row, up if self.order is None else up[self.order], down)]
 
     @property
     def is_computed(self) -> bool:
@@ -220,12 +243,18 @@ def _latent_places(config: ModelConfig, latent: LatentConfig, attention: str) ->
     yield _whole(f"{attention}kv_a_layernorm.weight", (latent.rank,))
     both = (heads * (latent.nope + latent.value), latent.rank)
     keys, values = heads * whole_panels(latent.rank), heads * whole_panels(latent.value)
-    for parameter, shape, take in (
-        ("key_up.weight", (keys, latent.nope), key_projection),
-        ("value_up.weight", (values, latent.rank), value_projection),
+    for parameter, shape, take, factors in (
+        ("key_up.weight", (keys, latent.nope), key_projection, key_factors),
+        ("value_up.weight", (values, latent.rank), value_projection, value_factors),
     ):
-        wanted = partial(take, heads=heads, latent=latent)
-        yield TensorPlace(f"{attention}kv_b_proj.weight", shape, attention + parameter, take=wanted, taken_from=both)
+        yield TensorPlace(
+            f"{attention}kv_b_proj.weight",
+            shape,
+            attention + parameter,
+            take=partial(take, heads=heads, latent=latent),
+            take_factors=partial(factors, heads=heads, latent=latent),
+            taken_from=both,
+        )
     yield _whole(f"{attention}o_proj.weight", (hidden, heads * latent.value))
     if config.output_bias:
         yield _whole(f"{attention}o_proj.bias", (hidden,))

@@ -150,9 +150,9 @@ def follow(runner: ModelRunner, links: Links) -> None:
         pulse.idle()
         message = links.leader.receive()
         if message.kind == STEP:
-            links.leader.send(RESULT, runner.step(StepBatch(*message.arrays)).arrays())
+            links.leader.send(RESULT, runner.step(StepBatch.of_fields(message.arrays)).arrays())
         elif message.kind == ENCODE:
-            runner.encode(StepBatch(*message.arrays))
+            runner.encode(StepBatch.of_fields(message.arrays))
         elif message.kind == COPY:
             runner.copy_blocks([(int(source), int(target)) for source, target in message.arrays[0]])
         elif message.kind == END:

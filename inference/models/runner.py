@@ -106,7 +106,7 @@ class ModelRunner:
         self.weight_format = weight_format or weights.stored_format(pairs)
         started = time.perf_counter()
         parameters = self._load(pairs, seed, progress)
-        additions = adapters.additions(config) if adapters else {}
+        additions = adapters.additions(self.shard) if adapters else {}
         self._is_adapted = bool(additions)
         for name, parts in additions.items():
             parameters[name] = replace(parameters[name], additions=parts)

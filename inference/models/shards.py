@@ -20,6 +20,7 @@ import numpy as np
 
 from inference.errors import CheckpointError, ConfigError
 from inference.kernels.formats import GROUP, PAIR, PANEL, Format, whole_panels
+from inference.kernels.weight import Addition
 from inference.models.checkpoint import StoredTensor
 from inference.models.config import ModelConfig
 from inference.models.experts import ExpertsConfig
@@ -253,6 +254,22 @@ class Piece:
         first = self.whole.first_row
         return first + self.bounds[0][0], first + self.bounds[0][1]
 
+    def factors(self, up: np.ndarray, down: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The part of an addition up down [out, in] to the whole tensor: rows in the parameter's order, or as they are
+        stored where parameters are made of them head by head.
+        """
+        if self.whole.take is not None:
+            return up[slice(*self.stored_heads)], down
+        rows, columns = self.bounds
+        return (up if self.whole.order is None else up[self.whole.order])[slice(*rows)], down[:, slice(*columns)]
+
+    @property
+    def stored_heads(self) -> Bounds:
+        """First and last + 1 of the rows of its heads, of a stored tensor that parameters are made of head by head."""
+        count = self.own.taken_from[0]
+        begin = self.bounds[0][0] // self.own.shape[0] * count
+        return begin, begin + count
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -397,6 +414,23 @@ class Shard:
             window = (slice(*piece.rows), *(slice(*bounds) for bounds in piece.bounds[1:]))
             yield values[window], piece.own.first_row
 
+    def cut_addition(self, parameter: str, addition: Addition) -> Iterator[Addition]:
+        """Its parts of what an adapter adds to a whole parameter: rows of `up`, or columns of `down`.
+
+        Of a matrix that is cut by columns all ranks' parts add up, in the sum that the matrix's own parts go into.
+        """
+        if self.is_whole:
+            yield addition
+            return
+        first, last = addition.first_row, addition.first_row + len(addition.up)
+        for piece in self._by_parameter.get(parameter, {}).values():
+            begin, end = max(first, piece.rows[0]), min(last, piece.rows[1])
+            if begin < end:
+                row, columns = piece.own.first_row + begin - piece.rows[0], slice(*piece.bounds[1])
+                yield Addition(
+                    addition.adapter, row, addition.down[:, columns], addition.up[begin - first : end - first]
+                )
+
 
 def _cut_rows(
     tensor: StoredTensor, place: TensorPlace, piece: Piece, rows: np.ndarray
@@ -417,9 +451,7 @@ def _cut_rows(
 
 def _cut_heads(tensor: StoredTensor, piece: Piece) -> tuple[StoredTensor, TensorPlace]:
     """The rows of its heads of a tensor that parameters are made of, head by head."""
-    count = piece.own.taken_from[0]
-    begin = piece.bounds[0][0] // piece.own.shape[0] * count
-    return _cut(tensor, ((begin, begin + count),)), piece.own
+    return _cut(tensor, (piece.stored_heads,)), piece.own
 
 
 def _cut_experts(

@@ -15,7 +15,7 @@ from typing import Any
 from inference.config import GENERATION_FILE, GenerationConfig, InferenceConfig, read_generation_file
 from inference.config.locate import locate_model
 from inference.config.presets import is_preset
-from inference.errors import CheckpointError, ConfigError, ModelNotFoundError
+from inference.errors import ConfigError, ModelNotFoundError
 from inference.kernels.formats import Format
 from inference.models import weights
 from inference.models.adapters import Adapters, adapter_paths, read_adapter
@@ -91,12 +91,7 @@ class ModelSource:
         checkpoint = open_checkpoint(path, self.config.load_ckpt_format, quantised)
         if self.packed is None:
             if folders:
-                if self.adapters.merged:
-                    raise CheckpointError(
-                        f"{self.checkpoint} is split for {self.ranks} ranks, which no adapter can be merged into",
-                        "give the whole checkpoint",
-                    )
-                return shard.keep(self.fit(checkpoint, path, shard.config))
+                return shard.keep(self.fit(checkpoint, path, shard))
             return shard.cut(self.fit(checkpoint, path))
         formats = weights.formats_of(self.model, self.packed)
         if folders:
@@ -104,22 +99,25 @@ class ModelSource:
         pairs = weights.fit_packed(checkpoint, parameter_shapes(self.model), formats, path)
         return pairs if shard.is_whole else shard.cut_packed(pairs, formats, path)
 
-    def fit(self, checkpoint: Checkpoint, path: Path, model: AnyConfig | None = None) -> Pairs:
+    def fit(self, checkpoint: Checkpoint, path: Path, shard: Shard | None = None) -> Pairs:
         """The tensors of an unpacked checkpoint and their places; `path` is what to call it.
 
         Args:
-            model: what the checkpoint is of, where that is a part of the model.
+            shard: the part of the model that the checkpoint is of, where it is a rank's own.
 
         Raises:
             CheckpointError: tensors that do not fit the config.
         """
-        model = model or self.model
+        model = shard.config if shard else self.model
         checkpoint = dequantised(checkpoint, self.scheme, model, path)
         if isinstance(model, ModelConfig):
             checkpoint = separate(checkpoint, model, self.config.engine.qkv_layout, path)
             checkpoint = as_published(checkpoint, model, path)
         pairs = weights.fit(checkpoint, model, path)
-        return self.adapters.merged.merged(pairs, model) if self.adapters.merged else pairs
+        merged = self.adapters.merged
+        if merged is None:
+            return pairs
+        return merged.merged_of_rank(pairs, shard) if shard else merged.merged(pairs, model)
 
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer."""
@@ -156,13 +154,13 @@ def resolve(config: InferenceConfig) -> ModelSource:
         asked = None if config.engine.weight_dtype == "auto" else Format(config.engine.weight_dtype)
         check_split(model, ranks, packed or asked, origin_of_split(config))
     name = _name(config, directory)
-    adapters = _adapters(config, model, ranks, packed is not None or checkpoint is None)
+    adapters = _adapters(config, model, packed is not None or checkpoint is None)
     config.check_adapters("adapter_id", config.adapter_id or (), adapters.numbers)
     config.check_adapters("generation_config.adapter_id", (generation.adapter_id,), adapters.numbers)
     return ModelSource(config, name, directory, checkpoint, model, generation, packed, values, ranks, scheme, adapters)
 
 
-def _adapters(config: InferenceConfig, model: AnyConfig, ranks: int, only_chosen: bool) -> Adapters:
+def _adapters(config: InferenceConfig, model: AnyConfig, only_chosen: bool) -> Adapters:
     """The adapters that a config names, of which only the merged one is read where there is one.
 
     Args:
@@ -181,12 +179,6 @@ def _adapters(config: InferenceConfig, model: AnyConfig, ranks: int, only_chosen
     chosen = tuple(read_adapter(name, path, model) for name, path in paths.items())
     for adapter in chosen:
         adapter.places(model)
-    if chosen and ranks > 1:
-        key = "adapters" if config.adapters else "model.model_config.pet_config"
-        raise ConfigError(
-            f"{config.origin(key)}: ranks that share a model cannot choose adapters by the row yet",
-            "merge one with --merge_adapter, or give model_parallel 1",
-        )
     return Adapters(None, chosen)
 
 

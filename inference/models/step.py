@@ -103,13 +103,18 @@ class StepBatch:
         return replace(batch, adapters=np.repeat(numbers, lengths).astype(np.int32)) if any(numbers) else batch
 
     def fields(self) -> tuple[np.ndarray, ...]:
-        """What a `StepBatch` is made of, in that order; without the last, which only models with an encoder have.
-
-        It is what ranks that share a model are sent, which have no adapters.
-        """
-        assert self.adapters is None
+        """What a `StepBatch` is made of, in that order, to be sent; what is None as an array without elements."""
         values = (getattr(self, field.name) for field in dataclasses.fields(self))
-        return tuple(value for value in values if value is not None)
+        return tuple(np.empty(0, np.int32) if value is None else value for value in values)
+
+    @classmethod
+    def of_fields(cls, arrays: Sequence[np.ndarray]) -> StepBatch:
+        """The batch of which `fields` gave these."""
+        pairs = zip(dataclasses.fields(cls), arrays, strict=True)
+        # The first fields have no default; of these the last may be empty.
+        return cls(
+            **{field.name: array for field, array in pairs if array.size or field.default is dataclasses.MISSING}
+        )
 
     def arrays(self) -> tuple[np.ndarray, ...]:
         """In the order that the network takes them; before `logit_rows` a 0, because it may be empty."""

@@ -1,7 +1,8 @@
 """A rank of a test, as a process: golden models one after the other, on a leader and its followers.
 
-`python shared_model.py RANK SIZE PORT CASE...`, a case being NAME:KERNELS:WEIGHTS. The leader prints a line of JSON a
-case; with `tcp` among the cases the ranks add through their connections.
+`python shared_model.py RANK SIZE PORT CASE...`, a case being NAME:KERNELS:WEIGHTS; the NAME of an adapter's golden is
+its base with all rows asking for it. The leader prints a line of JSON a case; with `tcp` among the cases the ranks
+add through their connections.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from inference.config import load_config
 from inference.context import build_context
 from inference.kernels.formats import Format
 from inference.models import weights
+from inference.models.adapters import Adapter, Adapters, read_adapter
 from inference.models.checkpoint import open_checkpoint
 from inference.models.config import ModelConfig
 from inference.models.encoder_decoder import EncoderDecoderRunner
@@ -26,6 +28,7 @@ from inference.models.registry import model_config_from
 from inference.models.runner import ModelRunner
 from inference.models.shards import Shard
 from inference.models.step import SequenceStep, StepBatch
+from inference.models.t5_config import AnyConfig
 from inference.parallel.group import Group, native_group
 from inference.parallel.links import Links
 from inference.parallel.start import join
@@ -35,11 +38,12 @@ GOLDENS = Path(__file__).parents[1] / "goldens"
 BLOCK = 16
 # Steps of an answer at most.
 STEPS = 64
+LORA = "lora/"
 
 
 def build(name: str, kind: str, weight_format: str, links: Links, group: Group) -> tuple[ModelRunner, list]:
     chosen = kernels.choose(kind, device_target="CPU", mode=0, block_size=BLOCK, threads=1, say=print)
-    directory = GOLDENS / name
+    directory = base_of(name)
     config = model_config_from(json.loads((directory / "config.json").read_text()), name)
     prompts = prompts_of(name)
     shard = Shard(config, links.topology.model_rank, links.topology.model_parallel)
@@ -48,7 +52,19 @@ def build(name: str, kind: str, weight_format: str, links: Links, group: Group) 
     blocks = 1 + sum(-(-len(prompt) // BLOCK) - (-STEPS // BLOCK) for prompt in prompts)
     sizes = {"num_blocks": blocks, "block_size": BLOCK, "kernels": chosen, "weight_format": Format(weight_format)}
     kind_of_runner = ModelRunner if isinstance(config, ModelConfig) else EncoderDecoderRunner
-    return kind_of_runner(config, pairs, **sizes, shard=shard, group=group), prompts
+    adapters = Adapters(None, adapters_of(name, config))
+    return kind_of_runner(config, pairs, **sizes, shard=shard, group=group, adapters=adapters), prompts
+
+
+def base_of(name: str) -> Path:
+    """The model's directory."""
+    directory = GOLDENS / name
+    return GOLDENS / str(np.load(directory / "golden.npz")["base"]) if name.startswith(LORA) else directory
+
+
+def adapters_of(name: str, config: AnyConfig) -> tuple[Adapter, ...]:
+    """The one that all rows ask for, where there is one."""
+    return (read_adapter("a", GOLDENS / name, config),) if name.startswith(LORA) else ()
 
 
 def prompts_of(name: str) -> list[list[int]]:
@@ -59,25 +75,28 @@ def prompts_of(name: str) -> list[list[int]]:
 
 
 def greedy(
-    model: LeadingRunner, prompts: list[list[int]], steps: int, start: int | None = None
+    model: LeadingRunner, prompts: list[list[int]], steps: int, start: int | None = None, adapter: int = 0
 ) -> tuple[list[list[int]], list]:
     """So many greedy tokens of all prompts, run together; and the last logits.
 
     Args:
+        adapter: of all rows.
         start: the token that answers begin with, where the prompts are sources of a model with an encoder.
     """
     free = list(range(1, model.num_blocks))
     sources: list[tuple[list[int], int] | None] = [None] * len(prompts)
     if start is not None:
         sources = [([free.pop() for _ in range(-(-len(prompt) // BLOCK))], len(prompt)) for prompt in prompts]
-        parts = [SequenceStep(prompt, 0, source[0]) for prompt, source in zip(prompts, sources, strict=True) if source]
+        encoded = [(prompt, 0, source[0]) for prompt, source in zip(prompts, sources, strict=True) if source]
+        parts = [SequenceStep(*part, adapter=adapter) for part in encoded]
         model.encode(StepBatch.build(parts, BLOCK))
         prompts = [[start] for _ in prompts]
     # The last token is not a step's input.
     tables = [[free.pop() for _ in range(-(-(len(prompt) + STEPS - 1) // BLOCK))] for prompt in prompts]
     texts, starts = [list(prompt) for prompt in prompts], [0] * len(prompts)
     for step in range(steps):
-        parts = [SequenceStep(t[s:], s, *rest) for t, s, *rest in zip(texts, starts, tables, sources, strict=True)]
+        rows = zip(texts, starts, tables, sources, strict=True)
+        parts = [SequenceStep(t[s:], s, *rest, adapter=adapter) for t, s, *rest in rows]
         last = step == steps - 1
         result = model.step(StepBatch.build(parts, BLOCK, logit_rows=None if last else []))
         starts = [len(text) for text in texts]
@@ -113,8 +132,8 @@ def main() -> None:
             continue
         model = LeadingRunner(runner, links)
         before = group.native.figures()[0] if group.native else 0
-        steps = steps_of(kind, int(size))
-        tokens, logits = greedy(model, prompts, steps, runner.config.decoder_start)
+        steps, adapter = steps_of(kind, int(size)), int(name.startswith(LORA))
+        tokens, logits = greedy(model, prompts, steps, runner.config.decoder_start, adapter)
         sums = (group.native.figures()[0] - before) / steps if group.native else 0
         model.close()
         for channel in links.followers:

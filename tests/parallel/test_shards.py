@@ -14,16 +14,20 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
+from inference.config import load_config
 from inference.errors import CheckpointError, ConfigError
 from inference.kernels.formats import Format, unpack
 from inference.models import weights
+from inference.models.adapters import read_adapter
 from inference.models.checkpoint import Segment, StoredTensor, open_checkpoint, rank_folders
 from inference.models.config import ModelConfig
 from inference.models.convert import convert
 from inference.models.parameters import hugging_face_name, parameter_shapes, tensor_places
 from inference.models.registry import ARCHITECTURES, model_config_from
 from inference.models.shards import EXTENTS, SPLITS, Shard, check_split, split_of
+from inference.models.source import resolve
 from inference.models.t5_config import AnyConfig
 from inference.models.weights import Destination, formats_of, memory_layout
 
@@ -62,6 +66,63 @@ def load(config: AnyConfig, directory: Path, shard: Shard) -> dict[str, np.ndarr
     weights.load(shard.cut(weights.fit(open_checkpoint(directory), config, directory)), places)
     assert not any(np.isnan(array).any() for array in arrays.values())
     return arrays
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("name", sorted(path.name for path in (GOLDENS / "lora").iterdir()))
+def test_the_parts_of_an_adapter_are_the_whole(name: str, size: int) -> None:
+    """What all ranks' parts add to their parts of the parameters is what it adds to those of one process."""
+    directory = GOLDENS / "lora" / name
+    config = golden(str(np.load(directory / "golden.npz")["base"]))
+    adapter = read_adapter("a", directory, config)
+
+    def added(shard: Shard) -> dict[str, np.ndarray]:
+        arrays = {name: np.zeros(shape, np.float32) for name, shape in shard.parameter_shapes().items()}
+        for parameter, part in adapter.additions(shard, 1):
+            arrays[parameter][part.first_row : part.first_row + len(part.up)] += part.up @ part.down
+        return arrays
+
+    whole = added(Shard(config))
+    joined = join_parts(config, [added(Shard(config, rank, size)) for rank in range(size)])
+    assert any(values.any() for values in whole.values())
+    for parameter, values in whole.items():
+        assert np.allclose(joined[parameter], values, rtol=0, atol=1e-6), parameter
+
+
+@pytest.mark.parametrize("name", ["llama_rslora", "deepseek_v3", "mixtral", "t5"])
+def test_an_adapter_is_merged_into_checkpoints_of_ranks(name: str, tmp_path: Path) -> None:
+    """Each rank's own checkpoint with the adapter gives what the rank reads of a whole one with it."""
+    adapter = GOLDENS / "lora" / name
+    base = GOLDENS / str(np.load(adapter / "golden.npz")["base"])
+    keys = {"adapters": {"a": str(adapter)}, "engine": {"merge_adapter": "a"}}
+    whole = replace(resolve(load_config({"load_checkpoint": str(base), **keys})), ranks=2)
+    split_for_ranks(whole.model, base, tmp_path)
+    for rank in range(2):
+        shard, found = whole.shard(rank), []
+        for source in (whole, replace(whole, checkpoint=tmp_path)):
+            arrays = empty(shard.parameter_shapes(), shard.config)
+            weights.load(source.pairs(rank), {n: Destination(a, None, Format.FLOAT32) for n, a in arrays.items()})
+            found.append(arrays)
+        for parameter, values in found[0].items():
+            assert np.allclose(found[1][parameter], values, rtol=0, atol=1e-6), parameter
+
+
+def split_for_ranks(config: AnyConfig, directory: Path, target: Path) -> None:
+    """Writes each rank's parts of tensors that are apart, rows as a checkpoint of the rank's part has them."""
+    pairs = weights.fit(open_checkpoint(directory), config, directory)
+    for rank in range(2):
+        shard, tensors = Shard(config, rank, 2), {}
+        own = {place.name: place for place in tensor_places(shard.config)}
+        for tensor, place in shard.cut(pairs):
+            values = np.empty(tensor.shape, np.float32)
+            tensor.read_into(values)
+            if place.take is None:
+                rows = place.arranged(values)
+                values = np.empty_like(rows)
+                values[slice(None) if own[place.name].order is None else own[place.name].order] = rows
+            tensors[place.name] = values
+        (target / f"rank_{rank}").mkdir(parents=True)
+        save_file(tensors, target / f"rank_{rank}" / "model.safetensors")
 
 
 def join_parts(config: AnyConfig, parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -13,18 +13,22 @@ from inference import kernels
 from inference.kernels.build import KernelBuildError, library_path
 from inference.kernels.formats import Format
 from inference.models import weights
+from inference.models.adapters import Adapters
 from inference.models.checkpoint import open_checkpoint
 from inference.models.config import ModelConfig
 from inference.models.registry import model_config_from
 from inference.models.runner import ModelRunner
+from inference.models.t5_config import AnyConfig
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
-NAMES = sorted(str(path.parent.relative_to(GOLDENS)) for path in GOLDENS.rglob("config.json"))
+# Models, and adapters for some of them.
+NAMES = sorted(str(path.parent.relative_to(GOLDENS)) for path in GOLDENS.rglob("golden.npz"))
 QUANTISED = ["llama31", "qwen3", "gemma2"]
 TWO = [
     *[f"{name}:native:float32" for name in NAMES],
     *[f"{name}:native:{form}" for name in QUANTISED for form in ("int8", "int4", "bfloat16")],
     "deepseek_v3:native:float16",
+    "lora/deepseek_v3:native:bfloat16",
     "tcp",
     "gemma2:native:float32",
 ]
@@ -38,6 +42,7 @@ FOUR = [
     "internlm2:native:float32",
     "gpt2:native:float32",
     "baichuan2_13b:native:float32",
+    "lora/llama_rslora:native:float32",
 ]
 
 
@@ -55,17 +60,24 @@ def answers(request: pytest.FixtureRequest) -> tuple[int, list[dict]]:
 
 def alone(case: str, steps: int) -> tuple[list[list[int]], np.ndarray]:
     """What one process says."""
-    from shared_model import BLOCK, STEPS, greedy, prompts_of
+    from shared_model import BLOCK, LORA, STEPS, adapters_of, base_of, greedy, prompts_of
 
     name, kind, form = case.split(":")
     chosen = kernels.choose(kind, device_target="CPU", mode=0, block_size=BLOCK, threads=1, say=print)
-    config = model_config_from(json.loads((GOLDENS / name / "config.json").read_text()), name)
-    pairs = weights.fit(open_checkpoint(GOLDENS / name), config, GOLDENS / name)
+    config = read_config(name)
+    pairs = weights.fit(open_checkpoint(base_of(name)), config, base_of(name))
     prompts = prompts_of(name)
     blocks = 1 + sum(-(-(len(prompt) + STEPS) // BLOCK) for prompt in prompts)
     sizes = {"num_blocks": blocks, "block_size": BLOCK, "kernels": chosen, "weight_format": Format(form)}
-    tokens, logits = greedy(ModelRunner(config, pairs, **sizes), prompts, steps)
+    runner = ModelRunner(config, pairs, **sizes, adapters=Adapters(None, adapters_of(name, config)))
+    tokens, logits = greedy(runner, prompts, steps, adapter=int(name.startswith(LORA)))
     return tokens, np.array(logits)
+
+
+def read_config(name: str) -> AnyConfig:
+    from shared_model import base_of
+
+    return model_config_from(json.loads((base_of(name) / "config.json").read_text()), name)
 
 
 def assert_golden(answer: dict, steps: int) -> None:
@@ -99,7 +111,7 @@ def test_a_step_has_one_sum_a_half_and_one_for_the_embedding(answers: tuple[int,
     steps = steps_of("native", answers[0])
     for answer in answers[1]:
         name = answer["case"].split(":")[0]
-        config = model_config_from(json.loads((GOLDENS / name / "config.json").read_text()), name)
+        config = read_config(name)
         if isinstance(config, ModelConfig):
             assert answer["sums"] == 2 * config.num_layers + 1, name
         else:
@@ -118,7 +130,7 @@ def test_ranks_on_one_host_add_in_shared_memory_and_others_through_connections(a
 @pytest.mark.slow
 def test_stock_operators_add_through_mindspore() -> None:
     """As on Ascend, with mccl in the place of hccl."""
-    cases = [f"{name}:stock:float32" for name in ("qwen2_tied", "gemma2")]
+    cases = [f"{name}:stock:float32" for name in ("qwen2_tied", "gemma2", "lora/llama_rslora")]
     for answer in in_processes(2, cases):
         assert answer["transport"] == "MindSpore's collectives"
         assert_golden(answer, steps_of("stock", 2))

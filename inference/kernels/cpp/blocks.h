@@ -37,9 +37,22 @@ struct Addition {
 
 // The additions of all adapters to one product, an adapter's one after the other.
 struct Additions {
+  int64_t adapters;                     // the last that has any
   int64_t width;                        // numbers that an adapter makes of a token, at most
   const int64_t *starts;                // adapter a's are [starts[a - 1], starts[a])
   const Addition *list;                 // null where there are none
+
+  // Of a table: how many adapters, the width, the starts, then the list; of none where it is null.
+  static Additions at(const int64_t *table) {
+    if (!table) return {};
+    return {table[0], table[1], table + 2, reinterpret_cast<const Addition *>(table + 3 + table[0])};
+  }
+};
+
+// The same for products by parts of a matrix, each of which has an input of its own: heads, experts.
+struct PartAdditions {
+  const int64_t *const *tables;         // one a part; null where no part has any
+  Additions of(int64_t part) const { return Additions::at(tables ? tables[part] : nullptr); }
 };
 
 // What a token attends to: those up to itself; all of its sequence, every token of which is in the step; or the source of
@@ -92,6 +105,8 @@ struct LatentLayer {
   Matrix output;                        // [hidden, H * value]
   const float *output_bias;             // or null
   void *cache;                          // [blocks, block_size, rank + rope]
+  Additions down_additions, query_up_additions, output_additions;
+  PartAdditions key_up_additions, value_up_additions;
   int64_t width() const { return rank + rope; }
   int64_t query() const { return heads * (nope + rope); }
   Matrix key_up_of(int64_t head) const {
@@ -132,6 +147,7 @@ struct Expert {
   int64_t width;
   Matrix gate_up;                       // [2 * room of the width, hidden]
   Matrix down;                          // [hidden, width]
+  Additions gate_up_additions, down_additions;
 };
 
 struct ExpertsLayer {
@@ -143,13 +159,17 @@ struct ExpertsLayer {
   Matrix router;                        // [experts, or one more, hidden]
   Matrix gate_up, down;                 // of all experts, one below the other, each with room for whole panels
   Matrix shared_gate_up, shared_down;
+  Additions router_additions, shared_gate_up_additions, shared_down_additions;
+  PartAdditions gate_up_additions, down_additions;
 
   // Expert `index` of the list; the shared one follows the others.
   Expert expert(int64_t index) const {
-    if (index == routing.experts) return {shared_width, shared_gate_up, shared_down};
+    if (index == routing.experts)
+      return {shared_width, shared_gate_up, shared_down, shared_gate_up_additions, shared_down_additions};
     const int64_t up = panels_of(width), panels = panels_of(hidden);
     return {width, {gate_up.panel(index * 2 * up), gate_up.format, 2 * up * PANEL, hidden},
-            {down.panel(index * panels), down.format, hidden, width}};
+            {down.panel(index * panels), down.format, hidden, width}, gate_up_additions.of(index),
+            down_additions.of(index)};
   }
 };
 
@@ -159,6 +179,7 @@ struct Head {
   float softcap;                        // bounds logits by a tanh; 0 for no bound
   const float *norm, *norm_bias;        // as in AttentionLayer
   Matrix weight;                        // [vocabulary, hidden]
+  Additions additions;
 };
 
 // What is wanted of the logits of R tokens. A row's best token is the first of those with the largest logit, or -1 where
@@ -184,7 +205,8 @@ struct Kernels {
   void (*experts_half)(Team &, const ExpertsLayer &, const Step &, float *x);
   // x [tokens, width] += norm(added), which is normed in place.
   void (*add_normed)(Team &, float *added, const float *norm, int64_t tokens, int64_t width, float eps, float *x);
-  void (*head)(Team &, const Head &, const float *x, int64_t tokens, const Choice &);
+  // `adapters` [tokens]: as those of a step.
+  void (*head)(Team &, const Head &, const float *x, int64_t tokens, const int32_t *adapters, const Choice &);
   void (*unpack)(const Matrix &, int64_t row, float *out);
   // Writes rows, float32 or (is_packed) of the format's own 16-bit elements, into a panel from its row `lane` on.
   void (*pack)(Format, const void *x, bool is_packed, int64_t rows, int64_t columns, int64_t lane, uint8_t *panel);

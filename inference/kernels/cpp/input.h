@@ -61,6 +61,9 @@ class Input {
   // Of a tile.
   int size(int64_t index) const { return index + 1 < tiles ? tile : last_; }
 
+  // A token's values as they were given.
+  const float *row(int64_t token) const { return x_ + (rows_ ? rows_[token] : token) * stride_; }
+
   // Tokens, and the room that the last tile has to spare.
   int64_t slots() const { return (tiles - 1) * tile + last_; }
 
@@ -86,8 +89,6 @@ class Input {
 
  private:
   static constexpr int64_t PIECE = 512;  // columns of a tile, or of a token, that a piece of work covers
-
-  const float *row(int64_t token) const { return x_ + (rows_ ? rows_[token] : token) * stride_; }
 
   // Of a tile's part of a block in `values_`.
   int64_t place(int64_t index, int64_t column) const {

@@ -8,10 +8,80 @@
 namespace KERNEL_ISA {
 namespace {
 
+// In one order, whoever calls it: a token's result does not depend on its neighbours.
+float dot(const float *a, const float *b, int64_t count) {
+  VecF sums[2] = {zero(), zero()};
+  int64_t i = 0;
+  for (; i + 2 * LANES <= count; i += 2 * LANES)
+    for (int part = 0; part < 2; part++) sums[part] += load(a + i + part * LANES) * load(b + i + part * LANES);
+  float sum = sum_lanes(sums[0] + sums[1]);
+  for (; i < count; i++) sum = multiply_add(a[i], b[i], sum);
+  return sum;
+}
+
+// What the adapters of its tokens add to a product; nothing where no token has one.
+class Adapting {
+ public:
+  // Makes room; to be called before threads share the work. `adapters` are those of the step's tokens, or null; `rows`
+  // says which of these the input's tokens are, where it has not all of them in their order.
+  void reserve(const Additions &additions, const int32_t *adapters, const Input &input, const int32_t *rows = nullptr) {
+    additions_ = additions, adapters_ = additions.list ? adapters : nullptr, rows_ = rows, tokens_ = input.tokens;
+    if (adapters_ && int64_t(low_.size()) < tokens_ * additions.width) low_.resize(tokens_ * additions.width);
+  }
+
+  // Pieces of work that `lower` can be asked for, in any order, by any thread, before the product.
+  int64_t pieces() const { return adapters_ ? tokens_ * blocks() : 0; }
+
+  // Of some of a token's input what its adapter makes of it.
+  void lower(int64_t piece, const Input &input) {
+    const int64_t token = piece / blocks(), begin = piece % blocks() * BLOCK, columns = input.columns;
+    each(token, [&](const Addition &part) {
+      const int64_t first = std::max(begin, part.offset), last = std::min(begin + BLOCK, part.offset + part.rank);
+      for (int64_t at = first; at < last; at++)
+        low_[token * additions_.width + at] = dot(part.down + (at - part.offset) * columns, input.row(token), columns);
+    });
+  }
+
+  // Adds to y, the panel of a token's product that begins at `row`.
+  void add(int64_t token, int64_t row, float *y) const {
+    if (!adapters_) return;
+    each(token, [&](const Addition &part) {
+      const int64_t panel = row / PANEL - part.first_panel;
+      if (panel < 0 || panel >= part.panels) return;
+      const float *low = low_.data() + token * additions_.width + part.offset;
+      const float *up = part.up + panel * part.rank * PANEL;
+      for (int64_t lane = 0; lane < PANEL; lane += LANES) {
+        VecF sum = zero();
+        for (int64_t k = 0; k < part.rank; k++) sum += load(up + k * PANEL + lane) * low[k];
+        store(y + lane, load(y + lane) + sum);
+      }
+    });
+  }
+
+ private:
+  static constexpr int64_t BLOCK = 8;  // numbers that a piece makes
+
+  int64_t blocks() const { return (additions_.width + BLOCK - 1) / BLOCK; }
+
+  template <class Work>
+  void each(int64_t token, const Work &work) const {
+    const int64_t adapter = adapters_[rows_ ? rows_[token] : token];
+    if (!adapter || adapter > additions_.adapters) return;
+    for (int64_t i = additions_.starts[adapter - 1]; i < additions_.starts[adapter]; i++) work(additions_.list[i]);
+  }
+
+  Additions additions_{};
+  const int32_t *adapters_ = nullptr, *rows_ = nullptr;
+  int64_t tokens_ = 0;
+  std::vector<float> low_;  // [tokens, width]
+};
+const Adapting unadapted;
+
 // An expert that tokens have chosen.
 struct Chosen {
   Expert expert;
   Input input, second;  // of its two products
+  Adapting adapting, adapting_second;
   float *gated;         // [its tokens, width]
   float *answers;       // [its tokens, hidden]
 };
@@ -19,11 +89,12 @@ struct Chosen {
 // Memory that lives from one call to the next; only one region runs at a time.
 struct Workspace {
   std::vector<float> normed, qkv, angles, attended, gate_up, gated, added, logits, weights, answers;
-  Input input, second, third;  // of a half's products
+  Input input, second, third;           // of a half's products
+  Adapting adapting, adapting_second, adapting_third;
   std::vector<Chosen> experts;
   std::vector<Input> heads, heads_second;
+  std::vector<Adapting> adapting_heads, adapting_heads_second;
   std::vector<float> queries, latents;
-  std::vector<float> low, second_low;  // what adapters' down matrices make of a half's two inputs
   std::vector<int32_t> chosen, rows;
 };
 Workspace workspace;
@@ -51,69 +122,6 @@ class Lists {
   std::vector<int64_t> ends_;
 };
 
-// In one order, whoever calls it: a token's result does not depend on its neighbours.
-float dot(const float *a, const float *b, int64_t count) {
-  VecF sums[2] = {zero(), zero()};
-  int64_t i = 0;
-  for (; i + 2 * LANES <= count; i += 2 * LANES)
-    for (int part = 0; part < 2; part++) sums[part] += load(a + i + part * LANES) * load(b + i + part * LANES);
-  float sum = sum_lanes(sums[0] + sums[1]);
-  for (; i < count; i++) sum = multiply_add(a[i], b[i], sum);
-  return sum;
-}
-
-// What the adapters of a step's tokens add to a product; nothing where no token has one.
-class Adapting {
- public:
-  // To be made before threads share the work.
-  Adapting() = default;
-  Adapting(const Additions &additions, const Step &step, std::vector<float> &buffer) {
-    if (!step.adapters || !additions.list) return;
-    additions_ = &additions, adapters_ = step.adapters;
-    low_ = sized(buffer, step.tokens * additions.width);
-  }
-
-  // Of each token's input, x [tokens, columns], what its adapter makes of it: a phase, to come before the product.
-  void lower(Member &me, const float *x, int64_t tokens, int64_t columns) const {
-    if (!additions_) return;
-    const int64_t width = additions_->width;
-    me.share(tokens * width, 8, [&](int64_t i) {
-      const int64_t token = i / width, place = i % width;
-      each(token, [&](const Addition &part) {
-        const int64_t row = place - part.offset;
-        if (row >= 0 && row < part.rank) low_[i] = dot(part.down + row * columns, x + token * columns, columns);
-      });
-    });
-  }
-
-  // Adds to y, the panel of a token's product that begins at `row`.
-  void add(int64_t token, int64_t row, float *y) const {
-    if (!additions_) return;
-    each(token, [&](const Addition &part) {
-      const int64_t panel = row / PANEL - part.first_panel;
-      if (panel < 0 || panel >= part.panels) return;
-      const float *low = low_ + token * additions_->width + part.offset, *up = part.up + panel * part.rank * PANEL;
-      for (int64_t lane = 0; lane < PANEL; lane += LANES) {
-        VecF sum = zero();
-        for (int64_t k = 0; k < part.rank; k++) sum += load(up + k * PANEL + lane) * low[k];
-        store(y + lane, load(y + lane) + sum);
-      }
-    });
-  }
-
- private:
-  template <class Work>
-  void each(int64_t token, const Work &work) const {
-    const int64_t adapter = adapters_[token];
-    if (!adapter) return;
-    for (int64_t i = additions_->starts[adapter - 1]; i < additions_->starts[adapter]; i++) work(additions_->list[i]);
-  }
-
-  const Additions *additions_ = nullptr;
-  const int32_t *adapters_ = nullptr;
-  float *low_ = nullptr;  // [tokens, width]
-};
-
 // Panels that a thread takes at a time: as many as read x while it is near, and as one call of the kernels takes.
 int64_t panels_at_once(const Input &input) { return input.tiles == 1 ? 4 : 8; }
 
@@ -126,16 +134,23 @@ void expect(Member &me, const Matrix &w, const Input &input) {
   if (input.tiles == 1) me.expect(w.data, std::min(MOST, 4 * panel_bytes(w.format, w.columns)));
 }
 
-// Arranges x, of `Input::reserve`.
-void arrange(Member &me, Input &input) {
-  if (input.pieces()) me.share(input.pieces(), 1, [&](int64_t piece) { input.arrange(piece); });
+// A piece of the work that comes before a product.
+void prepare(Input &input, Adapting &adapting, int64_t piece) {
+  if (piece < input.pieces()) input.arrange(piece);
+  else adapting.lower(piece - input.pieces(), input);
+}
+
+// Arranges x, of `Input::reserve`, and makes of it what adapters do.
+void arrange(Member &me, Input &input, Adapting &adapting) {
+  const int64_t pieces = input.pieces() + adapting.pieces();
+  if (pieces) me.share(pieces, 1, [&](int64_t piece) { prepare(input, adapting, piece); });
 }
 
 // Calls finish(row, rows, token, y) for every 16 rows or fewer of some panels and every token, with
 // y [rows] = x W^T.
 template <class Finish>
 void product_panels(const Matrix &w, const Input &input, int64_t first, int64_t panels, const Finish &finish,
-                    const Adapting &adapting = {}) {
+                    const Adapting &adapting = unadapted) {
   float *buffer = sized(sums, panels * input.slots() * PANEL);
   linear_range({w, first, panels, input, buffer}, scratch);
   // Token by token, because a token's rows are neighbours where they are written to.
@@ -149,14 +164,14 @@ void product_panels(const Matrix &w, const Input &input, int64_t first, int64_t 
 }
 
 template <class Finish>
-void linear_phase(Member &me, const Matrix &w, Input &input, const Finish &finish, const Adapting &adapting = {}) {
+void linear_phase(Member &me, const Matrix &w, Input &input, const Finish &finish, const Adapting &adapting = unadapted) {
   me.share_runs(w.panels(), panels_at_once(input), panels_together(input),
                 [&](int64_t first, int64_t panels) { product_panels(w, input, first, panels, finish, adapting); });
 }
 
 // out [tokens, rows] = x W^T + bias + residual, of which the last two may be null.
 void linear_into(Member &me, const Matrix &w, Input &input, const float *bias, const float *residual, float *out,
-                 const Adapting &adapting = {}) {
+                 const Adapting &adapting = unadapted) {
   const auto finish = [&](int64_t row, int64_t rows, int64_t token, const float *y) {
     const int64_t at = token * w.rows + row;
     for (int64_t r = 0; r < rows; r++) {
@@ -168,13 +183,13 @@ void linear_into(Member &me, const Matrix &w, Input &input, const float *bias, c
 }
 
 // The same for several products at once: `input_of(i)` is the input of the one that is called i.
-template <class InputOf>
-void arrange_all(Member &me, int64_t count, const InputOf &input_of) {
+template <class InputOf, class AdaptingOf>
+void arrange_all(Member &me, int64_t count, const InputOf &input_of, const AdaptingOf &adapting_of) {
   Lists pieces;
-  for (int64_t i = 0; i < count; i++) pieces.add(input_of(i).pieces());
+  for (int64_t i = 0; i < count; i++) pieces.add(input_of(i).pieces() + adapting_of(i).pieces());
   if (!pieces.total()) return;
   me.share(pieces.total(), 1, [&](int64_t at) {
-    pieces.find(at, [&](int64_t i, int64_t piece) { input_of(i).arrange(piece); });
+    pieces.find(at, [&](int64_t i, int64_t piece) { prepare(input_of(i), adapting_of(i), piece); });
   });
 }
 
@@ -246,8 +261,9 @@ void attention_phase(Member &me, const AttentionLayer &layer, const Step &step, 
 void linear(Team &team, const Matrix &w, const float *x, int64_t tokens, const float *bias, const float *residual,
             float *out) {
   workspace.input.reserve(w, x, tokens);
+  workspace.adapting.reserve({}, nullptr, workspace.input);
   team.run([&](Member &me) {
-    arrange(me, workspace.input);
+    arrange(me, workspace.input, workspace.adapting);
     linear_into(me, w, workspace.input, bias, residual, out);
   });
 }
@@ -268,8 +284,8 @@ void attention_half(Team &team, const AttentionLayer &layer, const Step &step, f
   workspace.input.reserve(layer.qkv, normed, tokens);
   const bool attends = layer.scope != STORE;
   if (attends) workspace.second.reserve(layer.output, attended, tokens);
-  const Adapting qkv_adapting(layer.qkv_additions, step, workspace.low);
-  const Adapting output_adapting(layer.output_additions, step, workspace.second_low);
+  workspace.adapting.reserve(layer.qkv_additions, step.adapters, workspace.input);
+  if (attends) workspace.adapting_second.reserve(layer.output_additions, step.adapters, workspace.second);
   team.run([&](Member &me) {
     expect(me, layer.qkv, workspace.input);
     if (!is_turned)
@@ -277,15 +293,14 @@ void attention_half(Team &team, const AttentionLayer &layer, const Step &step, f
         turn(layer.rotation, step.positions[t], layer.head_size, angles + t * layer.head_size);
       });
     norm_phase(me, x, layer.norm, layer.norm_bias, tokens, layer.hidden, layer.eps, normed);
-    arrange(me, workspace.input);
-    qkv_adapting.lower(me, normed, tokens, layer.hidden);
+    arrange(me, workspace.input, workspace.adapting);
     if (attends) expect(me, layer.output, workspace.input);
-    linear_into(me, layer.qkv, workspace.input, layer.qkv_bias, nullptr, qkv, qkv_adapting);
+    linear_into(me, layer.qkv, workspace.input, layer.qkv_bias, nullptr, qkv, workspace.adapting);
     attention_phase(me, layer, step, qkv, attended);
     if (!attends) return;
-    arrange(me, workspace.second);
-    output_adapting.lower(me, attended, tokens, layer.output.columns);
-    add_linear(me, layer.output, workspace.second, layer.output_bias, layer.post_norm, layer.eps, step, x, output_adapting);
+    arrange(me, workspace.second, workspace.adapting_second);
+    add_linear(me, layer.output, workspace.second, layer.output_bias, layer.post_norm, layer.eps, step, x,
+               workspace.adapting_second);
   });
 }
 
@@ -320,16 +335,16 @@ void turn_queries_phase(Member &me, const LatentLayer &layer, int64_t tokens, co
 
 // A product for each head, of inputs that have been `Input::reserve`d: finish(head, row, rows, token, y).
 template <class MatrixOf, class Finish>
-void heads_phase(Member &me, std::vector<Input> &inputs, int64_t heads, const MatrixOf &matrix_of,
-                 const Finish &finish) {
+void heads_phase(Member &me, std::vector<Input> &inputs, std::vector<Adapting> &adapting, int64_t heads,
+                 const MatrixOf &matrix_of, const Finish &finish) {
   const auto input = [&](int64_t head) -> Input & { return inputs[head]; };
-  arrange_all(me, heads, input);
+  arrange_all(me, heads, input, [&](int64_t head) -> Adapting & { return adapting[head]; });
   const auto panels_in = [&](int64_t head) { return matrix_of(head).panels(); };
   share_panels(me, heads, input, panels_in, [&](int64_t head, int64_t first, int64_t panels) {
     const auto finish_head = [&](int64_t row, int64_t rows, int64_t token, const float *y) {
       finish(head, row, rows, token, y);
     };
-    product_panels(matrix_of(head), inputs[head], first, panels, finish_head);
+    product_panels(matrix_of(head), inputs[head], first, panels, finish_head, adapting[head]);
   });
 }
 
@@ -364,12 +379,22 @@ void latent_half(Team &team, const LatentLayer &layer, const Step &step, float *
   step.turned = layer.rotation;
   workspace.input.reserve(layer.down, normed, tokens);
   workspace.second.reserve(layer.output, attended, tokens);
-  if (layer.query_rank) workspace.third.reserve(layer.query_up, down, tokens, nullptr, layer.down.rows);
-  if (int64_t(workspace.heads.size()) < heads) workspace.heads.resize(heads), workspace.heads_second.resize(heads);
+  workspace.adapting.reserve(layer.down_additions, step.adapters, workspace.input);
+  workspace.adapting_second.reserve(layer.output_additions, step.adapters, workspace.second);
+  if (layer.query_rank) {
+    workspace.third.reserve(layer.query_up, down, tokens, nullptr, layer.down.rows);
+    workspace.adapting_third.reserve(layer.query_up_additions, step.adapters, workspace.third);
+  }
+  if (int64_t(workspace.heads.size()) < heads) {
+    workspace.heads.resize(heads), workspace.heads_second.resize(heads);
+    workspace.adapting_heads.resize(heads), workspace.adapting_heads_second.resize(heads);
+  }
   for (int64_t h = 0; h < heads; h++) {
-    workspace.heads[h].reserve(layer.key_up_of(h), projected + h * (layer.nope + layer.rope), tokens, nullptr, stride);
-    workspace.heads_second[h].reserve(layer.value_up_of(h), latents + h * layer.rank, tokens, nullptr,
-                                      heads * layer.rank);
+    Input &query = workspace.heads[h], &latent = workspace.heads_second[h];
+    query.reserve(layer.key_up_of(h), projected + h * (layer.nope + layer.rope), tokens, nullptr, stride);
+    latent.reserve(layer.value_up_of(h), latents + h * layer.rank, tokens, nullptr, heads * layer.rank);
+    workspace.adapting_heads[h].reserve(layer.key_up_additions.of(h), step.adapters, query);
+    workspace.adapting_heads_second[h].reserve(layer.value_up_additions.of(h), step.adapters, latent);
   }
   team.run([&](Member &me) {
     expect(me, layer.down, workspace.input);
@@ -378,27 +403,30 @@ void latent_half(Team &team, const LatentLayer &layer, const Step &step, float *
         turn(layer.rotation, step.positions[t], layer.rope, angles + t * layer.rope);
       });
     norm_phase(me, x, layer.norm, nullptr, tokens, layer.hidden, layer.eps, normed);
-    arrange(me, workspace.input);
-    linear_into(me, layer.down, workspace.input, layer.down_bias, nullptr, down);
+    arrange(me, workspace.input, workspace.adapting);
+    linear_into(me, layer.down, workspace.input, layer.down_bias, nullptr, down, workspace.adapting);
     latent_phase(me, layer, step, down);
     if (layer.query_rank) {
-      arrange(me, workspace.third);
-      linear_into(me, layer.query_up, workspace.third, nullptr, nullptr, projected);
+      arrange(me, workspace.third, workspace.adapting_third);
+      linear_into(me, layer.query_up, workspace.third, nullptr, nullptr, projected, workspace.adapting_third);
     }
     turn_queries_phase(me, layer, tokens, projected, stride, queries);
-    heads_phase(me, workspace.heads, heads, [&](int64_t head) { return layer.key_up_of(head); },
+    heads_phase(me, workspace.heads, workspace.adapting_heads, heads,
+                [&](int64_t head) { return layer.key_up_of(head); },
                 [&](int64_t head, int64_t row, int64_t rows, int64_t token, const float *y) {
                   float *to = queries + (token * heads + head) * width + row;
                   for (int64_t r = 0; r < rows; r++) to[r] = y[r] * layer.scale;
                 });
     expect(me, layer.output, workspace.second);
     attend_latents_phase(me, layer, step, queries, latents);
-    heads_phase(me, workspace.heads_second, heads, [&](int64_t head) { return layer.value_up_of(head); },
+    heads_phase(me, workspace.heads_second, workspace.adapting_heads_second, heads,
+                [&](int64_t head) { return layer.value_up_of(head); },
                 [&](int64_t head, int64_t row, int64_t rows, int64_t token, const float *y) {
                   std::copy_n(y, rows, attended + (token * heads + head) * layer.value + row);
                 });
-    arrange(me, workspace.second);
-    linear_into(me, layer.output, workspace.second, layer.output_bias, step.adds_residual ? x : nullptr, x);
+    arrange(me, workspace.second, workspace.adapting_second);
+    linear_into(me, layer.output, workspace.second, layer.output_bias, step.adds_residual ? x : nullptr, x,
+                workspace.adapting_second);
   });
 }
 
@@ -427,7 +455,7 @@ void activate(Activation kind, const float *gate, const float *up, int64_t count
 
 // Panels [first, first + panels) of gate, and those of up, which begin `room` panels on: only their product is written.
 void gated_panels(const Matrix &gate_up, int64_t room, int64_t width, const float *gate_bias, Activation activation,
-                  const Input &input, int64_t first, int64_t panels, float *gated, const Adapting &adapting = {}) {
+                  const Input &input, int64_t first, int64_t panels, float *gated, const Adapting &adapting = unadapted) {
   const float *up_bias = gate_bias ? gate_bias + width : nullptr;
   const int64_t size = panels * input.slots() * PANEL;
   float *gate = sized(sums, 2 * size), *up = gate + size;
@@ -487,19 +515,19 @@ void feed_forward_half(Team &team, const FeedForwardLayer &layer, const Step &st
   float *gated = sized(workspace.gated, tokens * layer.width);
   workspace.input.reserve(layer.gate_up, normed, tokens);
   workspace.second.reserve(layer.down, gated, tokens);
-  const Adapting gate_up_adapting(layer.gate_up_additions, step, workspace.low);
-  const Adapting down_adapting(layer.down_additions, step, workspace.second_low);
+  const Adapting &adapting = workspace.adapting;
+  workspace.adapting.reserve(layer.gate_up_additions, step.adapters, workspace.input);
+  workspace.adapting_second.reserve(layer.down_additions, step.adapters, workspace.second);
   team.run([&](Member &me) {
     expect(me, layer.gate_up, workspace.input);
     norm_phase(me, x, layer.norm, layer.norm_bias, tokens, layer.hidden, layer.eps, normed);
-    arrange(me, workspace.input);
-    gate_up_adapting.lower(me, normed, tokens, layer.hidden);
-    if (!layer.gated) ungated_phase(me, layer, workspace.input, gated, gate_up_adapting);
-    else if (is_grouped) gated_phase(me, layer, workspace.input, gated, gate_up_adapting);
-    else ungrouped_gated_phase(me, layer, workspace.input, gate_up, gated, gate_up_adapting);
-    arrange(me, workspace.second);
-    down_adapting.lower(me, gated, tokens, layer.width);
-    add_linear(me, layer.down, workspace.second, layer.down_bias, layer.post_norm, layer.eps, step, x, down_adapting);
+    arrange(me, workspace.input, workspace.adapting);
+    if (!layer.gated) ungated_phase(me, layer, workspace.input, gated, adapting);
+    else if (is_grouped) gated_phase(me, layer, workspace.input, gated, adapting);
+    else ungrouped_gated_phase(me, layer, workspace.input, gate_up, gated, adapting);
+    arrange(me, workspace.second, workspace.adapting_second);
+    add_linear(me, layer.down, workspace.second, layer.down_bias, layer.post_norm, layer.eps, step, x,
+               workspace.adapting_second);
   });
 }
 
@@ -522,8 +550,8 @@ void route_phase(Member &me, const ExpertsLayer &layer, int64_t tokens, int64_t 
 
 // Sorts tokens by expert: fills the workspace's experts that are chosen at all, and replaces each entry of `chosen` by
 // the row of the answer. The number of these experts.
-int64_t group_by_expert(const ExpertsLayer &layer, int64_t tokens, int64_t taken, const float *normed) {
-  const int64_t pairs = tokens * taken, all = layer.routing.experts + 1;
+int64_t group_by_expert(const ExpertsLayer &layer, const Step &step, int64_t taken, const float *normed) {
+  const int64_t pairs = step.tokens * taken, all = layer.routing.experts + 1;
   workspace.rows.resize(pairs);
   std::vector<int64_t> counts(all), next(all);
   for (int64_t i = 0; i < pairs; i++) counts[workspace.chosen[i]]++;
@@ -536,8 +564,11 @@ int64_t group_by_expert(const ExpertsLayer &layer, int64_t tokens, int64_t taken
     if (int64_t(workspace.experts.size()) == used) workspace.experts.emplace_back();
     Chosen &chosen = workspace.experts[used++];
     chosen.expert = layer.expert(e), chosen.gated = gated, chosen.answers = answers + first * layer.hidden;
-    chosen.input.reserve(chosen.expert.gate_up, normed, counts[e], workspace.rows.data() + first);
+    const int32_t *rows = workspace.rows.data() + first;
+    chosen.input.reserve(chosen.expert.gate_up, normed, counts[e], rows);
     chosen.second.reserve(chosen.expert.down, gated, counts[e]);
+    chosen.adapting.reserve(chosen.expert.gate_up_additions, step.adapters, chosen.input, rows);
+    chosen.adapting_second.reserve(chosen.expert.down_additions, step.adapters, chosen.second, rows);
     gated += counts[e] * chosen.expert.width, first += counts[e];
   }
   for (int64_t i = 0; i < pairs; i++) {
@@ -552,19 +583,21 @@ void experts_phases(Member &me, int64_t experts) {
   const auto chosen = [](int64_t e) -> Chosen & { return workspace.experts[e]; };
   const auto input = [&](int64_t e) -> Input & { return chosen(e).input; };
   const auto second = [&](int64_t e) -> Input & { return chosen(e).second; };
-  arrange_all(me, experts, input);
+  arrange_all(me, experts, input, [&](int64_t e) -> Adapting & { return chosen(e).adapting; });
   const auto room = [&](int64_t e) { return panels_of(chosen(e).expert.width); };
   share_panels(me, experts, input, room, [&](int64_t e, int64_t first, int64_t panels) {
     const Expert &expert = chosen(e).expert;
-    gated_panels(expert.gate_up, room(e), expert.width, nullptr, SILU, input(e), first, panels, chosen(e).gated);
+    gated_panels(expert.gate_up, room(e), expert.width, nullptr, SILU, input(e), first, panels, chosen(e).gated,
+                 chosen(e).adapting);
   });
-  arrange_all(me, experts, second);
+  arrange_all(me, experts, second, [&](int64_t e) -> Adapting & { return chosen(e).adapting_second; });
   const auto down = [&](int64_t e) { return chosen(e).expert.down.panels(); };
   share_panels(me, experts, second, down, [&](int64_t e, int64_t first, int64_t panels) {
     const Matrix &w = chosen(e).expert.down;
-    product_panels(w, second(e), first, panels, [&](int64_t row, int64_t rows, int64_t token, const float *y) {
+    const auto finish = [&](int64_t row, int64_t rows, int64_t token, const float *y) {
       std::copy_n(y, rows, chosen(e).answers + token * w.rows + row);
-    });
+    };
+    product_panels(w, second(e), first, panels, finish, chosen(e).adapting_second);
   });
 }
 
@@ -592,13 +625,14 @@ void experts_half(Team &team, const ExpertsLayer &layer, const Step &step, float
   sized(workspace.weights, tokens * taken);
   workspace.chosen.resize(tokens * taken);
   workspace.input.reserve(layer.router, normed, tokens);
+  workspace.adapting.reserve(layer.router_additions, step.adapters, workspace.input);
   team.run([&](Member &me) {
     norm_phase(me, x, layer.norm, nullptr, tokens, layer.hidden, layer.eps, normed);
-    arrange(me, workspace.input);
-    linear_into(me, layer.router, workspace.input, nullptr, nullptr, logits);
+    arrange(me, workspace.input, workspace.adapting);
+    linear_into(me, layer.router, workspace.input, nullptr, nullptr, logits, workspace.adapting);
     route_phase(me, layer, tokens, taken);
   });
-  const int64_t experts = group_by_expert(layer, tokens, taken, normed);
+  const int64_t experts = group_by_expert(layer, step, taken, normed);
   team.run([&](Member &me) {
     experts_phases(me, experts);
     sum_phase(me, step, taken, layer.hidden, x);
@@ -634,18 +668,19 @@ struct Best {
   }
 };
 
-void head(Team &team, const Head &layer, const float *x, int64_t tokens, const Choice &choice) {
+void head(Team &team, const Head &layer, const float *x, int64_t tokens, const int32_t *adapters, const Choice &choice) {
   float *normed = sized(workspace.normed, tokens * layer.hidden);
   for (int64_t t = 0; t < tokens; t++)
     norm_row(x + t * layer.hidden, layer.norm, layer.norm_bias, layer.hidden, layer.eps, normed + t * layer.hidden);
   workspace.input.reserve(layer.weight, normed, tokens);
+  workspace.adapting.reserve(layer.additions, adapters, workspace.input);
   std::vector<float *> logits(tokens, nullptr);
   for (int64_t s = 0; s < choice.logit_count; s++)
     logits[choice.logit_rows[s]] = choice.logits + s * layer.weight.rows;
   std::vector<std::vector<Best>> best(team.size(), std::vector<Best>(tokens));
   team.run([&](Member &me) {
-    arrange(me, workspace.input);
-    linear_phase(me, layer.weight, workspace.input, [&](int64_t row, int64_t rows, int64_t token, const float *y) {
+    arrange(me, workspace.input, workspace.adapting);
+    const auto finish = [&](int64_t row, int64_t rows, int64_t token, const float *y) {
       alignas(64) float capped[PANEL];
       if (layer.softcap > 0) {
         for (int64_t i = 0; i < PANEL; i += LANES) store(capped + i, softcap(load(y + i), layer.softcap));
@@ -653,7 +688,8 @@ void head(Team &team, const Head &layer, const float *x, int64_t tokens, const C
       }
       best[me.thread()][token].see(y, row, rows);
       if (logits[token]) std::copy_n(y, rows, logits[token] + row);
-    });
+    };
+    linear_phase(me, layer.weight, workspace.input, finish, workspace.adapting);
   });
   for (int64_t token = 0; token < tokens; token++) {
     for (int thread = 1; thread < team.size(); thread++) best[0][token].merge(best[thread][token]);

@@ -128,12 +128,8 @@ class Record {
     const Format format = Format(number());
     return {at<const uint8_t>(), format, rows, columns};
   }
-  // The address of: how many adapters, the width, the starts, then the list; 0 for none.
-  Additions additions() {
-    const int64_t *table = at<const int64_t>();
-    if (!table) return {};
-    return {table[1], table + 2, reinterpret_cast<const Addition *>(table + 3 + table[0])};
-  }
+  Additions additions() { return Additions::at(at<const int64_t>()); }
+  PartAdditions part_additions() { return {at<const int64_t *const>()}; }
 
  private:
   const int64_t *next_;
@@ -174,6 +170,9 @@ LatentLayer latent_layer(Record record) {
   layer.value_up = record.matrix(layer.heads * panels_of(layer.value) * PANEL, layer.rank);
   layer.output = record.matrix(layer.hidden, layer.heads * layer.value), layer.output_bias = record.at<const float>();
   layer.cache = record.at<void>();
+  layer.down_additions = record.additions(), layer.query_up_additions = record.additions();
+  layer.key_up_additions = record.part_additions(), layer.value_up_additions = record.part_additions();
+  layer.output_additions = record.additions();
   return layer;
 }
 
@@ -205,10 +204,19 @@ ExpertsLayer experts_layer(Record record) {
   layer.down = record.matrix(routing.experts * room(layer.hidden), layer.width);
   layer.shared_gate_up = record.matrix(2 * room(layer.shared_width), layer.hidden);
   layer.shared_down = record.matrix(layer.hidden, layer.shared_width);
+  layer.router_additions = record.additions();
+  layer.gate_up_additions = record.part_additions(), layer.down_additions = record.part_additions();
+  layer.shared_gate_up_additions = record.additions(), layer.shared_down_additions = record.additions();
   return layer;
 }
 
-constexpr int64_t RECORD = 32;  // numbers a record
+constexpr int64_t RECORD = 40;  // numbers a record
+
+// Numbers of adapters [tokens]; null where no token has one.
+const int32_t *if_any(const int32_t *adapters, int64_t tokens) {
+  const auto is_one = [](int32_t adapter) { return adapter != 0; };
+  return std::any_of(adapters, adapters + tokens, is_one) ? adapters : nullptr;
+}
 
 // Of the first five inputs of an operator on halves.
 Step step_of(void **p, int64_t **shapes) {
@@ -216,6 +224,14 @@ Step step_of(void **p, int64_t **shapes) {
   step.tokens = shapes[0][0], step.sequences = shapes[4][0] - 1, step.table_width = shapes[3][1];
   step.positions = as<const int32_t>(p[1]), step.slots = as<const int32_t>(p[2]);
   step.block_tables = as<const int32_t>(p[3]), step.query_starts = as<const int32_t>(p[4]);
+  return step;
+}
+
+// Of the first seven inputs of an operator on halves that attend to sources.
+Step cross_step_of(void **p, int64_t **shapes) {
+  Step step = step_of(p, shapes);
+  step.cross_width = shapes[5][1];
+  step.cross_tables = as<const int32_t>(p[5]), step.cross_lengths = as<const int32_t>(p[6]);
   return step;
 }
 
@@ -256,6 +272,27 @@ int32_t run_halves(const int64_t *program, int64_t numbers, Step step, float *x)
     if (!group->sum(norm ? partial.data() : x, step.tokens * hidden)) return -1;
     if (norm) kernels->add_normed(team(), partial.data(), norm, step.tokens, hidden, eps, x);
   }
+  return 0;
+}
+
+// What `output_head` does; `adapters` [T], or null.
+int run_head(void **p, int64_t **shapes, const int32_t *adapters, float *out) {
+  Record record(as<const int64_t>(p[3]));
+  Head layer{};
+  layer.hidden = record.number(), layer.eps = record.real(), layer.softcap = record.real();
+  layer.norm = record.at<const float>(), layer.norm_bias = record.at<const float>();
+  layer.weight = record.matrix(shapes[4][0], layer.hidden), layer.additions = record.additions();
+  const int32_t *wanted = as<const int32_t>(p[1]);
+  const int64_t tokens = shapes[1][0];
+  std::vector<float> rows(tokens * layer.hidden);
+  std::vector<int32_t> own(adapters ? tokens : 0);
+  for (int64_t t = 0; t < tokens; t++) {
+    std::memcpy(rows.data() + t * layer.hidden, as<const float>(p[0]) + wanted[t] * layer.hidden, layer.hidden * 4);
+    if (adapters) own[t] = adapters[wanted[t]];
+  }
+  const Choice choice{as<const int32_t>(p[2]) + 1, shapes[2][0] - 1, out, out + tokens, out + 2 * tokens};
+  const Lock lock(one_call);
+  kernels->head(team(), layer, rows.data(), tokens, adapters ? if_any(own.data(), tokens) : nullptr, choice);
   return 0;
 }
 
@@ -356,9 +393,7 @@ int halves(int n, void **p, int *ranks, int64_t **shapes, const char **types, vo
 int cross_halves(int n, void **p, int *ranks, int64_t **shapes, const char **types, void *stream, void *extra) {
   if (n != 9) return 1;
   std::memcpy(p[8], p[0], shapes[0][0] * shapes[0][1] * 4);
-  Step step = step_of(p, shapes);
-  step.cross_width = shapes[5][1];
-  step.cross_tables = as<const int32_t>(p[5]), step.cross_lengths = as<const int32_t>(p[6]);
+  const Step step = cross_step_of(p, shapes);
   return run_halves(as<const int64_t>(p[7]), shapes[7][0], step, as<float>(p[8]));
 }
 
@@ -367,30 +402,29 @@ int adapted_halves(int n, void **p, int *ranks, int64_t **shapes, const char **t
   if (n != 8) return 1;
   std::memcpy(p[7], p[0], shapes[0][0] * shapes[0][1] * 4);
   Step step = step_of(p, shapes);
-  const int32_t *adapters = as<const int32_t>(p[5]);
-  if (std::any_of(adapters, adapters + step.tokens, [](int32_t adapter) { return adapter != 0; })) step.adapters = adapters;
+  step.adapters = if_any(as<const int32_t>(p[5]), step.tokens);
   return run_halves(as<const int64_t>(p[6]), shapes[6][0], step, as<float>(p[7]));
 }
 
+// Inputs: those of `cross_halves` up to 6, 7 adapters, 8 program; output 9.
+int adapted_cross_halves(int n, void **p, int *ranks, int64_t **shapes, const char **types, void *stream, void *extra) {
+  if (n != 10) return 1;
+  std::memcpy(p[9], p[0], shapes[0][0] * shapes[0][1] * 4);
+  Step step = cross_step_of(p, shapes);
+  step.adapters = if_any(as<const int32_t>(p[7]), step.tokens);
+  return run_halves(as<const int64_t>(p[8]), shapes[8][0], step, as<float>(p[9]));
+}
+
 // Inputs: 0 x, 1 tokens wanted [R], 2 of these those whose logits are wanted, after a number that is not read [1 + S],
-// 3 record: hidden, eps, soft cap, norm, its bias, weight, 4 as many bytes as there are tokens in the vocabulary, not
-// read; output 5: best tokens [R], their logits [R], then logits [S, vocabulary].
+// 3 record: hidden, eps, soft cap, norm, its bias, weight, additions, 4 as many bytes as there are tokens in the
+// vocabulary, not read; output 5: best tokens [R], their logits [R], then logits [S, vocabulary].
 int output_head(int n, void **p, int *ranks, int64_t **shapes, const char **types, void *stream, void *extra) {
-  if (n != 6) return 1;
-  Record record(as<const int64_t>(p[3]));
-  Head layer{};
-  layer.hidden = record.number(), layer.eps = record.real(), layer.softcap = record.real();
-  layer.norm = record.at<const float>(), layer.norm_bias = record.at<const float>();
-  layer.weight = record.matrix(shapes[4][0], layer.hidden);
-  const int32_t *wanted = as<const int32_t>(p[1]);
-  const int64_t tokens = shapes[1][0];
-  std::vector<float> rows(tokens * layer.hidden);
-  for (int64_t t = 0; t < tokens; t++)
-    std::memcpy(rows.data() + t * layer.hidden, as<const float>(p[0]) + wanted[t] * layer.hidden, layer.hidden * 4);
-  float *out = as<float>(p[5]);
-  const Lock lock(one_call);
-  kernels->head(team(), layer, rows.data(), tokens, {as<const int32_t>(p[2]) + 1, shapes[2][0] - 1, out, out + tokens, out + 2 * tokens});
-  return 0;
+  return n == 6 ? run_head(p, shapes, nullptr, as<float>(p[5])) : 1;
+}
+
+// The same; 5 adapters [T], output 6.
+int adapted_output_head(int n, void **p, int *ranks, int64_t **shapes, const char **types, void *stream, void *extra) {
+  return n == 7 ? run_head(p, shapes, as<const int32_t>(p[5]), as<float>(p[6])) : 1;
 }
 
 // Inputs: 0 tokens, 1 record: weight, the first token and how many there are, the group whose ranks have the others or 0,
@@ -428,10 +462,18 @@ std::vector<int64_t> adapted_halvesInferShape(int *ranks, int64_t **shapes, AotE
   return {shapes[0][0], shapes[0][1]};
 }
 
+std::vector<int64_t> adapted_cross_halvesInferShape(int *ranks, int64_t **shapes, AotExtra *extra) {
+  return {shapes[0][0], shapes[0][1]};
+}
+
 std::vector<int64_t> output_headInferShape(int *ranks, int64_t **shapes, AotExtra *extra) {
   // Dimensions that are not known yet are negative.
   if (shapes[1][0] < 0 || shapes[2][0] < 0) return {-1};
   return {2 * shapes[1][0] + (shapes[2][0] - 1) * shapes[4][0]};
+}
+
+std::vector<int64_t> adapted_output_headInferShape(int *ranks, int64_t **shapes, AotExtra *extra) {
+  return output_headInferShape(ranks, shapes, extra);
 }
 
 }  // extern "C"
