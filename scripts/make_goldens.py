@@ -688,6 +688,8 @@ def chosen_experts(model: Any, tokens: list[int]) -> list[torch.Tensor]:
 
 
 def routers(model: Any) -> list[torch.nn.Module]:
+    if not isinstance(model, torch.nn.Module):
+        return []  # of the reference models none has experts
     return [module for module in model.modules() if type(module).__name__.lower().endswith("topkrouter")]
 
 
