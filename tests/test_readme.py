@@ -118,7 +118,7 @@ def test_flags_that_the_pages_name_exist():
         ),
         # Of the harness and its entry.
         *("--add", "--converted", "--model", "--prompts", "--task", "--dtype", "--slots", "--reps"),
-        *("--resume", "--no_echo"),
+        *("--resume", "--retry_failed", "--no_echo"),
         # Of msrun.
         *("--worker_num", "--local_worker_num"),
         *(option for parameter in launcher_command(print).params for option in parameter.opts),
