@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 from inference.metrics import RunMetrics, peak_memory
-from inference.models.checkpoint import StoredTensor
+from inference.models.stored import StoredTensor
 from inference.models.weights import Pairs
 
 # A checkpoint that loads in a blink needs no bar.

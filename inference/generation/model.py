@@ -28,12 +28,12 @@ from inference.generation.text import AnswerRow, EncodedPrompt, Encoder
 from inference.kernels.formats import Format
 from inference.metrics import RunMetrics
 from inference.models import cache
-from inference.models.checkpoint import StoredTensor
 from inference.models.coded import describe
 from inference.models.ranks import LeadingRunner, agree_on_blocks
 from inference.models.runner import ModelRunner, StepModel
 from inference.models.shards import Pairs, Shard
 from inference.models.source import ModelSource, resolve
+from inference.models.stored import StoredTensor
 from inference.models.t5_config import AnyConfig, T5Config
 from inference.models.weights import quantised_tensors, stored_format, weight_bytes
 from inference.parallel.start import Ranks

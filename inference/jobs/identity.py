@@ -16,8 +16,8 @@ from typing import Any
 from inference.config import GenerationConfig
 from inference.inputs import RowStream
 from inference.models.adapters import Adapter
-from inference.models.checkpoint import StoredTensor
 from inference.models.source import ModelSource
+from inference.models.stored import StoredTensor
 from inference.models.weights import Pairs
 from inference.tokenizer import Tokenizer
 

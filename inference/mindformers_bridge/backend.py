@@ -29,9 +29,9 @@ from inference.generation.model import GenerativeModel
 from inference.generation.sampler import choose, needs_logits, token_logprob
 from inference.metrics import RunMetrics
 from inference.mindformers_bridge import register
-from inference.models.checkpoint import StoredTensor
 from inference.models.runner import LoadTimes
 from inference.models.source import ModelSource
+from inference.models.stored import StoredTensor
 from inference.models.weights import Pairs
 from inference.report import say
 from inference.request import FinishReason, Request

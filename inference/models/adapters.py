@@ -24,7 +24,7 @@ from inference.config.schema import SLORA
 from inference.errors import CheckpointError, ConfigError, ModelNotFoundError
 from inference.kernels.formats import to_bfloat16
 from inference.kernels.weight import Addition
-from inference.models.checkpoint import StoredTensor, open_checkpoint
+from inference.models.checkpoint import open_checkpoint
 from inference.models.config import ModelConfig
 from inference.models.parameters import (
     DISTANCES,
@@ -37,6 +37,7 @@ from inference.models.parameters import (
 )
 from inference.models.registry import ARCHITECTURES
 from inference.models.shards import Pairs, Shard
+from inference.models.stored import StoredTensor
 from inference.models.t5_config import AnyConfig
 
 SLORA_FILE = "lora_adapter.json"

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from inference.errors import CheckpointError
-from inference.models.checkpoint import ITEM_SIZES, Segment, StoredTensor, check_tensor
+from inference.models.stored import ITEM_SIZES, Segment, StoredTensor, check_tensor
 
 # What a training leaves beside the weights.
 COUNTERS = ("epoch_num", "step_num", "global_step", "loss_scale", "scale_sense", "current_iterator_step")

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from inference.kernels.formats import GROUP, Format, pack, unpack
-from inference.models.checkpoint import StoredTensor
+from inference.models.stored import StoredTensor
 
 # Elements that are dequantised together, so that working memory stays small.
 CHUNK = 1 << 21

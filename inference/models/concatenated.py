@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from inference.errors import CheckpointError
-from inference.models.checkpoint import ITEM_SIZES, Checkpoint, StoredTensor
 from inference.models.config import ModelConfig
+from inference.models.stored import ITEM_SIZES, Checkpoint, StoredTensor
 
 STACKED, INTERLEAVED = "stacked", "interleaved"
 _QKV = re.compile(r"(.*\.)(?:attention\.w_qkv|self_attention\.(linear_qkv))\.(weight|bias)$")

@@ -18,8 +18,8 @@ import numpy as np
 
 from inference.errors import InferenceError, InputError
 from inference.kernels.formats import Format
-from inference.models.checkpoint import StoredTensor
 from inference.models.shards import PACKED, Pairs, Shard
+from inference.models.stored import StoredTensor
 from inference.models.weights import Destination, PackInto, formats_of, layout_bytes, memory_layout
 from inference.tokenizer.gguf_tokenizer import write_gguf_tokenizer
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from inference.errors import CheckpointError
-from inference.models.checkpoint import FLOAT8, Checkpoint, StoredTensor
 from inference.models.coded import QuantisedTensor, read_elements, read_values
+from inference.models.stored import FLOAT8, Checkpoint, StoredTensor
 
 Block = tuple[int, int]
 SCALES = ("weight_scale_inv", "weight_scale")

@@ -20,7 +20,6 @@ import numpy as np
 
 from inference.errors import CheckpointError
 from inference.kernels.formats import GROUP
-from inference.models.checkpoint import Checkpoint, Segment, StoredTensor
 from inference.models.coded import Codes, QuantisedTensor, narrowest_form
 from inference.models.gguf_architectures import (
     FACTORS,
@@ -33,6 +32,7 @@ from inference.models.gguf_architectures import (
     our_name,
 )
 from inference.models.gguf_header import GgufTensor, open_gguf
+from inference.models.stored import Checkpoint, Segment, StoredTensor
 
 PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 # Bytes of a block of 32 values.

@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 
 from inference.errors import CheckpointError
-from inference.models.checkpoint import ITEM_SIZES, Checkpoint, StoredTensor
 from inference.models.config import ModelConfig
 from inference.models.latent import LatentConfig
+from inference.models.stored import ITEM_SIZES, Checkpoint, StoredTensor
 
 _EXPERTS = re.compile(r"(.*\.)feed_forward\.(?:routed_experts\.)?ffn\.(w[123])\.weight")
 PARTS = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}

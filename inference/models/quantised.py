@@ -26,10 +26,10 @@ from typing import Any
 import numpy as np
 
 from inference.errors import CheckpointError, ConfigError
-from inference.models.checkpoint import CODES, FLOAT8, Checkpoint, StoredTensor
 from inference.models.coded import Codes, QuantisedTensor, narrowest_form, read_elements, read_values
 from inference.models.float8 import Block, dequantised_floats
 from inference.models.parameters import hugging_face_name, tensor_places
+from inference.models.stored import CODES, FLOAT8, Checkpoint, StoredTensor
 from inference.models.t5_config import AnyConfig
 
 KEY = "quantization_config"

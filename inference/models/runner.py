@@ -21,12 +21,12 @@ from inference.kernels.shapes import AttentionShape, LatentShape, Part
 from inference.kernels.weight import Weight
 from inference.models import weights
 from inference.models.adapters import Adapters
-from inference.models.checkpoint import StoredTensor
 from inference.models.config import ModelConfig
 from inference.models.graph import CompiledNetwork, graph_turn
 from inference.models.parameters import parameter_shapes
 from inference.models.shards import PACKED, Pairs, Shard
 from inference.models.step import SequenceStep, StepBatch, StepResult
+from inference.models.stored import StoredTensor
 from inference.models.t5_config import AnyConfig
 from inference.parallel.group import Group
 

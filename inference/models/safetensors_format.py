@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from inference.errors import CheckpointError
-from inference.models.checkpoint import FLOAT8, FLOATS, Segment, StoredTensor, check_tensor
+from inference.models.stored import FLOAT8, FLOATS, Segment, StoredTensor, check_tensor
 
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64", "U8": "uint8"}
 QUANTISED_TYPES = {"I8": "int8", "I32": "int32", "I64": "int64", "F8_E4M3": FLOAT8}

@@ -21,11 +21,11 @@ import numpy as np
 from inference.errors import CheckpointError, ConfigError
 from inference.kernels.formats import GROUP, PAIR, PANEL, Format, whole_panels
 from inference.kernels.weight import Addition
-from inference.models.checkpoint import StoredTensor
 from inference.models.config import ModelConfig
 from inference.models.experts import ExpertsConfig
 from inference.models.latent import LatentConfig
 from inference.models.parameters import TensorPlace, parameter_shapes, tensor_places
+from inference.models.stored import StoredTensor
 from inference.models.t5_config import AnyConfig
 
 # The type of tensors that `convert` packed.

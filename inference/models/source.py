@@ -19,7 +19,7 @@ from inference.errors import ConfigError, ModelNotFoundError
 from inference.kernels.formats import Format
 from inference.models import weights
 from inference.models.adapters import Adapters, adapter_paths, read_adapter
-from inference.models.checkpoint import GGUF_SUFFIX, Checkpoint, open_checkpoint, rank_folders
+from inference.models.checkpoint import GGUF_SUFFIX, open_checkpoint, rank_folders
 from inference.models.concatenated import separate
 from inference.models.config import ModelConfig
 from inference.models.convert import PACKED_KEY
@@ -30,6 +30,7 @@ from inference.models.quantised import Scheme, dequantised, read_scheme
 from inference.models.registry import ARCHITECTURES, model_config_from, resolve_architecture
 from inference.models.shards import Pairs, Shard, check_split
 from inference.models.spelling import lay_over
+from inference.models.stored import Checkpoint
 from inference.models.t5_config import AnyConfig
 from inference.parallel.topology import origin_of_split, ranks_of_model
 from inference.tokenizer import Tokenizer, load_tokenizer

@@ -16,7 +16,6 @@ import numpy as np
 
 from inference.errors import CheckpointError
 from inference.kernels.formats import PANEL, Format, pack, pack_codes_into, pack_into, unpack
-from inference.models.checkpoint import ITEM_SIZES, Checkpoint, StoredTensor
 from inference.models.coded import QuantisedTensor, format_for
 from inference.models.parameters import (
     DERIVED,
@@ -34,6 +33,7 @@ from inference.models.parameters import (
     tensor_places,
 )
 from inference.models.shards import PACKED, Pairs, Shard
+from inference.models.stored import ITEM_SIZES, Checkpoint, StoredTensor
 from inference.models.t5_config import AnyConfig
 
 # Matrices whose every rounding is in every token of an answer.

@@ -22,11 +22,12 @@ from inference.jobs.identity import adapter_identity
 from inference.kernels.build import KernelBuildError
 from inference.kernels.formats import Format, to_bfloat16
 from inference.models.adapters import MergedTensor, PeftConfig, read_adapter
-from inference.models.checkpoint import StoredTensor, open_checkpoint
+from inference.models.checkpoint import open_checkpoint
 from inference.models.parameters import DISTANCES, EMBEDDING, POSITIONS, SHARED
 from inference.models.runner import ModelRunner
 from inference.models.source import ModelSource, resolve
 from inference.models.step import SequenceStep, StepBatch
+from inference.models.stored import StoredTensor
 from inference.parallel.topology import WORLD_SIZE
 
 GOLDENS = Path(__file__).parents[1] / "goldens"

@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference.errors import CheckpointError, ModelNotFoundError
-from inference.models.checkpoint import Checkpoint, open_checkpoint
+from inference.models.checkpoint import open_checkpoint
+from inference.models.stored import Checkpoint
 
 RNG = np.random.default_rng(3)
 ARRAYS = {

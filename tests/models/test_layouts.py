@@ -19,12 +19,13 @@ from test_weights import GOLDENS, golden, load
 from inference.errors import CheckpointError
 from inference.kernels.formats import Format, pack_into
 from inference.models import weights
-from inference.models.checkpoint import Checkpoint, Segment, StoredTensor, open_checkpoint
+from inference.models.checkpoint import open_checkpoint
 from inference.models.config import ModelConfig
 from inference.models.convert import convert
 from inference.models.parameters import parameter_shapes
 from inference.models.registry import model_config_from
 from inference.models.shards import Shard
+from inference.models.stored import Checkpoint, Segment, StoredTensor
 
 Arrays = dict[str, np.ndarray]
 

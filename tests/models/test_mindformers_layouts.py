@@ -13,10 +13,10 @@ from test_weights import golden
 from inference.errors import CheckpointError
 from inference.kernels.formats import Format
 from inference.models import weights
-from inference.models.checkpoint import Checkpoint
 from inference.models.config import ModelConfig
 from inference.models.mindformers_layouts import as_published
 from inference.models.shards import Shard
+from inference.models.stored import Checkpoint
 
 # As convert_weight.py of its research/mixtral and research/deepseek2 names tensors.
 NAMES = [

@@ -15,10 +15,11 @@ import pytest
 from inference.errors import CheckpointError
 from inference.kernels.formats import Format
 from inference.models import weights
-from inference.models.checkpoint import Checkpoint, Segment, StoredTensor, open_checkpoint
+from inference.models.checkpoint import open_checkpoint
 from inference.models.config import ModelConfig
 from inference.models.parameters import hugging_face_name, parameter_shapes, tensor_places
 from inference.models.registry import model_config_from
+from inference.models.stored import Checkpoint, Segment, StoredTensor
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 # Those with Llama's tensors; test_layouts has the others.

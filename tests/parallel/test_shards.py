@@ -21,13 +21,14 @@ from inference.errors import CheckpointError, ConfigError
 from inference.kernels.formats import Format, unpack
 from inference.models import weights
 from inference.models.adapters import read_adapter
-from inference.models.checkpoint import Segment, StoredTensor, open_checkpoint, rank_folders
+from inference.models.checkpoint import open_checkpoint, rank_folders
 from inference.models.config import ModelConfig
 from inference.models.convert import convert
 from inference.models.parameters import hugging_face_name, parameter_shapes, tensor_places
 from inference.models.registry import ARCHITECTURES, model_config_from
 from inference.models.shards import EXTENTS, SPLITS, Shard, check_split, split_of
 from inference.models.source import resolve
+from inference.models.stored import Segment, StoredTensor
 from inference.models.t5_config import AnyConfig
 from inference.models.weights import Destination, formats_of, memory_layout
 
