@@ -164,7 +164,8 @@ void product_panels(const Matrix &w, const Input &input, int64_t first, int64_t 
 }
 
 template <class Finish>
-void linear_phase(Member &me, const Matrix &w, Input &input, const Finish &finish, const Adapting &adapting = unadapted) {
+void linear_phase(Member &me, const Matrix &w, Input &input, const Finish &finish,
+                  const Adapting &adapting = unadapted) {
   me.share_runs(w.panels(), panels_at_once(input), panels_together(input),
                 [&](int64_t first, int64_t panels) { product_panels(w, input, first, panels, finish, adapting); });
 }
