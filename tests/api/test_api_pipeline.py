@@ -9,6 +9,7 @@ import pytest
 
 from inference import GenerationConfig, TextIteratorStreamer, TextStreamer, pipeline
 from inference.errors import ConfigError, InputError
+from inference.prompts import RowError
 
 SUM, PHRASE, STORY = "12 + 7 =", "Translate to German: the big house", "Once upon a time"
 ANSWERS = [f"{SUM} 19", f"{PHRASE} das große Haus"]
@@ -157,4 +158,4 @@ def test_text_iterator_gives_pieces_and_ends(pipe, tokenizer):
 def test_text_iterator_ends_when_the_generation_fails(pipe, tokenizer):
     pieces, errors = collect(pipe, tokenizer, [""])
     assert pieces == []
-    assert [type(error) for error in errors] == [InputError]
+    assert [type(error) for error in errors] == [RowError]

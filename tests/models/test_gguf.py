@@ -196,12 +196,13 @@ def test_an_adapter_is_for_rows_as_its_family_publishes_them(case: str, tmp_path
     for name, array in found.items():
         np.testing.assert_allclose(array, expected[name], rtol=0, atol=1e-6, err_msg=name)
     found, expected = (
-        source.adapters.chosen[0].additions(source.model, 1)
+        source.adapters.additions(source.shard())
         for source in (source_of(path, **chosen) for path in (tmp_path / "model.gguf", base))
     )
     assert found.keys() == expected.keys()
     for name, additions in found.items():
         for ours, theirs in zip(additions, expected[name], strict=True):
+            assert ours.first_row == theirs.first_row
             np.testing.assert_array_equal(ours.up, theirs.up, err_msg=name)
 
 
