@@ -5,13 +5,14 @@ Knows files and matplotlib; all figures come from `metrics` and from the job's c
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from inference.errors import InferenceError, InputError
+from inference.errors import InputError
 from inference.jobs.journal import replace_file
 from inference.jobs.run import Outcome
 from inference.metrics import RunMetrics
@@ -96,10 +97,9 @@ def write_plot(path: Path, outcome: Outcome, metrics: RunMetrics, model: str) ->
         axes.grid(alpha=0.3)
         axes.legend(loc="best", fontsize="small")
     figure.suptitle(f"{model}: {outcome.rows:,} rows, {outcome.failed:,} failed, {outcome.seconds:,.1f} s")
-    try:
-        canvas.print_figure(path, dpi=120)
-    except OSError as error:
-        raise InferenceError(f"{path} cannot be written: {error.strerror}") from error
+    drawn = io.BytesIO()
+    canvas.print_figure(drawn, format=path.suffix[1:], dpi=120)
+    replace_file(path, drawn.getvalue())
 
 
 def _rates(seconds: Sequence[float], totals: Sequence[int]) -> tuple[list[float], list[float]]:

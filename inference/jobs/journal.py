@@ -252,8 +252,20 @@ def check_writable(path: Path, overwrite: bool) -> None:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Writes a file so that it is there as a whole or not at all."""
-    _replace(path, iter([data]))
+    """Writes a file so that it is there as a whole or not at all; a pipe or a device is written to and stays one.
+
+    Raises:
+        InferenceError: it cannot be written.
+    """
+    # /dev/stdout may be a regular file, which others write to as well.
+    if not path.exists() or (path.is_file() and Path("/dev") not in path.absolute().parents):
+        _replace(path.resolve(), iter([data]))
+        return
+    try:
+        with path.open("ab", buffering=0) as stream:
+            stream.write(data)
+    except OSError as error:
+        raise InferenceError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def _replace(path: Path, parts: Iterator[bytes], mode: int | None = None) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -97,6 +99,21 @@ def test_figures_that_cannot_be_written(tmp_path: Path, ran) -> None:
             check_target(path, "--metrics_file")
     with pytest.raises(InferenceError, match="cannot be written"):
         write_metrics(tmp_path / "gone" / "m.json", {})
+
+
+def test_figures_for_a_pipe_or_through_a_link_leave_it_one(tmp_path: Path) -> None:
+    pipe, link = tmp_path / "pipe", tmp_path / "link.json"
+    os.mkfifo(pipe)
+    link.symlink_to("m.json")
+    read = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()))
+    reader.start()
+    write_metrics(pipe, {"rows": 3})
+    reader.join()
+    for _ in range(2):
+        write_metrics(link, {"rows": 3})
+    assert json.loads(read[0]) == json.loads((tmp_path / "m.json").read_bytes()) == {"rows": 3}
+    assert pipe.is_fifo() and link.is_symlink() and len(list(tmp_path.iterdir())) == 3
 
 
 def test_a_plot_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
