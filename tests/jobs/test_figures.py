@@ -106,10 +106,10 @@ def test_figures_for_a_pipe_or_through_a_link_leave_it_one(tmp_path: Path) -> No
     os.mkfifo(pipe)
     link.symlink_to("m.json")
     read = []
-    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()))
+    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()), daemon=True)
     reader.start()
     write_metrics(pipe, {"rows": 3})
-    reader.join()
+    reader.join(60)
     for _ in range(2):
         write_metrics(link, {"rows": 3})
     assert json.loads(read[0]) == json.loads((tmp_path / "m.json").read_bytes()) == {"rows": 3}
