@@ -16,6 +16,8 @@ EXIT_USAGE = 2
 EXIT_ROWS_FAILED = 3
 # An evaluation that does not keep its thresholds.
 EXIT_GATE = 4
+# And the number of the signal that ended the run, as a shell has it.
+SIGNALLED = 128
 
 
 class InferenceError(Exception):

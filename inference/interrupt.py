@@ -19,7 +19,8 @@ from functools import cache
 from itertools import count
 from typing import NoReturn
 
-SIGNALLED = 128
+from inference.errors import SIGNALLED
+
 # What to call the end by each signal.
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
 # Held while a record is written: an interrupt waits until it is whole.
@@ -80,18 +81,18 @@ def last_words(say: Callable[[], str]) -> Iterator[None]:
         _last_words.remove(say)
 
 
-def begin_end() -> None:
-    """Leaves it to this thread to say why the process ends, or waits for the thread that is saying so to end it."""
-    if not _ending.acquire(blocking=False):
-        # That one may wait for a pipe that nobody reads.
-        time.sleep(PATIENCE)
+def begin_end() -> bool:
+    """Whether this thread is to say why the process ends; if not, waits for the one that says so to end it."""
+    if _ending.acquire(blocking=False):
+        return True
+    # That one may wait for a pipe that nobody reads.
+    time.sleep(PATIENCE)
+    return False
 
 
 def end(what: str, code: int) -> NoReturn:
     """Ends the process now, whatever its other threads do, with one line on stderr."""
-    if not _ending.acquire(blocking=False):
-        # Another one does, and has said why; it may wait for a pipe that nobody reads.
-        time.sleep(PATIENCE)
+    if not begin_end():
         os._exit(code)
     WRITING.acquire(timeout=PATIENCE)
     more = "".join(f"; {words}" for words in [say() for say in _last_words] if words)

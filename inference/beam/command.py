@@ -21,7 +21,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 import inference
 from inference.beam.checkpoint import flush_all
 from inference.beam.failures import TooManyFailuresError, forget, too_many
-from inference.beam.files import ANSWERS, FAILURES, READ, Columns, OutputDirectory, find_sources
+from inference.beam.files import ANSWERS, FAILURES, READ, Columns, OutputDirectory, find_sources, rows_in
 from inference.beam.flow import NAMESPACE, Plan, build
 from inference.beam.graph import Graph, graph_of
 from inference.beam.models import StepModel, model_of
@@ -233,10 +233,12 @@ def _check_read(plan: Plan, rows: int) -> None:
     """
     if plan.output is not None:
         # What the workers say themselves, for not every runner has metrics.
-        read, rows = len(plan.output.parts_of(READ)), plan.output.count(READ)
-        if read < len(plan.sources):
+        read = plan.output.parts_of(READ)
+        rows = rows_in(read)
+        if len(read) < len(plan.sources):
             raise InferenceError(
-                f"the runner has come to its end with {read} of {len(plan.sources)} inputs read", "take another one"
+                f"the runner has come to its end with {len(read)} of {len(plan.sources)} inputs read",
+                "take another one",
             )
     if not rows:
         raise InputError("there is no row in the input", "give files that hold some")

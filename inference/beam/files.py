@@ -9,7 +9,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import blake2b
@@ -217,9 +217,14 @@ class OutputDirectory:
         """Files in `.parts` of one kind."""
         return self.match(".parts", f"*{kind}")
 
+    def parts_by_kind(self, *kinds: str) -> list[list[str]]:
+        """Files in `.parts` of each kind."""
+        paths = self.match(".parts", "*")
+        return [[path for path in paths if path.endswith(kind)] for kind in kinds]
+
     def count(self, kind: str) -> int:
         """Rows, or for answers of several steps answers, in the files of one kind in `.parts`."""
-        return sum(int(path.rpartition("-")[2].partition(".")[0]) for path in self.parts_of(kind))
+        return rows_in(self.parts_of(kind))
 
     def note(self, kind: str, path: str, rows: int) -> None:
         """Leaves word of how many rows a file has."""
@@ -230,7 +235,7 @@ class OutputDirectory:
         """Takes away what a run that broke off has left, but for its answers: how far it came, and what Beam's sinks
         had not moved into place.
         """
-        self.remove([path for kind in (FAILURES, READ, DONE) for path in self.parts_of(kind)])
+        self.remove([path for paths in self.parts_by_kind(FAILURES, READ, DONE) for path in paths])
         if "://" in self.path:
             self.remove(self.match(TEMPORARY, "*"))
         else:
@@ -310,6 +315,11 @@ class OutputDirectory:
             return None
         with open_file(path) as file:
             return json.loads(file.read())
+
+
+def rows_in(parts: Iterable[str]) -> int:
+    """Rows that files in `.parts` stand for: each has the number in its name."""
+    return sum(int(path.rpartition("-")[2].partition(".")[0]) for path in parts)
 
 
 def write_file(path: str, data: bytes) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from inference.beam.files import ANSWERS, DONE, FAILURES, READ, OutputDirectory
+from inference.beam.files import ANSWERS, DONE, FAILURES, READ, OutputDirectory, rows_in
 from inference.jobs.progress import ProgressLine, clock
 
 # Seconds between two looks at what is done.
@@ -96,11 +96,6 @@ def progress(output: OutputDirectory | None, work: Work) -> Iterator[None]:
 
 def standing(output: OutputDirectory, before: int) -> Standing:
     """How far the run is that writes into a directory."""
-    return Standing(
-        len(output.parts_of(READ)),
-        output.count(READ),
-        output.count(DONE),
-        output.count(ANSWERS),
-        before,
-        output.count(FAILURES),
-    )
+    # Looked at once: on an object store each look is a request, or many.
+    read, done, answers, failures = output.parts_by_kind(READ, DONE, ANSWERS, FAILURES)
+    return Standing(len(read), rows_in(read), rows_in(done), rows_in(answers), before, rows_in(failures))

@@ -20,10 +20,10 @@ from typing import NoReturn
 
 import click
 
-from inference.errors import EXIT_FAILURE, EXIT_USAGE, InferenceError, InputError
+from inference.errors import EXIT_FAILURE, EXIT_USAGE, SIGNALLED, InferenceError, InputError
 from inference.launcher import RELAUNCH
 from inference.launcher.arguments import Settings, build_command
-from inference.launcher.supervision import SIGNALLED, Supervisor, check_port
+from inference.launcher.supervision import Supervisor, check_port
 from inference.parallel.topology import WORLD_SIZE
 
 # What scripts/launcher.sh was called as.

@@ -25,7 +25,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from inference.errors import EXIT_FAILURE, EXIT_ROWS_FAILED, InferenceError, InputError
+from inference.errors import EXIT_FAILURE, EXIT_ROWS_FAILED, SIGNALLED, InferenceError, InputError
 from inference.launcher import worker
 from inference.launcher.arguments import MASTER, Settings
 from inference.launcher.logs import Echo, Tail, last_lines, size_of
@@ -45,7 +45,6 @@ SETTLING = 0.3
 LOOK = 0.5
 # What timeout(1) returns.
 EXIT_TIMEOUT = 124
-SIGNALLED = 128
 LINES = 10
 # MindSpore's own scheduler, for programs that are not this project's.
 SCHEDULER = """
