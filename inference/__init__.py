@@ -12,27 +12,27 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "AutoConfig": "inference.auto",
-    "AutoModel": "inference.auto",
-    "AutoTokenizer": "inference.auto",
+    "AutoConfig": "inference.api.auto",
+    "AutoModel": "inference.api.auto",
+    "AutoTokenizer": "inference.api.auto",
     "GenerationConfig": "inference.config",
     "InferenceError": "inference.errors",
-    "LLM": "inference.llm",
+    "LLM": "inference.api.llm",
     "TextIteratorStreamer": "inference.generation.streamers",
     "TextStreamer": "inference.generation.streamers",
     "build_context": "inference.context",
     "load_config": "inference.config",
-    "pipeline": "inference.pipeline",
+    "pipeline": "inference.api.pipeline",
 }
 
 if TYPE_CHECKING:
-    from inference.auto import AutoConfig, AutoModel, AutoTokenizer
+    from inference.api.auto import AutoConfig, AutoModel, AutoTokenizer
+    from inference.api.llm import LLM
+    from inference.api.pipeline import pipeline
     from inference.config import GenerationConfig, load_config
     from inference.context import build_context
     from inference.errors import InferenceError
     from inference.generation.streamers import TextIteratorStreamer, TextStreamer
-    from inference.llm import LLM
-    from inference.pipeline import pipeline
 
 __all__ = [
     "AutoConfig",

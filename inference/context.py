@@ -82,7 +82,7 @@ def build_context(config: InferenceConfig | Mapping[str, Any] | None = None, **s
     if not isinstance(config, InferenceConfig):
         config = load_config({**(config or {}), **sections})
     if is_scheduler():
-        from inference.parallel.scheduler import main as schedule
+        from inference.parallel.msrun_scheduler import main as schedule
 
         schedule()
         raise SystemExit(0)

@@ -6,7 +6,7 @@
     python scripts/bench.py --harness --help                 # one task of a peer benchmark's harness
 
 Checkpoints have random weights and are made once, in --work. Every measurement is a process of its own; the processes
-of a round follow one another and the rounds are repeated, so that a machine that is busy for a while does not favour
+of a round follow one another and the rounds are repeated, so that a machine that is busy for a while does not favor
 one of them. Figures are medians over the rounds. docs/benchmark.md says what each of them is.
 """
 

@@ -43,7 +43,7 @@ def measure(job: dict[str, Any], ranks: int) -> dict[str, Any]:
         done = subprocess.run(program, env=common, capture_output=True, text=True, timeout=PATIENCE, check=False)
         return _figures(done.stdout, done.stderr)
     scheduler = subprocess.Popen(
-        [sys.executable, "-m", "inference.parallel.scheduler"], env={**common, **cluster, "MS_ROLE": "MS_SCHED"}
+        [sys.executable, "-m", "inference.parallel.msrun_scheduler"], env={**common, **cluster, "MS_ROLE": "MS_SCHED"}
     )
     workers = [
         subprocess.Popen(

@@ -19,12 +19,12 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from inference.blocks import BlockPool
 from inference.config import GenerationConfig
-from inference.generation.sampler import choose
+from inference.engine.request import Request
+from inference.engine.sampler import choose
+from inference.engine.scheduler import Scheduler
+from inference.models.block_pool import BlockPool
 from inference.models.step import SequenceStep, StepBatch
-from inference.request import Request
-from inference.scheduler import Scheduler
 
 BLOCK_SIZE = 16
 SETTINGS = {

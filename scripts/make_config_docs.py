@@ -22,7 +22,7 @@ from inference.config import values  # noqa: E402
 from inference.config.flags import FLAGS  # noqa: E402
 from inference.config.known_keys import NEGATED, NOT_ACTED_ON, RENAMED, TYPED_BUT_NOT_ACTED_ON  # noqa: E402
 from inference.config.layer import KeyPath, dotted  # noqa: E402
-from inference.config.printing import flow  # noqa: E402
+from inference.config.print_config import flow  # noqa: E402
 from inference.config.schema import InferenceConfig  # noqa: E402
 
 TARGET = ROOT / "docs" / "config.md"

@@ -5,7 +5,7 @@ package. Slow, float64, no cache. A model is its config and its tensors by name;
 
     InternLM2   arXiv:2403.17297: wqkv holds, for each key/value head, its query heads, its key and its value
     ChatGLM     github.com/THUDM/ChatGLM2-6B and ChatGLM3: fused q/k/v with a bias; half of each head is rotated, by
-                neighbouring pairs
+                neighboring pairs
     Baichuan2   arXiv:2309.10305: W_pack is q, k, v; the output head's rows have length 1; 7B is rotated, 13B has ALiBi
     TeleChat2   arXiv:2401.03804, github.com/Tele-AI/TeleChat2: key_value holds, for each head, its key and its value
 """
@@ -71,7 +71,7 @@ def rotate_halves(head: np.ndarray, base: float) -> np.ndarray:
     return np.concatenate([first * cos - second * sin, second * cos + first * sin], 1)
 
 
-def rotate_neighbours_of_first_half(head: np.ndarray, base: float) -> np.ndarray:
+def rotate_neighbors_of_first_half(head: np.ndarray, base: float) -> np.ndarray:
     """head [L, D]: elements 2i and 2i + 1 below D / 2 are turned, those above stay."""
     size = head.shape[1] // 2
     turn = angles(len(head), size, base)
@@ -174,7 +174,7 @@ def chatglm_logits(c: Mapping[str, Any], w: Tensors, tokens: np.ndarray) -> np.n
         out = []
         for head, group in enumerate(shared_heads(heads, groups)):
             mine, theirs = slice(head * size, (head + 1) * size), slice(group * size, (group + 1) * size)
-            turned = [rotate_neighbours_of_first_half(y, base) for y in (query[:, mine], key[:, theirs])]
+            turned = [rotate_neighbors_of_first_half(y, base) for y in (query[:, mine], key[:, theirs])]
             out.append(attend(*turned, value[:, theirs]))
         x = x + np.concatenate(out, 1) @ w[f"{layer}self_attention.dense.weight"].T
         normed = rms_norm(x, w[f"{layer}post_attention_layernorm.weight"], eps)

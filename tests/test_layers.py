@@ -5,48 +5,22 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "inference"
+# What lies in a layer: files and folders of the package. The longest path that fits decides.
 LAYERS = (
-    {
-        "errors",
-        "config",
-        "request",
-        "blocks",
-        "scheduler",
-        "metrics",
-        "latency",
-        "prompts",
-        "inputs",
-        "pulse",
-        "remote",
-    },
-    {"context", "kernels", "parallel"},
-    {"models", "tokenizer"},
-    {"generation"},
-    {
-        "page",
-        "evaluate",
-        "auto",
-        "backend",
-        "beam",
-        "llm",
-        "mindformers_bridge",
-        "pipeline",
-        "jobs",
-        "report",
-        "modes",
-        "cli",
-        "launcher",
-        "interrupt",
-        "__init__",
-        "__main__",
-    },
+    ("errors", "config", "inputs", "checkpoint", "tokenizer", "remote", "kernels/formats", "parallel/heartbeat"),
+    ("context", "kernels", "parallel"),
+    ("models",),
+    ("engine", "generation"),
+    ("terminal", "api", "jobs", "evaluate", "beam", "launcher", "mindformers_bridge"),
+    ("modes", "cli", "__init__", "__main__"),
 )
 MINDSPORE_AT_TOP = (
     "kernels/",
@@ -89,34 +63,106 @@ def _imports(nodes: list[ast.stmt], package: str, at_top: bool) -> Iterator[Impo
             yield from _imports(inner + handlers + cases, package, at_top and not in_function)
 
 
-def layer_of(name: str) -> int:
-    """The layer of a top-level name of the package."""
-    return next(number for number, names in enumerate(LAYERS) if name in names)
+def layer_of(path: str) -> int:
+    """The layer of a file or folder of the package: `models/weights/lora`, `config`."""
+    parts = path.split("/")
+    for length in range(len(parts), 0, -1):
+        found = [number for number, paths in enumerate(LAYERS) if "/".join(parts[:length]) in paths]
+        if found:
+            assert len(found) == 1, f"{path}: in several layers"
+            return found[0]
+    raise AssertionError(f"inference/{path}: put it into a layer of tests/test_layers.py")
 
 
-def top_level_name(file: str) -> str:
-    return file.split("/")[0].removesuffix(".py")
+def path_of(module: str) -> str | None:
+    """The file or folder of a module of this package (`models/decoder`), None for a name that is none of ours."""
+    parts = module.split(".")
+    if parts[0] != "inference":
+        return None
+    while len(parts) > 1:
+        path = "/".join(parts[1:])
+        if (PACKAGE / f"{path}.py").is_file() or (PACKAGE / path / "__init__.py").is_file():
+            return path
+        parts.pop()
+    return None
+
+
+def imported_paths(file: str) -> Iterator[tuple[str, int]]:
+    """What a file imports of this package, with the lines."""
+    tree = ast.parse((PACKAGE / file).read_text(encoding="utf-8"))
+    for module, line in _whole_names(tree):
+        path = path_of(module)
+        if path is not None and f"{path}.py" != file:
+            yield path, line
+
+
+def _whole_names(tree: ast.Module) -> Iterator[tuple[str, int]]:
+    """`from a import b` as a.b, whether b is a module or a name in one."""
+    hidden = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for statement in node.body
+        for inner in ast.walk(statement)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node not in hidden:
+            yield from ((f"{node.module}.{alias.name}", node.lineno) for alias in node.names)
+        elif isinstance(node, ast.Import) and node not in hidden:
+            yield from ((alias.name, node.lineno) for alias in node.names)
+
+
+def circles(graph: Mapping[str, Collection[str]]) -> list[list[str]]:
+    """Each circle of a graph of imports, by the standard library's sorter: at most one, the first that it meets."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return [error.args[1]]
+    return []
 
 
 @pytest.mark.parametrize("file", FILES)
 def test_every_module_has_a_layer(file: str) -> None:
-    assert sum(top_level_name(file) in names for names in LAYERS) == 1, f"{file}: put it into a layer"
+    assert layer_of(file.removesuffix(".py")) >= 0
 
 
 @pytest.mark.parametrize("file", FILES)
 def test_imports_go_down(file: str) -> None:
-    own = layer_of(top_level_name(file))
-    for module, line, _ in imports_of((PACKAGE / file).read_text(encoding="utf-8")):
-        parts = module.split(".")
-        if parts[0] == "inference":
-            # `from inference import __version__` is no module of any layer.
-            name = parts[1] if len(parts) > 1 and not parts[1].startswith("__") else None
-            assert name is None or layer_of(name) <= own, f"{file}:{line} imports {module}, of a higher layer"
+    own = layer_of(file.removesuffix(".py"))
+    for path, line in imported_paths(file):
+        assert layer_of(path) <= own, f"inference/{file}:{line} imports {path}, which is in a higher layer"
+
+
+def test_no_files_import_each_other() -> None:
+    graph = {file.removesuffix(".py"): {path for path, _ in imported_paths(file)} for file in FILES}
+    assert circles(graph) == []
+
+
+def test_no_folders_import_each_other() -> None:
+    """Loose files of the package (errors, context) count as folders of their own."""
+    graph: dict[str, set[str]] = {}
+    for file in FILES:
+        if "/" in file:
+            own = file.rpartition("/")[0]
+            others = {_folder_of(path) for path, _ in imported_paths(file)}
+            graph.setdefault(own, set()).update(others - {own})
+    assert circles(graph) == []
+
+
+def _folder_of(path: str) -> str:
+    if (PACKAGE / path).is_dir() or "/" not in path:
+        return path
+    return path.rpartition("/")[0]
+
+
+def test_a_circle_is_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": set()}) == []
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}})
 
 
 @pytest.mark.parametrize("file", FILES)
 def test_mindspore_is_imported_late(file: str) -> None:
-    plain = layer_of(top_level_name(file)) == 0
+    plain = layer_of(file.removesuffix(".py")) == 0
     for module, line, at_top in imports_of((PACKAGE / file).read_text(encoding="utf-8")):
         if module.split(".")[0] in ("mindspore", "mindformers"):
             assert not plain, f"{file}:{line}: plain Python never imports {module}"
@@ -145,7 +191,7 @@ class A:
     import inside
     def method(self):
         with open("x") as file:
-            from inference.cli import main
+            from inference.cli.main import main
 match 1:
     case 1:
         import matched
@@ -157,14 +203,14 @@ match 1:
         ("tried", True),
         ("rescued", True),
         ("inside", True),
-        ("inference.cli", False),
+        ("inference.cli.main", False),
         ("matched", True),
     ]
 
 
 def test_the_command_line_imports_no_framework() -> None:
     program = (
-        "import sys, inference, inference.cli, inference.modes, inference.auto, inference.pipeline\n"
+        "import sys, inference, inference.cli.main, inference.modes, inference.api.auto, inference.api.pipeline\n"
         "heavy = {'mindspore', 'mindformers', 'torch', 'transformers'} & set(sys.modules)\n"
         "sys.exit(f'imported: {heavy}' if heavy else 0)"
     )

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 from inference.errors import ConfigError
 
 _HOMES = {
-    "MindSporeModelHandler": "inference.beam.handler",
-    "OpenAIModelHandler": "inference.beam.remote",
+    "MindSporeModelHandler": "inference.beam.handlers.mindspore",
+    "OpenAIModelHandler": "inference.beam.handlers.openai",
     "RunInference": "inference.beam.transform",
-    "run_to_the_end": "inference.beam.running",
+    "run_to_the_end": "inference.beam.serving.retry",
 }
 
 if TYPE_CHECKING:
-    from inference.beam.handler import MindSporeModelHandler
-    from inference.beam.remote import OpenAIModelHandler
-    from inference.beam.running import run_to_the_end
+    from inference.beam.handlers.mindspore import MindSporeModelHandler
+    from inference.beam.handlers.openai import OpenAIModelHandler
+    from inference.beam.serving.retry import run_to_the_end
     from inference.beam.transform import RunInference
 
 __all__ = ["MindSporeModelHandler", "OpenAIModelHandler", "RunInference", "run_to_the_end"]

@@ -15,8 +15,8 @@ from apache_beam.ml.inference import base
 from apache_beam.ml.inference.base import ModelHandler, ModelMetadata, PredictionResult, RunInferenceDLQ
 from apache_beam.pvalue import AsIter, AsSingleton, TaggedOutput
 
-from inference.beam.handler import MindSporeModelHandler
-from inference.beam.refresh import Pattern, Poll, Watch
+from inference.beam.handlers.mindspore import MindSporeModelHandler
+from inference.beam.handlers.model_watch import Pattern, Poll, Watch
 from inference.errors import ConfigError, InferenceError
 
 FAILED = "failed"

@@ -24,8 +24,8 @@ from apache_beam.typehints.row_type import RowTypeConstraint
 from apache_beam.typehints.schemas import named_fields_from_element_type
 from apache_beam.yaml.yaml_ml import ModelHandlerProvider
 
-from inference.beam.handler import MindSporeModelHandler
-from inference.beam.remote import OpenAIModelHandler
+from inference.beam.handlers.mindspore import MindSporeModelHandler
+from inference.beam.handlers.openai import OpenAIModelHandler
 from inference.beam.transform import RunInference
 from inference.errors import ConfigError
 

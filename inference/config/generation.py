@@ -103,7 +103,7 @@ class GenerationSettings(Section):
         0.0, description="Subtracted from a token's logit for each time it was generated."
     )
     presence_penalty: Penalty = Field(0.0, description="Subtracted from a token's logit once it was generated.")
-    renormalize_logits: bool = Field(False, description="Normalise log probabilities after all filters.")
+    renormalize_logits: bool = Field(False, description="Normalize log probabilities after all filters.")
     bos_token_id: TokenId = Field(None, description="Token that begins a sequence.")
     eos_token_id: TokenIds = Field((), description="Tokens that end a sequence: one id or a list.")
     pad_token_id: TokenId = Field(None, description="Token that fills up short rows.")

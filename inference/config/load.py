@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from inference.config.error_messages import BASE_KEY, report
 from inference.config.known_keys import (
     NEGATED,
     NOT_ACTED_ON,
@@ -24,7 +25,6 @@ from inference.config.known_keys import (
 from inference.config.layer import KeyPath, Layer, dotted, lay_all, layer_from_mapping
 from inference.config.overrides import Override
 from inference.config.problems import Problem, problems_of, show
-from inference.config.report import BASE_KEY, report
 from inference.config.schema import InferenceConfig
 from inference.config.yaml_file import read_yaml
 from inference.errors import ConfigError

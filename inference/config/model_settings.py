@@ -157,7 +157,7 @@ class ModelSettings(Section):
     routed_scaling_factor: Positive | None = Field(None, description="Scales the weights of the chosen experts.")
     scoring_func: OptionalText = Field(None, description="Scores of the router: softmax or sigmoid.")
     topk_method: OptionalText = Field(None, description="greedy, group_limited_greedy or noaux_tc.")
-    n_group: Count | None = Field(None, description="Groups of neighbouring experts.")
+    n_group: Count | None = Field(None, description="Groups of neighboring experts.")
     topk_group: Count | None = Field(None, description="Groups that a token may choose from.")
     first_k_dense_replace: NonNegative | None = Field(None, description="First layers that have no experts.")
     moe_layer_freq: Count | None = Field(None, description="Every how many layers there are experts.")
@@ -178,13 +178,13 @@ class ModelSettings(Section):
     qk_nope_head_dim: Count | None = Field(None, description="Part of a head's query that is not rotated.")
     qk_rope_head_dim: Count | None = Field(None, description="Part of a head's query that is rotated.")
     v_head_dim: Count | None = Field(None, description="Size of a head's value.")
-    rope_interleave: bool | None = Field(None, description="DeepSeek-V3 rotates neighbouring pairs.")
+    rope_interleave: bool | None = Field(None, description="DeepSeek-V3 rotates neighboring pairs.")
 
     # Types of the stored weights.
     torch_dtype: OptionalText = Field(None, description="Type of the stored weights (transformers 4).")
     dtype: OptionalText = Field(None, description="Type of the stored weights (transformers 5).")
     quantization_config: Free | None = Field(
-        None, description="How they are quantised: gptq, awq, compressed-tensors, fp8."
+        None, description="How they are quantized: gptq, awq, compressed-tensors, fp8."
     )
 
     # Generation; outranked by the section generation_config.
@@ -235,7 +235,7 @@ class ModelSettings(Section):
     gated_linear_unit: Annotated[bool, only(True)] | None = Field(None, description="Gate in the feed-forward layer.")
     normalization: Annotated[str, only("RMSNorm")] | None = Field(None, description="Kind of the norms.")
     rotary_interleaved: Annotated[bool, only(False)] | None = Field(
-        None, description="Rotate neighbouring pairs instead of halves."
+        None, description="Rotate neighboring pairs instead of halves."
     )
 
     def given(self) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from inference.config.layer import KeyPath, Layer
-from inference.config.scalars import resolve_plain
 from inference.config.yaml_file import read_flow
+from inference.config.yaml_scalars import resolve_plain
 from inference.errors import ConfigError
 
 _UNSET = object()

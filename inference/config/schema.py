@@ -18,7 +18,7 @@ from pydantic.dataclasses import dataclass
 from inference.config.generation import GenerationConfig, GenerationSettings, Layers, merge_generation_config
 from inference.config.layer import KeyPath, Layer, lay_all
 from inference.config.model_settings import ModelSettings
-from inference.config.printing import yaml_of
+from inference.config.print_config import yaml_of
 from inference.config.values import (
     Bytes,
     Count,
@@ -83,9 +83,9 @@ class ContextSettings(Section):
     runtime_num_threads: NonNegative | None = Field(None, description="Threads of MindSpore's CPU runtime.")
     enable_graph_kernel: bool | None = Field(None, description="Fuse operators into graph kernels.")
     graph_kernel_flags: OptionalText = Field(None, description="Options of graph kernels.")
-    jit_level: Literal["O0", "O1", "O2"] | None = Field(None, description="Level of graph optimisation.")
+    jit_level: Literal["O0", "O1", "O2"] | None = Field(None, description="Level of graph optimization.")
     jit_config: Free | None = Field(None, description="Options of just-in-time compilation.")
-    infer_boost: Literal["on", "off"] | None = Field(None, description="Ascend's inference optimisations.")
+    infer_boost: Literal["on", "off"] | None = Field(None, description="Ascend's inference optimizations.")
     ascend_config: Free | None = Field(None, description="Options of an Ascend device, such as precision_mode.")
     affinity_cpu_list: Any = Field(None, description="CPU cores for each device.")
     affinity_config: Free | None = Field(None, description="CPU cores for each device and thread.")
@@ -413,7 +413,7 @@ class InferenceConfig(Section):
         """Refuses what loads, because MindFormers knows it, and does not run yet.
 
         Raises:
-            ConfigError: other adapters than LoRA's or quantised weights are asked for.
+            ConfigError: other adapters than LoRA's or quantized weights are asked for.
         """
         for path, key, what in _NOT_YET:
             asked = self._layer.get(path)
@@ -444,13 +444,13 @@ def adapters_hint(names: Iterable[str]) -> str:
     return f"there are {known}" if known else "name it and its directory with --adapter NAME=DIRECTORY"
 
 
-# Quantised checkpoints that are read.
+# Quantized checkpoints that are read.
 QUANT_METHODS = ("gptq", "awq", "compressed-tensors", "fp8", "fbgemm_fp8")
 _MODEL = ("model", "model_config")
 # MindFormers' adapters that are chosen by the row: `pet_config.adapter_path` is a directory with their names.
 SLORA = "slora"
 _NOT_YET = (
     ((*_MODEL, "pet_config"), "pet_type", "adapters"),
-    ((*_MODEL, "quantization_config"), "quant_method", "quantised weights"),
-    (_MODEL, "quant", "quantised weights"),
+    ((*_MODEL, "quantization_config"), "quant_method", "quantized weights"),
+    (_MODEL, "quant", "quantized weights"),
 )

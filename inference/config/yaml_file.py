@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from inference.config.layer import KeyPath, Layer
-from inference.config.scalars import resolve_plain
+from inference.config.yaml_scalars import resolve_plain
 from inference.errors import ConfigError, nearest
 
 try:

@@ -12,25 +12,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from inference.api.llm import LLM
 from inference.config import InferenceConfig, load_config
 from inference.config.presets import find_preset, is_preset
 from inference.context import build_context, check_device
 from inference.errors import EXIT_GATE, EXIT_ROWS_FAILED, ConfigError, InferenceError
+from inference.evaluate.answers import answer_examples, encode_reference
 from inference.evaluate.examples import Example, have_references, read_examples
 from inference.evaluate.gate import Gate, Verdict, check_gate
-from inference.evaluate.metrics import Metric, choose_metrics
 from inference.evaluate.report import name_of_other, report, verdict_of
 from inference.evaluate.result import ALL, Evaluation, Sampling, read_evaluation
-from inference.evaluate.rows import answer_examples, encode_reference
+from inference.evaluate.scores import Metric, choose_metrics
 from inference.generation.model import GenerativeModel, longest_row, make_encoder, positions_needed, weight_format_of
 from inference.generation.perplexity import positions_needed as score_positions
 from inference.generation.text import EncodedPrompt, Encoder
 from inference.jobs.figures import check_target
-from inference.jobs.journal import replace_file
 from inference.jobs.progress import ProgressLine, clock
-from inference.llm import LLM
+from inference.jobs.save_file import replace_file
 from inference.models.source import ModelSource, resolve
-from inference.report import load_progress, say
+from inference.terminal.output import load_progress, say
 
 
 def is_asked_for(config: InferenceConfig, values: Sequence[str]) -> bool:

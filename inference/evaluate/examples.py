@@ -11,8 +11,8 @@ from typing import Any
 
 from inference.errors import InputError
 from inference.inputs.files import ByteFile, check_file
+from inference.inputs.prompts import Prompt, RowError, parse_object, prompt_from_mapping
 from inference.inputs.rows import decode_line, is_blank
-from inference.prompts import Prompt, RowError, parse_object, prompt_from_mapping
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 

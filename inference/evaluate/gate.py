@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from inference.errors import ConfigError, did_you_mean
-from inference.evaluate.metrics import METRICS, Metric
 from inference.evaluate.result import ALL, Evaluation
+from inference.evaluate.scores import METRICS, Metric
 
 _PERCENTILES = {"latency": "total_seconds", "ttft": "ttft_seconds"}
 TIMES = tuple(f"{name}_p{percent}" for name in _PERCENTILES for percent in (50, 90, 99))

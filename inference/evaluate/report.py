@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from inference import page
+from inference.evaluate import html
 from inference.evaluate.gate import Verdict
-from inference.evaluate.metrics import METRICS
 from inference.evaluate.result import ALL, Comparison, Evaluation, Scores
+from inference.evaluate.scores import METRICS
 
 # Rows that the page shows, the worst first.
 SHOWN = 100
@@ -21,17 +21,17 @@ def report(evaluation: Evaluation, verdicts: Sequence[Verdict]) -> str:
     """The whole page."""
     other = evaluation.comparison
     title = f"Evaluation of {evaluation.model}" + (f" beside {name_of_other(evaluation, other)}" if other else "")
-    parts = [page.paragraph(_first_line(evaluation))]
+    parts = [html.paragraph(_first_line(evaluation))]
     parts += [_gate(verdicts)] if verdicts else []
-    parts += [page.heading("Scores"), _scores(evaluation, ALL), page.plots(_score_plots(evaluation))]
+    parts += [html.heading("Scores"), _scores(evaluation, ALL), html.plots(_score_plots(evaluation))]
     if other:
-        parts += [page.heading(f"Difference to {name_of_other(evaluation, other)}"), _differences(other, evaluation)]
+        parts += [html.heading(f"Difference to {name_of_other(evaluation, other)}"), _differences(other, evaluation)]
     if len(evaluation.slices) > 1:
-        parts += [page.heading("Slices")]
-        parts += [page.subheading(name) + _scores(evaluation, name) for name in evaluation.slices[1:]]
-    parts += [page.heading("Times"), page.plots([_times(evaluation)])]
-    parts += [page.heading("Rows"), _rows(evaluation)]
-    return page.page(title, parts)
+        parts += [html.heading("Slices")]
+        parts += [html.subheading(name) + _scores(evaluation, name) for name in evaluation.slices[1:]]
+    parts += [html.heading("Times"), html.plots([_times(evaluation)])]
+    parts += [html.heading("Rows"), _rows(evaluation)]
+    return html.page(title, parts)
 
 
 def name_of_other(evaluation: Evaluation, other: Comparison) -> str:
@@ -49,24 +49,24 @@ def _first_line(evaluation: Evaluation) -> str:
 
 def _gate(verdicts: Sequence[Verdict]) -> str:
     lines = [
-        page.paragraph(f"{'kept' if verdict.passed else 'not kept'}: {verdict}", "good" if verdict.passed else "bad")
+        html.paragraph(f"{'kept' if verdict.passed else 'not kept'}: {verdict}", "good" if verdict.passed else "bad")
         for verdict in verdicts
     ]
-    return page.heading("Thresholds") + "".join(lines)
+    return html.heading("Thresholds") + "".join(lines)
 
 
 def _scores(evaluation: Evaluation, name: str) -> str:
     other = evaluation.comparison
     confidence = f"{evaluation.sampling.confidence:.0%} interval"
     header = ["score", evaluation.model, confidence] + ([name_of_other(evaluation, other), confidence] if other else [])
-    rows: list[list[page.Cell]] = []
+    rows: list[list[html.Cell]] = []
     for metric, score in evaluation.scores[name].items():
-        row: list[page.Cell] = [metric, score.value, page.interval(score.low, score.high)]
+        row: list[html.Cell] = [metric, score.value, html.interval(score.low, score.high)]
         if other:
             theirs = other.scores[name][metric]
-            row += [theirs.value, page.interval(theirs.low, theirs.high)]
+            row += [theirs.value, html.interval(theirs.low, theirs.high)]
         rows.append(row)
-    return page.paragraph(f"{len(evaluation.slice_rows(name)):,} rows") + page.table(header, rows)
+    return html.paragraph(f"{len(evaluation.slice_rows(name)):,} rows") + html.table(header, rows)
 
 
 def _score_plots(evaluation: Evaluation) -> list[str]:
@@ -84,22 +84,22 @@ def _score_plots(evaluation: Evaluation) -> list[str]:
             for name in evaluation.slices
         }
         better = "more" if metric.higher_is_better else "less"
-        figures.append(page.bars(f"{metric.name} ({better} is better)", values, metric.most))
+        figures.append(html.bars(f"{metric.name} ({better} is better)", values, metric.most))
     return figures
 
 
 def _differences(other: Comparison, evaluation: Evaluation) -> str:
     found = other.differences[ALL]
-    rows: list[list[page.Cell]] = []
+    rows: list[list[html.Cell]] = []
     for name, score in found.items():
         verdict = verdict_of(name, score.low, score.high)
-        rows.append([name, score.value, page.interval(score.low, score.high), verdict])
+        rows.append([name, score.value, html.interval(score.low, score.high), verdict])
     points = {name: (score.value, score.low, score.high) for name, score in found.items()}
-    figure = page.intervals(
+    figure = html.intervals(
         f"{evaluation.model} less {name_of_other(evaluation, other)}, each on a scale of its own", points
     )
     header = ["score", "difference", f"{evaluation.sampling.confidence:.0%} interval", ""]
-    return page.table(header, rows) + page.plots([figure])
+    return html.table(header, rows) + html.plots([figure])
 
 
 def verdict_of(metric: str, low: float, high: float) -> str:
@@ -119,7 +119,7 @@ def _times(evaluation: Evaluation) -> str:
         name: [(second, 1) for second in sorted(row.total_seconds for row in rows if row.total_seconds is not None)]
         for name, rows in sides.items()
     }
-    return page.distributions("Share of rows answered within", times, "s")
+    return html.distributions("Share of rows answered within", times, "s")
 
 
 def _rows(evaluation: Evaluation) -> str:
@@ -136,17 +136,17 @@ def _rows(evaluation: Evaluation) -> str:
     header = ["row", "prompt", "reference", evaluation.model]
     other = evaluation.comparison
     header += [name_of_other(evaluation, other)] if other else []
-    rows: list[list[page.Cell]] = []
+    rows: list[list[html.Cell]] = []
     for index in order:
         row = evaluation.rows[index]
-        cells: list[page.Cell] = [row.custom_id, row.prompt, "\n".join(row.references), row.error or row.text]
+        cells: list[html.Cell] = [row.custom_id, row.prompt, "\n".join(row.references), row.error or row.text]
         if other:
             theirs = other.rows[index]
-            cells.append(theirs.error or page.Marked(theirs.text, row.error or row.text))
+            cells.append(theirs.error or html.Marked(theirs.text, row.error or row.text))
         rows.append([*cells, *(scores[index][name] for name in shown)])
     left = len(evaluation.rows) - len(order)
-    more = page.paragraph(f"{left:,} more rows are in the result file.") if left else ""
+    more = html.paragraph(f"{left:,} more rows are in the result file.") if left else ""
     note = (
-        page.paragraph(f"Marked is what {name_of_other(evaluation, other)} answers otherwise.", "note") if other else ""
+        html.paragraph(f"Marked is what {name_of_other(evaluation, other)} answers otherwise.", "note") if other else ""
     )
-    return note + page.table([*header, *shown], rows) + more
+    return note + html.table([*header, *shown], rows) + more

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from inference.engine.percentiles import Percentiles
 from inference.errors import InputError
+from inference.evaluate.answers import Answered
 from inference.evaluate.bootstrap import Difference, Interval, difference, interval
-from inference.evaluate.metrics import Metric
-from inference.evaluate.rows import Answered
-from inference.latency import Percentiles
+from inference.evaluate.scores import Metric
 
 FORMAT = "mindspore-inference evaluation 1"
 ALL = "all"

@@ -17,28 +17,28 @@ from typing import Any
 import numpy as np
 
 from inference import kernels
-from inference.blocks import NULL_BLOCK
+from inference.checkpoint.quantized_tensor import describe
+from inference.checkpoint.tensor import StoredTensor
 from inference.config import GenerationConfig, InferenceConfig
 from inference.context import available_memory
+from inference.engine.background import BackgroundEngine
+from inference.engine.engine import BaseEngine, Engine
+from inference.engine.metrics import RunMetrics
+from inference.engine.request import Request
 from inference.errors import ConfigError, GenerationError, InferenceError, InputError
-from inference.generation.background import BackgroundEngine
-from inference.generation.engine import BaseEngine, Engine
 from inference.generation.streamers import BaseStreamer, SeparateStreamers
 from inference.generation.text import AnswerRow, EncodedPrompt, Encoder
+from inference.inputs.prompts import Prompt
 from inference.kernels.formats import Format
-from inference.metrics import RunMetrics
-from inference.models import cache
-from inference.models.coded import describe
-from inference.models.ranks import LeadingRunner, agree_on_blocks
+from inference.models import kv_cache
+from inference.models.architecture.t5_config import AnyConfig, T5Config
+from inference.models.block_pool import NULL_BLOCK
 from inference.models.runner import ModelRunner, StepModel
-from inference.models.shards import Pairs, Shard
 from inference.models.source import ModelSource, resolve
-from inference.models.stored import StoredTensor
-from inference.models.t5_config import AnyConfig, T5Config
-from inference.models.weights import quantised_tensors, stored_format, weight_bytes
+from inference.models.tensor_parallel import LeadingRunner, agree_on_blocks
+from inference.models.weights.loading import quantized_tensors, stored_format, weight_bytes
+from inference.models.weights.sharding import Pairs, Shard
 from inference.parallel.start import Ranks
-from inference.prompts import Prompt
-from inference.request import Request
 from inference.tokenizer import Tokenizer
 
 
@@ -156,7 +156,7 @@ class GenerativeModel:
         """The size of the KV cache, in a line for people."""
         settings, runner = self.source.config.engine, self.runner
         half = settings.kv_cache_dtype == "float16" and runner.kernels.NARROW
-        size = runner.blocks.capacity * cache.block_bytes(runner.config, runner.block_size, half)
+        size = runner.blocks.capacity * kv_cache.block_bytes(runner.config, runner.block_size, half)
         why = "as engine.kv_cache_memory says" if settings.kv_cache_memory is not None else "sized to work and memory"
         return (
             f"KV cache: {runner.blocks.capacity * runner.block_size:,} positions, {size / 2**20:,.0f} MiB, {why}; "
@@ -177,7 +177,7 @@ class GenerativeModel:
         """Continues prompts of token ids; rows may differ in length.
 
         Args:
-            input_ids: one prompt, or several. Padding is not recognised: give rows as long as they are.
+            input_ids: one prompt, or several. Padding is not recognized: give rows as long as they are.
             generation_config: instead of the model's own settings.
             streamer: gets the ids of a single prompt through `put` and `end`.
             settings: over the settings, such as max_new_tokens.
@@ -333,10 +333,10 @@ def weight_format_of(source: ModelSource, pairs: Pairs | None) -> Format:
 
 
 def say_what_becomes_of(pairs: Pairs | None, weight_format: Format) -> None:
-    """Says on stderr what a quantised checkpoint is read into; nothing about others."""
-    quantised = quantised_tensors(pairs)
-    if quantised:
-        print(describe(quantised, weight_format), file=sys.stderr, flush=True)
+    """Says on stderr what a quantized checkpoint is read into; nothing about others."""
+    quantized = quantized_tensors(pairs)
+    if quantized:
+        print(describe(quantized, weight_format), file=sys.stderr, flush=True)
 
 
 def choose_kernels(config: InferenceConfig) -> ModuleType:
@@ -426,7 +426,7 @@ def num_blocks(
         ConfigError: `engine.kv_cache_memory` is too little for a row.
     """
     settings, model = source.config.engine, (shard or source.shard()).config
-    size = cache.block_bytes(model, settings.block_size, settings.kv_cache_dtype == "float16")
+    size = kv_cache.block_bytes(model, settings.block_size, settings.kv_cache_dtype == "float16")
     weights = weight_bytes(model, None if settings.kernels == "stock" else weight_format) + source.adapters.num_bytes
     available = available_memory() // sharing
     free = available - weights

@@ -15,9 +15,9 @@ from types import ModuleType
 from inference.config import InferenceConfig
 from inference.errors import ConfigError
 from inference.generation.model import GenerativeModel, build_runner, choose_kernels, share
-from inference.models.ranks import follow, follow_on_blocks
-from inference.models.shards import Pairs
 from inference.models.source import ModelSource, resolve
+from inference.models.tensor_parallel import follow, follow_on_blocks
+from inference.models.weights.sharding import Pairs
 from inference.parallel.start import Ranks, join, threads_per_rank
 from inference.parallel.topology import Topology, check_topology
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 
 from inference.config import GenerationConfig
 from inference.config.schema import adapters_hint
+from inference.engine.engine import BaseEngine
+from inference.engine.request import FinishReason, Request
 from inference.errors import InferenceError, InputError
-from inference.generation.engine import BaseEngine
-from inference.generation.stopping import StopMatcher
-from inference.prompts import Prompt
-from inference.request import FinishReason, Request
+from inference.generation.stop_strings import StopMatcher
+from inference.inputs.prompts import Prompt
 from inference.tokenizer import IncrementalDetokenizer, Tokenizer
 
 # Tokens of a prompt that stay when it is cut, even where the answer would like their room.

@@ -13,7 +13,7 @@ from typing import Any
 from inference.errors import InputError
 from inference.inputs import files, tables
 from inference.inputs.files import LONGEST_LINE, STDIN, ByteFile
-from inference.prompts import Prompt, RowError, check_text, parse_row, prompt_of
+from inference.inputs.prompts import Prompt, RowError, check_text, parse_row, prompt_of
 
 FORMATS = ("txt", "jsonl", "csv", "parquet")
 SUFFIXES = (*(f".{name}" for name in FORMATS), *(f".{n}{c}" for n in FORMATS[:3] for c in files.COMPRESSED))

@@ -12,12 +12,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from inference import pulse
 from inference.errors import InferenceError
 from inference.generation.text import EncodedPrompt
 from inference.inputs import Row, RowStream
-from inference.jobs.seen import NameSet, NumberSet
-from inference.prompts import Prompt, RowError
+from inference.inputs.prompts import Prompt, RowError
+from inference.jobs.row_sets import NameSet, NumberSet
+from inference.parallel import heartbeat
 
 BAD_ROW = "bad_row"
 MODEL_FAILED = "model_failed"
@@ -114,13 +114,13 @@ class Feed:
         if self._over:
             return None
         if wait:
-            pulse.idle()
+            heartbeat.idle()
         try:
             item = self._queue.get(block=wait)
         except queue.Empty:
             return None
         if wait:
-            pulse.busy()
+            heartbeat.busy()
         self._over = item is None
         return item
 

@@ -12,10 +12,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from inference.engine.metrics import RunMetrics
 from inference.errors import InputError
-from inference.jobs.journal import replace_file
 from inference.jobs.run import Outcome
-from inference.metrics import RunMetrics
+from inference.jobs.save_file import replace_file
 
 
 def metrics_of(outcome: Outcome, metrics: RunMetrics, model: str, earlier: int) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def write_plot(path: Path, outcome: Outcome, metrics: RunMetrics, model: str) ->
 
 
 def _rates(seconds: Sequence[float], totals: Sequence[int]) -> tuple[list[float], list[float]]:
-    """Change a second between neighbouring points."""
+    """Change a second between neighboring points."""
     pairs = list(zip(seconds, totals, strict=True))
     steps = [(end, (b - a) / (end - start)) for (start, a), (end, b) in pairwise(pairs) if end > start]
     return [end for end, _ in steps], [rate for _, rate in steps]

@@ -13,12 +13,12 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from inference.checkpoint.tensor import StoredTensor
 from inference.config import GenerationConfig
 from inference.inputs import RowStream
-from inference.models.adapters import Adapter
 from inference.models.source import ModelSource
-from inference.models.stored import StoredTensor
-from inference.models.weights import Pairs
+from inference.models.weights.loading import Pairs
+from inference.models.weights.lora import Adapter
 from inference.tokenizer import Tokenizer
 
 ENGINE_KEYS = ("backend", "kernels", "qkv_layout", "weight_dtype", "kv_cache_dtype", "truncate")

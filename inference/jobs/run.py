@@ -11,12 +11,12 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from inference.engine.metrics import process_age
 from inference.errors import InferenceError, InputError
 from inference.generation.text import EncodedPrompt, Failure, Load, TextEvent
 from inference.jobs.feed import BAD_ROW, MODEL_FAILED, FailedRow, Feed, Item
 from inference.jobs.progress import Course, Figures, ProgressLine
 from inference.jobs.writer import AnswerWriter
-from inference.metrics import process_age
 
 # Seconds after which what was written is on the disk at the latest.
 COMMIT_AFTER = 1.0

@@ -13,10 +13,10 @@ from typing import TextIO
 
 from inference.errors import InferenceError
 from inference.generation.text import Answer, TextEvent
-from inference.interrupt import WRITING
 from inference.jobs.feed import FailedRow
-from inference.jobs.journal import Appender, SaveFile
 from inference.jobs.records import RENDERERS
+from inference.jobs.save_file import Appender, SaveFile
+from inference.terminal.signals import WRITING
 
 # Rows that may be complete and wait for an earlier one, as a multiple of the rows that run at once.
 WAITING = 16

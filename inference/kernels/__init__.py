@@ -13,7 +13,7 @@ from types import ModuleType
 from inference.errors import ConfigError
 from inference.kernels.build import KernelBuildError, is_built, library_path
 
-# Neighbouring positions of a cache block are the lanes of a register, at most sixteen.
+# Neighboring positions of a cache block are the lanes of a register, at most sixteen.
 LANES = 16
 MAX_BLOCK_SIZE = 128
 

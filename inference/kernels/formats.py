@@ -30,17 +30,17 @@ class Format(Enum):
         return list(Format).index(self)
 
     @property
-    def quantised(self) -> bool:
+    def quantized(self) -> bool:
         return self in (Format.INT8, Format.INT4)
 
     @property
     def item_size(self) -> int:
-        """Bytes of an element, or of a word of elements in a quantised format."""
+        """Bytes of an element, or of a word of elements in a quantized format."""
         return 2 if self in (Format.FLOAT16, Format.BFLOAT16) else 4
 
     @property
     def zero(self) -> int:
-        """The quantised value that stands for 0."""
+        """The quantized value that stands for 0."""
         return 128 if self is Format.INT8 else 8
 
     @property
@@ -51,7 +51,7 @@ class Format(Enum):
     def shape(self, rows: int, columns: int) -> tuple[int, int]:
         """[panels, bytes of a panel] of a packed matrix."""
         row_bytes = self.item_size * columns
-        if self.quantised:
+        if self.quantized:
             row_bytes = -(-columns // PAIR) * (2 * 2 + 4 * self.words)
         return whole_panels(rows) // PANEL, PANEL * row_bytes
 
@@ -83,7 +83,7 @@ def unpack(panels: np.ndarray, weight_format: Format, rows: int, columns: int) -
     panels = np.ascontiguousarray(panels)
     check_room(panels, weight_format, rows, columns)
     fields = [_by_row(field) for field in _fields(panels, weight_format)]
-    if not weight_format.quantised:
+    if not weight_format.quantized:
         (items,) = fields
         values = items.reshape(len(items), -1)[:rows]
         if weight_format is Format.BFLOAT16:
@@ -117,7 +117,7 @@ def pack_into(values: np.ndarray, weight_format: Format, panels: np.ndarray, fir
 def pack_codes_into(
     codes: np.ndarray, scales: np.ndarray, weight_format: Format, panels: np.ndarray, first_row: int = 0
 ) -> None:
-    """The same for a matrix that is quantised already: its values are codes * scales, and none is rounded.
+    """The same for a matrix that is quantized already: its values are codes * scales, and none is rounded.
 
     Args:
         codes: integers [rows, columns], from -8 to 7 for int4, from -128 to 127 for int8.
@@ -150,9 +150,9 @@ def _write(
 def _fields(panels: np.ndarray, weight_format: Format) -> list[np.ndarray]:
     """Views of packed memory, a row of the matrix to each index of the last axis (`cpp/formats.h`).
 
-    16 and 32 bit: [panels, columns, 16]. Quantised: scales [panels, pairs, 2, 16], words [panels, pairs, words, 16].
+    16 and 32 bit: [panels, columns, 16]. Quantized: scales [panels, pairs, 2, 16], words [panels, pairs, words, 16].
     """
-    if not weight_format.quantised:
+    if not weight_format.quantized:
         return [panels.view(f"u{weight_format.item_size}").reshape(len(panels), -1, PANEL)]
     pairs = panels.reshape(len(panels), -1, PANEL * (2 * 2 + 4 * weight_format.words))
     scales, words = pairs[:, :, : PANEL * 4].view("u2"), pairs[:, :, PANEL * 4 :].view("u4")

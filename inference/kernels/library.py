@@ -93,7 +93,7 @@ def linear(
 
 
 def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
-    """x [tokens, width] normalised by its root mean square and scaled."""
+    """x [tokens, width] normalized by its root mean square and scaled."""
     x, weight = _floats(x), _floats(weight)
     out = np.empty_like(x)
     _library().kernels_rms_norm(_at(x), _at(weight), len(x), x.shape[1], eps, _at(out))

@@ -345,7 +345,7 @@ class ExpertsHalf:
         self.record = [2, shape.hidden, shape.width, shape.shared_width, int(shape.shared_gate), float_bits(shape.eps)]
         self.record += [_address(weights["norm"].data), routing.experts, routing.chosen]
         self.record += [routing.groups, routing.chosen_groups, routing.group_best]
-        self.record += [int(routing.scoring == "sigmoid"), int(routing.normalise), float_bits(routing.scale)]
+        self.record += [int(routing.scoring == "sigmoid"), int(routing.normalize), float_bits(routing.scale)]
         self.record += [_address(correction)]
         for name in ("router", "gate_up", "down", "shared_gate_up", "shared_down"):
             self.record += _matrix(weights[name]) if name in weights else [0, 0]

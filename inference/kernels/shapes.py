@@ -111,16 +111,16 @@ class Routing:
     Args:
         experts, chosen: how many there are, and how many a token takes.
         scoring: what makes scores of router logits, softmax or sigmoid.
-        normalise: the weights of the chosen experts are divided by their sum.
+        normalize: the weights of the chosen experts are divided by their sum.
         scale: what the weights are multiplied by.
-        groups, chosen_groups: neighbouring experts form groups, of which only the best are open to a token.
+        groups, chosen_groups: neighboring experts form groups, of which only the best are open to a token.
         group_best: how many of a group's experts, the best ones, add up to its score.
     """
 
     experts: int
     chosen: int
     scoring: str = "softmax"
-    normalise: bool = False
+    normalize: bool = False
     scale: float = 1.0
     groups: int = 1
     chosen_groups: int = 1

@@ -29,10 +29,10 @@ from inference.errors import EXIT_FAILURE, EXIT_ROWS_FAILED, SIGNALLED, Inferenc
 from inference.launcher import worker
 from inference.launcher.arguments import MASTER, Settings
 from inference.launcher.logs import Echo, Tail, last_lines, size_of
+from inference.parallel.heartbeat import Pulses
+from inference.parallel.msrun_scheduler import MINDSPORE
 from inference.parallel.rendezvous import serve
-from inference.parallel.scheduler import MINDSPORE
 from inference.parallel.topology import MEETING
-from inference.pulse import Pulses
 
 # The module that MindSpore's `msrun` is.
 MSRUN = "mindspore.parallel.cluster.run"
@@ -290,7 +290,7 @@ class Supervisor:
         if self._settings.node_rank:
             # msrun starts one wherever the address is this machine's: also for a second node of the same machine.
             return ["-c", ""]
-        return ["-m", "inference.parallel.scheduler"] if self._settings.runs_inference else ["-c", SCHEDULER]
+        return ["-m", "inference.parallel.msrun_scheduler"] if self._settings.runs_inference else ["-c", SCHEDULER]
 
     def _streams(self, rank: Rank) -> tuple[list[int], dict[int, int]]:
         """File descriptors for a rank, and which standard stream each of them is to be."""

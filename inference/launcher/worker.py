@@ -14,7 +14,7 @@ import sys
 
 # Set by the launcher: the name of its socket, in Linux' abstract namespace, which leaves no file behind.
 SOCKET = "INFERENCE_LAUNCHER"
-# Shared memory in which each rank shows that it goes on; `inference.pulse`.
+# Shared memory in which each rank shows that it goes on; `inference.parallel.heartbeat`.
 PULSE = "INFERENCE_PULSE"
 PR_SET_PDEATHSIG = 1
 MOST_FDS = 4

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from inference.errors import ConfigError
-from inference.models.registry import ALIASES, ARCHITECTURES
+from inference.models.architecture.registry import ALIASES, ARCHITECTURES
 
 # What run_mindformer.py's --register_path is to be: the directory of `auto_register`.
 REGISTER_PATH = Path(__file__).parent

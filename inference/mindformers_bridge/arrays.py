@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from inference.models.stored import Checkpoint, StoredTensor
+from inference.checkpoint.tensor import Checkpoint, StoredTensor
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,18 +23,18 @@ from typing import Any
 
 import numpy as np
 
+from inference.checkpoint.tensor import StoredTensor
+from inference.engine.engine import BaseEngine
+from inference.engine.metrics import RunMetrics
+from inference.engine.request import FinishReason, Request
+from inference.engine.sampler import choose, needs_logits, token_logprob
 from inference.errors import InferenceError, InputError
-from inference.generation.engine import BaseEngine
 from inference.generation.model import GenerativeModel
-from inference.generation.sampler import choose, needs_logits, token_logprob
-from inference.metrics import RunMetrics
 from inference.mindformers_bridge import register
 from inference.models.runner import LoadTimes
 from inference.models.source import ModelSource
-from inference.models.stored import StoredTensor
-from inference.models.weights import Pairs
-from inference.report import say
-from inference.request import FinishReason, Request
+from inference.models.weights.loading import Pairs
+from inference.terminal.output import say
 
 # Of MindFormers' defaults, those that the rest depends on.
 BLOCK_SIZE, NUM_BLOCKS = 16, 512

@@ -15,11 +15,11 @@ import numpy as np
 from mindformers.models import PretrainedConfig, PreTrainedModel
 from mindspore import Tensor, ops
 
-from inference.blocks import NULL_BLOCK
 from inference.config import InferenceConfig, load_config
 from inference.errors import InferenceError
 from inference.generation.model import GenerativeModel
 from inference.mindformers_bridge.arrays import checkpoint_of
+from inference.models.block_pool import NULL_BLOCK
 from inference.models.source import ModelSource, resolve
 from inference.models.step import SequenceStep, StepBatch
 

@@ -14,10 +14,10 @@ from mindspore import dtype as mstype
 
 from inference.kernels.shapes import AttentionShape, ExpertsShape, FeedForwardShape, LatentShape, Part, windows_of
 from inference.kernels.weight import Weight
-from inference.models.cache import LayerCache
-from inference.models.config import ModelConfig
-from inference.models.latent import LATENT_NORM_EPS
-from inference.models.parameters import EMBEDDING, HEAD, POSITIONS, ROUTER
+from inference.models.architecture.config import ModelConfig
+from inference.models.architecture.latent import LATENT_NORM_EPS
+from inference.models.kv_cache import LayerCache
+from inference.models.weights.parameters import EMBEDDING, HEAD, POSITIONS, ROUTER
 
 # The kernels' name of each weight of a layer, and the checkpoint's.
 ATTENTION_WEIGHTS = {

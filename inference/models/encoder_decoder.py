@@ -18,12 +18,12 @@ from mindspore import dtype as mstype
 from inference.kernels.formats import Format, unpack
 from inference.kernels.shapes import AttentionShape, FeedForwardShape, Part
 from inference.kernels.weight import Weight
-from inference.models.cache import LayerCache
-from inference.models.graph import CompiledNetwork, graph_turn
-from inference.models.parameters import DISTANCES, HEAD, SHARED
+from inference.models.architecture.t5_config import T5Config
+from inference.models.compiled_network import CompiledNetwork, graph_turn
+from inference.models.kv_cache import LayerCache
 from inference.models.runner import ModelRunner, part_of
 from inference.models.step import SequenceStep, StepBatch
-from inference.models.t5_config import T5Config
+from inference.models.weights.parameters import DISTANCES, HEAD, SHARED
 
 Caches = list[LayerCache]
 Weights = Mapping[str, Weight]

@@ -14,20 +14,20 @@ from typing import Protocol
 
 import numpy as np
 
-from inference import pulse
-from inference.blocks import BlockPool
+from inference.checkpoint.tensor import StoredTensor
 from inference.kernels.formats import Format, pack_into
 from inference.kernels.shapes import AttentionShape, LatentShape, Part
 from inference.kernels.weight import Weight
-from inference.models import weights
-from inference.models.adapters import Adapters
-from inference.models.config import ModelConfig
-from inference.models.graph import CompiledNetwork, graph_turn
-from inference.models.parameters import parameter_shapes
-from inference.models.shards import PACKED, Pairs, Shard
+from inference.models.architecture.config import ModelConfig
+from inference.models.architecture.t5_config import AnyConfig
+from inference.models.block_pool import BlockPool
+from inference.models.compiled_network import CompiledNetwork, graph_turn
 from inference.models.step import SequenceStep, StepBatch, StepResult
-from inference.models.stored import StoredTensor
-from inference.models.t5_config import AnyConfig
+from inference.models.weights import loading
+from inference.models.weights.lora import Adapters
+from inference.models.weights.parameters import parameter_shapes
+from inference.models.weights.sharding import PACKED, Pairs, Shard
+from inference.parallel import heartbeat
 from inference.parallel.group import Group
 
 
@@ -63,7 +63,7 @@ class ModelRunner:
 
     Args:
         config: the architecture.
-        pairs: stored tensors and their places (`weights.fit`), or None for random weights.
+        pairs: stored tensors and their places (`loading.fit`), or None for random weights.
         num_blocks: size of the KV cache.
         block_size: positions a block.
         kernels: `kernels.stock` or `kernels.native`.
@@ -93,7 +93,7 @@ class ModelRunner:
         adapters: Adapters | None = None,
     ):
         from inference.kernels import stock
-        from inference.models import cache
+        from inference.models import kv_cache
 
         self.shard = shard or Shard(config)
         self.group = group
@@ -103,7 +103,7 @@ class ModelRunner:
         self.context_length = config.context_length
         self.times = LoadTimes()
         self.kernels = kernels or stock
-        self.weight_format = weight_format or weights.stored_format(pairs)
+        self.weight_format = weight_format or loading.stored_format(pairs)
         started = time.perf_counter()
         parameters = self._load(pairs, seed, progress)
         additions = adapters.additions(self.shard) if adapters else {}
@@ -111,7 +111,7 @@ class ModelRunner:
         for name, parts in additions.items():
             parameters[name] = replace(parameters[name], additions=parts)
         self._shapes = self.attention_shapes(half_cache)
-        self._caches = cache.allocate(self.kernels, self._shapes)
+        self._caches = kv_cache.allocate(self.kernels, self._shapes)
         with graph_turn:
             self._network = self.build(parameters)
         self.times.load = time.perf_counter() - started
@@ -137,7 +137,7 @@ class ModelRunner:
         from inference.kernels import stock
 
         is_stock = self.kernels is stock
-        shapes, formats = self.shard.parameter_shapes(), weights.formats_of(self.shard.model, self.weight_format)
+        shapes, formats = self.shard.parameter_shapes(), loading.formats_of(self.shard.model, self.weight_format)
         loaded, destinations = {}, {}
         # What `convert` packed is used where it lies in the file.
         in_place = {} if is_stock else _usable_in_place(pairs or [])
@@ -149,17 +149,17 @@ class ModelRunner:
                     progress(in_place[name])
                 continue
             memory = None if is_stock or len(shapes[name]) == 1 else precision
-            dtype, shape = weights.memory_layout(shapes[name], memory)
+            dtype, shape = loading.memory_layout(shapes[name], memory)
             data = self.kernels.empty(name, shape, dtype)
             array = self.kernels.memory(data)
             # The last panel may have room that no row is written to.
             array[-1:] = 0
             loaded[name] = Weight(data, precision)
-            destinations[name] = weights.Destination(array, memory, precision, _packer(is_stock))
+            destinations[name] = loading.Destination(array, memory, precision, _packer(is_stock))
         if pairs is None:
-            weights.fill_random(parameter_shapes(self.shard.model), destinations, seed, shard=self.shard)
+            loading.fill_random(parameter_shapes(self.shard.model), destinations, seed, shard=self.shard)
         else:
-            weights.load([pair for pair in pairs if pair[1].parameter in destinations], destinations, progress)
+            loading.load([pair for pair in pairs if pair[1].parameter in destinations], destinations, progress)
         return loaded
 
     def compile(self) -> None:
@@ -178,7 +178,7 @@ class ModelRunner:
 
     def step(self, batch: StepBatch) -> StepResult:
         """The next tokens of the sequences that the batch names, after writing its keys and values."""
-        pulse.busy()
+        heartbeat.busy()
         with graph_turn:
             given = self._network(*self._tensors(batch)).asnumpy()
         first = self.shard.first_token
@@ -192,9 +192,9 @@ class ModelRunner:
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copies keys and values of whole blocks, one pair (from, to) after the other."""
-        from inference.models import cache
+        from inference.models import kv_cache
 
-        cache.copy_blocks(self.kernels, self._caches, self._shapes[0], pairs)
+        kv_cache.copy_blocks(self.kernels, self._caches, self._shapes[0], pairs)
 
     def _tensors(self, batch: StepBatch) -> list:
         from mindspore import Tensor
@@ -218,7 +218,7 @@ def _usable_in_place(pairs: Pairs) -> dict[str, StoredTensor]:
     }
 
 
-def _packer(is_stock: bool) -> weights.PackInto:
+def _packer(is_stock: bool) -> loading.PackInto:
     if is_stock:
         return pack_into
     from inference.kernels import library

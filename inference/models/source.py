@@ -12,26 +12,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from inference.checkpoint.gguf_tensors import read_gguf_config
+from inference.checkpoint.open import GGUF_SUFFIX, open_checkpoint, rank_folders
+from inference.checkpoint.tensor import Checkpoint
 from inference.config import GENERATION_FILE, GenerationConfig, InferenceConfig, read_generation_file
 from inference.config.locate import locate_model
 from inference.config.presets import is_preset
 from inference.errors import ConfigError, ModelNotFoundError
 from inference.kernels.formats import Format
-from inference.models import weights
-from inference.models.adapters import Adapters, adapter_paths, read_adapter
-from inference.models.checkpoint import GGUF_SUFFIX, open_checkpoint, rank_folders
-from inference.models.concatenated import separate
-from inference.models.config import ModelConfig
-from inference.models.convert import PACKED_KEY
-from inference.models.gguf_format import read_gguf_config
-from inference.models.mindformers_layouts import as_published
-from inference.models.parameters import parameter_shapes
-from inference.models.quantised import Scheme, dequantised, read_scheme
-from inference.models.registry import ARCHITECTURES, model_config_from, resolve_architecture
-from inference.models.shards import Pairs, Shard, check_split
-from inference.models.spelling import lay_over
-from inference.models.stored import Checkpoint
-from inference.models.t5_config import AnyConfig
+from inference.models.architecture.config import ModelConfig
+from inference.models.architecture.config_aliases import lay_over
+from inference.models.architecture.registry import ARCHITECTURES, model_config_from, resolve_architecture
+from inference.models.architecture.t5_config import AnyConfig
+from inference.models.weights import loading
+from inference.models.weights.export import PACKED_KEY
+from inference.models.weights.lora import Adapters, adapter_paths, read_adapter
+from inference.models.weights.mindformers_fused import separate
+from inference.models.weights.mindformers_layouts import as_published
+from inference.models.weights.parameters import parameter_shapes
+from inference.models.weights.quantized import Scheme, dequantized, read_scheme
+from inference.models.weights.sharding import Pairs, Shard, check_split
 from inference.parallel.topology import origin_of_split, ranks_of_model
 from inference.tokenizer import Tokenizer, load_tokenizer
 
@@ -50,7 +50,7 @@ class ModelSource:
         model: the architecture.
         generation: the settings of generation that hold for every prompt.
         packed: the format that `convert` packed the weights in; None for a checkpoint as published.
-        scheme: how a checkpoint as published is quantised; None for one that is not.
+        scheme: how a checkpoint as published is quantized; None for one that is not.
         own_config: the keys of config.json, with those of the YAML over them.
         ranks: how many share the model.
         adapters: in the weights, or for the rows that ask for them.
@@ -88,16 +88,16 @@ class ModelSource:
         shard = self.shard(model_rank)
         folders = rank_folders(self.checkpoint, self.ranks)
         path = folders[model_rank] if folders else self.checkpoint
-        quantised = self.packed is None and self.scheme is not None
-        checkpoint = open_checkpoint(path, self.config.load_ckpt_format, quantised)
+        quantized = self.packed is None and self.scheme is not None
+        checkpoint = open_checkpoint(path, self.config.load_ckpt_format, quantized)
         if self.packed is None:
             if folders:
                 return shard.keep(self.fit(checkpoint, path, shard))
             return shard.cut(self.fit(checkpoint, path))
-        formats = weights.formats_of(self.model, self.packed)
+        formats = loading.formats_of(self.model, self.packed)
         if folders:
-            return weights.fit_packed(checkpoint, shard.parameter_shapes(), formats, path)
-        pairs = weights.fit_packed(checkpoint, parameter_shapes(self.model), formats, path)
+            return loading.fit_packed(checkpoint, shard.parameter_shapes(), formats, path)
+        pairs = loading.fit_packed(checkpoint, parameter_shapes(self.model), formats, path)
         return pairs if shard.is_whole else shard.cut_packed(pairs, formats, path)
 
     def fit(self, checkpoint: Checkpoint, path: Path, shard: Shard | None = None) -> Pairs:
@@ -110,11 +110,11 @@ class ModelSource:
             CheckpointError: tensors that do not fit the config.
         """
         model = shard.config if shard else self.model
-        checkpoint = dequantised(checkpoint, self.scheme, model, path)
+        checkpoint = dequantized(checkpoint, self.scheme, model, path)
         if isinstance(model, ModelConfig):
             checkpoint = separate(checkpoint, model, self.config.engine.qkv_layout, path)
             checkpoint = as_published(checkpoint, model, path)
-        pairs = weights.fit(checkpoint, model, path)
+        pairs = loading.fit(checkpoint, model, path)
         merged = self.adapters.merged
         if merged is None:
             return pairs

@@ -167,7 +167,7 @@ class StepResult:
 
     @classmethod
     def of_parts(cls, parts: Sequence[StepResult]) -> StepResult:
-        """From the results of neighbouring parts of the vocabulary, in their order."""
+        """From the results of neighboring parts of the vocabulary, in their order."""
         best = np.stack([part.best for part in parts])
         values = np.stack([part.value for part in parts])
         rows = np.arange(best.shape[1])

@@ -14,7 +14,7 @@ import numpy as np
 
 from inference.errors import InferenceError
 from inference.kernels.library import RankGroup, group_bytes
-from inference.parallel.links import Links
+from inference.parallel.connections import Links
 from inference.parallel.topology import Topology
 
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 from inference.config import InferenceConfig
 from inference.errors import ConfigError, InferenceError
+from inference.parallel.connections import Links, connect
 from inference.parallel.group import Group, mindspore_group, native_group
-from inference.parallel.links import Links, connect
+from inference.parallel.msrun_scheduler import MINDSPORE, is_mindspores
 from inference.parallel.rendezvous import Exchange, meet, through_mindspore
-from inference.parallel.scheduler import MINDSPORE, is_mindspores
 from inference.parallel.topology import RANK, Topology, meeting_address, patience, scheduler_address
 
 # Seconds that a rank which ends waits for the scheduler to hear it.

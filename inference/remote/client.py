@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from inference.errors import InputError
-from inference.prompts import Prompt
+from inference.inputs.prompts import Prompt
 from inference.remote.endpoint import Endpoint
 from inference.remote.http import Connection, Response, TransportError
 from inference.remote.pacing import RateLimit, backoff, retry_after

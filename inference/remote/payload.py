@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from inference.errors import InputError
-from inference.prompts import Prompt
+from inference.inputs.prompts import Prompt
 from inference.remote.endpoint import Endpoint
 
 # Our settings by OpenAI's names; what is not here no endpoint has to understand.

@@ -10,15 +10,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from inference.errors import InputError, TokenizerError
 from inference.tokenizer.chat import choose_template, render_chat
 from inference.tokenizer.joining import Joining
 from inference.tokenizer.tokenizer_config import TOKEN_NAMES, TokenizerConfig
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 PADDINGS = (False, True, "longest", "max_length", "do_not_pad")
 
@@ -314,13 +311,6 @@ class Tokenizer(ABC):
         if given is not None and given not in self.config.chat_templates:
             return given
         return choose_template(self.config.chat_templates, given, has_tools)
-
-    @classmethod
-    def from_pretrained(cls, directory: str | Path, **settings: Any) -> Tokenizer:
-        """The tokenizer of a model directory; `settings` as in tokenizer_config.json."""
-        from inference.tokenizer.load import load_tokenizer
-
-        return load_tokenizer(directory, settings=settings)
 
 
 def check_text(text: Any) -> None:

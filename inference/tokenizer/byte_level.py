@@ -20,7 +20,7 @@ def byte_level_backend(
     path: Path,
     *,
     cut: str | None,
-    normalised: bool = False,
+    normalized: bool = False,
     whole_words: bool = False,
 ) -> Any:
     """A `tokenizers.Tokenizer`.
@@ -29,7 +29,7 @@ def byte_level_backend(
         vocabulary: tokens, spelled as GPT-2 spells bytes, and their ids.
         path: for messages.
         cut: a regular expression for the parts of a text; None for GPT-2's own.
-        normalised: texts are brought into NFC.
+        normalized: texts are brought into NFC.
         whole_words: a part that is a token is taken without merges.
 
     Raises:
@@ -41,7 +41,7 @@ def byte_level_backend(
         backend = Tokenizer(models.BPE(vocab=dict(vocabulary), merges=list(merges), ignore_merges=whole_words))
     except Exception as error:  # the package raises plain Exception
         raise TokenizerError(f"{path}: the merges do not fit the tokens ({error})") from error
-    if normalised:
+    if normalized:
         backend.normalizer = normalizers.NFC()
     by_byte = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=cut is None)
     if cut is None:

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from inference.checkpoint.gguf_header import HINT, GgufFile, open_gguf
 from inference.errors import TokenizerError
-from inference.models.gguf_header import HINT, GgufFile, open_gguf
 from inference.tokenizer.base import Tokenizer
 from inference.tokenizer.byte_level import DIGITS, THREES, byte_level_backend
 from inference.tokenizer.chatglm import of_bytes
@@ -24,7 +24,7 @@ from inference.tokenizer.sentencepiece_tokenizer import BYTE, CONTROL, NORMAL, U
 from inference.tokenizer.tokenizer_config import read_tokenizer_config
 
 IDS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
-# By `tokenizer.ggml.pre`: where a text is cut (None for GPT-2's own rule), whether it is normalised (NFC), whether a
+# By `tokenizer.ggml.pre`: where a text is cut (None for GPT-2's own rule), whether it is normalized (NFC), whether a
 # whole word that is a token is taken without merges, and whether bos comes first where the file does not say.
 CUTS: dict[str, tuple[str | None, bool, bool, bool]] = {
     "llama-bpe": (THREES, False, True, True),
@@ -136,10 +136,10 @@ def _ids(file: GgufFile) -> dict[str, int]:
 
 def _byte_level(file: GgufFile, tokens: list[str], pre: str) -> Any:
     """Byte-level BPE as the tokenizers package has it."""
-    cut, normalised, whole_words, _ = CUTS[pre]
+    cut, normalized, whole_words, _ = CUTS[pre]
     merges = [tuple(merge.split(" ")) for merge in file.get("tokenizer.ggml.merges") or []]
     vocabulary = {token: token_id for token_id, token in enumerate(tokens)}
-    return byte_level_backend(vocabulary, merges, file.path, cut=cut, normalised=normalised, whole_words=whole_words)
+    return byte_level_backend(vocabulary, merges, file.path, cut=cut, normalized=normalized, whole_words=whole_words)
 
 
 def _model_proto(file: GgufFile, tokens: list[str], types: list[int], own: Mapping[str, Any]) -> bytes:

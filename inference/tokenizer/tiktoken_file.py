@@ -1,6 +1,6 @@
 """Vocabularies in tiktoken's form (`tokenizer.model` of GLM-4 9B): a line a token, its bytes in base64 and its rank.
 
-A text is cut by a regular expression. In each part the two neighbours whose bytes together have the lowest rank are
+A text is cut by a regular expression. In each part the two neighbors whose bytes together have the lowest rank are
 joined, until no two are a token (github.com/openai/tiktoken, README). As merges of byte-level BPE these are all ways to
 make a token of two, in the order of the tokens' ranks.
 """

@@ -3,7 +3,7 @@
     python -m benchmarking.gguf_file MODEL_DIR OUT.gguf f32|f16
 
 Facts of the format (gguf's own constants and llama.cpp's loader): vectors stay float32; the architecture `llama`
-rotates neighbouring pairs of a head (rope type NORM), so rows of q and k are reordered from Hugging Face's halves,
+rotates neighboring pairs of a head (rope type NORM), so rows of q and k are reordered from Hugging Face's halves,
 while `qwen2` rotates halves (NEOX) and takes them as they are; a tied head is left out. No tokenizer is written
 (`no_vocab`): the bench gives ids.
 """
@@ -64,7 +64,7 @@ def gguf_name(name: str) -> str:
 
 
 def pairs_from_halves(rows: np.ndarray, heads: int) -> np.ndarray:
-    """Rows of q or k so that the halves of each head, which are rotated together, become neighbours."""
+    """Rows of q or k so that the halves of each head, which are rotated together, become neighbors."""
     size = len(rows) // heads
     order = np.arange(size).reshape(2, size // 2).T.reshape(-1)
     return rows.reshape(heads, size, *rows.shape[1:])[:, order].reshape(rows.shape)

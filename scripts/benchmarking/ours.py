@@ -48,7 +48,7 @@ class Ours:
     def generate(self, rows: list[list[int]], new: int) -> Run:
         """As `workload.Program` says."""
         from inference.config import GenerationConfig
-        from inference.request import Request
+        from inference.engine.request import Request
 
         generation = GenerationConfig(ignore_eos=True)
         requests = [Request(str(row), ids, generation, new) for row, ids in enumerate(rows)]
@@ -74,8 +74,8 @@ class Ours:
             at_once: the most rows in a step, if not the model's.
         """
         from inference.config import GenerationConfig
-        from inference.generation.engine import Engine
-        from inference.request import Request
+        from inference.engine.engine import Engine
+        from inference.engine.request import Request
 
         generation = GenerationConfig(ignore_eos=True)
         made = [Request(str(row), ids, generation, new) for row, (ids, new) in enumerate(requests)]
@@ -90,9 +90,9 @@ class Ours:
 
     def sizes(self) -> dict[str, float]:
         """Bytes of all weights, of those that one token needs, and of the KV cache."""
-        from inference.models import cache
-        from inference.models.parameters import EMBEDDING, parameter_shapes
-        from inference.models.weights import formats_of, layout_bytes, memory_layout
+        from inference.models import kv_cache
+        from inference.models.weights.loading import formats_of, layout_bytes, memory_layout
+        from inference.models.weights.parameters import EMBEDDING, parameter_shapes
 
         runner, engine = self.model.runner, self.model.source.config.engine
         formats = formats_of(runner.config, runner.weight_format)
@@ -104,7 +104,7 @@ class Ours:
         # A token reads one row of an input embedding that is not the output head as well.
         unread = 0 if runner.config.tie_embeddings else sizes[EMBEDDING]
         half = engine.kv_cache_dtype == "float16" and not self._stock
-        kv = cache.block_bytes(runner.config, engine.block_size, half) * runner.num_blocks
+        kv = kv_cache.block_bytes(runner.config, engine.block_size, half) * runner.num_blocks
         weights = sum(sizes.values())
         return {"weight_bytes": weights, "token_bytes": weights - unread, "kv_bytes": kv}
 

@@ -3,7 +3,7 @@
     python -m benchmarking.peer_llamacpp JOB
 
 The job is JSON: action, model, dtype, threads, `file` (the GGUF file) and `wide_file` (the one in f32). `prepare`
-writes the file: f32 and f16 by `gguf_file`, the others from f32 by llama.cpp's own quantiser, which is what its users
+writes the file: f32 and f16 by `gguf_file`, the others from f32 by llama.cpp's own quantizer, which is what its users
 run. `measure` gives all figures.
 """
 
@@ -37,7 +37,7 @@ def prepare(job: dict[str, Any]) -> None:
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.ftype, parameters.nthread = FILE_TYPES[job["dtype"]], job["threads"]
     if llama_cpp.llama_model_quantize(str(wide).encode(), str(part).encode(), ctypes.byref(parameters)):
-        raise SystemExit(f"llama.cpp cannot quantise {wide}")
+        raise SystemExit(f"llama.cpp cannot quantize {wide}")
     part.replace(target)
 
 

@@ -35,11 +35,11 @@ def draw(rows: list[dict[str, Any]], target: Path) -> None:
     for line, model in zip(grid, models, strict=True):
         of_model = [row for row in rows if row["model"] == model]
         labels = [f"{row['program']} {row['weights']}" for row in of_model]
-        colours = [f"C{programs.index(row['program']) % 10}" for row in of_model]
+        colors = [f"C{programs.index(row['program']) % 10}" for row in of_model]
         places = range(len(of_model))
         for axes, (name, title) in zip(line, PANELS.items(), strict=True):
             values = [row.get(name, 0.0) for row in of_model]
-            axes.bar_label(axes.barh(places, values, color=colours), fmt="{:.4g}", padding=2, fontsize=7)
+            axes.bar_label(axes.barh(places, values, color=colors), fmt="{:.4g}", padding=2, fontsize=7)
             if name == "decode_1_tok_s":
                 limits = [(place, row[name] / row["roof"]) for place, row in enumerate(of_model) if row.get("roof")]
                 axes.scatter([limit for _, limit in limits], [place for place, _ in limits], marker="|", color="black")

@@ -19,9 +19,9 @@ ROOT = SCRIPTS.parent
 LAYOUT_SOURCES = (
     "kernels/formats.py",
     "kernels/cpp/formats.h",
-    "models/parameters.py",
-    "models/weights.py",
-    "models/convert.py",
+    "models/weights/parameters.py",
+    "models/weights/loading.py",
+    "models/weights/export.py",
 )
 
 

@@ -22,11 +22,11 @@ def main(job: dict[str, Any]) -> None:
     """Runs the job on this rank."""
     from inference import build_context, load_config
     from inference.config import GenerationConfig
+    from inference.engine.request import Request
     from inference.generation.model import GenerativeModel
     from inference.generation.ranks import join_ranks, run_follower
     from inference.models.source import resolve
     from inference.parallel.topology import check_topology, is_worker
-    from inference.request import Request
 
     engine = {"weight_dtype": job["dtype"], "kernels": "native", "prefix_cache": False}
     config = load_config({"pretrained_model_dir": job["model"], "use_parallel": is_worker(), "engine": engine})

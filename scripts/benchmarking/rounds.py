@@ -30,7 +30,7 @@ def run(
     measured: dict[Case, list[Figures]] = {case: [] for case in cases}
     failed: set[Case] = set()
     for number in range(rounds):
-        # Backwards every second time, so that nobody always follows the same neighbour.
+        # Backwards every second time, so that nobody always follows the same neighbor.
         for case in cases if number % 2 == 0 else reversed(cases):
             if case in failed:
                 continue

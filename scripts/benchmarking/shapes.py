@@ -59,8 +59,8 @@ SHAPES = {
 
 def make_checkpoint(directory: Path, shape: Shape) -> Path:
     """A bfloat16 checkpoint in the shape; made once, complete or not at all."""
-    from inference.models.parameters import tensor_places
-    from inference.models.registry import model_config_from
+    from inference.models.architecture.registry import model_config_from
+    from inference.models.weights.parameters import tensor_places
 
     values, config = shape.config(), directory / "config.json"
     if config.exists() and json.loads(config.read_text(encoding="utf-8")) == values:

@@ -168,9 +168,9 @@ class T5(nn.Module):
         self.shared = nn.Embedding(shape.vocab_size, shape.d_model)
         self.encoder = Stack(shape, is_decoder=False)
         self.decoder = Stack(shape, is_decoder=True)
-        self._initialise()
+        self._initialize()
 
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         """Normal weights; those that write to the residual stream are smaller by its depth."""
         depth = 2 * self.shape.num_layers + 3 * self.shape.num_decoder_layers
         nn.init.normal_(self.shared.weight, std=1.0)

@@ -118,9 +118,9 @@ class Llama(nn.Module):
         super().__init__()
         self.shape = shape
         self.model = Decoder(shape)
-        self._initialise()
+        self._initialize()
 
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         """Normal weights; those that write to the residual stream are smaller by its depth."""
         depth_scale = (2 * self.shape.num_hidden_layers) ** -0.5
         for name, weight in self.named_parameters():

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .documents import Document
-from .optimiser import Optimiser
+from .optimizer import Optimizer
 
 REQUIRED_ACCURACY = 0.95
 
@@ -49,12 +49,12 @@ def train(
     model: nn.Module, losses: Iterator[Tensor], arguments: argparse.Namespace, look: Callable[[], HeldOut], of: Accuracy
 ) -> None:
     """One update for each of `losses`, which come lazily; `look` gives what is asked for a quick look now and then."""
-    optimiser = Optimiser(model, arguments.steps, arguments.muon_rate, arguments.adam_rate, arguments.decay)
+    optimizer = Optimizer(model, arguments.steps, arguments.muon_rate, arguments.adam_rate, arguments.decay)
     start, average = time.monotonic(), None
     for step in range(arguments.steps):
         loss = next(losses)
         loss.backward()
-        optimiser.step(step)
+        optimizer.step(step)
         average = loss.item() if average is None else 0.95 * average + 0.05 * loss.item()
         if step % 50 == 49:
             left = (time.monotonic() - start) / (step + 1) * (arguments.steps - step - 1)

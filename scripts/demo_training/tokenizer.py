@@ -20,7 +20,7 @@ UNK, BOS, EOS, PAD = range(4)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
-    """The serialised sentencepiece model, at most `vocab_size` pieces large."""
+    """The serialized sentencepiece model, at most `vocab_size` pieces large."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts),
@@ -87,6 +87,6 @@ class Encoder:
         prompt = self.encode(document.prompt, **spaces)
         full = self.encode(document.text, **spaces)
         if full[: len(prompt)] != prompt:
-            raise ValueError(f"the prompt {document.prompt!r} is tokenised differently alone")
+            raise ValueError(f"the prompt {document.prompt!r} is tokenized differently alone")
         answer_length = len(full) + 1 - len(prompt)
         return Sample([*full, EOS], [self.prompt_weight] * len(prompt) + [1.0] * answer_length)

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 import inference
-from inference import AutoConfig, AutoModel, AutoTokenizer, GenerationConfig, InferenceError, auto, context, load_config
+from inference import AutoConfig, AutoModel, AutoTokenizer, GenerationConfig, InferenceError, context, load_config
+from inference.api import auto
 from inference.config import InferenceConfig
 from inference.config.presets import find_preset, list_presets
 from inference.errors import ConfigError, ModelNotFoundError
@@ -23,7 +24,7 @@ SHRUNK = {"num_layers": 1, "num_heads": 2, "hidden_size": 16, "intermediate_size
 
 def answer(model: GenerativeModel, **settings: object) -> str:
     """What a model says to a sum."""
-    pipe = inference.pipeline(model=model)
+    pipe = inference.api.pipeline(model=model)
     ((text,),) = [output["text_generation_text"] for output in pipe(QUESTION, **settings)]
     return text
 

@@ -12,7 +12,7 @@ import pytest
 
 from inference import LLM, GenerationConfig, InferenceError, TextIteratorStreamer, TextStreamer, load_config, pipeline
 from inference.errors import ConfigError, GenerationError, InputError
-from inference.prompts import Prompt
+from inference.inputs.prompts import Prompt
 
 SUM, PHRASE, STORY = "12 + 7 =", "Translate to German: the big house", "Once upon a time"
 ANSWERS, BAD = [" 19", " das große Haus"], "The dog"

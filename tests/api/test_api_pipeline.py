@@ -9,7 +9,7 @@ import pytest
 
 from inference import GenerationConfig, TextIteratorStreamer, TextStreamer, pipeline
 from inference.errors import ConfigError, InputError
-from inference.prompts import RowError
+from inference.inputs.prompts import RowError
 
 SUM, PHRASE, STORY = "12 + 7 =", "Translate to German: the big house", "Once upon a time"
 ANSWERS = [f"{SUM} 19", f"{PHRASE} das große Haus"]

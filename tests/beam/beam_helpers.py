@@ -12,16 +12,16 @@ from typing import Any
 
 import apache_beam as beam
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "generation"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 
 from toys import END, ByteTokenizer, ToyModel
 
-from inference.beam.loaded import LoadedModel
+from inference.beam.serving.shared_model import LoadedModel
 from inference.config import GenerationConfig
-from inference.generation.background import BackgroundEngine
-from inference.generation.engine import Engine
+from inference.engine.background import BackgroundEngine
+from inference.engine.engine import Engine
+from inference.engine.metrics import RunMetrics
 from inference.generation.text import AnswerRow, Encoder
-from inference.metrics import RunMetrics
 
 ROOT = Path(__file__).parents[2]
 DEMO = Path(__file__).parents[2] / "inference" / "demo"

@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference.beam import MindSporeModelHandler
-from inference.beam.batching import BatchElements, Limits, _OfOneBundle
-from inference.beam.rows import TokenLength, num_bytes, without_key
+from inference.beam.handlers.batching import BatchElements, Limits, _OfOneBundle
+from inference.beam.serving.elements import TokenLength, num_bytes, without_key
 from inference.errors import ConfigError
 
 WINDOWS = [GlobalWindow(), IntervalWindow(0, 5), IntervalWindow(5, 10)]

@@ -123,7 +123,7 @@ def test_functions_before_and_after_and_batches_of_ones_own(demo):
 
 def test_steps_and_threads_share_one_engine(demo, monkeypatch):
     loads = []
-    monkeypatch.setattr("inference.beam.loaded.LLM", lambda config: loads.append(config))
+    monkeypatch.setattr("inference.beam.serving.shared_model.LLM", lambda config: loads.append(config))
     model = demo.load_model()
     twin = pickle.loads(pickle.dumps(MindSporeModelHandler(DEMO.parents[1] / "configs/demo/predict_demo.yaml")))
     assert twin.load_model()._current[0] is model._current[0] and not loads
@@ -188,7 +188,7 @@ def test_environment_variables_are_set_before_the_model_is_loaded(demo, monkeypa
     monkeypatch.setenv("OF_THE_PIPELINE", "no")
     seen = []
     monkeypatch.setattr(
-        "inference.beam.handler.loaded",
+        "inference.beam.handlers.mindspore.loaded",
         lambda *args, real=None: seen.append(os.environ["OF_THE_PIPELINE"]) or 1 / 0,
     )
     with pytest.raises(Exception, match="division"):

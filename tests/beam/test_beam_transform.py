@@ -26,7 +26,7 @@ from apache_beam.utils.timestamp import Timestamp
 from beam_helpers import Sink, run
 
 from inference.beam import MindSporeModelHandler, RunInference
-from inference.beam.served import ServedModel
+from inference.beam.serving.hot_swap import ServedModel
 from inference.errors import ConfigError, ModelNotFoundError
 
 FOUR = {"max_new_tokens": 4}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from inference.beam.command import run_pipeline
+from inference.beam.pipeline.run import run_pipeline
 from inference.config import load_config
 from inference.config.presets import find_preset
 

@@ -13,11 +13,8 @@ import yaml
 
 pytest.importorskip("apache_beam")
 
-from pipeline_place import demo_with
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "remote"))
-
 from endpoint_server import KEY, EndpointServer
+from pipeline_place import demo_with
 
 ROOT = Path(__file__).parents[2]
 PHRASES = ["the big house", "my door", "two dogs", "the red apple", "a small bird", "the old tree"]
@@ -149,13 +146,13 @@ def test_scikit_learn(place):
 # Beside it a torch in the process would change what other tests see, and libraries of both would meet.
 WITH_TORCH = """
 import sys, torch
-from inference import cli
+from inference.cli import main
 module = torch.nn.Linear(2, 1)
 with torch.no_grad():
     module.weight.copy_(torch.tensor([[2.0, 3.0]]))
     module.bias.copy_(torch.tensor([1.0]))
 torch.save(module.state_dict(), sys.argv[1])
-cli.main(sys.argv[2:])
+main.main(sys.argv[2:])
 """
 
 

@@ -11,8 +11,8 @@ pytest.importorskip("apache_beam")
 from memory_files import MemoryFiles
 from pipeline_place import demo_with
 
-from inference.beam.command import run_pipeline
-from inference.beam.failures import TooManyFailuresError
+from inference.beam.pipeline.failures import TooManyFailuresError
+from inference.beam.pipeline.run import run_pipeline
 from inference.config import load_config
 from inference.errors import InputError
 

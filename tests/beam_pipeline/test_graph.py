@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 pytest.importorskip("apache_beam")
 
-from inference.beam.graph import chosen, graph_of
-from inference.beam.templates import Template
+from inference.beam.pipeline.steps import chosen, graph_of
+from inference.beam.pipeline.templates import Template
 from inference.config import load_config
 from inference.errors import ConfigError, InputError
 

@@ -16,7 +16,7 @@ pytest.importorskip("apache_beam")
 
 from pipeline_place import Place, demo_with
 
-from inference.beam.files import OutputDirectory
+from inference.beam.pipeline.files import OutputDirectory
 from inference.config import load_config
 from inference.errors import ConfigError, InferenceError, InputError
 
@@ -238,7 +238,7 @@ def test_an_input_without_a_row_and_a_runner_that_does_nothing(place, monkeypatc
     with pytest.raises(InputError, match="there is no row in the input"):
         place.run("in.jsonl", pipeline=steps)
     place.write("in.jsonl", ROWS[0])
-    monkeypatch.setattr("inference.beam.command.build", lambda pipeline, plan: None)
+    monkeypatch.setattr("inference.beam.pipeline.run.build", lambda pipeline, plan: None)
     with pytest.raises(InferenceError, match="come to its end with 0 of 1 inputs read"):
         place.run("in.jsonl", pipeline=steps, out="other")
 
@@ -246,7 +246,7 @@ def test_an_input_without_a_row_and_a_runner_that_does_nothing(place, monkeypatc
 @pytest.mark.parametrize("arguments", [{}, {"large_model": True}])
 def test_answers_are_safe_before_their_batch_is_done(place, monkeypatch, arguments):
     """Whoever has the model writes them down: a batch may take hours."""
-    from inference.beam.handler import MindSporeModelHandler
+    from inference.beam.handlers.mindspore import MindSporeModelHandler
 
     noted = []
     theirs = MindSporeModelHandler.run_inference

@@ -10,12 +10,12 @@ import pytest
 
 pytest.importorskip("apache_beam")
 
-import inference.beam.progress
-from inference.beam.failures import NoteFailures, TooManyFailuresError, too_many
-from inference.beam.files import FAILURES, OutputDirectory
-from inference.beam.graph import graph_of
-from inference.beam.progress import Standing, Work
-from inference.beam.state import RowState
+import inference.beam.pipeline.progress
+from inference.beam.pipeline.failures import NoteFailures, TooManyFailuresError, too_many
+from inference.beam.pipeline.files import FAILURES, OutputDirectory
+from inference.beam.pipeline.progress import Standing, Work
+from inference.beam.pipeline.row_state import RowState
+from inference.beam.pipeline.steps import graph_of
 from inference.config.schema import PipelineSettings
 from inference.jobs.progress import ProgressLine
 
@@ -87,7 +87,10 @@ def test_processes_see_each_other_s_failures(tmp_path):
     ("text", "said"),
     [
         ("  File\ninference.beam.failures.TooManyFailuresError: more [while running 'A/B-ptr", "more"),
-        ("inference.beam.failures.TooManyFailuresError: more than 1 row failed\n\nnoise", "more than 1 row failed"),
+        (
+            "inference.beam.pipeline.failures.TooManyFailuresError: more than 1 row failed\n\nnoise",
+            "more than 1 row failed",
+        ),
         ("ValueError: more than 1 row failed", None),
     ],
 )
@@ -119,8 +122,8 @@ def test_a_graph_knows_how_many_answers_a_row_gets():
 
 
 def test_progress_has_a_total(place, monkeypatch, capfd):
-    monkeypatch.setattr(inference.beam.progress, "LOOK", 0.02)
-    monkeypatch.setattr(inference.beam.progress, "ProgressLine", partial(ProgressLine, interval=0.02))
+    monkeypatch.setattr(inference.beam.pipeline.progress, "LOOK", 0.02)
+    monkeypatch.setattr(inference.beam.pipeline.progress, "ProgressLine", partial(ProgressLine, interval=0.02))
     monkeypatch.setattr("pipeline_handlers.Shout.run_inference", _slowly)
     place.write("in/a.jsonl", *rows(*"abcdefgh"), "no json")
     place.write("in/b.jsonl", {"prompt": "i"})

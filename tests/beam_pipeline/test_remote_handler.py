@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -15,9 +13,6 @@ from apache_beam.ml.inference.base import KeyedModelHandler
 from apache_beam.ml.inference.base import RunInference as TheirRunInference
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.testing.util import assert_that, equal_to
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "remote"))
-
 from endpoint_server import KEY, EndpointServer
 
 from inference.beam import OpenAIModelHandler, RunInference

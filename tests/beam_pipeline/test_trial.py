@@ -8,11 +8,11 @@ import pytest
 
 pytest.importorskip("apache_beam")
 
-from inference.beam.trial import trial_of
+from inference.beam.serving.validation import trial_of
 from inference.errors import ConfigError
 from inference.evaluate.examples import Example
 from inference.evaluate.gate import Gate
-from inference.prompts import Prompt
+from inference.inputs.prompts import Prompt
 
 EXAMPLES = [
     Example(Prompt(str(number), f"row {number}", text=f"{number} + 1 ="), (f" {number + 1}",), ("sum",))

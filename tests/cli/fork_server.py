@@ -126,7 +126,7 @@ def become(words: list[str], directory: str, environment: dict[str, str], stream
 if __name__ == "__main__":
     # What the program would find.
     sys.argv[0], sys.path[0] = str(PROGRAM), str(PROGRAM.parent)
-    import inference.cli  # noqa: F401
+    import inference.cli.main  # noqa: F401
     import run_inference
 
     assert "mindspore" not in sys.modules, "its threads would not be there in a forked process"

@@ -73,7 +73,7 @@ def test_a_compiler_that_fails(cli):
 @pytest.mark.slow
 def test_two_processes_build_once(tmp_path):
     """Both get the one library, and nothing half-made is left beside it."""
-    # What is built is not run, so the compiler need not optimise, which takes it ten times as long.
+    # What is built is not run, so the compiler need not optimize, which takes it ten times as long.
     compiler, calls = tmp_path / "c++", tmp_path / "calls"
     compiler.write_text(f'#!/bin/sh\n[ $1 = --version ] || echo >> {calls}\nexec g++ "$@" -O0\n')
     compiler.chmod(0o755)

@@ -361,7 +361,7 @@ def test_a_flag_outranks_the_other_section_of_the_file() -> None:
     assert config.model.model_config.given_architecture() == {"num_hidden_layers": 1}
 
 
-def test_override_of_one_key_keeps_its_neighbours() -> None:
+def test_override_of_one_key_keeps_its_neighbors() -> None:
     scaling = {"rope_type": "llama3", "factor": 8.0}
     low = {"model": {"model_config": {"rope_scaling": scaling}}}
     config = load_config(low, overrides=[parse_override("model.model_config.rope_scaling.factor=4.0")])
@@ -452,7 +452,7 @@ def test_merged_is_a_copy_of_everything() -> None:
     ("settings", "what"),
     [
         ({"model": {"model_config": {"pet_config": {"pet_type": "ptuning2"}}}}, "adapters"),
-        ({"model": {"model_config": {"quantization_config": {"quant_method": "rtn"}}}}, "quantised weights"),
+        ({"model": {"model_config": {"quantization_config": {"quant_method": "rtn"}}}}, "quantized weights"),
     ],
 )
 def test_what_does_not_run_yet_loads_and_is_refused_in_use(settings: dict, what: str) -> None:

@@ -18,7 +18,7 @@ import yaml
 
 from inference.config import InferenceConfig, Override, load_config
 from inference.errors import ConfigError
-from inference.models.registry import ALIASES, ARCHITECTURES
+from inference.models.architecture.registry import ALIASES, ARCHITECTURES
 from inference.models.source import resolve
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
@@ -26,7 +26,7 @@ _FILE = re.compile(r"configs/\w+/predict_.*\.yaml$")
 # Their mistake, which MindFormers reads as true.
 _MISTAKES = {"predict_llama2_7b_ptuning2.yaml": "use_parallel must be true or false, got 'Flase'"}
 # What asks for more than a family.
-_NOT_YET = re.compile(r"asks for (adapters \(\w*prefix\w*\)|quantised weights \((ptq|rtn|smooth_quant)\))")
+_NOT_YET = re.compile(r"asks for (adapters \(\w*prefix\w*\)|quantized weights \((ptq|rtn|smooth_quant)\))")
 # Newer files have no sizes: they are in the model's own directory, which is the user's.
 _MODELS = {"qwen2": "qwen2", "qwen3": "qwen3", "glm4": "glm4"}
 _RELEASES = ("1.0", "1.1", "1.2", "1.3", "1.6", "1.7", "1.8", "1.9", "2.0", "2.1")

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from inference.config import Override, load_config, parse_override
+from inference.config.error_messages import known_keys
 from inference.config.known_keys import MODEL, NEGATED, NOT_ACTED_ON, RENAMED, RIVALS, SYNONYMS
 from inference.config.model_settings import ARCHITECTURE_KEYS, DEVICE_KEYS, GENERATION_KEYS, ModelSettings
-from inference.config.report import known_keys
 from inference.errors import ConfigError
-from inference.models.experts import MINDFORMERS_NAMES
-from inference.models.registry import model_config_from
-from inference.models.spelling import lay_over
+from inference.models.architecture.config_aliases import lay_over
+from inference.models.architecture.experts import MINDFORMERS_NAMES
+from inference.models.architecture.registry import model_config_from
 
 GOLDENS = sorted((Path(__file__).parents[1] / "goldens").glob("*/config.json"))
 

@@ -12,9 +12,9 @@ from inference.config import load_config, parse_override
 from inference.config import presets as module
 from inference.config.presets import Preset, find_preset, is_preset, list_presets, presets_directory
 from inference.errors import ModelNotFoundError
-from inference.models.parameters import tensor_places
-from inference.models.registry import model_config_from
-from inference.models.t5_config import T5Config
+from inference.models.architecture.registry import model_config_from
+from inference.models.architecture.t5_config import T5Config
+from inference.models.weights.parameters import tensor_places
 
 PRESETS = list_presets()
 # Comes from the model's config.json: too long for a preset.

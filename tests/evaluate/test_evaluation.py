@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 
 import inference
-from inference import page
 from inference.config import GenerationConfig
 from inference.errors import ConfigError, InputError
+from inference.evaluate import html
+from inference.evaluate.answers import Answered, encode_reference
 from inference.evaluate.examples import Example, read_examples
 from inference.evaluate.gate import Gate, check_gate
-from inference.evaluate.metrics import METRICS, choose_metrics
 from inference.evaluate.report import report, verdict_of
 from inference.evaluate.result import Evaluation, Sampling, read_evaluation
-from inference.evaluate.rows import Answered, encode_reference
+from inference.evaluate.scores import METRICS, choose_metrics
 from inference.generation.text import Encoder
-from inference.prompts import Prompt
+from inference.inputs.prompts import Prompt
 from inference.tokenizer import load_tokenizer
 
 CHOSEN = [METRICS[name] for name in ("exact_match", "token_f1", "perplexity", "latency")]
@@ -225,12 +225,12 @@ def test_the_page_is_whole_and_loads_nothing():
 
 
 def test_what_two_texts_do_not_share_is_marked():
-    assert page.Marked("a big <b> dog", "a dog").html() == 'a <mark title="">big &lt;b&gt; </mark>dog'
-    assert page.Marked("a dog", "a <big> dog").html() == 'a <mark title="&lt;big&gt;">‸</mark>dog'
-    assert page.Marked("one", 'two "x"').html() == '<mark title="two &quot;x&quot;">one</mark>'
-    assert page.Marked("same", "same").html() == "same"
+    assert html.Marked("a big <b> dog", "a dog").html() == 'a <mark title="">big &lt;b&gt; </mark>dog'
+    assert html.Marked("a dog", "a <big> dog").html() == 'a <mark title="&lt;big&gt;">‸</mark>dog'
+    assert html.Marked("one", 'two "x"').html() == '<mark title="two &quot;x&quot;">one</mark>'
+    assert html.Marked("same", "same").html() == "same"
     long = "a " * 2000
-    assert page.Marked(long, "b " * 2000).html() == long
+    assert html.Marked(long, "b " * 2000).html() == long
 
 
 def test_a_reference_of_a_model_with_an_encoder_is_a_text_of_its_own():

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inference.evaluate.answers import Answered
 from inference.evaluate.bootstrap import difference, interval
-from inference.evaluate.metrics import METRICS, normalized, token_f1
-from inference.evaluate.rows import Answered
+from inference.evaluate.scores import METRICS, normalized, token_f1
 
 TEXTS = st.text(alphabet="ab cd,.T", max_size=12)
 

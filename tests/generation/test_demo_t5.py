@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from inference.blocks import BlockPool
+from inference.api.pipeline import pipeline
 from inference.config import Override, load_config
-from inference.generation.engine import Engine
+from inference.engine.engine import Engine
+from inference.engine.metrics import RunMetrics
+from inference.engine.request import Request
 from inference.generation.model import GenerativeModel
-from inference.metrics import RunMetrics
-from inference.pipeline import pipeline
-from inference.prompts import Prompt
-from inference.request import Request
+from inference.inputs.prompts import Prompt
+from inference.models.block_pool import BlockPool
 from inference.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[2]

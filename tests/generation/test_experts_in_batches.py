@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from toys import make_request
 
-from inference.generation.engine import Engine
+from inference.engine.engine import Engine
+from inference.engine.request import Request
 from inference.kernels.build import KernelBuildError, library_path
 from inference.kernels.formats import Format
-from inference.models.registry import model_config_from
+from inference.models.architecture.registry import model_config_from
 from inference.models.runner import ModelRunner
-from inference.request import Request
 
 try:
     library_path()

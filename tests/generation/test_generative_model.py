@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 
 from inference.config import GenerationConfig, InferenceConfig, load_config
+from inference.engine.metrics import RunMetrics
 from inference.errors import ConfigError, InferenceError, InputError
 from inference.generation import model as model_module
 from inference.generation import reference
 from inference.generation.model import GenerativeModel, longest_row, num_blocks, positions_needed
 from inference.generation.streamers import TextIteratorStreamer
 from inference.generation.text import Encoder
+from inference.inputs.prompts import Prompt
 from inference.kernels.formats import Format
-from inference.metrics import RunMetrics
 from inference.models.source import resolve
-from inference.prompts import Prompt
 from inference.tokenizer import load_tokenizer
 
 GOLDENS = Path(__file__).parents[1] / "goldens"

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from toys import END, ByteTokenizer, ScriptModel, ToyModel
 
 from inference.config import GenerationConfig
+from inference.engine.engine import Engine
+from inference.engine.request import FinishReason
 from inference.errors import InputError
-from inference.generation.engine import Engine
 from inference.generation.text import MINIMUM_KEPT, Answer, EncodedPrompt, Encoder, TextEvent, TextGenerator
-from inference.prompts import Prompt
-from inference.request import FinishReason
+from inference.inputs.prompts import Prompt
 from inference.tokenizer import Tokenizer, load_tokenizer
 
 TOKENIZERS = Path(__file__).parents[1] / "goldens" / "tokenizers"

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from inference.errors import InputError
 from inference.inputs import RowStream, files, open_rows
-from inference.prompts import Prompt, RowError
+from inference.inputs.prompts import Prompt, RowError
 
 
 def write(path: Path, content: str | bytes) -> str:

@@ -13,10 +13,10 @@ import pytest
 from test_kill import write_rows
 from toy_job import toy_job
 
+from inference.engine.metrics import RunMetrics
 from inference.errors import InferenceError, InputError
 from inference.jobs.figures import check_plot, check_target, metrics_of, write_metrics, write_plot
 from inference.jobs.progress import POINTS, Course, Figures, ProgressLine
-from inference.metrics import RunMetrics
 
 
 def test_the_line() -> None:

@@ -20,18 +20,18 @@ from toy_job import toy_job
 from toys import END, ByteTokenizer, ScriptModel
 
 from inference.config import GenerationConfig
+from inference.engine.engine import Engine
+from inference.engine.metrics import RunMetrics
+from inference.engine.request import FinishReason, Request
 from inference.errors import InferenceError, InputError
-from inference.generation.engine import Engine
 from inference.generation.text import Answer, EncodedPrompt, Encoder, TextEvent, TextGenerator
 from inference.inputs import open_rows
+from inference.inputs.prompts import Prompt
 from inference.jobs.feed import FailedRow, Feed
 from inference.jobs.records import render_json
+from inference.jobs.row_sets import NameSet, NumberSet
 from inference.jobs.run import Job
-from inference.jobs.seen import NameSet, NumberSet
 from inference.jobs.writer import WAITING, AnswerWriter
-from inference.metrics import RunMetrics
-from inference.prompts import Prompt
-from inference.request import FinishReason, Request
 
 
 def jsonl(path: Path, rows: list[dict[str, Any]]) -> str:
@@ -244,7 +244,7 @@ MEASURE = """
 import json, resource, sys
 from inference.inputs import open_rows
 from inference.jobs.feed import FailedRow, Feed
-from inference.jobs.journal import SaveFile
+from inference.jobs.save_file import SaveFile
 from inference.jobs.writer import AnswerWriter
 from inference.jobs.run import Job
 from inference.generation.text import EncodedPrompt

@@ -18,7 +18,7 @@ import pytest
 from toy_job import toy_job
 
 from inference.errors import InferenceError
-from inference.jobs.journal import sidecar_of
+from inference.jobs.save_file import sidecar_of
 
 ROOT = Path(__file__).parents[2]
 MOMENTS = 50

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from test_kill import records, texts, write_rows
 from toy_job import toy_job
 
+from inference.engine.metrics import RunMetrics
 from inference.errors import InferenceError
 from inference.jobs.figures import metrics_of
-from inference.metrics import RunMetrics
 
 ROWS = st.lists(
     st.fixed_dictionaries(

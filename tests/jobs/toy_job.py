@@ -17,22 +17,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "generation"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 
 from toys import END, ByteTokenizer, ToyModel
 
 from inference.config import GenerationConfig
+from inference.engine.engine import Engine
+from inference.engine.metrics import RunMetrics
 from inference.errors import InferenceError
-from inference.generation.engine import Engine
-from inference.generation.replicas import Replica, Replicas
+from inference.generation.data_parallel import Replica, Replicas
 from inference.generation.text import EncodedPrompt, Encoder, TextGenerator
 from inference.inputs import open_rows
 from inference.jobs.feed import Feed
-from inference.jobs.journal import SaveFile
 from inference.jobs.progress import ProgressLine
 from inference.jobs.run import Job, Outcome
+from inference.jobs.save_file import SaveFile
 from inference.jobs.writer import AnswerWriter
-from inference.metrics import RunMetrics
 from inference.parallel.channel import Channel, PeerLostError
 
 CONTEXT = 96

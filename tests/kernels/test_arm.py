@@ -19,7 +19,7 @@ def compare(compiler: str, level: str, machine: str, names: list[str], folder: P
     """What the comparison of instruction sets prints; it must not find a difference.
 
     Args:
-        level: of optimisation. What is compared need not be fast, and -O3 takes the compiler most of a minute.
+        level: of optimization. What is compared need not be fast, and -O3 takes the compiler most of a minute.
     """
     target, quick = folder / "compare", folder / "quick-c++"
     quick.write_text(f'#!/bin/sh\nexec {compiler} "$@" {level}\n')

@@ -107,7 +107,7 @@ class Model:
         is_open[best(group_scores, routing.chosen_groups)] = True
         choice = np.where(is_open[:, None], groups, -np.inf).reshape(-1)
         chosen = best(choice, routing.chosen)
-        total = scores[chosen].sum() if routing.normalise else 1
+        total = scores[chosen].sum() if routing.normalize else 1
         return {int(expert): scores[expert] / total * routing.scale for expert in chosen}
 
 
@@ -139,7 +139,7 @@ def models(draw: st.DrawFn) -> Model:
         experts=groups * in_group,
         chosen=draw(st.integers(1, open_groups * in_group)),
         scoring=draw(st.sampled_from(["softmax", "sigmoid"])),
-        normalise=draw(st.booleans()),
+        normalize=draw(st.booleans()),
         scale=draw(st.sampled_from([1.0, 2.5])),
         groups=groups,
         chosen_groups=open_groups,
@@ -158,12 +158,12 @@ def test_answers(model: Model, tokens: int, seed: int) -> None:
     expected = model.expected(x)
     error = np.abs(model.run(x) - expected).max() / np.abs(expected).max()
     # Where a value lies on the border of two int8 values, either is right.
-    assert error < (2e-2 if model.weight_format.quantised else 2e-5)
+    assert error < (2e-2 if model.weight_format.quantized else 2e-5)
 
 
 @settings(max_examples=40)
 @given(models(), st.integers(2, 40), st.integers(0, 999))
-def test_a_token_does_not_depend_on_its_neighbours(model: Model, tokens: int, seed: int) -> None:
+def test_a_token_does_not_depend_on_its_neighbors(model: Model, tokens: int, seed: int) -> None:
     x = np.random.default_rng(seed).standard_normal((tokens, model.shape.hidden), np.float32)
     half = model.half()
     assert np.array_equal(run(half, x), np.concatenate([run(half, token[None]) for token in x]))

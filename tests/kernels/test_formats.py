@@ -17,7 +17,7 @@ def matrix(shape: tuple[int, int], seed: int, scale: float = 1.0) -> np.ndarray:
 
 
 def step_of(weights: np.ndarray, weight_format: Format) -> np.ndarray:
-    """Distance between neighbouring levels around each element."""
+    """Distance between neighboring levels around each element."""
     rows, columns = weights.shape
     padded = np.zeros((rows, -(-columns // GROUP) * GROUP), np.float32)
     padded[:, :columns] = np.abs(weights)
@@ -79,7 +79,7 @@ def test_sixteen_bit_elements_are_taken_as_they_are(native: bool) -> None:
 
 
 @given(SHAPES, st.integers(0, 99), st.sampled_from([Format.INT8, Format.INT4]), st.sampled_from([0.05, 1.0, 300.0]))
-def test_quantised_values_are_within_half_a_step(
+def test_quantized_values_are_within_half_a_step(
     shape: tuple[int, int], seed: int, weight_format: Format, scale: float
 ) -> None:
     weights = matrix(shape, seed, scale)

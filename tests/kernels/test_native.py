@@ -43,7 +43,7 @@ def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
 
 def rounded_activations(x: np.ndarray, weight_format: Format) -> np.ndarray:
     """x as an integer product sees it: int8 in groups of 32, symmetric."""
-    if not weight_format.quantised:
+    if not weight_format.quantized:
         return x.astype(np.float64)
     tokens, columns = x.shape
     padded = np.zeros((tokens, -(-columns // GROUP) * GROUP))
@@ -72,13 +72,13 @@ def test_linear(sizes: tuple[int, int, int], weight_format: Format, seed: int, s
         expected = residual + (expected + bias)
     got = library.linear(packed, weight_format, rows, x, bias, residual)
     # Where x lies on the border of two int8 values either is right: one step of one element.
-    border = np.abs(x).max() / 127 * np.abs(weights).max() if weight_format.quantised else 0
+    border = np.abs(x).max() / 127 * np.abs(weights).max() if weight_format.quantized else 0
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=scale * 1e-4 * columns**0.5 + 1.01 * border)
 
 
 @settings(deadline=None, max_examples=40)
 @given(SIZES, st.sampled_from(Format), st.integers(0, 999))
-def test_a_token_does_not_depend_on_its_neighbours(
+def test_a_token_does_not_depend_on_its_neighbors(
     sizes: tuple[int, int, int], weight_format: Format, seed: int
 ) -> None:
     tokens, rows, columns = sizes

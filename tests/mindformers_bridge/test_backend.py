@@ -108,7 +108,7 @@ def test_what_it_does_not_do_is_refused_at_once(mindformers: None, tmp_path: Pat
 
 
 def test_where_it_is_not_installed_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from inference import backend
+    from inference.api import backend
     from inference.config import load_config
     from inference.errors import ConfigError
 
@@ -120,7 +120,7 @@ def test_where_it_is_not_installed_it_is_said(tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize(("installed", "chosen"), [(True, "mindformers"), (False, "native")])
 def test_auto_takes_mindformers_on_ascend_where_it_is(installed, chosen, monkeypatch, capsys) -> None:
-    from inference import backend
+    from inference.api import backend
     from inference.config import load_config
     from inference.generation.model import GenerativeModel
     from inference.mindformers_bridge.backend import MindFormersModel

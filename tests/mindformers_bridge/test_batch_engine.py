@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toys import ToyModel, logits_of, make_request
 
+from inference.engine.engine import Engine
+from inference.engine.request import FinishReason
 from inference.errors import InferenceError, InputError
-from inference.generation.engine import Engine
 from inference.mindformers_bridge.backend import MindFormersEngine
-from inference.request import FinishReason
 
 VOCABULARY, CONTEXT, BLOCK = 40, 64, 4
 

@@ -94,7 +94,7 @@ def test_nothing_else_imports_mindformers() -> None:
         "pipe = pipeline('text_generation', model=AutoModel.from_pretrained('demo'), "
         "tokenizer=AutoTokenizer.from_pretrained('demo'))\n"
         "assert pipe('12 + 7 =')[0]['text_generation_text'] == ['12 + 7 = 19']\n"
-        "import inference.cli, inference.modes, inference.llm, inference.mindformers_bridge\n"
+        "import inference.cli.main, inference.modes, inference.api.llm, inference.mindformers_bridge\n"
         "sys.exit('mindformers' in sys.modules and 'mindformers was imported')\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -19,8 +19,8 @@ from inference.generation.model import runner_class
 from inference.kernels.build import KernelBuildError, library_path
 from inference.kernels.formats import Format, pack, unpack
 from inference.kernels.weight import Weight
-from inference.models.graph import CompiledNetwork
-from inference.models.registry import ARCHITECTURES, resolve_architecture
+from inference.models.architecture.registry import ARCHITECTURES, resolve_architecture
+from inference.models.compiled_network import CompiledNetwork
 from inference.models.runner import ModelRunner
 from inference.models.step import SequenceStep, StepBatch
 
@@ -102,7 +102,7 @@ def test_weights_of_every_format(base: str, weight_format: Format, graph_mode: N
             plain[name].data[:] = pack(values, Format.FLOAT32)
     assert weight_format in {weight.format for weight in packed.values()}
     got, expected = logits_of(narrow, base), logits_of(exact, base)
-    if not weight_format.quantised:
+    if not weight_format.quantized:
         assert np.array_equal(got, expected)
         return
     errors = np.sqrt(np.mean((got - expected) ** 2, axis=2)) / np.abs(expected).max()
@@ -113,7 +113,7 @@ def test_weights_of_every_format(base: str, weight_format: Format, graph_mode: N
 def test_an_adapter_by_the_row_and_merged(base: str, tmp_path: Path, graph_mode: None) -> None:
     """Of all linear layers: the same logits, and those of the golden for a row beside it without an adapter."""
     # A head that is divided by its length has no product of its own to add to.
-    modules = "layers" if source_of(base).model.storage.normalised_head else ""
+    modules = "layers" if source_of(base).model.storage.normalized_head else ""
     adapters = {"a": str(random_adapter(tmp_path / "a", base, modules, rank=2, seed=1))}
     by_row, merged = (
         runner_of(source_of(base, adapters=adapters, engine=engine), "native", Format.FLOAT32)

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 
 from inference import kernels
+from inference.checkpoint.open import open_checkpoint
 from inference.kernels.build import KernelBuildError
 from inference.kernels.formats import Format
-from inference.models import weights
-from inference.models.checkpoint import open_checkpoint
-from inference.models.registry import model_config_from
+from inference.models.architecture.registry import model_config_from
 from inference.models.runner import ModelRunner
 from inference.models.step import SequenceStep, StepBatch
+from inference.models.weights import loading
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 CASES = sorted(path.parent.name for path in GOLDENS.glob("*/golden.npz"))
@@ -99,7 +99,7 @@ def build(name: str, block_size: int, kind: str = "stock", weight_format: Format
         blocks = [int(free.pop()) for _ in range(-(-(int(length) + STEPS) // block_size))]
         prompt, greedy = golden[f"prompt_{i}"].tolist(), golden[f"greedy_{i}"].tolist()
         rows.append(Row(prompt, golden[f"positions_{i}"], golden[f"logits_{i}"], greedy, blocks))
-    pairs = weights.fit(open_checkpoint(directory), config, directory)
+    pairs = loading.fit(open_checkpoint(directory), config, directory)
     sizes = {"num_blocks": num_blocks, "block_size": block_size}
     runner = ModelRunner(config, pairs, kernels=chosen, weight_format=weight_format, **sizes)
     return Case(runner, rows)

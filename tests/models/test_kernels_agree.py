@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from inference.kernels.build import KernelBuildError, library_path
 from inference.kernels.formats import Format, pack_into
-from inference.models import weights
-from inference.models.registry import model_config_from
+from inference.models.architecture.registry import model_config_from
 from inference.models.runner import ModelRunner
-from inference.models.shards import Shard
 from inference.models.step import SequenceStep, StepBatch
+from inference.models.weights import loading
+from inference.models.weights.sharding import Shard
 
 try:
     library_path()
@@ -88,13 +88,13 @@ def make_runner(
     config = model_config_from(COMMON | (MODELS | ROUTED)[name], name)
     module = import_module(f"inference.kernels.{kernels}")
     sizes = {"num_blocks": BLOCKS, "block_size": BLOCK_SIZE, "half_cache": half_cache}
-    with mock.patch.object(weights, "fill_random", fill_random):
+    with mock.patch.object(loading, "fill_random", fill_random):
         return ModelRunner(config, None, kernels=module, weight_format=weight_format, seed=3, **sizes)
 
 
 def fill_random(
     shapes: Mapping[str, tuple[int, ...]],
-    destinations: Mapping[str, weights.Destination],
+    destinations: Mapping[str, loading.Destination],
     seed: int,
     shard: Shard,
 ) -> None:
@@ -142,7 +142,7 @@ def test_logits_agree(name: str, steps: list[list[SequenceStep]]) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_tokens_result_does_not_depend_on_its_neighbours(name: str) -> None:
+def test_a_tokens_result_does_not_depend_on_its_neighbors(name: str) -> None:
     """To the last bit: alone, beside another sequence, token by token."""
     model, tokens = shared_runner(name, "native"), np.random.default_rng(4).integers(0, VOCABULARY, 40).tolist()
     alone = model.step(StepBatch.build([SequenceStep(tokens, 0, range(1, 4))], BLOCK_SIZE, all_logits=True)).logits

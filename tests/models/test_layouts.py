@@ -16,16 +16,16 @@ import numpy as np
 import pytest
 from test_weights import GOLDENS, golden, load
 
+from inference.checkpoint.open import open_checkpoint
+from inference.checkpoint.tensor import Checkpoint, Segment, StoredTensor
 from inference.errors import CheckpointError
 from inference.kernels.formats import Format, pack_into
-from inference.models import weights
-from inference.models.checkpoint import open_checkpoint
-from inference.models.config import ModelConfig
-from inference.models.convert import convert
-from inference.models.parameters import parameter_shapes
-from inference.models.registry import model_config_from
-from inference.models.shards import Shard
-from inference.models.stored import Checkpoint, Segment, StoredTensor
+from inference.models.architecture.config import ModelConfig
+from inference.models.architecture.registry import model_config_from
+from inference.models.weights import loading
+from inference.models.weights.export import convert
+from inference.models.weights.parameters import parameter_shapes
+from inference.models.weights.sharding import Shard
 
 Arrays = dict[str, np.ndarray]
 
@@ -153,7 +153,7 @@ def test_a_transposed_tensor_of_the_wrong_shape_is_named() -> None:
     name = "transformer.h.0.mlp.c_fc.weight"
     checkpoint[name] = replace(checkpoint[name], shape=(128, 32))
     with pytest.raises(CheckpointError, match=r"mlp.up_proj.weight is \[128, 32\], the config says \[32, 128\]"):
-        weights.fit(checkpoint, config, Path("model"))
+        loading.fit(checkpoint, config, Path("model"))
 
 
 @pytest.mark.parametrize("name", ["internlm2", "chatglm3", "gpt2", "baichuan2_7b", "gemma3", "glm4"])
@@ -161,7 +161,7 @@ def test_sixteen_bits_packed_are_the_values_packed(tmp_path: Path, name: str) ->
     """What is arranged as it loads is arranged in either way that memory takes it: as elements, or as values."""
     checkpoint, config = golden(name)
     halves = {key: (array.view(np.uint32) >> 16).astype(np.uint16) for key, array in arrays_of(checkpoint).items()}
-    pairs = weights.fit(stored(halves, tmp_path / "w"), config, tmp_path)
+    pairs = loading.fit(stored(halves, tmp_path / "w"), config, tmp_path)
     for parameter, shape in parameter_shapes(config).items():
         if len(shape) == 1:
             continue
@@ -169,22 +169,22 @@ def test_sixteen_bits_packed_are_the_values_packed(tmp_path: Path, name: str) ->
         plain = np.zeros(shape, np.float32)
         for tensor, place in pairs:
             if place.parameter == parameter:
-                weights.Destination(packed, Format.BFLOAT16, Format.BFLOAT16).write(tensor, place)
-                weights.Destination(plain, None, Format.BFLOAT16).write(tensor, place)
-        assert np.array_equal(weights.unpack(packed, Format.BFLOAT16, *shape), plain)
+                loading.Destination(packed, Format.BFLOAT16, Format.BFLOAT16).write(tensor, place)
+                loading.Destination(plain, None, Format.BFLOAT16).write(tensor, place)
+        assert np.array_equal(loading.unpack(packed, Format.BFLOAT16, *shape), plain)
 
 
 @pytest.mark.parametrize("name", ["telechat2", "chatglm3", "gpt2", "baichuan2_13b", "gemma2"])
 def test_a_converted_model_is_arranged_once(tmp_path: Path, name: str) -> None:
     checkpoint, config = golden(name)
-    pairs = weights.fit(checkpoint, config, GOLDENS / name)
+    pairs = loading.fit(checkpoint, config, GOLDENS / name)
     own = json.loads((GOLDENS / name / "config.json").read_text())
     convert([(Shard(config), pairs)], own, None, tmp_path / "packed", Format.FLOAT16, pack_into)
     again = model_config_from(json.loads((tmp_path / "packed/config.json").read_text()), name)
     assert again == config
-    shapes, formats = parameter_shapes(config), weights.formats_of(config, Format.FLOAT16)
-    packed = weights.fit_packed(open_checkpoint(tmp_path / "packed"), shapes, formats, tmp_path)
+    shapes, formats = parameter_shapes(config), loading.formats_of(config, Format.FLOAT16)
+    packed = loading.fit_packed(open_checkpoint(tmp_path / "packed"), shapes, formats, tmp_path)
     arrays = [{key: np.zeros(shape, np.float32) for key, shape in shapes.items()} for _ in ("packed", "own")]
     for some, into in zip((packed, pairs), arrays, strict=True):
-        weights.load(some, {key: weights.Destination(array, None, formats[key]) for key, array in into.items()})
+        loading.load(some, {key: loading.Destination(array, None, formats[key]) for key, array in into.items()})
     assert all(np.array_equal(array, arrays[1][key]) for key, array in arrays[0].items())

@@ -10,13 +10,13 @@ import pytest
 from test_layouts import Arrays, arrays_of, renamed, stored
 from test_weights import golden
 
+from inference.checkpoint.tensor import Checkpoint
 from inference.errors import CheckpointError
 from inference.kernels.formats import Format
-from inference.models import weights
-from inference.models.config import ModelConfig
-from inference.models.mindformers_layouts import as_published
-from inference.models.shards import Shard
-from inference.models.stored import Checkpoint
+from inference.models.architecture.config import ModelConfig
+from inference.models.weights import loading
+from inference.models.weights.mindformers_layouts import as_published
+from inference.models.weights.sharding import Shard
 
 # As convert_weight.py of its research/mixtral and research/deepseek2 names tensors.
 NAMES = [
@@ -88,8 +88,8 @@ def parameters(checkpoint: Checkpoint, config: ModelConfig, rank: int, ranks: in
     """A rank's part of the network's parameters."""
     shard = Shard(config, rank, ranks)
     arrays = {name: np.zeros(shape, np.float32) for name, shape in shard.parameter_shapes().items()}
-    places = {name: weights.Destination(array, None, Format.FLOAT32) for name, array in arrays.items()}
-    weights.load(shard.cut(weights.fit(checkpoint, config, Path("x"))), places)
+    places = {name: loading.Destination(array, None, Format.FLOAT32) for name, array in arrays.items()}
+    loading.load(shard.cut(loading.fit(checkpoint, config, Path("x"))), places)
     return arrays
 
 

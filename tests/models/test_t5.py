@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from inference.checkpoint.open import open_checkpoint
 from inference.errors import CheckpointError, ConfigError
 from inference.generation import perplexity
 from inference.generation.perplexity import Continuation
 from inference.kernels.build import KernelBuildError, library_path
 from inference.kernels.formats import Format
-from inference.models import weights
-from inference.models.checkpoint import open_checkpoint
-from inference.models.parameters import parameter_shapes
-from inference.models.registry import model_config_from
+from inference.models.architecture.registry import model_config_from
+from inference.models.architecture.t5_config import T5Config
 from inference.models.step import SequenceStep, StepBatch
-from inference.models.t5_config import T5Config
+from inference.models.weights import loading
+from inference.models.weights.parameters import parameter_shapes
 
 if TYPE_CHECKING:
     from inference.models.encoder_decoder import EncoderDecoderRunner
@@ -87,7 +87,7 @@ def build(name: str, kernels: str, weight_format: Format | None = Format.FLOAT32
         blocks = [free.pop() for _ in range(-(-STEPS // BLOCK))]
         answer = golden[f"greedy_{i}"].tolist()
         rows.append(Row(golden[f"source_{i}"].tolist(), answer, golden[f"logits_{i}"], source_blocks, blocks))
-    pairs = weights.fit(open_checkpoint(GOLDENS / name), config, GOLDENS / name)
+    pairs = loading.fit(open_checkpoint(GOLDENS / name), config, GOLDENS / name)
     module = import_module(f"inference.kernels.{kernels}")
     sizes = {"num_blocks": count, "block_size": BLOCK, "half_cache": half_cache}
     from inference.models.encoder_decoder import EncoderDecoderRunner
@@ -213,10 +213,10 @@ def test_tensors_written_twice_are_passed_over_and_missing_ones_named() -> None:
     config, directory = read_config("t5_relu"), GOLDENS / "t5_relu"
     stored = open_checkpoint(directory)
     again = stored | dict.fromkeys(("encoder.embed_tokens.weight", "lm_head.weight"), stored["shared.weight"])
-    assert len(weights.fit(again, config, directory)) == len(stored)
+    assert len(loading.fit(again, config, directory)) == len(stored)
     del again["decoder.block.1.layer.1.EncDecAttention.k.weight"]
     with pytest.raises(CheckpointError, match=r"1 missing: decoder.block.1.layer.1.EncDecAttention.k.weight"):
-        weights.fit(again, config, directory)
+        loading.fit(again, config, directory)
 
 
 def test_mindformers_names_and_layout() -> None:
@@ -228,9 +228,9 @@ def test_mindformers_names_and_layout() -> None:
     for name, tensor in theirs.items():
         if "projection" in name or "mapping" in name:
             theirs[name] = replace(tensor, shape=tensor.shape[::-1])
-    pairs = weights.fit(theirs, config, directory)
+    pairs = loading.fit(theirs, config, directory)
     ours = {
-        (place.parameter, place.first_row): tensor.segments for tensor, place in weights.fit(stored, config, directory)
+        (place.parameter, place.first_row): tensor.segments for tensor, place in loading.fit(stored, config, directory)
     }
     assert {(place.parameter, place.first_row): tensor.segments for tensor, place in pairs} == ours
     turned = {place.parameter for _, place in pairs if place.transposed}

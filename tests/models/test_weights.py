@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from inference.checkpoint.open import open_checkpoint
+from inference.checkpoint.tensor import Checkpoint, Segment, StoredTensor
 from inference.errors import CheckpointError
 from inference.kernels.formats import Format
-from inference.models import weights
-from inference.models.checkpoint import open_checkpoint
-from inference.models.config import ModelConfig
-from inference.models.parameters import hugging_face_name, parameter_shapes, tensor_places
-from inference.models.registry import model_config_from
-from inference.models.stored import Checkpoint, Segment, StoredTensor
+from inference.models.architecture.config import ModelConfig
+from inference.models.architecture.registry import model_config_from
+from inference.models.weights import loading
+from inference.models.weights.parameters import hugging_face_name, parameter_shapes, tensor_places
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 # Those with Llama's tensors; test_layouts has the others.
@@ -75,8 +75,8 @@ def fake(name: str, *shape: int) -> StoredTensor:
 def load(checkpoint: Checkpoint, config: ModelConfig) -> dict[str, np.ndarray]:
     """All parameters in float32."""
     arrays = {name: np.full(shape, np.nan, np.float32) for name, shape in parameter_shapes(config).items()}
-    places = {name: weights.Destination(array, None, Format.FLOAT32) for name, array in arrays.items()}
-    weights.load(weights.fit(checkpoint, config, Path("model")), places)
+    places = {name: loading.Destination(array, None, Format.FLOAT32) for name, array in arrays.items()}
+    loading.load(loading.fit(checkpoint, config, Path("model")), places)
     return arrays
 
 
@@ -210,17 +210,17 @@ def test_layers_that_guess_further_tokens_are_passed_over() -> None:
     checkpoint, config = golden("deepseek_v3")
     assert config.draft_layers == 1
     extra = f"model.layers.{config.num_layers}.eh_proj.weight"
-    weights.fit({**checkpoint, extra: fake(extra, 3, 4)}, config, Path("model"))
+    loading.fit({**checkpoint, extra: fake(extra, 3, 4)}, config, Path("model"))
     beyond = f"model.layers.{config.num_layers + 1}.eh_proj.weight"
     with pytest.raises(CheckpointError, match=f"1 unexpected: {beyond}"):
-        weights.fit({**checkpoint, beyond: fake(beyond, 3, 4)}, config, Path("model"))
+        loading.fit({**checkpoint, beyond: fake(beyond, 3, 4)}, config, Path("model"))
 
 
 def test_a_tensor_that_serves_twice_is_missing_once() -> None:
     checkpoint, config = golden("deepseek_v2_lite")
     name = "model.layers.1.self_attn.kv_b_proj.weight"
     with pytest.raises(CheckpointError, match=f"tensors 1 missing: {name}$"):
-        weights.fit({key: tensor for key, tensor in checkpoint.items() if key != name}, config, Path("model"))
+        loading.fit({key: tensor for key, tensor in checkpoint.items() if key != name}, config, Path("model"))
 
 
 @pytest.mark.parametrize("name", ["llama2_mha", "qwen3_tied"])
@@ -263,7 +263,7 @@ class TestWhatDoesNotFit:
             checkpoint[name] = fake(name, *shape)
         checkpoint["model.layers.2.mlp.up_proj.weight"] = fake("model.layers.2.mlp.up_proj.weight", 1)
         with pytest.raises(CheckpointError) as caught:
-            weights.fit(checkpoint, config, Path("my/model"))
+            loading.fit(checkpoint, config, Path("my/model"))
         message = str(caught.value)
         assert "my/model does not fit the config" in message and "\n" not in message
         assert "2 missing: model.layers.0.mlp.up_proj.weight, model.norm.weight;" in message
@@ -274,8 +274,8 @@ class TestWhatDoesNotFit:
     def test_long_lists_are_counted(self) -> None:
         checkpoint, config = golden("llama2_mha")
         with pytest.raises(CheckpointError, match=r"9 missing: model\.layers\.2\.input.*, \.\.\.$") as caught:
-            weights.fit(checkpoint, replace(config, num_layers=3), Path("model"))
-        assert str(caught.value).count("model.layers.2.") == weights.SHOWN
+            loading.fit(checkpoint, replace(config, num_layers=3), Path("model"))
+        assert str(caught.value).count("model.layers.2.") == loading.SHOWN
 
     @pytest.mark.parametrize(
         ("changes", "message"),
@@ -293,27 +293,27 @@ class TestWhatDoesNotFit:
     def test_a_config_of_another_model(self, changes: dict, message: str) -> None:
         checkpoint, config = golden("llama2_mha")
         with pytest.raises(CheckpointError, match=message):
-            weights.fit(checkpoint, replace(config, **changes), Path("model"))
+            loading.fit(checkpoint, replace(config, **changes), Path("model"))
 
     def test_a_model_without_its_biases(self) -> None:
         checkpoint, config = golden("qwen2")
         with pytest.raises(CheckpointError, match="6 unexpected: .*bias"):
-            weights.fit(checkpoint, replace(config, qkv_bias=False), Path("model"))
+            loading.fit(checkpoint, replace(config, qkv_bias=False), Path("model"))
 
     def test_a_head_that_is_missing(self) -> None:
         checkpoint, config = golden("qwen2_tied")
         with pytest.raises(CheckpointError, match="1 missing: lm_head.weight"):
-            weights.fit(checkpoint, replace(config, tie_embeddings=False), Path("model"))
+            loading.fit(checkpoint, replace(config, tie_embeddings=False), Path("model"))
 
     def test_an_empty_checkpoint(self) -> None:
         with pytest.raises(CheckpointError, match="21 missing"):
-            weights.fit({}, golden("llama2_mha")[1], Path("model"))
+            loading.fit({}, golden("llama2_mha")[1], Path("model"))
 
     def test_a_tensor_in_both_spellings(self) -> None:
         checkpoint, config = golden("llama2_mha")
         twice = renamed({"model.norm.weight": checkpoint["model.norm.weight"]})
         with pytest.raises(CheckpointError, match="model.norm.weight.*model.norm_out.weight"):
-            weights.fit({**checkpoint, **twice}, config, Path("model"))
+            loading.fit({**checkpoint, **twice}, config, Path("model"))
 
 
 def test_a_tied_head_may_be_stored_too() -> None:
@@ -329,17 +329,17 @@ def test_a_tied_head_may_be_stored_too() -> None:
 )
 def test_buffers_of_older_exporters_are_passed_over(name: str) -> None:
     checkpoint, config = golden("llama2_mha")
-    pairs = weights.fit({**checkpoint, name: fake(name, 4)}, config, Path("model"))
+    pairs = loading.fit({**checkpoint, name: fake(name, 4)}, config, Path("model"))
     assert [place.name for _, place in pairs] == [place.name for place in tensor_places(config)]
 
 
 def test_progress_sees_every_tensor_once() -> None:
     checkpoint, config = golden("qwen3")
-    pairs = weights.fit(checkpoint, config, Path("model"))
+    pairs = loading.fit(checkpoint, config, Path("model"))
     arrays = {name: np.empty(shape, np.float32) for name, shape in parameter_shapes(config).items()}
     seen: list[StoredTensor] = []
-    places = {name: weights.Destination(array, None, Format.FLOAT32) for name, array in arrays.items()}
-    weights.load(pairs, places, seen.append)
+    places = {name: loading.Destination(array, None, Format.FLOAT32) for name, array in arrays.items()}
+    loading.load(pairs, places, seen.append)
     assert {tensor.name for tensor in seen} == set(checkpoint) and len(seen) == len(checkpoint)
 
 
@@ -349,8 +349,8 @@ def test_random_weights_are_those_of_their_seed() -> None:
     def fill(seed: int) -> dict[str, np.ndarray]:
         shapes = parameter_shapes(config)
         arrays = {name: np.full(shape, np.nan, np.float32) for name, shape in shapes.items()}
-        places = {name: weights.Destination(array, None, Format.FLOAT32) for name, array in arrays.items()}
-        weights.fill_random(shapes, places, seed)
+        places = {name: loading.Destination(array, None, Format.FLOAT32) for name, array in arrays.items()}
+        loading.fill_random(shapes, places, seed)
         return arrays
 
     first, again, other = fill(0), fill(0), fill(1)
@@ -365,9 +365,9 @@ LOAD = """
 import importlib, json, sys
 from pathlib import Path
 from inference.context import build_context
-from inference.models import weights
-from inference.models.checkpoint import open_checkpoint
-from inference.models.registry import model_config_from
+from inference.models.weights import loading
+from inference.checkpoint.open import open_checkpoint
+from inference.models.architecture.registry import model_config_from
 from inference.models.runner import ModelRunner
 
 def memory(key):
@@ -377,11 +377,11 @@ def memory(key):
 directory = Path(sys.argv[1])
 build_context({'context': {'mode': 0}})
 config = model_config_from(json.loads((directory / 'config.json').read_text()), 'config.json')
-pairs = weights.fit(open_checkpoint(directory), config, directory)
+pairs = loading.fit(open_checkpoint(directory), config, directory)
 before = memory('VmRSS:')
 packed = sys.argv[2] == 'packed'
 kernels = importlib.import_module('inference.kernels.native' if packed else 'inference.kernels.stock')
-weight_format = weights.Format.INT8 if packed else weights.Format.FLOAT32
+weight_format = loading.Format.INT8 if packed else loading.Format.FLOAT32
 sizes = {'num_blocks': 2, 'block_size': 16, 'weight_format': weight_format}
 runner = ModelRunner(config, pairs, kernels=kernels, **sizes)
 print(memory('VmHWM:') - before)
@@ -418,6 +418,6 @@ def test_loading_takes_the_model_and_little_more(tmp_path: Path, kind: str) -> N
     )
     assert done.returncode == 0, done.stderr
     growth, slack = int(done.stdout), 80 * 2**20
-    parameters = weights.weight_bytes(config, Format.INT8 if kind == "packed" else None)
+    parameters = loading.weight_bytes(config, Format.INT8 if kind == "packed" else None)
     print(f"peak {growth / 1e6:.0f} MB, parameters {parameters / 1e6:.0f} MB")
     assert parameters < growth <= parameters + slack

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import inference
-from inference.parallel.links import Links, connect
+from inference.parallel.connections import Links, connect
 from inference.parallel.rendezvous import meet, serve
 from inference.parallel.topology import Topology
 
@@ -75,7 +75,7 @@ def start(size: int, arguments: Callable[[int, int], Sequence[str]], **options: 
     ranks = [
         one(arguments(rank, port), MS_ROLE="MS_WORKER", RANK_ID=str(rank), MS_NODE_ID=str(rank)) for rank in range(size)
     ]
-    return [one(["-m", "inference.parallel.scheduler"], MS_ROLE="MS_SCHED"), *ranks]
+    return [one(["-m", "inference.parallel.msrun_scheduler"], MS_ROLE="MS_SCHED"), *ranks]
 
 
 def in_processes(size: int, cases: Sequence[str], patience: float = 400) -> list[dict]:

@@ -15,22 +15,22 @@ import numpy as np
 from ranks import link, steps_of
 
 from inference import kernels
+from inference.checkpoint.open import open_checkpoint
 from inference.config import load_config
 from inference.context import build_context
 from inference.kernels.formats import Format
-from inference.models import weights
-from inference.models.adapters import Adapter, Adapters, read_adapter
-from inference.models.checkpoint import open_checkpoint
-from inference.models.config import ModelConfig
+from inference.models.architecture.config import ModelConfig
+from inference.models.architecture.registry import model_config_from
+from inference.models.architecture.t5_config import AnyConfig
 from inference.models.encoder_decoder import EncoderDecoderRunner
-from inference.models.ranks import LeadingRunner, follow
-from inference.models.registry import model_config_from
 from inference.models.runner import ModelRunner
-from inference.models.shards import Shard
 from inference.models.step import SequenceStep, StepBatch
-from inference.models.t5_config import AnyConfig
+from inference.models.tensor_parallel import LeadingRunner, follow
+from inference.models.weights import loading
+from inference.models.weights.lora import Adapter, Adapters, read_adapter
+from inference.models.weights.sharding import Shard
+from inference.parallel.connections import Links
 from inference.parallel.group import Group, native_group
-from inference.parallel.links import Links
 from inference.parallel.start import join
 from inference.parallel.topology import Topology
 
@@ -47,7 +47,7 @@ def build(name: str, kind: str, weight_format: str, links: Links, group: Group) 
     config = model_config_from(json.loads((directory / "config.json").read_text()), name)
     prompts = prompts_of(name)
     shard = Shard(config, links.topology.model_rank, links.topology.model_parallel)
-    pairs = shard.cut(weights.fit(open_checkpoint(directory), config, directory))
+    pairs = shard.cut(loading.fit(open_checkpoint(directory), config, directory))
     # Of a source and its answer, each of which begins a block, no fewer than of a prompt with its answer.
     blocks = 1 + sum(-(-len(prompt) // BLOCK) - (-STEPS // BLOCK) for prompt in prompts)
     sizes = {"num_blocks": blocks, "block_size": BLOCK, "kernels": chosen, "weight_format": Format(weight_format)}

@@ -23,7 +23,7 @@ import inference
 from inference.config import load_config
 from inference.errors import ConfigError
 from inference.parallel.channel import DTYPES, Channel, PeerLostError
-from inference.parallel.links import Links, connect, own_address
+from inference.parallel.connections import Links, connect, own_address
 from inference.parallel.rendezvous import NobodyNeededError, meet, serve
 from inference.parallel.topology import Topology, check_topology, is_scheduler
 
@@ -209,7 +209,7 @@ FAMILY = """
 import os, subprocess, sys
 ranks = [subprocess.Popen(["sleep", "1000"]) for _ in range(2)]
 cluster = {"MS_ROLE": "MS_SCHED", "MS_WORKER_NUM": "2", "MS_SCHED_HOST": "127.0.0.1", "MS_SCHED_PORT": sys.argv[1]}
-scheduler = subprocess.Popen([sys.executable, "-m", "inference.parallel.scheduler"], env={**os.environ, **cluster})
+scheduler = subprocess.Popen([sys.executable, "-m", "inference.parallel.msrun_scheduler"], env={**os.environ, **cluster})
 while True:
     try:
         import socket

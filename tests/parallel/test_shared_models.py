@@ -10,23 +10,23 @@ import pytest
 from ranks import in_processes, steps_of
 
 from inference import kernels
+from inference.checkpoint.open import open_checkpoint
 from inference.kernels.build import KernelBuildError, library_path
 from inference.kernels.formats import Format
-from inference.models import weights
-from inference.models.adapters import Adapters
-from inference.models.checkpoint import open_checkpoint
-from inference.models.config import ModelConfig
-from inference.models.registry import model_config_from
+from inference.models.architecture.config import ModelConfig
+from inference.models.architecture.registry import model_config_from
+from inference.models.architecture.t5_config import AnyConfig
 from inference.models.runner import ModelRunner
-from inference.models.t5_config import AnyConfig
+from inference.models.weights import loading
+from inference.models.weights.lora import Adapters
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 # Models, and adapters for some of them.
 NAMES = sorted(str(path.parent.relative_to(GOLDENS)) for path in GOLDENS.rglob("golden.npz"))
-QUANTISED = ["llama31", "qwen3", "gemma2"]
+QUANTIZED = ["llama31", "qwen3", "gemma2"]
 TWO = [
     *[f"{name}:native:float32" for name in NAMES],
-    *[f"{name}:native:{form}" for name in QUANTISED for form in ("int8", "int4", "bfloat16")],
+    *[f"{name}:native:{form}" for name in QUANTIZED for form in ("int8", "int4", "bfloat16")],
     "deepseek_v3:native:float16",
     "lora/deepseek_v3:native:bfloat16",
     "tcp",
@@ -65,7 +65,7 @@ def alone(case: str, steps: int) -> tuple[list[list[int]], np.ndarray]:
     name, kind, form = case.split(":")
     chosen = kernels.choose(kind, device_target="CPU", mode=0, block_size=BLOCK, threads=1, say=print)
     config = read_config(name)
-    pairs = weights.fit(open_checkpoint(base_of(name)), config, base_of(name))
+    pairs = loading.fit(open_checkpoint(base_of(name)), config, base_of(name))
     prompts = prompts_of(name)
     blocks = 1 + sum(-(-(len(prompt) + STEPS) // BLOCK) for prompt in prompts)
     sizes = {"num_blocks": blocks, "block_size": BLOCK, "kernels": chosen, "weight_format": Format(form)}
@@ -101,7 +101,7 @@ def test_narrow_weights_give_what_one_process_gives(answers: tuple[int, list[dic
     for answer in narrow:
         tokens, logits = alone(answer["case"], steps_of("native", answers[0]))
         assert answer["tokens"] == tokens, answer["case"]
-        # Sums differ in their last bit, and so now and then a quantised input in its last place.
+        # Sums differ in their last bit, and so now and then a quantized input in its last place.
         tolerance = 1e-2 if ":int" in answer["case"] else 1e-4
         assert np.abs(np.array(answer["logits"]) - logits).max() < tolerance * np.abs(logits).max(), answer["case"]
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inference.errors import ConfigError
-from inference.prompts import Prompt
+from inference.inputs.prompts import Prompt
 from inference.remote import Client, Endpoint, RemoteAnswer, RemoteFailure
 from inference.remote.pacing import RateLimit, backoff, retry_after
 

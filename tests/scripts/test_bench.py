@@ -290,15 +290,15 @@ def test_a_machine_without_a_compiler_says_so(tmp_path, monkeypatch):
 
 
 @given(heads=st.integers(1, 4), pairs=st.integers(1, 8), angle=st.floats(-3, 3), seed=st.integers(0, 9))
-def test_rotating_neighbours_of_reordered_rows_is_rotating_halves(heads, pairs, angle, seed):
+def test_rotating_neighbors_of_reordered_rows_is_rotating_halves(heads, pairs, angle, seed):
     size = 2 * pairs
     values = np.random.default_rng(seed).standard_normal((heads * size, 1))
     cos, sin = np.cos(angle * np.arange(pairs)), np.sin(angle * np.arange(pairs))
     low, high = np.moveaxis(values.reshape(heads, 2, pairs), 1, 0)
     halves = np.concatenate([low * cos - high * sin, high * cos + low * sin], axis=1).reshape(-1, 1)
     even, odd = np.moveaxis(gguf_file.pairs_from_halves(values, heads).reshape(heads, pairs, 2), 2, 0)
-    neighbours = np.stack([even * cos - odd * sin, odd * cos + even * sin], axis=2).reshape(-1, 1)
-    np.testing.assert_allclose(neighbours, gguf_file.pairs_from_halves(halves, heads))
+    neighbors = np.stack([even * cos - odd * sin, odd * cos + even * sin], axis=2).reshape(-1, 1)
+    np.testing.assert_allclose(neighbors, gguf_file.pairs_from_halves(halves, heads))
 
 
 def test_names_in_gguf():

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from inference.errors import InputError, TokenizerError
-from inference.tokenizer import Tokenizer, load_tokenizer
+from inference.tokenizer import load_tokenizer
 from inference.tokenizer.json_tokenizer import JsonTokenizer
 from inference.tokenizer.sentencepiece_tokenizer import SentencePieceTokenizer
 
@@ -44,7 +44,7 @@ def write(directory: Path, name: str, value: Any) -> None:
 def test_json_is_taken_before_the_model() -> None:
     assert isinstance(load_tokenizer(ROOT / "spm_and_json"), JsonTokenizer)
     assert isinstance(load_tokenizer(str(ROOT / "spm")), SentencePieceTokenizer)
-    assert isinstance(Tokenizer.from_pretrained(ROOT / "spm"), SentencePieceTokenizer)
+    assert isinstance(load_tokenizer(ROOT / "spm"), SentencePieceTokenizer)
 
 
 def test_a_yaml_names_the_file(spm: Path, monkeypatch: pytest.MonkeyPatch) -> None:

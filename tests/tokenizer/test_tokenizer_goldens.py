@@ -56,7 +56,7 @@ def test_chat(case: tuple[Tokenizer, dict[str, Any]]) -> None:
 
 
 def test_texts_come_back(case: tuple[Tokenizer, dict[str, Any]]) -> None:
-    """Decoding undoes encoding, but for what the tokenizer itself normalises (Qwen: NFC)."""
+    """Decoding undoes encoding, but for what the tokenizer itself normalizes (Qwen: NFC)."""
     tokenizer, golden = case
     for row in golden["encode"]:
         if "e\u0301" in row["text"] or any(row["text"].count(c) for c in "▁<"):

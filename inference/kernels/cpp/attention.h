@@ -1,6 +1,6 @@
 // Rotary embedding, cache write and ragged causal attention over a paged cache.
 //
-// Keys lie transposed within a block, [D, block_size], so that the scores of neighbouring positions are neighbouring
+// Keys lie transposed within a block, [D, block_size], so that the scores of neighboring positions are neighboring
 // lanes and need no sum across lanes. Softmax is taken piece by piece with a running maximum (Milakov & Gimelshein
 // 2018), so that scratch memory does not grow with the context. Nothing beyond a sequence's last position is read.
 #pragma once
@@ -79,7 +79,7 @@ struct CacheHalf : LoadHalf {
   static uint16_t narrow(float x) { return float_to_half(x); }
 };
 
-// Normalises, rotates and scales the query heads of a token in place; writes its keys and values into the cache.
+// Normalizes, rotates and scales the query heads of a token in place; writes its keys and values into the cache.
 template <class Cache>
 inline void place_head(const AttentionLayer &layer, const Step &step, const float *angles, float *qkv, int64_t token,
                        int64_t head) {

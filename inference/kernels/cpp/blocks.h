@@ -137,7 +137,7 @@ struct FeedForwardLayer {
 // As inference/kernels/shapes.py describes it.
 struct Routing {
   int64_t experts, chosen, groups, chosen_groups, group_best;
-  bool sigmoid, normalise;
+  bool sigmoid, normalize;
   float scale;
   const float *correction;              // [experts]: added to scores for the choice alone, or null
 };

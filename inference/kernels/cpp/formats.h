@@ -1,5 +1,5 @@
 // How a weight matrix [rows, columns] lies in memory: in panels of 16 rows, so that a vector register holds the same
-// columns of neighbouring rows, a product needs no sum across lanes, and a thread reads one run of memory from end to
+// columns of neighboring rows, a product needs no sum across lanes, and a thread reads one run of memory from end to
 // end. A panel is as long as its rows are together; the last one is filled up with zeros.
 //
 //   FLOAT32            [columns][16 rows], 4 bytes an element
@@ -45,5 +45,5 @@ struct Matrix {
   int64_t rows, columns;
   int64_t panels() const { return panels_of(rows); }
   const uint8_t *panel(int64_t index) const { return data + index * panel_bytes(format, columns); }
-  bool quantised() const { return format == INT8 || format == INT4; }
+  bool quantized() const { return format == INT8 || format == INT4; }
 };

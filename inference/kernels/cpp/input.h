@@ -1,5 +1,5 @@
 // The tokens that a product reads, x [tokens, columns] or some rows of it, arranged for the innermost kernels: tiles of T
-// tokens in which the values of one column, or the words of four, are neighbours. Quantised to int8 where the weights are.
+// tokens in which the values of one column, or the words of four, are neighbors. Quantized to int8 where the weights are.
 #pragma once
 
 #include <algorithm>
@@ -14,9 +14,9 @@ namespace KERNEL_ISA {
 // for many tokens, the last for as many as can be taken without a second pass. The last of many tiles is the smallest that
 // holds the tokens that are left.
 #if defined(__AVX512F__)
-constexpr int FLOAT_TILES[] = {1, 2, 4, 8, 12, 16}, QUANTISED_TILES[] = {1, 2, 4, 8, 12, 16};
+constexpr int FLOAT_TILES[] = {1, 2, 4, 8, 12, 16}, QUANTIZED_TILES[] = {1, 2, 4, 8, 12, 16};
 #else
-constexpr int FLOAT_TILES[] = {1, 2, 4, 6, 8}, QUANTISED_TILES[] = {1, 2, 3, 4};
+constexpr int FLOAT_TILES[] = {1, 2, 4, 6, 8}, QUANTIZED_TILES[] = {1, 2, 3, 4};
 #endif
 
 template <int N>
@@ -34,13 +34,13 @@ class Input {
     this->tokens = tokens;
     columns = w.columns;
     stride_ = stride ? stride : columns;
-    quantised = w.quantised();
-    tile = quantised ? tile_size(QUANTISED_TILES, tokens) : tile_size(FLOAT_TILES, tokens);
+    quantized = w.quantized();
+    tile = quantized ? tile_size(QUANTIZED_TILES, tokens) : tile_size(FLOAT_TILES, tokens);
     tiles = (tokens + tile - 1) / tile;
     const int64_t left = tokens - (tiles - 1) * tile;
-    last_ = quantised ? tile_size(QUANTISED_TILES, left) : tile_size(FLOAT_TILES, left);
+    last_ = quantized ? tile_size(QUANTIZED_TILES, left) : tile_size(FLOAT_TILES, left);
     groups = padded(columns) / GROUP;
-    if (quantised) {
+    if (quantized) {
       grow(words_, slots() * groups * GROUP / 4);
       grow(scales_, slots() * groups);
       grow(sums_, slots() * groups);
@@ -50,11 +50,11 @@ class Input {
   }
 
   // Pieces of work that `arrange` can be asked for, in any order, by any thread.
-  int64_t pieces() const { return quantised ? slots() * parts() : tile > 1 ? tiles * parts() : 0; }
+  int64_t pieces() const { return quantized ? slots() * parts() : tile > 1 ? tiles * parts() : 0; }
 
   void arrange(int64_t piece) {
     const int64_t begin = piece % parts() * PIECE, end = std::min(columns, begin + PIECE);
-    if (quantised) return quantise(piece / parts(), begin);
+    if (quantized) return quantize(piece / parts(), begin);
     for (int64_t k = begin; k < end; k += BLOCK) interleave(piece / parts(), k);
   }
 
@@ -67,7 +67,7 @@ class Input {
   // Tokens, and the room that the last tile has to spare.
   int64_t slots() const { return (tiles - 1) * tile + last_; }
 
-  // A tile's values in the block of columns that begins at `column`, [columns][size]. Tiles of a block are neighbours in
+  // A tile's values in the block of columns that begins at `column`, [columns][size]. Tiles of a block are neighbors in
   // memory: the processor foresees what is read next.
   const float *values(int64_t index, int64_t column) const {
     return tile > 1 ? values_.data() + place(index, column) : row(0) + column;
@@ -85,7 +85,7 @@ class Input {
 
   int64_t tokens = 0, columns = 0, groups = 0, tiles = 0;
   int tile = 1;
-  bool quantised = false;
+  bool quantized = false;
 
  private:
   static constexpr int64_t PIECE = 512;  // columns of a tile, or of a token, that a piece of work covers
@@ -114,7 +114,7 @@ class Input {
   }
 
   // Groups of 32 values: to [-127, 127], by the largest magnitude.
-  void quantise(int64_t slot, int64_t column) {
+  void quantize(int64_t slot, int64_t column) {
     const int64_t index = slot / tile, t = slot % tile, width = size(index);
     int32_t *words = words_.data() + index * tile * groups * (GROUP / 4) + t;
     float *scales = scales_.data() + index * tile * groups + t;
@@ -131,14 +131,14 @@ class Input {
         x = padding;
       }
       alignas(64) int8_t bytes[GROUP];
-      scales[g * width] = quantise_group(x, bytes, sums[g * width]);
+      scales[g * width] = quantize_group(x, bytes, sums[g * width]);
       int32_t packed[GROUP / 4];
       std::memcpy(packed, bytes, GROUP);
       for (int64_t i = 0; i < GROUP / 4; i++) words[(g * (GROUP / 4) + i) * width] = packed[i];
     }
   }
 
-  static float quantise_group(const float *x, int8_t *bytes, int32_t &sum) {
+  static float quantize_group(const float *x, int8_t *bytes, int32_t &sum) {
     constexpr int VECTORS = int(GROUP) / LANES;
     VecF magnitudes = magnitude(load(x)), spoiled = magnitudes - magnitudes;
     for (int i = 1; i < VECTORS; i++) {

@@ -8,7 +8,7 @@
 namespace KERNEL_ISA {
 namespace {
 
-// In one order, whoever calls it: a token's result does not depend on its neighbours.
+// In one order, whoever calls it: a token's result does not depend on its neighbors.
 float dot(const float *a, const float *b, int64_t count) {
   VecF sums[2] = {zero(), zero()};
   int64_t i = 0;
@@ -126,7 +126,7 @@ class Lists {
 int64_t panels_at_once(const Input &input) { return input.tiles == 1 ? 4 : 8; }
 
 // Panels that a thread takes at least, where there are as many left.
-int64_t panels_together(const Input &input) { return input.tiles == 1 || input.quantised ? 1 : HELD_PANELS; }
+int64_t panels_together(const Input &input) { return input.tiles == 1 || input.quantized ? 1 : HELD_PANELS; }
 
 // Lets a thread that waits fetch the first panels of the matrix that comes next.
 void expect(Member &me, const Matrix &w, const Input &input) {
@@ -153,7 +153,7 @@ void product_panels(const Matrix &w, const Input &input, int64_t first, int64_t 
                     const Adapting &adapting = unadapted) {
   float *buffer = sized(sums, panels * input.slots() * PANEL);
   linear_range({w, first, panels, input, buffer}, scratch);
-  // Token by token, because a token's rows are neighbours where they are written to.
+  // Token by token, because a token's rows are neighbors where they are written to.
   for (int64_t token = 0; token < input.tokens; token++)
     for (int64_t panel = 0; panel < panels; panel++) {
       const int64_t row = (first + panel) * PANEL, rows = std::min(PANEL, w.rows - row);
@@ -756,7 +756,7 @@ float best_scale(Format format, const float *x) {
 }
 
 // 32 float32 values as one row of a group: a float16 scale and words of bytes.
-void quantise_group(Format format, const float *x, uint8_t *scale_at, uint8_t *words, int64_t lane) {
+void quantize_group(Format format, const float *x, uint8_t *scale_at, uint8_t *words, int64_t lane) {
   const uint16_t half = float_to_half(best_scale(format, x));
   std::memcpy(scale_at + lane * 2, &half, 2);
   const float scale = half_to_float(half), inverse = scale != 0 ? 1.0f / scale : 0.0f;
@@ -782,14 +782,14 @@ void pack_elements(const Source *x, int64_t rows, int64_t columns, Element *out,
         for (int64_t r = first; r < std::min(rows, first + ROWS); r++) out[k * PANEL + r] = narrow(x[r * columns + k]);
 }
 
-void pack_quantised(Format format, const float *x, int64_t columns, int64_t lane, uint8_t *panel) {
+void pack_quantized(Format format, const float *x, int64_t columns, int64_t lane, uint8_t *panel) {
   for (int64_t g = 0; g < padded(columns) / GROUP; g++) {
     alignas(64) float group[GROUP] = {};
     const int64_t count = std::max<int64_t>(0, std::min(GROUP, columns - g * GROUP));
     std::copy_n(x + std::min(g * GROUP, columns), count, group);
     uint8_t *pair = panel + g / 2 * pair_bytes(format), *scales = pair + g % 2 * PANEL * 2;
     uint8_t *words = pair + SCALE_BYTES + g % 2 * words_of_group(format) * WORD_BYTES;
-    quantise_group(format, group, scales, words, lane);
+    quantize_group(format, group, scales, words, lane);
   }
 }
 
@@ -803,7 +803,7 @@ void pack(Format format, const void *x, bool is_packed, int64_t rows, int64_t co
     case FLOAT16: return pack_elements(values, rows, columns, halves, float_to_half);
     case BFLOAT16: return pack_elements(values, rows, columns, halves, float_to_bfloat);
     default:
-      for (int64_t r = 0; r < rows; r++) pack_quantised(format, values + r * columns, columns, lane + r, panel);
+      for (int64_t r = 0; r < rows; r++) pack_quantized(format, values + r * columns, columns, lane + r, panel);
   }
 }
 

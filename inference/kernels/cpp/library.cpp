@@ -196,7 +196,7 @@ ExpertsLayer experts_layer(Record record) {
   Routing &routing = layer.routing;
   routing.experts = record.number(), routing.chosen = record.number(), routing.groups = record.number();
   routing.chosen_groups = record.number(), routing.group_best = record.number();
-  routing.sigmoid = record.number() != 0, routing.normalise = record.number() != 0;
+  routing.sigmoid = record.number() != 0, routing.normalize = record.number() != 0;
   routing.scale = record.real(), routing.correction = record.at<const float>();
   const auto room = [](int64_t rows) { return panels_of(rows) * PANEL; };
   layer.router = record.matrix(routing.experts + layer.shared_gate, layer.hidden);

@@ -62,12 +62,12 @@ inline void multiply_panels(const typename Load::Element *w, int64_t stride, con
 }
 
 // A vector of four columns, a byte each, of LANES rows times the same four columns of a token; each instruction set in
-// its own way. CENTRED: it takes weights with their zero point already taken out.
+// its own way. CENTERED: it takes weights with their zero point already taken out.
 #if defined(__AVX512VNNI__)
 template <Format F>
 struct Dot {
   typedef VecI Sum;
-  static constexpr bool CENTRED = false;
+  static constexpr bool CENTERED = false;
   static Sum start(VecI correction) { return correction; }
   static Sum add(Sum sum, VecI w, VecI x) {
     return (VecI)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, (__m512i)x);
@@ -89,7 +89,7 @@ struct Dot;
 template <>
 struct Dot<INT4> {  // 16 bits hold a whole group: 8 words * 2 products * 15 * 127 = 30480
   typedef VecS Sum;
-  static constexpr bool CENTRED = false;
+  static constexpr bool CENTERED = false;
   static Sum start(VecI) { return Sum{}; }
   static Sum add(Sum sum, VecI w, VecI x) { return sum + multiply_bytes(w, x); }
   static VecI finish(Sum sum, VecI correction) { return add_pairs(sum) + correction; }
@@ -99,27 +99,27 @@ struct Dot<INT8> {
   typedef VecI Sum;
 #if defined(__AVX512BW__)
   // Even and odd bytes apart, so that no sum of two products passes 16 bits.
-  static constexpr bool CENTRED = false;
+  static constexpr bool CENTERED = false;
   static Sum add(Sum sum, VecI w, VecI x) {
     const VecI even = w & 0x00ff00ff;
     return sum + add_pairs(multiply_bytes(even, x)) + add_pairs(multiply_bytes(w - even, x));
   }
 #else
   // Only unsigned by signed bytes are multiplied, so the sign of a weight is moved to x.
-  static constexpr bool CENTRED = true;
+  static constexpr bool CENTERED = true;
   static Sum add(Sum sum, VecI w, VecI x) {
     const VecI size = (VecI)_mm256_abs_epi8((__m256i)w), turned = (VecI)_mm256_sign_epi8((__m256i)x, (__m256i)w);
     return sum + add_pairs(multiply_bytes(size, turned));
   }
 #endif
-  static Sum start(VecI correction) { return CENTRED ? VecI{} : correction; }
+  static Sum start(VecI correction) { return CENTERED ? VecI{} : correction; }
   static VecI finish(Sum sum, VecI) { return sum; }
 };
 #else
 template <Format F>
 struct Dot {
   typedef VecI Sum;
-  static constexpr bool CENTRED = true;
+  static constexpr bool CENTERED = true;
   static Sum start(VecI) { return VecI{}; }
   static VecI finish(Sum sum, VecI) { return sum; }
 #if defined(__ARM_FEATURE_DOTPROD)
@@ -147,12 +147,12 @@ template <Format F>
 inline void decode(const uint8_t *p, VecI *out) {
   const VecI word = load_bytes(p);
   if (F == INT8) {
-    out[0] = Dot<F>::CENTRED ? word ^ int32_t(0x80808080) : word;
+    out[0] = Dot<F>::CENTERED ? word ^ int32_t(0x80808080) : word;
     return;
   }
   out[0] = word & 0x0f0f0f0f;
   out[1] = (word >> 4) & 0x0f0f0f0f;
-  if (Dot<F>::CENTRED) {
+  if (Dot<F>::CENTERED) {
     // A nibble n as n - 8 in a byte: flipping its top bit leaves n - 8 modulo 16; the bits above take its sign.
     for (int i = 0; i < 2; i++) {
       const VecI sign = (out[i] ^ 0x08080808) & 0x08080808;
@@ -163,7 +163,7 @@ inline void decode(const uint8_t *p, VecI *out) {
 
 // sums += `pairs` pairs of groups of P panels, `stride` bytes apart, times a tile of T tokens.
 template <Format F, int P, int T>
-inline void multiply_quantised(const uint8_t *w, int64_t stride, const int32_t *x, const float *x_scales,
+inline void multiply_quantized(const uint8_t *w, int64_t stride, const int32_t *x, const float *x_scales,
                                const int32_t *x_sums, int64_t pairs, float *sums, int64_t apart) {
   constexpr int WORDS = int(words_of_group(F)), HALVES = F == INT8 ? 1 : 2;
   typedef typename Dot<F>::Sum Sum;

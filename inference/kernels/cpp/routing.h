@@ -63,7 +63,7 @@ inline void route(const Routing &routing, float *logits, int32_t *chosen, float 
   choose(choice, routing.chosen, chosen);
   float total = 0;
   for (int64_t k = 0; k < routing.chosen; k++) total += weights[k] = logits[chosen[k]];
-  const float scale = routing.normalise ? routing.scale / (total + 1e-20f) : routing.scale;
+  const float scale = routing.normalize ? routing.scale / (total + 1e-20f) : routing.scale;
   for (int64_t k = 0; k < routing.chosen; k++) weights[k] *= scale;
 }
 

@@ -178,7 +178,7 @@ inline VecF load_bfloat(const uint16_t *p) {
 #endif
 }
 
-// e^x for x <= 0, relative error below 2e-7; below -87 it is the smallest normal number's neighbourhood, that is 0 for
+// e^x for x <= 0, relative error below 2e-7; below -87 it is the smallest normal number's neighborhood, that is 0 for
 // a softmax. Cody-Waite reduction and the Taylor polynomial to degree 7 on [-ln2/2, ln2/2]. NaN stays NaN.
 inline VecF exp_nonpositive(VecF x) {
   const VecF low = broadcast(-87.0f);

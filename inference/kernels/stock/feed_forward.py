@@ -72,7 +72,7 @@ class Router(nn.Cell):
             is_open = ops.expand_dims(is_open, 2) + ops.zeros((1, 1, size), ms.float32)
             choice = choice + (is_open.reshape(-1, routing.experts) - 1) * -MASKED
         weights = scores * self.best(choice, routing.chosen, routing.experts)
-        if routing.normalise:
+        if routing.normalize:
             weights = weights / (self.sum(weights, 1).reshape(-1, 1) + 1e-20)
         return weights * routing.scale
 

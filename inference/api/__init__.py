@@ -1,0 +1,1 @@
+"""What a program imports: AutoConfig, AutoTokenizer, AutoModel, LLM, pipeline."""

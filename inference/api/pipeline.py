@@ -1,0 +1,152 @@
+"""`pipeline(task="text_generation", ...)`: MindFormers' high-level call, on the engine."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from inference.api.auto import AutoModel, AutoTokenizer
+from inference.errors import ConfigError, InferenceError, InputError, did_you_mean
+from inference.generation.model import GenerativeModel
+from inference.generation.streamers import BaseStreamer, SeparateStreamers
+from inference.generation.text import EncodedPrompt
+from inference.inputs.prompts import prompt_of
+from inference.tokenizer import Tokenizer
+
+# Each task, and the key of its results. What is done is the model's business, by what its prompts ask for.
+TASKS = {
+    "text_generation": "text_generation_text",
+    "text-generation": "text_generation_text",
+    "translation": "translation_text",
+    "summarization": "summarization_text",
+}
+Inputs = str | Sequence[str]
+
+
+class TextGenerationPipeline:
+    """Continues texts.
+
+    Args:
+        model: runs them.
+        tokenizer: the model's.
+        streamer: shows text as it comes.
+        key: of the results.
+        settings: of generation, for every call.
+    """
+
+    def __init__(
+        self,
+        model: GenerativeModel,
+        tokenizer: Tokenizer,
+        streamer: BaseStreamer | None = None,
+        key: str = TASKS["text_generation"],
+        **settings: Any,
+    ):
+        self.model, self.tokenizer, self.streamer, self.key = model, tokenizer, streamer, key
+        self._generation = model.generation_config.updated(**settings)
+
+    def __call__(
+        self,
+        inputs: Inputs,
+        *,
+        streamer: BaseStreamer | Sequence[BaseStreamer] | None = None,
+        return_full_text: bool = True,
+        return_errors: bool = False,
+        **settings: Any,
+    ) -> list[dict[str, Any]]:
+        """Generates.
+
+        Args:
+            inputs: one text or several.
+            streamer: instead of the pipeline's own; or one for each input, so that all can be followed at once.
+            return_full_text: put the prompt before its answer, as MindFormers does. A model with an encoder gives
+                its answer alone.
+            return_errors: an input that cannot run, or on which the model fails, has a result without a text, and with
+                its error, instead of raising the error.
+            settings: of generation, for this call.
+
+        Returns:
+            `{"text_generation_text": [text]}` for each input, in order, under the key of the pipeline's task; with
+            `return_errors`, `{"text_generation_text": [], "error": error}` for one without an answer.
+
+        Raises:
+            ConfigError: an unknown setting.
+            InputError: an input that is empty or does not fit the model's context.
+            GenerationError: an input that the model failed on.
+        """
+        given = streamer or self.streamer
+        shown = given if isinstance(given, BaseStreamer) or given is None else SeparateStreamers(given)
+        try:
+            encoded = self._encoded([inputs] if isinstance(inputs, str) else inputs, settings, return_errors)
+            if isinstance(shown, SeparateStreamers) and len(shown) != len(encoded):
+                raise InputError(
+                    f"{len(shown)} streamers for {len(encoded)} inputs", "give one for each, or a single one"
+                )
+        except InferenceError:
+            # Whoever iterates over the streamer in another thread would wait for ever.
+            if shown is not None:
+                shown.close()
+            raise
+        prompts = [prompt for prompt in encoded if isinstance(prompt, EncodedPrompt)]
+        if shown is not None:
+            for row, prompt in enumerate(encoded):
+                if isinstance(prompt, InferenceError):
+                    shown.finish(row)
+        answers = iter(self.model.answer(prompts, self.tokenizer, shown, return_errors))
+        results: list[dict[str, Any]] = []
+        for prompt in encoded:
+            answer = next(answers) if isinstance(prompt, EncodedPrompt) else prompt
+            if isinstance(prompt, InferenceError) or isinstance(answer, InferenceError):
+                results.append({self.key: [], "error": answer})
+            else:
+                results.append({self.key: [prompt.full_text(answer) if return_full_text else answer]})
+        return results
+
+    def _encoded(
+        self, texts: Iterable[str], settings: Mapping[str, Any], return_errors: bool
+    ) -> list[EncodedPrompt | InputError]:
+        encoder = self.model.encoder(self.tokenizer, self._generation.updated(**settings))
+        encoded: list[EncodedPrompt | InputError] = []
+        for row, text in enumerate(texts):
+            try:
+                encoded.append(encoder.encode(row, prompt_of(text, f"input {row + 1}", str(row))))
+            except InputError as error:
+                if not return_errors:
+                    raise
+                encoded.append(error)
+        if not encoded:
+            raise InputError("the pipeline was given no input", "give a text or a list of texts")
+        return encoded
+
+
+def pipeline(
+    task: str = "text_generation",
+    model: GenerativeModel | str | None = None,
+    tokenizer: Tokenizer | None = None,
+    streamer: BaseStreamer | None = None,
+    **settings: Any,
+) -> TextGenerationPipeline:
+    """A pipeline for a task.
+
+    Args:
+        task: `text_generation`; `translation` (also `translation_en_to_de`) and `summarization` differ in the key of
+            their results only: the prompt says what is asked, as in `translate English to German: ...`.
+        model: a model, or the name of one.
+        tokenizer: the model's; taken from where the model came from if it is not given.
+        streamer: shows text as it comes.
+        settings: of generation, for every call.
+
+    Raises:
+        ConfigError: an unknown task or setting.
+    """
+    kind = "translation" if re.fullmatch("translation_[a-z]+_to_[a-z]+", task) else task
+    if kind not in TASKS:
+        hint = did_you_mean(task, TASKS) or "known: text_generation, translation, summarization"
+        raise ConfigError(f"there is no task '{task}'", hint)
+    if model is None:
+        raise ConfigError("pipeline needs a model", "give a model, a preset's name or a directory")
+    if isinstance(model, str):
+        tokenizer = tokenizer or AutoTokenizer.from_pretrained(model)
+        model = AutoModel.from_pretrained(model)
+    return TextGenerationPipeline(model, tokenizer or model.source.tokenizer(), streamer, TASKS[kind], **settings)

@@ -1,0 +1,256 @@
+"""`MindSporeModelHandler`: Beam's ModelHandler over this project's engine.
+
+Knows what Beam asks of a handler; how rows are answered is `served`'s business.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from apache_beam.ml.inference.base import ModelHandler, PredictionResult
+
+from inference.api.auto import YAML_SUFFIXES, AutoConfig
+from inference.api.backend import check_backend
+from inference.beam.handlers import beam_repairs
+from inference.beam.handlers.answer_metrics import AnswerMetrics
+from inference.beam.handlers.beam_repairs import note_loaded
+from inference.beam.handlers.prompt_handler import PromptHandler
+from inference.beam.serving.elements import TokenLength
+from inference.beam.serving.hot_swap import Candidate, Reply, ServedModel, Trial, loaded, tried
+from inference.beam.serving.shared_model import LoadedModel
+from inference.beam.serving.worker_lifetime import follow
+from inference.config import InferenceConfig, Override, load_config, override_config
+from inference.context import check_device
+from inference.errors import ConfigError
+from inference.models.source import CONFIG_FILE, resolve
+
+beam_repairs.apply()
+
+NAMESPACE = "BeamML_MindSpore"
+# Batches that are this many times as large as what the engine runs at once keep it full while rows end.
+BATCH_OF_RUNNING = 4
+ConfigLike = str | Path | InferenceConfig | AutoConfig | Mapping[str, Any]
+
+
+class MindSporeModelHandler(PromptHandler, ModelHandler[Any, PredictionResult, ServedModel]):
+    """Answers prompts.
+
+    An element is a text, token ids, or a mapping as in a line of a .jsonl file: `prompt` or `messages`, and if wanted
+    `custom_id` and generation settings of its own. Its `PredictionResult.inference` is a record as the batch job
+    writes it: `text`, `token_ids`, `finish_reason`, `prompt_tokens`, `completion_tokens`, times, and `error`, which is
+    None or says why there is no answer. The rows of a batch run together; steps and threads of a process that have
+    the same config share one model.
+
+    Args:
+        config: a preset's name, a directory, a YAML file, a Hugging Face repository, a config object, or a mapping of
+            a config's sections.
+        model_id: what to call the model in results; its name where none is given.
+        check: look for the device, the model, its weights and its tokenizer now; turn it off where only the workers
+            have them.
+        min_batch_size: four times the rows that the engine runs at once, where no size is given.
+        max_batch_size: rows.
+        max_batch_duration_secs: how long a row waits for others, across bundles.
+        max_batch_weight: the most that the rows of a batch weigh together.
+        element_size_fn: weight of an element; its prompt's tokens where none is given.
+        batch_length_fn: length of an element, by which rows of similar length are batched together; its prompt's
+            tokens where only boundaries are given.
+        batch_bucket_boundaries: lengths at which a bucket begins.
+        large_model: one model for all processes of a machine.
+        model_copies: how many models a machine has.
+        env_vars: environment variables to set before the model is loaded.
+        validation_rows: what a model that takes another's place must answer first; a row that is a mapping may have a
+            `reference`, which the answer must be.
+        validation_fn: is given the records of these answers; says why the model is no good, or None.
+
+    Raises:
+        ConfigError: a setting that is unknown or impossible.
+        ModelNotFoundError: there is no such model.
+        DeviceError: there is no such device.
+    """
+
+    # A subclass need not call this class's __init__: Beam's own do not ask for it.
+    _config: InferenceConfig | None = None
+    _model_id: str | None = None
+    _candidate: Candidate | None = None
+    _trial = Trial()
+    _lineage = ""
+    namespace = NAMESPACE
+    _kept: LoadedModel | None = None
+
+    def __init__(
+        self,
+        config: ConfigLike,
+        *,
+        model_id: str | None = None,
+        check: bool = True,
+        min_batch_size: int | None = None,
+        max_batch_size: int | None = None,
+        max_batch_duration_secs: int | None = None,
+        max_batch_weight: int | None = None,
+        element_size_fn: Callable[[Any], int] | None = None,
+        batch_length_fn: Callable[[Any], int] | None = None,
+        batch_bucket_boundaries: list[int] | None = None,
+        large_model: bool = False,
+        model_copies: int | None = None,
+        env_vars: Mapping[str, str] | None = None,
+        validation_rows: Sequence[Any] = (),
+        validation_fn: Callable[[list[dict[str, Any]]], str | None] | None = None,
+    ):
+        self._config = config_from(config)
+        tokens = TokenLength(self._config)
+        if max_batch_weight is not None and element_size_fn is None:
+            element_size_fn = tokens
+        if batch_bucket_boundaries is not None and batch_length_fn is None:
+            batch_length_fn = tokens
+        if min_batch_size is None:
+            wanted = BATCH_OF_RUNNING * self._config.rows_at_once
+            min_batch_size = min(wanted, max_batch_size or wanted)
+        super().__init__(
+            min_batch_size=min_batch_size,
+            max_batch_size=max_batch_size,
+            max_batch_duration_secs=max_batch_duration_secs,
+            max_batch_weight=max_batch_weight,
+            element_size_fn=element_size_fn,
+            large_model=large_model,
+            model_copies=model_copies,
+            env_vars=dict(env_vars or {}),
+        )
+        # Beams before 2.75 do not know them.
+        if batch_length_fn is not None:
+            self._batching_kwargs["length_fn"] = batch_length_fn
+        if batch_bucket_boundaries is not None:
+            self._batching_kwargs["bucket_boundaries"] = batch_bucket_boundaries
+        self._model_id = model_id
+        self._trial = Trial(tuple(validation_rows), validation_fn)
+        self._lineage = uuid.uuid4().hex
+        if check:
+            check_device(self._config)
+            check_backend(self._config)
+            source = resolve(self._config)
+            source.pairs()
+            source.tokenizer()
+
+    @property
+    def has_model(self) -> bool:
+        """Whether it was made for a model; a subclass may have one of its own."""
+        return self._config is not None
+
+    def load_model(self) -> ServedModel:
+        """The model, loaded; the one that this process has already where there is one.
+
+        After `update_model_path` the new one must stand its trial; the last good one is taken where it does not.
+
+        Raises:
+            InferenceError: it cannot be found or loaded.
+        """
+        follow()
+        # Each of several copies is a model of its own; without copies all steps of a process share one.
+        copy_id = uuid.uuid4().hex if self.model_copies() > 1 else ""
+        own, wanted, refused = self._own(), self._candidate, None
+        if wanted is None:
+            model, taken = loaded(own, copy_id), own
+        else:
+            try:
+                model, taken = tried(wanted, self._trial, copy_id), wanted
+            except Exception as error:  # whatever a broken model does, the last good one goes on
+                taken, refused = _last_good.get(self._lineage, own), (wanted, error)
+                model = loaded(taken, copy_id)
+        _last_good[self._lineage] = taken
+        self._kept = model
+        note_loaded(model.num_bytes)
+        return ServedModel(model, taken, self._trial, refused, copy_id)
+
+    def candidate(self, path: str, name: str | None = None, stamp: str = "") -> Candidate:
+        """Another model in the place of this handler's own.
+
+        Args:
+            path: a model directory, a file of weights, a YAML file, or a preset's name.
+            name: what to call it in metrics; its directory's or file's name where none is given.
+            stamp: tells apart what was at the same path at different times.
+        """
+        assert self._config is not None
+        return Candidate(config_at(self._config, path), path, name_of(path) if name is None else name, stamp)
+
+    def begin_with(self, candidate: Candidate | None) -> None:
+        """Loads another model than its own, which is taken where that one is no good; None for its own."""
+        self._candidate = candidate
+        _last_good.pop(self._lineage, None)
+
+    def update_model_path(self, model_path: str | None = None) -> None:
+        """Takes another model from the next `load_model` on.
+
+        Args:
+            model_path: a model directory, a file of weights, a YAML file, or a preset's name; None changes nothing.
+        """
+        if model_path:
+            self._candidate = self.candidate(model_path)
+
+    def run_inference(
+        self, batch: Sequence[Any], model: ServedModel, inference_args: dict[str, Any] | None = None
+    ) -> Iterable[PredictionResult]:
+        """Answers a batch: a result for each of its elements, in their order.
+
+        Args:
+            model: as `load_model` gave it, or a proxy to it in another process.
+            inference_args: generation settings of all rows.
+        """
+        started = time.perf_counter()
+        reply: Reply = model.answer(list(batch), dict(inference_args or {}), self.notes)
+        AnswerMetrics(self._namespace).update(reply, time.perf_counter() - started)
+        return [
+            PredictionResult(example, made, reply.model_id)
+            for example, made in zip(batch, reply.answers.records, strict=True)
+        ]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_kept"}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> MindSporeModelHandler:
+        """A handler of its own: what becomes of its model is nothing to the other's."""
+        twin: MindSporeModelHandler = object.__new__(type(self))
+        twin.__dict__.update(copy.deepcopy(self.__getstate__(), memo))
+        twin._lineage = uuid.uuid4().hex
+        if self._lineage in _last_good:
+            _last_good[twin._lineage] = _last_good[self._lineage]
+        return twin
+
+    def _own(self) -> Candidate:
+        assert self._config is not None
+        return Candidate(self._config, self._model_id or resolve(self._config).name)
+
+
+# Of each handler, wherever in this process its copies are, the model that was loaded last and was good.
+_last_good: dict[str, Candidate] = {}
+
+
+def config_from(config: ConfigLike) -> InferenceConfig:
+    """The config that a handler was given, in any of its forms."""
+    if isinstance(config, InferenceConfig):
+        return config
+    if isinstance(config, AutoConfig):
+        return config.inference_config
+    if isinstance(config, Mapping):
+        return load_config(config)
+    if not isinstance(config, (str, Path)):
+        raise ConfigError(f"config is {type(config).__name__}", "give a path, a preset's name, or a mapping")
+    return AutoConfig.from_pretrained(config).inference_config
+
+
+def config_at(config: InferenceConfig, path: str) -> InferenceConfig:
+    """A config with another model: what `path` holds, and all other settings as they are."""
+    if path.endswith(YAML_SUFFIXES):
+        return load_config(path)
+    whole_model = not Path(path).is_file()
+    changes = {"pretrained_model_dir": path, "load_checkpoint": None} if whole_model else {"load_checkpoint": path}
+    return override_config(config, [Override(key, value, "the model's path") for key, value in changes.items()])
+
+
+def name_of(path: str) -> str:
+    """What to call a model by where it is: the name of its directory where it is a file of a model directory."""
+    place = Path(path)
+    return place.parent.name if (place.parent / CONFIG_FILE).is_file() else place.stem

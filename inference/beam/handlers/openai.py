@@ -1,0 +1,148 @@
+"""`OpenAIModelHandler`: Beam's RemoteModelHandler for any OpenAI-compatible endpoint.
+
+Beam's own retries repeat a whole batch, and its dead letters hold one. Here a row is tried again by itself, and one
+that gets no answer has a record that says why. Knows what Beam asks of a handler; knows nothing about HTTP.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from apache_beam.ml.inference.base import ModelHandler, PredictionResult, RateLimitExceeded, RemoteModelHandler
+
+from inference.beam.handlers.answer_metrics import AnswerMetrics
+from inference.beam.handlers.prompt_handler import PromptHandler
+from inference.beam.serving.elements import prompt_from
+from inference.beam.serving.hot_swap import Reply
+from inference.beam.serving.shared_model import Answers
+from inference.errors import InputError
+from inference.inputs.prompts import Prompt
+from inference.remote import Client, Endpoint, RemoteAnswer, RemoteFailure
+from inference.remote.client import BAD_ROW
+
+NAMESPACE = "BeamML_OpenAI"
+# A batch of so many rows for each request that may be under way: the last ones of a batch leave connections idle.
+BATCH_OF_CONCURRENT = 8
+
+
+class OpenAIModelHandler(PromptHandler, RemoteModelHandler[Any, PredictionResult, Client]):
+    """Answers prompts by asking an endpoint.
+
+    Elements and results are those of `MindSporeModelHandler`: a text, token ids (completions only) or a mapping with
+    `prompt` or `messages`; and a record with `text`, `finish_reason`, counts, times, and `error`. All rows and threads
+    of a worker process share the endpoint's limits.
+
+    Args:
+        endpoint: an `Endpoint`, or a mapping of its keys.
+        model_id: what to call the model in results; the endpoint's name for it where none is given.
+        check: look for the key in the environment now; turn it off where only the workers have it.
+        min_batch_size: rows; eight times the endpoint's `concurrency` where none is given.
+        max_batch_size: rows.
+        max_batch_duration_secs: how long a row waits for others, across bundles.
+        rate_limiter: Beam's, for a limit that all workers share; a batch that it turns away is tried again.
+
+    Raises:
+        ConfigError: an endpoint that makes no sense, or its key is missing.
+    """
+
+    namespace = NAMESPACE
+
+    def __init__(
+        self,
+        endpoint: Endpoint | Mapping[str, Any],
+        *,
+        model_id: str | None = None,
+        check: bool = True,
+        min_batch_size: int | None = None,
+        max_batch_size: int | None = None,
+        max_batch_duration_secs: int | None = None,
+        rate_limiter: Any = None,
+    ):
+        self._endpoint = endpoint if isinstance(endpoint, Endpoint) else Endpoint.from_mapping(endpoint)
+        if check:
+            self._endpoint.check_key()
+        super().__init__(
+            NAMESPACE,
+            num_retries=self._endpoint.max_retries,
+            retry_filter=_is_rate_limit,
+            rate_limiter=rate_limiter,
+        )
+        wanted = BATCH_OF_CONCURRENT * self._endpoint.concurrency
+        # Beam's class for remote models takes no sizes of batches, and calls no __init__ that does.
+        ModelHandler.__init__(
+            self,
+            min_batch_size=min_batch_size or min(wanted, max_batch_size or wanted),
+            max_batch_size=max_batch_size,
+            max_batch_duration_secs=max_batch_duration_secs,
+        )
+        self._model_id = model_id or self._endpoint.model
+
+    def create_client(self) -> Client:
+        return Client(self._endpoint)
+
+    def request(
+        self, batch: Sequence[Any], model: Client, inference_args: dict[str, Any] | None = None
+    ) -> Iterable[PredictionResult]:
+        """A result for each row, in their order."""
+        started = time.perf_counter()
+        prompts = [_prompt_or_failure(example) for example in batch]
+        to_ask = [item for item in prompts if isinstance(item, Prompt)]
+        asked = iter(model.answer_all(to_ask, inference_args, self._note))
+        if self.notes is not None:
+            self.notes.flush()
+        records = [self._record(item, next(asked) if isinstance(item, Prompt) else item) for item in prompts]
+        self._count(records, time.perf_counter() - started)
+        return [
+            PredictionResult(example, record, self._model_id) for example, record in zip(batch, records, strict=True)
+        ]
+
+    def _note(self, prompt: Prompt, outcome: RemoteAnswer | RemoteFailure) -> None:
+        if self.notes is not None and isinstance(outcome, RemoteAnswer):
+            self.notes.add(self._record(prompt, outcome))
+
+    def _record(self, source: Prompt | RemoteFailure, outcome: RemoteAnswer | RemoteFailure) -> dict[str, Any]:
+        name = source.custom_id if isinstance(source, Prompt) else None
+        record: dict[str, Any] = {
+            "custom_id": name or None,
+            "prompt": source.text if isinstance(source, Prompt) else None,
+            "text": None,
+            "token_ids": None,
+            "finish_reason": "error",
+            "prompt_tokens": None,
+            "completion_tokens": None,
+            "ttft_seconds": None,
+            "total_seconds": None,
+            "model": self._model_id,
+            "error": None,
+            "cached_tokens": None,
+            "attempts": outcome.attempts,
+        }
+        if isinstance(outcome, RemoteFailure):
+            return {**record, "error": {"type": outcome.kind, "message": outcome.message, "line": None}}
+        reply = outcome.reply
+        return {
+            **record,
+            "text": reply.text,
+            "finish_reason": reply.finish_reason,
+            "prompt_tokens": reply.prompt_tokens,
+            "completion_tokens": reply.completion_tokens,
+            "total_seconds": round(outcome.seconds, 6),
+        }
+
+    def _count(self, records: Sequence[Mapping[str, Any]], seconds: float) -> None:
+        counts = ("prompt_tokens", "completion_tokens", "cached_tokens")
+        known = [{**record, **{key: record[key] or 0 for key in counts}} for record in records]
+        AnswerMetrics(self._namespace).update(Reply(Answers(known), self._model_id, "", []), seconds)
+
+
+def _is_rate_limit(error: Exception) -> bool:
+    return isinstance(error, RateLimitExceeded)
+
+
+def _prompt_or_failure(example: Any) -> Prompt | RemoteFailure:
+    try:
+        return prompt_from(example)
+    except InputError as error:
+        return RemoteFailure(BAD_ROW, str(error), 0)

@@ -1,0 +1,1 @@
+"""Run mode `pipeline` on Apache Beam: files in, a graph of named steps, sharded files out."""

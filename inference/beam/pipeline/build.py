@@ -1,0 +1,425 @@
+"""The pipeline itself: rows of files through the steps of a graph into files of answers and of failures.
+
+Knows Beam's transforms; what becomes of a row in a step is in `state`, what a step is in `models`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.metrics import Metrics
+from apache_beam.ml.inference.base import KeyedModelHandler
+from apache_beam.pvalue import TaggedOutput
+
+from inference.beam.handlers.prompt_handler import PromptHandler
+from inference.beam.pipeline.compare import CompareSteps, WriteComparison
+from inference.beam.pipeline.failures import NoteFailures
+from inference.beam.pipeline.files import (
+    ANSWERS,
+    DONE,
+    JSON_LINES,
+    PARQUET,
+    READ,
+    SUFFIX,
+    TEXT,
+    Columns,
+    OutputDirectory,
+    Source,
+    names_in,
+    read_rows,
+    text_line,
+)
+from inference.beam.pipeline.row_state import RowState, bad_row, dead_letter_of, given_to, record_of
+from inference.beam.pipeline.step_models import StepModel, answer_of
+from inference.beam.pipeline.steps import Graph, Step
+from inference.beam.pipeline.worker_files import CheckpointWriter, Journal, answer_line, read_answers
+from inference.beam.serving.worker_lifetime import follow
+from inference.beam.transform import RunInference
+from inference.errors import InputError
+from inference.jobs.feed import DUPLICATE
+
+NAMESPACE = "inference.pipeline"
+FAILED, KNOWN = "failed", "known"
+Rows = Any  # a PCollection of RowState
+Writer = tuple[OutputDirectory, float]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a pipeline is made of.
+
+    Args:
+        models: of each step.
+        output: None where answers are printed.
+        resume: rows that are in the output are left out, and steps that have answered a row are not asked again.
+        echo: records have the prompt.
+        form: of the files with answers.
+        shards: number of these files, 0 for the runner's choice.
+        max_errors: rows that may fail; with more of them the pipeline ends.
+        run: tells this run apart from others of the same process.
+    """
+
+    graph: Graph
+    models: Mapping[str, StepModel]
+    sources: Sequence[Source]
+    columns: Columns
+    output: OutputDirectory | None = None
+    resume: bool = False
+    echo: bool = True
+    form: str = JSON_LINES
+    shards: int = 0
+    checkpoint_seconds: float = 5.0
+    report: str | None = None
+    print_json: bool = False
+    max_errors: int | None = None
+    run: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    @property
+    def writer(self) -> Writer | None:
+        """Where the workers make safe what they have, and how often, seconds."""
+        return None if self.output is None else (self.output, self.checkpoint_seconds)
+
+
+def build(pipeline: beam.Pipeline, plan: Plan) -> None:
+    """Adds all of it to a pipeline."""
+    rows, failed = _begin(pipeline, plan)
+    finished, failures = _through(rows, plan)
+    failures.append(failed)
+    if plan.graph.comes_together:
+        whole = (*finished, *failures) | "AllWays" >> beam.Flatten()
+        whole = whole | "ByName" >> beam.Map(_by_name).with_output_types(tuple[str, Any])
+        apart = (
+            whole | "Together" >> beam.GroupByKey() | "Merge" >> beam.ParDo(_Merge()).with_outputs(FAILED, main="ok")
+        )
+        answered, without = apart["ok"], apart[FAILED]
+    else:
+        answered = tuple(finished) | "Answered" >> beam.Flatten()
+        without = tuple(failures) | "Failed" >> beam.Flatten()
+    _write(pipeline, plan, answered, without)
+
+
+def _begin(pipeline: beam.Pipeline, plan: Plan) -> tuple[Rows, Rows]:
+    """The rows to be answered, each name once; and those that cannot be."""
+    rows = pipeline | "Sources" >> beam.Create(list(plan.sources)) | "SpreadFiles" >> beam.Reshuffle()
+    rows = rows | "Read" >> beam.ParDo(_Read(plan.columns, plan.graph.needs_prompt, plan.output))
+    parts = {"rows": rows | "Name" >> beam.Map(_by_name).with_output_types(tuple[str, Any])}
+    if plan.resume and plan.output is not None:
+        done = [*plan.output.answers, *plan.output.failures]
+        left = plan.output.parts_of(ANSWERS)
+        parts["done"] = (
+            pipeline
+            | "Earlier" >> beam.Create(done)
+            | "NamesOfEarlier" >> beam.FlatMap(_named, plan.output).with_output_types(tuple[str, Any])
+        )
+        parts["answers"] = (
+            pipeline
+            | "Checkpoints" >> beam.Create(left)
+            | "AnswersOfEarlier" >> beam.FlatMap(read_answers).with_output_types(tuple[str, Any])
+        )
+    apart = (
+        parts | "EachOnce" >> beam.CoGroupByKey() | "Choose" >> beam.ParDo(_Choose()).with_outputs(FAILED, main="rows")
+    )
+    return apart["rows"], apart[FAILED] | "NoteFailures" >> beam.ParDo(_noting(plan))
+
+
+def _noting(plan: Plan) -> NoteFailures:
+    return NoteFailures(plan.run, plan.graph, plan.writer, plan.max_errors)
+
+
+def _through(rows: Rows, plan: Plan) -> tuple[list[Rows], list[Rows]]:
+    """All steps; the rows that came out of the last ones, and those that failed on the way."""
+    out: dict[str, Rows] = {}
+    failures: list[Rows] = []
+    for step in plan.graph.steps:
+        incoming = _incoming(step, rows, out)
+        out[step.name], failed = incoming | f"Step-{step.name}" >> _RunStep(step, plan)
+        failures.append(failed)
+    return [out[name] for name in plan.graph.sinks], failures
+
+
+def _incoming(step: Step, rows: Rows, out: Mapping[str, Rows]) -> Rows:
+    label = f"Into-{step.name}"
+    if not step.parents:
+        return rows
+    if len(step.parents) == 1:
+        (group,) = step.parents
+        return tuple(out[name] for name in group) | label >> beam.Flatten()
+    named = [
+        out[name] | f"{label}-{name}" >> beam.Map(_by_name).with_output_types(tuple[str, Any])
+        for group in step.parents
+        for name in group
+    ]
+    together = tuple(named) | f"{label}-All" >> beam.Flatten() | f"{label}-Group" >> beam.GroupByKey()
+    return together | f"{label}-Join" >> beam.FlatMap(_joined, step.parents)
+
+
+def _joined(item: tuple[str, Iterable[RowState]], parents: Sequence[Sequence[str]]) -> Iterator[RowState]:
+    """A row that all parents have answered. One that a parent failed on has gone to the failures."""
+    states = list(item[1])
+    whole = states[0].with_others(states[1:])
+    if all(any(name in whole.answers for name in group) for group in parents):
+        yield whole
+
+
+def _by_name(state: RowState) -> tuple[str, RowState]:
+    return state.key, state
+
+
+def _named(path: str, output: OutputDirectory) -> Iterator[tuple[str, None]]:
+    """The rows of a file of an earlier run."""
+    rows = 0
+    for name in names_in(path):
+        rows += 1
+        yield name, None
+    output.note(DONE, path, rows)
+
+
+class _Read(beam.DoFn):
+    """The rows of a source, of which the number is noted in the output."""
+
+    def __init__(self, columns: Columns, needs_prompt: bool, output: OutputDirectory | None):
+        self._columns, self._needs_prompt, self._output = columns, needs_prompt, output
+
+    def setup(self) -> None:
+        follow()
+
+    def process(self, source: Source) -> Iterator[RowState]:
+        read, rows = Metrics.counter(NAMESPACE, "rows_read"), 0
+        for state in read_rows(source, self._columns):
+            read.inc()
+            rows += 1
+            if self._needs_prompt and state.prompt is None and state.error is None:
+                state = bad_row(state, InputError(f"{state.file}:{state.line}: no prompt in this row"))
+            yield state
+        if self._output is not None:
+            self._output.note(READ, f"{source.number} {source.value}", rows)
+
+
+class _Choose(beam.DoFn):
+    """Of the rows of a name the first; with the answers that an earlier run left, or none where it has finished it."""
+
+    def process(self, item: tuple[str, Mapping[str, Iterable[Any]]]) -> Iterator[Any]:
+        key, parts = item
+        rows = sorted(parts["rows"], key=lambda state: (state.file or "", state.row))
+        if any(True for _ in parts.get("done", ())):
+            Metrics.counter(NAMESPACE, "rows_done_before").inc(len(rows))
+            return
+        if not rows:
+            return
+        first, *others = rows
+        for other in others:
+            where = f"{other.file}:{other.line}" if other.file else f"prompt {other.row + 1}"
+            message = f"{where}: custom_id '{key}' is that of an earlier row too; give each row its own"
+            yield TaggedOutput(FAILED, other.failed(DUPLICATE, message))
+        if first.error is not None:
+            yield TaggedOutput(FAILED, first)
+            return
+        for step, answer in parts.get("answers", ()):
+            first = first.answered(step, answer)
+        yield first
+
+
+class _RunStep(beam.PTransform):
+    """One step: rows in; rows with its answer, and rows without one, out."""
+
+    def __init__(self, step: Step, plan: Plan):
+        super().__init__()
+        self._step, self._plan = step, plan
+
+    def expand(self, rows: Rows) -> tuple[Rows, Rows]:
+        step, model = self._step, self._plan.models[self._step.name]
+        asked = rows | "Ask" >> beam.ParDo(_Ask(step, self._plan.graph, model.prepare)).with_outputs(
+            FAILED, KNOWN, main="asked"
+        )
+        settings = dict(step.settings.settings) or None
+        writer = self._plan.writer
+        if writer is not None and isinstance(model.handler, PromptHandler):
+            model.handler.notes, writer = Journal(writer[0], step.name, writer[1]), None
+        results = asked["asked"] | "RunInference" >> RunInference(
+            KeyedModelHandler(model.handler), inference_args=settings
+        )
+        answered = results | "Take" >> beam.ParDo(_Take(step.name, model.name, model.result, writer)).with_outputs(
+            FAILED, main="answered"
+        )
+        out = (asked[KNOWN], answered["answered"]) | "Out" >> beam.Flatten()
+        # Noted where they come up: what is behind a Flatten waits for the end of what is before it.
+        unasked = asked[FAILED] | "NoteUnasked" >> beam.ParDo(_noting(self._plan))
+        unanswered = answered[FAILED] | "NoteUnanswered" >> beam.ParDo(_noting(self._plan))
+        return out, (unasked, unanswered) | "Without" >> beam.Flatten()
+
+
+class _Ask(beam.DoFn):
+    """Pairs of a row and what its model is asked; rows that a model has answered already go past it."""
+
+    def __init__(self, step: Step, graph: Graph, prepare: Any):
+        self._step, self._graph, self._prepare = step, graph, prepare
+
+    def process(self, state: RowState) -> Iterator[Any]:
+        if not self._graph.goes_to(self._step, state.key):
+            return
+        if self._step.name in state.answers:
+            Metrics.counter(NAMESPACE, "answers_of_earlier_runs").inc()
+            yield TaggedOutput(KNOWN, state)
+            return
+        try:
+            given = given_to(self._step, state)
+        except InputError as error:
+            yield TaggedOutput(FAILED, bad_row(state, error, self._step.name))
+            return
+        if self._prepare is not None:
+            try:
+                given = self._prepare(given)
+            except Exception as error:  # a function of the user's
+                problem = InputError(f"row {state.key}: {type(error).__name__}: {error}")
+                yield TaggedOutput(FAILED, bad_row(state, problem, self._step.name))
+                return
+        yield state, given
+
+
+class _Take(beam.DoFn):
+    """Puts answers into their rows.
+
+    Args:
+        writer: where answers are made safe; None where the handler has done so.
+    """
+
+    def __init__(self, step: str, model: str, result: Any, writer: Writer | None):
+        self._step, self._model, self._result, self._place = step, model, result, writer
+        self._writer: CheckpointWriter | None = None
+
+    def setup(self) -> None:
+        follow()
+        if self._place is not None:
+            self._writer = CheckpointWriter(self._place[0], self._step, self._place[1])
+
+    def process(self, item: tuple[RowState, Any]) -> Iterator[Any]:
+        state, result = item
+        answer = answer_of(result, self._model, self._result)
+        if answer["error"] is not None:
+            yield TaggedOutput(FAILED, state.answered(self._step, answer))
+            return
+        if self._writer is not None:
+            self._writer.add(answer_line(state.key, self._step, answer))
+        yield state.answered(self._step, answer)
+
+    def finish_bundle(self) -> None:
+        if self._writer is not None:
+            self._writer.flush()
+
+
+class _Merge(beam.DoFn):
+    """One row out of its parts. A duplicate is a row of its own, and so has a part without answers for itself."""
+
+    def process(self, item: tuple[str, Iterable[RowState]]) -> Iterator[Any]:
+        states = list(item[1])
+        duplicates = [state for state in states if state.error is not None and state.error["type"] == DUPLICATE]
+        yield from (TaggedOutput(FAILED, state) for state in duplicates)
+        rest = [state for state in states if state not in duplicates]
+        if not rest:
+            return
+        whole = rest[0].with_others(rest[1:])
+        yield whole if whole.error is None else TaggedOutput(FAILED, whole)
+
+
+def _write(pipeline: beam.Pipeline, plan: Plan, answered: Rows, without: Rows) -> None:
+    records = answered | "Record" >> beam.Map(_count_record, plan.graph, plan.echo)
+    letters = without | "DeadLetter" >> beam.Map(_count_failure, plan.graph)
+    if plan.report is not None:
+        compared = answered | "Compare" >> beam.CombineGlobally(CompareSteps(plan.graph))
+        _ = compared | "Report" >> beam.ParDo(WriteComparison(plan.report, plan.graph))
+    if plan.output is None:
+        _ = records | "Print" >> beam.ParDo(_Print(plan.print_json))
+        _ = letters | "Complain" >> beam.ParDo(_Complain())
+        return
+    run = plan.output.next_run
+    prefix = plan.output.join(f"answers-{run:02}")
+    suffix = SUFFIX[plan.form]
+    if plan.form == PARQUET:
+        _ = (
+            records
+            | "Columns" >> beam.Map(_as_columns)
+            | "WriteAnswers"
+            >> beam.io.WriteToParquet(prefix, _schema(), file_name_suffix=suffix, num_shards=plan.shards)
+        )
+    else:
+        lines = records | "Line" >> beam.Map(text_line if plan.form == TEXT else _json_line).with_output_types(str)
+        _ = lines | "WriteAnswers" >> beam.io.WriteToText(
+            prefix, file_name_suffix=suffix, num_shards=plan.shards, skip_if_empty=True
+        )
+    _ = (
+        letters
+        | "FailureLine" >> beam.Map(_json_line).with_output_types(str)
+        | "WriteFailures"
+        >> beam.io.WriteToText(plan.output.join(f"failed-{run:02}"), file_name_suffix=".jsonl", skip_if_empty=True)
+    )
+
+
+def _count_record(state: RowState, graph: Graph, echo: bool) -> dict[str, Any]:
+    Metrics.counter(NAMESPACE, "rows_answered").inc()
+    return record_of(state, graph, echo)
+
+
+def _count_failure(state: RowState, graph: Graph) -> dict[str, Any]:
+    Metrics.counter(NAMESPACE, "rows_failed").inc()
+    return dead_letter_of(state, graph)
+
+
+def _json_line(record: Any) -> str:
+    line = json.dumps(record, ensure_ascii=False)
+    try:
+        line.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can name and UTF-8 cannot hold
+        line = json.dumps(record)
+    return line
+
+
+NESTED = ("steps", "logprobs", "value")
+
+
+def _as_columns(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record as a row of a table: what is nested is JSON."""
+    row = {name: record.get(name) for name in _schema().names}
+    return {**row, **{name: _json_line(row[name]) for name in NESTED if row[name] is not None}}
+
+
+def _schema() -> Any:
+    import pyarrow
+
+    text, whole, real = pyarrow.string(), pyarrow.int64(), pyarrow.float64()
+    kinds = {
+        **dict.fromkeys(("custom_id", "file", "prompt", "text", "finish_reason", "model", "step", *NESTED), text),
+        **dict.fromkeys(("row", "prompt_tokens", "completion_tokens", "seed", "truncated_tokens"), whole),
+        **dict.fromkeys(("ttft_seconds", "total_seconds"), real),
+        "token_ids": pyarrow.list_(whole),
+    }
+    return pyarrow.schema(list(kinds.items()))
+
+
+_PRINTING = threading.Lock()
+
+
+class _Print(beam.DoFn):
+    """Answers on standard output, where the runner's workers have the user's."""
+
+    def __init__(self, as_json: bool):
+        self._as_json = as_json
+
+    def process(self, record: Mapping[str, Any]) -> None:
+        with _PRINTING:
+            sys.stdout.write(f"{_json_line(record) if self._as_json else record['text']}\n")
+            sys.stdout.flush()
+
+
+class _Complain(beam.DoFn):
+    """Failures on standard error."""
+
+    def process(self, record: Mapping[str, Any]) -> None:
+        with _PRINTING:
+            sys.stderr.write(f"{record['error']['message']}\n")

@@ -1,0 +1,387 @@
+"""Files of a pipeline, in any of Beam's file systems: patterns of input, and the directory of output.
+
+Knows paths and rows; knows nothing about models.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import IO, Any, cast
+
+from apache_beam.io.filesystem import BeamIOError, CompressionTypes
+from apache_beam.io.filesystems import FileSystems
+
+from inference.beam.pipeline.row_state import RowState, bad_row
+from inference.errors import InferenceError, InputError
+from inference.inputs import tables
+from inference.inputs.files import STDIN, ByteFile
+from inference.inputs.prompts import (
+    Prompt,
+    RowError,
+    check_text,
+    name_of_row,
+    parse_object,
+    prompt_from_mapping,
+    prompt_of,
+)
+from inference.inputs.rows import SUFFIXES, decode_line, is_blank, table_parser
+
+JSON_LINES, TEXT, PARQUET = "jsonl", "text", "parquet"
+SUFFIX = {JSON_LINES: ".jsonl", TEXT: ".txt", PARQUET: ".parquet"}
+# Files in `.parts`, by their suffixes. Of each the name ends in the number of rows that it stands for; those of rows
+# that were read, or done by earlier runs, are empty.
+ANSWERS, FAILURES, READ, DONE = ".jsonl", ".failed", ".read", ".done"
+# Directories of Beam's sinks.
+TEMPORARY = "beam-temp-*"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file of rows, or a prompt of the command line.
+
+    Args:
+        form: of the file; None for a prompt.
+        number: of a prompt among the prompts.
+    """
+
+    value: str
+    form: str | None
+    number: int = 0
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Of a table, the columns of the prompts and of the rows' names; of a row in JSON, keys that are no settings."""
+
+    prompt: str = "prompt"
+    name: str = "custom_id"
+    fields: frozenset[str] = frozenset()
+
+
+def find_sources(values: Sequence[str], given_format: str | None) -> list[Source]:
+    """The files that patterns match, in the order of their names, and the prompts.
+
+    Raises:
+        InputError: a pattern that matches nothing, or a file of an unknown kind.
+    """
+    sources: list[Source] = []
+    prompts = 0
+    for value in values:
+        if _is_pattern(value):
+            for path in matching(value):
+                sources.append(Source(path, _format_of(path, given_format)))
+        else:
+            sources.append(Source(check_text(value, "--predict_data"), None, prompts))
+            prompts += 1
+    if not sources:
+        raise InputError("there is no row", "give --predict_data a text, or a pattern of files such as 'in/*.jsonl'")
+    return list(dict.fromkeys(sources))
+
+
+def _is_pattern(value: str) -> bool:
+    if value == STDIN:
+        raise InputError("a pipeline cannot read standard input", "give files, or --run_mode predict")
+    return value.lower().endswith(SUFFIXES) or ("/" in value and not any(char.isspace() for char in value))
+
+
+def _format_of(path: str, given: str | None) -> str:
+    bare = path.lower().removesuffix(".gz").removesuffix(".zst")
+    suffix = bare.rpartition(".")[2]
+    if given is None and not path.lower().endswith(SUFFIXES):
+        raise InputError(f"--predict_data: {path} is none of {', '.join(SUFFIXES)}", "say what it is: --input_format")
+    return given or suffix
+
+
+def matching(pattern: str) -> list[str]:
+    """The files that a pattern matches, in the order of their names.
+
+    Raises:
+        InputError: none, or the file system cannot be used.
+    """
+    try:
+        found = [file.path for file in FileSystems.match([pattern])[0].metadata_list]
+    except (BeamIOError, ValueError) as error:
+        raise InputError(f"--predict_data: {pattern} cannot be looked at: {error}") from error
+    if not found:
+        raise InputError(f"--predict_data: {pattern} matches no file", "look at the directory and the suffix")
+    return sorted(found)
+
+
+def open_file(path: str) -> IO[bytes]:
+    """Its bytes as they are stored."""
+    return cast(IO[bytes], FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED))
+
+
+def read_rows(source: Source, columns: Columns) -> Iterator[RowState]:
+    """All rows of a source; one that makes no sense has its error.
+
+    Raises:
+        InputError: the file cannot be read to its end.
+    """
+    if source.form is None:
+        prompt = Prompt(str(source.number), f"prompt {source.number + 1}", text=source.value)
+        yield RowState(prompt.custom_id, None, source.number, None, prompt)
+        return
+    file = ByteFile(source.value, lambda: open_file(source.value))
+    if source.form in ("csv", "parquet"):
+        read = tables.csv_rows if source.form == "csv" else tables.parquet_rows
+        for row, (line, cell, name) in enumerate(read(file, columns.prompt, columns.name)):
+            yield _table_row(RowState(f"{source.value}:{line}", source.value, row, line), cell, name)
+        return
+    row = 0
+    for line, data in file.lines():
+        if not is_blank(data):
+            state = RowState(f"{source.value}:{line}", source.value, row, line)
+            yield _text_row(state, data) if source.form == "txt" else _json_row(state, data, columns.fields)
+            row += 1
+
+
+def _table_row(state: RowState, cell: Any, name: Any) -> RowState:
+    where = f"{state.file}:{state.line}"
+    try:
+        prompt = table_parser(cell, name)(where, state.key)
+    except RowError as error:
+        return bad_row(_with(state, key=error.custom_id, data=str(cell)), error)
+    return _with(state, key=prompt.custom_id, prompt=prompt)
+
+
+def _text_row(state: RowState, data: bytes) -> RowState:
+    where = f"{state.file}:{state.line}"
+    try:
+        return _with(state, prompt=prompt_of(decode_line(data, state.line or 0, where), where, state.key))
+    except RowError as error:
+        return bad_row(_with(state, data=data.decode("utf-8", "replace").rstrip()), error)
+
+
+def _json_row(state: RowState, data: bytes, fields: frozenset[str]) -> RowState:
+    where = f"{state.file}:{state.line}"
+    try:
+        values = parse_object(decode_line(data, state.line or 0, where), where)
+        state = _with(state, key=name_of_row(values, where, state.key), data=values)
+    except RowError as error:
+        return bad_row(_with(state, data=data.decode("utf-8", "replace").rstrip()), error)
+    if not values.keys() & {"prompt", "messages", "body"}:
+        return state
+    asked = {key: value for key, value in values.items() if key not in fields}
+    try:
+        return _with(state, prompt=prompt_from_mapping(asked, where, state.key))
+    except RowError as error:
+        return bad_row(state, error)
+
+
+def _with(state: RowState, **changes: Any) -> RowState:
+    return replace(state, **{name: value for name, value in changes.items() if value is not None})
+
+
+@dataclass(frozen=True)
+class OutputDirectory:
+    """Where a pipeline writes: `answers-RUN-*`, `failed-RUN-*`, `job.json`, `metrics.json`, and while it runs `.parts`.
+
+    Each run that comes to its end has a number, so that files of different runs never meet.
+    """
+
+    path: str
+
+    def join(self, *names: str) -> str:
+        return str(FileSystems.join(self.path, *names))
+
+    def match(self, *names: str) -> list[str]:
+        """Files of it that a pattern matches.
+
+        Raises:
+            InputError: the file system cannot be used.
+        """
+        try:
+            return sorted(file.path for file in FileSystems.match([self.join(*names)])[0].metadata_list)
+        except (BeamIOError, ValueError) as error:
+            raise InputError(f"the directory of output {self.path} cannot be looked at: {error}") from error
+
+    @property
+    def parts(self) -> str:
+        """The directory of what a run has done that has not come to its end."""
+        return self.join(".parts")
+
+    @property
+    def answers(self) -> list[str]:
+        return self.match("answers-*")
+
+    @property
+    def failures(self) -> list[str]:
+        return self.match("failed-*")
+
+    def part(self, name: str) -> str:
+        """The path of a file in `.parts`."""
+        return self.join(".parts", name)
+
+    def parts_of(self, kind: str) -> list[str]:
+        """Files in `.parts` of one kind."""
+        return self.match(".parts", f"*{kind}")
+
+    def parts_by_kind(self, *kinds: str) -> list[list[str]]:
+        """Files in `.parts` of each kind."""
+        paths = self.match(".parts", "*")
+        return [[path for path in paths if path.endswith(kind)] for kind in kinds]
+
+    def count(self, kind: str) -> int:
+        """Rows, or for answers of several steps answers, in the files of one kind in `.parts`."""
+        return rows_in(self.parts_of(kind))
+
+    def note(self, kind: str, path: str, rows: int) -> None:
+        """Leaves word of how many rows a file has."""
+        digest = blake2b(path.encode("utf-8", "replace"), digest_size=16).hexdigest()
+        write_file(self.part(f"{digest}-{rows}{kind}"), b"")
+
+    def tidy(self) -> None:
+        """Takes away what a run that broke off has left, but for its answers: how far it came, and what Beam's sinks
+        had not moved into place.
+        """
+        self.remove([path for paths in self.parts_by_kind(FAILURES, READ, DONE) for path in paths])
+        if "://" in self.path:
+            self.remove(self.match(TEMPORARY, "*"))
+        else:
+            for path in Path(self.path).glob(TEMPORARY):
+                shutil.rmtree(path, ignore_errors=True)
+
+    @property
+    def next_run(self) -> int:
+        numbers = [int(path.rpartition("/")[2].split("-")[1]) for path in (*self.answers, *self.failures)]
+        return max(numbers, default=-1) + 1
+
+    def make(self) -> None:
+        """Makes it.
+
+        Raises:
+            InputError: it cannot be made.
+        """
+        self._make(self.path)
+
+    def make_parts(self) -> None:
+        """Makes it ready for a run."""
+        self._make(self.parts)
+
+    @staticmethod
+    def _make(path: str) -> None:
+        try:
+            if not FileSystems.exists(path):
+                FileSystems.mkdirs(path)
+        except (BeamIOError, OSError, ValueError) as error:
+            raise InputError(f"the directory of output {path} cannot be made: {error}") from error
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other runs of this machine out of it meanwhile, where it is a directory of this machine.
+
+        Raises:
+            InputError: another run is in it.
+        """
+        if "://" in self.path:
+            yield
+            return
+        directory = os.open(self.path, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(
+                    f"another run is writing into {self.path}", "wait for it, or give another name"
+                ) from None
+            except OSError:
+                pass  # a file system without locks: nothing can be said
+            yield
+        finally:
+            os.close(directory)
+
+    def clear(self) -> None:
+        """Takes away what runs have left."""
+        self.remove([*self.answers, *self.failures, *self.match("*.json"), *self.match(".parts", "*")])
+
+    def remove(self, paths: Sequence[str]) -> None:
+        if paths:
+            FileSystems.delete(list(paths))
+
+    def remove_parts(self) -> None:
+        # An object store has no directories: there is nothing left where their files are gone.
+        self.remove(self.match(".parts", "*"))
+        if FileSystems.exists(self.parts):
+            FileSystems.delete([self.parts])
+
+    def write_json(self, name: str, values: Mapping[str, Any]) -> None:
+        write_file(self.join(name), json.dumps(values, indent=1, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+
+    def read_json(self, name: str) -> Any:
+        """What is in a file; None where there is none."""
+        path = self.join(name)
+        if not FileSystems.exists(path):
+            return None
+        with open_file(path) as file:
+            return json.loads(file.read())
+
+
+def rows_in(parts: Iterable[str]) -> int:
+    """Rows that files in `.parts` stand for: each has the number in its name."""
+    return sum(int(path.rpartition("-")[2].partition(".")[0]) for path in parts)
+
+
+def write_file(path: str, data: bytes) -> None:
+    """Writes a file so that it is there as a whole or not at all.
+
+    Raises:
+        InferenceError: it cannot be written.
+    """
+    temporary = f"{path}.tmp"
+    try:
+        with FileSystems.create(temporary, compression_type=CompressionTypes.UNCOMPRESSED) as file:
+            file.write(data)
+        if FileSystems.exists(path):
+            FileSystems.delete([path])
+        FileSystems.rename([temporary], [path])
+    except (BeamIOError, OSError) as error:
+        raise InferenceError(f"{path} cannot be written: {error}") from error
+
+
+def names_in(path: str) -> Iterator[str]:
+    """The rows' names in a file of answers or failures.
+
+    Raises:
+        InputError: it is none.
+    """
+    if path.endswith(SUFFIX[PARQUET]):
+        import pyarrow.parquet
+
+        with open_file(path) as stored:
+            table = pyarrow.parquet.ParquetFile(stored)
+            # pyarrow 19 finds fault with a file without rows.
+            for batch in table.iter_batches(columns=["custom_id"]) if table.metadata.num_rows else ():
+                yield from batch.column("custom_id").to_pylist()
+        return
+    for number, line in ByteFile(path, lambda: open_file(path)).lines():
+        try:
+            text = line.decode()
+            yield unescaped(text.partition("\t")[0]) if path.endswith(".txt") else str(json.loads(text)["custom_id"])
+        except (ValueError, KeyError, TypeError):
+            raise InputError(
+                f"{path}:{number} is no record of a pipeline", "repair that line, or --overwrite"
+            ) from None
+
+
+def text_line(record: Mapping[str, Any]) -> str:
+    """A record as a line of text: name, tab, answer, with what would break the line written as in JSON."""
+    return f"{escaped(record['custom_id'])}\t{escaped(record['text'])}"
+
+
+def escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("\n", "\\n").replace("\t", "\\t").replace("\r", "\\r")
+
+
+def unescaped(text: str) -> str:
+    plain = {"n": "\n", "t": "\t", "r": "\r"}
+    parts = iter(text)
+    return "".join(plain.get(after := next(parts, ""), after) if char == "\\" else char for char in parts)

@@ -1,0 +1,163 @@
+"""A row on its way through a pipeline: what it is, and what the steps have said so far.
+
+Knows rows and records; knows nothing about Beam.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from inference.beam.pipeline.steps import Graph, Step
+from inference.errors import InputError
+from inference.inputs.prompts import Prompt
+from inference.jobs.feed import BAD_ROW, FailedRow
+from inference.jobs.records import error_record
+
+# Keys of an answer that say something about a step beside others.
+STEP_KEYS = (
+    "text",
+    "value",
+    "finish_reason",
+    "prompt_tokens",
+    "completion_tokens",
+    "total_seconds",
+    "model",
+    "attempts",
+)
+RECORD_KEYS = (
+    *("text", "token_ids", "finish_reason", "prompt_tokens", "completion_tokens", "ttft_seconds", "total_seconds"),
+    *("model", "error", "seed", "truncated_tokens", "logprobs", "value", "attempts"),
+)
+
+
+@dataclass(frozen=True)
+class RowState:
+    """One row.
+
+    Args:
+        key: its name, by which its parts find one another.
+        file: that it is in; None for a prompt of the command line.
+        row: its place there, from 0.
+        line: of the file, from 1.
+        prompt: None where it has none, which not every model needs.
+        data: the row as it was read, for what takes fields of it; its text where it could not be read.
+        answers: step to record.
+        error: why it has no answer: `type`, `message`, `line`, and the `step` where there was one.
+    """
+
+    key: str
+    file: str | None
+    row: int
+    line: int | None
+    prompt: Prompt | None = None
+    data: Any = None
+    answers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    error: Mapping[str, Any] | None = None
+
+    def answered(self, step: str, record: Mapping[str, Any]) -> RowState:
+        """With the answer of a step, which may be that there is none."""
+        if record["error"] is None:
+            return replace(self, answers={**self.answers, step: record})
+        error = record["error"]
+        return self.failed(str(error["type"]), str(error["message"]), step)
+
+    def failed(self, kind: str, message: str, step: str | None = None) -> RowState:
+        where = {"step": step} if step is not None else {}
+        return replace(self, error={"type": kind, "message": message, "line": self.line, **where})
+
+    def with_others(self, others: list[RowState]) -> RowState:
+        """One row out of what came of it on several ways."""
+        states = [self, *others]
+        error = next((state.error for state in states if state.error is not None), None)
+        return replace(self, answers={k: v for state in states for k, v in state.answers.items()}, error=error)
+
+
+def given_to(step: Step, state: RowState) -> Any:
+    """What a step's model is asked: a prompt; or for a handler of another project the field, text or values that its
+    settings name.
+
+    Raises:
+        InputError: the row has not what it takes.
+    """
+    settings = step.settings
+    text = step.template.render(variables(step, state)) if step.template is not None else None
+    if not step.is_foreign:
+        if text is not None:
+            return Prompt(state.key, _where(state), text=text)
+        if state.prompt is None:
+            raise InputError(f"{_where(state)}: no prompt in this row")
+        return state.prompt
+    if text is not None:
+        return text
+    if settings.field is not None:
+        if not isinstance(state.data, Mapping) or settings.field not in state.data:
+            raise InputError(f"{_where(state)}: no '{settings.field}' in this row")
+        return state.data[settings.field]
+    if step.parents:
+        return variables(step, state)
+    return state.data if state.prompt is None else prompt_text(state)
+
+
+def variables(step: Step, state: RowState) -> dict[str, Any]:
+    """What a template may name."""
+    answers = {name: record["text"] for name, record in state.answers.items()}
+    answer = next((answers[name] for name in step.answer_of if name in answers), None)
+    row = state.data if isinstance(state.data, Mapping) else {}
+    return {**answers, "prompt": prompt_text(state), "row": row, "answer": answer}
+
+
+def prompt_text(state: RowState) -> str | None:
+    """The prompt as text: of a chat what was said last."""
+    prompt = state.prompt
+    if prompt is None or prompt.messages is None:
+        return None if prompt is None else prompt.text
+    return str(prompt.messages[-1].get("content") or "")
+
+
+def record_of(state: RowState, graph: Graph, echo: bool) -> dict[str, Any]:
+    """The line of output of a row with an answer: that of the batch job, and the file; and with several steps the
+    answer of each.
+    """
+    order = [graph.output] if graph.output else []
+    name = next(name for name in (*order, *graph.sinks, *reversed(list(state.answers))) if name in state.answers)
+    answer = state.answers[name]
+    shown = answer.get("prompt")
+    record = {
+        "custom_id": state.key,
+        "row": state.row,
+        "file": state.file,
+        **({"prompt": prompt_text(state) if shown is None or len(graph.steps) > 1 else shown} if echo else {}),
+        **{key: answer[key] for key in RECORD_KEYS if key in answer},
+    }
+    if len(graph.steps) > 1:
+        record["step"] = name
+        record["steps"] = _steps(state, graph)
+    return record
+
+
+def dead_letter_of(state: RowState, graph: Graph) -> dict[str, Any]:
+    """The same keys for a row without an answer, its reason, and the row as it was read, to be given again."""
+    assert state.error is not None
+    failed = FailedRow(state.row, state.key, state.line, str(state.error["type"]), str(state.error["message"]))
+    models = {step: record["model"] for step, record in state.answers.items()}
+    record = error_record(failed, "", echo=False)
+    record = {"custom_id": record.pop("custom_id"), "row": record.pop("row"), "file": state.file, **record}
+    record |= {"model": models.get(str(state.error.get("step"))), "error": dict(state.error)}
+    if state.answers:
+        record["steps"] = _steps(state, graph)
+    return {**record, "input": state.data if state.data is not None else prompt_text(state)}
+
+
+def bad_row(state: RowState, error: InputError, step: str | None = None) -> RowState:
+    return state.failed(BAD_ROW, str(error), step)
+
+
+def _steps(state: RowState, graph: Graph) -> dict[str, Any]:
+    names = [step.name for step in graph.steps if step.name in state.answers]
+    return {name: {key: state.answers[name][key] for key in STEP_KEYS if key in state.answers[name]} for name in names}
+
+
+def _where(state: RowState) -> str:
+    return f"{state.file}:{state.line}" if state.file is not None else f"row {state.key}"

@@ -1,0 +1,315 @@
+"""`--run_mode pipeline`: everything is checked, then the pipeline runs, and its figures are shown.
+
+Knows configs and streams; the pipeline is `flow`'s business.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from apache_beam.io.filesystems import FileSystems
+from apache_beam.options.pipeline_options import PipelineOptions
+
+import inference
+from inference.beam.pipeline.build import NAMESPACE, Plan, build
+from inference.beam.pipeline.failures import TooManyFailuresError, forget, too_many
+from inference.beam.pipeline.files import ANSWERS, FAILURES, READ, Columns, OutputDirectory, find_sources, rows_in
+from inference.beam.pipeline.options import find_runner, pipeline_options
+from inference.beam.pipeline.progress import Work, progress
+from inference.beam.pipeline.step_models import StepModel, model_of
+from inference.beam.pipeline.steps import Graph, graph_of
+from inference.beam.pipeline.worker_files import flush_all
+from inference.beam.serving.retry import run_to_the_end
+from inference.config import InferenceConfig
+from inference.config.flags import FLAGS
+from inference.context import check_device
+from inference.errors import EXIT_ROWS_FAILED, InferenceError, InputError
+from inference.jobs.figures import check_target, write_metrics
+from inference.terminal.output import say
+from inference.terminal.signals import last_words
+
+JOB, FIGURES = "job.json", "metrics.json"
+
+
+def run_pipeline(
+    config: InferenceConfig,
+    values: Sequence[str],
+    options: Sequence[str],
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    again: str = "",
+) -> int:
+    """Answers rows on Beam.
+
+    Args:
+        values: patterns of files, and prompts.
+        options: Beam's.
+        overwrite: what the directory of output holds is lost.
+        resume: it is gone on with.
+        again: the command that goes on with this run.
+
+    Returns:
+        The exit code: 0, or 3 where rows failed.
+
+    Raises:
+        InferenceError: what cannot be done, what ended the pipeline, or more failed rows than may be.
+    """
+    if overwrite and resume:
+        raise InputError("--resume goes on with the output, --overwrite begins anew", "give one of them")
+    plan, beam_options = check_pipeline(config, values, options, overwrite or resume)
+    if plan.output is None:
+        return _run_and_tell(config, plan, beam_options, again)
+    plan.output.make()
+    with plan.output.locked():
+        plan = replace(plan, resume=_opened(plan.output, plan, overwrite, resume))
+        return _run_and_tell(config, plan, beam_options, again)
+
+
+def _run_and_tell(config: InferenceConfig, plan: Plan, options: PipelineOptions, again: str) -> int:
+    """Runs a pipeline and gives its figures to whoever wants them; the exit code."""
+    output, started = plan.output, time.perf_counter()
+    work = Work(len(plan.sources), plan.graph.answers_per_row, exact=not plan.graph.splits)
+    with progress(output, work), last_words(lambda: _last_words(output, again)):
+        figures = _run(plan, options, again)
+    seconds = time.perf_counter() - started
+    counted = figures["counters"].get(NAMESPACE, {})
+    _check_read(plan, counted.get("rows_read", 0))
+    figures = {"seconds": seconds, "rows": counted, **figures}
+    if output is not None:
+        output.write_json(FIGURES, figures)
+        output.remove_parts()
+    if config.output.metrics_file:
+        write_metrics(Path(config.output.metrics_file), figures)
+    _say_figures(figures, seconds)
+    failed_before = len(output.failures) if output is not None and plan.resume else 0
+    return EXIT_ROWS_FAILED if counted.get("rows_failed") or failed_before else 0
+
+
+def check_pipeline(
+    config: InferenceConfig, values: Sequence[str], options: Sequence[str], may_exist: bool = False
+) -> tuple[Plan, PipelineOptions]:
+    """Finds every mistake that can be found before a pipeline starts.
+
+    Args:
+        may_exist: the output may be there.
+
+    Raises:
+        InferenceError: the first one.
+    """
+    check_device(config)
+    settings, written = config.pipeline, config.output
+    beam_options = pipeline_options(options, settings.runner_options or (), [flag.name for flag in FLAGS])
+    find_runner(beam_options)
+    FileSystems.set_options(beam_options)
+    graph = graph_of(settings)
+    sources = find_sources(values, config.input.format)
+    if written.metrics_file:
+        check_target(Path(written.metrics_file), "--metrics_file")
+    if settings.report_file is not None:
+        _check_report(settings.report_file, graph)
+    output = None if written.save_file is None else OutputDirectory(written.save_file.rstrip("/"))
+    if output is not None:
+        _check_output(output, may_exist)
+    plan = Plan(
+        graph,
+        {step.name: model_of(step, config) for step in graph.steps},
+        sources,
+        Columns(config.input.prompt_column, config.input.id_column, graph.fields | set(settings.fields)),
+        output,
+        echo=written.echo is not False,
+        form=settings.format,
+        shards=settings.shards,
+        checkpoint_seconds=settings.checkpoint_seconds,
+        report=settings.report_file,
+        print_json=written.format == "json",
+        max_errors=written.max_errors,
+    )
+    return plan, beam_options
+
+
+def identity_of_job(graph: Graph, models: Mapping[str, StepModel]) -> dict[str, Any]:
+    """What decides the answers: dotted keys and values, as JSON has them."""
+    identity: dict[str, Any] = {"splits": [dict(split) for split in graph.splits], "output": graph.output}
+    for step in graph.steps:
+        asked = step.settings.model_dump(warnings=False, exclude={"config", "options", "remote", "arguments"})
+        about = {**models[step.name].identity, **asked}
+        identity |= {f"steps.{step.name}.{key}": value for key, value in about.items()}
+    return dict(json.loads(json.dumps(identity, default=str)))
+
+
+def _check_report(path: str, graph: Graph) -> None:
+    if not path.endswith(".html"):
+        raise InputError(f"pipeline.report_file: {path} is no .html file", "its figures go beside it, as .json")
+    if "://" not in path:
+        check_target(Path(path), "pipeline.report_file")
+    if len(graph.steps) < 2:
+        raise InputError("pipeline.report_file compares steps, and there is one", "name the models in pipeline.steps")
+
+
+def _check_output(output: OutputDirectory, may_exist: bool) -> None:
+    if "://" not in output.path and Path(output.path).is_file():
+        raise InputError(f"--save_file: {output.path} is a file", "a pipeline writes into a directory")
+    if set(output.path) & set("*?["):
+        raise InputError(
+            f"--save_file: {output.path} has one of * ? [", "file systems take these for patterns; give another name"
+        )
+    if may_exist or not (output.answers or output.failures or output.match(".parts", "*") or output.match(JOB)):
+        return
+    raise InputError(
+        f"the directory {output.path} holds the output of a run",
+        "give another name, --resume to go on with it, or --overwrite",
+    )
+
+
+def _opened(output: OutputDirectory, plan: Plan, overwrite: bool, resume: bool) -> bool:
+    """Makes the directory ready; whether there is something to go on with."""
+    identity = identity_of_job(plan.graph, plan.models)
+    if overwrite:
+        output.clear()
+    before = output.read_json(JOB) if resume else None
+    if before is not None:
+        for key in sorted({*before, *identity}):
+            if before.get(key) != identity.get(key):
+                was, now = (json.dumps(side.get(key), ensure_ascii=False) for side in (before, identity))
+                raise InputError(
+                    f"--resume: {output.path} was begun with {key} {was}, it is {now} now",
+                    "give the same; --overwrite begins anew",
+                )
+    elif resume and (output.answers or output.failures):
+        raise InputError(
+            f"--resume: there is no {output.join(JOB)}, so nobody can tell what made the output",
+            "--overwrite begins anew",
+        )
+    output.make_parts()
+    output.tidy()
+    output.write_json(JOB, identity)
+    return before is not None
+
+
+def _run(plan: Plan, options: PipelineOptions, again: str) -> dict[str, Any]:
+    # A run in which no row fails, or all do, has an output without files, of which Beam warns.
+    logging.getLogger("apache_beam.io.filebasedsink").setLevel(logging.ERROR)
+    for name in ("apache_beam.runners.common", "apache_beam.runners.portability.local_job_service"):
+        logging.getLogger(name).addFilter(_is_no_stop)
+    # Workers that the runner starts import this package too.
+    root = str(Path(inference.__file__).parents[1])
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if root not in paths:
+        os.environ["PYTHONPATH"] = os.pathsep.join(part for part in (root, *paths) if part)
+    attempts = itertools.chain([plan], itertools.repeat(replace(plan, resume=plan.output is not None)))
+    try:
+        # What a worker that dies had answered is there at the next attempt.
+        result = run_to_the_end(lambda pipeline: build(pipeline, next(attempts)), options)
+    except Exception as error:  # whatever a runner or a worker raises
+        stopped = too_many(error)
+        if stopped is not None:
+            raise TooManyFailuresError(f"stopped: {stopped}", _after_stop(plan.output, again)) from error
+        if isinstance(error, InferenceError):
+            raise
+        hint = _go_on(plan.output, again) or "--traceback shows where"
+        raise InferenceError(f"the pipeline failed: {_reason(error)}", hint) from error
+    finally:
+        forget(plan.run)
+    if result.state not in ("DONE", None):
+        raise InferenceError(f"the pipeline ended in state {result.state}", "the runner's logs say why")
+    return _figures(result)
+
+
+def _check_read(plan: Plan, rows: int) -> None:
+    """Refuses a run that has done nothing and says that all is well, as Beam's DaskRunner does.
+
+    Raises:
+        InferenceError: not all of the input was read.
+        InputError: there is nothing in it.
+    """
+    if plan.output is not None:
+        # What the workers say themselves, for not every runner has metrics.
+        read = plan.output.parts_of(READ)
+        rows = rows_in(read)
+        if len(read) < len(plan.sources):
+            raise InferenceError(
+                f"the runner has come to its end with {len(read)} of {len(plan.sources)} inputs read",
+                "take another one",
+            )
+    if not rows:
+        raise InputError("there is no row in the input", "give files that hold some")
+
+
+def _is_no_stop(record: logging.LogRecord) -> bool:
+    """Whether a line of Beam's log is no traceback of what is said in one line at the end."""
+    said = record.exc_info[1] if record.exc_info else None
+    return not isinstance(said, TooManyFailuresError) and TooManyFailuresError.__name__ not in record.getMessage()
+
+
+def _go_on(output: OutputDirectory | None, again: str) -> str:
+    """How to go on with a run that ends early; nothing where there is nothing to go on with."""
+    safe = output.count(ANSWERS) if output is not None else 0
+    return f"{safe:,} answers are safe, go on with: {again}" if safe else ""
+
+
+def _last_words(output: OutputDirectory | None, again: str) -> str:
+    """What is said of a run that a signal ends, when all that this process has is written."""
+    flush_all()
+    return _go_on(output, again)
+
+
+def _after_stop(output: OutputDirectory | None, again: str) -> str | None:
+    """What there is of a run with too many failures."""
+    if output is None:
+        return None
+    failures = f"the failures are in {output.part('*' + FAILURES)}"
+    return "; ".join(part for part in (failures, _go_on(output, again)) if part)
+
+
+def _reason(error: BaseException) -> str:
+    """The last line of an error of a worker, which comes with all of its traceback."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__
+
+
+def _figures(result: Any) -> dict[str, Any]:
+    """All metrics: kind to namespace to name; those of steps that have the same names under `step/name`."""
+    found = result.metrics().query()
+    counters: dict[str, dict[str, Any]] = {}
+    distributions: dict[str, dict[str, Any]] = {}
+    for metric in found["counters"]:
+        own = counters.setdefault(metric.key.metric.namespace, {})
+        own[metric.key.metric.name] = own.get(metric.key.metric.name, 0) + metric.result
+    for metric in found["distributions"]:
+        step = metric.key.step.partition("/")[0].removeprefix("Step-")
+        value = metric.result
+        distributions.setdefault(metric.key.metric.namespace, {})[f"{step}/{metric.key.metric.name}"] = {
+            "count": value.count,
+            "sum": value.sum,
+            "min": value.min,
+            "max": value.max,
+            "mean": value.mean,
+        }
+    return {"counters": counters, "distributions": distributions}
+
+
+def _say_figures(figures: Mapping[str, Any], seconds: float) -> None:
+    """A table on stderr."""
+    rows = [(name, f"{value:,}") for name, value in figures["rows"].items()]
+    answered = figures["rows"].get("rows_answered", 0)
+    rows.append(("seconds", f"{seconds:,.1f}"))
+    rows.append(("rows answered a second", f"{answered / max(seconds, 1e-9):,.1f}"))
+    for namespace, own in sorted(figures["counters"].items()):
+        if namespace != NAMESPACE:
+            rows += [(f"{namespace}.{name}", f"{value:,}") for name, value in sorted(own.items())]
+    for namespace, own in sorted(figures["distributions"].items()):
+        for name, value in sorted(own.items()):
+            spread = f"mean {value['mean']:,.0f}, {value['min']:,} to {value['max']:,}, {value['count']:,} times"
+            rows.append((f"{namespace}.{name}", spread))
+    width = max(len(name) for name, _ in rows)
+    for name, text in rows:
+        say(f"{name.ljust(width)}  {text}")

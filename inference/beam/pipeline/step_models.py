@@ -1,0 +1,193 @@
+"""The model handler of a step, and what makes its examples and its answers.
+
+Knows the three kinds of handlers: this project's, a remote endpoint, and any class by its dotted path. A path is
+imported because the user's own config names it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from apache_beam.ml.inference.base import ModelHandler, PredictionResult
+
+from inference.beam.handlers.mindspore import MindSporeModelHandler
+from inference.beam.handlers.openai import OpenAIModelHandler
+from inference.beam.handlers.row_by_row import RowByRow, RowFailure
+from inference.beam.pipeline.steps import Step
+from inference.config import InferenceConfig, Override, load_config, override_config
+from inference.config.presets import find_preset, is_preset
+from inference.errors import ConfigError, InferenceError, did_you_mean
+from inference.jobs.identity import model_identity
+from inference.models.source import resolve
+
+MODEL_FAILED = "model_failed"
+OBJECT = "object"
+
+
+@dataclass(frozen=True)
+class StepModel:
+    """What runs in a step.
+
+    Args:
+        name: of the model, for people.
+        identity: what decides its answers, for a run that goes on with another's output.
+        prepare: makes the handler's example, None for what is there.
+        result: makes an answer of what the handler gives, None for what is there.
+    """
+
+    handler: ModelHandler
+    name: str
+    identity: Mapping[str, Any]
+    prepare: Callable[[Any], Any] | None = None
+    result: Callable[[Any], Any] | None = None
+
+
+def model_of(step: Step, config: InferenceConfig) -> StepModel:
+    """The checked model of a step; nothing is loaded.
+
+    Args:
+        config: the whole config, whose own model a step without one has.
+
+    Raises:
+        ConfigError: a class or function that is not there, or does not take its arguments.
+        InferenceError: a model that is not there.
+    """
+    settings = step.settings
+    if settings.remote is not None:
+        remote = _made(step, OpenAIModelHandler, settings.remote)
+        endpoint = settings.remote
+        about = {key: endpoint.get(key) for key in ("url", "model", "api", "extra")}
+        return StepModel(remote, str(endpoint["model"]), {"remote": about})
+    if settings.handler is not None:
+        return _foreign(step)
+    own = config_of_step(step, config)
+    handler = _made(step, MindSporeModelHandler, own)
+    source = resolve(own)
+    identity = model_identity(source, source.pairs(), source.tokenizer(), source.generation)
+    return StepModel(handler, source.name, identity)
+
+
+def config_of_step(step: Step, config: InferenceConfig) -> InferenceConfig:
+    """The config of a step with a model of ours."""
+    name = step.settings.config
+    if name is not None:
+        is_file = not is_preset(name) or name.endswith((".yaml", ".yml"))
+        config = load_config(name if is_file else find_preset(name))
+    where = f"pipeline.steps.{step.name}.options"
+    return override_config(config, [Override(key, value, where) for key, value in step.settings.options.items()])
+
+
+def _foreign(step: Step) -> StepModel:
+    settings, where = step.settings, f"pipeline.steps.{step.name}"
+    assert settings.handler is not None
+    kind = imported(settings.handler, f"{where}.handler")
+    if not isinstance(kind, type) or not issubclass(kind, ModelHandler):
+        raise ConfigError(f"{where}.handler: {settings.handler} is no ModelHandler", "give the class of one")
+    handler = _made(step, kind)
+    functions = {
+        key: imported(path, f"{where}.{key}") if (path := getattr(settings, key)) else None
+        for key in ("prepare", "result")
+    }
+    about = {"handler": settings.handler, "arguments": settings.arguments}
+    return StepModel(RowByRow(handler), kind.__name__, about, functions["prepare"], functions["result"])
+
+
+def _made(step: Step, kind: type[ModelHandler], *first: Any) -> ModelHandler:
+    """A handler with the step's arguments behind those that come first."""
+    where = f"pipeline.steps.{step.name}"
+    given = step.settings.arguments
+    arguments = {name: argument(value, f"{where}.arguments.{name}") for name, value in given.items()}
+    try:
+        return kind(*first, **arguments)
+    except InferenceError:
+        raise
+    except Exception as error:  # a constructor of somebody else's
+        raise ConfigError(f"{where}: {kind.__name__} does not take these arguments: {error}") from error
+
+
+def imported(path: str, where: str) -> Any:
+    """What a dotted path names.
+
+    Raises:
+        ConfigError: nothing.
+    """
+    module_name, _, rest = path.rpartition(".")
+    attributes = [rest]
+    while module_name:
+        try:
+            found: Any = importlib.import_module(module_name)
+            break
+        except ModuleNotFoundError as error:
+            if error.name is not None and not module_name.startswith(error.name):
+                raise ConfigError(f"{where}: {path} needs the package {error.name}", "install it") from error
+            module_name, _, more = module_name.rpartition(".")
+            attributes.insert(0, more)
+        except ImportError as error:
+            raise ConfigError(f"{where}: {path} cannot be imported: {error}") from error
+    else:
+        raise ConfigError(f"{where}: there is no {path}", "a dotted path, of what is installed or in PYTHONPATH")
+    for name in attributes:
+        if not hasattr(found, name):
+            raise ConfigError(f"{where}: {path} has no {name}", did_you_mean(name, dir(found)))
+        found = getattr(found, name)
+    return found
+
+
+def argument(value: Any, where: str) -> Any:
+    """A value of YAML; `{object: dotted.path}`, wherever in it, is what the path names."""
+    if isinstance(value, Mapping):
+        if set(value) == {OBJECT}:
+            return imported(str(value[OBJECT]), where)
+        return {key: argument(item, where) for key, item in value.items()}
+    return [argument(item, where) for item in value] if isinstance(value, list) else value
+
+
+def answer_of(result: Any, name: str, make: Callable[[Any], Any] | None) -> dict[str, Any]:
+    """What a handler gave as a record: that of ours as it is, anything else as its text and its value for JSON.
+
+    Args:
+        name: of the model, where the result has none.
+    """
+    failure = result if isinstance(result, RowFailure) else None
+    inference, model = result, name
+    if isinstance(result, PredictionResult):
+        inference, model = result.inference, result.model_id or name
+    if isinstance(inference, Mapping) and "finish_reason" in inference and "error" in inference:
+        return dict(inference)
+    value = None
+    if failure is None:
+        try:
+            value = plain(make(inference) if make else inference)
+        except Exception as error:  # a function of the user's
+            failure = RowFailure(f"{type(error).__name__}: {error}")
+    problem = None if failure is None else {"type": MODEL_FAILED, "message": failure.message, "line": None}
+    text = None if failure is not None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return {
+        "text": text,
+        "token_ids": None,
+        "finish_reason": None if failure is None else "error",
+        "prompt_tokens": None,
+        "completion_tokens": None,
+        "ttft_seconds": None,
+        "total_seconds": None,
+        "model": model,
+        "error": problem,
+        "value": value,
+    }
+
+
+def plain(value: Any) -> Any:
+    """A result as JSON has it: arrays and tensors as lists, numbers of theirs as Python's."""
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [plain(item) for item in value]
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    return str(value)

@@ -1,0 +1,243 @@
+"""Models that answer batches: one of each config in a process, shared by all threads and steps of a pipeline.
+
+A row that fails takes nobody with it. Knows models and rows; knows nothing about Beam.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+from weakref import WeakValueDictionary
+
+from inference.api.llm import LLM, READ_AHEAD
+from inference.beam.serving.elements import prompt_from
+from inference.config import GenerationConfig, InferenceConfig
+from inference.errors import ConfigError, GenerationError, InferenceError, InputError, is_out_of_memory
+from inference.generation.text import AnswerRow, EncodedPrompt
+from inference.jobs.feed import BAD_ROW, MODEL_FAILED, FailedRow
+from inference.jobs.records import error_record, record
+
+OUT_OF_MEMORY = "out_of_memory"
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What came of a batch: a record for each row, in the order of the rows; and how often the batch was halved."""
+
+    records: list[dict[str, Any]]
+    halved: int = 0
+
+
+class Notes(Protocol):
+    """Where the records of answers are put down."""
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Takes a record."""
+
+    def flush(self) -> None:
+        """Makes what was taken safe."""
+
+
+class LoadedModel:
+    """A loaded model, for any number of threads.
+
+    Args:
+        llm: the model.
+        model_id: what to call it in results.
+
+    Attributes:
+        load_seconds: how long it took to load.
+    """
+
+    def __init__(self, llm: LLM, model_id: str, load_seconds: float = 0.0):
+        self._llm = llm
+        self.model_id = model_id
+        self.load_seconds = load_seconds
+        self._turns = _Turns()
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the weights in memory."""
+        return self._llm.model.num_bytes
+
+    def answer(
+        self, examples: Sequence[Any], settings: Mapping[str, Any] | None = None, notes: Notes | None = None
+    ) -> Answers:
+        """Answers a batch. A row that cannot be answered has a record whose `error` says why.
+
+        Args:
+            examples: as for `prompt_from`.
+            settings: of generation, for all rows; a row's own outrank them.
+            notes: get the records of answers as they come.
+
+        Raises:
+            ConfigError: an unknown setting.
+        """
+        llm = self._llm
+        encoder = llm.model.encoder(llm.tokenizer, llm.model.generation_config.updated(**(settings or {})))
+        outcomes: dict[int, dict[str, Any]] = {}
+        encoded = []
+        for index, example in enumerate(examples):
+            try:
+                encoded.append(encoder.encode(index, prompt_from(example)))
+            except Exception as error:  # a template may fail in any way; whatever it is belongs to this row
+                name = example.get("custom_id") if isinstance(example, Mapping) else None
+                outcomes[index] = self._failed(index, str(name or ""), BAD_ROW, error)
+        work = _Work(self, outcomes, notes)
+        with self._turns.shared():
+            left = work.run(encoded)
+        if left:
+            # Whatever broke the engine is among these rows: nobody else's should be there when it breaks again.
+            with self._turns.alone():
+                work.run_in_halves(left)
+        if notes is not None:
+            notes.flush()
+        records = [outcomes[index] for index in range(len(examples))]
+        return Answers(records, work.halved)
+
+    def _failed(self, row: int, name: str, kind: str, error: BaseException) -> dict[str, Any]:
+        failed = FailedRow(row, name, None, kind, str(error) or type(error).__name__)
+        return {**_of_a_pipeline(error_record(failed, self.model_id)), "cached_tokens": None}
+
+
+@dataclass
+class _Work:
+    """The rows of one batch on their way."""
+
+    model: LoadedModel
+    outcomes: dict[int, dict[str, Any]]
+    notes: Notes | None = None
+    halved: int = 0
+    errors: dict[int, BaseException] = field(default_factory=dict)
+
+    def run(self, rows: Sequence[EncodedPrompt]) -> list[EncodedPrompt]:
+        """Runs rows together; those that were under way when the engine broke."""
+        llm, left = self.model._llm, []
+        answers = (llm.model.row(source, llm.tokenizer) for source in rows)
+        most = READ_AHEAD * llm.model.max_sequences
+        for delivery in llm.model.background.stream(answers, most, every_token=False):
+            assert isinstance(delivery.row, AnswerRow)
+            answer = delivery.row.answer
+            if delivery.error is None:
+                made = _of_a_pipeline(record(answer, self.model.model_id))
+                self.outcomes[answer.row] = {**made, "cached_tokens": answer.request.num_reused}
+                if self.notes is not None:
+                    self.notes.add(self.outcomes[answer.row])
+            elif isinstance(delivery.error, InputError):
+                self.fail(answer.source, BAD_ROW, delivery.error)
+            elif isinstance(delivery.error, GenerationError):
+                self.fail(answer.source, _kind_of(delivery.error), delivery.error)
+            else:
+                self.errors[answer.row] = delivery.error
+                left.append(answer.source)
+        return left
+
+    def run_in_halves(self, rows: Sequence[EncodedPrompt]) -> None:
+        """Runs rows in ever smaller parts; one that breaks the engine on its own has failed."""
+        if len(rows) == 1:
+            for row in self.run(rows):
+                error = self.errors[row.row]
+                self.fail(row, _kind_of(error), error)
+            return
+        self.halved += 1
+        middle = len(rows) // 2
+        for half in (rows[:middle], rows[middle:]):
+            left = self.run(half)
+            if left:
+                self.run_in_halves(left)
+
+    def fail(self, source: EncodedPrompt, kind: str, error: BaseException) -> None:
+        self.outcomes[source.row] = self.model._failed(source.row, source.prompt.custom_id, kind, error)
+
+
+def _kind_of(error: BaseException) -> str:
+    return OUT_OF_MEMORY if is_out_of_memory(error) else MODEL_FAILED
+
+
+def _of_a_pipeline(made: dict[str, Any]) -> dict[str, Any]:
+    """A record of the batch job without the row's number: the rows of a pipeline have none, and may have no name."""
+    del made["row"]
+    return {**made, "custom_id": made["custom_id"] or None}
+
+
+class _Turns:
+    """Many at once, or one alone; whoever wants to be alone is let in before those who come later."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._inside = 0
+        self._wanting = 0
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._wanting)
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._inside -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        with self._changed:
+            self._wanting += 1
+            self._changed.wait_for(lambda: not self._inside)
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._wanting -= 1
+                self._inside -= 1
+                self._changed.notify_all()
+
+
+_loaded: WeakValueDictionary[str, LoadedModel] = WeakValueDictionary()
+_loading: dict[str, threading.Lock] = {}
+_lock = threading.Lock()
+
+
+def loaded_model(config: InferenceConfig, model_id: str, stamp: str = "") -> LoadedModel:
+    """The model of a config: the one that this process has already, or a new one.
+
+    Args:
+        stamp: tells apart what was at the same path at different times.
+
+    Raises:
+        InferenceError: it cannot be found or loaded.
+    """
+    key = json.dumps([config.merged(), model_id, stamp], sort_keys=True, default=str)
+    with _lock:
+        loading = _loading.setdefault(key, threading.Lock())
+    with loading:
+        model = _loaded.get(key)
+        if model is None:
+            started = time.perf_counter()
+            llm = LLM(config)
+            model = LoadedModel(llm, model_id, time.perf_counter() - started)
+            _loaded[key] = model
+        return model
+
+
+def check_settings(settings: Mapping[str, Any] | None) -> None:
+    """Refuses settings of generation that are unknown or impossible.
+
+    Raises:
+        ConfigError: with the nearest known one.
+    """
+    if settings is None:
+        return
+    if not isinstance(settings, Mapping):
+        raise ConfigError(f"inference_args must be a mapping of generation settings, got {type(settings).__name__}")
+    try:
+        GenerationConfig().updated(**settings)
+    except InferenceError as error:
+        raise ConfigError(f"inference_args: {error.what}", error.hint) from error

@@ -1,0 +1,1 @@
+"""Checkpoint files: safetensors, MindSpore .ckpt and GGUF, as tensors by name. Knows nothing of models."""

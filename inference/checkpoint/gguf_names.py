@@ -1,0 +1,275 @@
+"""The architectures of GGUF files: their sizes under the keys of Hugging Face's config.json, and their tensors' names.
+
+Sources: the specification (github.com/ggml-org/ggml, docs/gguf.md), the constants of the package `gguf`, and what
+llama.cpp's converter and loader do with each architecture: which rows they permute, what they add to norms, and what a
+file leaves unsaid because the loader knows it. With `llama` and `internlm2`, neighboring pairs of a head are rotated,
+so the rows of q and k lie in that order; the others rotate as Hugging Face's models of the same name do.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from inference.checkpoint.gguf_header import HINT, GgufFile
+from inference.errors import CheckpointError
+
+# Hugging Face's keys and GGUF's, after the name of the architecture.
+SIZES = {
+    "hidden_size": "embedding_length",
+    "intermediate_size": "feed_forward_length",
+    "num_hidden_layers": "block_count",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "max_position_embeddings": "context_length",
+    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+    "rope_theta": "rope.freq_base",
+    "rope_local_base_freq": "rope.freq_base_swa",
+    "head_dim": "attention.key_length",
+    "sliding_window": "attention.sliding_window",
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+    "num_experts": "expert_count",
+    "num_experts_per_tok": "expert_used_count",
+    "moe_intermediate_size": "expert_feed_forward_length",
+    "norm_topk_prob": "expert_weights_norm",
+    "routed_scaling_factor": "expert_weights_scale",
+    "n_group": "expert_group_count",
+    "topk_group": "expert_group_used_count",
+    "num_nextn_predict_layers": "nextn_predict_layers",
+}
+NAMES = {
+    "token_embd": "model.embed_tokens",
+    "position_embd": "model.embed_positions",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+}
+LAYER_NAMES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_qkv": "self_attn.qkv_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+    "ffn_gate_inp": "mlp.gate",
+    "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
+    "ffn_gate_shexp": "mlp.shared_experts.gate_proj",
+    "ffn_up_shexp": "mlp.shared_experts.up_proj",
+    "ffn_down_shexp": "mlp.shared_experts.down_proj",
+}
+# All experts of a layer in one tensor [experts, out, in]; in the first files of Mixtral each has its own.
+EXPERTS = {"ffn_gate_exps": "gate_proj", "ffn_up_exps": "up_proj", "ffn_down_exps": "down_proj"}
+_OWN_EXPERT = re.compile(r"(ffn_(?:gate|up|down))\.(\d+)")
+_LAYER = re.compile(r"blk\.(\d+)\.(.+)")
+CORRECTION = "exp_probs_b"
+# What rotary frequencies are divided by, pair by pair: how Llama 3.1's scaling is stored, and Phi-3's two.
+FACTORS = "rope_freqs.weight"
+SHORT_FACTORS, LONG_FACTORS = "rope_factors_short.weight", "rope_factors_long.weight"
+# With these, norms before attention and feed-forward have another one after each.
+_GEMMA_NAMES = {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+_GATE_UP = {"ffn_up": "mlp.gate_up_proj"}
+_GLM4_NAMES = {**_GATE_UP, "post_attention_norm": "post_self_attn_layernorm", "post_ffw_norm": "post_mlp_layernorm"}
+# Of the keys here, those that are about the file and not about the model.
+GGUF_KEYS = ("rotary_neighbors", "stored_by_gguf")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What differs between architectures of GGUF.
+
+    Args:
+        ours: the architecture of Hugging Face's config.json.
+        names: of a layer's tensors, where they differ from `LAYER_NAMES`.
+        neighbors: the rows of q and k are in the order of neighboring pairs.
+        large: layers of the one model that scales scores by the root of width / heads, not of a head; 0 for none.
+        says: values that the loader knows.
+    """
+
+    ours: str
+    names: Mapping[str, str] = field(default_factory=dict)
+    neighbors: bool = False
+    large: int = 0
+    says: Mapping[str, Any] = field(default_factory=dict)
+
+
+ARCHITECTURES = {
+    "llama": Architecture("LlamaForCausalLM", neighbors=True),
+    "qwen2": Architecture("Qwen2ForCausalLM"),
+    "qwen3": Architecture("Qwen3ForCausalLM"),
+    "qwen2moe": Architecture("Qwen2MoeForCausalLM", says={"norm_topk_prob": False}),
+    "qwen3moe": Architecture("Qwen3MoeForCausalLM", says={"norm_topk_prob": True}),
+    "gemma2": Architecture("Gemma2ForCausalLM", _GEMMA_NAMES, large=46),
+    "gemma3": Architecture("Gemma3ForCausalLM", _GEMMA_NAMES, large=62),
+    "phi3": Architecture("Phi3ForCausalLM", _GATE_UP),
+    "gpt2": Architecture("GPT2LMHeadModel"),
+    "internlm2": Architecture("InternLM2ForCausalLM", neighbors=True),
+    "chatglm": Architecture("ChatGLMForConditionalGeneration", _GATE_UP),
+    "glm4": Architecture("Glm4ForCausalLM", _GLM4_NAMES),
+    "glm4moe": Architecture("Glm4MoeForCausalLM", {"post_attention_norm": "post_attention_layernorm"}),
+}
+
+
+def architecture_of(file: GgufFile) -> tuple[str, Architecture]:
+    """A file's architecture, by GGUF's name of it.
+
+    Raises:
+        CheckpointError: one that is not read.
+    """
+    name = str(file.get("general.architecture"))
+    if name not in ARCHITECTURES:
+        raise CheckpointError(
+            f"{file.path}: GGUF files of architecture '{name}' are not read", f"read are {', '.join(ARCHITECTURES)}"
+        )
+    return name, ARCHITECTURES[name]
+
+
+def config_of(file: GgufFile) -> dict[str, Any]:
+    """A file's sizes under the keys of Hugging Face's config.json.
+
+    Raises:
+        CheckpointError: a damaged file, or an architecture that is not read.
+    """
+    name, architecture = architecture_of(file)
+    values = {ours: file.get(f"{name}.{theirs}") for ours, theirs in SIZES.items()}
+    # Of a size, 0 is none.
+    values = {key: value for key, value in values.items() if value is False or value not in (None, 0)}
+    embedding = file.tensor("token_embd.weight")
+    if embedding is None:
+        raise CheckpointError(f"{file.path} holds no token_embd.weight", HINT)
+    ends = [file.get(f"tokenizer.ggml.{end}_token_id") for end in ("eos", "eot", "eom")]
+    values = {
+        **architecture.says,
+        **values,
+        "architectures": [_ours(name, architecture, values)],
+        "vocab_size": embedding.shape[0],
+        "tie_word_embeddings": file.tensor("output.weight") is None,
+        "qkv_bias": any(file.tensor(f"blk.0.{part}.bias") is not None for part in ("attn_q", "attn_qkv")),
+        "rotary_neighbors": architecture.neighbors,
+        "stored_by_gguf": True,
+        "eos_token_id": list(dict.fromkeys(end for end in ends if end is not None)) or None,
+    }
+    head = values.get("head_dim") or values.get("hidden_size", 0) // max(values.get("num_attention_heads", 1), 1)
+    rotated = file.get(f"{name}.rope.dimension_count")
+    if rotated and head and rotated != head:
+        values["partial_rotary_factor"] = rotated / head
+    if architecture.large:
+        is_large = values.get("num_hidden_layers") == architecture.large
+        whole = values.get("hidden_size", 0) // max(values.get("num_attention_heads", 1), 1)
+        values["query_pre_attn_scalar"] = whole if is_large else head
+    if name == "gpt2":
+        values["rms_norm_eps"] = file.get("gpt2.attention.layer_norm_epsilon", 1e-5)
+    return values | _experts(file, name, values) | _scaling(file, name, values)
+
+
+def _ours(name: str, architecture: Architecture, values: Mapping[str, Any]) -> str:
+    """`llama` is Mixtral and Mistral, too."""
+    if name == "llama" and "num_experts" in values:
+        return "MixtralForCausalLM"
+    return "MistralForCausalLM" if name == "llama" and "sliding_window" in values else architecture.ours
+
+
+def _experts(file: GgufFile, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What is told of experts by the tensors that are there."""
+    if "num_experts" not in values:
+        return {}
+    layers = values.get("num_hidden_layers", 0) - values.get("num_nextn_predict_layers", 0)
+    tensors = {tensor.name: tensor for tensor in file.tensors}
+    routers = [layer for layer in range(layers) if f"blk.{layer}.ffn_gate_inp.weight" in tensors]
+    if not routers:
+        raise CheckpointError(f"{file.path} has experts and no blk.*.ffn_gate_inp.weight", HINT)
+    found: dict[str, Any] = {
+        "num_hidden_layers": layers,
+        "mlp_only_layers": [layer for layer in range(layers) if layer not in routers],
+    }
+    shared = tensors.get(f"blk.{routers[0]}.ffn_up_shexp.weight")
+    if shared is not None and f"blk.{routers[0]}.ffn_gate_inp_shexp.weight" in tensors:
+        found["shared_expert_intermediate_size"] = shared.shape[0]
+    elif shared is not None:
+        found["n_shared_experts"] = file.get(f"{name}.expert_shared_count", 1)
+    if f"blk.{routers[0]}.attn_q_norm.weight" in tensors:
+        found["use_qk_norm"] = True
+    return found
+
+
+def _scaling(file: GgufFile, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    kind = file.get(f"{name}.rope.scaling.type", "none")
+    factor = file.get(f"{name}.rope.scaling.factor")
+    original = file.get(f"{name}.rope.scaling.original_context_length")
+    if kind in ("linear", "yarn"):
+        scaling = {"rope_type": kind, "factor": factor}
+        if original:
+            scaling["original_max_position_embeddings"] = original
+        return {"rope_scaling": scaling}
+    if kind not in ("none", "longrope"):
+        raise CheckpointError(
+            f"{file.path}: rope scaling '{kind}' of GGUF is not read", "read are linear, yarn and longrope"
+        )
+    # Factors whatever the length, and no other magnitude.
+    short = long = _factors(file, FACTORS)
+    magnitude, length = 1.0, values.get("max_position_embeddings")
+    if short is None:
+        short, long = _factors(file, SHORT_FACTORS), _factors(file, LONG_FACTORS)
+        magnitude, length = file.get(f"{name}.rope.scaling.attn_factor", 1.0), original or length
+    if short is None:
+        return {}
+    return {
+        "rope_scaling": {
+            "rope_type": "longrope",
+            "short_factor": short,
+            "long_factor": long,
+            "attention_factor": magnitude,
+            "original_max_position_embeddings": length,
+        }
+    }
+
+
+def _factors(file: GgufFile, name: str) -> list[float] | None:
+    """A vector of float32, of which Phi-3 has two and Llama 3.1 one; None where there is none."""
+    stored = file.tensor(name)
+    if stored is None:
+        return None
+    if stored.kind_name != "F32":
+        raise CheckpointError(f"{stored.path}: tensor '{name}' is of type {stored.kind_name}", "it must be F32")
+    with stored.path.open("rb") as source:
+        source.seek(stored.offset)
+        # The shortest number that rounds to it is the one that was meant.
+        return [float(str(value)) for value in np.frombuffer(source.read(stored.size), "<f4")]
+
+
+def expert_names(name: str) -> str | None:
+    """What the experts of a tensor that holds all of a layer are called, with {} for their number; None for others."""
+    layer = _LAYER.fullmatch(name.removesuffix(".weight"))
+    if layer is None or layer[2] not in EXPERTS:
+        return None
+    return f"model.layers.{layer[1]}.mlp.experts.{{}}.{EXPERTS[layer[2]]}.weight"
+
+
+def our_name(name: str, architecture: Architecture) -> str:
+    """A tensor's name as the checkpoints of its family have it; the same where it is not known."""
+    stem, _, kind = name.rpartition(".")
+    layer = _LAYER.fullmatch(stem)
+    if layer is None:
+        return f"{NAMES[stem]}.{kind}" if stem in NAMES else name
+    prefix, part = f"model.layers.{layer[1]}.", layer[2]
+    if part == CORRECTION:
+        return f"{prefix}mlp.gate.e_score_correction_bias"
+    own = _OWN_EXPERT.fullmatch(part)
+    if own is not None:
+        return f"{prefix}mlp.experts.{own[2]}.{EXPERTS[f'{own[1]}_exps']}.{kind}"
+    # Of layers that guess further tokens, which are known by their number.
+    known = {**LAYER_NAMES, **architecture.names, **({part: part} if part.startswith("nextn.") else {})}
+    return f"{prefix}{known[part]}.{kind}" if part in known else name

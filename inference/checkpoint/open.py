@@ -1,0 +1,121 @@
+"""Checkpoints on disk: which files make up one, and which tensors these hold.
+
+Knows the file formats by their names; knows nothing about models. Opening reads the headers only. Nothing is unpickled
+and no code is run. Never imports mindspore.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from inference.checkpoint.gguf_tensors import read_gguf_tensors
+from inference.checkpoint.mindspore_ckpt import read_ckpt_header
+from inference.checkpoint.safetensors import read_safetensors_header
+from inference.checkpoint.tensor import FLOATS, ITEM_SIZES, Checkpoint
+from inference.errors import CheckpointError, ModelNotFoundError
+
+GGUF_SUFFIX = ".gguf"
+INDEX_NAME = "model.safetensors.index.json"
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".npy", ".npz")
+
+
+def open_checkpoint(path: Path, preferred: str | None = None, quantized: bool = False) -> Checkpoint:
+    """The tensors of a `.safetensors`, `.ckpt` or `.gguf` file, or of a directory that holds files of the first two.
+
+    Args:
+        preferred: `ckpt` takes the .ckpt file of a directory that has safetensors too.
+        quantized: tensors of integers and 8-bit floats are accepted, which are for `quantized.dequantized`.
+
+    Raises:
+        ModelNotFoundError: nothing there, or nothing that can be read as weights.
+        CheckpointError: a damaged file, a type that is not supported, a tensor that is stored twice.
+    """
+    if path.suffix == GGUF_SUFFIX and path.is_file():
+        return read_gguf_tensors(path)
+    tensors: Checkpoint = {}
+    accepted = ITEM_SIZES if quantized else FLOATS
+    for file in checkpoint_files(path, preferred):
+        is_ckpt = file.suffix == ".ckpt"
+        for tensor in read_ckpt_header(file) if is_ckpt else read_safetensors_header(file, accepted):
+            if tensor.name in tensors:
+                raise CheckpointError(f"{file}: tensor '{tensor.name}' is in another file of this checkpoint too")
+            tensors[tensor.name] = tensor
+    return tensors
+
+
+def checkpoint_files(path: Path, preferred: str | None = None) -> list[Path]:
+    """The files that make up the checkpoint at `path`."""
+    if path.is_dir():
+        return _directory_files(path, preferred)
+    if not path.exists():
+        raise ModelNotFoundError(f"checkpoint {path} does not exist")
+    if path.name.endswith(".index.json"):
+        return _indexed_files(path)
+    if path.suffix in PICKLE_SUFFIXES:
+        raise CheckpointError(
+            f"{path}: files of type {path.suffix} can run code when they are loaded",
+            "give a .safetensors or .ckpt file (transformers' save_pretrained writes safetensors)",
+        )
+    if path.suffix not in (".safetensors", ".ckpt"):
+        raise CheckpointError(f"{path}: not a checkpoint", "accepted: .safetensors, .ckpt, .gguf, or a directory")
+    return [path]
+
+
+def rank_folders(path: Path, ranks: int) -> list[Path]:
+    """The directories rank_0, rank_1, ... of a checkpoint that is split already; none where it is whole.
+
+    Raises:
+        CheckpointError: it is split for another number of ranks.
+    """
+    found = {int(folder.name[5:]): folder for folder in path.glob("rank_*") if folder.name[5:].isdigit()}
+    # Copies of the model (data parallel) may have directories too, which hold the same.
+    if found and (sorted(found) != list(range(len(found))) or len(found) % ranks or (ranks == 1 and len(found) > 1)):
+        raise CheckpointError(
+            f"{path} is split for {len(found)} ranks (rank_{' rank_'.join(map(str, sorted(found)[:4]))} ...), this run "
+            f"has model_parallel {ranks}",
+            "give the whole checkpoint, or as many ranks",
+        )
+    return [found[rank] for rank in sorted(found)]
+
+
+def _directory_files(directory: Path, preferred: str | None) -> list[Path]:
+    if preferred == "ckpt" and any(directory.glob("*.ckpt")):
+        return _ckpt_files(directory)
+    if (directory / INDEX_NAME).exists():
+        return _indexed_files(directory / INDEX_NAME)
+    if (directory / "model.safetensors").exists():
+        return [directory / "model.safetensors"]
+    shards = sorted(directory.glob("*.safetensors"))
+    if shards:
+        return shards
+    if any(directory.glob("*.ckpt")):
+        return _ckpt_files(directory)
+    pickled = sorted(file.name for file in directory.iterdir() if file.suffix in PICKLE_SUFFIXES)
+    if pickled:
+        return checkpoint_files(directory / pickled[0])
+    raise ModelNotFoundError(f"{directory} holds no weights", "expected *.safetensors or *.ckpt there")
+
+
+def _ckpt_files(directory: Path) -> list[Path]:
+    ckpts = sorted(directory.glob("*.ckpt"))
+    if len(ckpts) > 1:
+        names = ", ".join(file.name for file in ckpts[:5])
+        raise CheckpointError(f"{directory} holds {len(ckpts)} .ckpt files ({names})", "name the one to load")
+    return ckpts
+
+
+def _indexed_files(index: Path) -> list[Path]:
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(weight_map.values()))
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
+        raise CheckpointError(f"{index}: not a safetensors index", "expected JSON with a 'weight_map'") from error
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise CheckpointError(f"{index}: shard {name!r} is not a file name", "shards lie beside their index")
+    missing = [name for name in names if not (index.parent / name).exists()]
+    if missing:
+        shown = ", ".join(missing[:5])
+        raise CheckpointError(f"{index.parent}: {len(missing)} of {len(names)} shards are missing ({shown})")
+    return [index.parent / name for name in names]

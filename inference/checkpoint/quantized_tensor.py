@@ -1,0 +1,191 @@
+"""Tensors that a checkpoint holds quantized: integers or 8-bit floats with a scale for several.
+
+Knows how such a tensor is read, as float32 or as it is, and which of our formats holds it without another rounding;
+knows nothing about the layouts in files, which `quantized` (GPTQ, AWQ, compressed-tensors), `float8` and
+`gguf_format` read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from inference.checkpoint.tensor import StoredTensor
+from inference.kernels.formats import GROUP, Format, pack, unpack
+
+# Elements that are dequantized together, so that working memory stays small.
+CHUNK = 1 << 21
+# Rows that an error is measured on.
+MEASURED = 64
+# What float16 rounds a scale by, at most, where it is not below its normal numbers.
+HALF_ROUNDING = 2.0**-11
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Rows of a quantized matrix: the value at [r, c] is codes[r, c] * scales[r, groups[c]].
+
+    Args:
+        codes: int16 [rows, columns], without their zero points.
+        scales: float32 [rows, groups].
+        groups: the group of each column, integers [columns].
+    """
+
+    codes: np.ndarray
+    scales: np.ndarray
+    groups: np.ndarray
+
+    def values(self) -> np.ndarray:
+        """float32 [rows, columns]."""
+        return self.codes * self.scales[:, self.groups]
+
+    def in_order(self, rows: np.ndarray) -> Codes:
+        """Some rows, in another order."""
+        return replace(self, codes=self.codes[rows], scales=self.scales[rows])
+
+    def rounded(self) -> Codes:
+        """With the scales that our formats hold."""
+        return replace(self, scales=self.half_scales().astype(np.float32), groups=np.arange(len(self.groups)) // GROUP)
+
+    def half_scales(self) -> np.ndarray:
+        """float16 [rows, groups of 32 columns]."""
+        return self.scales[:, self.groups[::GROUP]].astype(np.float16)
+
+
+class Source(Protocol):
+    """The layout of a quantized tensor in a file."""
+
+    def values(self, begin: int, end: int) -> np.ndarray:
+        """Rows [begin, end), float32 [rows, columns]."""
+
+
+class CodeSource(Source, Protocol):
+    """A layout that is integers and scales."""
+
+    def codes(self, begin: int, end: int) -> Codes:
+        """Rows [begin, end)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizedTensor(StoredTensor):
+    """A tensor whose values are computed as it is read; its segments are the files' bytes, for digests alone.
+
+    Args:
+        source: what reads it.
+        form: the narrowest of our formats that holds it as it is; None where none does.
+        scheme: what people call its quantization.
+        first, left: which row and column of the source are its first.
+    """
+
+    source: Source
+    form: Format | None
+    scheme: str
+    first: int = 0
+    left: int = 0
+
+    def read_into(self, out: np.ndarray) -> None:
+        rows = out.reshape(self.shape)
+        step = max(1, CHUNK // self.shape[1])
+        for begin in range(0, len(rows), step):
+            end = min(begin + step, len(rows))
+            values = self.source.values(self.first + begin, self.first + end)
+            rows[begin:end] = values[:, self.left : self.left + self.shape[1]]
+
+    def read_bytes_into(self, out: np.ndarray) -> None:
+        self.read_into(out.view(np.float32))
+
+    def rows(self, begin: int, end: int) -> QuantizedTensor:
+        return replace(self, shape=(end - begin, self.shape[1]), first=self.first + begin)
+
+    def columns(self, begin: int, end: int) -> QuantizedTensor:
+        # A scale of ours may then be for columns of two groups.
+        form = self.form if (self.left + begin) % GROUP == 0 else None
+        return replace(self, shape=(self.shape[0], end - begin), left=self.left + begin, form=form)
+
+    @property
+    def can_be_mapped(self) -> bool:
+        return False
+
+    def is_held_by(self, precision: Format) -> bool:
+        """Whether a format has its integers and, up to float16, its scales."""
+        return precision.quantized and self.form in (precision, Format.INT4)
+
+    def codes(self) -> Codes:
+        """All of it, for a tensor that some format holds."""
+        found = self.source.codes(self.first, self.first + self.shape[0])  # type: ignore[attr-defined]
+        columns = slice(self.left, self.left + self.shape[1])
+        return Codes(found.codes[:, columns], found.scales, found.groups[columns])
+
+
+def narrowest_form(lowest: int, highest: int, groups: np.ndarray, scales: np.ndarray) -> Format | None:
+    """The narrowest of our formats for integers from `lowest` to `highest`; None where none holds the tensor.
+
+    Args:
+        groups: the group of each column.
+        scales: all, float32.
+    """
+    if not np.array_equal(np.repeat(groups[::GROUP], GROUP)[: len(groups)], groups):
+        return None
+    with np.errstate(over="ignore"):
+        moved = np.abs(scales.astype(np.float16).astype(np.float32) - scales)
+    if not (moved <= HALF_ROUNDING * np.abs(scales)).all():
+        return None
+    if lowest >= -8 and highest <= 7:
+        return Format.INT4
+    return Format.INT8 if lowest >= -128 and highest <= 127 else None
+
+
+def format_for(tensors: Iterable[QuantizedTensor]) -> Format:
+    """What `engine.weight_dtype: auto` takes: int4 where it holds every tensor as it is, else int8.
+
+    int8 holds four bits with zero points as they are. Where it holds a tensor neither, a second rounding to int8 moves
+    the weights by a tenth of what one to int4 would; 8-bit floats by a fifth of what the first rounding did, and 8 bits
+    stay 8.
+    """
+    return Format.INT4 if all(tensor.form is Format.INT4 for tensor in tensors) else Format.INT8
+
+
+def describe(tensors: Iterable[QuantizedTensor], chosen: Format) -> str:
+    """A line for people: what the checkpoint is, what becomes of it, and what that costs."""
+    all_of = list(tensors)
+    said = f"quantized checkpoint ({', '.join(sorted({tensor.scheme for tensor in all_of}))}): "
+    if not chosen.quantized:
+        return said + f"dequantized to {chosen.value}, as engine.weight_dtype says"
+    again = [tensor for tensor in all_of if not tensor.is_held_by(chosen)]
+    if not again:
+        wide = chosen is Format.INT8 and any(tensor.form is Format.INT8 for tensor in all_of)
+        four = wide and any("4 bit" in tensor.scheme for tensor in all_of)
+        why = ", because int4 here has no zero points" if four else ""
+        return said + f"taken over as {chosen.value} without another rounding{why}"
+    costs = {form: rounding_error(again[0], form) for form in (Format.INT4, Format.INT8, Format.BFLOAT16)}
+    others = ", ".join(f"{form.value} by {cost:.2%}" for form, cost in costs.items() if form is not chosen)
+    return said + (
+        f"{len(again)} of {len(all_of)} tensors are rounded again to {chosen.value}, which moves the weights of "
+        f"{again[0].name} by {costs[chosen]:.2%} (rms); others would: {others}"
+    )
+
+
+def rounding_error(tensor: QuantizedTensor, form: Format) -> float:
+    """How far a format moves the tensor's weights, in parts of their root mean square; measured on its first rows."""
+    part = tensor.rows(0, min(MEASURED, tensor.shape[0]))
+    values = np.empty(part.shape, np.float32)
+    part.read_into(values)
+    moved = unpack(pack(values, form), form, *values.shape) - values
+    return float(np.sqrt((moved**2).sum() / max((values**2).sum(), np.finfo(np.float32).tiny)))
+
+
+def read_elements(tensor: StoredTensor, dtype: Any) -> np.ndarray:
+    """A stored tensor's elements as they are."""
+    out = np.empty(tensor.shape, dtype)
+    tensor.read_bytes_into(out.reshape(-1).view(np.uint8))
+    return out
+
+
+def read_values(tensor: StoredTensor) -> np.ndarray:
+    """A stored tensor as float32."""
+    out = np.empty(tensor.shape, np.float32)
+    tensor.read_into(out)
+    return out

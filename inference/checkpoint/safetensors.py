@@ -1,0 +1,92 @@
+"""The header of a safetensors file.
+
+Format (github.com/huggingface/safetensors, README): 8 bytes little-endian header length N, N bytes of JSON that map
+a tensor's name to `dtype`, `shape` and `data_offsets` [begin, end) relative to the end of the header, then the data.
+The header is read here, and not by the safetensors package, because numpy has no bfloat16 and because every offset
+is checked against the file's size before memory is taken.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from inference.checkpoint.tensor import FLOAT8, FLOATS, Segment, StoredTensor, check_tensor
+from inference.errors import CheckpointError
+
+DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64", "U8": "uint8"}
+QUANTIZED_TYPES = {"I8": "int8", "I32": "int32", "I64": "int64", "F8_E4M3": FLOAT8}
+# The format's own limit.
+MAX_HEADER = 100_000_000
+
+
+def read_safetensors_header(path: Path, accepted: Iterable[str] = tuple(FLOATS)) -> list[StoredTensor]:
+    """The tensors that a safetensors file says it holds, each checked against the file's size.
+
+    Args:
+        accepted: types that they may have.
+    """
+    header, data_start, file_size = _read_header(path)
+    tensors = list(_entries(header, data_start, file_size, path, tuple(accepted)))
+    _check_layout(tensors, data_start, file_size, path)
+    return tensors
+
+
+def _check_layout(tensors: list[StoredTensor], data_start: int, file_size: int, path: Path) -> None:
+    """The format has neither holes nor overlaps: a byte that is no tensor's, or two tensors', is damage."""
+    position = data_start
+    for segment in sorted((tensor.segments[0] for tensor in tensors), key=lambda run: (run.offset, run.size)):
+        if segment.offset != position:
+            raise CheckpointError(f"{path}: tensors overlap or leave holes at byte {position}", "fetch the file again")
+        position += segment.size
+    if position != file_size:
+        raise CheckpointError(f"{path}: {file_size - position} bytes belong to no tensor", "fetch the file again")
+
+
+def _entries(
+    header: dict[str, Any], data_start: int, file_size: int, path: Path, accepted: tuple[str, ...]
+) -> Iterator[StoredTensor]:
+    names = {**DTYPES, **{theirs: ours for theirs, ours in QUANTIZED_TYPES.items() if ours in accepted}}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        try:
+            dtype, shape = names.get(entry["dtype"], str(entry["dtype"])), list(entry["shape"])
+            begin, end = entry["data_offsets"]
+            valid = type(begin) is int and type(end) is int and 0 <= begin <= end
+        except (KeyError, TypeError, ValueError):
+            valid = False
+        if not valid:
+            raise CheckpointError(f"{path}: the header's entry for '{name}' is damaged", "fetch the file again")
+        if data_start + end > file_size:
+            raise CheckpointError(
+                f"{path}: truncated, tensor '{name}' ends at byte {data_start + end} of {file_size}",
+                "fetch the file again",
+            )
+        dims = check_tensor(name, dtype, shape, end - begin, path, accepted)
+        yield StoredTensor(name, dtype, dims, (Segment(path, data_start + begin, end - begin),))
+
+
+def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
+    try:
+        file_size = path.stat().st_size
+        with path.open("rb") as file:
+            # A rank may need nothing of what follows the header: the system is not to read on.
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+            length = int.from_bytes(file.read(8), "little")
+            if file_size < 8 or length > min(MAX_HEADER, file_size - 8):
+                raise CheckpointError(
+                    f"{path}: truncated or no safetensors file ({file_size} bytes, a header of {length} announced)",
+                    "fetch the file again",
+                )
+            header = json.loads(file.read(length))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: the safetensors header is damaged", "fetch the file again") from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path}: the safetensors header is damaged", "fetch the file again")
+    return header, 8 + length, file_size

@@ -1,0 +1,5 @@
+"""The command line. `inference.cli:main` is the console script."""
+
+from inference.cli.main import main
+
+__all__ = ["main"]

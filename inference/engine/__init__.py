@@ -1,0 +1,1 @@
+"""The engine: requests, scheduler, sampling and metrics. Knows token ids; never sees text."""

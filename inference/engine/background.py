@@ -1,0 +1,215 @@
+"""One running engine for every caller: a thread that steps while there is anything to do.
+
+Callers in any thread, or in an event loop, hand in rows and take out what each step gives; their rows run together.
+Knows requests; what a token means is the row's own business.
+"""
+
+from __future__ import annotations
+
+import atexit
+import queue
+import threading
+import weakref
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cache
+from itertools import islice
+from typing import Any, Generic
+
+from inference.engine.engine import BaseEngine, Event, Row
+from inference.engine.request import FinishReason, Request
+from inference.errors import InferenceError
+
+
+@dataclass(frozen=True)
+class Delivery(Generic[Event]):
+    """What a step gave a row: an event, or the error that ended it; `last` if nothing follows."""
+
+    row: Row[Event]
+    event: Event | None
+    last: bool
+    error: BaseException | None = None
+
+    @property
+    def request(self) -> Request:
+        return self.row.request
+
+    def unwrap(self) -> Event:
+        """The event.
+
+        Raises:
+            BaseException: the error.
+        """
+        if self.error is not None:
+            raise self.error
+        assert self.event is not None
+        return self.event
+
+
+@dataclass(frozen=True)
+class _Entry:
+    row: Row[Any]
+    deliver: Callable[[Delivery[Any]], None]
+    every_token: bool
+
+
+class BackgroundEngine:
+    """Runs rows in a thread of its own, which ends when there are none.
+
+    Args:
+        open_engine: gives an engine on which nobody else runs meanwhile.
+    """
+
+    def __init__(self, open_engine: Callable[[], AbstractContextManager[BaseEngine]]):
+        self._open = open_engine
+        self._lock = threading.Lock()
+        self._entries: dict[Request, _Entry] = {}
+        self._entered: list[Row[Any]] = []
+        self._left: list[Request] = []
+        self._thread: threading.Thread | None = None
+
+    def submit(self, row: Row[Event], deliver: Callable[[Delivery[Event]], None], every_token: bool = True) -> None:
+        """Lets a row join the running batch.
+
+        Args:
+            row: a row that was never submitted before; it takes its tokens in the engine's thread.
+            deliver: called in the engine's thread; a row whose `deliver` raises is let go of.
+            every_token: deliver something for each token; otherwise for the last one alone.
+        """
+        with self._lock:
+            self._entries[row.request] = _Entry(row, deliver, every_token)
+            self._entered.append(row)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+                _running().add(self)
+                self._thread.start()
+
+    def cancel(self, request: Request) -> None:
+        """Lets go of a row, if it is not finished: its place and its blocks are free after the step in hand."""
+        with self._lock:
+            if self._entries.pop(request, None) is not None:
+                self._left.append(request)
+
+    def close(self) -> None:
+        """Lets go of all rows, and waits for the step in hand. Whoever waits for a row gets an error."""
+        with self._lock:
+            thread, rows = self._thread, [entry.row for entry in self._entries.values()]
+            self._left.extend(row.request for row in rows)
+        for row in rows:
+            message = f"request {row.request.request_id} was let go of: the engine was closed"
+            self._deliver(Delivery(row, None, True, InferenceError(message)))
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def stream(
+        self, rows: Iterable[Row[Event]], most: int, every_token: bool = True
+    ) -> Generator[Delivery[Event], None, None]:
+        """What all rows get, as it comes.
+
+        `rows` is read while it is needed, so that at most `most` are under way or finished and not yet taken. Closing
+        the iterator lets go of the rows that are not finished.
+        """
+        deliveries: queue.SimpleQueue[Delivery[Event]] = queue.SimpleQueue()
+        source = iter(rows)
+        open_rows: set[Request] = set()
+        try:
+            while True:
+                for row in islice(source, most - len(open_rows)):
+                    open_rows.add(row.request)
+                    self.submit(row, deliveries.put, every_token)
+                if not open_rows:
+                    return
+                delivery = deliveries.get()
+                if delivery.last:
+                    open_rows.discard(delivery.request)
+                yield delivery
+        finally:
+            for request in open_rows:
+                self.cancel(request)
+
+    async def stream_async(self, row: Row[Event]) -> AsyncGenerator[Event, None]:
+        """Events of one row, in an event loop. Closing the iterator, or cancelling its task, lets go of the row."""
+        import asyncio
+
+        loop = asyncio.get_running_loop()
+        deliveries: asyncio.Queue[Delivery[Event]] = asyncio.Queue()
+
+        def deliver(delivery: Delivery[Event]) -> None:
+            loop.call_soon_threadsafe(deliveries.put_nowait, delivery)
+
+        self.submit(row, deliver)
+        try:
+            last = False
+            while not last:
+                delivery = await deliveries.get()
+                last = delivery.last
+                yield delivery.unwrap()
+        finally:
+            self.cancel(row.request)
+
+    def _run(self) -> None:
+        """The thread: steps until no row is left."""
+        try:
+            with self._open() as engine:
+                while self._take_changes(engine):
+                    if engine.busy:
+                        for request in engine.step():
+                            self._advance(engine, request)
+        except BaseException as error:
+            with self._lock:
+                rows = [entry.row for entry in self._entries.values()]
+                self._entered, self._left, self._thread = [], [], None
+            for row in rows:
+                self._deliver(Delivery(row, None, True, error))
+
+    def _take_changes(self, engine: BaseEngine) -> bool:
+        """Lets rows in and out; False, and the thread is no more, where none is left."""
+        with self._lock:
+            entered, self._entered = self._entered, []
+            left, self._left = self._left, []
+            if not entered and not engine.busy:
+                self._thread = None
+                return False
+        for row in entered:
+            try:
+                engine.add(row.request)
+            except InferenceError as error:
+                self._deliver(Delivery(row, None, True, error))
+        for request in left:
+            engine.finish(request, FinishReason.CANCELLED)
+        return True
+
+    def _advance(self, engine: BaseEngine, request: Request) -> None:
+        entry = self._entries.get(request)
+        if entry is None:
+            return
+        event = engine.advance(entry.row)
+        if request.finished or entry.every_token:
+            self._deliver(Delivery(entry.row, event, request.finished, request.error))
+
+    def _deliver(self, delivery: Delivery[Any]) -> None:
+        with self._lock:
+            entry = self._entries.get(delivery.request)
+            if entry is not None and delivery.last:
+                del self._entries[delivery.request]
+        if entry is None:
+            return
+        try:
+            entry.deliver(delivery)
+        except RuntimeError:
+            # The event loop that waited for it is closed.
+            self.cancel(delivery.request)
+
+
+@cache
+def _running() -> weakref.WeakSet[BackgroundEngine]:
+    """Engines that may have a thread. Made when the first one starts, so that it is stopped before MindSpore ends."""
+    engines: weakref.WeakSet[BackgroundEngine] = weakref.WeakSet()
+
+    def stop() -> None:
+        for engine in engines:
+            engine.close()
+
+    atexit.register(stop)
+    return engines

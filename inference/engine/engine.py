@@ -1,0 +1,291 @@
+"""The engine: takes requests, runs steps, and chooses tokens; rows join and leave the batch at every step.
+
+Knows token ids; knows nothing about text, files or terminals.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from inference.engine.metrics import RunMetrics
+from inference.engine.request import FinishReason, Request
+from inference.engine.sampler import choose, needs_logits, token_logprob
+from inference.engine.scheduler import Scheduled, Scheduler
+from inference.errors import GenerationError, InferenceError, InputError, is_out_of_memory
+from inference.models.runner import StepModel
+from inference.models.step import SequenceStep, StepBatch
+
+Event = TypeVar("Event")
+EventOf = TypeVar("EventOf", covariant=True)
+
+
+class Row(Protocol[EventOf]):
+    """A request, and what to make of its tokens."""
+
+    @property
+    def request(self) -> Request: ...
+
+    def advance(self, engine: BaseEngine) -> EventOf:
+        """Takes the newest token. May end the request."""
+        ...
+
+
+class BaseEngine(ABC):
+    """What every engine does: takes requests, gives each its tokens step by step, and counts.
+
+    Attributes:
+        context_length: the most tokens of a prompt and its answer.
+        max_sequences: the most rows that run together.
+        metrics: of what was done.
+    """
+
+    def __init__(self, context_length: int, max_sequences: int, metrics: RunMetrics | None = None):
+        self.context_length, self.max_sequences = context_length, max_sequences
+        self.metrics = metrics or RunMetrics()
+
+    @property
+    @abstractmethod
+    def num_running(self) -> int: ...
+
+    @property
+    @abstractmethod
+    def num_waiting(self) -> int: ...
+
+    @property
+    @abstractmethod
+    def kv_use(self) -> float:
+        """The share of the KV cache that requests hold."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether any request is not finished."""
+        return self.num_running + self.num_waiting > 0
+
+    @abstractmethod
+    def step(self) -> list[Request]:
+        """Runs one step; the requests that got a token in it, some of them finished by it, and those that failed.
+
+        Raises:
+            InferenceError: no request can go on.
+        """
+
+    @abstractmethod
+    def finish(self, request: Request, reason: FinishReason) -> None:
+        """Ends a request from outside: a stop string was seen, or the caller let go of it."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Lets go of every request that is not finished, and of what it holds."""
+
+    def add(self, request: Request) -> None:
+        """Queues a request.
+
+        Raises:
+            InputError: an empty prompt, or more tokens than the context or the cache can hold.
+        """
+        length = len(request.prompt_ids) + request.max_new_tokens
+        if not request.num_prompt_tokens or not request.prompt_ids:
+            raise InputError(f"request {request.request_id}: the prompt has no tokens")
+        if request.source_length > self.context_length:
+            raise InputError(
+                f"request {request.request_id}: a prompt of {request.source_length} tokens does not fit a context of "
+                f"{self.context_length}"
+            )
+        if length > self.context_length or request.max_new_tokens < 1:
+            raise InputError(
+                f"request {request.request_id}: a prompt of {len(request.prompt_ids)} tokens and "
+                f"{request.max_new_tokens} new ones do not fit a context of {self.context_length}"
+            )
+        self._queue(request)
+        seed = request.generation.seed
+        request.seed = secrets.randbits(64) if seed is None else seed
+
+    @abstractmethod
+    def _queue(self, request: Request) -> None:
+        """Takes a request that fits the context."""
+
+    def fail(self, request: Request, error: Exception) -> None:
+        """Ends a request that goes no further, which leaves all others as they are."""
+        if isinstance(error, InferenceError):
+            request.error = GenerationError(error.what, error.hint)
+        else:
+            request.error = GenerationError(f"request {request.request_id}: {type(error).__name__}: {error}")
+        self.finish(request, FinishReason.ERROR)
+        # Also if its last token was the one that nobody could make anything of.
+        request.finish_reason = FinishReason.ERROR
+
+    def advance(self, row: Row[Event]) -> Event | None:
+        """What a row makes of its newest token; None if it has failed, in which case its request has the `error`."""
+        if row.request.error is None:
+            try:
+                return row.advance(self)
+            except Exception as error:  # whatever it is, it is this row's own
+                self.fail(row.request, error)
+        return None
+
+    def run(self) -> Iterator[Request]:
+        """Steps until nothing is left; yields each request as it finishes."""
+        while self.busy:
+            for request in self.step():
+                if request.finished:
+                    yield request
+
+    def _append(self, request: Request, token: int) -> None:
+        """Gives a request its next token, which may be its last."""
+        request.append(token)
+        if token in request.generation.eos_token_id and not request.generation.ignore_eos:
+            self.finish(request, FinishReason.STOP)
+        elif len(request.output_ids) >= request.max_new_tokens:
+            self.finish(request, FinishReason.LENGTH)
+
+
+class Engine(BaseEngine):
+    """Runs requests on a model until each has its answer.
+
+    Args:
+        model: gives the logits of a step.
+        max_sequences: the most rows in a step.
+        max_batch_tokens: the most tokens in a step; longer prompts go in chunks.
+        prefix_cache: requests that begin alike share the blocks of that beginning, also with those of earlier engines.
+        metrics: counts what is done.
+    """
+
+    def __init__(
+        self,
+        model: StepModel,
+        *,
+        max_sequences: int = 64,
+        max_batch_tokens: int = 2048,
+        prefix_cache: bool = True,
+        metrics: RunMetrics | None = None,
+    ):
+        super().__init__(model.context_length, max_sequences, metrics)
+        self.model = model
+        self._scheduler = Scheduler(model.blocks, max_sequences, max_batch_tokens, prefix_cache)
+
+    @property
+    def num_running(self) -> int:
+        return len(self._scheduler.running)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._scheduler.waiting)
+
+    @property
+    def kv_use(self) -> float:
+        """The share of the KV cache's blocks that requests hold."""
+        pool = self._scheduler.pool
+        return 1 - pool.num_free / pool.capacity
+
+    def _queue(self, request: Request) -> None:
+        self._scheduler.add(request)
+
+    def finish(self, request: Request, reason: FinishReason) -> None:
+        if not request.finished:
+            request.finish(reason)
+            if reason is FinishReason.ERROR:
+                self._scheduler.discard(request)
+            else:
+                self._scheduler.finish(request)
+            self.metrics.finished(request)
+
+    def close(self) -> None:
+        for request in [*self._scheduler.running, *self._scheduler.waiting]:
+            self.finish(request, FinishReason.CANCELLED)
+
+    def step(self) -> list[Request]:
+        started = time.perf_counter()
+        planned = self._scheduler.plan()
+        copies = [item.copy for item in planned if item.copy]
+        if copies:
+            self.model.copy_blocks(copies)
+        try:
+            ready = self._advance(planned)
+        except Exception as error:
+            if _is_of_all(error):
+                raise
+            ready = self._advance_apart(planned)
+        tokens = sum(item.tokens for item in planned)
+        self.metrics.step(time.perf_counter() - started, tokens, len(ready))
+        return ready
+
+    def _advance(self, planned: Sequence[Scheduled]) -> list[Request]:
+        """Computes what was planned; the requests that came to their next token. Nothing has changed if it raises."""
+        sources = [_source(item.request) for item in planned if item.encodes]
+        if sources:
+            self.model.encode(StepBatch.build(sources, self.model.block_size))
+        full = [row for row, item in enumerate(planned) if item.reaches_end and needs_logits(item.request)]
+        sequences = [_sequence(item) for item in planned]
+        result = self.model.step(StepBatch.build(sequences, self.model.block_size, logit_rows=full))
+        logits = dict(zip(full, result.logits, strict=True))
+        ready = []
+        for row, item in enumerate(planned):
+            at_end = item.reaches_end
+            self._scheduler.advance(item)
+            if at_end:
+                try:
+                    self._take_token(item.request, int(result.best[row]), logits.get(row))
+                except Exception as error:  # whatever it is, it is this row's own
+                    self.fail(item.request, error)
+                ready.append(item.request)
+        return ready
+
+    def _advance_apart(self, planned: Sequence[Scheduled]) -> list[Request]:
+        """The same after the model failed on all rows together: each goes by itself, so that one that the model cannot
+        compute takes nobody with it.
+
+        Raises:
+            Exception: the model does nothing any more.
+        """
+        ready: list[Request] = []
+        failed: dict[Request, Exception] = {}
+        for item in planned:
+            try:
+                ready += self._advance([item])
+            except Exception as error:
+                if _is_of_all(error):
+                    raise
+                failed[item.request] = error
+        if len(failed) == len(planned):
+            self.model.warm_up()
+        for request, reason in failed.items():
+            self.fail(request, reason)
+        return [*ready, *failed]
+
+    def _take_token(self, request: Request, best: int, logits: np.ndarray | None) -> None:
+        """Appends the next token: the best, or one chosen from the logits where the request needs them."""
+        generation = request.generation
+        if best < 0:
+            raise GenerationError(
+                f"the model gave logits that are no numbers for request {request.request_id}",
+                "the checkpoint is damaged, or its config is another model's",
+            )
+        token = best if logits is None else choose(logits, request)
+        if generation.logprobs is not None and logits is not None:
+            request.logprobs.append(token_logprob(logits, token, generation.logprobs))
+        if not generation.use_past:
+            request.num_cached = 0
+        self._append(request, token)
+
+
+def _is_of_all(error: Exception) -> bool:
+    """Whether no row can go on: a rank is gone, or there is too little memory for so many."""
+    return isinstance(error, InferenceError) or is_out_of_memory(error)
+
+
+def _sequence(item: Scheduled) -> SequenceStep:
+    request = item.request
+    tokens = request.tokens(request.num_cached, item.count)
+    source = None if request.source_ids is None else (request.source_table, request.source_length)
+    return SequenceStep(tokens, request.num_cached, request.block_table, source, request.adapter)
+
+
+def _source(request: Request) -> SequenceStep:
+    assert request.source_ids is not None
+    return SequenceStep(request.source_ids, 0, request.source_table, adapter=request.adapter)

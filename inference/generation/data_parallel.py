@@ -1,0 +1,272 @@
+"""Several copies of a model as one (data parallel): rank 0 gives each row to the copy with the most room, and takes all
+answers; the leader of every other copy answers the rows that it gets.
+
+Messages from rank 0: `open` (load the model, with a KV cache for so many positions), `rows`, `end`. From the others:
+`ready`, `events`, `failed`, `figures`. Knows channels and engines; knows nothing about files, or who shares a copy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from inference.config import GenerationConfig
+from inference.engine.metrics import RunMetrics
+from inference.engine.request import FinishReason, Request
+from inference.errors import GenerationError, InferenceError, InputError
+from inference.generation.replica_messages import RemoteRow, event_fields, row_fields, row_of
+from inference.generation.text import EncodedPrompt, Failure, Load, TextEvent, TextGenerator
+from inference.parallel import heartbeat
+from inference.parallel.channel import Channel, Message, PeerLostError
+
+OPEN, ROWS, END = "open", "rows", "end"
+READY, EVENTS, FAILED, FIGURES = "ready", "events", "failed", "figures"
+# Seconds for which a replica keeps tokens back, to tell them together; an answer that is complete goes at once.
+TOGETHER = 0.02
+# Seconds for which rank 0 waits for events, before it looks for new rows.
+LOOK = 0.02
+# Seconds for which rank 0 waits for the figures of a replica that is to end.
+FAREWELL = 5.0
+# What a replica tells at its end, besides what its answers tell.
+FIGURES_TOLD = ("prefill_seconds", "decode_seconds", "decode_tokens")
+
+
+@dataclass(eq=False)
+class Remote:
+    """Another replica, as rank 0 sees it."""
+
+    channel: Channel
+    capacity: int = 0
+    """The most rows that do it any good; 0 until it is ready."""
+    rows: dict[int, RemoteRow] = field(default_factory=dict)
+    load: Load = field(default_factory=Load)
+    metrics: RunMetrics = field(default_factory=RunMetrics)
+    lost: bool = False
+
+    @property
+    def fullness(self) -> float:
+        return len(self.rows) / self.capacity
+
+
+class Replicas:
+    """All copies of a model, to be used like one `TextGenerator`.
+
+    Args:
+        local: rank 0's own.
+        channels: to the leaders of the others, which have been told to open.
+    """
+
+    def __init__(self, local: TextGenerator, channels: Iterable[Channel]):
+        self._local = local
+        self._inbox: queue.SimpleQueue[tuple[Remote, Message | PeerLostError]] = queue.SimpleQueue()
+        self.remotes = [Remote(channel) for channel in channels]
+        for remote in self.remotes:
+            remote.capacity = remote.channel.expect(READY).fields["capacity"]
+            _read(remote.channel, partial(self._put, remote))
+
+    @property
+    def has_room(self) -> bool:
+        """Whether more prompts would do any good."""
+        return self._local.has_room or any(len(remote.rows) < remote.capacity for remote in self.remotes)
+
+    @property
+    def busy(self) -> bool:
+        """Whether any answer is not finished."""
+        return self._local.busy or any(remote.rows for remote in self.remotes)
+
+    @property
+    def load(self) -> Load:
+        """What there is to do, in all copies; of their KV caches the mean."""
+        loads = [self._local.load, *(remote.load for remote in self.remotes)]
+        share = sum(load.kv_use for load in loads) / len(loads)
+        return Load(sum(load.running for load in loads), sum(load.waiting for load in loads), share)
+
+    def add(self, source: EncodedPrompt) -> None:
+        """Gives a prompt to the copy with the most room, rank 0's own first.
+
+        Raises:
+            InputError: the engine cannot take it; another copy's engine says so by a `Failure`.
+        """
+        remote = min(self.remotes, key=lambda remote: remote.fullness)
+        if self._local.num_rows / self._local.capacity <= remote.fullness:
+            self._local.add(source)
+            return
+        remote.rows[source.row] = RemoteRow.begin(source, self._local.engine.context_length)
+        remote.channel.send(ROWS, rows=[row_fields(source)])
+
+    def step(self) -> list[TextEvent | Failure]:
+        """Runs one step of the own engine, if it has anything to do; what came of that, and from the others meanwhile.
+
+        Raises:
+            PeerLostError: a copy is gone, and its rows with it.
+        """
+        events: list[TextEvent | Failure] = []
+        if self._local.busy:
+            events += self._local.step()
+        else:
+            heartbeat.idle()
+            with contextlib.suppress(queue.Empty):
+                events += self._take(*self._inbox.get(timeout=LOOK))
+        with contextlib.suppress(queue.Empty):
+            while True:
+                events += self._take(*self._inbox.get_nowait())
+        return events
+
+    def cancel(self) -> None:
+        """Lets go of all answers that are not finished; nothing can be added afterwards."""
+        self._local.cancel()
+        for remote in self.remotes:
+            remote.rows.clear()
+
+    def close(self, metrics: RunMetrics) -> None:
+        """Lets the other copies end, and adds their figures to rank 0's."""
+        for remote in self.remotes:
+            with contextlib.suppress(PeerLostError):
+                remote.channel.send(END)
+        missing, until = {remote for remote in self.remotes if not remote.lost}, time.monotonic() + FAREWELL
+        with contextlib.suppress(queue.Empty):
+            while missing:
+                remote, message = self._inbox.get(timeout=max(until - time.monotonic(), 0))
+                if isinstance(message, PeerLostError):
+                    missing.discard(remote)
+                elif message.kind == FIGURES:
+                    missing.discard(remote)
+                    for name in FIGURES_TOLD:
+                        setattr(remote.metrics, name, message.fields[name])
+        for remote in self.remotes:
+            metrics.add_replica(remote.metrics)
+
+    def _put(self, remote: Remote, message: Message | PeerLostError) -> None:
+        self._inbox.put((remote, message))
+
+    def _take(self, remote: Remote, message: Message | PeerLostError) -> list[TextEvent | Failure]:
+        if isinstance(message, PeerLostError):
+            remote.lost = True
+            raise message
+        fields = message.fields
+        if message.kind == FAILED:
+            answer, what, hint = remote.rows.pop(fields["row"]).answer, fields["what"], fields["hint"]
+            if fields["refused"]:
+                return [Failure(answer.source, InputError(what, hint))]
+            answer.request.finish(FinishReason.ERROR)
+            remote.metrics.finished(answer.request)
+            return [Failure(answer.source, GenerationError(what, hint))]
+        remote.load = Load(*fields["load"])
+        events: list[TextEvent | Failure] = []
+        for told in fields["rows"]:
+            event = remote.rows[told["row"]].advance(told)
+            events.append(event)
+            if event.finished:
+                del remote.rows[told["row"]]
+                remote.metrics.finished(event.answer.request)
+        return events
+
+
+@dataclass(eq=False)
+class _Untold:
+    """What came of a row since it was last told."""
+
+    request: Request
+    tokens: list[int] = field(default_factory=list)
+    text: str = ""
+
+
+class Replica:
+    """The life of another copy of the model: answers what rank 0 sends until that is to end.
+
+    Args:
+        channel: to rank 0.
+        generation: the settings of all rows.
+    """
+
+    def __init__(self, channel: Channel, generator: TextGenerator, generation: GenerationConfig, metrics: RunMetrics):
+        self._channel, self._generator, self._generation, self._metrics = channel, generator, generation, metrics
+        self._inbox: queue.SimpleQueue[Message | PeerLostError] = queue.SimpleQueue()
+        self._untold: dict[int, _Untold] = {}
+        self._told = 0.0
+
+    def run(self) -> None:
+        """Answers rows.
+
+        Raises:
+            PeerLostError: rank 0 is gone.
+        """
+        generator = self._generator
+        self._channel.send(READY, capacity=generator.capacity)
+        _read(self._channel, self._inbox.put)
+        while self._take_messages():
+            complete = False
+            for event in generator.step():
+                if isinstance(event, Failure):
+                    self._fail(event.source, event.error)
+                else:
+                    self._note(event)
+                    complete = complete or event.finished
+            if complete or time.monotonic() - self._told >= TOGETHER:
+                self._tell()
+        generator.cancel()
+
+    def say_farewell(self) -> None:
+        """Tells rank 0 the figures of the run: the last message."""
+        told: dict[str, Any] = {name: getattr(self._metrics, name) for name in FIGURES_TOLD}
+        self._channel.send(FIGURES, **told)
+
+    def _take_messages(self) -> bool:
+        """Takes what has come, and waits for it where there is nothing to do; False when it is to end."""
+        while True:
+            if not self._generator.busy:
+                heartbeat.idle()
+            try:
+                message = self._inbox.get(block=not self._generator.busy)
+            except queue.Empty:
+                return True
+            heartbeat.busy()
+            if isinstance(message, PeerLostError):
+                raise message
+            if message.kind == END:
+                return False
+            for fields in message.fields["rows"]:
+                self._add(row_of(fields, self._generation))
+
+    def _add(self, source: EncodedPrompt) -> None:
+        try:
+            self._generator.add(source)
+        except InputError as error:
+            self._fail(source, error)
+
+    def _fail(self, source: EncodedPrompt, error: InferenceError) -> None:
+        self._untold.pop(source.row, None)
+        refused = isinstance(error, InputError)
+        self._channel.send(FAILED, row=source.row, what=error.what, hint=error.hint, refused=refused)
+
+    def _note(self, event: TextEvent) -> None:
+        answer = event.answer
+        untold = self._untold.setdefault(answer.row, _Untold(answer.request))
+        untold.tokens.append(answer.request.output_ids[-1])
+        untold.text += event.text
+
+    def _tell(self) -> None:
+        rows = [event_fields(row, made.tokens, made.text, made.request) for row, made in self._untold.items()]
+        load = self._generator.load
+        self._channel.send(EVENTS, rows=rows, load=[load.running, load.waiting, load.kv_use])
+        self._untold.clear()
+        self._told = time.monotonic()
+
+
+def _read(channel: Channel, take: Callable[[Any], None]) -> None:
+    """Receives in a thread of its own, so that two sides that send at once never wait for one another."""
+
+    def read() -> None:
+        try:
+            while True:
+                take(channel.receive())
+        except PeerLostError as error:
+            take(error)
+
+    threading.Thread(target=read, name=f"rank {channel.peer}", daemon=True).start()

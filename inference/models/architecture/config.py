@@ -1,0 +1,395 @@
+"""The architecture of a decoder-only model, as its `config.json` or a MindFormers YAML states it.
+
+Knows sizes, rotary embedding and windows; knows nothing about tensors, files or devices. The one internal spelling is
+Hugging Face's (`spelling`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from inference.errors import ConfigError
+from inference.models.architecture.config_aliases import translate_mindformers
+from inference.models.architecture.config_reader import Fields
+from inference.models.architecture.experts import ExpertsConfig, ExpertsRule, read_experts
+from inference.models.architecture.latent import LatentConfig, read_latent
+from inference.models.architecture.rope import RopeConfig, alibi_slopes
+from inference.models.architecture.rope_config import context_length, read_ropes, rotary_size, scaling_of
+
+# The config's names of activations, and the kernels'.
+ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
+LAYER_TYPES = ("full_attention", "sliding_attention")
+# How tokens learn their positions; the names that configs give it, and ours.
+POSITIONS = {
+    "rope": "rope",
+    "partial_rope": "rope",
+    "alibi": "alibi",
+    "learned_absolute": "learned",
+}
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How a family's checkpoints spell and lay out what the decoder block takes.
+
+    Args:
+        names: (regular expression, its replacement), which turn a tensor's name into Llama's.
+        transposed: matrices of the layers are [in, out], but for q, k and v where they are apart.
+        norm_offset: what is added to a norm's stored weights.
+        normalized_head: each row of the output head is divided by its length.
+        pairs: which elements of a head of D, R of them rotated, rotary embedding turns together: i and i + R / 2
+            (halves), 2i and 2i + 1 (neighbors), or as the kernels have it i and i + D / 2 (spread).
+    """
+
+    names: tuple[tuple[str, str], ...] = ()
+    transposed: bool = False
+    norm_offset: float = 0.0
+    normalized_head: bool = False
+    pairs: str = "halves"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes and parts of a pre-norm decoder.
+
+    Args:
+        windows: an entry a layer: how many positions back a token may look (itself included), None for all.
+        context_length: the most tokens a sequence may have, prompt and answer together.
+        rotary_size: elements of a head that rotary embedding turns; 0 for a model without.
+        local_rope: that of layers with a window, where they have one of their own.
+        attention_scale: of scores.
+        softcap, logit_softcap: bounds of scores and of logits; None for none.
+        activation: of the feed-forward, as in `kernels.shapes`.
+        gated: the feed-forward multiplies a gate and a second projection.
+        layer_norm: norms are LayerNorm with a bias, not RMSNorm.
+        post_norms: what attention and feed-forward give is normed before it is added, too.
+        alibi_slopes: what each head's scores lose for a position of distance (ALiBi); None for nothing.
+        position_rows: rows of the table of learned positions; None for none.
+        embedding_scale: what embeddings are multiplied by.
+        experts: of the layers that have them; None for none.
+        latent: takes the place of key/value heads.
+        draft_layers: layers of a checkpoint, after the others, that are not run.
+    """
+
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    norm_eps: float
+    context_length: int
+    rope: RopeConfig
+    tie_embeddings: bool
+    qkv_bias: bool
+    output_bias: bool
+    mlp_bias: bool
+    down_bias: bool
+    qk_norm: bool
+    windows: tuple[int | None, ...]
+    rotary_size: int
+    attention_scale: float
+    local_rope: RopeConfig | None = None
+    softcap: float | None = None
+    logit_softcap: float | None = None
+    activation: str = "silu"
+    gated: bool = True
+    layer_norm: bool = False
+    post_norms: bool = False
+    alibi_slopes: tuple[float, ...] | None = None
+    position_rows: int | None = None
+    embedding_scale: float = 1.0
+    storage: Storage = field(default_factory=Storage)
+    experts: ExpertsConfig | None = None
+    latent: LatentConfig | None = None
+    draft_layers: int = 0
+
+    def experts_of(self, layer: int) -> ExpertsConfig | None:
+        """The experts of a layer; None where it has a feed-forward."""
+        return self.experts if self.experts and self.experts.layers[layer] else None
+
+    @property
+    def decoder_start(self) -> None:
+        """An answer goes on from its prompt, and does not begin with a token of its own."""
+        return None
+
+    @property
+    def cache_length(self) -> int:
+        """The most positions of cache that a request needs."""
+        return self.context_length
+
+    @property
+    def query_size(self) -> int:
+        return self.num_heads * self.head_dim
+
+    @property
+    def kv_size(self) -> int:
+        return self.num_kv_heads * self.head_dim
+
+    @property
+    def cache_size(self) -> int:
+        """Numbers that a layer's cache holds of a position."""
+        return self.latent.width if self.latent else 2 * self.kv_size
+
+    @property
+    def group_size(self) -> int:
+        """Query heads that share one key/value head."""
+        return self.num_heads // self.num_kv_heads
+
+    @property
+    def num_parameters(self) -> int:
+        """Of matrices and of norms as wide as the model; biases and the norms of heads are left out."""
+        attention = self.hidden_size * (2 * self.query_size + 2 * self.kv_size)
+        if self.latent:
+            attention = self.latent.num_parameters(self.hidden_size, self.num_heads)
+        feed_forward = (3 if self.gated else 2) * self.intermediate_size
+        layers = self.num_layers * (attention + (4 if self.post_norms else 2) * self.hidden_size)
+        for layer in range(self.num_layers):
+            experts = self.experts_of(layer)
+            layers += self.hidden_size * (experts.size if experts else feed_forward)
+        rows = self.vocab_size * (1 if self.tie_embeddings else 2) + (self.position_rows or 0)
+        return layers + (rows + 1) * self.hidden_size
+
+    def rope_of(self, layer: int) -> RopeConfig:
+        """The rotary embedding of a layer."""
+        return self.local_rope if self.local_rope and self.windows[layer] else self.rope
+
+    def rotation(self, rope: RopeConfig) -> np.ndarray:
+        """Angle per position of each pair (i, i + D / 2) of a head, and its magnitude, float32 [2, D / 2].
+
+        Pairs that are not rotated have the angle 0.
+        """
+        table = np.zeros((2, self.head_dim // 2), np.float32)
+        table[1] = 1
+        pairs = self.rotary_size // 2
+        if pairs:
+            table[0, :pairs] = rope.inverse_frequencies(self.rotary_size)
+            table[1, :pairs] = rope.attention_factor
+        return table
+
+
+@dataclass(frozen=True)
+class Family:
+    """What differs between families that share the decoder block.
+
+    Args:
+        qkv_bias, output_bias, mlp_bias, down_bias: biases that are there whatever the config says.
+        attention_bias_on_output: `attention_bias` puts a bias on the output projection too.
+        sliding: which layers may have a window: none (never), all (always), those that the config's switches choose
+            (optional), or all but every n-th (pattern).
+        positions: rope, alibi, learned; or rope_or_alibi, which the config decides.
+        local_rope: layers with a window have a rotary base of their own.
+        scaled_embeddings: embeddings are multiplied by the root of the width.
+        defaults: values of the config's keys where it does not have them.
+        experts: how they are chosen, where the config names some; None where the family has none.
+        latent: attention is on compressed keys and values (`models/architecture/latent.py`).
+        tokenizer: its tokenizer's class, for `tokenizer.load_tokenizer`, where that does what no file says.
+    """
+
+    name: str
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    down_bias: bool = False
+    qk_norm: bool = False
+    attention_bias_on_output: bool = False
+    sliding: str = "never"
+    positions: str = "rope"
+    local_rope: bool = False
+    gated: bool = True
+    layer_norm: bool = False
+    post_norms: bool = False
+    scaled_embeddings: bool = False
+    storage: Storage = field(default_factory=Storage)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    experts: ExpertsRule | None = None
+    latent: bool = False
+    tokenizer: str | None = None
+
+
+def read_model_config(values: Mapping[str, Any], family: Family, architecture: str, where: str) -> ModelConfig:
+    """Reads an architecture from Hugging Face's keys (those of transformers 4 or 5) or MindFormers'.
+
+    Args:
+        values: keys of `config.json`, with a YAML's `model_config` laid over them.
+        where: the file to name in errors.
+
+    Raises:
+        ConfigError: a size is missing or of the wrong type, or a feature is not supported.
+    """
+    # A null outranks a family's default: a Gemma without soft caps says so by it.
+    fields = Fields({**family.defaults, **translate_mindformers(values)}, where)
+    _refuse(fields)
+    activation = fields.get("hidden_act", family.defaults.get("hidden_act", "silu"))
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
+        raise fields.error("hidden_act", f"one of {', '.join(ACTIVATIONS)}")
+    hidden, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
+    kv_heads = fields.integer("num_key_value_heads", heads)
+    if heads % kv_heads:
+        raise fields.error("num_key_value_heads", f"a divisor of num_attention_heads ({heads})")
+    if fields.get("head_dim") is None and hidden % heads and not family.latent:
+        raise fields.error("num_attention_heads", f"a divisor of hidden_size ({hidden}), or head_dim must be given")
+    latent = read_latent(fields, scaling_of(fields)) if family.latent else None
+    head_dim = latent.rope if latent else fields.integer("head_dim", hidden // heads)
+    if head_dim % 2:
+        raise fields.error("head_dim", "even, because rotary embedding turns pairs")
+    layers = fields.integer("num_hidden_layers")
+    positions = _positions(fields, family)
+    attention_bias = fields.flag("attention_bias", False)
+    every_bias = fields.flag("add_bias_linear", False)
+    mlp_bias = fields.flag("mlp_bias", False) or every_bias
+    context = context_length(fields)
+    rope, local_rope = read_ropes(fields, family.local_rope, context)
+    return ModelConfig(
+        architecture=architecture,
+        vocab_size=fields.integer("vocab_size"),
+        hidden_size=hidden,
+        intermediate_size=_intermediate_size(fields, hidden),
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        norm_eps=fields.number("rms_norm_eps", 1e-6),
+        context_length=context,
+        rope=rope,
+        tie_embeddings=fields.flag("tie_word_embeddings", False),
+        qkv_bias=fields.flag("qkv_bias", family.qkv_bias or attention_bias or every_bias),
+        output_bias=family.output_bias or every_bias or (attention_bias and family.attention_bias_on_output),
+        mlp_bias=family.mlp_bias or mlp_bias,
+        down_bias=family.down_bias or mlp_bias,
+        qk_norm=family.qk_norm or fields.flag("use_qk_norm", False),
+        windows=_windows(fields, family, layers),
+        rotary_size=rotary_size(fields, head_dim) if positions == "rope" else 0,
+        attention_scale=fields.number("query_pre_attn_scalar", head_dim) ** -0.5,
+        local_rope=local_rope,
+        softcap=fields.optional_number("attn_logit_softcapping"),
+        logit_softcap=fields.optional_number("final_logit_softcapping"),
+        activation=ACTIVATIONS[activation],
+        gated=family.gated,
+        layer_norm=family.layer_norm,
+        post_norms=family.post_norms,
+        alibi_slopes=alibi_slopes(heads) if positions == "alibi" else None,
+        position_rows=_position_rows(fields) if positions == "learned" else None,
+        embedding_scale=hidden**0.5 if family.scaled_embeddings else 1.0,
+        storage=_storage(fields, family),
+        experts=read_experts(fields, family.experts, layers) if family.experts else None,
+        latent=latent,
+        draft_layers=fields.count("num_nextn_predict_layers") if family.experts else 0,
+    )
+
+
+# Switches of families that change the arithmetic, and the values that we compute.
+_COMPUTED: dict[str, Any] = {
+    "apply_residual_connection_post_layernorm": False,
+    "post_layer_norm": True,
+    "rmsnorm": True,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "use_bidirectional_attention": False,
+    "embed_layernorm": False,
+    "add_cross_attention": False,
+}
+
+
+def _refuse(fields: Fields) -> None:
+    """Refuses what a family's config can ask for and no published model of it does."""
+    for key, value in _COMPUTED.items():
+        if fields.flag(key, value) is not value:
+            raise fields.error(key, f"{str(value).lower()}: the other value is not supported")
+
+
+def _positions(fields: Fields, family: Family) -> str:
+    given = fields.get("position_embedding_type")
+    if given is not None:
+        if not isinstance(given, str) or given not in POSITIONS:
+            raise fields.error("position_embedding_type", f"one of {', '.join(POSITIONS)}")
+        if POSITIONS[given] == "learned" or family.positions != "learned":
+            return POSITIONS[given]
+        raise fields.error("position_embedding_type", "learned_absolute for this family")
+    if family.positions == "rope_or_alibi":
+        # Models with rotary embedding state the positions that they were trained with, those with ALiBi only the
+        # length of their tokenizer.
+        return "rope" if fields.get("max_position_embeddings") is not None else "alibi"
+    return family.positions
+
+
+def _position_rows(fields: Fields) -> int:
+    if fields.get("max_position_embeddings") is not None:
+        return fields.integer("max_position_embeddings")
+    return fields.integer("seq_length")
+
+
+def _storage(fields: Fields, family: Family) -> Storage:
+    stored = family.storage
+    if fields.flag("stored_by_gguf", False):
+        # Its converters have transposed the matrices and added to the norms.
+        stored = replace(stored, transposed=False, norm_offset=0.0)
+    normalized = stored.normalized_head and fields.get("vocab_size") != BAICHUAN1_VOCABULARY
+    return replace(
+        stored,
+        normalized_head=normalized,
+        pairs=_pairs(fields, stored.pairs),
+    )
+
+
+def _pairs(fields: Fields, usual: str) -> str:
+    if fields.flag("use_rearrange_rope", False):
+        # MindFormers' ChatGLM can be converted with its rows in our order.
+        return "spread"
+    # As `gguf_architectures` says of Llamas.
+    return "neighbors" if fields.flag("rotary_neighbors", False) else usual
+
+
+# Baichuan's first release has a plain output head, and nothing else in its config that tells.
+BAICHUAN1_VOCABULARY = 64000
+
+
+def _intermediate_size(fields: Fields, hidden: int) -> int:
+    """As given, or a multiple of the width, or Llama's rule: 2/3 of 4 widths, scaled, rounded up to `multiple_of`."""
+    if fields.get("intermediate_size") is not None:
+        return fields.integer("intermediate_size")
+    if fields.get("multiple_of") is None and fields.get("expand_ratio") is not None:
+        return fields.integer("expand_ratio") * hidden
+    if fields.get("multiple_of") is None:
+        raise ConfigError(f"{fields.where}: neither 'intermediate_size' nor 'multiple_of' is given")
+    width = 4 * hidden
+    if fields.get("ffn_dim_multiplier") is not None:
+        width = int((fields.number("ffn_dim_multiplier", 1.0) + 0.01) * width)
+    multiple = fields.integer("multiple_of")
+    return multiple * math.ceil(int(2 * width / 3) / multiple)
+
+
+def _windows(fields: Fields, family: Family, layers: int) -> tuple[int | None, ...]:
+    """`layer_types` decides where it is given; before transformers 4.53, `max_window_layers` or a pattern did."""
+    slides = family.sliding in ("always", "pattern")
+    slides = slides or (family.sliding == "optional" and fields.flag("use_sliding_window", False))
+    if not slides or fields.get("sliding_window") is None:
+        return (None,) * layers
+    window = fields.integer("sliding_window")
+    kinds = fields.get("layer_types")
+    if kinds is not None:
+        if not isinstance(kinds, list) or len(kinds) < layers:
+            raise fields.error("layer_types", f"a list with an entry for each of the {layers} layers")
+        if any(kind not in LAYER_TYPES for kind in kinds[:layers]):
+            raise fields.error("layer_types", f"made of {' and '.join(LAYER_TYPES)}")
+        return tuple(window if kind == "sliding_attention" else None for kind in kinds[:layers])
+    if family.sliding == "pattern":
+        every = fields.integer("sliding_window_pattern")
+        return tuple(window if (layer + 1) % every else None for layer in range(layers))
+    first = 0 if family.sliding == "always" else fields.get("max_window_layers", layers)
+    if type(first) is not int or first < 0:
+        raise fields.error("max_window_layers", "the number of layers that see their whole context")
+    return tuple(None if layer < first else window for layer in range(layers))

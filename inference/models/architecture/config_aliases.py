@@ -1,0 +1,112 @@
+"""The keys of a model's config in one spelling: Hugging Face's usual names, whoever wrote them.
+
+Knows MindFormers' names and those of families that go their own way; knows nothing about what a value means to a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from inference.errors import ConfigError
+from inference.models.architecture.experts import from_moe_config
+
+# Other names of a key -> Hugging Face's usual one: MindFormers', and those of families that go their own way.
+# `seq_length` stays: it is the length to run with, not the model's own limit.
+OTHER_NAMES = {
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "n_kv_heads": "num_key_value_heads",
+    "theta": "rope_theta",
+    "max_position_embedding": "max_position_embeddings",
+    "qkv_has_bias": "qkv_bias",
+    "n_layer": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+    "n_embd": "hidden_size",
+    "n_embed": "hidden_size",
+    "n_inner": "intermediate_size",
+    "n_positions": "max_position_embeddings",
+    "ffn_hidden_size": "intermediate_size",
+    "kv_channels": "head_dim",
+    "padded_vocab_size": "vocab_size",
+    "add_qkv_bias": "qkv_bias",
+    "layernorm_epsilon": "rms_norm_eps",
+    "layer_norm_epsilon": "rms_norm_eps",
+    "hidden_activation": "hidden_act",
+    "activation_function": "hidden_act",
+    "d_model": "hidden_size",
+    "d_ff": "intermediate_size",
+    "d_kv": "head_dim",
+    "bias": "attention_bias",
+    "num_local_experts": "num_experts",
+    "n_routed_experts": "num_experts",
+}
+
+
+def lay_over(own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of config.json with a YAML's keys over them, one spelling over the other.
+
+    transformers 5 keeps in `rope_parameters` what transformers 4 called `rope_theta` and `rope_scaling`; it is taken
+    apart where the YAML says one of these, so that the YAML wins.
+    """
+    base = translate_mindformers(own)
+    top = translate_mindformers(given)
+    if {"rope_theta", "rope_scaling"} & set(top) and isinstance(base.get("rope_parameters"), Mapping):
+        scaling = dict(base.pop("rope_parameters"))
+        if isinstance(scaling.get("full_attention"), Mapping):
+            local = scaling.get("sliding_attention") or {}
+            base = {"rope_local_base_freq": local.get("rope_theta"), **base}
+            scaling = dict(scaling["full_attention"])
+        base = {"rope_theta": scaling.pop("rope_theta", None), "rope_scaling": scaling, **base}
+    return {**base, **top}
+
+
+def translate_mindformers(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same architecture with Hugging Face's usual key names."""
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        name = OTHER_NAMES.get(key, key)
+        # A null in one spelling does not undo a value in the other.
+        if value is not None or name not in out:
+            out[name] = value
+    if out.get("type") == "GPT2Config" and out.get("hidden_act") == "gelu":
+        # What MindSpore calls GELU is the approximation.
+        out["hidden_act"] = "gelu_new"
+    if out.pop("multi_query_attention", True) is False:
+        out.pop("multi_query_group_num", None)
+    groups = out.pop("multi_query_group_num", None)
+    if groups is not None:
+        out["num_key_value_heads"] = groups
+    experts = out.pop("moe_config", None)
+    if isinstance(experts, Mapping):
+        out |= from_moe_config(experts)
+    method = str(out.pop("extend_method", "None")).upper()
+    if method not in EXTEND_METHODS:
+        raise ConfigError(f"extend_method '{method}' is not supported", f"accepted: {', '.join(EXTEND_METHODS)}")
+    factor = out.pop("scaling_factor", None)
+    wants = EXTEND_METHODS[method]
+    if wants is not None and (not isinstance(factor, wants) or isinstance(factor, bool)):
+        accepted = "a mapping with 'factor'" if wants is Mapping else "a number"
+        raise ConfigError(f"'scaling_factor' is {factor!r}", f"for extend_method {method} it must be {accepted}")
+    if method == "PI":
+        out["rope_scaling"] = {"type": "linear", "factor": factor}
+    elif method == "NTK":
+        # MindFormers multiplies the base itself.
+        out["rope_theta"] = (out.get("rope_theta") or 10000.0) * factor
+    elif method in ("LINEAR", "LLAMA3", "YARN"):
+        out["rope_scaling"] = {**factor, "rope_type": method.lower()}
+    elif method == "DYNAMIC_NTK":
+        out["rope_scaling"] = {"rope_type": "dynamic_ntk"}
+    return out
+
+
+# MindFormers' ways to scale rotary embedding, and what `scaling_factor` must be for them.
+EXTEND_METHODS: dict[str, Any] = {
+    "NONE": None,
+    "PI": (int, float),
+    "NTK": (int, float),
+    "DYNAMIC_NTK": None,
+    "LINEAR": Mapping,
+    "LLAMA3": Mapping,
+    "YARN": Mapping,
+}

@@ -1,0 +1,166 @@
+"""The experts of a mixture-of-experts model, as its `config.json` states them.
+
+Knows how many there are, how a token chooses among them and which layers have them; knows nothing about tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from inference.kernels.formats import with_room
+from inference.kernels.shapes import Routing
+from inference.models.architecture.config_reader import Fields
+
+SCORING = ("softmax", "sigmoid")
+# MindFormers' section `moe_config`, and Hugging Face's names.
+MINDFORMERS_NAMES = {
+    "expert_num": "num_experts",
+    "num_experts_chosen": "num_experts_per_tok",
+    "shared_expert_num": "n_shared_experts",
+    "moe_intermediate_size": "moe_intermediate_size",
+    "norm_topk_prob": "norm_topk_prob",
+    "routed_scaling_factor": "routed_scaling_factor",
+    "first_k_dense_replace": "first_k_dense_replace",
+    "topk_method": "topk_method",
+    "n_group": "n_group",
+    "topk_group": "topk_group",
+}
+# How many of a group's experts make its score: DeepSeek-V2's way, and that of V3, whose scores carry a correction.
+GROUP_BEST = {"greedy": 1, "group_limited_greedy": 1, "noaux_tc": 2}
+
+
+@dataclass(frozen=True)
+class ExpertsRule:
+    """What a family's config.json leaves unsaid.
+
+    Args:
+        chosen: experts a token, where the config does not say.
+        normalize: whether the weights of the chosen experts add up to 1, where the config does not say.
+        method: how experts are chosen, where the config does not say (`GROUP_BEST`).
+    """
+
+    chosen: int | None = None
+    normalize: bool = False
+    method: str = "greedy"
+
+
+@dataclass(frozen=True)
+class ExpertsConfig:
+    """Sizes of the experts.
+
+    Args:
+        width: of an expert.
+        shared_width: of the expert that every token takes; 0 for none.
+        shared_gate: the shared expert is scaled by the sigmoid of a gate of its own.
+        corrected: a stored bias takes part in the choice, but not in the weights of what is chosen.
+        layers: which layers have experts, an entry each; the others have a feed-forward.
+    """
+
+    routing: Routing
+    width: int
+    shared_width: int
+    shared_gate: bool
+    corrected: bool
+    layers: tuple[bool, ...]
+
+    @property
+    def size(self) -> int:
+        """Weights of all experts of a layer together, for each column of the residual stream."""
+        routing = self.routing
+        return 3 * (routing.experts * self.width + self.shared_width) + routing.experts + self.shared_gate
+
+
+def from_moe_config(section: Mapping[str, Any]) -> dict[str, Any]:
+    """MindFormers' section of experts in Hugging Face's names; of one expert, MindFormers' word for none, nothing."""
+    if section.get("expert_num") in (None, 1):
+        return {}
+    keys = {ours: section[theirs] for theirs, ours in MINDFORMERS_NAMES.items() if section.get(theirs) is not None}
+    if section.get("use_gating_sigmoid"):
+        keys["scoring_func"] = "sigmoid"
+    # Of a token's one expert, unless it says more.
+    return {"num_experts_per_tok": 1, **keys}
+
+
+def read_experts(fields: Fields, rule: ExpertsRule, num_layers: int) -> ExpertsConfig | None:
+    """The experts that a config.json states; None where it has none, or no layer with them.
+
+    Raises:
+        ConfigError: a size that is missing or does not fit another, or a way of choosing that is not known.
+    """
+    if fields.get("num_experts") is None:
+        return None
+    count = fields.integer("num_experts")
+    layers = _layers(fields, num_layers)
+    if not any(layers):
+        return None
+    routing = _routing(fields, rule, count)
+    width = fields.integer("moe_intermediate_size", fields.get("intermediate_size"))
+    has_gate = fields.get("shared_expert_intermediate_size") is not None
+    shared = fields.integer("shared_expert_intermediate_size") if has_gate else fields.count("n_shared_experts") * width
+    return ExpertsConfig(routing, width, shared, has_gate, _method(fields, rule) == "noaux_tc", layers)
+
+
+def _method(fields: Fields, rule: ExpertsRule) -> str:
+    method = fields.get("topk_method", rule.method)
+    if not isinstance(method, str) or method not in GROUP_BEST:
+        raise fields.error("topk_method", f"one of {', '.join(GROUP_BEST)}")
+    return method
+
+
+def _routing(fields: Fields, rule: ExpertsRule, count: int) -> Routing:
+    method = _method(fields, rule)
+    scoring = fields.get("scoring_func", "sigmoid" if method == "noaux_tc" else "softmax")
+    if scoring not in SCORING:
+        raise fields.error("scoring_func", f"one of {', '.join(SCORING)}")
+    chosen = fields.integer("num_experts_per_tok", rule.chosen)
+    groups, open_groups = (
+        (1, 1) if method == "greedy" else (fields.integer("n_group", 1), fields.integer("topk_group", 1))
+    )
+    best = GROUP_BEST[method]
+    if count % groups or (groups > 1 and count // groups < best):
+        raise fields.error("n_group", f"a divisor of the number of experts ({count}) that leaves {best} or more each")
+    if open_groups > groups:
+        raise fields.error("topk_group", f"at most n_group ({groups})")
+    if chosen > open_groups * (count // groups):
+        raise fields.error(
+            "num_experts_per_tok", f"at most the experts to choose from ({open_groups * count // groups})"
+        )
+    return Routing(
+        experts=count,
+        chosen=chosen,
+        scoring=scoring,
+        normalize=fields.flag("norm_topk_prob", rule.normalize),
+        scale=fields.number("routed_scaling_factor", 1.0),
+        groups=groups,
+        chosen_groups=open_groups,
+        group_best=best,
+    )
+
+
+def _layers(fields: Fields, num_layers: int) -> tuple[bool, ...]:
+    """Qwen's keys: every `decoder_sparse_step`-th layer, but those of `mlp_only_layers`; DeepSeek's: every
+    `moe_layer_freq`-th, from `first_k_dense_replace` on.
+    """
+    step, frequency = fields.integer("decoder_sparse_step", 1), fields.integer("moe_layer_freq", 1)
+    first, dense = fields.count("first_k_dense_replace"), fields.get("mlp_only_layers", [])
+    if not isinstance(dense, list) or any(type(layer) is not int for layer in dense):
+        raise fields.error("mlp_only_layers", "a list of layers' numbers")
+    return tuple(
+        layer >= first and layer % frequency == 0 and (layer + 1) % step == 0 and layer not in dense
+        for layer in range(num_layers)
+    )
+
+
+def mindformers_gate_up(stored: np.ndarray, experts: int) -> np.ndarray:
+    """MindFormers' experts [experts * hidden, 2 * width] -> [experts * 2 * room, hidden], gate above up."""
+    by_expert = stored.reshape(experts, len(stored) // experts, 2, -1).transpose(0, 2, 3, 1)
+    return with_room(by_expert.reshape(2 * experts, *by_expert.shape[2:]))
+
+
+def mindformers_down(stored: np.ndarray, experts: int) -> np.ndarray:
+    """MindFormers' experts [experts * width, hidden] -> [experts * room, width]."""
+    return with_room(stored.reshape(experts, len(stored) // experts, -1).transpose(0, 2, 1))

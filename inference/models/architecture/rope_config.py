@@ -1,0 +1,161 @@
+"""How a config states rotary embedding: base, scaling, and the lengths that these depend on.
+
+Knows the keys of transformers 4 and 5, and those that families add to them; the arithmetic is in `rope`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+from inference.errors import ConfigError
+from inference.models.architecture.config_reader import Fields
+from inference.models.architecture.rope import ROPE_KINDS, RopeConfig, longrope_attention_factor, yarn_attention_factor
+
+
+def rotary_size(fields: Fields, head_dim: int) -> int:
+    """Elements of a head that are rotated."""
+    parameters = fields.get("rope_parameters")
+    parameters = parameters if isinstance(parameters, Mapping) else {}
+    factor = parameters.get("partial_rotary_factor", fields.get("partial_rotary_factor", 1.0))
+    if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 < factor <= 1:
+        raise ConfigError(f"{fields.where}: 'partial_rotary_factor' is {factor!r}", "it must be above 0 and at most 1")
+    size = int(head_dim * factor)
+    if size % 2 or not size:
+        raise ConfigError(f"{fields.where}: 'partial_rotary_factor' {factor} of a head of {head_dim} is no pairs")
+    return size
+
+
+def context_length(fields: Fields) -> int:
+    """What the config asks for, and no more than the model can: its positions, times what scaling makes of them."""
+    keys = ("max_position_embeddings", "model_max_length", "training_seqlen")
+    own = next((key for key in keys if fields.get(key) is not None), None)
+    length = fields.get("seq_length")
+    if own is None and length is None:
+        raise ConfigError(f"{fields.where}: neither 'max_position_embeddings' nor 'seq_length' is given")
+    if own is None:
+        return fields.integer("seq_length")
+    limit = fields.integer(own)
+    if length is None:
+        return limit
+    return min(fields.integer("seq_length"), max(limit, _scaled_limit(fields, limit)))
+
+
+def _scaled_limit(fields: Fields, limit: int) -> int:
+    scaling = scaling_of(fields)
+    if _kind(scaling) not in ("linear", "dynamic", "yarn"):
+        return limit
+    original = scaling.integer("original_max_position_embeddings", limit)
+    return int(original * scaling.number("factor", 1.0))
+
+
+def scaling_of(fields: Fields) -> Fields:
+    """transformers 4 writes `rope_theta` and `rope_scaling`; transformers 5 puts both into `rope_parameters`."""
+    given = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
+    if not isinstance(given, Mapping):
+        raise fields.error("rope_scaling", "a mapping")
+    # Of a model whose kinds of layers differ, the layers that see everything.
+    if isinstance(given.get("full_attention"), Mapping):
+        given = given["full_attention"]
+    return Fields(given, f"{fields.where}: rope_scaling")
+
+
+# Kinds that are read as another one.
+_RENAMED_KINDS = {"su": "longrope", "dynamic_ntk": "ntk"}
+
+
+def _kind(scaling: Fields) -> str:
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if isinstance(kind, str):
+        # Phi-3's first configs call their LongRoPE by other names.
+        kind = "longrope" if scaling.get("short_factor") is not None else _RENAMED_KINDS.get(kind, kind)
+    if not isinstance(kind, str) or kind not in ROPE_KINDS:
+        raise ConfigError(f"{scaling.where}: rope_type '{kind}' is not supported", f"accepted: {', '.join(ROPE_KINDS)}")
+    return kind
+
+
+def read_ropes(fields: Fields, has_local: bool, context: int) -> tuple[RopeConfig, RopeConfig | None]:
+    """The rotary embedding, and that of layers with a window where it differs."""
+    scaling = scaling_of(fields)
+    kind = _kind(scaling)
+    theta = scaling.number("rope_theta", fields.number("rope_theta", 10000.0) * fields.number("rope_ratio", 1.0))
+    rope = RopeConfig(
+        theta=theta,
+        kind=kind,
+        factor=scaling.number("factor", 1.0),
+        low_freq_factor=scaling.number("low_freq_factor", 1.0),
+        high_freq_factor=scaling.number("high_freq_factor", 4.0),
+        original_max_positions=scaling.integer("original_max_position_embeddings", 8192),
+    )
+    if kind in ("dynamic", "yarn", "longrope"):
+        rope = _with_lengths(rope, fields, scaling, context)
+    elif kind == "ntk":
+        rope = _stretched(rope, fields, scaling, context)
+    if not has_local:
+        return rope, None
+    nested = (fields.get("rope_parameters") or {}).get("sliding_attention") or {}
+    if not isinstance(nested, Mapping):
+        raise fields.error("rope_parameters", "a mapping, or one for each kind of layer")
+    local = Fields(nested, f"{fields.where}: rope_parameters of sliding_attention")
+    if local.get("rope_type", "default") != "default":
+        raise local.error("rope_type", "default: layers with a window are not scaled")
+    return rope, RopeConfig(theta=local.number("rope_theta", fields.number("rope_local_base_freq", 10000.0)))
+
+
+def _with_lengths(rope: RopeConfig, fields: Fields, scaling: Fields, context: int) -> RopeConfig:
+    """Adds what the kinds need that depend on the model's lengths."""
+    limit = fields.integer("max_position_embeddings", context)
+    own = scaling.get("original_max_position_embeddings")
+    # Phi-3 has it beside the scaling, not in it. A scaling that does not say it begins at the model's own length.
+    place = scaling if own is not None else fields
+    original = limit if rope.kind == "dynamic" else place.integer("original_max_position_embeddings", limit)
+    rope = replace(rope, original_max_positions=original)
+    if rope.kind == "dynamic":
+        return replace(rope, length=context)
+    if rope.kind == "yarn":
+        # A weight of 0 is one that is not there.
+        mscales = (scaling.number(key, 1.0) if scaling.get(key) else None for key in ("mscale", "mscale_all_dim"))
+        factor = scaling.number("factor", limit / original)
+        return replace(
+            rope,
+            factor=factor,
+            attention_factor=scaling.number("attention_factor", yarn_attention_factor(factor, *mscales)),
+            beta_fast=scaling.number("beta_fast", 32.0),
+            beta_slow=scaling.number("beta_slow", 1.0),
+            truncate=scaling.flag("truncate", True),
+        )
+    factor = scaling.number("factor", limit / original)
+    return replace(
+        rope,
+        factor=factor,
+        length=context,
+        attention_factor=scaling.number("attention_factor", longrope_attention_factor(factor, original)),
+        short_factors=_factors(fields, scaling, "short_factor"),
+        long_factors=_factors(fields, scaling, "long_factor"),
+    )
+
+
+def _factors(fields: Fields, scaling: Fields, key: str) -> tuple[float, ...]:
+    head_dim = fields.integer("head_dim", fields.integer("hidden_size") // fields.integer("num_attention_heads"))
+    count = rotary_size(fields, head_dim) // 2
+    factors = scaling.get(key)
+    is_list = isinstance(factors, (list, tuple)) and len(factors) == count
+    if not is_list or any(isinstance(f, bool) or not isinstance(f, (int, float)) or not f > 0 for f in factors):
+        raise scaling.error(key, f"a list of {count} positive numbers, one for each rotated pair")
+    return tuple(float(factor) for factor in factors)
+
+
+def _stretched(rope: RopeConfig, fields: Fields, scaling: Fields, context: int) -> RopeConfig:
+    """NTK scaling, by a factor that is given, or by TeleChat's and MindFormers' rule from the length.
+
+    The rule: the base grows by 2^n - 1 for n - 1 doublings of the length, begun ones included, and cosine and sine by a
+    tenth of the logarithm.
+    """
+    if scaling.get("factor") is not None:
+        return rope
+    trained = fields.integer("training_seqlen", fields.integer("max_position_embeddings", context))
+    base = fields.integer("base_seqlen", trained)
+    length = max(context, trained)
+    factor = max(1, 2 ** math.ceil(math.log2(length / base) + 1) - 1)
+    return replace(rope, factor=float(factor), attention_factor=1.0 + 0.1 * math.log(length / trained))

@@ -1,0 +1,163 @@
+"""The architecture of T5, an encoder and a decoder, as its `config.json` or a MindFormers YAML states it.
+
+Knows sizes and the buckets of relative positions; knows nothing about tensors, files or devices. The one internal
+spelling is Hugging Face's; MindFormers' names are translated into it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from inference.models.architecture import tensor_names
+from inference.models.architecture.config import ModelConfig, Storage
+from inference.models.architecture.config_reader import Fields
+
+# MindFormers' name, or another T5's, -> Hugging Face's.
+OTHER_NAMES = {
+    "hidden_size": "d_model",
+    "intermediate_size": "d_ff",
+    "head_dim": "d_kv",
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_heads",
+    "hidden_act": "feed_forward_proj",
+    "max_position_embeddings": "n_positions",
+    "start_token_id": "decoder_start_token_id",
+    "rms_norm_eps": "layer_norm_epsilon",
+}
+# Hugging Face's `feed_forward_proj` -> our activation, and whether it gates; its gated gelu is the tanh approximation.
+FEED_FORWARDS = {
+    "relu": ("relu", False),
+    "gated-gelu": ("gelu_tanh", True),
+    "gated-relu": ("relu", True),
+    "gated-silu": ("silu", True),
+}
+
+
+@dataclass(frozen=True)
+class T5Config:
+    """Sizes of a T5: pre-norm layers with RMSNorm, relative position biases, unscaled attention, no other bias.
+
+    `context_length` is the most tokens of a source, and of an answer.
+    """
+
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_encoder_layers: int
+    num_layers: int
+    num_heads: int
+    head_dim: int
+    norm_eps: float
+    context_length: int
+    num_buckets: int
+    max_distance: int
+    activation: str
+    gated: bool
+    tie_embeddings: bool
+    decoder_start: int
+
+    @property
+    def storage(self) -> Storage:
+        """How checkpoints store it."""
+        return Storage(tensor_names.T5)
+
+    @property
+    def query_size(self) -> int:
+        return self.num_heads * self.head_dim
+
+    @property
+    def kv_size(self) -> int:
+        return self.query_size
+
+    @property
+    def cache_size(self) -> int:
+        """Numbers that a position takes in the cache of a layer."""
+        return 2 * self.kv_size
+
+    @property
+    def cache_length(self) -> int:
+        """The most positions of cache that a request needs: those of its source and those of its answer."""
+        return 2 * self.context_length
+
+    @property
+    def num_parameters(self) -> int:
+        attention = 4 * self.hidden_size * self.query_size + self.hidden_size
+        feed_forward = (3 if self.gated else 2) * self.hidden_size * self.intermediate_size + self.hidden_size
+        layers = self.num_encoder_layers * (attention + feed_forward) + self.num_layers * (2 * attention + feed_forward)
+        ends = self.vocab_size * self.hidden_size * (1 if self.tie_embeddings else 2) + 2 * self.hidden_size
+        return layers + ends + 2 * self.num_buckets * self.num_heads
+
+    def distance_buckets(self, bidirectional: bool) -> np.ndarray:
+        """The bucket of each distance from a query to a key, int32 [2 * max_distance + 1], from -max_distance on.
+
+        Near distances have a bucket each, far ones share buckets that grow with the logarithm, and all from
+        `max_distance` on share the last. Where attention goes one way, keys ahead count as distance 0.
+        Source: Raffel et al. 2020 (https://arxiv.org/abs/1910.10683), section 2.1.
+        """
+        distances = np.arange(-self.max_distance, self.max_distance + 1)
+        count, first = self.num_buckets, np.zeros_like(distances)
+        if bidirectional:
+            count //= 2
+            first = (distances > 0) * count
+            distances = np.abs(distances)
+        else:
+            distances = np.maximum(-distances, 0)
+        exact = count // 2
+        # In float32, as the models were trained: a distance on a border must fall on its side.
+        logarithms = np.log(np.maximum(distances, 1).astype(np.float32) / np.float32(exact))
+        steps = logarithms / np.float32(math.log(self.max_distance / exact)) * np.float32(count - exact)
+        far = np.minimum(exact + steps.astype(np.int32), count - 1)
+        return (first + np.where(distances < exact, distances, far)).astype(np.int32)
+
+
+AnyConfig = ModelConfig | T5Config
+
+
+def read_t5_config(values: Mapping[str, Any], architecture: str, where: str) -> T5Config:
+    """Reads a T5's sizes from Hugging Face's keys or MindFormers'.
+
+    Args:
+        values: keys of `config.json`, with a YAML's `model_config` laid over them.
+        where: the file to name in errors.
+
+    Raises:
+        ConfigError: a size is missing or of the wrong type, or a feature is not supported.
+    """
+    fields = Fields({OTHER_NAMES.get(key, key): value for key, value in values.items() if value is not None}, where)
+    feed_forward = fields.get("feed_forward_proj", "relu")
+    if feed_forward not in FEED_FORWARDS:
+        raise fields.error("feed_forward_proj", f"one of {', '.join(FEED_FORWARDS)}")
+    activation, gated = FEED_FORWARDS[feed_forward]
+    layers, buckets = fields.integer("num_layers"), fields.integer("relative_attention_num_buckets", 32)
+    max_distance = fields.integer("relative_attention_max_distance", 128)
+    if buckets % 4 or max_distance <= buckets // 2:
+        raise fields.error("relative_attention_num_buckets", "a multiple of 4, at most twice the maximal distance")
+    start = fields.get("decoder_start_token_id", fields.get("pad_token_id", 0))
+    if type(start) is not int or start < 0:
+        raise fields.error("decoder_start_token_id", "a token id")
+    return T5Config(
+        architecture=architecture,
+        vocab_size=fields.integer("vocab_size"),
+        hidden_size=fields.integer("d_model"),
+        intermediate_size=fields.integer("d_ff"),
+        num_encoder_layers=layers,
+        num_layers=fields.integer("num_decoder_layers", layers),
+        num_heads=fields.integer("num_heads"),
+        head_dim=fields.integer("d_kv", 64),
+        norm_eps=fields.number("layer_norm_epsilon", 1e-6),
+        # Positions are relative, so n_positions, what the model was trained with, is no limit: a YAML may ask for more.
+        context_length=fields.integer("seq_length", fields.integer("n_positions", 512)),
+        num_buckets=buckets,
+        max_distance=max_distance,
+        activation=activation,
+        gated=gated,
+        # transformers 5 writes that all T5s are tied, and of those that are not that their output is not scaled.
+        tie_embeddings=fields.flag("tie_word_embeddings", True) and fields.flag("scale_decoder_outputs", True),
+        decoder_start=start,
+    )

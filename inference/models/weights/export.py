@@ -1,0 +1,136 @@
+"""Writes a model in a format of this project's own: matrices packed and fused as they lie in memory.
+
+Such a directory is not loaded but mapped. It holds `model.safetensors` with the network's parameters (packed ones as
+U8, laid out as `kernels/cpp/formats.h` says), the model's own config.json with the key `packed_weights` added, and its
+tokenizer files. Peak memory is one parameter.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from inference.checkpoint.tensor import StoredTensor
+from inference.errors import InferenceError, InputError
+from inference.kernels.formats import Format
+from inference.models.weights.loading import Destination, PackInto, formats_of, layout_bytes, memory_layout
+from inference.models.weights.sharding import PACKED, Pairs, Shard
+from inference.tokenizer.gguf_tokenizer import write_gguf_tokenizer
+
+PACKED_KEY = "packed_weights"
+WEIGHTS_NAME = "model.safetensors"
+# Data begin at the border of a page, because they are used where they lie, by mapping the file.
+PAGE = 4096
+# Our names of types, and those of the safetensors format.
+TYPE_NAMES = {"float32": "F32", "uint8": "U8"}
+# Of the model's directory, what a copy needs beside weights and config.
+COMPANIONS = (
+    "tokenizer*",
+    "spiece.model",
+    "generation_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+)
+
+
+def convert(
+    parts: Sequence[tuple[Shard, Pairs]],
+    own_config: dict[str, Any],
+    directory: Path | None,
+    target: Path,
+    weight_format: Format,
+    pack_into: PackInto,
+    *,
+    force: bool = False,
+    progress: Callable[[StoredTensor], None] | None = None,
+) -> None:
+    """Writes `target`, complete or not at all.
+
+    Args:
+        parts: what each rank has of the model, with its tensors and their places. Where they are several, each is
+            written to a directory of its own, rank_0 and so on.
+        own_config: what its config.json says.
+        directory: where its tokenizer files are, or a GGUF file with one; None for none.
+        force: replace a target that exists.
+
+    Raises:
+        InputError: the target exists.
+        InferenceError: it cannot be written.
+    """
+    check_target(target, force)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
+            made = Path(scratch) / target.name
+            made.mkdir()
+            for shard, pairs in parts:
+                folder = made if len(parts) == 1 else made / f"rank_{shard.rank}"
+                folder.mkdir(exist_ok=True)
+                with (folder / WEIGHTS_NAME).open("wb") as file:
+                    _write_weights(file, pairs, shard, weight_format, pack_into, progress)
+            text = json.dumps({**own_config, PACKED_KEY: {"weight_dtype": weight_format.value}}, indent=2)
+            (made / "config.json").write_text(text + "\n", encoding="utf-8")
+            _copy_companions(directory, made)
+            if target.exists():
+                target.rename(Path(scratch) / "replaced")
+            made.rename(target)
+    except OSError as error:
+        raise InferenceError(f"{target} cannot be written: {error.strerror}") from error
+
+
+def check_target(target: Path, force: bool) -> None:
+    """Refuses a target that exists."""
+    if target.exists() and not force:
+        raise InputError(f"{target} exists", "give another --output_dir, or --force to replace it")
+
+
+def _write_weights(
+    file: BinaryIO,
+    pairs: Pairs,
+    shard: Shard,
+    weight_format: Format,
+    pack_into: PackInto,
+    progress: Callable[[StoredTensor], None] | None,
+) -> None:
+    shapes, formats = shard.parameter_shapes(), formats_of(shard.model, weight_format)
+    layouts = {name: memory_layout(shape, formats[name]) for name, shape in shapes.items()}
+    # Matrices first: each is a whole number of cache lines long, so that all begin at one.
+    layouts = dict(sorted(layouts.items(), key=lambda item: item[1][0] != PACKED))
+    header, offset = {}, 0
+    for name, layout in layouts.items():
+        end = offset + layout_bytes(layout)
+        header[name] = {"dtype": TYPE_NAMES[layout[0]], "shape": layout[1], "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header).encode()
+    text += b" " * (-(len(text) + 8) % PAGE)
+    file.write(len(text).to_bytes(8, "little") + text)
+    tensors: dict[str, Pairs] = {}
+    for pair in pairs:
+        tensors.setdefault(pair[1].parameter, []).append(pair)
+    for name, (dtype, shape) in layouts.items():
+        array = np.zeros(shape, dtype)
+        memory = formats[name] if dtype == PACKED else None
+        destination = Destination(array, memory, formats[name], pack_into)
+        for tensor, place in tensors[name]:
+            destination.write(tensor, place)
+            if progress:
+                progress(tensor)
+        file.write(array.data)
+
+
+def _copy_companions(directory: Path | None, made: Path) -> None:
+    if directory is not None and directory.is_file():
+        write_gguf_tokenizer(directory, made)
+        return
+    for pattern in COMPANIONS if directory else ():
+        assert directory is not None
+        for path in directory.glob(pattern):
+            if path.is_file():
+                shutil.copyfile(path, made / path.name)

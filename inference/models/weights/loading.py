@@ -1,0 +1,312 @@
+"""Fills a network's parameters from a checkpoint, tensor by tensor.
+
+Knows names, shapes and formats; the parameters are plain numpy arrays here, so that nothing below needs mindspore. Peak
+memory is the parameters and a part of a tensor: a tensor goes from the mapped file into its place, with a copy of some
+rows between where they are packed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from inference.checkpoint.quantized_tensor import QuantizedTensor, format_for
+from inference.checkpoint.tensor import ITEM_SIZES, Checkpoint, StoredTensor
+from inference.errors import CheckpointError
+from inference.kernels.formats import PANEL, Format, pack, pack_codes_into, pack_into, unpack
+from inference.models.architecture.t5_config import AnyConfig
+from inference.models.weights.parameters import (
+    DERIVED,
+    DISTANCES,
+    EMBEDDING,
+    HEAD,
+    POSITIONS,
+    ROUTER,
+    SHARED,
+    TensorPlace,
+    hugging_face_name,
+    is_draft_layer,
+    parameter_shapes,
+    spare_names,
+    tensor_places,
+)
+from inference.models.weights.sharding import PACKED, Pairs, Shard
+
+# Matrices whose every rounding is in every token of an answer.
+ENDS = (EMBEDDING, POSITIONS, SHARED, HEAD)
+SHOWN = 5
+# Rows that are rounded together, so that working memory stays small; whole panels.
+ROWS_AT_ONCE = 16 * PANEL
+# Elements that are read and packed together; enough to occupy all threads.
+PACKED_AT_ONCE = 1 << 22
+# `formats.pack_into`, or its native twin.
+PackInto = Callable[[np.ndarray, Format, np.ndarray, int], None]
+
+
+def fit(checkpoint: Checkpoint, config: AnyConfig, path: Path) -> Pairs:
+    """Pairs every tensor that the model needs with the stored one.
+
+    Raises:
+        CheckpointError: tensors are missing, unexpected or misshapen; all are counted and the first few listed.
+    """
+    stored = _by_our_names(checkpoint, config, path)
+    places = tensor_places(config, stored)
+    known = {place.name for place in places} | spare_names(config)
+    missing = list(dict.fromkeys(place.name for place in places if place.name not in stored))
+    unexpected = [name for name in stored if name not in known and not is_draft_layer(name, config)]
+    misshapen = [
+        f"{place.name} is {list(stored[place.name].shape)}, the config says {list(place.stored_shape)}"
+        for place in places
+        if place.name in stored
+        and (stored[place.name].shape, stored[place.name].dtype == PACKED) != (place.stored_shape, False)
+    ]
+    problems = [
+        f"{len(names)} {kind}: {', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''}"
+        for kind, names in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen))
+        if names
+    ]
+    if problems:
+        raise CheckpointError(f"{path} does not fit the config: tensors {'; '.join(problems)}")
+    return [(stored[place.name], place) for place in places]
+
+
+def _by_our_names(checkpoint: Checkpoint, config: AnyConfig, path: Path) -> Checkpoint:
+    stored: Checkpoint = {}
+    for name, tensor in checkpoint.items():
+        ours = hugging_face_name(name, config.storage.names)
+        if ours in stored:
+            raise CheckpointError(f"{path}: '{stored[ours].name}' and '{name}' are two spellings of one tensor")
+        if not DERIVED.search(name):
+            stored[ours] = tensor
+    return stored
+
+
+def fit_packed(
+    checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]], formats: Mapping[str, Format], path: Path
+) -> Pairs:
+    """Pairs every parameter of a model that `convert` packed with its stored form.
+
+    Args:
+        shapes: of the parameters.
+        formats: of the parameters.
+
+    Raises:
+        CheckpointError: parameters are missing or misshapen.
+    """
+    pairs = []
+    for name, shape in shapes.items():
+        stored = checkpoint.get(name)
+        if stored is None or (stored.dtype, stored.shape) != memory_layout(shape, formats[name]):
+            found = "missing" if stored is None else f"{stored.dtype} {list(stored.shape)}"
+            raise CheckpointError(
+                f"{path} does not fit its config: packed parameter {name} is {found}", "convert it again"
+            )
+        pairs.append((stored, TensorPlace(name, stored.shape, name)))
+    return pairs
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Memory that a parameter's tensors are written to.
+
+    Args:
+        array: writable; float32 rows as they are, or packed uint8 in `memory`'s format.
+        memory: the format that the array is packed in, or None.
+        precision: the format whose rounding the values get. Packed memory has it by itself; plain memory takes the
+            values as `precision` would give them back, so that stock operators compute with the same weights.
+        pack_into: packs rows.
+    """
+
+    array: np.ndarray
+    memory: Format | None
+    precision: Format
+    pack_into: PackInto = pack_into
+
+    def write(self, tensor: StoredTensor, place: TensorPlace) -> None:
+        """Reads a tensor into the rows of its place, converted to the format."""
+        if tensor.dtype == PACKED:
+            self._write_packed(tensor, place.first_row)
+        elif isinstance(tensor, QuantizedTensor) and tensor.is_held_by(self.precision) and place.keeps_rows:
+            self._write_codes(tensor, place)
+        elif place.is_arranged:
+            rows = place.arranged(self._read(tensor, place))
+            self._write_rows(place.computed(rows) if place.is_computed else rows, place.first_row)
+        elif self.memory is None:
+            rows = self.array[place.first_row : place.first_row + tensor.shape[0]]
+            tensor.read_into(rows)
+            if place.is_computed:
+                rows[:] = place.computed(rows)
+            self._round(rows)
+        else:
+            count = max(1, PACKED_AT_ONCE // tensor.shape[1])
+            for begin in range(0, tensor.shape[0], count):
+                rows = self._read(tensor.rows(begin, min(begin + count, tensor.shape[0])), place)
+                self._write_rows(place.computed(rows) if place.is_computed else rows, place.first_row + begin)
+
+    def _write_codes(self, tensor: QuantizedTensor, place: TensorPlace) -> None:
+        """Takes integers and scales over as they are, rows in the order of the place."""
+        count = tensor.shape[0] if place.order is not None else max(PANEL, PACKED_AT_ONCE // tensor.shape[1])
+        for begin in range(0, tensor.shape[0], count):
+            found, first = tensor.rows(begin, min(begin + count, tensor.shape[0])).codes(), place.first_row + begin
+            if place.order is not None:
+                found = found.in_order(place.order)
+            if self.memory is None:
+                self.array[first : first + len(found.codes)] = found.rounded().values()
+            else:
+                pack_codes_into(found.codes, found.half_scales(), self.memory, self.array, first)
+
+    def _write_rows(self, rows: np.ndarray, first_row: int) -> None:
+        """Takes values, or elements of the memory's own type."""
+        if self.memory is not None:
+            self.pack_into(np.ascontiguousarray(rows), self.memory, self.array, first_row)
+            return
+        self.array[first_row : first_row + len(rows)] = rows
+        self._round(self.array[first_row : first_row + len(rows)])
+
+    def write_values(self, values: np.ndarray, first_row: int = 0) -> None:
+        """Takes float32 values for the rows from `first_row` on."""
+        if self.memory is None:
+            rows = self.array[first_row : first_row + len(values)]
+            rows[:] = values
+            self._round(rows)
+        else:
+            self.pack_into(values, self.memory, self.array, first_row)
+
+    def _read(self, tensor: StoredTensor, place: TensorPlace) -> np.ndarray:
+        """Its values, or its elements where the memory is of the same 16 bits and takes them as they are."""
+        memory = self.memory
+        if memory and tensor.dtype == memory.value and memory.item_size == 2 and not place.is_computed:
+            elements = np.empty(tensor.shape, np.uint16)
+            tensor.read_bytes_into(elements.view(np.uint8))
+            return elements
+        values = np.empty(tensor.shape, np.float32)
+        tensor.read_into(values)
+        return values
+
+    def _write_packed(self, tensor: StoredTensor, first_row: int) -> None:
+        if self.memory is not None:
+            tensor.read_bytes_into(self.array[first_row // PANEL :][: tensor.shape[0]])
+            return
+        packed = np.empty(tensor.shape, np.uint8)
+        tensor.read_bytes_into(packed)
+        rows = self.array[first_row : first_row + tensor.shape[0] * PANEL]
+        count, columns = rows.shape
+        for row in range(0, count, ROWS_AT_ONCE):
+            part = rows[row : row + ROWS_AT_ONCE]
+            panels = packed[row // PANEL : (row + ROWS_AT_ONCE) // PANEL]
+            part[:] = unpack(panels, self.precision, len(part), columns)
+
+    def _round(self, rows: np.ndarray) -> None:
+        if self.precision is not Format.FLOAT32:
+            for row in range(0, len(rows), ROWS_AT_ONCE):
+                part = rows[row : row + ROWS_AT_ONCE]
+                part[:] = unpack(pack(part, self.precision), self.precision, *part.shape)
+
+
+def formats_of(config: AnyConfig, weight_format: Format) -> dict[str, Format]:
+    """The format of every parameter: matrices in `weight_format`, vectors in float32.
+
+    Embeddings and output head, where a rounding touches every token of the answer, are int8 in an int4 model. A router,
+    where it may send a token to another expert, is never rounded.
+    """
+    wider = Format.INT8 if weight_format is Format.INT4 else weight_format
+
+    def chosen(name: str, shape: tuple[int, ...]) -> Format:
+        # A bias of scores is small, and read once.
+        if len(shape) == 1 or name.endswith((ROUTER, DISTANCES)):
+            return Format.FLOAT32
+        return wider if name in ENDS else weight_format
+
+    return {name: chosen(name, shape) for name, shape in parameter_shapes(config).items()}
+
+
+def memory_layout(shape: tuple[int, ...], memory: Format | None) -> tuple[str, tuple[int, ...]]:
+    """(type, shape) of a parameter of this shape in memory: matrices packed in `memory`, the rest float32 as it is."""
+    if memory is None or len(shape) == 1:
+        return Format.FLOAT32.value, shape
+    return PACKED, memory.shape(*shape)
+
+
+def layout_bytes(layout: tuple[str, tuple[int, ...]]) -> int:
+    """Bytes that a parameter of this (type, shape) takes."""
+    dtype, shape = layout
+    return ITEM_SIZES[dtype] * math.prod(shape)
+
+
+def weight_bytes(config: AnyConfig, weight_format: Format | None) -> int:
+    """Bytes that the parameters take in memory, packed in a format, or None for float32 rows as they are."""
+    formats = formats_of(config, weight_format or Format.FLOAT32)
+    return sum(
+        layout_bytes(memory_layout(shape, weight_format and formats[name]))
+        for name, shape in parameter_shapes(config).items()
+    )
+
+
+def quantized_tensors(pairs: Pairs | None) -> list[QuantizedTensor]:
+    """Those of a checkpoint's tensors that are quantized and that may be int4: not the embeddings and the head."""
+    return [
+        tensor for tensor, place in pairs or [] if isinstance(tensor, QuantizedTensor) and place.parameter not in ENDS
+    ]
+
+
+def stored_format(pairs: Pairs | None) -> Format:
+    """The format that a checkpoint is in: of its quantized layers, or else of most bytes.
+
+    Random weights are in float32.
+    """
+    quantized = quantized_tensors(pairs)
+    if quantized:
+        return format_for(quantized)
+    sizes = {"float32": 1, "float16": 0, "bfloat16": 0}
+    for tensor, _ in pairs or []:
+        if tensor.dtype in sizes:
+            sizes[tensor.dtype] += layout_bytes((tensor.dtype, tensor.shape))
+    return Format(max(sizes, key=lambda name: sizes[name]))
+
+
+def load(
+    pairs: Pairs,
+    destinations: Mapping[str, Destination],
+    progress: Callable[[StoredTensor], None] | None = None,
+) -> None:
+    """Copies every stored tensor into the rows of its parameter.
+
+    Args:
+        destinations: by parameter name.
+        progress: called after each tensor.
+    """
+    for tensor, place in pairs:
+        destinations[place.parameter].write(tensor, place)
+        if progress:
+            progress(tensor)
+
+
+def fill_random(
+    shapes: Mapping[str, tuple[int, ...]],
+    destinations: Mapping[str, Destination],
+    seed: int = 0,
+    scale: float = 0.02,
+    shard: Shard | None = None,
+) -> None:
+    """Random weights, for trying a config out without a checkpoint: norms are 1, biases 0, matrices normal.
+
+    Args:
+        shapes: of the whole model's parameters.
+        shard: the part of them that the destinations are for; all ranks together have what one process would have.
+    """
+    generator = np.random.default_rng(seed)
+    for name, shape in shapes.items():
+        if len(shape) == 1:
+            values = np.full(shape, 0 if name.endswith("bias") else 1, np.float32)
+        else:
+            values = generator.standard_normal(shape, dtype=np.float32)
+            values *= scale
+        if shard is None:
+            destinations[name].write_values(values)
+            continue
+        for part, first_row in shard.cut_values(name, values):
+            destinations[name].write_values(part, first_row)

@@ -1,0 +1,474 @@
+"""LoRA adapters as PEFT saves them: `adapter_config.json` beside `adapter_model.safetensors`.
+
+An adapter changes a matrix W [out, in] to W + scale * B A, with A [rank, in] and B [out, rank] (Hu et al. 2021, eq. 3);
+the scale is lora_alpha / rank, or lora_alpha / sqrt(rank) of rank-stabilized ones (Kalajdzievski 2023). It is merged
+into the weights as they are read, or kept beside them for the rows that ask for it. `fan_in_fan_out` needs no reading:
+it says how the base model stores W, which the table of its tensors knows. Never imports mindspore.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from inference.checkpoint.open import open_checkpoint
+from inference.checkpoint.tensor import StoredTensor
+from inference.config import InferenceConfig
+from inference.config.schema import SLORA
+from inference.errors import CheckpointError, ConfigError, ModelNotFoundError
+from inference.kernels.formats import to_bfloat16
+from inference.kernels.weight import Addition
+from inference.models.architecture.config import ModelConfig
+from inference.models.architecture.registry import ARCHITECTURES
+from inference.models.architecture.t5_config import AnyConfig
+from inference.models.weights.parameters import (
+    DISTANCES,
+    EMBEDDING,
+    POSITIONS,
+    SHARED,
+    TensorPlace,
+    hugging_face_name,
+    tensor_places,
+)
+from inference.models.weights.sharding import Pairs, Shard
+
+SLORA_FILE = "lora_adapter.json"
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+# Module, A or B; the first releases of PEFT put the adapter's name before `weight`.
+_NAME = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.[^.]+)?\.weight")
+# What else PEFT's LoRA can train: none of it is a low-rank addition to a matrix.
+_REFUSED = (
+    "modules_to_save",
+    "use_dora",
+    "lora_bias",
+    "use_qalora",
+    "alora_invocation_tokens",
+    "target_parameters",
+    "trainable_token_indices",
+    "layer_replication",
+)
+# These initializations change the base weights, which the adapter then does not fit any more.
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
+# Tables, of which rows are looked up: nothing is multiplied by them.
+_LOOKED_UP = (EMBEDDING, POSITIONS, SHARED, DISTANCES)
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """What an adapter adds to one tensor: scale * up [out, rank] down [rank, in]."""
+
+    module: str
+    down: StoredTensor
+    up: StoredTensor
+    scale: float
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the matrix that it is for, [out, in]."""
+        return self.up.shape[0], self.down.shape[1]
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """(scale * up, down), float32."""
+        up, down = np.empty(self.up.shape, np.float32), np.empty(self.down.shape, np.float32)
+        self.up.read_into(up)
+        self.down.read_into(down)
+        return up * np.float32(self.scale), down
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter for a model: what it adds, by the tensor's name in Hugging Face's spelling for Llama.
+
+    Args:
+        name: by which rows ask for it.
+        path: its directory.
+    """
+
+    name: str
+    path: Path
+    parts: Mapping[str, LowRank]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that it takes in memory beside the weights."""
+        return sum(4 * (math.prod(part.up.shape) + math.prod(part.down.shape)) for part in self.parts.values())
+
+    @property
+    def tensors(self) -> list[StoredTensor]:
+        """All that is stored of it."""
+        return [tensor for part in self.parts.values() for tensor in (part.down, part.up)]
+
+    def merged(self, pairs: Pairs, config: AnyConfig) -> Pairs:
+        """Stored tensors of the model with the adapter in them.
+
+        Raises:
+            CheckpointError: the checkpoint has no tensor of that name, or it has another shape.
+        """
+        self._check([place for _, place in pairs])
+        names = {place.name for _, place in pairs}
+        published = {place.name: place for place in tensor_places(as_published(config), names)}
+        return [
+            (self._merged(tensor, place, published[place.name]), place) if place.name in self.parts else (tensor, place)
+            for tensor, place in pairs
+        ]
+
+    def _merged(self, tensor: StoredTensor, place: TensorPlace, published: TensorPlace) -> MergedTensor:
+        """A tensor with its part of the adapter.
+
+        Args:
+            published: its place as its family publishes it, which is what an adapter is for.
+        """
+        up, down = self.parts[place.name].arrays()
+        if place.order is not published.order:
+            up = _as_stored(up if published.order is None else up[published.order], place)
+        return MergedTensor.of(tensor, up, down, place)
+
+    def merged_of_rank(self, pairs: Pairs, shard: Shard) -> Pairs:
+        """The same of a rank's own checkpoint, whose tensors are its parts of the model's.
+
+        Raises:
+            CheckpointError: the whole model has no tensor of that name, or the rank's checkpoint has it fused.
+        """
+        published = replace(shard, model=as_published(shard.model))
+        self._check(tensor_places(published.model, self.parts))
+        pieces = {piece.whole.name: piece for piece in published.pieces()}
+        fused = self.parts.keys() - (pieces.keys() & {place.name for _, place in pairs})
+        if fused:
+            raise CheckpointError(
+                f"{self.path}: {self.parts[min(fused)].module} is no tensor of its own in a checkpoint split for ranks",
+                "give the whole checkpoint",
+            )
+        merged: Pairs = []
+        for tensor, place in pairs:
+            if place.name in self.parts:
+                up, down = pieces[place.name].factors(*self.parts[place.name].arrays())
+                tensor = MergedTensor.of(tensor, up if place.take is not None else _as_stored(up, place), down, place)
+            merged.append((tensor, place))
+        return merged
+
+    def places(self, config: AnyConfig) -> list[TensorPlace]:
+        """Where it adds to the rows of the network's parameters.
+
+        Raises:
+            CheckpointError: the model has no such tensor, or only all rows together can have it.
+        """
+        # Its own names tell whether it takes matrices as fused.
+        places = tensor_places(as_published(config), self.parts)
+        self._check(places)
+        mine = [place for place in places if place.name in self.parts]
+        for place in mine:
+            if place.parameter.endswith(_LOOKED_UP) or not place.takes_factors:
+                raise CheckpointError(
+                    f"{self.path}: {self.parts[place.name].module} cannot be adapted for some rows of a batch alone",
+                    f"merge it into the weights with --merge_adapter {self.name}",
+                )
+        return mine
+
+    def additions(self, shard: Shard, number: int) -> Iterator[tuple[str, Addition]]:
+        """What it adds to each parameter of a rank's network.
+
+        Args:
+            number: by which a step's tokens name it, from 1.
+        """
+        for place in self.places(shard.model):
+            for first_row, up, down in place.factors(*self.parts[place.name].arrays()):
+                for part in shard.cut_addition(place.parameter, Addition(number, first_row, down, up)):
+                    yield place.parameter, part
+
+    def _check(self, places: Sequence[TensorPlace]) -> None:
+        known = {place.name: place for place in places}
+        for name, part in self.parts.items():
+            place = known.get(name)
+            if place is None:
+                raise CheckpointError(f"{self.path}: this model has no matrix {part.module} of its own to adapt")
+            shape = place.taken_from if place.take is not None else place.shape
+            if part.shape != shape:
+                raise CheckpointError(
+                    f"{self.path}: the adapter of {part.module} is for a matrix {list(part.shape)}, the model's is "
+                    f"{list(shape)}",
+                    "it was trained on another model",
+                )
+
+
+def _as_stored(rows: np.ndarray, place: TensorPlace) -> np.ndarray:
+    """Rows in the parameter's order -> as the tensor of a place has them."""
+    stored = np.empty_like(rows)
+    stored[slice(None) if place.order is None else place.order] = rows
+    return stored
+
+
+def as_published(config: AnyConfig) -> AnyConfig:
+    """The model with its tensors as its family publishes them: GGUF files and some of MindFormers' reorder rows."""
+    if not isinstance(config, ModelConfig):
+        return config
+    usual = ARCHITECTURES[config.architecture].storage
+    return replace(config, storage=replace(usual, normalized_head=config.storage.normalized_head))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MergedTensor(StoredTensor):
+    """A tensor of a checkpoint with an adapter's addition, computed as it is read.
+
+    Args:
+        left, right: the addition is their product, in the tensor's own orientation.
+    """
+
+    whole: StoredTensor
+    left: np.ndarray
+    right: np.ndarray
+
+    @classmethod
+    def of(cls, tensor: StoredTensor, up: np.ndarray, down: np.ndarray, place: TensorPlace) -> MergedTensor:
+        """The tensor of a place with up down [out, in] added, rows of up as they are stored."""
+        left, right = (down.T, up.T) if place.transposed else (up, down)
+        return cls(
+            name=tensor.name,
+            dtype=tensor.dtype,
+            shape=tensor.shape,
+            segments=tensor.segments,
+            window=tensor.window,
+            whole=tensor,
+            left=left,
+            right=right,
+        )
+
+    @property
+    def can_be_mapped(self) -> bool:
+        return False
+
+    def read_into(self, out: np.ndarray) -> None:
+        values = out.reshape(self.shape)
+        self.whole.read_into(values)
+        values += self.left @ self.right
+
+    def read_bytes_into(self, out: np.ndarray) -> None:
+        values = np.empty(self.shape, np.float32)
+        self.read_into(values)
+        stored = to_bfloat16(values) if self.dtype == "bfloat16" else values.astype(self.dtype)
+        out.reshape(-1)[:] = np.ascontiguousarray(stored).view(np.uint8).reshape(-1)
+
+    def rows(self, begin: int, end: int) -> MergedTensor:
+        return self._cut(self.whole.rows(begin, end), self.left[begin:end], self.right)
+
+    def columns(self, begin: int, end: int) -> MergedTensor:
+        return self._cut(self.whole.columns(begin, end), self.left, self.right[:, begin:end])
+
+    def _cut(self, whole: StoredTensor, left: np.ndarray, right: np.ndarray) -> MergedTensor:
+        return replace(
+            self, whole=whole, left=left, right=right, shape=whole.shape, segments=whole.segments, window=whole.window
+        )
+
+
+def adapter_paths(config: InferenceConfig) -> dict[str, Path]:
+    """The directories of a config's adapters by name: those of `adapters`, and those of MindFormers' `slora`.
+
+    An empty `adapter_path`, which MindFormers' own files have until somebody fills it in, names none.
+
+    Raises:
+        ConfigError: `pet_config` names no directory with a `lora_adapter.json`, a mapping of names to directories.
+    """
+    paths = dict(config.adapters)
+    pet = config.model.model_config.pet_config or {}
+    if pet.get("pet_type") == SLORA and pet.get("adapter_path"):
+        file = Path(str(pet.get("adapter_path"))) / SLORA_FILE
+        try:
+            named = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            named = error
+        if not isinstance(named, dict) or not all(isinstance(path, str) for path in named.values()):
+            where = config.origin("model.model_config.pet_config")
+            raise ConfigError(
+                f"{where}: {file} is no mapping of adapters' names to their directories",
+                "adapter_path is a directory with that file",
+            )
+        paths = named | paths
+    return {name: Path(path).expanduser() for name, path in paths.items()}
+
+
+def read_adapter(name: str, path: Path, config: AnyConfig) -> Adapter:
+    """An adapter of a model, of which the files' headers are read.
+
+    Args:
+        name: by which rows ask for it.
+        path: a directory as PEFT's `save_pretrained` writes it.
+        config: of the model that it is for.
+
+    Raises:
+        ModelNotFoundError: there is none.
+        CheckpointError: it is damaged, or does something else than add low-rank products to matrices.
+    """
+    settings = PeftConfig.read(path)
+    if not (path / WEIGHTS_FILE).is_file():
+        raise ModelNotFoundError(
+            f"the adapter {name}: {path} holds no {WEIGHTS_FILE}",
+            "PEFT writes it; an adapter_model.bin can run code when it is loaded, and is not read",
+        )
+    halves: dict[str, dict[str, StoredTensor]] = {}
+    for stored in open_checkpoint(path / WEIGHTS_FILE).values():
+        found = _NAME.fullmatch(stored.name)
+        if not found or len(stored.shape) != 2:
+            raise CheckpointError(
+                f"{path}: '{stored.name}' is no half of a low-rank matrix (lora_A, lora_B)",
+                "only linear layers can be adapted",
+            )
+        halves.setdefault(found[1], {})[found[2]] = stored
+    if not halves:
+        raise CheckpointError(f"{path}: {WEIGHTS_FILE} holds no tensors")
+    parts = {}
+    for module, pair in halves.items():
+        if set(pair) != {"A", "B"}:
+            raise CheckpointError(f"{path}: {module} has {''.join(f'lora_{half}' for half in pair)} alone")
+        down, up = pair["A"], pair["B"]
+        rank = settings.rank_of(module)
+        if down.shape[0] != rank or up.shape[1] != rank:
+            raise CheckpointError(
+                f"{path}: {module} has lora_A {list(down.shape)} and lora_B {list(up.shape)}, {CONFIG_FILE} says rank "
+                f"{rank}"
+            )
+        ours = hugging_face_name(f"{module}.weight", config.storage.names)
+        parts[ours] = LowRank(module, down, up, settings.scale_of(module))
+    settings.check_targets(list(halves))
+    return Adapter(name, path, parts)
+
+
+@dataclass(frozen=True)
+class PeftConfig:
+    """adapter_config.json, of the kind that is only low-rank additions."""
+
+    path: Path
+    values: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, directory: Path) -> PeftConfig:
+        """The config of an adapter's directory.
+
+        Raises:
+            ModelNotFoundError: there is none.
+            CheckpointError: it is damaged, or asks for something else.
+        """
+        path = directory / CONFIG_FILE
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ModelNotFoundError(
+                f"{directory} holds no {CONFIG_FILE}", "give a directory that PEFT saved"
+            ) from error
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+        if not isinstance(values, dict):
+            raise CheckpointError(f"{path} must hold an object")
+        settings = cls(path, values)
+        settings._check()
+        return settings
+
+    def _check(self) -> None:
+        values = self.values
+        if values.get("peft_type") != "LORA":
+            raise CheckpointError(f"{self.path}: peft_type is {values.get('peft_type')!r}", "only LORA is supported")
+        asked = next((key for key in _REFUSED if values.get(key)), None)
+        if asked:
+            raise CheckpointError(
+                f"{self.path}: {asked} is not supported", "merge it with PEFT, and give the merged model"
+            )
+        if values.get("bias", "none") != "none":
+            raise CheckpointError(f"{self.path}: bias is {values['bias']!r}", "only none is supported")
+        start = values.get("init_lora_weights")
+        if isinstance(start, str) and start.lower().startswith(_CHANGES_BASE):
+            raise CheckpointError(
+                f"{self.path}: init_lora_weights {start} changed the base model too",
+                "save it with PEFT's path_initial_model_for_weight_conversion",
+            )
+        for key, kinds in (("r", int), ("lora_alpha", (int, float))):
+            value = values.get(key)
+            if not isinstance(value, kinds) or isinstance(value, bool) or value <= 0:
+                raise CheckpointError(f"{self.path}: {key} is {value!r}, it must be a number above 0")
+        for key in ("rank_pattern", "alpha_pattern"):
+            if not isinstance(values.get(key) or {}, dict):
+                raise CheckpointError(f"{self.path}: {key} must hold an object")
+
+    def rank_of(self, module: str) -> int:
+        """Rank of the product for a module."""
+        return int(self._by_pattern("rank_pattern", module, self.values["r"]))
+
+    def scale_of(self, module: str) -> float:
+        """What the product for a module is multiplied by."""
+        rank, alpha = self.rank_of(module), float(self._by_pattern("alpha_pattern", module, self.values["lora_alpha"]))
+        return alpha / math.sqrt(rank) if self.values.get("use_rslora") else alpha / rank
+
+    def _by_pattern(self, key: str, module: str, default: Any) -> Any:
+        """The value of the first pattern that the end of the module's name matches, as in PEFT."""
+        for pattern, value in (self.values.get(key) or {}).items():
+            if self._matches(rf"(.*\.)?({pattern})", module):
+                return value
+        return default
+
+    def check_targets(self, modules: Sequence[str]) -> None:
+        """Whether what is stored is what `target_modules` names: a list of names or their ends, or an expression.
+
+        Raises:
+            CheckpointError: a module that it does not name, or a name without a module.
+        """
+        targets = self.values.get("target_modules")
+        if targets == "all-linear":
+            return
+        if isinstance(targets, str):
+            strange = [module for module in modules if not self._matches(targets, module)]
+            missing = []
+        else:
+            names = targets if isinstance(targets, list) else []
+            named = {name: [m for m in modules if m == name or m.endswith(f".{name}")] for name in map(str, names)}
+            strange = [module for module in modules if not any(module in found for found in named.values())]
+            missing = [name for name, found in named.items() if not found]
+        if strange or missing:
+            what = f"{strange[0]} is stored and not named" if strange else f"{missing[0]} is named and not stored"
+            raise CheckpointError(f"{self.path}: target_modules does not fit {WEIGHTS_FILE}: {what}")
+
+    def _matches(self, pattern: str, module: str) -> bool:
+        try:
+            return re.fullmatch(pattern, module) is not None
+        except re.error as error:
+            raise CheckpointError(f"{self.path}: '{pattern}' is no regular expression: {error}") from error
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """The adapters of a run.
+
+    Args:
+        merged: the one that is in the weights, if there is one.
+        chosen: those that rows may ask for; a step's tokens name them by their place, from 1.
+    """
+
+    merged: Adapter | None = None
+    chosen: tuple[Adapter, ...] = ()
+
+    @cached_property
+    def numbers(self) -> dict[str, int]:
+        """What a step's tokens call each name that a row may ask for; 0 for the model as it is loaded."""
+        numbers = {adapter.name: index for index, adapter in enumerate(self.chosen, 1)}
+        return numbers if self.merged is None else {self.merged.name: 0}
+
+    @property
+    def all(self) -> tuple[Adapter, ...]:
+        return self.chosen if self.merged is None else (self.merged, *self.chosen)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that they take beside the weights."""
+        return sum(adapter.num_bytes for adapter in self.chosen)
+
+    def additions(self, shard: Shard) -> dict[str, tuple[Addition, ...]]:
+        """What those that can be chosen add to each parameter of a rank's network."""
+        additions: dict[str, list[Addition]] = {}
+        for number, adapter in enumerate(self.chosen, 1):
+            for parameter, part in adapter.additions(shard, number):
+                additions.setdefault(parameter, []).append(part)
+        return {parameter: tuple(parts) for parameter, parts in additions.items()}

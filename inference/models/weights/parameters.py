@@ -1,0 +1,453 @@
+"""Which tensors a checkpoint must hold for a model, and where each goes in the network's parameters.
+
+Knows names and shapes only; never imports mindspore, so that a checkpoint that does not fit is refused at once.
+Hugging Face's names are kept. The network fuses q/k/v and gate/up into one matrix each, because one large product is
+faster than two or three small ones; a tensor's place says which rows of the fused parameter it fills. What families
+store in another way (fused in another order, rotary pairs as neighbors, matrices the other way round, norms less one)
+is brought into the one order here, so that the kernels know one layout.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Container, Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+
+import numpy as np
+
+from inference.kernels.formats import whole_panels
+from inference.models.architecture.config import ModelConfig
+from inference.models.architecture.experts import ExpertsConfig, mindformers_down, mindformers_gate_up
+from inference.models.architecture.latent import (
+    LatentConfig,
+    halves_of_pairs,
+    key_factors,
+    key_projection,
+    value_factors,
+    value_projection,
+)
+from inference.models.architecture.t5_config import AnyConfig, T5Config
+from inference.models.architecture.tensor_names import MINDFORMERS, Names
+
+# Low-rank additions to rows of a matrix: (first row, up [rows, rank], down [rank, columns]).
+Factors = list[tuple[int, np.ndarray, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class TensorPlace:
+    """One checkpoint tensor, and the rows of the network's parameter that it fills.
+
+    Args:
+        name: of the tensor.
+        shape: that it has in the parameter.
+        first_row: of the parameter's rows.
+        order: of each row, the stored one that it is; None where they lie in the parameter's order.
+        transposed: it is stored [in, out].
+        offset: what is added to the stored values.
+        normalized: each row is divided by its length.
+        room: rows that are kept for it; more than it has where what follows must begin a panel.
+        take: makes the values that are wanted of those that are stored, of shape `taken_from`, in place of an order.
+        take_factors: what `take` makes of a low-rank addition up down, as (first row, up, down) of several.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    parameter: str
+    first_row: int = 0
+    order: np.ndarray | None = field(default=None, compare=False, repr=False)
+    transposed: bool = False
+    offset: float = 0.0
+    normalized: bool = False
+    room: int = 0
+    take: Callable[[np.ndarray], np.ndarray] | None = None
+    take_factors: Callable[[np.ndarray, np.ndarray], Factors] | None = field(default=None, compare=False, repr=False)
+    taken_from: tuple[int, ...] = ()
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """The shape that it has in the checkpoint."""
+        if self.take is not None:
+            return self.taken_from
+        return self.shape[::-1] if self.transposed else self.shape
+
+    @property
+    def is_arranged(self) -> bool:
+        """Whether its rows are not simply those that are stored."""
+        return self.transposed or self.order is not None or self.take is not None
+
+    @property
+    def keeps_rows(self) -> bool:
+        """Whether each of its rows is a stored one, wherever that lies."""
+        return not (self.transposed or self.take is not None or self.is_computed)
+
+    def arranged(self, stored: np.ndarray) -> np.ndarray:
+        """The whole tensor, with its rows in the parameter's order."""
+        if self.take is not None:
+            return self.take(stored)
+        rows = stored.T if self.transposed else stored
+        return rows if self.order is None else rows[self.order]
+
+    @property
+    def takes_factors(self) -> bool:
+        """Whether a low-rank addition to the stored tensor is a sum of such additions to the parameter."""
+        return not self.is_computed and (self.take is None or self.take_factors is not None)
+
+    def factors(self, up: np.ndarray, down: np.ndarray) -> Factors:
+        """What becomes of an addition up down [out, in], as (first row, up, down) of additions to the parameter."""
+        if self.take_factors is not None:
+            return [(self.first_row + row, rows, columns) for row, rows, columns in self.take_factors(up, down)]
+        return [(self.first_row, up if self.order is None else up[self.order], down)]
+
+    @property
+    def is_computed(self) -> bool:
+        """Whether its values are not simply those that are stored."""
+        return self.normalized or self.offset != 0
+
+    def computed(self, rows: np.ndarray) -> np.ndarray:
+        """What becomes of some of its rows, float32."""
+        if self.normalized:
+            rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+        return (rows + self.offset if self.offset else rows).astype(np.float32, copy=False)
+
+
+EMBEDDING = "model.embed_tokens.weight"
+POSITIONS = "model.embed_positions.weight"
+HEAD = "lm_head.weight"
+# A layer's router, with the gate of its shared expert below where there is one.
+ROUTER = "router.weight"
+LAYER = re.compile(r"model\.layers\.(\d+)\.")
+# T5's embedding, and the end of the name of its bias by distance.
+SHARED = "shared.weight"
+DISTANCES = "relative_attention_bias.weight"
+# Buffers that exporters saved beside the weights; they follow from the config.
+DERIVED = re.compile(
+    r"\.rotary_emb\.(inv_freq|cos_cached|sin_cached)$|\.rotary_pos_emb\.inv_freq$|\.freqs_mgr\.|\.attn\.(masked_)?bias$"
+    r"|\.attention\.(masked_)?beta$"
+)
+
+
+def hugging_face_name(name: str, names: Names = ()) -> str:
+    """A checkpoint's tensor name in Hugging Face's spelling for Llama.
+
+    Args:
+        names: the family's own table.
+    """
+    for pattern, ours in (*names, *MINDFORMERS):
+        name = re.sub(pattern, ours, name)
+    return name
+
+
+def is_draft_layer(name: str, config: AnyConfig) -> bool:
+    """Whether a tensor is of the layers that guess further tokens (multi-token prediction), which are not run."""
+    drafts = getattr(config, "draft_layers", 0)
+    found = LAYER.match(name)
+    if found is None:
+        # What MindFormers to 1.5 has of them beside such a layer.
+        return drafts > 0 and name.startswith("model.mtp_hidden_fusers.")
+    return 0 <= int(found[1]) - config.num_layers < drafts
+
+
+def tensor_places(config: AnyConfig, stored: Container[str] = ()) -> list[TensorPlace]:
+    """Every tensor that a checkpoint of this model holds, in the order of the layers.
+
+    Args:
+        stored: names of a checkpoint, which decide between tensors that are apart and fused ones.
+    """
+    if isinstance(config, T5Config):
+        return list(_t5_places(config, stored))
+    places = [TensorPlace(EMBEDDING, (config.vocab_size, config.hidden_size), EMBEDDING)]
+    if config.position_rows:
+        places.append(TensorPlace(POSITIONS, (config.position_rows, config.hidden_size), POSITIONS))
+    for layer in range(config.num_layers):
+        places.extend(_layer_places(config, layer, stored))
+    places.extend(_norm(config, "model.norm"))
+    if not config.tie_embeddings:
+        shape = (config.vocab_size, config.hidden_size)
+        places.append(TensorPlace(HEAD, shape, HEAD, normalized=config.storage.normalized_head))
+    return places
+
+
+def spare_names(config: AnyConfig) -> set[str]:
+    """Tensors that a checkpoint may hold beside those: what is tied, written a second time, and what nothing reads."""
+    names = {HEAD} if config.tie_embeddings else set()
+    if isinstance(config, T5Config):
+        names |= {f"{stack}.embed_tokens.weight" for stack in ("encoder", "decoder")}
+        # In the first checkpoints; attention to the source has no bias.
+        names.add(f"decoder.block.0.layer.1.EncDecAttention.{DISTANCES}")
+    return names
+
+
+def parameter_shapes(config: AnyConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes of the network's parameters: the checkpoint's tensors, those that are fused stacked by rows."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for place in tensor_places(config):
+        rows = place.first_row + max(place.room, place.shape[0])
+        shapes[place.parameter] = (rows, *place.shape[1:])
+    return shapes
+
+
+def _layer_places(config: ModelConfig, layer: int, stored: Container[str]) -> Iterator[TensorPlace]:
+    prefix = f"model.layers.{layer}."
+    yield from _norm(config, f"{prefix}input_layernorm")
+    if config.latent is None:
+        yield from _attention_places(config, f"{prefix}self_attn.", stored)
+    else:
+        yield from _latent_places(config, config.latent, f"{prefix}self_attn.")
+    if config.post_norms:
+        yield from _norm(config, f"{prefix}post_self_attn_layernorm")
+    yield from _norm(config, f"{prefix}post_attention_layernorm")
+    experts = config.experts_of(layer)
+    if experts is None:
+        yield from _feed_forward_places(config, f"{prefix}mlp.", stored)
+    else:
+        yield from _experts_places(config.hidden_size, experts, f"{prefix}mlp.", stored)
+    if config.post_norms:
+        yield from _norm(config, f"{prefix}post_mlp_layernorm")
+
+
+def _attention_places(config: ModelConfig, attention: str, stored: Container[str]) -> Iterator[TensorPlace]:
+    hidden = config.hidden_size
+    yield from _qkv_places(config, attention, "weight", (hidden,), stored)
+    if config.qkv_bias:
+        yield from _qkv_places(config, attention, "bias", (), stored)
+    if config.qk_norm:
+        order = _head_order(config)
+        for name in ("q_norm", "k_norm"):
+            parameter = f"{attention}{name}.weight"
+            shape = (config.head_dim,)
+            yield TensorPlace(parameter, shape, parameter, order=order, offset=config.storage.norm_offset)
+    yield _matrix(config, f"{attention}o_proj.weight", (hidden, config.query_size))
+    if config.output_bias:
+        yield _whole(f"{attention}o_proj.bias", (hidden,))
+
+
+def _latent_places(config: ModelConfig, latent: LatentConfig, attention: str) -> Iterator[TensorPlace]:
+    """Down: query (or what it is made of), latent and rotated key in one matrix. Up: a matrix for each use."""
+    hidden, heads = config.hidden_size, config.num_heads
+    query, whole = heads * latent.query, latent.query_rank == 0
+    first = query if whole else latent.query_rank
+    query_order = halves_of_pairs(np.arange(query), heads, latent) if latent.interleaved else None
+    key_order = halves_of_pairs(np.arange(latent.width), 1, latent) if latent.interleaved else None
+    for name, row, rows, order in (
+        ("q_proj" if whole else "q_a_proj", 0, first, query_order if whole else None),
+        ("kv_a_proj_with_mqa", first, latent.width, key_order),
+    ):
+        yield TensorPlace(f"{attention}{name}.weight", (rows, hidden), f"{attention}down.weight", row, order)
+        if config.qkv_bias and name != "q_proj":
+            yield TensorPlace(f"{attention}{name}.bias", (rows,), f"{attention}down.bias", row, order)
+    if not whole:
+        yield _whole(f"{attention}q_a_layernorm.weight", (latent.query_rank,))
+        name = f"{attention}q_b_proj.weight"
+        yield TensorPlace(name, (query, latent.query_rank), name, order=query_order)
+    yield _whole(f"{attention}kv_a_layernorm.weight", (latent.rank,))
+    both = (heads * (latent.nope + latent.value), latent.rank)
+    keys, values = heads * whole_panels(latent.rank), heads * whole_panels(latent.value)
+    for parameter, shape, take, factors in (
+        ("key_up.weight", (keys, latent.nope), key_projection, key_factors),
+        ("value_up.weight", (values, latent.rank), value_projection, value_factors),
+    ):
+        yield TensorPlace(
+            f"{attention}kv_b_proj.weight",
+            shape,
+            attention + parameter,
+            take=partial(take, heads=heads, latent=latent),
+            take_factors=partial(factors, heads=heads, latent=latent),
+            taken_from=both,
+        )
+    yield _whole(f"{attention}o_proj.weight", (hidden, heads * latent.value))
+    if config.output_bias:
+        yield _whole(f"{attention}o_proj.bias", (hidden,))
+
+
+def _feed_forward_places(config: ModelConfig, mlp: str, stored: Container[str]) -> Iterator[TensorPlace]:
+    hidden, width = config.hidden_size, config.intermediate_size
+    yield from _gate_up_places(config, mlp, "weight", (hidden,), stored)
+    if config.mlp_bias:
+        yield from _gate_up_places(config, mlp, "bias", (), stored)
+    yield _matrix(config, f"{mlp}down_proj.weight", (hidden, width))
+    if config.down_bias:
+        yield _whole(f"{mlp}down_proj.bias", (hidden,))
+
+
+def _experts_places(hidden: int, experts: ExpertsConfig, mlp: str, stored: Container[str]) -> Iterator[TensorPlace]:
+    """All experts of a layer in one matrix, each beginning a panel: a kernel takes an expert as it lies."""
+    count = experts.routing.experts
+    yield TensorPlace(f"{mlp}gate.weight", (count, hidden), mlp + ROUTER)
+    if experts.shared_gate:
+        yield TensorPlace(f"{mlp}shared_expert_gate.weight", (1, hidden), mlp + ROUTER, count)
+    if experts.corrected:
+        yield _whole(f"{mlp}gate.e_score_correction_bias", (count,))
+    if f"{mlp}experts.weight1" in stored:
+        yield from _mindformers_experts(f"{mlp}experts.", count, hidden, experts.width)
+    else:
+        yield from _stacked(mlp, "experts.", [f"experts.{index}." for index in range(count)], hidden, experts.width)
+    if experts.shared_width:
+        yield from _stacked(mlp, "shared_experts.", ["shared_experts."], hidden, experts.shared_width)
+
+
+def _mindformers_experts(prefix: str, count: int, hidden: int, width: int) -> Iterator[TensorPlace]:
+    """All experts in two tensors, each expert transposed: [count * hidden, 2 * width] and [count * width, hidden]."""
+    shapes = (count * 2 * whole_panels(width), hidden), (count * whole_panels(hidden), width)
+    takes = partial(mindformers_gate_up, experts=count), partial(mindformers_down, experts=count)
+    stored = (count * hidden, 2 * width), (count * width, hidden)
+    names = ("weight1", "gate_up_proj.weight"), ("weight2", "down_proj.weight")
+    for (theirs, ours), shape, take, taken_from in zip(names, shapes, takes, stored, strict=True):
+        yield TensorPlace(prefix + theirs, shape, prefix + ours, take=take, taken_from=taken_from)
+
+
+def _stacked(mlp: str, target: str, names: list[str], hidden: int, width: int) -> Iterator[TensorPlace]:
+    """Gated feed-forwards one below the other: gate, up, gate, up, ... in one parameter, their down in another."""
+    room, down_room = whole_panels(width), whole_panels(hidden)
+    gate_up, down = (f"{mlp}{target}{part}.weight" for part in ("gate_up_proj", "down_proj"))
+    for index, name in enumerate(names):
+        for half, part in enumerate(("gate_proj", "up_proj")):
+            first = (2 * index + half) * room
+            yield TensorPlace(f"{mlp}{name}{part}.weight", (width, hidden), gate_up, first, room=room)
+        yield TensorPlace(f"{mlp}{name}down_proj.weight", (hidden, width), down, index * down_room, room=down_room)
+
+
+def _t5_places(config: T5Config, stored: Container[str]) -> Iterator[TensorPlace]:
+    yield _whole(SHARED, (config.vocab_size, config.hidden_size))
+    for stack, layers in (("encoder", config.num_encoder_layers), ("decoder", config.num_layers)):
+        for layer in range(layers):
+            prefix = f"{stack}.block.{layer}.layer."
+            yield from _t5_attention_places(config, f"{prefix}0.", "SelfAttention", stored)
+            if layer == 0:
+                yield _whole(f"{prefix}0.SelfAttention.{DISTANCES}", (config.num_buckets, config.num_heads))
+            if stack == "decoder":
+                yield from _t5_attention_places(config, f"{prefix}1.", "EncDecAttention", stored)
+            yield from _t5_feed_forward_places(config, f"{prefix}{2 if stack == 'decoder' else 1}.", stored)
+        yield _whole(f"{stack}.final_layer_norm.weight", (config.hidden_size,))
+    if not config.tie_embeddings:
+        yield _whole(HEAD, (config.vocab_size, config.hidden_size))
+
+
+def _t5_attention_places(config: T5Config, prefix: str, name: str, stored: Container[str]) -> Iterator[TensorPlace]:
+    """Queries, keys and values are one product, except where the keys and values are the source's."""
+    hidden, inner = config.hidden_size, config.query_size
+    yield _whole(f"{prefix}layer_norm.weight", (hidden,))
+    for fused in ("qkv",) if name == "SelfAttention" else ("q", "kv"):
+        for index, part in enumerate(fused):
+            parameter = f"{prefix}{name}.{fused}.weight"
+            yield TensorPlace(f"{prefix}{name}.{part}.weight", (inner, hidden), parameter, index * inner)
+    yield _either_way(f"{prefix}{name}.", "o", (hidden, inner), stored)
+
+
+def _t5_feed_forward_places(config: T5Config, prefix: str, stored: Container[str]) -> Iterator[TensorPlace]:
+    """Gate and up are one product."""
+    hidden, width = config.hidden_size, config.intermediate_size
+    yield _whole(f"{prefix}layer_norm.weight", (hidden,))
+    prefix += "DenseReluDense."
+    if config.gated:
+        for index in range(2):
+            yield TensorPlace(f"{prefix}wi_{index}.weight", (width, hidden), f"{prefix}wi.weight", index * width)
+    else:
+        yield _either_way(prefix, "wi", (width, hidden), stored)
+    yield _either_way(prefix, "wo", (hidden, width), stored)
+
+
+def _either_way(prefix: str, name: str, shape: tuple[int, int], stored: Container[str]) -> TensorPlace:
+    """A matrix that MindFormers' T5 stores [in, out], which is seen by its name."""
+    parameter, other = f"{prefix}{name}.weight", f"{prefix}transposed_{name}.weight"
+    if other in stored:
+        return TensorPlace(other, shape, parameter, transposed=True)
+    return TensorPlace(parameter, shape, parameter)
+
+
+def _whole(name: str, shape: tuple[int, ...]) -> TensorPlace:
+    return TensorPlace(name, shape, name)
+
+
+def _matrix(config: ModelConfig, name: str, shape: tuple[int, ...]) -> TensorPlace:
+    return TensorPlace(name, shape, name, transposed=config.storage.transposed)
+
+
+def _norm(config: ModelConfig, name: str) -> Iterator[TensorPlace]:
+    shape = (config.hidden_size,)
+    yield TensorPlace(f"{name}.weight", shape, f"{name}.weight", offset=config.storage.norm_offset)
+    if config.layer_norm:
+        yield _whole(f"{name}.bias", shape)
+
+
+def _qkv_places(
+    config: ModelConfig, prefix: str, end: str, tail: tuple[int, ...], stored: Container[str]
+) -> Iterator[TensorPlace]:
+    """The projections of queries, keys and values: apart, or in one of the fused layouts of `names`."""
+    parameter = f"{prefix}qkv_proj.{end}"
+
+    def place(name: str, layout: str, first: int, transposed: bool = False) -> TensorPlace:
+        sizes = (config.num_heads, config.num_kv_heads, config.head_dim)
+        count, order = _order_of_heads(layout, *sizes, config.rotary_size, config.storage.pairs)
+        return TensorPlace(f"{prefix}{name}.{end}", (count, *tail), parameter, first, order, transposed)
+
+    for name, layout in (("qkv_proj", "stacked"), ("grouped_qkv", "grouped")):
+        if f"{prefix}{name}.{end}" in stored:
+            yield place(name, layout, 0, config.storage.transposed and bool(tail))
+            return
+    yield place("q_proj", "queries", 0)
+    if f"{prefix}grouped_kv.{end}" in stored:
+        yield place("grouped_kv", "grouped keys and values", config.query_size)
+        return
+    yield place("k_proj", "keys", config.query_size)
+    yield place("v_proj", "values", config.query_size + config.kv_size)
+
+
+@lru_cache
+def _order_of_heads(
+    layout: str, heads: int, groups: int, size: int, rotated: int, pairs: str
+) -> tuple[int, np.ndarray | None]:
+    """(rows, order) of a stored tensor of heads, whose rows are to be queries, keys and values one after the other."""
+    share = heads // groups
+    by_group = range(0, groups * (share + 2), share + 2)
+    # The stored heads in the order that they are to have, those that are rotated before the values.
+    turned, values = {
+        "queries": (range(heads), range(0)),
+        "keys": (range(groups), range(0)),
+        "values": (range(0), range(groups)),
+        "grouped keys and values": (range(0, 2 * groups, 2), range(1, 2 * groups, 2)),
+        "stacked": (range(heads + groups), range(heads + groups, heads + 2 * groups)),
+        "grouped": (
+            [start + i for start in by_group for i in range(share)] + [start + share for start in by_group],
+            [start + share + 1 for start in by_group],
+        ),
+    }[layout]
+    within, plain = _order_of_pairs(size, rotated, pairs), np.arange(size)
+    rows = [np.array(turned, int)[:, None] * size + (plain if within is None else within)]
+    rows.append(np.array(values, int)[:, None] * size + plain)
+    order = np.concatenate(rows).reshape(-1)
+    return len(order), None if np.array_equal(order, np.arange(len(order))) else order
+
+
+def _gate_up_places(
+    config: ModelConfig, prefix: str, end: str, tail: tuple[int, ...], stored: Container[str]
+) -> Iterator[TensorPlace]:
+    """The feed-forward's gate and up: apart, or in one of the fused layouts of `names`."""
+    parameter, width = f"{prefix}gate_up_proj.{end}", config.intermediate_size
+    transposed = config.storage.transposed and bool(tail)
+    if not config.gated:
+        yield TensorPlace(f"{prefix}up_proj.{end}", (width, *tail), parameter, transposed=transposed)
+        return
+    if f"{prefix}gate_up_proj.{end}" in stored:
+        yield TensorPlace(parameter, (2 * width, *tail), parameter, transposed=transposed)
+        return
+    yield TensorPlace(f"{prefix}gate_proj.{end}", (width, *tail), parameter, 0, transposed=transposed)
+    yield TensorPlace(f"{prefix}up_proj.{end}", (width, *tail), parameter, width, transposed=transposed)
+
+
+def _head_order(config: ModelConfig) -> np.ndarray | None:
+    """Of each element of a head, the stored one, so that the kernels rotate pairs (i, i + D / 2), the first R / 2.
+
+    None where it is stored so.
+    """
+    return _order_of_pairs(config.head_dim, config.rotary_size, config.storage.pairs)
+
+
+@lru_cache
+def _order_of_pairs(size: int, rotated: int, pairs: str) -> np.ndarray | None:
+    if pairs == "neighbors" and rotated:
+        return np.r_[0:size:2, 1:size:2]
+    if pairs == "halves" and 0 < rotated < size:
+        middle = (rotated + size) // 2
+        return np.r_[0 : rotated // 2, rotated:middle, rotated // 2 : rotated, middle:size]
+    return None

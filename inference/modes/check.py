@@ -1,0 +1,143 @@
+"""What every run mode checks before anything is computed.
+
+Everything that can be wrong with config, model, checkpoint, tokenizer and prompts is found before MindSpore is
+imported, so that a mistake costs half a second and not half a minute.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from inference.api.backend import check_backend
+from inference.config import GenerationConfig, InferenceConfig
+from inference.context import check_device
+from inference.errors import ConfigError, InputError
+from inference.generation.model import make_encoder
+from inference.generation.text import EncodedPrompt, Encoder
+from inference.inputs import RowStream, no_prompt, open_rows
+from inference.inputs.files import STDIN
+from inference.inputs.prompts import Prompt
+from inference.jobs.feed import FailedRow, Feed
+from inference.jobs.figures import check_plot, check_target
+from inference.jobs.save_file import check_writable
+from inference.models.source import ModelSource, resolve
+from inference.models.weights.sharding import Pairs
+from inference.parallel.topology import WORLD_SIZE, check_topology
+from inference.terminal.output import count, say
+from inference.tokenizer import Tokenizer
+
+# Rows that are read and encoded ahead, beside those that the engine has.
+READ_AHEAD = 32
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A run of which everything but the rows of files has been checked, and nothing has been computed."""
+
+    config: InferenceConfig
+    source: ModelSource
+    pairs: Pairs | None
+    tokenizer: Tokenizer
+    encoder: Encoder
+
+    @property
+    def rows_at_once(self) -> int:
+        """The most rows that run, in all copies of the model."""
+        return self.config.rows_at_once * check_topology(self.config).data_parallel
+
+
+def check(config: InferenceConfig, values: Sequence[str], overwrite: bool = False) -> tuple[Checked, int]:
+    """Finds every mistake that can be found without computing; also the number of prompts.
+
+    Raises:
+        InferenceError: the first one.
+    """
+    rows = rows_of(config, values) if values else None
+    ready = prepare(config, rows, overwrite)
+    # Before many ranks start no row is read: a bad one is a record of the run, and standard input is rank 0's.
+    if rows is None or WORLD_SIZE in os.environ:
+        return ready, 0
+    # A document to evaluate is cut into pieces that fit.
+    encode = ready.encoder.encode if config.run_mode == "predict" else _not_encoded
+    feed, failures, first = Feed(rows, encode, READ_AHEAD), 0, ""
+    while (item := feed.take(wait=True)) is not None:
+        if isinstance(item, FailedRow):
+            failures += 1
+            first = first or item.message
+    if feed.error is not None:
+        raise feed.error
+    if failures:
+        raise InputError(first, f"{count(failures - 1, 'further row')} cannot be used" if failures > 1 else None)
+    if not rows.count:
+        raise nothing_given(rows)
+    return ready, rows.count
+
+
+def prepare(config: InferenceConfig, rows: RowStream | None, replace: bool) -> Checked:
+    """Checks everything but the rows of files.
+
+    Args:
+        rows: None where there are none to be seen yet.
+        replace: a save file may be there.
+
+    Raises:
+        InferenceError: the first mistake.
+    """
+    check_device(config)
+    check_backend(config)
+    if config.run_mode == "convert" and int(os.environ.get(WORLD_SIZE, 1)) > 1:
+        raise ConfigError(
+            f"{config.origin('run_mode')}: convert is the work of one process, for any number of ranks",
+            "run it without the launcher",
+        )
+    if config.run_mode == "evaluate" and check_topology(config).data_parallel > 1:
+        where = config.origin("parallel_config.data_parallel")
+        raise ConfigError(f"{where}: evaluate runs on one copy of the model", "give parallel_config.data_parallel 1")
+    output = config.output
+    if output.save_file:
+        check_writable(Path(output.save_file), replace)
+    if output.metrics_file:
+        check_target(Path(output.metrics_file), "--metrics_file")
+    if output.metrics_plot:
+        check_plot(Path(output.metrics_plot))
+    source = resolve(config)
+    if config.run_mode == "evaluate" and source.model.decoder_start is not None:
+        raise ConfigError(
+            f"{source.name} has an encoder: it gives answers probabilities, and not texts",
+            "give rows with references (docs/evaluate.md)",
+        )
+    tokenizer = source.tokenizer()
+    encoder = make_encoder(source, tokenizer, source.generation)
+    # A text to evaluate may be longer than the context, and needs no room for an answer.
+    for prompt in rows.arguments if rows and config.run_mode == "predict" else ():
+        encoder.encode(0, prompt)
+    return Checked(config, source, source.pairs(), tokenizer, encoder)
+
+
+def rows_of(config: InferenceConfig, values: Sequence[str]) -> RowStream:
+    """The rows of prompts and files of prompts, which are read as they are asked for."""
+    return open_rows(values, config.input.format, config.input.prompt_column, config.input.id_column)
+
+
+def nothing_given(rows: RowStream) -> InputError:
+    """What to raise where an input came to its end without a prompt."""
+    if len(rows.empty_files) == len(rows.inputs) == 1 and rows.inputs[0][0] != STDIN:
+        return InputError(f"the prompt file {rows.empty_files[0]} holds no prompt")
+    return no_prompt()
+
+
+def say_what_is_used(job: Checked) -> None:
+    """No silent fallback: what was asked for and is not there is named."""
+    if job.pairs is None:
+        say("weights are random, as asked: the answers mean nothing")
+    source = job.source
+    is_asked = not job.config.auto_trans_ckpt and job.config.origin("auto_trans_ckpt") != "default"
+    if source.ranks > 1 and source.checkpoint and is_asked and not source.is_split:
+        say(f"auto_trans_ckpt is False, and {source.checkpoint} is whole: each rank reads its part of it")
+
+
+def _not_encoded(row: int, prompt: Prompt) -> EncodedPrompt:
+    return EncodedPrompt(row, prompt, prompt.text or "", [], GenerationConfig())

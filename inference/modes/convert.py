@@ -1,0 +1,65 @@
+"""`--run_mode convert`: a checkpoint with its weights packed, whole or by rank."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from inference.api.backend import check_backend
+from inference.checkpoint.gguf_names import GGUF_KEYS
+from inference.config import InferenceConfig
+from inference.context import check_device
+from inference.errors import ConfigError, TokenizerError
+from inference.generation.model import say_what_becomes_of, weight_format_of
+from inference.models.source import ModelSource, is_gguf, resolve
+from inference.models.weights.export import check_target as check_converted
+from inference.models.weights.export import convert as write_converted
+from inference.terminal.output import load_progress, say
+from inference.tokenizer.gguf_tokenizer import read_gguf_tokenizer
+
+
+def convert(config: InferenceConfig, force: bool = False) -> Path:
+    """Writes the model in `engine.weight_dtype` to `<output_dir>/<model>-<weight_dtype>`; prints where."""
+    from inference.kernels.build import KernelBuildError
+
+    check_device(config)
+    check_backend(config)
+    source = resolve(config)
+    parts = [(source.shard(rank), source.pairs(rank) or []) for rank in range(source.ranks)]
+    pairs = [pair for _, part in parts for pair in part]
+    if not pairs or source.packed is not None:
+        raise ConfigError("there is nothing to convert: the weights are random or packed already", "give a checkpoint")
+    weight_format = weight_format_of(source, pairs)
+    target = Path(config.output_dir) / f"{source.name}-{weight_format.value}"
+    check_converted(target, force)
+    say_what_becomes_of(pairs, weight_format)
+    try:
+        from inference.kernels.library import pack_into, set_threads
+
+        set_threads(config.engine.threads)
+    except KernelBuildError as error:
+        say(f"{error}: the slower packer is used")
+        from inference.kernels.formats import pack_into
+    own = {key: value for key, value in source.own_config.items() if key not in GGUF_KEYS}
+    write_converted(
+        parts,
+        own,
+        _with_tokenizer(source),
+        target,
+        weight_format,
+        pack_into,
+        force=force,
+        progress=load_progress(pairs),
+    )
+    print(target)
+    return target
+
+
+def _with_tokenizer(source: ModelSource) -> Path | None:
+    """Where a converted model's tokenizer comes from; None, which is said, where a GGUF file's is not read."""
+    if source.directory is not None and is_gguf(source.directory):
+        try:
+            read_gguf_tokenizer(source.directory, {})
+        except TokenizerError as error:
+            say(f"{error}; no tokenizer is written beside the weights")
+            return None
+    return source.directory

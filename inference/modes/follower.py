@@ -1,0 +1,67 @@
+"""The other ranks of a run: how rank 0 joins them, and what they do, whatever the mode."""
+
+from __future__ import annotations
+
+from contextlib import closing, suppress
+from types import ModuleType
+
+from inference.config import InferenceConfig
+from inference.context import build_context, check_device
+from inference.engine.metrics import RunMetrics
+from inference.errors import EXIT_FAILURE
+from inference.generation.data_parallel import OPEN, Replica
+from inference.generation.model import GenerativeModel, make_encoder
+from inference.generation.ranks import LOADING, READY, announce, join_ranks, run_follower, say_stage
+from inference.generation.text import TextGenerator
+from inference.models.source import ModelSource, resolve
+from inference.models.weights.sharding import Pairs
+from inference.parallel.rendezvous import NobodyNeededError
+from inference.parallel.start import Ranks
+from inference.parallel.topology import check_topology
+from inference.terminal.signals import end
+
+
+def join_others(config: InferenceConfig) -> tuple[ModuleType, Ranks | None]:
+    """The kernels, and the other ranks. Where one of them is lost, this process ends as by Ctrl-C: records whole, and
+    how to go on.
+    """
+    return join_ranks(config, lambda what: end(what, EXIT_FAILURE))
+
+
+def assist(config: InferenceConfig) -> None:
+    """What all ranks but the first do: they compute their part of the model, or answer rows that rank 0 sends, and
+    write nothing but how far they are.
+
+    Raises:
+        PeerLostError: another rank is gone.
+    """
+    check_device(config)
+    topology = check_topology(config)
+    announce(topology)
+    source = resolve(config)
+    pairs = source.pairs(topology.model_rank)
+    build_context(config)
+    with suppress(NobodyNeededError):
+        kernels, ranks = join_others(config)
+        assert ranks is not None
+        if ranks.topology.is_leader:
+            _replicate(source, pairs, kernels, ranks)
+        else:
+            run_follower(source, pairs, kernels, ranks)
+
+
+def _replicate(source: ModelSource, pairs: Pairs | None, kernels: ModuleType, ranks: Ranks) -> None:
+    """Another copy of the model: answers rows until rank 0 says that there are no more."""
+    channel = ranks.links.root
+    assert channel is not None
+    tokenizer, metrics = source.tokenizer(), RunMetrics()
+    needs = channel.expect(OPEN).fields
+    say_stage(ranks.topology, LOADING)
+    model = GenerativeModel(source, pairs, **needs, ranks=ranks, kernels=kernels)
+    say_stage(ranks.topology, READY)
+    with closing(model), model.engine(metrics) as engine:
+        generation = make_encoder(source, tokenizer, source.generation).generation
+        replica = Replica(channel, TextGenerator(engine, tokenizer), generation, metrics)
+        replica.run()
+        ranks.links.unwatch()
+        replica.say_farewell()

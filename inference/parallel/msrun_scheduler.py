@@ -1,0 +1,88 @@
+"""What msrun's scheduler process does: `python -m inference.parallel.msrun_scheduler`, with msrun's environment.
+
+The ranks meet here. Where they say that they need MindSpore's communication, this becomes MindSpore's own scheduler, at
+the same address.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+from inference.errors import EXIT_FAILURE
+from inference.parallel.rendezvous import LOOK, serve
+from inference.parallel.topology import MEETING, WORKERS, patience, scheduler_address
+
+# What a rank says that needs MindSpore's communication.
+MINDSPORE = "mindspore"
+# Seconds that MindSpore's scheduler has to end, when the ranks have ended.
+FAREWELL = 10.0
+
+
+def is_mindspores() -> bool:
+    """Whether the scheduler is MindSpore's own: the launcher says so, or the program has set up its communication."""
+    if os.environ.get(MEETING) == MINDSPORE:
+        return True
+    communication = sys.modules.get("mindspore.communication")
+    return communication is not None and bool(communication.GlobalComm.INITED)
+
+
+class Siblings:
+    """The other processes that the one that started this one has started: msrun's ranks on this machine."""
+
+    def __init__(self) -> None:
+        self._parent = os.getppid()
+        self._seen = False
+        self.all_ended()
+
+    def all_ended(self) -> bool:
+        """Whether there were some, and none runs any more; False where the system does not tell."""
+        listed = Path(f"/proc/{self._parent}/task/{self._parent}/children")
+        try:
+            others = set(listed.read_text().split()) - {str(os.getpid())}
+        except OSError:
+            return False
+        running = any(_runs(pid) for pid in others)
+        self._seen = self._seen or running
+        return self._seen and not running and os.getppid() == self._parent
+
+    def end_after_them(self) -> None:
+        """Ends this process when they have ended and it goes on."""
+        while not self.all_ended():
+            time.sleep(LOOK)
+        time.sleep(FAREWELL)
+        sys.stderr.write("error: the ranks have ended without a word to MindSpore's scheduler; their logs say why\n")
+        sys.stderr.flush()
+        os._exit(EXIT_FAILURE)
+
+
+def _runs(pid: str) -> bool:
+    """Whether a process has not ended; msrun does not ask about all that it has killed."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def main() -> None:
+    """Runs the scheduler until all ranks have met, or with MindSpore until they have ended.
+
+    Raises:
+        InferenceError: not all ranks came.
+    """
+    siblings = Siblings()
+    texts = serve(scheduler_address(), int(os.environ[WORKERS]), patience(), siblings.all_ended)
+    if set(texts) == {MINDSPORE}:
+        os.environ.setdefault("GLOG_v", "3")
+        from mindspore import communication
+
+        # It takes half a minute itself to notice that a rank was killed, and msrun waits for it.
+        threading.Thread(target=siblings.end_after_them, name="siblings", daemon=True).start()
+        communication.init("mccl")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""What is said on stderr: the load bar, and the closing figures. Answers never go here.
+
+Knows terminals; all figures come from `metrics`.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+
+from inference.checkpoint.tensor import StoredTensor
+from inference.engine.metrics import RunMetrics, peak_memory
+from inference.models.weights.loading import Pairs
+
+# A checkpoint that loads in a blink needs no bar.
+BAR_FROM = 256 << 20
+# Seconds between plain lines where stderr is no terminal.
+INTERVAL = 5.0
+
+
+def say(text: str) -> None:
+    """One line on stderr."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+def load_progress(pairs: Pairs | None) -> Callable[[StoredTensor], None] | None:
+    """A callback that shows how far loading is, in bytes and by file; None for a small checkpoint."""
+    total = sum(segment.size for tensor, _ in pairs or [] for segment in tensor.segments)
+    if total < BAR_FROM:
+        return None
+    return _bar(total) if sys.stderr.isatty() else _plain(total)
+
+
+def _bar(total: int) -> Callable[[StoredTensor], None]:
+    from tqdm import tqdm
+
+    bar = tqdm(total=total, unit="B", unit_scale=True, unit_divisor=1024, leave=False)
+
+    def advance(tensor: StoredTensor) -> None:
+        bar.set_description(tensor.segments[0].path.name, refresh=False)
+        bar.update(sum(segment.size for segment in tensor.segments))
+        if bar.n >= total:
+            bar.close()
+
+    return advance
+
+
+def _plain(total: int) -> Callable[[StoredTensor], None]:
+    done, last = 0, time.monotonic()
+
+    def advance(tensor: StoredTensor) -> None:
+        nonlocal done, last
+        done += sum(segment.size for segment in tensor.segments)
+        if time.monotonic() - last >= INTERVAL:
+            last = time.monotonic()
+            say(f"loading {tensor.segments[0].path.name}: {done / 2**30:.1f} of {total / 2**30:.1f} GiB")
+
+    return advance
+
+
+def summary(metrics: RunMetrics, process_seconds: float | None) -> str:
+    """The closing lines: the work, then the start-up by its parts."""
+    ttft = f"{metrics.ttft * 1000:.0f} ms" if metrics.ttft is not None else "-"
+    work = (
+        f"{count(metrics.requests, 'prompt')}: {metrics.prompt_tokens} tokens in, {metrics.prefill_rate:,.0f} tok/s; "
+        f"{metrics.completion_tokens} out, {metrics.decode_rate:,.1f} tok/s; TTFT {ttft}; "
+        f"{metrics.wall_seconds:.2f} s in all; peak memory {peak_memory() / 1e6:,.0f} MB"
+    )
+    start = metrics.startup
+    parts = (
+        f"start-up: {start.python:.1f} s Python and checks, {start.mindspore:.1f} s importing MindSpore, "
+        f"{start.weights:.1f} s weights, {start.compile:.1f} s compiling"
+    )
+    if process_seconds is not None:
+        parts += f"; first token {process_seconds:.1f} s after the process started"
+    return f"{work}\n{parts}"
+
+
+def count(number: int, noun: str) -> str:
+    """`1 prompt`, `2 prompts`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
