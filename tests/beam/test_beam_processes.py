@@ -69,7 +69,10 @@ def test_models_that_processes_share_are_exchanged(tmp_path, put_version):
     assert len({text for *_, text, _ in said["answers"]}) == 1
 
 
-FOLLOWER = "from inference.beam.serving.worker_lifetime import follow; import time; follow(); print('here', flush=True); time.sleep(60)"
+FOLLOWER = (
+    "from inference.beam.serving.worker_lifetime import follow; import time\n"
+    "follow(); print('here', flush=True); time.sleep(60)"
+)
 LEADER = """
 import subprocess, sys, time
 from inference.beam.serving.worker_lifetime import follow, leading

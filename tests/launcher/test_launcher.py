@@ -205,7 +205,7 @@ class TestRefused:
 
 def test_how_to_go_on_is_told_through_the_launcher(launcher: Launcher) -> None:
     command = launcher.script(
-        "from inference.cli.main import resume_command\nprint(resume_command(['--predict_data', \"it's\", '--overwrite']))"
+        "from inference.cli.main import resume_command as how\nprint(how(['--predict_data', \"it's\", '--overwrite']))"
     )
     code, out, error = launcher.run("--timeout", 60, command, 2)
     assert (code, error) == (0, "")

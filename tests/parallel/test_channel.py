@@ -209,7 +209,9 @@ FAMILY = """
 import os, subprocess, sys
 ranks = [subprocess.Popen(["sleep", "1000"]) for _ in range(2)]
 cluster = {"MS_ROLE": "MS_SCHED", "MS_WORKER_NUM": "2", "MS_SCHED_HOST": "127.0.0.1", "MS_SCHED_PORT": sys.argv[1]}
-scheduler = subprocess.Popen([sys.executable, "-m", "inference.parallel.msrun_scheduler"], env={**os.environ, **cluster})
+scheduler = subprocess.Popen(
+    [sys.executable, "-m", "inference.parallel.msrun_scheduler"], env={**os.environ, **cluster}
+)
 while True:
     try:
         import socket
