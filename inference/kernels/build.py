@@ -14,11 +14,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 from inference.errors import InferenceError
 
@@ -28,21 +29,40 @@ COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fno-math-errno", "-ffp-contract=fast", "-w")
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512")
-# Instruction sets by machine: the name, what the compiler must be told, what the dispatcher is told. `plain` comes
-# beside them, and means vectors of four floats and nothing that a compiler may not know.
-_PLAIN = ("plain", ("-U__ARM_NEON", "-U__ARM_FEATURE_DOTPROD"), "")
+
+
+class InstructionSet(NamedTuple):
+    """An instruction set that the kernels are compiled for.
+
+    Attributes:
+        flags: what the compiler is told.
+        define: what the dispatcher is told.
+        needs: what the processor must have, as Linux names it in /proc/cpuinfo.
+    """
+
+    name: str
+    flags: tuple[str, ...]
+    define: str
+    needs: frozenset[str] = frozenset()
+
+
+# `plain` means vectors of four floats and nothing that a compiler may not know.
+_PLAIN = InstructionSet("plain", ("-U__ARM_NEON", "-U__ARM_FEATURE_DOTPROD"), "")
+_NEEDS_AVX2 = frozenset({"avx2", "fma", "f16c"})
+_NEEDS_AVX512 = _NEEDS_AVX2 | {"avx512f", "avx512bw", "avx512vl", "avx512dq"}
 _X86_SETS = (
     _PLAIN,
-    ("avx2", _AVX2, "-DWITH_AVX2"),
-    ("avx512", _AVX512, "-DWITH_AVX512"),
-    ("avx512_vnni", (*_AVX512, "-mavx512vnni"), "-DWITH_AVX512_VNNI"),
+    InstructionSet("avx2", _AVX2, "-DWITH_AVX2", _NEEDS_AVX2),
+    InstructionSet("avx512", _AVX512, "-DWITH_AVX512", _NEEDS_AVX512),
+    InstructionSet("avx512_vnni", (*_AVX512, "-mavx512vnni"), "-DWITH_AVX512_VNNI", _NEEDS_AVX512 | {"avx512_vnni"}),
 )
 _ARM_SETS = (
     _PLAIN,
-    ("neon", ("-U__ARM_FEATURE_DOTPROD",), "-DWITH_NEON"),
-    ("neon_dot", ("-march=armv8.2-a+dotprod",), "-DWITH_NEON_DOT"),
+    InstructionSet("neon", ("-U__ARM_FEATURE_DOTPROD",), "-DWITH_NEON", frozenset({"asimd"})),
+    InstructionSet("neon_dot", ("-march=armv8.2-a+dotprod",), "-DWITH_NEON_DOT", frozenset({"asimddp"})),
 )
 SETS = {"x86_64": _X86_SETS, "AMD64": _X86_SETS, "aarch64": _ARM_SETS, "arm64": _ARM_SETS}
+CPUINFO = Path("/proc/cpuinfo")
 
 
 class KernelBuildError(InferenceError):
@@ -101,7 +121,8 @@ def _fingerprint(compiler: str) -> str:
     for path in sorted(SOURCES.iterdir()):
         digest.update(path.name.encode() + path.read_bytes())
     version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
-    digest.update(repr((FLAGS, SETS, platform.machine())).encode() + version)
+    sets = [(item.name, item.flags) for item in sets_of_this_machine()]
+    digest.update(repr((FLAGS, sets, platform.machine())).encode() + version)
     return digest.hexdigest()[:16]
 
 
@@ -115,12 +136,40 @@ def _locked(path: Path) -> Iterator[None]:
 def _build(compiler: str, path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         library = Path(scratch) / "library.so"
-        compile_sources([compiler], platform.machine(), Path(scratch), ["-shared"], library)
+        compile_sources([compiler], sets_of_this_machine(), Path(scratch), ["-shared"], library)
         library.replace(path)
 
 
-def compile_sources(compiler: list[str], machine: str, folder: Path, options: list[str], target: Path) -> None:
-    """Compiles the kernels for every instruction set of a machine, and all together into `target`.
+def sets_of(machine: str) -> tuple[InstructionSet, ...]:
+    """The instruction sets that processors of a kind may have (`x86_64`, as platform.machine() names it)."""
+    return SETS.get(machine, (_PLAIN,))
+
+
+@lru_cache(maxsize=1)
+def sets_of_this_machine() -> tuple[InstructionSet, ...]:
+    """The instruction sets that this processor has.
+
+    Others are not compiled: a library that holds code for them crashes, because the linker keeps one copy of an inline
+    function that several sets use, and a table's initializer may be vectorized.
+    """
+    features = _processor_features()
+    return tuple(item for item in sets_of(platform.machine()) if item.needs <= features)
+
+
+def _processor_features() -> frozenset[str]:
+    """The features that Linux lists for the first processor; none if it does not say."""
+    try:
+        lines = CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return frozenset()
+    listed = (line.partition(":")[2] for line in lines if line.partition(":")[0].strip() in ("flags", "Features"))
+    return frozenset(next(listed, "").split())
+
+
+def compile_sources(
+    compiler: list[str], sets: Sequence[InstructionSet], folder: Path, options: list[str], target: Path
+) -> None:
+    """Compiles the kernels for each of the instruction sets, and all together into `target`.
 
     Args:
         folder: for what is made on the way.
@@ -129,18 +178,27 @@ def compile_sources(compiler: list[str], machine: str, folder: Path, options: li
     Raises:
         KernelBuildError: the compiler fails.
     """
-    sets = SETS.get(machine, (_PLAIN,))
-    jobs = [_object(compiler, folder, name, flags) for name, flags, _ in sets]
+    jobs = [_object(compiler, folder, item) for item in sets]
     with ThreadPoolExecutor(max(1, os.cpu_count() or 1)) as pool:
         list(pool.map(_compile, jobs))
-    defines = [define for _, _, define in sets if define]
+    defines = [item.define for item in sets if item.define]
     files = [str(SOURCES / name) for name in ("library.cpp", "pool.cpp", "group.cpp")] + [job[-1] for job in jobs]
     _compile([*compiler, *FLAGS, *defines, *files, *options, "-pthread", "-o", str(target)])
 
 
-def _object(compiler: list[str], folder: Path, name: str, flags: tuple[str, ...]) -> list[str]:
+def _object(compiler: list[str], folder: Path, item: InstructionSet) -> list[str]:
+    name = item.name
     defines = [f"-DKERNEL_ISA=isa_{name}", f'-DKERNEL_NAME="{name}"']
-    return [*compiler, *FLAGS, *flags, *defines, "-c", str(SOURCES / "kernels.cpp"), "-o", str(folder / f"{name}.o")]
+    return [
+        *compiler,
+        *FLAGS,
+        *item.flags,
+        *defines,
+        "-c",
+        str(SOURCES / "kernels.cpp"),
+        "-o",
+        str(folder / f"{name}.o"),
+    ]
 
 
 def _compile(command: list[str]) -> None:

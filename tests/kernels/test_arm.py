@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from inference.kernels.build import SETS, SOURCES, compile_sources
+from inference.kernels.build import SOURCES, compile_sources, sets_of
 
 COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 PROGRAM = Path(__file__).with_name("compare_sets.cpp")
@@ -25,7 +25,7 @@ def compare(compiler: str, level: str, machine: str, names: list[str], folder: P
     quick.write_text(f'#!/bin/sh\nexec {compiler} "$@" {level}\n')
     quick.chmod(0o755)
     options = ["-static", f"-I{SOURCES}", str(PROGRAM)]
-    compile_sources([str(quick)], machine, folder, options, target)
+    compile_sources([str(quick)], sets_of(machine), folder, options, target)
     done = subprocess.run([*emulator, str(target), *names], capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -34,7 +34,7 @@ def compare(compiler: str, level: str, machine: str, names: list[str], folder: P
 @pytest.mark.slow
 @pytest.mark.skipif(not (shutil.which(COMPILER) and shutil.which(EMULATOR)), reason=f"no {COMPILER} or no {EMULATOR}")
 def test_arm_instruction_sets_agree_with_plain(tmp_path: Path) -> None:
-    names = [name for name, _, _ in SETS["aarch64"]]
+    names = [item.name for item in sets_of("aarch64")]
     assert compare(COMPILER, "-O1", "aarch64", names, tmp_path, EMULATOR, "-cpu", "max").count(":") == 3
 
 
