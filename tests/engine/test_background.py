@@ -301,7 +301,7 @@ def test_a_process_ends_while_rows_run() -> None:
     """The main thread leaves an answer half way; the process ends at once and without a word."""
     program = """
 import sys
-sys.path.insert(0, 'tests/helpers')
+sys.path[:0] = ['tests/helpers', 'tests/engine']
 from test_background import Background, Slow, Tokens, VOCABULARY
 from toys import make_request
 background = Background(Slow(VOCABULARY, context_length=100_000, num_blocks=30_000))

@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toys import ToyModel, logits_of, make_request
 
+from inference.engine import reference
 from inference.engine.engine import Engine
 from inference.engine.metrics import RunMetrics
 from inference.engine.request import FinishReason, Request
 from inference.engine.sampler import choose, token_logprob
 from inference.errors import GenerationError, InferenceError, InputError
-from inference.generation import reference
 
 VOCABULARY = 40
 # (settings, seed): what a row may ask for. The ends make answers of many lengths.
