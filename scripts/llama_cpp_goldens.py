@@ -59,7 +59,7 @@ TEXTS = (
     "!!! ??? ... --- ===> <=> $5 ^^ ~~ || `a`",
     "a/b//c \\n C:\\x /usr/bin/ http://x.y/z?q=1&r=2#s",
     "def f(x):\n    return x**2 + 1  # no\n",
-    "{\"a\": [1, 2.50, null], 'b': \"c\\\"\"}",
+    '{"a": [1, 2.50, null], \'b\': "c\\""}',
     "\u2018quoted\u2019 \u201cdouble\u201d \u2014 dash\u2026 \uff01\uff0c\uff1a",
     "price: 12\u20ac, 5\u00a3, \u00a59 \u00b1 \u00d7 \u221e \u2260",
     "\u0661\u0662\u0663\u0664 \u096a\u096b \u2167 \u00bd \u00b2\u00b3 \u2460",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from inference.config import GenerationConfig
 from inference.models.source import ModelSource
 from inference.tokenizer import Tokenizer
 
@@ -41,6 +42,13 @@ END_NAMES = (
 # With all tokens of a row there, `<|end|>` ends a message and not the turn; `</s>` is plain text beside the last.
 _MESSAGE_ENDS = (("<|return|>", "<|call|>", "<|end|>"), ("<|calls|>", "<|flush|>", "<|end|>"))
 _PLAIN_END = ("<|tool_response>", "</s>")
+
+
+def with_ends(source: ModelSource, tokenizer: Tokenizer | None, generation: GenerationConfig) -> GenerationConfig:
+    """The model's settings with every token that ends an answer; as they are if they have other ends already."""
+    if generation.eos_token_id != source.generation.eos_token_id:
+        return generation
+    return generation.updated(eos_token_id=list(ends_of_answer(source, tokenizer)))
 
 
 def ends_of_answer(source: ModelSource, tokenizer: Tokenizer | None) -> dict[int, str]:

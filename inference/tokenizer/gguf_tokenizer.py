@@ -38,6 +38,8 @@ MODELS = (*SENTENCEPIECE, "gpt2", "gemma4")
 # llama.cpp's ids of the unknown token, for a file that does not say.
 DEFAULT_UNKNOWN = {"llama": 0, "t5": 2}
 IDS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+
+
 @dataclass(frozen=True)
 class _Stored:
     """A file's tokenizer.

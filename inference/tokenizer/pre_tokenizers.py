@@ -2,9 +2,10 @@
 
 Knows names and regular expressions; knows nothing of files or vocabularies.
 
-Source: llama.cpp (github.com/ggml-org/llama.cpp, src/llama-vocab.cpp and src/unicode.cpp), release b9000 and later. The
-expressions are written for Oniguruma here. Where llama.cpp's own reading of an expression differs from the model's
-tokenizer.json, llama.cpp's counts: upper and lower case are not told apart beyond ASCII, and nothing is normalized.
+Source: llama.cpp (github.com/ggml-org/llama.cpp, src/llama-vocab.cpp and src/unicode.cpp), as of llama-cpp-python
+0.3.36. The expressions are written for Oniguruma here. Where llama.cpp's own reading of an expression differs from the
+model's tokenizer.json, llama.cpp's counts: upper and lower case are not told apart beyond ASCII, and nothing is
+normalized. Its `whitespace` is left out: that goes with a kind of tokenizer that only embedding models have.
 """
 
 from __future__ import annotations
@@ -80,9 +81,7 @@ _HAN = (
     r"\x{4E00}-\x{9FFF}\x{3400}-\x{4DBF}\x{20000}-\x{2A6DF}\x{2A700}-\x{2B73F}\x{2B740}-\x{2B81F}\x{2B820}-\x{2CEAF}"
     r"\x{2CEB0}-\x{2EBEF}\x{F900}-\x{FAFF}\x{2F800}-\x{2FA1F}"
 )
-_KIMI = (
-    rf"[{_HAN}]+|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}&&[^{_HAN}]]+(?:{_CONTRACTIONS})?|\p{{N}}{{1,3}}|{_SYMBOLS}"
-)
+_KIMI = rf"[{_HAN}]+|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}&&[^{_HAN}]]+(?:{_CONTRACTIONS})?|\p{{N}}{{1,3}}|{_SYMBOLS}"
 _BLOOM = " ?[^(\\s|.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c)]+"
 # Letters with upper and lower case, as DeepSeek's tokenizer lists them.
 _CASED_LETTERS = (
@@ -190,6 +189,5 @@ _RULES: tuple[tuple[PreTokenizer, str], ...] = (
         PreTokenizer((_BY_LINE,), add_bos=True, byte_level=False, marks_spaces=True),
         "gemma4 granite-embed-multi-311m",
     ),
-    (PreTokenizer((r"\S+",), byte_level=False), "whitespace"),
 )
 PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {name: rule for rule, names in _RULES for name in names.split()}

@@ -29,7 +29,9 @@ def is_tiktoken(path: Path) -> bool:
         return _LINE.match(file.read(256)) is not None
 
 
-def read_tiktoken(path: Path, config: TokenizerConfig, splitting: PreTokenizer, special: Sequence[str]) -> JsonTokenizer:
+def read_tiktoken(
+    path: Path, config: TokenizerConfig, splitting: PreTokenizer, special: Sequence[str]
+) -> JsonTokenizer:
     """The tokenizer in a file.
 
     Args:

@@ -375,7 +375,9 @@ def test_the_package_is_asked_for_by_name(tmp_path, monkeypatch) -> None:
         write_gguf(GOLDENS / "llama2_gqa", tmp_path / f"{len(kinds)}.gguf", kinds)
     monkeypatch.setitem(sys.modules, "gguf", None)
     assert source_of(tmp_path / "3.gguf").pairs()
-    with pytest.raises(CheckpointError, match="need the package gguf, which is not installed; pip install gguf") as raised:
+    with pytest.raises(
+        CheckpointError, match="need the package gguf, which is not installed; pip install gguf"
+    ) as raised:
         source_of(tmp_path / "2.gguf")
     assert raised.value.exit_code == 2
 
