@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     given = list(sys.argv[1:] if arguments is None else arguments)
     _open_missing_streams()
     _end_on_signals()
-    # msrun takes `python` from PATH, and so does the command: both are to be this one.
+    # The command takes `python` from PATH: it is to be this one.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     try:
         code = build_command(lambda settings: launch(settings, given)).main(given, standalone_mode=False)
