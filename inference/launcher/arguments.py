@@ -29,9 +29,9 @@ HIGHEST_PORT = 65535
 PROGRAMS = ("run_inference.py", "mindspore-inference")
 # The program is looked for among this many first words of a command: `python -u run_inference.py`.
 FIRST_WORDS = 3
-HELP = """Runs COMMAND in N processes, the ranks, with the environment that MindSpore's msrun gives. COMMAND is one string: it
-is split into words as a shell does, and nothing in it is expanded. Rank 0 has this terminal's standard input, output
-and error; the others write to their logs."""
+HELP = """Runs COMMAND in N processes, the ranks, with the environment that MindSpore's msrun gives. COMMAND is one
+string: it is split into words as a shell does, and nothing in it is expanded. Rank 0 has this terminal's standard
+input, output and error; the others write to their logs."""
 EXAMPLES = """
 Positions, as MindFormers' msrun_launcher.sh has them:
   COMMAND                                                     8 processes

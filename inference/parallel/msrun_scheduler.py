@@ -1,4 +1,5 @@
-"""The scheduler process of a run: `python -m inference.parallel.msrun_scheduler`, with the environment that msrun gives.
+"""The scheduler process of a run: `python -m inference.parallel.msrun_scheduler`, with the environment that msrun
+gives.
 
 The ranks meet here. If they say that they need MindSpore's communication, this becomes MindSpore's own scheduler at the
 same address.
@@ -23,7 +24,9 @@ FAREWELL = 10.0
 
 
 def is_mindspores() -> bool:
-    """Whether MindSpore's own scheduler runs: the launcher says so, or the program has set up MindSpore's communication."""
+    """Whether MindSpore's own scheduler runs: the launcher says so, or the program has set up MindSpore's
+    communication.
+    """
     if os.environ.get(MEETING) == MINDSPORE:
         return True
     communication = sys.modules.get("mindspore.communication")

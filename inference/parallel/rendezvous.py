@@ -38,8 +38,8 @@ def serve(
 ) -> list[str]:
     """The scheduler's side: wait for the texts of all ranks, send all of them to each, and return them.
 
-    A rank that has nothing to do, or cannot continue, gives None. Then the others are told so as they come, and the result
-    is empty.
+    A rank that has nothing to do, or cannot continue, gives None. Then the others are told so as they come, and the
+    result is empty.
 
     Args:
         abandoned: called now and then; True if no rank is left that could come.

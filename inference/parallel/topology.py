@@ -24,8 +24,8 @@ ROLE, WORKERS, RANK, SCHEDULER_HOST, SCHEDULER_PORT, PATIENCE = (
     "MS_TOPO_TIMEOUT",
 )
 WORKER, SCHEDULER = "MS_WORKER", "MS_SCHED"
-# Set by the launcher for another program, beside which MindSpore's own scheduler runs: where ranks that do not need that
-# scheduler meet, as HOST:PORT, or `mindspore` if they cannot.
+# Set by the launcher for another program, beside which MindSpore's own scheduler runs: where ranks that do not need
+# that scheduler meet, as HOST:PORT, or `mindspore` if they cannot.
 MEETING = "INFERENCE_MEETING"
 # Set by the launcher for the check before it starts ranks: how many there will be.
 WORLD_SIZE = "INFERENCE_WORLD_SIZE"
@@ -140,13 +140,17 @@ def check_topology(config: InferenceConfig, environment: Mapping[str, str] = os.
 
 
 def origin_of_split(config: InferenceConfig) -> str:
-    """Where the config says how many ranks share the model: by the key itself, or by `use_parallel`, which takes all."""
+    """Where the config says how many ranks share the model: by the key itself, or by `use_parallel`, which takes
+    all.
+    """
     where = config.origin("parallel_config.model_parallel")
     return config.origin("use_parallel") if where == "default" else where
 
 
 def ranks_of_model(config: InferenceConfig) -> int:
-    """How many ranks share the model. A conversion is one process, and writes for as many ranks as the config asks for."""
+    """How many ranks share the model. A conversion is one process, and writes for as many ranks as the config asks
+    for.
+    """
     if config.run_mode != "convert":
         return check_topology(config).model_parallel
     asked = config.use_parallel or config.origin("parallel_config.model_parallel").startswith("--")
