@@ -116,7 +116,7 @@ class TestHostileSizes:
             ({"num_local_experts": 2**64}, "'num_experts' is 18446744073709551616; it must be an integer from 1"),
             (
                 {"num_local_experts": 2**16, "num_hidden_layers": 64},
-                "'num_experts' is 65536; it must be .* at most 4096",
+                "'num_experts' is 65536; it must be at most 4096",
             ),
             ({"num_local_experts": 2**16}, "the config's sizes add up to .* parameters"),
             ({"num_attention_heads": 2**40}, "'num_attention_heads'"),
