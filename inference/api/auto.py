@@ -17,6 +17,7 @@ from inference.context import build_context, ranks_told
 from inference.errors import ConfigError, did_you_mean
 from inference.generation.model import GenerativeModel
 from inference.generation.ranks import load
+from inference.terminal.output import say
 from inference.tokenizer import Tokenizer, load_tokenizer
 
 # Keys that a caller may set beside those of the model and of generation, and where they belong in a config.
@@ -129,7 +130,7 @@ class AutoModel:
             setattr(config, key, value)
         whole = _with_ranks(config.inference_config)
         build_context(whole)
-        return load(choose_model_class(whole), whole)
+        return load(choose_model_class(whole), whole, say)
 
 
 def _with_ranks(config: InferenceConfig) -> InferenceConfig:

@@ -23,7 +23,9 @@ from inference.evaluate.gate import Gate, Verdict, check_gate
 from inference.evaluate.report import name_of_other, report, verdict_of
 from inference.evaluate.result import ALL, Evaluation, Sampling, read_evaluation
 from inference.evaluate.scores import Metric, choose_metrics
-from inference.generation.model import GenerativeModel, longest_row, make_encoder, positions_needed, weight_format_of
+from inference.generation.build import weight_format_of
+from inference.generation.cache_size import longest_row, positions_needed
+from inference.generation.model import GenerativeModel, make_encoder
 from inference.generation.perplexity import positions_needed as score_positions
 from inference.generation.text import EncodedPrompt, Encoder
 from inference.jobs.figures import check_target
@@ -110,6 +112,7 @@ class _Model:
             positions=self._positions(examples),
             row=longest_row(self._encoded(examples), source),
             progress=load_progress(pairs),
+            say=say,
         )
         progress = _Progress(source.name, len(examples))
         with LLM(model, self.encoder.tokenizer) as llm:

@@ -1,11 +1,10 @@
 """A model that generates: network, cache and settings, with MindFormers' `generate`.
 
-Knows how a `ModelSource` becomes something that runs, and how much cache to give it; knows nothing about terminals.
+Knows engines and what they run; `build` makes the runner, `cache_size` sizes its cache. Knows nothing about terminals.
 """
 
 from __future__ import annotations
 
-import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,28 +15,25 @@ from typing import Any
 
 import numpy as np
 
-from inference import kernels
-from inference.checkpoint.quantized_tensor import describe
 from inference.checkpoint.tensor import StoredTensor
 from inference.config import GenerationConfig, InferenceConfig
-from inference.context import available_memory
 from inference.engine.background import BackgroundEngine
 from inference.engine.engine import BaseEngine, Engine
 from inference.engine.metrics import RunMetrics
 from inference.engine.request import Request
-from inference.errors import ConfigError, GenerationError, InferenceError, InputError
+from inference.errors import GenerationError, InferenceError, InputError
+from inference.generation.build import Say, build_runner, choose_kernels, format_in_memory, share
+from inference.generation.cache_size import num_blocks
 from inference.generation.streamers import BaseStreamer, SeparateStreamers
 from inference.generation.text import AnswerRow, EncodedPrompt, Encoder
 from inference.inputs.prompts import Prompt
-from inference.kernels.formats import Format
 from inference.models import kv_cache
-from inference.models.architecture.t5_config import AnyConfig, T5Config
-from inference.models.block_pool import NULL_BLOCK
-from inference.models.runner import ModelRunner, StepModel
+from inference.models.architecture.t5_config import AnyConfig
+from inference.models.runner import StepModel
 from inference.models.source import ModelSource, resolve
 from inference.models.tensor_parallel import LeadingRunner, agree_on_blocks
-from inference.models.weights.loading import quantized_tensors, stored_format, weight_bytes
-from inference.models.weights.sharding import Pairs, Shard
+from inference.models.weights.loading import weight_bytes
+from inference.models.weights.sharding import Pairs
 from inference.parallel.start import Ranks
 from inference.tokenizer import Tokenizer
 
@@ -52,6 +48,8 @@ class GenerativeModel:
         row: how many of them its longest row needs at least.
         progress: called with each tensor as it is loaded.
         ranks: with whom the model is shared; this rank is their leader. None for a model of this process alone.
+        kernels: chosen already; None to choose them as the config says.
+        say: takes lines for the user, such as which kernels run the model.
 
     Attributes:
         times: that loading and compiling took.
@@ -76,19 +74,20 @@ class GenerativeModel:
         progress: Callable[[StoredTensor], None] | None = None,
         ranks: Ranks | None = None,
         kernels: ModuleType | None = None,
+        say: Say,
     ):
         self._set_up(source)
-        chosen = kernels or choose_kernels(source.config)
+        chosen = kernels or choose_kernels(source.config, say)
         if ranks is None or ranks.group is None:
             if ranks is None:
-                blocks = num_blocks(source, positions, _format_in_memory(source, pairs, chosen), row)
+                blocks = num_blocks(source, positions, format_in_memory(source, pairs, chosen), row)
             else:
                 blocks, _ = share(source, pairs, chosen, ranks, positions, row)
-            self.runner = build_runner(source, pairs, chosen, blocks, progress)
+            self.runner = build_runner(source, pairs, chosen, blocks, say, progress)
             self.stepper: StepModel = self.runner
         else:
             blocks = agree_on_blocks(ranks.links, lambda: share(source, pairs, chosen, ranks, positions, row))
-            self.runner = build_runner(source, pairs, chosen, blocks, progress, ranks)
+            self.runner = build_runner(source, pairs, chosen, blocks, say, progress, ranks)
             leading = LeadingRunner(self.runner, ranks.links)
             # Also when nobody needs the model any more, and when a program ends without a word.
             self._let_go = weakref.finalize(self, leading.close)
@@ -106,10 +105,10 @@ class GenerativeModel:
         self.background = BackgroundEngine(lambda: self.engine(self.metrics))
 
     @classmethod
-    def from_config(cls, config: InferenceConfig) -> GenerativeModel:
+    def from_config(cls, config: InferenceConfig, say: Say) -> GenerativeModel:
         """Finds, checks and loads the model that a config names, in this process alone."""
         source = resolve(config)
-        return cls(source, source.pairs())
+        return cls(source, source.pairs(), say=say)
 
     @property
     def config(self) -> AnyConfig:
@@ -269,15 +268,6 @@ class _Tokens:
         return self.request.output_ids[-1]
 
 
-def runner_class(config: AnyConfig) -> type[ModelRunner]:
-    """What runs a model of this architecture."""
-    if isinstance(config, T5Config):
-        from inference.models.encoder_decoder import EncoderDecoderRunner
-
-        return EncoderDecoderRunner
-    return ModelRunner
-
-
 def make_encoder(source: ModelSource, tokenizer: Tokenizer | None, generation: GenerationConfig) -> Encoder:
     """The encoder of a model; without end-of-sequence ids in its settings the tokenizer's own counts."""
     if tokenizer is not None and not generation.eos_token_id and tokenizer.eos_token_id is not None:
@@ -295,166 +285,6 @@ def make_encoder(source: ModelSource, tokenizer: Tokenizer | None, generation: G
         adapters=source.adapters.numbers,
         adapter_ids=names if len(names) > 1 else (),
     )
-
-
-def positions_needed(prompts: Iterable[EncodedPrompt], source: ModelSource) -> int:
-    """Positions of cache with which none of the prompts has to wait for another's to become free."""
-    return sum(sorted(_lengths(prompts, source), reverse=True)[: source.config.rows_at_once])
-
-
-def longest_row(prompts: Iterable[EncodedPrompt], source: ModelSource) -> int:
-    """Positions of cache that the longest of the prompts needs with its answer."""
-    return max(_lengths(prompts, source), default=1)
-
-
-def _lengths(prompts: Iterable[EncodedPrompt], source: ModelSource) -> Iterator[int]:
-    block = source.config.engine.block_size
-    for prompt in prompts:
-        request = prompt.request(source.model.context_length)
-        yield request.most_blocks(block) * block
-
-
-def weight_format_of(source: ModelSource, pairs: Pairs | None) -> Format:
-    """The format that `engine.weight_dtype` asks for; `auto` is what the checkpoint is stored in.
-
-    Raises:
-        ConfigError: another format than the one that the weights are packed in.
-    """
-    name = source.config.engine.weight_dtype
-    if source.packed is not None:
-        if name not in ("auto", source.packed.value):
-            raise ConfigError(
-                f"{source.config.origin('engine.weight_dtype')}: engine.weight_dtype is {name}, the weights of "
-                f"{source.directory} are packed as {source.packed.value}",
-                "give auto, or convert the original checkpoint",
-            )
-        return source.packed
-    return stored_format(pairs) if name == "auto" else Format(name)
-
-
-def say_what_becomes_of(pairs: Pairs | None, weight_format: Format) -> None:
-    """Says on stderr what a quantized checkpoint is read into; nothing about others."""
-    quantized = quantized_tensors(pairs)
-    if quantized:
-        print(describe(quantized, weight_format), file=sys.stderr, flush=True)
-
-
-def choose_kernels(config: InferenceConfig) -> ModuleType:
-    """The kernels that `engine.kernels` asks for, said on stderr where they are not the fast ones."""
-
-    def say(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
-
-    chosen = kernels.choose(
-        config.engine.kernels,
-        device_target=config.context.device_target,
-        mode=config.context.mode,
-        block_size=config.engine.block_size,
-        threads=config.engine.threads,
-        say=say,
-    )
-    if config.engine.kv_cache_dtype == "float16" and not chosen.NARROW:
-        say("engine.kv_cache_dtype float16 needs the native kernels: the cache is in float32")
-    return chosen
-
-
-def build_runner(
-    source: ModelSource,
-    pairs: Pairs | None,
-    kernels: ModuleType,
-    blocks: int,
-    progress: Callable[[StoredTensor], None] | None = None,
-    ranks: Ranks | None = None,
-) -> ModelRunner:
-    """What this process has of a model, loaded; not compiled yet."""
-    engine = source.config.engine
-    weight_format = weight_format_of(source, pairs)
-    if ranks is None or ranks.topology.rank == 0:
-        say_what_becomes_of(pairs, weight_format)
-    return runner_class(source.model)(
-        source.model,
-        pairs,
-        num_blocks=blocks,
-        block_size=engine.block_size,
-        kernels=kernels,
-        weight_format=weight_format,
-        half_cache=engine.kv_cache_dtype == "float16" and kernels.NARROW,
-        seed=source.config.seed or 0,
-        progress=progress,
-        shard=source.shard(ranks.topology.model_rank if ranks else 0),
-        group=ranks.group if ranks else None,
-        adapters=source.adapters,
-    )
-
-
-def share(
-    source: ModelSource, pairs: Pairs | None, kernels: ModuleType, ranks: Ranks, positions: int | None, row: int
-) -> tuple[int, tuple[int | None, int]]:
-    """Blocks of cache that this rank has room for, and what they were asked for."""
-    weight_format, shard = _format_in_memory(source, pairs, kernels), source.shard(ranks.topology.model_rank)
-    return num_blocks(source, positions, weight_format, row, shard, ranks.links.sharing_memory), (positions, row)
-
-
-def _format_in_memory(source: ModelSource, pairs: Pairs | None, kernels: ModuleType) -> Format | None:
-    """The format of the matrices; None for plain float32."""
-    return weight_format_of(source, pairs) if kernels.NARROW else None
-
-
-def num_blocks(
-    source: ModelSource,
-    positions: int | None,
-    weight_format: Format | None,
-    row: int = 1,
-    shard: Shard | None = None,
-    sharing: int = 1,
-) -> int:
-    """Blocks of cache to allocate, the null block included.
-
-    `engine.kv_cache_memory` decides where it is set. Otherwise it is what the work needs, or where that is not known
-    what `max_sequences` rows of the longest kind need, up to half of the memory that the weights leave free. Memory
-    of blocks that are never used is never touched.
-
-    Args:
-        positions: what the work needs.
-        weight_format: of the matrices in memory, None for plain float32.
-        row: positions that there must be.
-        shard: what this process has of the model.
-        sharing: processes that share the memory.
-
-    Raises:
-        InferenceError: weights and the smallest cache do not fit into memory.
-        ConfigError: `engine.kv_cache_memory` is too little for a row.
-    """
-    settings, model = source.config.engine, (shard or source.shard()).config
-    size = kv_cache.block_bytes(model, settings.block_size, settings.kv_cache_dtype == "float16")
-    weights = weight_bytes(model, None if settings.kernels == "stock" else weight_format) + source.adapters.num_bytes
-    available = available_memory() // sharing
-    free = available - weights
-    least = -(-row // settings.block_size)
-    if settings.kv_cache_memory is not None:
-        blocks = settings.kv_cache_memory // size
-        if blocks < least:
-            raise ConfigError(
-                f"{source.config.origin('engine.kv_cache_memory')}: engine.kv_cache_memory is "
-                f"{settings.kv_cache_memory} bytes, {_what_takes(row, settings.block_size)} takes {least * size}",
-                "raise it, or leave it out",
-            )
-    else:
-        wanted = positions if positions is not None else source.config.rows_at_once * model.cache_length
-        blocks = min(-(-wanted // settings.block_size), max(free, 0) // 2 // size)
-    if blocks < least or blocks * size > free:
-        raise InferenceError(
-            f"{source.name} needs {weights / 2**30:.1f} GiB for weights and "
-            f"{max(blocks, least) * size / 2**30:.2f} GiB for the KV cache, {available / 2**30:.1f} GiB are free",
-            "take a smaller model, a narrower engine.weight_dtype, fewer max_new_tokens, or set engine.kv_cache_memory",
-        )
-    return blocks + NULL_BLOCK + 1
-
-
-def _what_takes(row: int, block_size: int) -> str:
-    if row <= block_size:
-        return f"a block of {block_size} positions"
-    return f"the longest prompt with its answer ({row} positions)"
 
 
 def _rows(input_ids: Any) -> list[list[int]]:

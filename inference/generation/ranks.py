@@ -14,7 +14,8 @@ from types import ModuleType
 
 from inference.config import InferenceConfig
 from inference.errors import ConfigError
-from inference.generation.model import GenerativeModel, build_runner, choose_kernels, share
+from inference.generation.build import Say, build_runner, choose_kernels, share
+from inference.generation.model import GenerativeModel
 from inference.models.source import ModelSource, resolve
 from inference.models.tensor_parallel import follow, follow_on_blocks
 from inference.models.weights.sharding import Pairs
@@ -39,17 +40,20 @@ def say_stage(topology: Topology, stage: str) -> None:
         print(f"rank {topology.rank} of {topology.world_size}: {stage}", file=sys.stderr, flush=True)
 
 
-def join_ranks(config: InferenceConfig, lost: Callable[[str], None] | None = None) -> tuple[ModuleType, Ranks | None]:
+def join_ranks(
+    config: InferenceConfig, say: Say, lost: Callable[[str], None] | None = None
+) -> tuple[ModuleType, Ranks | None]:
     """The kernels, and the other ranks of a parallel run, which this waits for; None for a process alone.
 
     Args:
+        say: takes lines for the user.
         lost: what to do when one of them is lost later, instead of a line on stderr; is to end the process.
 
     Raises:
         PeerLostError: a rank does not come.
     """
     topology = check_topology(config)
-    kernels = choose_kernels(config)
+    kernels = choose_kernels(config, say)
     if topology.world_size == 1:
         return kernels, None
     say_stage(topology, "waiting for the others")
@@ -61,7 +65,7 @@ def join_ranks(config: InferenceConfig, lost: Callable[[str], None] | None = Non
     return kernels, ranks
 
 
-def run_follower(source: ModelSource, pairs: Pairs | None, kernels: ModuleType, ranks: Ranks) -> None:
+def run_follower(source: ModelSource, pairs: Pairs | None, kernels: ModuleType, ranks: Ranks, say: Say) -> None:
     """Loads this rank's part of a model and does what the leader says, until that is done.
 
     Raises:
@@ -69,14 +73,14 @@ def run_follower(source: ModelSource, pairs: Pairs | None, kernels: ModuleType, 
     """
     say_stage(ranks.topology, LOADING)
     blocks = follow_on_blocks(ranks.links, lambda needs: share(source, pairs, kernels, ranks, *needs))
-    runner = build_runner(source, pairs, kernels, blocks, None, ranks)
+    runner = build_runner(source, pairs, kernels, blocks, say, None, ranks)
     say_stage(ranks.topology, COMPILING)
     runner.compile()
     say_stage(ranks.topology, READY)
     follow(runner, ranks.links)
 
 
-def load(model_class: type[GenerativeModel], config: InferenceConfig) -> GenerativeModel:
+def load(model_class: type[GenerativeModel], config: InferenceConfig, say: Say) -> GenerativeModel:
     """A model for a program of its user's own, which msrun may have started as several ranks.
 
     Rank 0 gets the model. The others stay here and compute their part, until rank 0 lets go of the model, at the latest
@@ -89,7 +93,7 @@ def load(model_class: type[GenerativeModel], config: InferenceConfig) -> Generat
     """
     topology = check_topology(config)
     if topology.world_size == 1:
-        return model_class.from_config(config)
+        return model_class.from_config(config, say)
     if topology.data_parallel > 1:
         raise ConfigError(
             f"{config.origin('parallel_config.data_parallel')}: a program of your own has one copy of the model",
@@ -98,9 +102,9 @@ def load(model_class: type[GenerativeModel], config: InferenceConfig) -> Generat
     source = resolve(config)
     pairs = source.pairs(topology.model_rank)
     announce(topology)
-    kernels, ranks = join_ranks(config)
+    kernels, ranks = join_ranks(config, say)
     assert ranks is not None
     if topology.is_leader:
-        return model_class(source, pairs, ranks=ranks, kernels=kernels)
-    run_follower(source, pairs, kernels, ranks)
+        return model_class(source, pairs, ranks=ranks, kernels=kernels, say=say)
+    run_follower(source, pairs, kernels, ranks, say)
     raise SystemExit(0)

@@ -29,12 +29,12 @@ from inference.engine.metrics import RunMetrics
 from inference.engine.request import FinishReason, Request
 from inference.engine.sampler import choose, needs_logits, token_logprob
 from inference.errors import InferenceError, InputError
+from inference.generation.build import Say
 from inference.generation.model import GenerativeModel
 from inference.mindformers_bridge import register
 from inference.models.runner import LoadTimes
 from inference.models.source import ModelSource
 from inference.models.weights.loading import Pairs
-from inference.terminal.output import say
 
 # Of MindFormers' defaults, those that the rest depends on.
 BLOCK_SIZE, NUM_BLOCKS = 16, 512
@@ -66,6 +66,7 @@ class MindFormersModel(GenerativeModel):
         positions: int | None = None,
         row: int = 1,
         progress: Callable[[StoredTensor], None] | None = None,
+        say: Say,
     ):
         started = time.perf_counter()
         self._set_up(source)

@@ -22,6 +22,7 @@ from inference.mindformers_bridge.arrays import checkpoint_of
 from inference.models.block_pool import NULL_BLOCK
 from inference.models.source import ModelSource, resolve
 from inference.models.step import SequenceStep, StepBatch
+from inference.terminal.output import say
 
 # Attributes of every MindFormers config that are no settings of a model.
 _NOT_OURS = ("_name_or_path", "_commit_hash", "checkpoint_name_or_path", "pretrained_model_dir", "is_encoder_decoder")
@@ -185,7 +186,7 @@ class InferenceForCausalLM(PreTrainedModel):
             arrays = self._arrays
             pairs = source.pairs() if arrays is None else source.fit(checkpoint_of(arrays), Path("the weights"))
             positions = self.config.num_blocks * self.config.block_size
-            self._built, self._arrays = GenerativeModel(source, pairs, positions=positions), None
+            self._built, self._arrays = GenerativeModel(source, pairs, positions=positions, say=say), None
         return self._built
 
     def _source(self) -> ModelSource:

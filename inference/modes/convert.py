@@ -9,7 +9,7 @@ from inference.checkpoint.gguf_names import GGUF_KEYS
 from inference.config import InferenceConfig
 from inference.context import check_device
 from inference.errors import ConfigError, TokenizerError
-from inference.generation.model import say_what_becomes_of, weight_format_of
+from inference.generation.build import say_what_becomes_of, weight_format_of
 from inference.models.source import ModelSource, is_gguf, resolve
 from inference.models.weights.export import check_target as check_converted
 from inference.models.weights.export import convert as write_converted
@@ -31,7 +31,7 @@ def convert(config: InferenceConfig, force: bool = False) -> Path:
     weight_format = weight_format_of(source, pairs)
     target = Path(config.output_dir) / f"{source.name}-{weight_format.value}"
     check_converted(target, force)
-    say_what_becomes_of(pairs, weight_format)
+    say_what_becomes_of(pairs, weight_format, say)
     try:
         from inference.kernels.library import pack_into, set_threads
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import closing
+from typing import Any
 
 from inference.config import InferenceConfig
 from inference.context import build_context
@@ -14,7 +15,7 @@ from inference.generation.perplexity import positions_needed as score_positions
 from inference.generation.perplexity import score
 from inference.modes.check import nothing_given, prepare, rows_of, say_what_is_used
 from inference.modes.follower import join_others
-from inference.terminal.output import count, load_progress
+from inference.terminal.output import count, load_progress, say
 
 
 def evaluate(config: InferenceConfig, values: Sequence[str]) -> int:
@@ -48,7 +49,8 @@ def evaluate_texts(config: InferenceConfig, values: Sequence[str]) -> int:
     build_context(config)
     kernels, ranks = join_others(config)
     positions, progress = score_positions(config.engine.block_size), load_progress(job.pairs)
-    model = GenerativeModel(job.source, job.pairs, positions=positions, progress=progress, ranks=ranks, kernels=kernels)
+    needs: dict[str, Any] = {"positions": positions, "progress": progress, "say": say}
+    model = GenerativeModel(job.source, job.pairs, **needs, ranks=ranks, kernels=kernels)
     with closing(model):
         result = score(model.stepper, documents, job.encoder.adapter_of(0, job.encoder.generation))
     figures = {

@@ -18,6 +18,7 @@ from inference.models.weights.sharding import Pairs
 from inference.parallel.rendezvous import NobodyNeededError
 from inference.parallel.start import Ranks
 from inference.parallel.topology import check_topology
+from inference.terminal.output import say
 from inference.terminal.signals import end
 
 
@@ -25,7 +26,7 @@ def join_others(config: InferenceConfig) -> tuple[ModuleType, Ranks | None]:
     """The kernels, and the other ranks. Where one of them is lost, this process ends as by Ctrl-C: records whole, and
     how to go on.
     """
-    return join_ranks(config, lambda what: end(what, EXIT_FAILURE))
+    return join_ranks(config, say, lambda what: end(what, EXIT_FAILURE))
 
 
 def assist(config: InferenceConfig) -> None:
@@ -47,7 +48,7 @@ def assist(config: InferenceConfig) -> None:
         if ranks.topology.is_leader:
             _replicate(source, pairs, kernels, ranks)
         else:
-            run_follower(source, pairs, kernels, ranks)
+            run_follower(source, pairs, kernels, ranks, say)
 
 
 def _replicate(source: ModelSource, pairs: Pairs | None, kernels: ModuleType, ranks: Ranks) -> None:
@@ -57,7 +58,7 @@ def _replicate(source: ModelSource, pairs: Pairs | None, kernels: ModuleType, ra
     tokenizer, metrics = source.tokenizer(), RunMetrics()
     needs = channel.expect(OPEN).fields
     say_stage(ranks.topology, LOADING)
-    model = GenerativeModel(source, pairs, **needs, ranks=ranks, kernels=kernels)
+    model = GenerativeModel(source, pairs, **needs, ranks=ranks, kernels=kernels, say=say)
     say_stage(ranks.topology, READY)
     with closing(model), model.engine(metrics) as engine:
         generation = make_encoder(source, tokenizer, source.generation).generation

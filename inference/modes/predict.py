@@ -13,8 +13,9 @@ from inference.config import InferenceConfig
 from inference.context import build_context
 from inference.engine.metrics import RunMetrics, StartupTimes, process_age
 from inference.errors import EXIT_ROWS_FAILED, InferenceError, InputError, is_out_of_memory
+from inference.generation.cache_size import longest_row, positions_needed
 from inference.generation.data_parallel import OPEN, Replicas
-from inference.generation.model import GenerativeModel, longest_row, positions_needed
+from inference.generation.model import GenerativeModel
 from inference.generation.text import EncodedPrompt, TextGenerator
 from inference.inputs import RowStream
 from inference.jobs.feed import Feed
@@ -152,15 +153,15 @@ def _generator(
     positions = None if rest is None else positions_needed(encoded, ready.source)
     row = longest_row(encoded, ready.source)
     progress = load_progress(ready.pairs)
-    needs: dict[str, Any] = {"positions": positions, "row": row}
+    needs: dict[str, Any] = {"positions": positions, "row": row, "progress": progress, "say": say}
     ranks: Ranks | None = None
     if check_topology(ready.config).world_size == 1:
-        model = choose_model_class(ready.config)(ready.source, ready.pairs, **needs, progress=progress)
+        model = choose_model_class(ready.config)(ready.source, ready.pairs, **needs)
     else:
         kernels, ranks = join_others(ready.config)
         for channel in ranks.links.replicas if ranks else ():
             channel.send(OPEN, positions=positions, row=row)
-        model = GenerativeModel(ready.source, ready.pairs, **needs, progress=progress, ranks=ranks, kernels=kernels)
+        model = GenerativeModel(ready.source, ready.pairs, **needs, ranks=ranks, kernels=kernels)
     if ready.config.output.save_file and (rest is None or len(encoded) > 1):
         say(model.describe_cache())
     metrics.startup.weights, metrics.startup.compile = model.times.load, model.times.compile

@@ -32,6 +32,7 @@ class Ours:
         from inference import build_context, load_config
         from inference.generation.model import GenerativeModel
         from inference.models.source import resolve
+        from inference.terminal.output import say
 
         engine = {"weight_dtype": dtype, "kernels": kernels, "threads": threads, "max_sequences": max_sequences}
         # A prompt that was seen before is to be computed again.
@@ -40,7 +41,7 @@ class Ours:
         pairs = source.pairs()
         self.startup = {"python_s": process.age()}
         self.startup["import_s"] = build_context(config).import_seconds
-        self.model = GenerativeModel(source, pairs, positions=positions)
+        self.model = GenerativeModel(source, pairs, positions=positions, say=say)
         self.startup["load_s"] = self.model.runner.times.load
         self.startup["compile_s"] = self.model.runner.times.compile
         self._stock = kernels == "stock"

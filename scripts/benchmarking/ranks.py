@@ -27,6 +27,7 @@ def main(job: dict[str, Any]) -> None:
     from inference.generation.ranks import join_ranks, run_follower
     from inference.models.source import resolve
     from inference.parallel.topology import check_topology, is_worker
+    from inference.terminal.output import say
 
     engine = {"weight_dtype": job["dtype"], "kernels": "native", "prefix_cache": False}
     config = load_config({"pretrained_model_dir": job["model"], "use_parallel": is_worker(), "engine": engine})
@@ -34,13 +35,13 @@ def main(job: dict[str, Any]) -> None:
     source = resolve(config)
     pairs = source.pairs(topology.model_rank)
     build_context(config)
-    kernels, ranks = join_ranks(config)
+    kernels, ranks = join_ranks(config, say)
     if not topology.is_leader:
         assert ranks is not None
-        run_follower(source, pairs, kernels, ranks)
+        run_follower(source, pairs, kernels, ranks, say)
         return
     positions = job["prompt"] + job["new"] + engine_block(config)
-    model = GenerativeModel(source, pairs, positions=positions, ranks=ranks, kernels=kernels)
+    model = GenerativeModel(source, pairs, positions=positions, ranks=ranks, kernels=kernels, say=say)
     prompt = np.random.default_rng(SEED).integers(3, source.model.vocab_size, job["prompt"]).tolist()
     with closing(model), model.engine() as running:
         # The first time warms up caches and threads.

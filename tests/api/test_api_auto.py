@@ -24,7 +24,7 @@ SHRUNK = {"num_layers": 1, "num_heads": 2, "hidden_size": 16, "intermediate_size
 
 def answer(model: GenerativeModel, **settings: object) -> str:
     """What a model says to a sum."""
-    pipe = inference.api.pipeline(model=model)
+    pipe = inference.pipeline(model=model)
     ((text,),) = [output["text_generation_text"] for output in pipe(QUESTION, **settings)]
     return text
 
@@ -165,7 +165,7 @@ def test_weights_are_random_only_when_they_are_asked_for(workplace, graph_mode):
 def asked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[bool, int]]:
     """What a model is loaded with, by a rank of two that msrun started: use_parallel and model_parallel."""
     found: list[InferenceConfig] = []
-    monkeypatch.setattr(auto, "load", lambda model_class, config: found.append(config))
+    monkeypatch.setattr(auto, "load", lambda model_class, config, say: found.append(config))
     monkeypatch.setattr(context, "import_mindspore", lambda: 0.0)
     monkeypatch.setattr(context, "_told", {})
     for name, value in {"MS_ROLE": "MS_WORKER", "MS_WORKER_NUM": "2", "RANK_ID": "1"}.items():
@@ -194,4 +194,4 @@ def test_a_program_has_one_copy_of_its_model(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setenv(name, value)
     config = AutoConfig.from_pretrained("demo", use_parallel=True, data_parallel=2).inference_config
     with pytest.raises(ConfigError, match="data_parallel: a program of your own has one copy of the model; give"):
-        load(GenerativeModel, config)
+        load(GenerativeModel, config, print)

@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from examples import examples
 from inference.checkpoint.open import open_checkpoint
 from inference.checkpoint.tensor import Checkpoint
 from inference.errors import CheckpointError, ModelNotFoundError
@@ -352,7 +353,7 @@ class TestCkpt:
 
 @pytest.mark.parametrize("write", [write_safetensors, write_ckpt])
 @given(data=st.data())
-@settings(max_examples=300)
+@examples(300)
 def test_random_damage_is_a_checkpoint_error_or_a_correct_read(
     tmp_path_factory: pytest.TempPathFactory, write, data: st.DataObject
 ) -> None:

@@ -20,7 +20,7 @@ from inference.api.auto import AutoTokenizer
 from inference.checkpoint.quantized_tensor import describe
 from inference.config import load_config
 from inference.errors import CheckpointError, ConfigError, InferenceError, TokenizerError
-from inference.generation.model import weight_format_of
+from inference.generation.build import weight_format_of
 from inference.kernels.formats import Format, unpack
 from inference.models.source import ModelSource, resolve
 from inference.models.weights import loading

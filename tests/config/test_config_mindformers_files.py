@@ -103,7 +103,7 @@ def _runs(config: InferenceConfig) -> list[list[int]]:
     from inference.generation.model import GenerativeModel
 
     source = resolve(config)
-    model = GenerativeModel(source, source.pairs(), positions=64)
+    model = GenerativeModel(source, source.pairs(), positions=64, say=print)
     return model.generate([[5, 6, 7], [8]], max_new_tokens=2, ignore_eos=True)
 
 

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from test_engine import KINDS, PROMPTS, VOCABULARY, naive_answer, requests_of
 from toys import ToyModel, make_request
 
+from examples import examples
 from inference.engine.background import BackgroundEngine, Delivery
 from inference.engine.engine import Engine
 from inference.engine.request import FinishReason, Request
@@ -100,7 +101,7 @@ def tokens_of(background: BackgroundEngine, requests: list[Request], most: int) 
 
 
 @given(st.lists(st.tuples(PROMPTS, st.sampled_from(KINDS)), max_size=9), st.integers(1, 5), st.integers(1, 9))
-@settings(max_examples=40)
+@examples(40)
 def test_every_token_comes_once_and_in_order(rows: list[tuple[list[int], dict]], sequences: int, most: int) -> None:
     background = Background(ToyModel(VOCABULARY), max_sequences=sequences)
     requests = requests_of(rows)
@@ -301,7 +302,7 @@ def test_a_process_ends_while_rows_run() -> None:
     """The main thread leaves an answer half way; the process ends at once and without a word."""
     program = """
 import sys
-sys.path.insert(0, 'tests/helpers')
+sys.path[:0] = ['tests/helpers', 'tests/engine']
 from test_background import Background, Slow, Tokens, VOCABULARY
 from toys import make_request
 background = Background(Slow(VOCABULARY, context_length=100_000, num_blocks=30_000))

@@ -25,7 +25,7 @@ ROWS = [json.loads(line) for line in (ROOT / "tests/demo/heldout.jsonl").read_te
 @pytest.fixture(scope="module", params=["auto", "stock"])
 def model(request: pytest.FixtureRequest, graph_mode: None) -> GenerativeModel:
     return GenerativeModel.from_config(
-        load_config(CONFIG, overrides=[Override("engine.kernels", request.param, "the test")])
+        load_config(CONFIG, overrides=[Override("engine.kernels", request.param, "the test")]), say=print
     )
 
 

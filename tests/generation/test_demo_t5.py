@@ -27,7 +27,7 @@ REQUIRED = {"translation": 0.95, "summary": 0.8}
 @pytest.fixture(scope="module", params=["auto", "stock"])
 def model(request: pytest.FixtureRequest, graph_mode: None) -> GenerativeModel:
     return GenerativeModel.from_config(
-        load_config(CONFIG, overrides=[Override("engine.kernels", request.param, "the test")])
+        load_config(CONFIG, overrides=[Override("engine.kernels", request.param, "the test")]), say=print
     )
 
 

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from inference.config import GenerationConfig, InferenceConfig, load_config
+from inference.engine import reference
 from inference.engine.metrics import RunMetrics
 from inference.errors import ConfigError, InferenceError, InputError
-from inference.generation import model as model_module
-from inference.generation import reference
-from inference.generation.model import GenerativeModel, longest_row, num_blocks, positions_needed
+from inference.generation import build, cache_size
+from inference.generation.cache_size import longest_row, num_blocks, positions_needed
+from inference.generation.model import GenerativeModel
 from inference.generation.streamers import TextIteratorStreamer
 from inference.generation.text import Encoder
 from inference.inputs.prompts import Prompt
@@ -34,7 +35,7 @@ class Golden:
     """A golden model, loaded as the API loads it, and what transformers says it answers."""
 
     def __init__(self, name: str):
-        self.model = GenerativeModel.from_config(config_of(name))
+        self.model = GenerativeModel.from_config(config_of(name), say=print)
         golden = np.load(GOLDENS / name / "golden.npz")
         count = len(golden["lengths"])
         self.prompts = [golden[f"prompt_{i}"].tolist() for i in range(count)]
@@ -214,7 +215,7 @@ class TestCacheSize:
     @pytest.fixture
     def memory(self, monkeypatch: pytest.MonkeyPatch):
         def give(free: int) -> None:
-            monkeypatch.setattr(model_module, "available_memory", lambda: free)
+            monkeypatch.setattr(cache_size, "available_memory", lambda: free)
 
         return give
 
@@ -269,13 +270,13 @@ class TestCacheSize:
 
     def test_it_is_refused_before_the_weights_are_read(self, memory, monkeypatch: pytest.MonkeyPatch) -> None:
         memory(10**6)
-        monkeypatch.setattr(model_module, "ModelRunner", lambda *_, **__: pytest.fail("the weights are loaded"))
+        monkeypatch.setattr(build, "ModelRunner", lambda *_, **__: pytest.fail("the weights are loaded"))
         with pytest.raises(InferenceError, match="needs .*GiB for the KV cache"):
-            GenerativeModel.from_config(config_of("llama2_gqa", engine={"kv_cache_memory": 10**9}))
+            GenerativeModel.from_config(config_of("llama2_gqa", engine={"kv_cache_memory": 10**9}), say=print)
 
     def test_it_is_described(self, llama: Golden) -> None:
         settings = {"kv_cache_memory": 62 * 6144, "max_sequences": 5}
-        model = GenerativeModel.from_config(config_of("llama2_gqa", engine=settings))
+        model = GenerativeModel.from_config(config_of("llama2_gqa", engine=settings), say=print)
         said = model.describe_cache()
         assert said == ("KV cache: 992 positions, 0 MiB, as engine.kv_cache_memory says; at most 5 rows at once")
         assert "sized to work and memory" in llama.model.describe_cache()

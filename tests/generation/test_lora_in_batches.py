@@ -35,7 +35,7 @@ def greedy(case: str, i: int) -> tuple[list[int], list[int]]:
 
 @pytest.fixture(scope="module")
 def model(graph_mode: None) -> GenerativeModel:
-    return GenerativeModel.from_config(config_of())
+    return GenerativeModel.from_config(config_of(), say=print)
 
 
 def test_generate_takes_an_adapter(model: GenerativeModel) -> None:
@@ -77,7 +77,7 @@ def test_rows_of_one_prompt_share_cache_with_their_adapters_alone(model: Generat
 
 
 def test_a_merged_adapter_has_its_name_still(graph_mode: None) -> None:
-    merged = GenerativeModel.from_config(config_of(engine={"merge_adapter": "llama_rslora"}))
+    merged = GenerativeModel.from_config(config_of(engine={"merge_adapter": "llama_rslora"}), say=print)
     prompt, expected = greedy("lora/llama_rslora", 1)
     for settings in ({}, {"adapter_id": "llama_rslora"}):
         (row,) = merged.generate([prompt], max_new_tokens=LENGTH, ignore_eos=True, **settings)
@@ -123,7 +123,7 @@ def test_texts_are_scored_with_an_adapter(model: GenerativeModel) -> None:
 def test_convert_packs_the_merged_model(tmp_path: Path, graph_mode: None) -> None:
     engine = {"merge_adapter": "llama_rslora", "weight_dtype": "float32"}
     made = convert(config_of(engine=engine, output_dir=str(tmp_path)))
-    packed = GenerativeModel.from_config(load_config({"load_checkpoint": str(made)}))
+    packed = GenerativeModel.from_config(load_config({"load_checkpoint": str(made)}), say=print)
     prompt, expected = greedy("lora/llama_rslora", 2)
     (row,) = packed.generate([prompt], max_new_tokens=LENGTH, ignore_eos=True)
     assert row[len(prompt) :] == expected

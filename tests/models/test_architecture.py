@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from examples import examples
 from inference.errors import ConfigError
 from inference.kernels.shapes import Routing
 from inference.models.architecture.config import ModelConfig
@@ -401,7 +402,7 @@ class TestSizes:
         ),
         st.sampled_from(sorted(ARCHITECTURES)),
     )
-    @settings(max_examples=300)
+    @examples(300)
     def test_any_value_is_read_or_refused(self, key: str, value: object, name: str) -> None:
         values = {**LLAMA, "architectures": [name], "use_sliding_window": True, "sliding_window": 4, key: value}
         try:

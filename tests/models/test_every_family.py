@@ -15,7 +15,7 @@ from test_adapters import BLOCK_SIZE, BLOCKS, GOLDENS, TOLERANCE, random_adapter
 
 from inference.config import load_config
 from inference.config.presets import list_presets
-from inference.generation.model import runner_class
+from inference.generation.build import runner_class
 from inference.kernels.build import KernelBuildError, library_path
 from inference.kernels.formats import Format, pack, unpack
 from inference.kernels.weight import Weight

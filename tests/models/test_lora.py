@@ -19,7 +19,7 @@ from inference.checkpoint.open import open_checkpoint
 from inference.checkpoint.tensor import StoredTensor
 from inference.config import load_config
 from inference.errors import CheckpointError, ConfigError, InferenceError
-from inference.generation.model import runner_class
+from inference.generation.build import runner_class
 from inference.jobs.identity import adapter_identity
 from inference.kernels.build import KernelBuildError
 from inference.kernels.formats import Format, to_bfloat16

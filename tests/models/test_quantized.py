@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from inference.checkpoint.quantized_tensor import describe
 from inference.config import load_config
 from inference.errors import CheckpointError, ConfigError
-from inference.generation.model import GenerativeModel, weight_format_of
+from inference.generation.build import weight_format_of
+from inference.generation.model import GenerativeModel
 from inference.kernels.formats import PANEL, Format, pack, pack_codes_into, unpack
 from inference.models.source import ModelSource, resolve
 from inference.models.weights import loading
@@ -351,7 +352,8 @@ def test_its_answers_are_those_of_the_dequantized_model(name: str, tmp_path, cap
     found = {}
     for kind, weight_format in (("plain", "float32"), ("quantized", "float32"), ("quantized", "auto")):
         model = GenerativeModel.from_config(
-            load_config({"pretrained_model_dir": str(place / kind), "engine": {"weight_dtype": weight_format}})
+            load_config({"pretrained_model_dir": str(place / kind), "engine": {"weight_dtype": weight_format}}),
+            say=print,
         )
         found[kind, weight_format] = model.generate(prompts, **settings)
         model.close()

@@ -1,0 +1,118 @@
+"""From a `ModelSource` to a runner: which kernels run it, in which weight format, with how much KV cache.
+
+Says what a user should know through a `say` that is handed in; knows nothing about terminals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+
+from inference import kernels
+from inference.checkpoint.quantized_tensor import describe
+from inference.checkpoint.tensor import StoredTensor
+from inference.config import InferenceConfig
+from inference.errors import ConfigError
+from inference.generation.cache_size import num_blocks
+from inference.kernels.formats import Format
+from inference.models.architecture.t5_config import AnyConfig, T5Config
+from inference.models.runner import ModelRunner
+from inference.models.source import ModelSource
+from inference.models.weights.loading import quantized_tensors, stored_format
+from inference.models.weights.sharding import Pairs
+from inference.parallel.start import Ranks
+
+Say = Callable[[str], None]
+"""Takes a line for the user."""
+
+
+def runner_class(config: AnyConfig) -> type[ModelRunner]:
+    """What runs a model of this architecture."""
+    if isinstance(config, T5Config):
+        from inference.models.encoder_decoder import EncoderDecoderRunner
+
+        return EncoderDecoderRunner
+    return ModelRunner
+
+
+def weight_format_of(source: ModelSource, pairs: Pairs | None) -> Format:
+    """The format that `engine.weight_dtype` asks for; `auto` is what the checkpoint is stored in.
+
+    Raises:
+        ConfigError: another format than the one that the weights are packed in.
+    """
+    name = source.config.engine.weight_dtype
+    if source.packed is not None:
+        if name not in ("auto", source.packed.value):
+            raise ConfigError(
+                f"{source.config.origin('engine.weight_dtype')}: engine.weight_dtype is {name}, the weights of "
+                f"{source.directory} are packed as {source.packed.value}",
+                "give auto, or convert the original checkpoint",
+            )
+        return source.packed
+    return stored_format(pairs) if name == "auto" else Format(name)
+
+
+def say_what_becomes_of(pairs: Pairs | None, weight_format: Format, say: Say) -> None:
+    """Says what a quantized checkpoint is read into; nothing about others."""
+    quantized = quantized_tensors(pairs)
+    if quantized:
+        say(describe(quantized, weight_format))
+
+
+def choose_kernels(config: InferenceConfig, say: Say) -> ModuleType:
+    """The kernels that `engine.kernels` asks for; `say` is told where they are not the fast ones."""
+    chosen = kernels.choose(
+        config.engine.kernels,
+        device_target=config.context.device_target,
+        mode=config.context.mode,
+        block_size=config.engine.block_size,
+        threads=config.engine.threads,
+        say=say,
+    )
+    if config.engine.kv_cache_dtype == "float16" and not chosen.NARROW:
+        say("engine.kv_cache_dtype float16 needs the native kernels: the cache is in float32")
+    return chosen
+
+
+def build_runner(
+    source: ModelSource,
+    pairs: Pairs | None,
+    kernels: ModuleType,
+    blocks: int,
+    say: Say,
+    progress: Callable[[StoredTensor], None] | None = None,
+    ranks: Ranks | None = None,
+) -> ModelRunner:
+    """What this process has of a model, loaded; not compiled yet."""
+    engine = source.config.engine
+    weight_format = weight_format_of(source, pairs)
+    if ranks is None or ranks.topology.rank == 0:
+        say_what_becomes_of(pairs, weight_format, say)
+    return runner_class(source.model)(
+        source.model,
+        pairs,
+        num_blocks=blocks,
+        block_size=engine.block_size,
+        kernels=kernels,
+        weight_format=weight_format,
+        half_cache=engine.kv_cache_dtype == "float16" and kernels.NARROW,
+        seed=source.config.seed or 0,
+        progress=progress,
+        shard=source.shard(ranks.topology.model_rank if ranks else 0),
+        group=ranks.group if ranks else None,
+        adapters=source.adapters,
+    )
+
+
+def share(
+    source: ModelSource, pairs: Pairs | None, kernels: ModuleType, ranks: Ranks, positions: int | None, row: int
+) -> tuple[int, tuple[int | None, int]]:
+    """Blocks of cache that this rank has room for, and what they were asked for."""
+    weight_format, shard = format_in_memory(source, pairs, kernels), source.shard(ranks.topology.model_rank)
+    return num_blocks(source, positions, weight_format, row, shard, ranks.links.sharing_memory), (positions, row)
+
+
+def format_in_memory(source: ModelSource, pairs: Pairs | None, kernels: ModuleType) -> Format | None:
+    """The format of the matrices; None for plain float32."""
+    return weight_format_of(source, pairs) if kernels.NARROW else None

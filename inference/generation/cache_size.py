@@ -1,0 +1,92 @@
+"""How much KV cache a model gets: what the work needs, within the memory that is free.
+
+Knows prompts, weights and memory; knows nothing about kernels, engines or terminals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from inference.context import available_memory
+from inference.errors import ConfigError, InferenceError
+from inference.generation.text import EncodedPrompt
+from inference.kernels.formats import Format
+from inference.models import kv_cache
+from inference.models.block_pool import NULL_BLOCK
+from inference.models.source import ModelSource
+from inference.models.weights.loading import weight_bytes
+from inference.models.weights.sharding import Shard
+
+
+def positions_needed(prompts: Iterable[EncodedPrompt], source: ModelSource) -> int:
+    """Positions of cache with which none of the prompts has to wait for another's to become free."""
+    return sum(sorted(_lengths(prompts, source), reverse=True)[: source.config.rows_at_once])
+
+
+def longest_row(prompts: Iterable[EncodedPrompt], source: ModelSource) -> int:
+    """Positions of cache that the longest of the prompts needs with its answer."""
+    return max(_lengths(prompts, source), default=1)
+
+
+def _lengths(prompts: Iterable[EncodedPrompt], source: ModelSource) -> Iterator[int]:
+    block = source.config.engine.block_size
+    for prompt in prompts:
+        request = prompt.request(source.model.context_length)
+        yield request.most_blocks(block) * block
+
+
+def num_blocks(
+    source: ModelSource,
+    positions: int | None,
+    weight_format: Format | None,
+    row: int = 1,
+    shard: Shard | None = None,
+    sharing: int = 1,
+) -> int:
+    """Blocks of cache to allocate, the null block included.
+
+    `engine.kv_cache_memory` decides where it is set. Otherwise it is what the work needs, or where that is not known
+    what `max_sequences` rows of the longest kind need, up to half of the memory that the weights leave free. Memory
+    of blocks that are never used is never touched.
+
+    Args:
+        positions: what the work needs.
+        weight_format: of the matrices in memory, None for plain float32.
+        row: positions that there must be.
+        shard: what this process has of the model.
+        sharing: processes that share the memory.
+
+    Raises:
+        InferenceError: weights and the smallest cache do not fit into memory.
+        ConfigError: `engine.kv_cache_memory` is too little for a row.
+    """
+    settings, model = source.config.engine, (shard or source.shard()).config
+    size = kv_cache.block_bytes(model, settings.block_size, settings.kv_cache_dtype == "float16")
+    weights = weight_bytes(model, None if settings.kernels == "stock" else weight_format) + source.adapters.num_bytes
+    available = available_memory() // sharing
+    free = available - weights
+    least = -(-row // settings.block_size)
+    if settings.kv_cache_memory is not None:
+        blocks = settings.kv_cache_memory // size
+        if blocks < least:
+            raise ConfigError(
+                f"{source.config.origin('engine.kv_cache_memory')}: engine.kv_cache_memory is "
+                f"{settings.kv_cache_memory} bytes, {_what_takes(row, settings.block_size)} takes {least * size}",
+                "raise it, or leave it out",
+            )
+    else:
+        wanted = positions if positions is not None else source.config.rows_at_once * model.cache_length
+        blocks = min(-(-wanted // settings.block_size), max(free, 0) // 2 // size)
+    if blocks < least or blocks * size > free:
+        raise InferenceError(
+            f"{source.name} needs {weights / 2**30:.1f} GiB for weights and "
+            f"{max(blocks, least) * size / 2**30:.2f} GiB for the KV cache, {available / 2**30:.1f} GiB are free",
+            "take a smaller model, a narrower engine.weight_dtype, fewer max_new_tokens, or set engine.kv_cache_memory",
+        )
+    return blocks + NULL_BLOCK + 1
+
+
+def _what_takes(row: int, block_size: int) -> str:
+    if row <= block_size:
+        return f"a block of {block_size} positions"
+    return f"the longest prompt with its answer ({row} positions)"
