@@ -18,6 +18,7 @@ LAYERS = (
     (
         "errors",
         "notices",
+        "files",
         "config",
         "inputs",
         "checkpoint",
