@@ -42,4 +42,4 @@ python=$PYTHON_IN_VENV
 "$python" -m ruff format --check .
 "$python" -m mypy inference
 # Two files at a time: much of a test's time is the start of a process.
-exec "$python" -m pytest -n 2 --dist loadfile "$@"
+exec "$python" -m pytest -n 2 --dist loadfile --durations 15 "$@"

@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# Examples differ in time by a lot on a busy machine; pytest-timeout watches over all of a test instead.
-settings.register_profile("inference", deadline=None)
-settings.load_profile("inference")
+# Examples differ in time by a lot on a busy machine; pytest-timeout watches over all of a test instead. The suite tries
+# the same examples each time, so that no random case fails a newcomer; `--hypothesis-profile explore` tries new ones.
+settings.register_profile("suite", deadline=None, derandomize=True, database=None)
+settings.register_profile("explore", deadline=None, max_examples=1000, print_blob=True)
+settings.load_profile("suite")
 
 HERE = Path(__file__).parent
 # Files that take more than ten seconds, the longest first. With two workers (scripts/test.sh) they are begun before all

@@ -14,9 +14,10 @@ from apache_beam.ml.inference import base
 from apache_beam.testing.util import assert_that
 from apache_beam.transforms.util import _BatchSizeEstimator
 from apache_beam.transforms.window import GlobalWindow, IntervalWindow
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from examples import examples
 from inference.beam import MindSporeModelHandler
 from inference.beam.handlers.batching import BatchElements, Limits, _OfOneBundle
 from inference.beam.serving.elements import TokenLength, num_bytes, without_key
@@ -25,7 +26,7 @@ from inference.errors import ConfigError
 WINDOWS = [GlobalWindow(), IntervalWindow(0, 5), IntervalWindow(5, 10)]
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(
     st.lists(st.tuples(st.text("ab", max_size=12), st.sampled_from(range(3))), max_size=40),
     st.one_of(st.none(), st.integers(1, 20)),

@@ -11,9 +11,10 @@ import pytest
 pytest.importorskip("apache_beam", reason="needs Apache Beam: pip install 'mindspore-inference[beam]'")
 
 from beam_helpers import breakable
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from examples import examples
 from inference.beam.serving.shared_model import BAD_ROW, MODEL_FAILED, OUT_OF_MEMORY
 from inference.errors import is_out_of_memory
 
@@ -34,7 +35,7 @@ def test_a_bad_row_has_its_reason_and_the_others_are_answered_in_their_places():
     assert records[7]["completion_tokens"] == 2
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(
     st.lists(st.sampled_from(["", "ab", "c", "!bad", "longer text", "x!"]), max_size=12),
     st.integers(1, 5),

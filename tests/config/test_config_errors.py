@@ -43,7 +43,7 @@ UNKNOWN_KEYS = [
     ("top_k: 3\n", "x.yaml:1: unknown key 'top_k'; did you mean 'generation_config.top_k'?"),
     ("num_layers: 3\n", "x.yaml:1: unknown key 'num_layers'; did you mean 'model.model_config.num_layers'?"),
     ("contxt: {mode: 0}\n", "x.yaml:1: unknown key 'contxt'; did you mean 'context'?"),
-    ("optimizer: {}\n", "x.yaml:1: unknown key 'optimizer'; did you mean 'optimizer'?"),
+    ("optimiser: {}\n", "x.yaml:1: unknown key 'optimiser'; did you mean 'optimizer'?"),
     ("model:\n  model_cfg: {}\n", "x.yaml:2: unknown key 'model_cfg' in model; did you mean 'model_config'?"),
     (
         "processor: {tokenizer: {vocab_fil: a}}\n",

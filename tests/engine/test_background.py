@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from test_engine import KINDS, PROMPTS, VOCABULARY, naive_answer, requests_of
 from toys import ToyModel, make_request
 
+from examples import examples
 from inference.engine.background import BackgroundEngine, Delivery
 from inference.engine.engine import Engine
 from inference.engine.request import FinishReason, Request
@@ -100,7 +101,7 @@ def tokens_of(background: BackgroundEngine, requests: list[Request], most: int) 
 
 
 @given(st.lists(st.tuples(PROMPTS, st.sampled_from(KINDS)), max_size=9), st.integers(1, 5), st.integers(1, 9))
-@settings(max_examples=40)
+@examples(40)
 def test_every_token_comes_once_and_in_order(rows: list[tuple[list[int], dict]], sequences: int, most: int) -> None:
     background = Background(ToyModel(VOCABULARY), max_sequences=sequences)
     requests = requests_of(rows)

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from toys import ToyModel, logits_of, make_request
 
+from examples import examples
 from inference.engine import reference
 from inference.engine.engine import Engine
 from inference.engine.metrics import RunMetrics
@@ -83,7 +84,7 @@ def run(model: ToyModel, requests: Sequence[Request], **limits: Any) -> Engine:
     st.booleans(),
     st.randoms(use_true_random=False),
 )
-@settings(max_examples=250)
+@examples(250)
 def test_a_rows_tokens_are_its_own_in_any_company(
     rows: list[tuple[list[int], dict]],
     cache: tuple[int, int],
@@ -308,7 +309,7 @@ POISON, CRASH = 39, 38
 
 
 @given(ROWS, st.sampled_from([(64, 4), (17, 4), (9, 8)]), st.integers(1, 8), st.integers(1, 30), st.booleans())
-@settings(max_examples=150)
+@examples(150)
 def test_a_row_on_which_the_model_fails_takes_nobody_with_it(
     rows: list[tuple[list[int], dict]], cache: tuple[int, int], sequences: int, most_tokens: int, prefix_cache: bool
 ) -> None:

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from toys import ToyModel, logits_of
 
+from examples import examples
 from inference.config import GenerationConfig
 from inference.engine.engine import Engine
 from inference.engine.metrics import RunMetrics
@@ -91,7 +92,7 @@ def run(engine: Engine, requests: Sequence[Request]) -> None:
     st.integers(1, 40),
     st.randoms(use_true_random=False),
 )
-@settings(max_examples=100)
+@examples(100)
 def test_a_rows_tokens_are_its_own_in_any_company(
     rows: list[tuple[list[int], dict]],
     cache: tuple[int, int],

@@ -8,10 +8,11 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from toys import make_request
 
+from examples import examples
 from inference.config import GenerationConfig
 from inference.engine.sampler import choose, distribution, penalized, token_logprob, uniform
 from inference.errors import GenerationError
@@ -98,7 +99,7 @@ def test_filters_by_hand(settings: dict, kept: list[int]) -> None:
     st.sampled_from([{}, {"top_k": 7}, {"top_p": 0.3}, {"top_p": 0.999}, {"min_p": 0.02}]),
     st.sampled_from([0.0, 0.5, 0.999999]),
 )
-@settings(max_examples=40)
+@examples(40)
 def test_of_a_large_vocabulary_no_more_is_ranked_than_decides(
     seed: int, size: int, spread: float, filters: dict, enough: float
 ) -> None:

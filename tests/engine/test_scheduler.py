@@ -7,9 +7,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from examples import examples
 from inference.config import GenerationConfig
 from inference.engine import scheduler as scheduler_module
 from inference.engine.request import FinishReason, Request
@@ -130,7 +131,7 @@ REQUESTS = st.lists(st.tuples(PROMPTS, st.integers(1, 12)), min_size=1, max_size
 
 
 @given(SIZES, REQUESTS, st.booleans(), st.data())
-@settings(max_examples=300)
+@examples(300)
 def test_every_request_finishes_and_no_block_is_lost(
     sizes: dict, rows: list[tuple[int | list[int], int]], use_past: bool, data: st.DataObject
 ) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
+from examples import examples
 from inference.generation.stop_strings import StopMatcher
 
 # Few letters, so that stop strings occur, overlap and begin without being completed.
@@ -31,7 +32,7 @@ def pieces(text: str, cuts: list[int]) -> list[str]:
 @given(TEXT, STOPS, st.lists(st.integers(0, 30), max_size=12))
 @example("abcd", ["bcd", "c"], [3])
 @example("abcd", ["ab", "abc"], [2])
-@settings(max_examples=500)
+@examples(500)
 def test_pieces_give_what_a_search_at_once_gives(text: str, stops: list[str], cuts: list[int]) -> None:
     expected, stop = search(text, stops)
     matcher, shown = StopMatcher(stops), ""

@@ -8,10 +8,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from toys import END, ByteTokenizer, ScriptModel, ToyModel
 
+from examples import examples
 from inference.config import GenerationConfig
 from inference.engine.engine import Engine
 from inference.engine.request import FinishReason
@@ -282,7 +283,7 @@ class TestEncoding:
     @given(
         st.integers(1, 80), st.integers(1, 90), st.integers(1, 90), st.booleans(), st.sampled_from(["left", "right"])
     )
-    @settings(max_examples=200)
+    @examples(200)
     def test_what_is_encoded_can_run(self, length: int, new: int, total: int, by_total: bool, side: str) -> None:
         """An encoder's prompt is never refused by the engine."""
         options = {"max_length": total} if by_total else {"max_new_tokens": new}

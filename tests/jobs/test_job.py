@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from test_kill import ROOT, records, texts, write_rows
 from toy_job import toy_job
 from toys import END, ByteTokenizer, ScriptModel
 
+from examples import examples
 from inference.config import GenerationConfig
 from inference.engine.engine import Engine
 from inference.engine.metrics import RunMetrics
@@ -323,7 +324,7 @@ def event(row: int, text: str, tokens: int, finished: bool) -> TextEvent:
 
 class TestTerminal:
     @given(st.data(), st.integers(1, 5), st.booleans())
-    @settings(max_examples=50)
+    @examples(50)
     def test_rows_are_never_interleaved(self, data: st.DataObject, number: int, echo: bool) -> None:
         """In whatever order pieces come, rows are shown in their order, each whole, and what is shown stays shown."""
         out = io.StringIO()

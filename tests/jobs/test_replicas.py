@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from test_kill import records, texts, write_rows
 from toy_job import toy_job
 
+from examples import examples
 from inference.engine.metrics import RunMetrics
 from inference.errors import InferenceError
 from inference.jobs.figures import metrics_of
@@ -41,7 +42,7 @@ def answers(folder: Path, rows: list[dict[str, Any]], name: str, **job: Any) -> 
     return texts(folder / name)
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(ROWS, st.integers(2, 4), st.integers(1, 5), st.booleans())
 def test_answers_are_those_of_one_copy(
     tmp_path_factory: pytest.TempPathFactory,

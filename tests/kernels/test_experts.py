@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from hypothesis import given, reject, settings
+from hypothesis import given, reject
 from hypothesis import strategies as st
 
+from examples import examples
 from inference.kernels import library
 from inference.kernels.build import KernelBuildError, library_path
 from inference.kernels.formats import Format, pack, whole_panels
@@ -151,7 +152,7 @@ def models(draw: st.DrawFn) -> Model:
     return Model.random(shape, draw(st.sampled_from(Format)), draw(st.booleans()), draw(st.integers(0, 999)))
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(models(), st.integers(1, 9), st.integers(0, 999))
 def test_answers(model: Model, tokens: int, seed: int) -> None:
     x = np.random.default_rng(seed).standard_normal((tokens, model.shape.hidden), np.float32)
@@ -161,7 +162,7 @@ def test_answers(model: Model, tokens: int, seed: int) -> None:
     assert error < (2e-2 if model.weight_format.quantized else 2e-5)
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(models(), st.integers(2, 40), st.integers(0, 999))
 def test_a_token_does_not_depend_on_its_neighbors(model: Model, tokens: int, seed: int) -> None:
     x = np.random.default_rng(seed).standard_normal((tokens, model.shape.hidden), np.float32)

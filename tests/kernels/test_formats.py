@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from examples import examples
 from inference.kernels.formats import GROUP, Format, pack, pack_into, to_bfloat16, unpack
 
 SHAPES = st.tuples(st.integers(1, 40), st.integers(1, 200))
@@ -49,7 +50,6 @@ def test_bytes_are_where_the_header_file_says() -> None:
             assert abs(((int(words[4 + 1, 1, 1]) >> 4) - 8) * scale - weights[17, 53]) <= 1.1 * abs(scale)
 
 
-@settings(deadline=None)
 @given(SHAPES, st.integers(0, 99), st.sampled_from(Format), st.booleans(), st.data())
 def test_a_matrix_may_be_packed_in_parts(
     shape: tuple[int, int], seed: int, weight_format: Format, native: bool, data: st.DataObject
@@ -108,7 +108,7 @@ def test_int4_takes_the_better_of_both_signs() -> None:
         assert np.abs(back - weights).max() < 0.09
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(SHAPES, st.integers(0, 999), st.sampled_from([Format.INT8, Format.INT4]), st.sampled_from([0.05, 1.0, 300.0]))
 def test_native_packer_gives_the_same_weights(
     shape: tuple[int, int], seed: int, weight_format: Format, scale: float

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from examples import examples
 from inference.kernels import library
 from inference.kernels.build import KernelBuildError, library_path
 from inference.kernels.formats import GROUP, Format, pack, unpack
@@ -57,7 +58,7 @@ def rounded_activations(x: np.ndarray, weight_format: Format) -> np.ndarray:
 SIZES = st.tuples(st.integers(1, 40), st.integers(1, 70), st.integers(1, 200))
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(SIZES, st.sampled_from(Format), st.integers(0, 999), st.sampled_from([1e-4, 1.0, 1e4]), st.booleans())
 def test_linear(sizes: tuple[int, int, int], weight_format: Format, seed: int, scale: float, with_extras: bool) -> None:
     tokens, rows, columns = sizes
@@ -76,7 +77,7 @@ def test_linear(sizes: tuple[int, int, int], weight_format: Format, seed: int, s
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=scale * 1e-4 * columns**0.5 + 1.01 * border)
 
 
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(SIZES, st.sampled_from(Format), st.integers(0, 999))
 def test_a_token_does_not_depend_on_its_neighbors(
     sizes: tuple[int, int, int], weight_format: Format, seed: int
@@ -114,7 +115,7 @@ def test_what_is_no_number_stays_so_and_stays_in_its_row(weight_format: Format, 
     assert np.array_equal(got[keep], clean[keep])
 
 
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(st.integers(1, 5), st.integers(1, 100), st.integers(0, 999))
 def test_rms_norm(tokens: int, width: int, seed: int) -> None:
     generator = np.random.default_rng(seed)

@@ -8,10 +8,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from toys import ToyModel, logits_of, make_request
 
+from examples import examples
 from inference.engine.engine import Engine
 from inference.engine.request import FinishReason
 from inference.errors import InferenceError, InputError
@@ -85,7 +86,7 @@ row = st.tuples(
 )
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(rows=st.lists(row, min_size=1, max_size=7), at_once=st.integers(1, 4))
 def test_every_row_gets_what_the_continuous_engine_gives_it(rows, at_once) -> None:
     def requests():

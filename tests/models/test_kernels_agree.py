@@ -9,9 +9,10 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from examples import examples
 from inference.kernels.build import KernelBuildError, library_path
 from inference.kernels.formats import Format, pack_into
 from inference.models.architecture.registry import model_config_from
@@ -123,7 +124,7 @@ def steps_of_sequences(draw: st.DrawFn) -> list[list[SequenceStep]]:
 
 
 @pytest.mark.parametrize("name", MODELS)
-@settings(deadline=None, max_examples=6)
+@examples(6)
 @given(steps=steps_of_sequences())
 def test_logits_agree(name: str, steps: list[list[SequenceStep]]) -> None:
     ours, theirs = shared_runner(name, "native"), shared_runner(name, "stock")

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
+from examples import examples
 from inference.checkpoint.open import open_checkpoint, rank_folders
 from inference.checkpoint.tensor import Segment, StoredTensor
 from inference.config import load_config
@@ -201,7 +202,7 @@ def test_what_cannot_be_split_names_the_number(
     assert str(caught.value).startswith(f"x.yaml:3: model_parallel is {size}, and ") and message in str(caught.value)
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(st.integers(1, 9), st.integers(1, 300), st.integers(1, 400))
 def test_parts_follow_one_another_and_none_is_empty(size: int, width: int, vocabulary: int) -> None:
     config = replace(sized(LLAMA_7B), intermediate_size=width, vocab_size=vocabulary, num_heads=size, num_kv_heads=size)
@@ -245,7 +246,7 @@ def test_random_weights_are_those_of_one_process(name: str, form: Format, size: 
         assert (joined[parameter] == whole[parameter])[is_used].all(), parameter
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     st.integers(1, 9), st.integers(1, 9), st.integers(0, 80), st.integers(0, 80),
     st.lists(st.integers(1, 79), max_size=3), st.sampled_from(["float32", "bfloat16", "float16"]), st.data(),

@@ -14,12 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 from ranks import free_port, in_threads
 
 import inference
+from examples import examples
 from inference.config import load_config
 from inference.errors import ConfigError
 from inference.parallel.channel import DTYPES, Channel, PeerLostError
@@ -37,7 +38,7 @@ def pair() -> tuple[Channel, Channel]:
     return Channel(left, 1), Channel(right, 0)
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(
     st.text(max_size=20), st.lists(ARRAYS, max_size=4), st.dictionaries(st.text(max_size=5), st.integers() | st.text())
 )

@@ -7,9 +7,10 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from examples import examples
 from inference.tokenizer import IncrementalDetokenizer, Joining, Tokenizer, load_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent / "goldens" / "tokenizers"
@@ -54,7 +55,7 @@ def stream(tokenizer: Tokenizer, ids: Sequence[int], skip: bool = True) -> list[
     return [*(detokenizer.push(token_id) for token_id in ids), detokenizer.finish()]
 
 
-@settings(max_examples=400, deadline=None)
+@examples(400)
 @given(names, st.lists(st.integers(-2, 520), max_size=40), st.booleans())
 def test_any_ids(name: str, ids: list[int], skip: bool) -> None:
     """Special tokens, ids out of range and broken UTF-8, as half of these vocabularies is bytes."""
@@ -62,7 +63,7 @@ def test_any_ids(name: str, ids: list[int], skip: bool) -> None:
     assert "".join(stream(tokenizer, ids, skip)) == tokenizer.decode(ids, skip_special_tokens=skip)
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(names, texts, st.data())
 def test_any_text_cut_anywhere(name: str, text: str, data: st.DataObject) -> None:
     tokenizer = tokenizer_called(name)
@@ -72,7 +73,7 @@ def test_any_text_cut_anywhere(name: str, text: str, data: st.DataObject) -> Non
     assert "".join(stream(tokenizer, part)) == tokenizer.decode(part)
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(st.binary(max_size=40), st.booleans())
 def test_any_bytes(data: bytes, each: bool) -> None:
     """A slow twin: Python's own decoding, with one mark a byte done by hand."""
@@ -83,7 +84,7 @@ def test_any_bytes(data: bytes, each: bool) -> None:
     assert "".join(stream(tokenizer, list(data))) == tokenizer.decode(list(data)) == expected
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(names, texts)
 def test_no_part_of_a_character_is_shown(name: str, text: str) -> None:
     tokenizer = tokenizer_called(name)
@@ -94,7 +95,7 @@ def test_no_part_of_a_character_is_shown(name: str, text: str) -> None:
     assert all(chunk.encode("utf-8").decode("utf-8") == chunk for chunk in chunks)
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(names, st.lists(st.integers(0, 505), max_size=20), st.lists(st.integers(0, 505), max_size=20))
 def test_context(name: str, prompt: list[int], answer: list[int]) -> None:
     """The text after a prompt is what it adds to the prompt's text; spaces at the border are kept."""

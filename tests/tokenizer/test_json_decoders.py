@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Regex, decoders, models
 from tokenizers import Tokenizer as Backend
 
+from examples import examples
 from inference.errors import TokenizerError
 from inference.tokenizer import IncrementalDetokenizer
 from inference.tokenizer.json_tokenizer import JsonTokenizer
@@ -57,7 +58,7 @@ def half_valid(ids: list[int]) -> bool:
 
 
 @pytest.mark.parametrize("name", DECODERS)
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(ids=st.lists(st.integers(0, len(PIECES) + 1), max_size=9))
 def test_any_ids(name: str, ids: list[int]) -> None:
     tokenizer, backend = tokenizers(name)
@@ -68,7 +69,7 @@ def test_any_ids(name: str, ids: list[int]) -> None:
         assert streamed == backend.decode(ids)
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(ids=st.lists(st.integers(0, 370), max_size=20), skip=st.booleans())
 def test_byte_level_bpe(ids: list[int], skip: bool) -> None:
     tokenizer, backend = _llama3()

@@ -5,10 +5,11 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor
 
+from examples import examples
 from inference.tokenizer import Tokenizer, load_tokenizer
 from inference.tokenizer.added_token import AddedToken
 from inference.tokenizer.sentencepiece_tokenizer import NO_DUMMY_PREFIX, SentencePieceTokenizer
@@ -29,7 +30,7 @@ def plain() -> Tokenizer:
     return SentencePieceTokenizer(MODEL)
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from(" aあ😀"), max_size=40))
 def test_text_without_symbols_is_left_to_sentencepiece(text: str) -> None:
     if "<" in text:
@@ -40,7 +41,7 @@ def test_text_without_symbols_is_left_to_sentencepiece(text: str) -> None:
     assert plain().decode(ids) == text.replace("▁", " ")
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(st.lists(st.integers(FIRST_PLAIN, 499), max_size=30))
 def test_decoding_is_sentencepieces(ids: list[int]) -> None:
     # A space written as a byte never starts an encoded text; transformers drops it there, sentencepiece does
