@@ -434,7 +434,7 @@ TEXTS = st.text(min_size=1)
 
 @given(stop=st.lists(TEXTS, max_size=3), directory=TEXTS, free=st.dictionaries(TEXTS, TEXTS | st.floats(-9, 9)))
 def test_to_yaml_keeps_any_text(stop: list[str], directory: str, free: dict, tmp_path_factory) -> None:
-    given = {"generation_config": {"stop": stop}, "output_dir": directory, "context": {"jit_config": free}}
+    given = {"generation_config": {"stop": stop}, "output_dir": directory, "pipeline": {"steps": {"a": {"arguments": free}}}}
     config = load_config(given)
     path = tmp_path_factory.getbasetemp() / "printed.yaml"
     path.write_text(config.to_yaml(), encoding="utf-8")
