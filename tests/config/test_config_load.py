@@ -434,8 +434,8 @@ TEXTS = st.text(min_size=1)
 
 @given(stop=st.lists(TEXTS, max_size=3), directory=TEXTS, free=st.dictionaries(TEXTS, TEXTS | st.floats(-9, 9)))
 def test_to_yaml_keeps_any_text(stop: list[str], directory: str, free: dict, tmp_path_factory) -> None:
-    given = {"generation_config": {"stop": stop}, "output_dir": directory, "pipeline": {"steps": {"a": {"arguments": free}}}}
-    config = load_config(given)
+    steps = {"a": {"arguments": free}}
+    config = load_config({"generation_config": {"stop": stop}, "output_dir": directory, "pipeline": {"steps": steps}})
     path = tmp_path_factory.getbasetemp() / "printed.yaml"
     path.write_text(config.to_yaml(), encoding="utf-8")
     again = load_config(path)
