@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import threading
 from contextlib import closing
+from typing import NoReturn
 
 from inference.api.backend import choose_model_class
 from inference.config import InferenceConfig
 from inference.context import build_context
-from inference.errors import ConfigError
+from inference.errors import ConfigError, InferenceError
 from inference.modes.check import prepare, say_what_is_used
 from inference.terminal.output import load_progress, say
 from inference.terminal.signals import finishing
@@ -27,7 +29,7 @@ def check_packages() -> None:
             raise ConfigError(f"run_mode serve needs {name}", "pip install 'mindspore-inference[serve]'")
 
 
-def serve(config: InferenceConfig) -> int:
+def serve(config: InferenceConfig) -> NoReturn:
     """Answers requests until a signal ends the process."""
     check_packages()
     from inference.serve.app import State
@@ -49,4 +51,7 @@ def serve(config: InferenceConfig) -> int:
             say(model.describe_cache())
             say(f"{ready.source.name} answers at {listener.url}/v1 (chat page: {listener.url}/)")
             server.join()
-    return 0
+            if state.is_ending:
+                # The thread that heard the signal ends the process.
+                threading.Event().wait(config.serve.shutdown_seconds)
+    raise InferenceError("the HTTP server ended by itself", "its log says why")
