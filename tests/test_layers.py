@@ -17,6 +17,7 @@ PACKAGE = Path(__file__).parents[1] / "inference"
 LAYERS = (
     (
         "errors",
+        "notices",
         "files",
         "config",
         "inputs",
