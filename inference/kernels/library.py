@@ -8,21 +8,29 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 
 from inference.kernels.build import library_path
 from inference.kernels.formats import Format, check_room
 
-# Numbers in the record of a half, as in `cpp/library.cpp`.
+# Numbers in the record of a sublayer, as in `cpp/library.cpp`.
 RECORD = 40
 _POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_float
 
 
-@lru_cache(maxsize=1)
+# The instruction set in use; None for the best that this processor has.
+_chosen: str | None = None
+
+
 def _library() -> ctypes.CDLL:
-    library = ctypes.CDLL(str(library_path()))
+    return _load(_chosen)
+
+
+@cache
+def _load(name: str | None) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(library_path(name)))
     library.kernels_name.restype = ctypes.c_char_p
     library.kernels_use.argtypes = [ctypes.c_char_p]
     library.kernels_set_threads.argtypes = [ctypes.c_int]
@@ -30,7 +38,7 @@ def _library() -> ctypes.CDLL:
     library.kernels_linear.argtypes = [_INT, _POINTER, _LONG, _LONG, _POINTER, _LONG, *[_POINTER] * 3]
     library.kernels_read.argtypes = [_POINTER, _LONG]
     library.kernels_read.restype = ctypes.c_uint64
-    library.kernels_halves.argtypes = [_POINTER, *[_LONG] * 4, *[_POINTER] * 5]
+    library.kernels_sublayers.argtypes = [_POINTER, *[_LONG] * 4, *[_POINTER] * 5]
     library.kernels_group.argtypes = [_INT, _INT, _POINTER, _POINTER, _INT]
     library.kernels_group.restype = _POINTER
     library.kernels_group_bytes.argtypes = [_INT]
@@ -42,16 +50,20 @@ def _library() -> ctypes.CDLL:
 
 
 def instruction_set() -> str:
-    """The instruction set in use: plain, avx2, avx512 or avx512_vnni."""
+    """Return the name of the instruction set in use, as `build.SETS` has it."""
     return _library().kernels_name().decode()
 
 
-def use_instruction_set(name: str) -> bool:
-    """Uses another instruction set, `best` for the processor's best; False if this build does not have it.
+def use_instruction_set(name: str | None) -> None:
+    """Use the library of another instruction set, built first if need be; None for the best.
 
-    Nothing checks that the processor has it.
+    For tests of this module's functions: operators in graphs keep the best.
+
+    Raises:
+        KernelBuildError: it cannot be built.
     """
-    return _library().kernels_use(name.encode()) == 0
+    global _chosen
+    _chosen = name
 
 
 def set_threads(count: int | None) -> int:
@@ -100,12 +112,12 @@ def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
     return out
 
 
-def half(record: list[int], x: np.ndarray) -> np.ndarray:
-    """x [tokens, hidden] through a half of a layer that has no cache, whose record `native` has made."""
+def sublayer(record: list[int], x: np.ndarray) -> np.ndarray:
+    """x [tokens, hidden] through a sublayer that has no cache, whose record `native` has made."""
     out = np.array(x, np.float32, order="C")
     program = np.zeros(RECORD, np.int64)
     program[: len(record)] = record
-    _library().kernels_halves(_at(program), RECORD, len(out), 0, 0, None, None, None, None, _at(out))
+    _library().kernels_sublayers(_at(program), RECORD, len(out), 0, 0, None, None, None, None, _at(out))
     return out
 
 

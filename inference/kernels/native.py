@@ -3,7 +3,7 @@
 The same interface as `stock`, and the same results up to rounding. MindSpore charges about 25 microseconds for an
 operator with dynamic shapes and checks every parameter of a network at every call, which is more than the arithmetic of
 a small model takes. So weights and cache are plain memory, and the operators are given a program: a record of int64
-numbers for every half of a layer, with its sizes and the addresses of its weights.
+numbers for every sublayer, with its sizes and the addresses of its weights.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ _TYPES = {
 # Types of each operator's inputs, a letter each.
 _INPUTS = {
     "embedding": "il",
-    "halves": "fiiiil",
-    "cross_halves": "fiiiiiil",
-    "adapted_halves": "fiiiiil",
-    "adapted_cross_halves": "fiiiiiiil",
+    "sublayers": "fiiiil",
+    "cross_sublayers": "fiiiiiil",
+    "adapted_sublayers": "fiiiiil",
+    "adapted_cross_sublayers": "fiiiiiiil",
     "output_head": "fiilb",
     "adapted_output_head": "fiilbi",
 }
@@ -232,7 +232,7 @@ class TargetGeometry(nn.Cell):
         return positions, slots, block_tables, query_starts, cross_tables, cross_lengths
 
 
-class AttentionHalf:
+class AttentionSublayer:
     """The record of x + output(attention(qkv(norm(x))))."""
 
     def __init__(
@@ -264,7 +264,7 @@ class AttentionHalf:
         self.record += [table.address for table in additions]
 
 
-class RelativeAttentionHalf(AttentionHalf):
+class RelativeAttentionSublayer(AttentionSublayer):
     """The same without rotation: a bias by distance takes its place, `distances` [H * (2 * reach + 1)]."""
 
     def __init__(
@@ -277,7 +277,7 @@ class RelativeAttentionHalf(AttentionHalf):
         super().__init__(shape, None, 0, 0, weights, caches, part)
 
 
-class LatentAttentionHalf:
+class LatentAttentionSublayer:
     """The record of x + output(attention on latents)."""
 
     def __init__(
@@ -310,7 +310,7 @@ class LatentAttentionHalf:
         self.record += [table.address for table in additions]
 
 
-class FeedForwardHalf:
+class FeedForwardSublayer:
     """The record of x + down(activation(gate(norm(x))) * up(norm(x)))."""
 
     is_cross = False
@@ -328,7 +328,7 @@ class FeedForwardHalf:
         self.record += [table.address for table in additions]
 
 
-class ExpertsHalf:
+class ExpertsSublayer:
     """The record of x + the answers of the experts that norm(x) chooses, and that of the shared expert."""
 
     def __init__(self, shape: ExpertsShape, weights: Mapping[str, Weight], part: Part | None = None):
@@ -352,25 +352,25 @@ class ExpertsHalf:
         self.record += [table.address for table in additions]
 
 
-class Halves(nn.Cell):
-    """x [T, hidden] through halves of layers, one after the other, as one operator."""
+class Sublayers(nn.Cell):
+    """x [T, hidden] through sublayers, one after the other, as one operator."""
 
     def __init__(
         self,
-        halves: Sequence[AttentionHalf | LatentAttentionHalf | FeedForwardHalf | ExpertsHalf],
+        sublayers: Sequence[AttentionSublayer | LatentAttentionSublayer | FeedForwardSublayer | ExpertsSublayer],
         part: Part | None = None,
     ):
         super().__init__()
-        self.kept = list(halves)
+        self.kept = list(sublayers)
         records = [[4, part.handle, int(part.is_first)]] if part else []
-        records += [half.record for half in halves]
+        records += [sublayer.record for sublayer in sublayers]
         program = np.zeros((len(records), RECORD), np.int64)
         for row, record in enumerate(records):
             program[row, : len(record)] = record
         self.program = Tensor(program.reshape(-1))
-        self.has_cross = any(isinstance(half, AttentionHalf) and half.is_cross for half in halves)
-        self.is_adapted = any(half.is_adapted for half in halves)
-        name = "cross_halves" if self.has_cross else "halves"
+        self.has_cross = any(isinstance(sublayer, AttentionSublayer) and sublayer.is_cross for sublayer in sublayers)
+        self.is_adapted = any(sublayer.is_adapted for sublayer in sublayers)
+        name = "cross_sublayers" if self.has_cross else "sublayers"
         self.operator = _operator(f"adapted_{name}" if self.is_adapted else name)
         self.inputs = 6 if self.has_cross else 4
 

@@ -17,7 +17,7 @@ void kernels_pack(int32_t format, const uint8_t *x, int32_t is_packed, int64_t r
                   uint8_t *panels);
 void kernels_linear(int32_t format, const uint8_t *weight, int64_t rows, int64_t columns, const float *x, int64_t tokens,
                     const float *bias, const float *residual, float *out);
-void kernels_halves(const int64_t *program, int64_t numbers, int64_t tokens, int64_t sequences, int64_t table_width,
+void kernels_sublayers(const int64_t *program, int64_t numbers, int64_t tokens, int64_t sequences, int64_t table_width,
                     const int32_t *positions, const int32_t *slots, const int32_t *block_tables,
                     const int32_t *query_starts, float *x);
 }
@@ -111,7 +111,7 @@ double compare_layers(const char *set, bool half_cache) {
   const char *sets[2] = {"plain", set};
   for (int run = 0; run < 2; run++) {
     kernels_use(sets[run]);
-    kernels_halves(program[0], 4 * RECORD, tokens, 2, 2, positions.data(), slots.data(), tables, starts, results[run].data());
+    kernels_sublayers(program[0], 4 * RECORD, tokens, 2, 2, positions.data(), slots.data(), tables, starts, results[run].data());
   }
   return difference(results[1], results[0]);
 }

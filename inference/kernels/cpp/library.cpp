@@ -1,4 +1,4 @@
-// The library's face: picks the instruction set, keeps the threads, and gives the kernels to MindSpore's graphs and,
+// The library's face: keeps the threads, and gives the kernels to MindSpore's graphs and,
 // through plain C functions, to Python.
 //
 // MindSpore calls a custom operator as `int f(int n, void **tensors, int *ranks, int64_t **shapes, const char **types,
@@ -13,84 +13,23 @@
 #include <thread>
 #include <vector>
 
-#if defined(WITH_NEON_DOT) && defined(__linux__)
-#include <sys/auxv.h>
-#endif
-
 #include "blocks.h"
 #include "group.h"
 
 class AotExtra;
 
-#define DECLARE(isa) namespace isa { extern const Kernels table; }
-DECLARE(isa_plain)
-#ifdef WITH_AVX2
-DECLARE(isa_avx2)
-#endif
-#ifdef WITH_AVX512
-DECLARE(isa_avx512)
-#endif
-#ifdef WITH_AVX512_VNNI
-DECLARE(isa_avx512_vnni)
-#endif
-#ifdef WITH_NEON
-DECLARE(isa_neon)
-#endif
-#ifdef WITH_NEON_DOT
-DECLARE(isa_neon_dot)
-#endif
+// KERNEL_SETS names the instruction sets that are linked into this library: SET(isa_avx2).
+#define SET(isa) namespace isa { extern const Kernels table; }
+KERNEL_SETS
+#undef SET
 
 namespace {
 
-const Kernels *by_name(const char *name) {
-  const Kernels *known[] = {&isa_plain::table,
-#ifdef WITH_AVX2
-                            &isa_avx2::table,
-#endif
-#ifdef WITH_AVX512
-                            &isa_avx512::table,
-#endif
-#ifdef WITH_AVX512_VNNI
-                            &isa_avx512_vnni::table,
-#endif
-#ifdef WITH_NEON
-                            &isa_neon::table,
-#endif
-#ifdef WITH_NEON_DOT
-                            &isa_neon_dot::table,
-#endif
-  };
-  for (const Kernels *kernels : known)
-    if (!std::strcmp(kernels->name, name)) return kernels;
-  return nullptr;
-}
+#define SET(isa) &isa::table,
+const Kernels *const sets[] = {KERNEL_SETS};
+#undef SET
+const Kernels *kernels = sets[0];
 
-const Kernels *best() {
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-#ifdef WITH_AVX512
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512dq")) {
-#ifdef WITH_AVX512_VNNI
-    if (__builtin_cpu_supports("avx512vnni")) return &isa_avx512_vnni::table;
-#endif
-    return &isa_avx512::table;
-  }
-#endif
-#ifdef WITH_AVX2
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
-    return &isa_avx2::table;
-#endif
-#elif defined(WITH_NEON_DOT) && defined(__linux__)
-  constexpr unsigned long DOT_PRODUCT = 1 << 20;  // HWCAP_ASIMDDP
-  return getauxval(AT_HWCAP) & DOT_PRODUCT ? &isa_neon_dot::table : &isa_neon::table;
-#elif defined(WITH_NEON_DOT)
-  return &isa_neon_dot::table;  // every Mac with an Arm processor has it
-#endif
-  return &isa_plain::table;
-}
-
-const Kernels *kernels = best();
 std::unique_ptr<Team> team_;
 // Kernels keep their working memory from call to call, so that only one runs at a time: two models may be in use.
 std::mutex one_call;
@@ -128,8 +67,8 @@ class Record {
     const Format format = Format(number());
     return {at<const uint8_t>(), format, rows, columns};
   }
-  Additions additions() { return Additions::at(at<const int64_t>()); }
-  PartAdditions part_additions() { return {at<const int64_t *const>()}; }
+  LoraTable lora() { return LoraTable::at(at<const int64_t>()); }
+  LoraTables part_lora() { return {at<const int64_t *const>()}; }
 
  private:
   const int64_t *next_;
@@ -150,7 +89,7 @@ AttentionLayer attention_layer(Record record) {
   layer.scale = record.real(), layer.softcap = record.real(), layer.slopes = record.at<const float>();
   layer.norm_bias = record.at<const float>(), layer.post_norm = record.at<const float>();
   layer.scope = Scope(record.number()), layer.reach = record.number(), layer.distances = record.at<const float>();
-  layer.qkv_additions = record.additions(), layer.output_additions = record.additions();
+  layer.qkv_lora = record.lora(), layer.output_lora = record.lora();
   layer.qkv.rows = layer.columns();
   return layer;
 }
@@ -170,9 +109,9 @@ LatentLayer latent_layer(Record record) {
   layer.value_up = record.matrix(layer.heads * panels_of(layer.value) * PANEL, layer.rank);
   layer.output = record.matrix(layer.hidden, layer.heads * layer.value), layer.output_bias = record.at<const float>();
   layer.cache = record.at<void>();
-  layer.down_additions = record.additions(), layer.query_up_additions = record.additions();
-  layer.key_up_additions = record.part_additions(), layer.value_up_additions = record.part_additions();
-  layer.output_additions = record.additions();
+  layer.down_lora = record.lora(), layer.query_up_lora = record.lora();
+  layer.key_up_lora = record.part_lora(), layer.value_up_lora = record.part_lora();
+  layer.output_lora = record.lora();
   return layer;
 }
 
@@ -185,7 +124,7 @@ FeedForwardLayer feed_forward_layer(Record record) {
   layer.gate_up_bias = record.at<const float>();
   layer.down = record.matrix(layer.hidden, layer.width), layer.down_bias = record.at<const float>();
   layer.post_norm = record.at<const float>();
-  layer.gate_up_additions = record.additions(), layer.down_additions = record.additions();
+  layer.gate_up_lora = record.lora(), layer.down_lora = record.lora();
   return layer;
 }
 
@@ -204,9 +143,9 @@ ExpertsLayer experts_layer(Record record) {
   layer.down = record.matrix(routing.experts * room(layer.hidden), layer.width);
   layer.shared_gate_up = record.matrix(2 * room(layer.shared_width), layer.hidden);
   layer.shared_down = record.matrix(layer.hidden, layer.shared_width);
-  layer.router_additions = record.additions();
-  layer.gate_up_additions = record.part_additions(), layer.down_additions = record.part_additions();
-  layer.shared_gate_up_additions = record.additions(), layer.shared_down_additions = record.additions();
+  layer.router_lora = record.lora();
+  layer.gate_up_lora = record.part_lora(), layer.down_lora = record.part_lora();
+  layer.shared_gate_up_lora = record.lora(), layer.shared_down_lora = record.lora();
   return layer;
 }
 
@@ -218,7 +157,7 @@ const int32_t *if_any(const int32_t *adapters, int64_t tokens) {
   return std::any_of(adapters, adapters + tokens, is_one) ? adapters : nullptr;
 }
 
-// Of the first five inputs of an operator on halves.
+// Of the first five inputs of an operator on sublayers.
 Step step_of(void **p, int64_t **shapes) {
   Step step{};
   step.tokens = shapes[0][0], step.sequences = shapes[4][0] - 1, step.table_width = shapes[3][1];
@@ -227,7 +166,7 @@ Step step_of(void **p, int64_t **shapes) {
   return step;
 }
 
-// Of the first seven inputs of an operator on halves that attend to sources.
+// Of the first seven inputs of an operator on sublayers that attend to sources.
 Step cross_step_of(void **p, int64_t **shapes) {
   Step step = step_of(p, shapes);
   step.cross_width = shapes[5][1];
@@ -235,22 +174,22 @@ Step cross_step_of(void **p, int64_t **shapes) {
   return step;
 }
 
-// Runs the halves of a program, one record each, on x [T, hidden] in place. A record begins with its kind: 0 for an
-// attention half, 1 for a feed-forward half, 2 for one of experts, 3 for latent attention; 4 for the group whose ranks
-// have a part of each of the halves that follow, and whether this rank is the one that adds the residual. Ranks add up
-// after each half that gives something; where what it gives is normed, before the norm. 0, or -1 where another rank is
+// Runs the sublayers of a program, one record each, on x [T, hidden] in place. A record begins with its kind: 0 for an
+// attention sublayer, 1 for feed-forward, 2 for experts, 3 for latent attention; 4 for the group whose ranks
+// have a part of each of the sublayers that follow, and whether this rank is the one that adds the residual. Ranks add up
+// after each sublayer that adds something; where what it gives is normed, before the norm. 0, or -1 where another rank is
 // gone.
-int32_t run_halves(const int64_t *program, int64_t numbers, Step step, float *x) {
+int32_t run_sublayers(const int64_t *program, int64_t numbers, Step step, float *x) {
   const Lock lock(one_call);
   Group *group = nullptr;
   std::vector<float> partial;
   step.adds_residual = true;
   const float *norm = nullptr;
   float eps = 0;
-  const auto run = [&](const auto &half, const auto &layer) {
+  const auto run = [&](const auto &sublayer, const auto &layer) {
     norm = layer.post_norm, eps = layer.eps;
     if (group && norm) partial.resize(step.tokens * layer.hidden), step.partial = partial.data();
-    half(team(), layer, step, x);
+    sublayer(team(), layer, step, x);
   };
   for (const int64_t *at = program; at < program + numbers; at += RECORD) {
     Record record(at);
@@ -259,13 +198,13 @@ int32_t run_halves(const int64_t *program, int64_t numbers, Step step, float *x)
     switch (kind) {
       case 0: {
         const AttentionLayer layer = attention_layer(record);
-        run(kernels->attention_half, layer);
+        run(kernels->attention_sublayer, layer);
         if (layer.scope == STORE) continue;
         break;
       }
-      case 1: run(kernels->feed_forward_half, feed_forward_layer(record)); break;
-      case 2: kernels->experts_half(team(), experts_layer(record), step, x); break;
-      case 3: kernels->latent_half(team(), latent_layer(record), step, x); break;
+      case 1: run(kernels->feed_forward_sublayer, feed_forward_layer(record)); break;
+      case 2: kernels->experts_sublayer(team(), experts_layer(record), step, x); break;
+      case 3: kernels->latent_sublayer(team(), latent_layer(record), step, x); break;
       case 4: group = record.at<Group>(), step.adds_residual = record.number() != 0; continue;
     }
     if (!group) continue;
@@ -281,7 +220,7 @@ int run_head(void **p, int64_t **shapes, const int32_t *adapters, float *out) {
   Head layer{};
   layer.hidden = record.number(), layer.eps = record.real(), layer.softcap = record.real();
   layer.norm = record.at<const float>(), layer.norm_bias = record.at<const float>();
-  layer.weight = record.matrix(shapes[4][0], layer.hidden), layer.additions = record.additions();
+  layer.weight = record.matrix(shapes[4][0], layer.hidden), layer.lora = record.lora();
   const int32_t *wanted = as<const int32_t>(p[1]);
   const int64_t tokens = shapes[1][0];
   std::vector<float> rows(tokens * layer.hidden);
@@ -302,12 +241,11 @@ extern "C" {
 
 const char *kernels_name() { return kernels->name; }
 
-// 0 if the instruction set is there, -1 if this build or this processor does not have it.
+// Chooses among the instruction sets of this library: 0, or -1 if it does not have this one.
 int kernels_use(const char *name) {
-  const Kernels *chosen = std::strcmp(name, "best") ? by_name(name) : best();
-  if (!chosen) return -1;
-  kernels = chosen;
-  return 0;
+  for (const Kernels *set : sets)
+    if (!std::strcmp(set->name, name)) return kernels = set, 0;
+  return -1;
 }
 
 void kernels_set_threads(int threads) {
@@ -372,51 +310,51 @@ void kernels_group_figures(const Group *group, int64_t *figures) {
   figures[0] = group->sums(), figures[1] = group->nanoseconds();
 }
 
-// Runs the halves of a program of a model without an encoder; 0, or -1 where another rank is gone.
-int32_t kernels_halves(const int64_t *program, int64_t numbers, int64_t tokens, int64_t sequences, int64_t table_width,
+// Runs the sublayers of a program of a model without an encoder; 0, or -1 where another rank is gone.
+int32_t kernels_sublayers(const int64_t *program, int64_t numbers, int64_t tokens, int64_t sequences, int64_t table_width,
                     const int32_t *positions, const int32_t *slots, const int32_t *block_tables,
                     const int32_t *query_starts, float *x) {
   Step step{};
   step.tokens = tokens, step.sequences = sequences, step.table_width = table_width;
   step.positions = positions, step.slots = slots, step.block_tables = block_tables, step.query_starts = query_starts;
-  return run_halves(program, numbers, step, x);
+  return run_sublayers(program, numbers, step, x);
 }
 
-// Inputs: 0 x [T, hidden], 1 positions, 2 slots, 3 block tables, 4 query starts, 5 program; output 6: x after all halves.
-int halves(int n, void **p, int *ranks, int64_t **shapes, const char **types, void *stream, void *extra) {
+// Inputs: 0 x [T, hidden], 1 positions, 2 slots, 3 block tables, 4 query starts, 5 program; output 6: x after all sublayers.
+int sublayers(int n, void **p, int *ranks, int64_t **shapes, const char **types, void *stream, void *extra) {
   if (n != 7) return 1;
   std::memcpy(p[6], p[0], shapes[0][0] * shapes[0][1] * 4);
-  return run_halves(as<const int64_t>(p[5]), shapes[5][0], step_of(p, shapes), as<float>(p[6]));
+  return run_sublayers(as<const int64_t>(p[5]), shapes[5][0], step_of(p, shapes), as<float>(p[6]));
 }
 
-// Inputs: those of `halves` up to 4, 5 cross tables, 6 cross lengths, 7 program; output 8.
-int cross_halves(int n, void **p, int *ranks, int64_t **shapes, const char **types, void *stream, void *extra) {
+// Inputs: those of `sublayers` up to 4, 5 cross tables, 6 cross lengths, 7 program; output 8.
+int cross_sublayers(int n, void **p, int *ranks, int64_t **shapes, const char **types, void *stream, void *extra) {
   if (n != 9) return 1;
   std::memcpy(p[8], p[0], shapes[0][0] * shapes[0][1] * 4);
   const Step step = cross_step_of(p, shapes);
-  return run_halves(as<const int64_t>(p[7]), shapes[7][0], step, as<float>(p[8]));
+  return run_sublayers(as<const int64_t>(p[7]), shapes[7][0], step, as<float>(p[8]));
 }
 
-// Inputs: those of `halves` up to 4, 5 adapters, 6 program; output 7.
-int adapted_halves(int n, void **p, int *ranks, int64_t **shapes, const char **types, void *stream, void *extra) {
+// Inputs: those of `sublayers` up to 4, 5 adapters, 6 program; output 7.
+int adapted_sublayers(int n, void **p, int *ranks, int64_t **shapes, const char **types, void *stream, void *extra) {
   if (n != 8) return 1;
   std::memcpy(p[7], p[0], shapes[0][0] * shapes[0][1] * 4);
   Step step = step_of(p, shapes);
   step.adapters = if_any(as<const int32_t>(p[5]), step.tokens);
-  return run_halves(as<const int64_t>(p[6]), shapes[6][0], step, as<float>(p[7]));
+  return run_sublayers(as<const int64_t>(p[6]), shapes[6][0], step, as<float>(p[7]));
 }
 
-// Inputs: those of `cross_halves` up to 6, 7 adapters, 8 program; output 9.
-int adapted_cross_halves(int n, void **p, int *ranks, int64_t **shapes, const char **types, void *stream, void *extra) {
+// Inputs: those of `cross_sublayers` up to 6, 7 adapters, 8 program; output 9.
+int adapted_cross_sublayers(int n, void **p, int *ranks, int64_t **shapes, const char **types, void *stream, void *extra) {
   if (n != 10) return 1;
   std::memcpy(p[9], p[0], shapes[0][0] * shapes[0][1] * 4);
   Step step = cross_step_of(p, shapes);
   step.adapters = if_any(as<const int32_t>(p[7]), step.tokens);
-  return run_halves(as<const int64_t>(p[8]), shapes[8][0], step, as<float>(p[9]));
+  return run_sublayers(as<const int64_t>(p[8]), shapes[8][0], step, as<float>(p[9]));
 }
 
 // Inputs: 0 x, 1 tokens wanted [R], 2 of these those whose logits are wanted, after a number that is not read [1 + S],
-// 3 record: hidden, eps, soft cap, norm, its bias, weight, additions, 4 as many bytes as there are tokens in the
+// 3 record: hidden, eps, soft cap, norm, its bias, weight, lora, 4 as many bytes as there are tokens in the
 // vocabulary, not read; output 5: best tokens [R], their logits [R], then logits [S, vocabulary].
 int output_head(int n, void **p, int *ranks, int64_t **shapes, const char **types, void *stream, void *extra) {
   return n == 6 ? run_head(p, shapes, nullptr, as<float>(p[5])) : 1;
@@ -450,19 +388,19 @@ std::vector<int64_t> embeddingInferShape(int *ranks, int64_t **shapes, AotExtra 
   return {shapes[0][0], shapes[1][0]};
 }
 
-std::vector<int64_t> halvesInferShape(int *ranks, int64_t **shapes, AotExtra *extra) {
+std::vector<int64_t> sublayersInferShape(int *ranks, int64_t **shapes, AotExtra *extra) {
   return {shapes[0][0], shapes[0][1]};
 }
 
-std::vector<int64_t> cross_halvesInferShape(int *ranks, int64_t **shapes, AotExtra *extra) {
+std::vector<int64_t> cross_sublayersInferShape(int *ranks, int64_t **shapes, AotExtra *extra) {
   return {shapes[0][0], shapes[0][1]};
 }
 
-std::vector<int64_t> adapted_halvesInferShape(int *ranks, int64_t **shapes, AotExtra *extra) {
+std::vector<int64_t> adapted_sublayersInferShape(int *ranks, int64_t **shapes, AotExtra *extra) {
   return {shapes[0][0], shapes[0][1]};
 }
 
-std::vector<int64_t> adapted_cross_halvesInferShape(int *ranks, int64_t **shapes, AotExtra *extra) {
+std::vector<int64_t> adapted_cross_sublayersInferShape(int *ranks, int64_t **shapes, AotExtra *extra) {
   return {shapes[0][0], shapes[0][1]};
 }
 

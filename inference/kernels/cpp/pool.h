@@ -86,7 +86,7 @@ class Member {
   }
 
   // Memory that will be read soon, `bytes` for each thread in turn: fetched while this thread waits for others.
-  void expect(const uint8_t *data, int64_t bytes) {
+  void prefetch(const uint8_t *data, int64_t bytes) {
     ahead_ = data + thread_ * bytes;
     ahead_end_ = ahead_ + bytes;
   }
