@@ -9,17 +9,20 @@ import ctypes
 import os
 from collections.abc import Sequence
 from functools import cache
+from typing import TypeVar
 
 import numpy as np
 
+from inference.errors import ConfigError
 from inference.kernels.build import library_path
 from inference.kernels.formats import Format, check_room
+from inference.kernels.records import Record, RecordError, check_layout
 
-# Numbers in the record of a sublayer, as in `cpp/library.cpp`.
-RECORD = 40
 _POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_float
 
 
+# More threads than this are a mistake, and starting them all would take the machine's memory.
+MOST_THREADS = 1024
 # The instruction set in use; None for the best that this processor has.
 _chosen: str | None = None
 
@@ -33,7 +36,7 @@ def _load(name: str | None) -> ctypes.CDLL:
     library = ctypes.CDLL(str(library_path(name)))
     library.kernels_name.restype = ctypes.c_char_p
     library.kernels_use.argtypes = [ctypes.c_char_p]
-    library.kernels_set_threads.argtypes = [ctypes.c_int]
+    library.kernels_set_threads.argtypes = [_INT]
     library.kernels_pack.argtypes = [_INT, _POINTER, _INT, _LONG, _LONG, _LONG, _POINTER]
     library.kernels_linear.argtypes = [_INT, _POINTER, _LONG, _LONG, _POINTER, _LONG, *[_POINTER] * 3]
     library.kernels_read.argtypes = [_POINTER, _LONG]
@@ -46,6 +49,10 @@ def _load(name: str | None) -> ctypes.CDLL:
     library.kernels_group_sum.argtypes = [_POINTER, _POINTER, _LONG]
     library.kernels_group_figures.argtypes = [_POINTER, _POINTER]
     library.kernels_rms_norm.argtypes = [_POINTER, _POINTER, _LONG, _LONG, _FLOAT, _POINTER]
+    library.kernels_records.restype = ctypes.c_char_p
+    library.kernels_problem.argtypes = [_POINTER, _LONG]
+    library.kernels_problem.restype = ctypes.c_char_p
+    check_layout(library.kernels_records().decode())
     return library
 
 
@@ -67,9 +74,16 @@ def use_instruction_set(name: str | None) -> None:
 
 
 def set_threads(count: int | None) -> int:
-    """Sets the number of threads, all processors that this process may use where None is given; the number set."""
-    count = count or len(os.sched_getaffinity(0))
-    _library().kernels_set_threads(count)
+    """Set the number of threads, None for one on each processor that this process may use; return the number set.
+
+    Raises:
+        ConfigError: the machine does not start so many.
+    """
+    processors = len(os.sched_getaffinity(0))
+    count = count or processors
+    if count > MOST_THREADS or _library().kernels_set_threads(count):
+        advice = f"give at most {processors}, the processors that this process may use"
+        raise ConfigError(f"engine.threads is {count}, which this machine does not start", advice)
     return count
 
 
@@ -112,12 +126,28 @@ def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
     return out
 
 
-def sublayer(record: list[int], x: np.ndarray) -> np.ndarray:
+_AnyRecord = TypeVar("_AnyRecord", bound=Record)
+
+
+def sound(record: _AnyRecord) -> _AnyRecord:
+    """Return a record that the kernels can read.
+
+    Raises:
+        RecordError: a number in it is out of its range, or an address is missing.
+    """
+    numbers = record.numbers()
+    problem = _library().kernels_problem(_at(numbers), len(numbers))
+    if problem:
+        raise RecordError(f"{type(record).__name__}: {problem.decode()} cannot be what the model gives")
+    return record
+
+
+def sublayer(record: Record, x: np.ndarray) -> np.ndarray:
     """x [tokens, hidden] through a sublayer that has no cache, whose record `native` has made."""
     out = np.array(x, np.float32, order="C")
-    program = np.zeros(RECORD, np.int64)
-    program[: len(record)] = record
-    _library().kernels_sublayers(_at(program), RECORD, len(out), 0, 0, None, None, None, None, _at(out))
+    program = sound(record).numbers()
+    code = _library().kernels_sublayers(_at(program), len(program), len(out), 0, 0, None, None, None, None, _at(out))
+    assert code == 0
     return out
 
 

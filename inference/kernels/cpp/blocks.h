@@ -27,7 +27,7 @@ struct Step {
   const int32_t *adapters;       // [T]: each token's adapter, from 1, 0 for none; null where no token has one
 };
 
-// What an adapter adds to some rows of a product: up (down x). The arrays are those of inference/kernels/native.py.
+// What an adapter adds to some rows of a product: up (down x). As inference/kernels/records.py writes it.
 struct LoraEntry {
   int64_t first_panel, panels;          // of the product's rows
   int64_t rank, offset;                 // where its part of down x begins among those of its adapter
@@ -35,23 +35,19 @@ struct LoraEntry {
   const float *up;                      // [panels, rank, 16]
 };
 
-// The lora of all adapters to one product, an adapter's one after the other.
+// What all adapters add to one product, an adapter's entries one after the other.
 struct LoraTable {
   int64_t adapters;                     // the last that has any
   int64_t width;                        // numbers that an adapter makes of a token, at most
   const int64_t *starts;                // adapter a's are [starts[a - 1], starts[a])
-  const LoraEntry *list;                 // null where there are none
+  const LoraEntry *list;                // null if there are none
 
-  // Of a table: how many adapters, the width, the starts, then the list; of none where it is null.
-  static LoraTable at(const int64_t *table) {
-    if (!table) return {};
-    return {table[0], table[1], table + 2, reinterpret_cast<const LoraEntry *>(table + 3 + table[0])};
-  }
+  static LoraTable at(const LoraTable *table) { return table ? *table : LoraTable{}; }
 };
 
 // The same for products by parts of a matrix, each of which has an input of its own: heads, experts.
 struct LoraTables {
-  const int64_t *const *tables;         // one a part; null where no part has any
+  const LoraTable *const *tables;       // one a part; null if no part has any
   LoraTable of(int64_t part) const { return LoraTable::at(tables ? tables[part] : nullptr); }
 };
 

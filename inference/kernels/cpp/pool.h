@@ -20,6 +20,7 @@ using Region = std::function<void(Member &)>;
 
 class Team {
  public:
+  // Throws std::system_error if the machine does not start so many threads.
   explicit Team(int size);
   ~Team();
   int size() const { return size_; }
@@ -35,6 +36,7 @@ class Team {
   };
 
   void work(int thread);
+  void stop();
 
   int size_;
   std::vector<std::thread> workers_;
