@@ -181,7 +181,7 @@ class EngineSettings(Section):
     )
     max_batch_tokens: Count = Field(512, description="Most tokens in one step of the model.")
     max_sequences: Count = Field(64, description="Most sequences in one step of the model.")
-    threads: Count | None = Field(None, description="CPU threads; all cores if unset.")
+    threads: Count | None = Field(None, le=1024, description="CPU threads; all cores if unset.")
     prefix_cache: bool = Field(True, description="Prompts that begin alike share that part of the KV cache.")
     qkv_layout: Literal["stacked", "interleaved"] | None = Field(
         None,
