@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from inference.engine.engine import Engine
 
 webdriver = pytest.importorskip("selenium.webdriver")
 if not shutil.which("chromium") or not shutil.which("chromedriver"):
@@ -114,10 +117,11 @@ def test_a_conversation(page: Page, served: Any, tmp_path: Path) -> None:
     assert severe == []
 
 
-def test_stop(page: Page, served: Any) -> None:
+def test_stop(page: Page, served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Engine.step
+    monkeypatch.setattr(Engine, "step", lambda engine: (time.sleep(0.05), step(engine))[1])
     page.setting("max_tokens", "400")
-    page.setting("temperature", "2")
-    page.ask("Tell me everything.")
+    page.ask("Tell me a story about a dog.")
     page.until(lambda: len("".join(page.texts(".assistant .body"))) > 20)
     page.one("#stop").click()
     page.answered(1)
