@@ -46,6 +46,9 @@ class TextGenerationPipeline:
         self.model, self.tokenizer, self.streamer, self.key = model, tokenizer, streamer, key
         self._generation = model.generation_config.updated(**settings)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.model!r})"
+
     def __call__(
         self,
         inputs: Inputs,
@@ -96,11 +99,11 @@ class TextGenerationPipeline:
         answers = iter(self.model.answer(prompts, self.tokenizer, shown, return_errors))
         results: list[dict[str, Any]] = []
         for prompt in encoded:
-            answer = next(answers) if isinstance(prompt, EncodedPrompt) else prompt
-            if isinstance(prompt, InferenceError) or isinstance(answer, InferenceError):
-                results.append({self.key: [], "error": answer})
+            texts = next(answers) if isinstance(prompt, EncodedPrompt) else prompt
+            if isinstance(prompt, InferenceError) or isinstance(texts, InferenceError):
+                results.append({self.key: [], "error": texts})
             else:
-                results.append({self.key: [prompt.full_text(answer) if return_full_text else answer]})
+                results.append({self.key: [prompt.full_text(text) if return_full_text else text for text in texts]})
         return results
 
     def _encoded(

@@ -5,12 +5,16 @@ Knows forms; knows nothing about files or models.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from typing import Any
 
 from inference.generation.text import Answer
 from inference.jobs.feed import FailedRow
+
+# What the samples of a prompt differ in.
+SAMPLE_KEYS = ("text", "token_ids", "finish_reason", "completion_tokens", "seed", "logprobs")
 
 
 def record(answer: Answer, model: str, echo: bool = True) -> dict[str, Any]:
@@ -37,6 +41,8 @@ def record(answer: Answer, model: str, echo: bool = True) -> dict[str, Any]:
     }
     if not source.generation.greedy:
         row["seed"] = request.seed
+    if answer.samples:
+        row["samples"] = [_sample(sample) for sample in answer.samples]
     if source.truncated:
         row["truncated_tokens"] = source.truncated
     if source.generation.logprobs is not None:
@@ -45,6 +51,12 @@ def record(answer: Answer, model: str, echo: bool = True) -> dict[str, Any]:
             for item in request.logprobs
         ]
     return row
+
+
+def _sample(answer: Answer) -> dict[str, Any]:
+    """One of several answers to a prompt; the record's own fields are the first one's."""
+    made = record(dataclasses.replace(answer, samples=[]), "", echo=False)
+    return {key: made[key] for key in SAMPLE_KEYS if key in made}
 
 
 def error_record(failed: FailedRow, model: str, echo: bool = True) -> dict[str, Any]:
@@ -77,7 +89,7 @@ def render_json(answer: Answer | FailedRow, model: str, echo: bool) -> str:
 
 def render_mindformers(answer: Answer | FailedRow, model: str, echo: bool) -> str:
     """MindFormers' result: the prompt and its answer as one text, in a list; an empty list for a row without one."""
-    texts = [] if isinstance(answer, FailedRow) else [answer.source.full_text(answer.text)]
+    texts = [] if isinstance(answer, FailedRow) else [answer.source.full_text(text) for text in answer.texts]
     return json.dumps({"text_generation_text": texts}, ensure_ascii=False)
 
 
@@ -85,7 +97,7 @@ def render_text(answer: Answer | FailedRow, model: str, echo: bool) -> str | Non
     """The answer, after its prompt with `echo`; None for a row without one."""
     if isinstance(answer, FailedRow):
         return None
-    return (answer.source.heading if echo else "") + answer.text
+    return "\n".join((answer.source.heading if echo else "") + text for text in answer.texts)
 
 
 RENDERERS: dict[str, Callable[[Answer | FailedRow, str, bool], str | None]] = {
