@@ -15,11 +15,22 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "inference"
 # What lies in a layer: files and folders of the package. The longest path that fits decides.
 LAYERS = (
-    ("errors", "config", "inputs", "checkpoint", "tokenizer", "remote", "kernels/formats", "parallel/heartbeat"),
+    (
+        "errors",
+        "notices",
+        "files",
+        "config",
+        "inputs",
+        "checkpoint",
+        "tokenizer",
+        "remote",
+        "kernels/formats",
+        "parallel/heartbeat",
+    ),
     ("context", "kernels", "parallel"),
     ("models",),
     ("engine", "generation"),
-    ("terminal", "api", "jobs", "evaluate", "beam", "launcher", "mindformers_bridge"),
+    ("terminal", "api", "jobs", "evaluate", "beam", "launcher", "mindformers_bridge", "serve"),
     ("modes", "cli", "__init__", "__main__"),
 )
 MINDSPORE_AT_TOP = (

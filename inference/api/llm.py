@@ -8,7 +8,7 @@ from __future__ import annotations
 import queue
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,11 +18,11 @@ from inference.config import InferenceConfig, load_config
 from inference.config.generation import sampling_setting
 from inference.engine.background import Delivery
 from inference.engine.metrics import RunMetrics
-from inference.engine.request import TokenLogprob
 from inference.errors import GenerationError, InferenceError, InputError
 from inference.generation.model import GenerativeModel
+from inference.generation.record import Completion, completion_of, failed_completion, kind_of
 from inference.generation.samples import SampleGatherer
-from inference.generation.text import Answer, AnswerRow, EncodedPrompt, Encoder, TextEvent, sampling_notice
+from inference.generation.text import AnswerRow, EncodedPrompt, Encoder, TextEvent, sampling_notice
 from inference.inputs.prompts import Prompt, prompt_from_mapping, prompt_of, token_ids_of
 from inference.terminal.output import say
 from inference.tokenizer import Tokenizer
@@ -31,39 +31,6 @@ from inference.tokenizer import Tokenizer
 READ_AHEAD = 2
 PromptLike = str | Sequence[int] | Mapping[str, Any] | Prompt
 Prompts = PromptLike | Iterable[PromptLike]
-
-
-@dataclass(frozen=True)
-class Completion:
-    """An answer.
-
-    Args:
-        index: place of its prompt among those given.
-        custom_id: as given with the prompt; the index where none was.
-        prompt: the prompt as the model saw it: for a chat the rendered template.
-        text: the answer, without its prompt.
-        token_ids: every generated token, the one that ended the answer included.
-        finish_reason: `stop` or `length`; `error` where there is no answer.
-        cached_tokens: of the prompt's, how many the prefix cache had.
-        logprobs: of each token, where they were asked for.
-        error: what was wrong with the row.
-        samples: every answer to the prompt, where several were asked for (`n`); the fields above are the first one's.
-    """
-
-    index: int
-    custom_id: str
-    prompt: str
-    text: str
-    token_ids: tuple[int, ...]
-    finish_reason: str
-    prompt_tokens: int
-    completion_tokens: int
-    cached_tokens: int = 0
-    ttft_seconds: float | None = None
-    total_seconds: float | None = None
-    logprobs: tuple[TokenLogprob, ...] = ()
-    error: InferenceError | None = None
-    samples: tuple[Completion, ...] = ()
 
 
 class LLM:
@@ -148,6 +115,7 @@ class LLM:
     ) -> Iterator[Completion]:
         refused: deque[Completion] = deque()
         gatherer = SampleGatherer()
+        name = self.model.source.name
 
         def rows() -> Iterator[AnswerRow]:
             for index, value in prompts:
@@ -157,7 +125,10 @@ class LLM:
                     if not return_errors:
                         raise
                     custom_id = str(value.get("custom_id", index)) if isinstance(value, Mapping) else str(index)
-                    refused.append(_refused(index, custom_id, value if isinstance(value, str) else "", error))
+                    prompt = value if isinstance(value, str) else None
+                    refused.append(
+                        failed_completion(custom_id, index, kind_of(error), str(error), prompt=prompt, model=name)
+                    )
                 else:
                     yield from (self.model.row(sample, self.tokenizer) for sample in samples)
 
@@ -168,11 +139,14 @@ class LLM:
             if return_errors and isinstance(delivery.error, (InputError, GenerationError)):
                 row = delivery.row
                 assert isinstance(row, AnswerRow)
-                source = row.answer.source
+                source, error = row.answer.source, delivery.error
+                prompt, custom_id = source.text, source.prompt.custom_id
                 if gatherer.fail(source):
-                    yield _refused(source.row, source.prompt.custom_id, source.text, delivery.error)
+                    yield failed_completion(
+                        custom_id, source.row, kind_of(error), str(error), prompt=prompt, model=name
+                    )
             elif (answer := gatherer.take(delivery.unwrap().answer)) is not None:
-                yield completion_of(answer)
+                yield completion_of(answer, name)
         yield from refused
 
     def stream(self, prompt: PromptLike, **settings: Any) -> TextStream:
@@ -211,11 +185,10 @@ class LLM:
     def _encoder(self, settings: Mapping[str, Any]) -> Encoder:
         if self._is_closed:
             raise InferenceError("this LLM is closed", "make another one, or close it later")
-        own = self.model.generation_config
-        implied = None if own.do_sample else sampling_setting(settings)
+        implied = None if self.model.generation_config.do_sample else sampling_setting(settings)
         if implied:
             self._notice(implied)
-        return replace(self.model.encoder(self.tokenizer, own.updated(**settings)), notice=self._notice)
+        return replace(self.model.encoder(self.tokenizer, **settings), notice=self._notice)
 
 
 class TextStream:
@@ -227,7 +200,7 @@ class TextStream:
 
     def __init__(self, llm: LLM, source: EncodedPrompt):
         self.completion: Completion | None = None
-        self._background = llm.model.background
+        self._background, self._model_name = llm.model.background, llm.model.source.name
         self._row = llm.model.row(source, llm.tokenizer)
         self._deliveries: queue.SimpleQueue[Delivery[TextEvent]] = queue.SimpleQueue()
         self._ended = False
@@ -242,7 +215,7 @@ class TextStream:
             self._ended = delivery.last
             event = delivery.unwrap()
             if event.finished:
-                self.completion = completion_of(event.answer)
+                self.completion = completion_of(event.answer, self._model_name)
             if event.text:
                 return event.text
         raise StopIteration
@@ -273,7 +246,7 @@ class AsyncTextStream:
         try:
             async for event in events:
                 if event.finished:
-                    self.completion = completion_of(event.answer)
+                    self.completion = completion_of(event.answer, llm.model.source.name)
                 if event.text:
                     yield event.text
         finally:
@@ -326,36 +299,10 @@ def _is_message(value: Any) -> bool:
 
 def _in_order(completions: Iterator[Completion]) -> Iterator[Completion]:
     """Completions by their index; one that comes early is kept until its turn."""
-    early: dict[int, Completion] = {}
+    early: dict[int | None, Completion] = {}
     turn = 0
     for completion in completions:
         early[completion.index] = completion
         while turn in early:
             yield early.pop(turn)
             turn += 1
-
-
-def completion_of(answer: Answer) -> Completion:
-    """What a finished answer came to."""
-    samples = tuple(completion_of(replace(sample, samples=[])) for sample in answer.samples)
-    source, request = answer.source, answer.request
-    assert request.finish_reason is not None
-    return Completion(
-        answer.row,
-        source.prompt.custom_id,
-        source.text,
-        answer.text,
-        tuple(request.output_ids),
-        request.finish_reason.value,
-        request.num_prompt_tokens,
-        len(request.output_ids),
-        request.num_reused,
-        request.timing.ttft,
-        request.timing.total,
-        tuple(request.logprobs),
-        samples=samples,
-    )
-
-
-def _refused(index: int, custom_id: str, prompt: str, error: InferenceError) -> Completion:
-    return Completion(index, custom_id, prompt, "", (), "error", 0, 0, error=error)

@@ -24,6 +24,7 @@ from inference.config import InferenceConfig, Override, load_config, parse_overr
 from inference.config.error_messages import known_keys
 from inference.config.flags import FLAGS, Flag
 from inference.config.presets import find_preset, is_preset, list_presets
+from inference.config.secrets import arguments_without_secrets
 from inference.errors import EXIT_FAILURE, EXIT_USAGE, ConfigError, InferenceError, did_you_mean, is_out_of_memory
 from inference.launcher import RELAUNCH
 from inference.parallel.topology import check_topology, is_scheduler, is_worker
@@ -231,6 +232,8 @@ def _act(config: InferenceConfig, given: dict[str, Any]) -> int:
         modes.convert(config, given["overwrite"])
     elif config.run_mode == "evaluate":
         return modes.evaluate(config, values)
+    elif config.run_mode == "serve":
+        return modes.serve(config)
     else:
         again = resume_command(click.get_current_context().obj)
         how = {"overwrite": given["overwrite"], "resume": goes_on, "again": again}
@@ -251,7 +254,7 @@ def resume_command(arguments: Sequence[str]) -> str:
     """The command line that goes on with a run of these arguments, through the launcher where that started it."""
     program = ["python", sys.argv[0]] if sys.argv[0].endswith(".py") else [PROGRAM]
     kept = [argument for argument in arguments if argument not in (*OVERWRITE, "--resume")]
-    line = shlex.join([*program, *kept, "--resume"])
+    line = shlex.join([*program, *arguments_without_secrets(kept), "--resume"])
     relaunch = os.environ.get(RELAUNCH)
     return relaunch.replace("{}", shlex.quote(line)) if relaunch else line
 

@@ -1,4 +1,4 @@
-"""A config as YAML text that reads back to the same config, each key with a comment saying where it was set.
+"""A config as YAML text that reads back to the same config, secrets aside; a comment on each key says where it was set.
 
 Knows how to write values; which keys there are it learns from the config that it is given.
 """
@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel
 
 from inference.config.layer import KeyPath, Layer
+from inference.config.secrets import without_secrets
 
 _PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*\Z")
 # Sections in which an absent key means something else than its default: the model's own files decide.
@@ -58,7 +59,9 @@ def _lines(tree: dict[str, Any], layer: Layer, path: KeyPath) -> Iterator[str]:
             yield from _lines(value, layer, here)
         else:
             origin = layer.origin(here) if _is_set(layer, here) else "default"
-            yield f"{indent}{_key(key)}: {flow(value)}  # {' '.join(origin.split())}"
+            shown = without_secrets({key: value})[key]
+            masked = "" if shown == value else "; a secret is not shown"
+            yield f"{indent}{_key(key)}: {flow(shown)}  # {' '.join(origin.split())}{masked}"
 
 
 def _is_set(layer: Layer, path: KeyPath) -> bool:

@@ -6,9 +6,9 @@ imports mindspore, so that a mistake is answered at once.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ from inference.checkpoint.gguf_tensors import read_gguf_config
 from inference.checkpoint.open import GGUF_SUFFIX, open_checkpoint, rank_folders
 from inference.checkpoint.tensor import Checkpoint
 from inference.config import GENERATION_FILE, GenerationConfig, InferenceConfig, read_generation_file
+from inference.config.generation import GenerationSettings, settings_from_model
 from inference.config.locate import locate_model
 from inference.config.presets import is_preset
 from inference.errors import ConfigError, ModelNotFoundError
+from inference.files.read import check_regular, exists, is_file, read_json_object
 from inference.kernels.formats import Format
 from inference.models.architecture.config import ModelConfig
 from inference.models.architecture.config_aliases import lay_over
@@ -54,6 +56,7 @@ class ModelSource:
         own_config: the keys of config.json, with those of the YAML over them.
         ranks: how many share the model.
         adapters: in the weights, or for the rows that ask for them.
+        stated_ends: ids that end an answer, by the file that says so.
     """
 
     config: InferenceConfig
@@ -67,6 +70,12 @@ class ModelSource:
     ranks: int = 1
     scheme: Scheme | None = None
     adapters: Adapters = field(default_factory=Adapters)
+    stated_ends: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def ends_are_given(self) -> bool:
+        """Whether the user's own eos_token_id decides what ends an answer."""
+        return bool(self.config.generation_config.eos_token_id)
 
     @property
     def is_split(self) -> bool:
@@ -110,6 +119,7 @@ class ModelSource:
             CheckpointError: tensors that do not fit the config.
         """
         model = shard.config if shard else self.model
+        loading.check_sizes(checkpoint, model, path)
         checkpoint = dequantized(checkpoint, self.scheme, model, path)
         if isinstance(model, ModelConfig):
             checkpoint = separate(checkpoint, model, self.config.engine.qkv_layout, path)
@@ -146,9 +156,9 @@ def resolve(config: InferenceConfig) -> ModelSource:
     scheme = read_scheme(values, where)
     own = read_generation_file(directory / GENERATION_FILE) if directory else None
     generation = config.generation(model=own)
-    if not generation.eos_token_id:
-        ids = values.get("eos_token_id")
-        generation = generation.updated(eos_token_id=ids) if ids is not None else generation
+    ends = _stated_ends(config, own, values, where)
+    if not config.generation_config.eos_token_id:
+        generation = generation.updated(eos_token_id=list(dict.fromkeys(chain.from_iterable(ends.values()))))
     packed = _packed_format(values, where)
     ranks = ranks_of_model(config)
     if ranks > 1:
@@ -158,7 +168,22 @@ def resolve(config: InferenceConfig) -> ModelSource:
     adapters = _adapters(config, model, packed is not None or checkpoint is None)
     config.check_adapters("adapter_id", config.adapter_id or (), adapters.numbers)
     config.check_adapters("generation_config.adapter_id", (generation.adapter_id,), adapters.numbers)
-    return ModelSource(config, name, directory, checkpoint, model, generation, packed, values, ranks, scheme, adapters)
+    return ModelSource(
+        config, name, directory, checkpoint, model, generation, packed, values, ranks, scheme, adapters, ends
+    )
+
+
+def _stated_ends(
+    config: InferenceConfig, own: GenerationSettings | None, values: Mapping[str, Any], where: str
+) -> dict[str, tuple[int, ...]]:
+    """The ids that end an answer by each of the model's files and by model.model_config."""
+    if own is None:
+        own = GenerationSettings()
+    by_file = settings_from_model({"eos_token_id": values.get("eos_token_id")}, where).eos_token_id
+    by_yaml = config.model.model_config.generation().eos_token_id
+    origin = config.origin("model.model_config.eos_token_id")
+    stated = {GENERATION_FILE: own.eos_token_id, where: by_file, origin: by_yaml}
+    return {name: ids for name, ids in stated.items() if ids}
 
 
 def _adapters(config: InferenceConfig, model: AnyConfig, only_chosen: bool) -> Adapters:
@@ -207,7 +232,7 @@ def _model_directory(config: InferenceConfig, checkpoint: Path | None) -> Path |
     """Weights that come with a config.json are a whole model, whatever else the YAML names; so is a GGUF file."""
     if checkpoint is not None and is_gguf(checkpoint):
         return checkpoint
-    if checkpoint is not None and (_directory_of(checkpoint) / CONFIG_FILE).is_file():
+    if checkpoint is not None and is_file(_directory_of(checkpoint) / CONFIG_FILE):
         return _directory_of(checkpoint)
     directory = locate_model(config.pretrained_model_dir, config=config) if config.pretrained_model_dir else None
     if directory is not None and checkpoint is not None and is_gguf(directory):
@@ -217,7 +242,9 @@ def _model_directory(config: InferenceConfig, checkpoint: Path | None) -> Path |
 
 def _checkpoint_path(given: str, config: InferenceConfig) -> Path:
     path = Path(given).expanduser()
-    if path.exists():
+    if exists(path):
+        if not path.is_dir():
+            check_regular(path)
         return path
     if path.suffix in (".ckpt", ".safetensors", ".json", GGUF_SUFFIX):
         raise ModelNotFoundError(f"the checkpoint {given} does not exist", "give a file or a directory that does")
@@ -226,7 +253,7 @@ def _checkpoint_path(given: str, config: InferenceConfig) -> Path:
 
 def is_gguf(path: Path) -> bool:
     """Whether it is a GGUF file, which is a whole model: sizes, weights and tokenizer."""
-    return path.suffix == GGUF_SUFFIX and path.is_file()
+    return path.suffix == GGUF_SUFFIX and is_file(path)
 
 
 def _directory_of(checkpoint: Path) -> Path:
@@ -240,17 +267,12 @@ def _architecture(config: InferenceConfig, directory: Path | None) -> tuple[dict
         own = read_gguf_config(directory)
         return lay_over(own, given), f"{directory} and {_yaml_name(config)}" if given else str(directory)
     path = directory / CONFIG_FILE if directory else None
-    if path is None or not path.is_file():
+    if path is None or not exists(path):
         if not given:
             place = f"{directory} holds no {CONFIG_FILE}" if directory else "the config has no model.model_config"
             raise ConfigError(f"{place}, so the model's sizes are unknown", "give one of the two")
         return given, _yaml_name(config)
-    try:
-        own = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
-        raise ConfigError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(own, dict):
-        raise ConfigError(f"{path} must hold an object")
+    own = read_json_object(path)
     return lay_over(own, given), f"{path} and {_yaml_name(config)}" if given else str(path)
 
 

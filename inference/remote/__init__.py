@@ -1,10 +1,10 @@
 """Models behind an OpenAI-compatible HTTP endpoint.
 
-    endpoint   where it is and how it may be used
-    payload    a prompt as the body of a request, the body of a response as an answer
-    http       one request over a kept connection, with a deadline for all of it
-    pacing     how fast requests may go, and how long to wait before the next try
-    client     rows in, an answer or a reason for each out
+    endpoint   its address and limits
+    payload    builds request bodies, reads responses
+    http       POST requests, each with one deadline for all of it
+    pacing     rate limit and backoff
+    client     answers rows: an answer or a failure for each
 
 Knows nothing about Beam; never imports mindspore.
 """

@@ -1,26 +1,25 @@
-"""Rows to a remote model: an answer or a reason for each, whatever the endpoint does.
+"""Asks a remote model: an answer or a failure for each row, whatever the endpoint does.
 
-A row is tried again by itself, and never the rows beside it. Knows what may be tried again; knows nothing about Beam.
+A failed row is retried alone, never with the rows beside it. Knows what may be retried; knows nothing about Beam.
 """
 
 from __future__ import annotations
 
-import queue
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 from inference.errors import InputError
 from inference.inputs.prompts import Prompt
 from inference.remote.endpoint import Endpoint
-from inference.remote.http import Connection, Response, TransportError
+from inference.remote.http import Response, Transport, TransportError
 from inference.remote.pacing import RateLimit, backoff, retry_after
 from inference.remote.payload import Reply, ResponseError, error_message, read_reply, request_body
 
-# Statuses that may be others the next time; 529 is "overloaded" of some providers.
+# Statuses worth a retry; 529 is some providers' "overloaded".
 AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 # Why a row has no answer.
 BAD_ROW, REFUSED, UNREACHABLE, THROTTLED, BAD_RESPONSE = (
@@ -37,8 +36,8 @@ class RemoteAnswer:
     """A row's answer.
 
     Args:
-        seconds: of the try that succeeded.
-        attempts: tries in all.
+        seconds: duration of the request that succeeded.
+        attempts: number of requests, including that one.
     """
 
     reply: Reply
@@ -48,13 +47,13 @@ class RemoteAnswer:
 
 @dataclass(frozen=True)
 class RemoteFailure:
-    """Why a row has none.
+    """Why a row has no answer.
 
     Args:
-        kind: `bad_row` (it cannot be asked), `refused` (the endpoint will not answer it), `throttled` (429 to the
-            last), `bad_response` (what came was no answer), or `unreachable`.
-        message: a line; the key is never in it.
-        status: of the last response, where there was one.
+        kind: `bad_row` (the row cannot be sent), `refused` (the endpoint will not answer it), `throttled` (status 429
+            until the last retry), `bad_response` (the response is not an answer), or `unreachable`.
+        message: one line, without the key.
+        status: HTTP status of the last response, if there was one.
     """
 
     kind: str
@@ -64,10 +63,10 @@ class RemoteFailure:
 
 
 class Client:
-    """Asks an endpoint; to be used from any number of threads, which share its limits.
+    """Asks an endpoint. Any number of threads may use it; they share its limits.
 
     Raises:
-        ConfigError: the key's variable is not set.
+        ConfigError: the key's variable is not set, or the environment names an unusable proxy.
     """
 
     def __init__(self, endpoint: Endpoint, sleep: Callable[[float], None] = time.sleep):
@@ -75,10 +74,8 @@ class Client:
         self.endpoint = endpoint
         self._sleep = sleep
         self._rate = RateLimit(endpoint.requests_per_second, sleep=sleep)
-        # Whoever has a connection has the right to a request.
-        self._connections: queue.LifoQueue[Connection] = queue.LifoQueue()
-        for _ in range(endpoint.concurrency):
-            self._connections.put(Connection(endpoint))
+        self._transport = Transport(endpoint)
+        self._in_flight = threading.Semaphore(endpoint.concurrency)
         self._threads = ThreadPoolExecutor(endpoint.concurrency, "remote")
 
     def answer_all(
@@ -87,10 +84,10 @@ class Client:
         settings: Mapping[str, Any] | None = None,
         tell: Callable[[Prompt, RemoteAnswer | RemoteFailure], None] = lambda prompt, outcome: None,
     ) -> list[RemoteAnswer | RemoteFailure]:
-        """What came of each prompt, in their order.
+        """Answer prompts; the outcomes are in the order of the prompts.
 
         Args:
-            tell: is told it as soon as it has come, in any thread.
+            tell: called with each outcome as soon as it is there, in any thread.
         """
 
         def ask(prompt: Prompt) -> RemoteAnswer | RemoteFailure:
@@ -101,7 +98,7 @@ class Client:
         return list(self._threads.map(ask, prompts))
 
     def answer(self, prompt: Prompt, settings: Mapping[str, Any] | None = None) -> RemoteAnswer | RemoteFailure:
-        """What came of a prompt, after all tries that it takes."""
+        """Answer one prompt, with as many retries as it takes."""
         try:
             body = request_body(self.endpoint, prompt, settings or {})
         except InputError as error:
@@ -118,25 +115,22 @@ class Client:
             attempt += 1
 
     def close(self) -> None:
-        """Closes all connections; rows that are under way come to their end first."""
+        """Finish the rows in flight and close all connections."""
         self._threads.shutdown()
-        while not self._connections.empty():
-            self._connections.get().close()
+        self._transport.close()
 
     def _named(self, failure: RemoteFailure) -> RemoteFailure:
-        """With the endpoint's name before its message, and without the key, should the endpoint have repeated it."""
-        message, key = f"{self.endpoint.host}: {failure.message}", self.endpoint.key()
-        return replace(failure, message=message.replace(key, "***") if key else message)
+        """A failure whose message begins with the endpoint's host and does not contain the key."""
+        return replace(failure, message=self.endpoint.redacted(f"{self.endpoint.host}: {failure.message}"))
 
     def _try(self, body: bytes, attempt: int) -> tuple[Reply | RemoteFailure, float | None]:
-        """One request; its reply, or why there is none and the seconds to wait for the next try (None: there is no
-        use in one).
-        """
+        """Send one request: its reply or failure, and the seconds to wait before a retry (None: do not retry)."""
         endpoint, tries = self.endpoint, attempt + 1
         pause = backoff(attempt, endpoint.first_delay, endpoint.longest_delay)
         try:
-            with self._connection() as connection:
-                response = connection.post(body)
+            with self._in_flight:
+                self._rate.wait()
+                response = self._transport.post(body)
         except TransportError as error:
             return RemoteFailure(UNREACHABLE, str(error), tries), pause
         if response.status == 200:
@@ -144,26 +138,17 @@ class Client:
                 return read_reply(endpoint, response.body), None
             except ResponseError as error:
                 return RemoteFailure(BAD_RESPONSE, str(error), tries, 200), pause
-        message = f"status {response.status}: {error_message(response.body)}"
+        message = f"status {response.status}: {error_message(endpoint, response.body)}"
         if response.status not in AGAIN:
             return RemoteFailure(REFUSED, message, tries, response.status), None
         kind = THROTTLED if response.status == 429 else UNREACHABLE
         return RemoteFailure(kind, message, tries, response.status), self._asked(response, pause)
 
     def _asked(self, response: Response, pause: float) -> float:
-        """Seconds to wait: those that the endpoint asks for, if it does. Then nobody else asks meanwhile either."""
+        """Seconds to wait: as many as the endpoint asks for, if it does. All other requests then wait too."""
         asked = retry_after(response.retry_after)
         if asked is None:
             return pause
         seconds = min(asked, self.endpoint.longest_delay)
         self._rate.hold(seconds)
         return seconds
-
-    @contextmanager
-    def _connection(self) -> Iterator[Connection]:
-        connection = self._connections.get()
-        try:
-            self._rate.wait()
-            yield connection
-        finally:
-            self._connections.put(connection)

@@ -1,4 +1,4 @@
-"""Where a remote model is, and how it may be used. Holds the name of the key's environment variable, never the key."""
+"""An endpoint's address and limits. Holds the name of the key's environment variable, never the key."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
+from inference.config.secrets import redact, without_password
 from inference.errors import ConfigError, did_you_mean
 
 APIS = {"chat": "/chat/completions", "completions": "/completions"}
@@ -18,21 +19,21 @@ class Endpoint:
     """An OpenAI-compatible endpoint.
 
     Args:
-        url: its base, such as `http://127.0.0.1:8000/v1`.
-        model: the name that the endpoint knows the model by.
+        url: base URL, such as `http://127.0.0.1:8000/v1`. A query (`?api-version=...`) is kept.
+        model: the endpoint's name for the model.
         api: `chat` or `completions`.
-        key_variable: environment variable that holds the key; read when the first request is made, on the machine that
-            makes it. None where the endpoint needs no key.
-        concurrency: the most requests that are under way.
-        requests_per_second: the most that begin in a second; None for any number.
-        max_retries: further tries of a row after the first.
-        first_delay: seconds before the second try, about; each further one waits about twice as long.
-        longest_delay: seconds that a try waits at most, also where the endpoint asks for more.
-        timeout: seconds for a whole request, from its first byte to the last one of its response.
-        extra: further keys of each request's body, such as `top_k` for an endpoint that takes it.
+        key_variable: environment variable that holds the key. It is read on the machine that sends the requests. None
+            if the endpoint needs no key.
+        concurrency: maximum number of requests in flight.
+        requests_per_second: maximum number of requests started per second; None for no limit.
+        max_retries: retries of a row after its first request.
+        first_delay: approximate seconds before the first retry; each further retry waits about twice as long.
+        longest_delay: maximum seconds before a retry, even if the endpoint asks for more.
+        timeout: seconds for a whole request, from opening the connection to the last byte of the response.
+        extra: further keys of each request's body, such as `top_k` for an endpoint that supports it.
 
     Raises:
-        ConfigError: a value that makes no sense.
+        ConfigError: a value is invalid.
     """
 
     url: str
@@ -49,14 +50,20 @@ class Endpoint:
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, str) or not self.model:
-            raise ConfigError("remote: model is missing", "give the name that the endpoint knows it by")
+            raise ConfigError("remote: model is missing", "give the endpoint's name for it")
         if self.api not in APIS:
             raise ConfigError(f"remote: api is '{self.api}'", f"accepted: {' or '.join(APIS)}")
         parts = self._parts()
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"remote: '{self.url}' is no URL of an endpoint", "such as http://127.0.0.1:8000/v1")
+            raise ConfigError(
+                f"remote: '{without_password(self.url)}' is not the URL of an endpoint",
+                "give one such as http://127.0.0.1:8000/v1",
+            )
         if parts.username or parts.password:
-            raise ConfigError("remote: the URL has a user or a password in it", "name the key's variable instead")
+            raise ConfigError(
+                "remote: the URL contains a user or a password",
+                "put the key into a variable and name it with key_variable",
+            )
         at_least = (("concurrency", 1), ("max_retries", 0), ("first_delay", 0), ("longest_delay", 0))
         for name, least in at_least:
             if getattr(self, name) < least:
@@ -68,10 +75,10 @@ class Endpoint:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Endpoint:
-        """From the keys of a config.
+        """Build an endpoint from the keys of a config.
 
         Raises:
-            ConfigError: a key that is unknown or missing, or a value that makes no sense.
+            ConfigError: a key is unknown or missing, or a value is invalid.
         """
         known = [item.name for item in fields(cls)]
         for name in values:
@@ -83,25 +90,27 @@ class Endpoint:
         try:
             return cls(**values)
         except TypeError as error:
-            raise ConfigError(f"remote: a value is of the wrong type ({error})") from error
+            raise ConfigError(f"remote: a value has the wrong type ({error})") from error
 
     def check_key(self) -> None:
-        """Refuses to go on without the key, where one is named.
+        """Check that the key is set if the endpoint needs one.
 
         Raises:
-            ConfigError: the variable is not set.
+            ConfigError: the variable is not set, or its value cannot be sent in a header.
         """
         key = self.key()
         if key is not None and not (key.isascii() and key.isprintable()):
-            raise ConfigError(f"remote: the key in {self.key_variable} has characters that no header can hold")
+            raise ConfigError(
+                f"remote: the key in {self.key_variable} contains characters that no HTTP header can hold"
+            )
         if self.key_variable and key is None:
             raise ConfigError(
-                f"remote: the environment has no {self.key_variable}, the key of {self.host}",
-                "set it, or name another with key_variable, or null where the endpoint needs none",
+                f"remote: {self.key_variable} is not set; it holds the key of {self.host}",
+                "set it, name another variable with key_variable, or give null if the endpoint needs no key",
             )
 
     def key(self) -> str | None:
-        """The key itself; not to be kept, logged or pickled."""
+        """The key itself. Never keep, log or pickle it."""
         return (os.environ.get(self.key_variable) or None) if self.key_variable else None
 
     @property
@@ -110,18 +119,20 @@ class Endpoint:
         return self._parts().netloc
 
     @property
-    def is_encrypted(self) -> bool:
-        return self._parts().scheme == "https"
+    def target(self) -> str:
+        """The URL that requests go to."""
+        parts = self._parts()
+        return parts._replace(path=parts.path.rstrip("/") + APIS[self.api], fragment="").geturl()
 
-    @property
-    def path(self) -> str:
-        """What is asked for."""
-        return self._parts().path.rstrip("/") + APIS[self.api]
+    def redacted(self, text: str) -> str:
+        """A text without the key. Call it before the text is shortened."""
+        return redact(text, self.key())
 
     def _parts(self) -> SplitResult:
         try:
             parts = urlsplit(self.url)
             _ = parts.port
         except (ValueError, AttributeError) as error:
-            raise ConfigError(f"remote: '{self.url}' is no URL of an endpoint ({error})") from error
+            shown = without_password(str(self.url))
+            raise ConfigError(f"remote: '{shown}' is not the URL of an endpoint ({type(error).__name__})") from None
         return parts

@@ -1,24 +1,28 @@
-"""One POST over a connection that is kept, within a deadline.
+"""POST requests to an endpoint, each with one deadline for all of it.
 
-Knows HTTP through the standard library; knows nothing about what is sent. Redirects are not followed: they would take
-the key elsewhere.
+Knows HTTP through httpx; knows nothing about what is sent. Redirects are not followed: they would take the key
+elsewhere.
 """
 
 from __future__ import annotations
 
-import contextlib
-import http.client
-import socket
-import ssl
-import time
-import urllib.request
-from dataclasses import dataclass
+import asyncio
+import os
+import threading
+import weakref
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
+from inference.errors import ConfigError
 from inference.remote.endpoint import Endpoint
 
-# The longest response that is read, bytes, and how much at once.
+if TYPE_CHECKING:
+    import httpx
+
+# The longest response that is read, bytes.
 LONGEST = 32 << 20
-CHUNK = 64 << 10
+# Seconds that an idle connection is kept.
+KEEP = 60.0
 
 
 class TransportError(Exception):
@@ -32,14 +36,51 @@ class Response:
     body: bytes
 
 
-class Connection:
-    """A connection to an endpoint, opened when it is first needed and again after an error; for one thread at a time.
-    A proxy that the environment names (`https_proxy`, `http_proxy`, `no_proxy`) is used.
+@dataclass
+class _Exchange:
+    """What is known of one request so far."""
+
+    opened_connection: bool = False
+    received: int = 0
+    expected: int | None = None
+    parts: list[bytes] = field(default_factory=list)
+
+    async def trace(self, event: str, about: Any) -> None:
+        """Called by httpx's transport for each of its steps."""
+        if event == "connection.connect_tcp.started":
+            self.opened_connection = True
+
+
+class Transport:
+    """Connections to an endpoint, which any number of threads use; as many at once as its `concurrency` says.
+
+    They are opened when they are needed, and kept. A proxy that the environment names (`https_proxy`, `http_proxy`,
+    `all_proxy`, `no_proxy`; also with a user and a password) is used. httpx's own time limits are for single reads,
+    which a server that sends a byte now and then never exceeds. So the requests run in an event loop, in a thread of
+    its own, where a deadline ends them wherever they are.
+
+    Raises:
+        ConfigError: the environment names a proxy or certificates that cannot be used.
     """
 
     def __init__(self, endpoint: Endpoint):
-        self._endpoint = endpoint
-        self._connection: http.client.HTTPConnection | None = None
+        import httpx
+
+        self._endpoint, self._httpx = endpoint, httpx
+        most = endpoint.concurrency
+        limits = httpx.Limits(max_connections=most, max_keepalive_connections=most, keepalive_expiry=KEEP)
+        try:
+            self._client = httpx.AsyncClient(limits=limits, timeout=None)
+        except Exception as error:  # httpx lets through whatever its parts raise; the texts may hold a password
+            raise ConfigError(
+                f"remote: no connection can be set up ({type(error).__name__})",
+                "look at http_proxy, https_proxy, all_proxy, SSL_CERT_FILE and SSL_CERT_DIR in the environment",
+            ) from error
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="remote-http", daemon=True)
+        self._thread.start()
+        # A transport that nobody closes takes its thread with it.
+        weakref.finalize(self, _stop, self._loop)
 
     def post(self, body: bytes) -> Response:
         """Sends a request and reads its response.
@@ -47,98 +88,81 @@ class Connection:
         Raises:
             TransportError: the connection failed, broke off, or took longer than the endpoint's `timeout` in all.
         """
-        deadline = time.monotonic() + self._endpoint.timeout
-        is_fresh = self._connection is None
-        try:
-            try:
-                response = self._sent(body, deadline)
-            except (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError):
-                # A server may close a kept connection between two requests; it has not looked at this one then.
-                if is_fresh:
-                    raise
-                self.close()
-                response = self._sent(body, deadline)
-            return Response(response.status, response.getheader("Retry-After"), self._read(response, deadline))
-        except TransportError:
-            self.close()
-            raise
-        except TimeoutError:
-            self.close()
-            raise self._too_slow() from None
-        except http.client.IncompleteRead as error:
-            self.close()
-            raise TransportError(f"the response broke off after {len(error.partial)} bytes") from error
-        except (OSError, http.client.HTTPException) as error:
-            self.close()
-            raise TransportError(f"no response: {error or type(error).__name__}") from error
+        return asyncio.run_coroutine_threadsafe(self._post(body), self._loop).result()
 
     def close(self) -> None:
-        if self._connection is not None:
-            with contextlib.suppress(OSError):
-                self._connection.close()
-            self._connection = None
+        """Closes all connections."""
+        if self._loop.is_closed():
+            return
+        asyncio.run_coroutine_threadsafe(self._client.aclose(), self._loop).result()
+        _stop(self._loop)
+        self._thread.join()
+        self._loop.close()
 
-    def _sent(self, body: bytes, deadline: float) -> http.client.HTTPResponse:
-        connection = self._connection = self._connection or self._open()
-        connection.timeout = self._left(deadline)
-        if connection.sock is not None:
-            connection.sock.settimeout(connection.timeout)
-        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+    async def _post(self, body: bytes) -> Response:
+        httpx, seconds = self._httpx, self._endpoint.timeout
+        exchange = _Exchange()
+        try:
+            return await asyncio.wait_for(self._tried(body, exchange), seconds)
+        except (asyncio.TimeoutError, httpx.TimeoutException):
+            raise TransportError(f"no whole response within {seconds:g} s") from None
+        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+            if exchange.received or exchange.expected is not None:
+                of = "" if exchange.expected is None else f" of {exchange.expected}"
+                raise TransportError(f"the response broke off after {exchange.received}{of} bytes") from error
+            raise TransportError(f"no response: {_cause(error)}") from error
+
+    async def _tried(self, body: bytes, exchange: _Exchange) -> Response:
+        httpx = self._httpx
+        try:
+            return await self._sent(body, exchange)
+        except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
+            # A server may close a kept connection between two requests; it has not looked at this one then.
+            if exchange.opened_connection or exchange.received or exchange.expected is not None:
+                raise
+            return await self._sent(body, exchange)
+
+    async def _sent(self, body: bytes, exchange: _Exchange) -> Response:
+        headers = {"Content-Type": "application/json", "Accept": "application/json", "Accept-Encoding": "identity"}
         key = self._endpoint.key()
         if key:
             headers["Authorization"] = f"Bearer {key}"
-        connection.request("POST", self._target, body, headers)
-        self._limit(connection, deadline)
-        return connection.getresponse()
+        request = self._client.build_request(
+            "POST", self._endpoint.target, content=body, headers=headers, extensions={"trace": exchange.trace}
+        )
+        response = await self._client.send(request, stream=True)
+        try:
+            await self._read(response, exchange)
+        finally:
+            await response.aclose()
+        return Response(response.status_code, response.headers.get("Retry-After"), b"".join(exchange.parts))
 
-    def _read(self, response: http.client.HTTPResponse, deadline: float) -> bytes:
-        parts, size = [], 0
-        expected = response.length
-        while True:
-            if self._connection is not None:
-                self._limit(self._connection, deadline)
-            part = response.read1(CHUNK)
-            if not part:
-                break
-            parts.append(part)
-            size += len(part)
-            if size > LONGEST:
+    async def _read(self, response: httpx.Response, exchange: _Exchange) -> None:
+        length = response.headers.get("Content-Length", "")
+        exchange.expected = int(length) if length.isascii() and length.isdecimal() else None
+        async for part in response.aiter_bytes():
+            exchange.parts.append(part)
+            exchange.received += len(part)
+            if exchange.received > LONGEST:
                 raise TransportError(f"the response is longer than {LONGEST >> 20} MiB")
-        # read1 takes an end that comes too early for the end.
-        if expected is not None and size < expected:
-            raise TransportError(f"the response broke off after {size} of {expected} bytes")
-        # Only then is the connection free for the next request.
-        response.close()
-        if response.will_close:
-            self.close()
-        return b"".join(parts)
 
-    def _limit(self, connection: http.client.HTTPConnection, deadline: float) -> None:
-        """Lets the next reading take what is left of the time: a server that sends a byte now and then ends too."""
-        if isinstance(connection.sock, socket.socket):
-            connection.sock.settimeout(self._left(deadline))
 
-    def _left(self, deadline: float) -> float:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise self._too_slow()
-        return left
+def _stop(loop: asyncio.AbstractEventLoop) -> None:
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(loop.stop)
 
-    def _too_slow(self) -> TransportError:
-        return TransportError(f"no whole response within {self._endpoint.timeout:g} s")
 
-    def _open(self) -> http.client.HTTPConnection:
-        endpoint = self._endpoint
-        host = endpoint.host
-        self._target = endpoint.path
-        scheme = "https" if endpoint.is_encrypted else "http"
-        proxy = None if urllib.request.proxy_bypass(host) else urllib.request.getproxies().get(scheme)
-        at = proxy.rpartition("//")[2].rstrip("/") if proxy else host
-        if endpoint.is_encrypted:
-            secure = http.client.HTTPSConnection(at, context=ssl.create_default_context())
-            if proxy:
-                secure.set_tunnel(host)
-            return secure
-        if proxy:
-            self._target = f"http://{host}{endpoint.path}"
-        return http.client.HTTPConnection(at)
+def _cause(error: BaseException) -> str:
+    """What the system says of a failed connection, which httpx has at the bottom of its own errors."""
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, OSError) and found.strerror:
+            # asyncio puts a text of its own in the place of the system's.
+            return os.strerror(found.errno) if found.errno and found.errno > 0 else found.strerror
+        found = found.__cause__ or found.__context__ or _first_of_group(found)
+    return str(error) or type(error).__name__
+
+
+def _first_of_group(error: BaseException) -> BaseException | None:
+    inner = getattr(error, "exceptions", ())
+    return inner[0] if inner else None

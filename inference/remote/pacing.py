@@ -1,6 +1,6 @@
-"""How fast requests may go, and how long to wait before a further try.
+"""Rate limiting, backoff, and the Retry-After header.
 
-Knows clocks; knows nothing about HTTP but the form of Retry-After.
+Knows clocks; of HTTP it knows only the format of Retry-After.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from collections.abc import Callable
 from datetime import timezone
 from email.utils import parsedate_to_datetime
 
-# Requests that may begin at once after a pause, in seconds of the rate.
+# Size of a burst after a pause, as seconds' worth of the rate.
 BURST = 1.0
 
 
 class RateLimit:
-    """Lets so many through in a second, evenly but for a burst of one second's worth after a pause.
+    """Limits the rate of requests: evenly spaced, except for a burst of one second's worth after a pause.
 
     Args:
-        per_second: None for any number.
+        per_second: None for no limit.
     """
 
     def __init__(
@@ -31,12 +31,12 @@ class RateLimit:
     ):
         self._per_second, self._clock, self._sleep = per_second, clock, sleep
         self._lock = threading.Lock()
-        # When the next one may begin, if there was no burst (the generic cell rate algorithm).
+        # When the next request is due if there are no bursts (generic cell rate algorithm).
         self._due = -float("inf")
         self._not_before = -float("inf")
 
     def wait(self) -> None:
-        """Waits until it is one's turn."""
+        """Wait until the next request may begin."""
         with self._lock:
             now = self._clock()
             begin = max(now, self._not_before)
@@ -48,20 +48,20 @@ class RateLimit:
             self._sleep(begin - now)
 
     def hold(self, seconds: float) -> None:
-        """Lets nobody begin for some time: the endpoint has asked for that."""
+        """Let no request begin for some time, because the endpoint asked for that."""
         with self._lock:
             self._not_before = max(self._not_before, self._clock() + seconds)
 
 
 def backoff(attempt: int, first: float, longest: float, draw: Callable[[], float] = random.random) -> float:
-    """Seconds to wait after the try number `attempt`, from 0: exponential, and of that between a half and all, at
-    random, so that rows which failed together do not come back together.
+    """Seconds to wait before a retry: exponential in `attempt` (from 0), times a random factor between 1/2 and 1, so
+    that rows that failed together are not retried together.
     """
     return min(first * 2.0 ** min(attempt, 60), longest) * (0.5 + 0.5 * draw())
 
 
 def retry_after(value: str | None, now: Callable[[], float] = time.time) -> float | None:
-    """Seconds that a Retry-After header asks for (RFC 9110, 10.2.3): a number, or a date; None for anything else."""
+    """Seconds that a Retry-After header asks for: a number or a date (RFC 9110, 10.2.3); None for anything else."""
     if value is None:
         return None
     text = value.strip()

@@ -1,6 +1,6 @@
-"""A prompt as the body of a request, and the body of a response as an answer, in OpenAI's forms.
+"""Builds request bodies from prompts and reads answers from responses, in OpenAI's formats.
 
-Knows these forms; knows nothing about connections. What comes back is believed only as far as it was checked.
+Knows these formats; knows nothing about connections. Every part of a response is checked before it is used.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from inference.errors import InputError
 from inference.inputs.prompts import Prompt
 from inference.remote.endpoint import Endpoint
 
-# Our settings by OpenAI's names; what is not here no endpoint has to understand.
+# Generation settings and OpenAI's names for them. Endpoints need not support any other setting.
 NAMES = {
     "max_new_tokens": "max_tokens",
     "temperature": "temperature",
@@ -27,12 +27,12 @@ NAMES = {
 
 
 class ResponseError(Exception):
-    """A response that is not what was asked for: the endpoint's fault, and perhaps not the next time."""
+    """The response is not a valid answer. A retry may get one."""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What a response says; counts are None where it does not say."""
+    """The contents of a response; a count is None if the response does not have it."""
 
     text: str
     finish_reason: str | None
@@ -42,13 +42,13 @@ class Reply:
 
 
 def request_body(endpoint: Endpoint, prompt: Prompt, settings: Mapping[str, Any]) -> bytes:
-    """The body that asks for an answer.
+    """Build the body of a request.
 
     Args:
-        settings: of generation, by our names; the prompt's own outrank them.
+        settings: generation settings for all prompts; the prompt's own settings override them.
 
     Raises:
-        InputError: what the endpoint cannot be asked for.
+        InputError: the endpoint cannot answer this prompt or does not know a setting.
     """
     body: dict[str, Any] = {"model": endpoint.model, **_content(endpoint, prompt)}
     given = {**settings, **prompt.settings}
@@ -59,7 +59,7 @@ def request_body(endpoint: Endpoint, prompt: Prompt, settings: Mapping[str, Any]
         if name not in NAMES:
             raise InputError(
                 f"{prompt.where}: the endpoint has no setting '{name}'",
-                f"known: {', '.join(NAMES)}; others go into 'extra' of the endpoint",
+                f"known: {', '.join(NAMES)}; put others into the endpoint's 'extra'",
             )
         body[NAMES[name]] = list(value) if isinstance(value, tuple) else value
     return json.dumps({**body, **endpoint.extra}, ensure_ascii=False).encode("utf-8", "replace")
@@ -68,27 +68,27 @@ def request_body(endpoint: Endpoint, prompt: Prompt, settings: Mapping[str, Any]
 def _content(endpoint: Endpoint, prompt: Prompt) -> dict[str, Any]:
     if endpoint.api == "chat":
         if prompt.token_ids is not None:
-            raise InputError(f"{prompt.where}: a chat endpoint takes no token ids", "give a text or messages")
+            raise InputError(f"{prompt.where}: a chat endpoint does not accept token ids", "give a text or messages")
         return {"messages": list(prompt.messages or [{"role": "user", "content": prompt.text}])}
     if prompt.messages is not None:
-        raise InputError(f"{prompt.where}: a completions endpoint takes no messages", "set api to chat")
+        raise InputError(f"{prompt.where}: a completions endpoint does not accept messages", "set api to chat")
     return {"prompt": prompt.text if prompt.token_ids is None else list(prompt.token_ids)}
 
 
 def read_reply(endpoint: Endpoint, data: bytes) -> Reply:
-    """The answer in a response.
+    """Read the answer from a response.
 
     Raises:
-        ResponseError: it is no answer to a request for one.
+        ResponseError: the response is not an answer.
     """
     try:
         body = json.loads(data)
     except (ValueError, RecursionError):
-        raise ResponseError(f"the response is not JSON: {_shown(data)}") from None
+        raise ResponseError(f"the response is not JSON: {_shown(endpoint, data)}") from None
     if not isinstance(body, dict):
-        raise ResponseError(f"the response is no object: {_shown(data)}")
+        raise ResponseError(f"the response is not a JSON object: {_shown(endpoint, data)}")
     if body.get("error"):
-        raise ResponseError(f"the response is an error: {error_message(data)}")
+        raise ResponseError(f"the response is an error: {error_message(endpoint, data)}")
     choices = body.get("choices")
     if not isinstance(choices, list) or len(choices) != 1:
         count = len(choices) if isinstance(choices, list) else "no"
@@ -100,27 +100,28 @@ def read_reply(endpoint: Endpoint, data: bytes) -> Reply:
     reason = choice.get("finish_reason")
     return Reply(
         text,
-        reason if isinstance(reason, str) else None,
+        endpoint.redacted(reason) if isinstance(reason, str) else None,
         _count(usage.get("prompt_tokens")),
         _count(usage.get("completion_tokens")),
-        body["model"] if isinstance(body.get("model"), str) else endpoint.model,
+        endpoint.redacted(body["model"]) if isinstance(body.get("model"), str) else endpoint.model,
     )
 
 
-def error_message(data: bytes) -> str:
-    """What an error response says, in OpenAI's form or any other, short."""
+def error_message(endpoint: Endpoint, data: bytes) -> str:
+    """The message of an error response, in OpenAI's format or any other; shortened, and without the key."""
     try:
         body = json.loads(data)
     except (ValueError, RecursionError):
-        return _shown(data)
+        return _shown(endpoint, data)
     error = body.get("error", body) if isinstance(body, dict) else body
     message = error.get("message") if isinstance(error, dict) else error
-    return _shown((message if isinstance(message, str) else json.dumps(error)).encode("utf-8", "replace"))
+    whole = message if isinstance(message, str) else json.dumps(error)
+    return _shown(endpoint, whole.encode("utf-8", "replace"))
 
 
 def _text(endpoint: Endpoint, choice: Any) -> str:
     if not isinstance(choice, dict):
-        raise ResponseError("the response has a choice that is no object")
+        raise ResponseError("the response has a choice that is not an object")
     if endpoint.api == "completions":
         text = choice.get("text")
     else:
@@ -135,6 +136,7 @@ def _count(value: Any) -> int | None:
     return value if type(value) is int and value >= 0 else None
 
 
-def _shown(data: bytes) -> str:
-    text = " ".join(data.decode("utf-8", "replace").split())
+def _shown(endpoint: Endpoint, data: bytes) -> str:
+    # The key is cut out first: part of a key would survive the shortening.
+    text = " ".join(endpoint.redacted(data.decode("utf-8", "replace")).split())
     return f"{text[:200]}..." if len(text) > 200 else text or "(nothing)"

@@ -214,7 +214,7 @@ BAD = [
     (
         {"pipeline": {"steps": {"a": {"remote": {"url": "http://x/v1", "model": "m", "key_variable": "NO_SUCH_KEY"}}}}},
         ConfigError,
-        "the environment has no NO_SUCH_KEY",
+        "NO_SUCH_KEY is not set",
     ),
     ({"pipeline": {"report_file": "a.html"}}, InputError, "compares steps, and there is one"),
     ({"pipeline": {"report_file": "a.pdf"}}, InputError, "a.pdf is no .html file"),

@@ -295,7 +295,7 @@ def test_damaged_files_of_a_model(cli):
     cli.write("model/generation_config.json", "{")
     assert cli.demo(*PROMPT, *MODEL).error().startswith("model/generation_config.json is not valid JSON")
     cli.write("model/config.json", "[]")
-    assert cli.demo(*PROMPT, *MODEL).error() == "model/config.json must hold an object"
+    assert cli.demo(*PROMPT, *MODEL).error() == "model/config.json holds a list; it must hold a JSON object"
 
 
 def test_no_checkpoint_is_an_error_unless_random_weights_are_asked_for(cli):

@@ -10,6 +10,7 @@ import contextlib
 import json
 import threading
 import time
+import urllib.request
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -126,6 +127,18 @@ class Handler(BaseHTTPRequestHandler):
                 self.wfile.write(b" ")
         self.close_connection = True
 
+    def do_dripheader(self, body: dict[str, Any], prompt: Any) -> None:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+            while not self.server.stopping.wait(0.05):
+                self.wfile.write(b"x")
+        self.close_connection = True
+
+    def do_long(self, body: dict[str, Any], prompt: Any) -> None:
+        """Refuses with the key behind as much padding as the prompt says."""
+        padding = int(str(prompt).split()[2]) - len("padding ")
+        self.send(400, {"error": {"message": "padding " + "." * padding + KEY + "." * 300}})
+
     def do_cut(self, body: dict[str, Any], prompt: Any) -> None:
         self.send_response(200)
         self.send_header("Content-Length", "1000")
@@ -169,6 +182,51 @@ class Handler(BaseHTTPRequestHandler):
     def do_wait(self, body: dict[str, Any], prompt: Any) -> None:
         time.sleep(0.05)
         self.answer(body, prompt)
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+class ProxyServer(ThreadingHTTPServer):
+    """A proxy for plain HTTP that wants a user and a password.
+
+    Attributes:
+        seen: what came with a password: the header, and the URL that was asked for.
+    """
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), ProxyHandler)
+        self.seen: list[tuple[str, str]] = []
+
+    def __enter__(self) -> ProxyServer:
+        threading.Thread(target=self.serve_forever, daemon=True, kwargs={"poll_interval": 0.01}).start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.shutdown()
+        self.server_close()
+
+
+class ProxyHandler(BaseHTTPRequestHandler):
+    server: ProxyServer
+
+    def do_POST(self) -> None:  # noqa: N802
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if "Proxy-Authorization" not in self.headers:
+            self.send_response(407)
+            self.end_headers()
+            return
+        self.server.seen.append((self.headers["Proxy-Authorization"], self.path))
+        headers = {name: self.headers[name] for name in ("Authorization", "Content-Type")}
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with direct.open(urllib.request.Request(self.path, body, headers)) as response:
+            data = response.read()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
 
     def log_message(self, *arguments: object) -> None:
         pass

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import pickle
 import time
 from collections.abc import Iterator
 
 import pytest
-from endpoint_server import KEY, EndpointServer
+from endpoint_server import KEY, EndpointServer, ProxyServer
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -68,7 +69,7 @@ def test_a_row_is_tried_again_and_no_other_is(server, act, api):
         ("cutchunk", "unreachable", None, "broke off"),
         ("hangup", "unreachable", None, "no response: "),
         ("nojson", "bad_response", 200, "the response is not JSON: <html>welcome</html>"),
-        ("list", "bad_response", 200, "the response is no object: []"),
+        ("list", "bad_response", 200, "the response is not a JSON object: []"),
         ("two", "bad_response", 200, "the response has 2 choices for one prompt"),
         ("none", "bad_response", 200, "the response has 0 choices for one prompt"),
         ("empty", "bad_response", 200, "the response has a choice without a text"),
@@ -85,9 +86,9 @@ def test_a_row_that_never_succeeds_says_why(server, act, kind, status, message):
     assert bad.attempts == (1 if kind == "refused" else 3)
 
 
-@pytest.mark.parametrize("act", ["stall", "drip"])
+@pytest.mark.parametrize("act", ["stall", "drip", "dripheader"])
 def test_a_request_has_a_deadline(server, act):
-    """Also where a byte comes now and then."""
+    """Even if the server sends a byte now and then."""
     started = time.monotonic()
     (outcome,) = client(server, timeout=0.3, max_retries=0).answer_all(prompts(f"{act} 9"))
     assert outcome.message.endswith("no whole response within 0.3 s")
@@ -145,9 +146,42 @@ def test_the_key_is_nowhere_but_in_the_header(server, monkeypatch):
         client(server)
     assert "secret" not in str(caught.value)
     monkeypatch.delenv("OPENAI_API_KEY")
-    with pytest.raises(ConfigError, match="the environment has no OPENAI_API_KEY"):
+    with pytest.raises(ConfigError, match="OPENAI_API_KEY is not set"):
         client(server)
     client(server, key_variable=None)
+
+
+@pytest.mark.parametrize("cut", range(len(KEY) + 1))
+def test_a_key_across_the_cut_of_a_long_message_is_not_shown(server, cut):
+    """Messages are shortened to 200 characters, and the key is cut out before."""
+    (failed,) = client(server).answer_all(prompts(f"long 1 {200 - cut}"))
+    assert failed.status == 400 and failed.message.endswith("...")
+    shown = failed.message.partition("padding ")[2]
+    assert not any(KEY[at : at + 8] in shown for at in range(len(KEY) - 7)), shown
+
+
+def test_a_proxy_with_user_and_password(server, monkeypatch):
+    with ProxyServer() as proxy:
+        monkeypatch.setenv("http_proxy", f"http://me:pass%40word@127.0.0.1:{proxy.server_address[1]}")
+        monkeypatch.setenv("no_proxy", "")
+        (answer,) = client(server, max_retries=0).answer_all(prompts("by the proxy"))
+        assert answer.reply.text == "answer to by the proxy"
+        assert proxy.seen == [("Basic " + base64.b64encode(b"me:pass@word").decode(), f"{server.url}/chat/completions")]
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.server_address[1]}")
+        (refused,) = client(server, max_retries=0).answer_all(prompts("without a password"))
+        assert (refused.kind, refused.status) == ("refused", 407)
+
+
+def test_a_proxy_that_cannot_be_used_is_one_line(server, monkeypatch):
+    monkeypatch.setenv("http_proxy", "socks9://me:password@host")
+    with pytest.raises(ConfigError) as caught:
+        client(server)
+    assert "look at http_proxy" in str(caught.value) and "password" not in str(caught.value)
+
+
+def test_a_query_of_the_url_is_kept():
+    endpoint = Endpoint("https://host:1/openai/?api-version=2024-10-21", "m")
+    assert endpoint.target == "https://host:1/openai/chat/completions?api-version=2024-10-21"
 
 
 def test_settings_by_the_names_of_the_endpoint(server):
@@ -165,8 +199,12 @@ def test_settings_by_the_names_of_the_endpoint(server):
     ("prompt", "api", "message"),
     [
         (Prompt("x", "row x", text="a", settings={"num_beams": 2}), "chat", "row x: the endpoint has no setting"),
-        (Prompt("x", "row x", token_ids=(1,)), "chat", "row x: a chat endpoint takes no token ids"),
-        (Prompt("x", "row x", messages=({"role": "user"},)), "completions", "takes no messages; set api to chat"),
+        (Prompt("x", "row x", token_ids=(1,)), "chat", "row x: a chat endpoint does not accept token ids"),
+        (
+            Prompt("x", "row x", messages=({"role": "user"},)),
+            "completions",
+            "does not accept messages; set api to chat",
+        ),
     ],
 )
 def test_rows_that_cannot_be_asked(server, prompt, api, message):
@@ -178,15 +216,15 @@ def test_rows_that_cannot_be_asked(server, prompt, api, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"url": "127.0.0.1/v1"}, "is no URL of an endpoint"),
-        ({"url": "http://me:secret@host/v1"}, "has a user or a password in it"),
-        ({"url": "http://host:no/v1"}, "is no URL of an endpoint"),
+        ({"url": "127.0.0.1/v1"}, "is not the URL of an endpoint"),
+        ({"url": "http://me:secret@host/v1"}, "contains a user or a password"),
+        ({"url": "http://host:no/v1"}, "is not the URL of an endpoint"),
         ({"api": "chats"}, "api is 'chats'; accepted: chat or completions"),
         ({"concurrency": 0}, "concurrency is 0; at least 1"),
         ({"timeout": 0}, "timeout is 0; it must be above 0"),
         ({"max_retires": 3}, "unknown key 'max_retires'; did you mean 'max_retries'?"),
         ({"model": ""}, "model is missing"),
-        ({"timeout": "1"}, "a value is of the wrong type"),
+        ({"timeout": "1"}, "a value has the wrong type"),
     ],
 )
 def test_endpoints_that_make_no_sense(changes, message):

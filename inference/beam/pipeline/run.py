@@ -30,6 +30,7 @@ from inference.beam.pipeline.worker_files import flush_all
 from inference.beam.serving.retry import run_to_the_end
 from inference.config import InferenceConfig
 from inference.config.flags import FLAGS
+from inference.config.secrets import without_secrets
 from inference.context import check_device
 from inference.errors import EXIT_ROWS_FAILED, InferenceError, InputError
 from inference.jobs.figures import check_target, write_metrics
@@ -143,7 +144,8 @@ def identity_of_job(graph: Graph, models: Mapping[str, StepModel]) -> dict[str, 
         asked = step.settings.model_dump(warnings=False, exclude={"config", "options", "remote", "arguments"})
         about = {**models[step.name].identity, **asked}
         identity |= {f"steps.{step.name}.{key}": value for key, value in about.items()}
-    return dict(json.loads(json.dumps(identity, default=str)))
+    # The file is for everybody to read, and a new key or password makes no other answers.
+    return dict(without_secrets(json.loads(json.dumps(identity, default=str))))
 
 
 def _check_report(path: str, graph: Graph) -> None:
