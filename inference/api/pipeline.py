@@ -47,6 +47,9 @@ class TextGenerationPipeline:
         model.generation_config.updated(**settings)  # refuses settings that make no sense
         self._settings = settings
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.model!r})"
+
     def __call__(
         self,
         inputs: Inputs,
@@ -97,11 +100,11 @@ class TextGenerationPipeline:
         answers = iter(self.model.answer(prompts, self.tokenizer, shown, return_errors))
         results: list[dict[str, Any]] = []
         for prompt in encoded:
-            answer = next(answers) if isinstance(prompt, EncodedPrompt) else prompt
-            if isinstance(prompt, InferenceError) or isinstance(answer, InferenceError):
-                results.append({self.key: [], "error": answer})
+            texts = next(answers) if isinstance(prompt, EncodedPrompt) else prompt
+            if isinstance(prompt, InferenceError) or isinstance(texts, InferenceError):
+                results.append({self.key: [], "error": texts})
             else:
-                results.append({self.key: [prompt.full_text(answer) if return_full_text else answer]})
+                results.append({self.key: [prompt.full_text(text) if return_full_text else text for text in texts]})
         return results
 
     def _encoded(

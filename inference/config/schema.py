@@ -8,14 +8,22 @@ are `engine`, `input`, `output`, `evaluate`, `pipeline` and `serve`, and the key
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, field_validator
 from pydantic.dataclasses import dataclass
 
-from inference.config.generation import GenerationConfig, GenerationSettings, Layers, merge_generation_config
+from inference.config.generation import (
+    SAMPLING_SETTINGS,
+    GenerationConfig,
+    GenerationSettings,
+    Layers,
+    merge_generation_config,
+    sampling_setting,
+    with_sampling,
+)
 from inference.config.input_formats import MAX_LINE_BYTES, FormatName
 from inference.config.layer import KeyPath, Layer, lay_all
 from inference.config.model_settings import ModelSettings
@@ -412,7 +420,23 @@ class InferenceConfig(Section):
         # Several are for a prompt each.
         adapter = {"adapter_id": self.adapter_id[0]} if self.adapter_id and len(self.adapter_id) == 1 else None
         from_model_section = self.model.model_config.generation()
-        return merge_generation_config(model, seed, adapter, from_model_section, self.generation_config, request)
+        sampled = {"do_sample": True} if self.sampling_flag else None
+        layers = (model, seed, adapter, from_model_section, self.generation_config, sampled)
+        return merge_generation_config(*layers, with_sampling(request) if isinstance(request, Mapping) else request)
+
+    @property
+    def sampling_flag(self) -> str | None:
+        """The flag that turns sampling on, such as --temperature; None where do_sample alone decides.
+
+        Files keep their meaning, MindFormers' too; of a command line, `do_sample` has to be on it to be kept.
+        """
+        typed = {
+            name: getattr(self.generation_config, name)
+            for name in ("do_sample", *SAMPLING_SETTINGS)
+            if self.origin(f"generation_config.{name}").startswith("-")
+        }
+        name = sampling_setting(typed)
+        return name and self.origin(f"generation_config.{name}")
 
     def check_supported(self) -> None:
         """Refuses what loads, because MindFormers knows it, and does not run yet.

@@ -15,7 +15,7 @@ import numpy as np
 
 from inference.engine.metrics import RunMetrics
 from inference.engine.request import FinishReason, Request
-from inference.engine.sampler import choose, needs_logits, token_logprob
+from inference.engine.sampler import SEED_BITS, choose, needs_logits, seed_of, token_logprob
 from inference.engine.scheduler import Scheduled, Scheduler
 from inference.errors import GenerationError, InferenceError, InputError, is_out_of_memory
 from inference.models.runner import StepModel
@@ -104,7 +104,7 @@ class BaseEngine(ABC):
             )
         self._queue(request)
         seed = request.generation.seed
-        request.seed = secrets.randbits(64) if seed is None else seed
+        request.seed = secrets.randbits(SEED_BITS) if seed is None else seed_of(seed, request.row, request.sample)
 
     @abstractmethod
     def _queue(self, request: Request) -> None:

@@ -161,9 +161,10 @@ class StepResult:
     @classmethod
     def of_logits(cls, logits: np.ndarray, batch: StepBatch, first_token: int = 0) -> StepResult:
         """From the logits [R, vocabulary] of all of them, or of the part of the vocabulary from `first_token` on."""
-        finite = np.isfinite(logits).all(axis=1)
-        best = np.where(finite, logits.argmax(axis=1) + first_token, -1)
-        return cls(best, logits[batch.logit_rows], logits.max(axis=1))
+        # NaN makes a row's maximum NaN; -inf is a token that cannot be chosen, and a failure only if all are.
+        value = logits.max(axis=1)
+        best = np.where(np.isfinite(value), logits.argmax(axis=1) + first_token, -1)
+        return cls(best, logits[batch.logit_rows], value)
 
     @classmethod
     def of_parts(cls, parts: Sequence[StepResult]) -> StepResult:
