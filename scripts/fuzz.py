@@ -28,6 +28,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,19 +121,19 @@ def mutated_json(data: bytes, chance: random.Random) -> bytes:
 def _mutated_value(values: Any, chance: random.Random) -> Any:
     places = list(_places(values))
     if not places:
-        return chance.choice(HOSTILE)
+        return deepcopy(chance.choice(HOSTILE))
     holder, key = chance.choice(places)
     change = chance.randrange(6)
     if change == 0:
         del holder[key]
     elif change == 1 and isinstance(holder, dict):
-        holder[chance.choice(("", "type", "\0", "content", "x" * 300))] = holder[key]
+        holder[chance.choice(("", "type", "\0", "content", "x" * 300))] = deepcopy(holder[key])
     elif change == 2:
         holder[key] = [holder[key]]
     elif change == 3 and type(holder[key]) in (int, float):
         holder[key] = chance.choice((-1, 0, 0.5, 2, 1000, 10**9, -0.0)) * holder[key]
     else:
-        holder[key] = chance.choice(HOSTILE)
+        holder[key] = deepcopy(chance.choice(HOSTILE))
     return values
 
 

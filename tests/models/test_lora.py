@@ -174,18 +174,14 @@ def test_whole_matrices_and_tied_heads_are_refused_by_name(tmp_path: Path) -> No
     tensors = load_file(path / "adapter_model.safetensors")
     head = {"base_model.model.lm_head.weight": np.ones((128, 32), np.float32)}
     save_file({**tensors, **head}, path / "adapter_model.safetensors")
-    with pytest.raises(
-        CheckpointError, match="'base_model.model.lm_head.weight' is a whole matrix .*; .*merge it with PEFT"
-    ):
+    with pytest.raises(CheckpointError, match="lm_head.weight' is a whole matrix .*; .*merge it with PEFT"):
         read_adapter("a", path, source_of("llama2_gqa").model)
     path = copied("llama_rslora", tmp_path / "tied", target_modules=["lm_head"])
-    halves = {"A": np.ones((4, 32), np.float32), "B": np.ones((128, 4), np.float32)}
+    halves = {"A": np.ones((3, 32), np.float32), "B": np.ones((128, 3), np.float32)}
     save_file(
         {f"base_model.model.lm_head.lora_{half}.weight": array for half, array in halves.items()},
         path / "adapter_model.safetensors",
     )
-    rank = json.loads((path / "adapter_config.json").read_text())["r"]
-    assert rank == 4
     for engine in ({}, {"merge_adapter": "a"}):
         with pytest.raises(CheckpointError, match="this model has no matrix lm_head of its own to adapt"):
             source_of("llama32_tied", adapters={"a": str(path)}, engine=engine).pairs()
