@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from inference.errors import InferenceError, InputError
+from inference.files.values import is_integer
 from inference.generation.record import DUPLICATE
 from inference.jobs.feed import DoneRows
 from inference.jobs.row_sets import NumberSet
@@ -29,6 +30,8 @@ from inference.terminal.signals import WRITING
 
 Identity = Mapping[str, Any]
 FORMAT = 1
+# Tables of rows are as long as the largest number of a row.
+MOST_ROWS = 10**9
 
 
 class Appender:
@@ -398,7 +401,7 @@ def _record(line: bytes) -> dict[str, Any] | None:
         return None
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    valid = isinstance(record, dict) and type(record.get("row")) is int and record["row"] >= 0
+    valid = isinstance(record, dict) and is_integer(record.get("row"), 0, MOST_ROWS)
     return record if valid else None
