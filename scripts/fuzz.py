@@ -207,7 +207,7 @@ def of_rows(path: Path) -> None:
 
 def of_adapter(directory: Path) -> None:
     """Reads an adapter and merges it."""
-    settings = {"load_checkpoint": str(GOLDENS / "llama2_mha"), "adapters": {"a": str(directory)}}
+    settings = {"load_checkpoint": str(GOLDENS / "llama2_gqa"), "adapters": {"a": str(directory)}}
     resolve(load_config(settings))
     of_merged = resolve(load_config({**settings, "engine": {"merge_adapter": "a"}})).pairs() or []
     for tensor, _ in of_merged:
@@ -234,9 +234,9 @@ def _make_index(directory: Path) -> None:
 
 def _make_gguf(directory: Path) -> None:
     sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests" / "helpers")]
-    from gguf_files import write_gguf
+    from gguf_files import fields_of, write_gguf
 
-    write_gguf(DEMO, directory / "demo.gguf", "Q8_0")
+    write_gguf(DEMO, directory / "demo.gguf", "Q8_0", fields_of(load_tokenizer(DEMO), DEMO))
 
 
 def _make_ckpt(directory: Path) -> None:
@@ -264,7 +264,10 @@ def _varint(value: int) -> bytes:
 
 
 def _make_yaml(directory: Path) -> None:
-    shutil.copy(ROOT / "configs" / "llama2" / "predict_llama2_7b.yaml", directory / "predict.yaml")
+    text = (ROOT / "configs" / "llama2" / "predict_llama2_7b.yaml").read_text(encoding="utf-8")
+    (directory / "predict.yaml").write_text(
+        text.replace("base_config: ../base/predict_base.yaml\n", ""), encoding="utf-8"
+    )
 
 
 def _make_template(directory: Path) -> None:
