@@ -20,6 +20,7 @@ from inference.config.layer import KeyPath, Layer, lay_all
 from inference.config.model_settings import ModelSettings
 from inference.config.print_config import yaml_of
 from inference.config.run_modes import RUN_MODES
+from inference.config.serve_settings import ServeSettings
 from inference.config.values import (
     Bytes,
     Count,
@@ -346,7 +347,9 @@ class InferenceConfig(Section):
     pipeline: PipelineSettings = Field(
         default_factory=PipelineSettings, description="Apache Beam (`run_mode: pipeline`)."
     )
-    serve: Free = Field(default_factory=dict, description="The server.")
+    serve: ServeSettings = Field(
+        default_factory=ServeSettings, description="OpenAI-compatible server (`run_mode: serve`)."
+    )
 
     _layer: Layer = PrivateAttr(default_factory=Layer)
     _given: tuple[Layer, ...] = PrivateAttr(default=())

@@ -76,7 +76,11 @@ def check_evaluation(config: InferenceConfig, values: Sequence[str]) -> Ready:
     gate.check_names()
     examples = read_examples(values, settings.reference_key, settings.slice_key)
     gate.check_names(sorted({name for example in examples for name in example.slices}))
-    metrics = choose_metrics(_metric_names(settings.metrics, gate), say)
+    references = [example.references for example in examples]
+    metrics = choose_metrics(settings.metrics, say, references)
+    # A threshold needs its metric, whether that is asked for or not.
+    missing = gate.metric_names() - {metric.name for metric in metrics}
+    metrics += choose_metrics(sorted(missing), say)
     for target, flag in ((settings.result_file, "--result_file"), (settings.report_file, "--report_file")):
         if target:
             check_target(Path(target), flag)
@@ -99,7 +103,7 @@ class _Model:
     def of(cls, config: InferenceConfig) -> _Model:
         check_device(config)
         source = resolve(config)
-        return cls(source, make_encoder(source, source.tokenizer(), source.generation))
+        return cls(source, make_encoder(source, source.tokenizer()))
 
     def evaluate(self, examples: Sequence[Example], metrics: Sequence[Metric], sampling: Sampling) -> Evaluation:
         """Loads it, measures it and lets go of it."""
@@ -167,14 +171,6 @@ class _Progress:
                 f"{self._model}: {done:,} of {self._total:,} rows answered; {done / seconds:,.1f} a second; ETA {left}"
             )
             self._line.show(line, seconds)
-
-
-def _metric_names(names: Sequence[str] | None, gate: Gate) -> Sequence[str] | None:
-    """The metrics that are asked for, and those that thresholds need."""
-    if names is None:
-        choose_metrics(sorted(gate.metric_names()), say)
-        return None
-    return [*names, *sorted(gate.metric_names())]
 
 
 def _other(config: InferenceConfig, metrics: Sequence[Metric], sampling: Sampling) -> _Model | Evaluation | None:

@@ -86,12 +86,7 @@ class Evaluation:
 
     def latencies(self) -> dict[str, dict[str, float | None]]:
         """Percentiles of the answers' times, seconds."""
-        times = {"ttft_seconds": Percentiles(), "total_seconds": Percentiles()}
-        for row in self.rows:
-            for name, percentiles in times.items():
-                if (seconds := getattr(row, name)) is not None:
-                    percentiles.add(seconds)
-        return {name: percentiles.as_dict() for name, percentiles in times.items()}
+        return latencies(self.rows)
 
     def rows_of(self, examples: Sequence[tuple[str, tuple[str, ...]]]) -> list[Answered]:
         """The rows of examples, which are names and references.
@@ -178,6 +173,16 @@ def read_evaluation(path: Path, metrics: Sequence[Metric], sampling: Sampling) -
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"{path} is no result of an evaluation ({error})", "give what --result_file wrote") from error
+
+
+def latencies(rows: Sequence[Answered]) -> dict[str, dict[str, float | None]]:
+    """Percentiles of the answers' times, seconds."""
+    times = {"ttft_seconds": Percentiles(), "total_seconds": Percentiles()}
+    for row in rows:
+        for name, percentiles in times.items():
+            if (seconds := getattr(row, name)) is not None:
+                percentiles.add(seconds)
+    return {name: percentiles.as_dict() for name, percentiles in times.items()}
 
 
 def _how(sampling: Sampling) -> tuple[int, float, int]:

@@ -36,7 +36,8 @@ class Metric:
     Args:
         statistics: rows to numbers that may be added up, [rows, k].
         value: such a sum [k] to the score; NaN where there is nothing to judge.
-        most: the best score that there is, None where there is no bound.
+        most: the best possible score; None if there is no bound.
+        unit: of the score; empty for a plain number.
     """
 
     name: str
@@ -44,6 +45,12 @@ class Metric:
     statistics: Callable[[Sequence[Answered]], np.ndarray]
     value: Callable[[np.ndarray], float]
     most: float | None = None
+    unit: str = ""
+
+    @property
+    def label(self) -> str:
+        """The name with its unit."""
+        return f"{self.name}, {self.unit}" if self.unit else self.name
 
 
 def normalized(text: str) -> str:
@@ -125,17 +132,22 @@ METRICS = {
         _sacrebleu("bleu", True, "BLEU"),
         _sacrebleu("chrf", True, "CHRF"),
         Metric("perplexity", False, _reference_nats, _perplexity),
-        Metric("latency", False, _mean_of(lambda row: row.total_seconds), _ratio),
+        Metric("latency", False, _mean_of(lambda row: row.total_seconds), _ratio, unit="s"),
     )
 }
 FROM_SACREBLEU = ("bleu", "chrf")
+# BLEU counts runs of up to so many words. Where references are shorter, it is 0 whatever the answers are.
+BLEU_WORDS = 4
 
 
-def choose_metrics(names: Sequence[str] | None, say: Callable[[str], None]) -> list[Metric]:
-    """The metrics of these names; all that can be had where none is named.
+def choose_metrics(
+    names: Sequence[str] | None, say: Callable[[str], None], references: Sequence[Sequence[str]] = ()
+) -> list[Metric]:
+    """The metrics of these names; if none is named, all that are available and mean something for the references.
 
     Args:
-        say: is told what is left out.
+        say: called with a line for each metric that is left out.
+        references: of each row; empty if they are not known.
 
     Raises:
         ConfigError: an unknown name, or one whose package is not installed.
@@ -144,7 +156,14 @@ def choose_metrics(names: Sequence[str] | None, say: Callable[[str], None]) -> l
     if names is None:
         if not has_sacrebleu:
             say("bleu and chrf are left out: they need the package sacrebleu (pip install sacrebleu)")
-        return [metric for name, metric in METRICS.items() if has_sacrebleu or name not in FROM_SACREBLEU]
+        left_out = set() if has_sacrebleu else set(FROM_SACREBLEU)
+        if has_sacrebleu and references and _are_short(references):
+            say(
+                f"bleu is left out: most references have fewer than {BLEU_WORDS} words; to have it, name the metrics: "
+                "--evaluate.metrics"
+            )
+            left_out.add("bleu")
+        return [metric for name, metric in METRICS.items() if name not in left_out]
     for name in names:
         if name not in METRICS:
             hint = did_you_mean(name, METRICS) or f"known: {', '.join(METRICS)}"
@@ -152,3 +171,9 @@ def choose_metrics(names: Sequence[str] | None, say: Callable[[str], None]) -> l
         if name in FROM_SACREBLEU and not has_sacrebleu:
             raise ConfigError(f"the metric {name} needs the package sacrebleu", "pip install sacrebleu")
     return [METRICS[name] for name in dict.fromkeys(names)]
+
+
+def _are_short(references: Sequence[Sequence[str]]) -> bool:
+    """Whether more than half of the rows have no reference that BLEU can count a whole run of words in."""
+    long = sum(any(len(text.split()) >= BLEU_WORDS for text in texts) for texts in references)
+    return 2 * long < len(references)

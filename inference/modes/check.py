@@ -138,7 +138,7 @@ def prepare(call: Call, rows: RowStream | None, encodes_prompts: bool = True) ->
         check_plot(Path(output.metrics_plot))
     source = resolve(config)
     tokenizer = source.tokenizer()
-    encoder = make_encoder(source, tokenizer, source.generation)
+    encoder = make_encoder(source, tokenizer)
     for prompt in rows.arguments if rows and encodes_prompts else ():
         encoder.encode(0, prompt)
     return Checked(config, call.topology, source, source.pairs(), tokenizer, encoder)

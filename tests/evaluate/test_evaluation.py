@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import xml.dom.minidom
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import inference
 from inference.config import GenerationConfig
@@ -220,6 +224,7 @@ def test_the_page_is_whole_and_loads_nothing():
     assert "b" not in links.tags  # of the model's name
     svgs = html.split("<svg")[1:]
     assert len(svgs) == len(CHOSEN) + 2
+    assert "latency, s" in links.texts and "p50, s" in links.texts
     for svg in svgs:
         xml.dom.minidom.parseString("<svg" + svg.partition("</svg>")[0] + "</svg>")
 
@@ -227,7 +232,7 @@ def test_the_page_is_whole_and_loads_nothing():
 def test_what_two_texts_do_not_share_is_marked():
     assert html.Marked("a big <b> dog", "a dog").html() == 'a <mark title="">big &lt;b&gt; </mark>dog'
     assert html.Marked("a dog", "a <big> dog").html() == 'a <mark title="&lt;big&gt;">‸</mark>dog'
-    assert html.Marked("one", 'two "x"').html() == '<mark title="two &quot;x&quot;">one</mark>'
+    assert html.Marked("one", 'two "x"').html() == '<mark title="two &#34;x&#34;">one</mark>'
     assert html.Marked("same", "same").html() == "same"
     long = "a " * 2000
     assert html.Marked(long, "b " * 2000).html() == long
@@ -243,3 +248,33 @@ def test_a_reference_of_a_model_with_an_encoder_is_a_text_of_its_own():
     assert found.tokens == [0, *tokenizer.encode("das große Haus")] and found.tokens[-1] == tokenizer.eos_token_id
     assert found.start == 1 and found.adapter == 0
     assert encode_reference(encoder, 0, Example(prompt, ("das große Haus " * 40,))) is None
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6), st.integers(2, 8))
+def test_ticks_are_round_and_within_their_axis(low, width, wanted):
+    high = low + width
+    marks = html.ticks(low, high, wanted)
+    slack = 1e-6 * max(abs(low), abs(high), 1)
+    assert all(low - slack <= mark <= high + slack for mark in marks)
+    assert len(marks) <= wanted + 1
+    steps = {float(f"{b - a:.6g}") for a, b in itertools.pairwise(marks)} if width > 1e-3 * abs(low) else set()
+    assert len(steps) <= 1
+    assert all(f"{step:e}"[0] in "125" for step in steps)
+
+
+@given(st.floats(1e-9, 1e9))
+def test_an_axis_ends_at_a_tick_above_its_values(value):
+    end = html.round_up(value)
+    assert value * (1 - 1e-6) <= end <= 3 * value
+    assert math.isclose(html.ticks(0, end)[-1], end)
+
+
+def test_bleu_comes_with_long_references_or_by_its_name():
+    pytest.importorskip("sacrebleu")
+    said: list[str] = []
+    long, short = ("one two three four",), ("one", "two words")
+    assert "bleu" in [metric.name for metric in choose_metrics(None, said.append, [long, short])]
+    assert said == []
+    assert "bleu" not in [metric.name for metric in choose_metrics(None, said.append, [long, short, short])]
+    assert len(said) == 1 and said[0].startswith("bleu is left out: most references have fewer than 4 words")
+    assert [metric.name for metric in choose_metrics(["bleu"], said.append, [short])] == ["bleu"]

@@ -1,16 +1,15 @@
-"""Two repairs of Beam's own RunInference, so that it does with our handler what its arguments and metrics say.
+"""Repairs of Beam's own RunInference, made when our handler is imported, and the Beam versions that need each.
 
-Made when the handler is imported, which is before a pipeline is built and, in a worker, before a model is loaded:
-
-- `max_batch_weight` and length buckets reach a BatchElements that knows them; Beam's raises TypeError for the one and
-  passes over the other. Without these arguments it is Beam's own that works.
-- `model_byte_size` is the difference of two looks at the process's memory, and 0 where torch is not installed. The
-  second look is the first plus what the handler has loaded in between.
+A pipeline imports the handler before it is built, and a worker before it loads a model. A version that is not listed is
+left alone: it may have mended the fault, or moved what a repair replaces.
 """
 
 from __future__ import annotations
 
+import re
 import threading
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import apache_beam as beam
 from apache_beam.ml.inference import base
@@ -18,9 +17,28 @@ from apache_beam.ml.inference import base
 from inference.beam.handlers.batching import BatchElements
 from inference.engine.metrics import peak_memory
 
+Version = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Repair:
+    """One fault of Beam.
+
+    Args:
+        fault: what Beam does.
+        first: the first version that is known to do it.
+        last: the last one.
+        make: replaces the part at fault.
+    """
+
+    fault: str
+    first: Version
+    last: Version
+    make: Callable[[], None]
+
 
 class _Looks(threading.local):
-    """What this thread saw last, and has loaded since; bytes."""
+    """What this thread last saw of the process's memory, and has loaded since; bytes."""
 
     last = 0
     loaded: int | None = None
@@ -30,18 +48,46 @@ _looks = _Looks()
 
 
 def note_loaded(num_bytes: int) -> None:
-    """Says what a model takes that this thread has just loaded."""
+    """Record the size of a model that this thread has just loaded."""
     _looks.loaded = num_bytes
 
 
 def process_memory() -> int:
-    """Memory of this process, bytes."""
+    """Memory of this process, bytes. After a load it is the last value plus the size of the model."""
     _looks.last = peak_memory() if _looks.loaded is None else _looks.last + _looks.loaded
     _looks.loaded = None
     return _looks.last
 
 
-def apply() -> None:
-    """Makes the repairs; once is enough."""
+def _batch_by_weight_and_length() -> None:
     beam.BatchElements = BatchElements
+
+
+def _measure_memory() -> None:
     base._get_current_process_memory_in_bytes = process_memory
+
+
+REPAIRS = (
+    Repair(
+        "BatchElements raises TypeError for max_batch_weight, and ignores length buckets without a duration",
+        (2, 72),
+        (2, 77),
+        _batch_by_weight_and_length,
+    ),
+    Repair(
+        "model_byte_size is the difference of two looks at the process's memory, and 0 without torch",
+        (2, 72),
+        (2, 77),
+        _measure_memory,
+    ),
+)
+
+
+def apply(version: str = beam.__version__) -> list[Repair]:
+    """Make the repairs that a version of Beam needs, and return them. Further calls change nothing."""
+    found = re.match(r"(\d+)\.(\d+)", version)
+    own = (int(found[1]), int(found[2])) if found else (0, 0)
+    needed = [repair for repair in REPAIRS if repair.first <= own <= repair.last]
+    for repair in needed:
+        repair.make()
+    return needed

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import combinations
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import apache_beam as beam
 
@@ -22,6 +22,9 @@ from inference.beam.pipeline.steps import Graph
 from inference.engine.percentiles import Percentiles
 from inference.evaluate import html
 from inference.evaluate.scores import normalized, token_f1
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 # Rows that are shown, drawn by a hash of their names.
 SHOWN = 100
@@ -177,40 +180,38 @@ def comparison(figures: Figures, names: list[str]) -> dict[str, Any]:
 def report(figures: Figures, values: Mapping[str, Any]) -> str:
     """The page."""
     steps = list(values["steps"])
-    header = ["step", "rows", "words (median)", "tokens (median)", "seconds p50", "p90", "p99"]
+    header = ["step", "rows", "words (median)", "tokens (median)", "p50, s", "p90, s", "p99, s"]
     rows = [
         [name, found["rows"], found["words"]["p50"], found["completion_tokens"]["p50"]]
         + [found["total_seconds"][key] for key in ("p50", "p90", "p99")]
         for name, found in values["steps"].items()
     ]
-    parts = [html.heading("Steps"), html.table(header, rows)]
+    tables = [html.heading("Steps") + html.table(header, rows)]
     if values["pairs"]:
         pairs = [
             [" / ".join(pair["steps"]), pair["rows"], pair["same"], pair["agreement"], pair["token_f1"]]
             for pair in values["pairs"]
         ]
-        parts += [
-            html.heading("Agreement"),
-            html.table(["steps", "rows of both", "the same", "share", "F1 of their words"], pairs),
-        ]
+        named = ["steps", "rows of both", "same answer", "share", "F1 of their words"]
+        tables.append(html.heading("Agreement") + html.table(named, pairs))
     words = {
         name: sorted((float(length), often) for length, often in figures.steps[name].words.items()) for name in steps
     }
     times = {name: figures.steps[name].seconds.buckets() for name in steps}
-    plots = [html.distributions("Share of answers with at most so many words", words, "words")]
+    plots = [html.distributions("Share of answers by length", words, "words")]
     if any(times.values()):
-        plots.append(html.distributions("Share of rows answered within", times, "s"))
+        plots.append(html.distributions("Share of rows answered in time", times, "s"))
     shares = {
         " / ".join(pair["steps"]): {"agreement": (pair["agreement"], float("nan"), float("nan"))}
         for pair in values["pairs"]
     }
     if shares:
         plots.append(html.bars("Share of rows with the same answer", shares, 1.0))
-    parts += [html.plots(plots), html.heading("Rows"), _side_by_side(values["rows"], steps)]
+    parts = [html.columns(tables), html.plots(plots), html.heading("Rows"), _side_by_side(values["rows"], steps)]
     return html.page(f"Comparison of {', '.join(steps)}", parts)
 
 
-def _side_by_side(rows: Sequence[Mapping[str, Any]], steps: Sequence[str]) -> str:
+def _side_by_side(rows: Sequence[Mapping[str, Any]], steps: Sequence[str]) -> Markup:
     """Rows with their answers; in those of later steps what the first one's has not is marked."""
     lines: list[list[html.Cell]] = []
     for row in rows:

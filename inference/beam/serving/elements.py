@@ -75,7 +75,7 @@ class TokenLength:
         """Tokens, at least 1."""
         if self._encoder is None:
             source = resolve(self._config)
-            self._encoder = make_encoder(source, source.tokenizer(), source.generation)
+            self._encoder = make_encoder(source, source.tokenizer())
         try:
             return len(self._encoder.encode(0, prompt_from(without_key(element))).ids)
         except InferenceError:
