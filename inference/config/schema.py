@@ -28,6 +28,7 @@ from inference.config.input_formats import MAX_LINE_BYTES, FormatName
 from inference.config.layer import KeyPath, Layer, lay_all
 from inference.config.model_settings import ModelSettings
 from inference.config.print_config import yaml_of
+from inference.config.run_modes import RUN_MODES
 from inference.config.serve_settings import ServeSettings
 from inference.config.values import (
     Bytes,
@@ -45,7 +46,6 @@ from inference.config.values import (
 )
 from inference.errors import ConfigError
 
-RUN_MODES = ("predict", "evaluate", "convert", "pipeline", "serve")
 _TRAINING = ("train", "finetune", "export", "predict_with_train_model")
 _GRAPH_MODES = ((0, 0), (1, 1), ("GRAPH_MODE", 0), ("PYNATIVE_MODE", 1))
 _SAVE_GRAPHS = ((False, 0), (True, 2), (0, 0), (1, 1), (2, 2), (3, 3))
@@ -315,8 +315,7 @@ class InferenceConfig(Section):
     seed: Seed | None = Field(None, description="Seed of sampling, an integer from 0.")
     run_mode: Annotated[str, BeforeValidator(_run_mode)] = Field(
         "predict",
-        description="predict answers prompts, evaluate measures a model, convert packs weights, "
-        "pipeline answers rows on Apache Beam, serve answers requests over HTTP.",
+        description=f"{', '.join(f'{mode.name} {mode.help}' for mode in RUN_MODES.values())}.",
     )
     output_dir: str = Field("./output", description="Directory for what a run writes.")
     use_parallel: bool = Field(False, description="Run on several devices; the launcher starts a process for each.")
