@@ -301,3 +301,42 @@ class _Writes(beam.DoFn):
             Path(self._path).write_text("2")
             os.utime(self._path, (time.time() + 5,) * 2)
         yield str(number)
+
+
+@pytest.mark.parametrize("keyed", [False, True])
+def test_the_answer_of_one_model_is_the_prompt_of_the_next(demo, keyed):
+    """The sequential pattern of Beam's guide: `rows | RunInference(a) | RunInference(b)`."""
+    first, second = MindSporeModelHandler("demo"), MindSporeModelHandler("demo", prepare=_of_answer)
+    if keyed:
+        first, second = KeyedModelHandler(first), KeyedModelHandler(second)
+    rows = ["12 + 7 =", "word " * 3000, "2 + 3 ="]
+
+    def build(pipeline):
+        begun = pipeline | beam.Create(list(enumerate(rows)) if keyed else rows)
+        return begun | "A" >> RunInference(first) | "B" >> RunInference(second)
+
+    results, _ = run(build)
+    results = [result[1] for result in results] if keyed else results
+    by_prompt = {result.example.example: result for result in results}
+    assert by_prompt["12 + 7 ="].inference["prompt"] == "19 + 1 ="
+    assert by_prompt["12 + 7 ="].inference["text"] == " 20"
+    failed = by_prompt["word " * 3000].inference["error"]
+    assert failed["type"] == "bad_row" and failed["message"].startswith("prepare: ValueError: no answer")
+
+
+def _of_answer(result):
+    if result.inference["error"] is not None:
+        raise ValueError("no answer")
+    return f"{result.inference['text'].strip()} + 1 ="
+
+
+def test_without_prepare_the_next_prompt_is_the_answer_as_it_is():
+    from inference.beam.serving.elements import num_bytes, prompt_from
+    from inference.errors import InputError
+
+    record = {"text": "an answer", "finish_reason": "stop", "error": None, "custom_id": "x"}
+    assert prompt_from(PredictionResult("asked", record)).text == "an answer"
+    assert prompt_from(PredictionResult("asked", "plain")).text == "plain"
+    assert num_bytes(PredictionResult("asked", record)) == 9
+    with pytest.raises(InputError, match="the model before has no answer: too long"):
+        prompt_from(PredictionResult("asked", {**record, "error": {"message": "too long"}}))
