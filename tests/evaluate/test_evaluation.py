@@ -108,7 +108,7 @@ def test_a_result_comes_back_from_its_file(tmp_path):
 def test_a_file_that_is_no_result(tmp_path, content):
     path = tmp_path / "result.json"
     path.write_text(content)
-    with pytest.raises(InputError, match="is no result of an evaluation"):
+    with pytest.raises(InputError, match="is not the result of an evaluation"):
         read_evaluation(path, CHOSEN, SAMPLING)
 
 
