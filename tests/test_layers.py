@@ -15,7 +15,17 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "inference"
 # What lies in a layer: files and folders of the package. The longest path that fits decides.
 LAYERS = (
-    ("errors", "config", "inputs", "checkpoint", "tokenizer", "remote", "kernels/formats", "parallel/heartbeat"),
+    (
+        "errors",
+        "files",
+        "config",
+        "inputs",
+        "checkpoint",
+        "tokenizer",
+        "remote",
+        "kernels/formats",
+        "parallel/heartbeat",
+    ),
     ("context", "kernels", "parallel"),
     ("models",),
     ("engine", "generation"),

@@ -8,7 +8,6 @@ from __future__ import annotations
 import queue
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,10 +16,10 @@ from inference.api.auto import AutoConfig, AutoModel
 from inference.config import InferenceConfig, load_config
 from inference.engine.background import Delivery
 from inference.engine.metrics import RunMetrics
-from inference.engine.request import TokenLogprob
-from inference.errors import GenerationError, InferenceError, InputError
+from inference.errors import GenerationError, InputError
 from inference.generation.model import GenerativeModel
-from inference.generation.text import Answer, AnswerRow, EncodedPrompt, Encoder, TextEvent
+from inference.generation.record import Completion, completion_of, failed_completion, kind_of
+from inference.generation.text import AnswerRow, EncodedPrompt, Encoder, TextEvent
 from inference.inputs.prompts import Prompt, prompt_from_mapping, prompt_of, token_ids_of
 from inference.tokenizer import Tokenizer
 
@@ -28,37 +27,6 @@ from inference.tokenizer import Tokenizer
 READ_AHEAD = 2
 PromptLike = str | Sequence[int] | Mapping[str, Any] | Prompt
 Prompts = PromptLike | Iterable[PromptLike]
-
-
-@dataclass(frozen=True)
-class Completion:
-    """An answer.
-
-    Args:
-        index: place of its prompt among those given.
-        custom_id: as given with the prompt; the index where none was.
-        prompt: the prompt as the model saw it: for a chat the rendered template.
-        text: the answer, without its prompt.
-        token_ids: the answer's, without the one that ended it.
-        finish_reason: `stop` or `length`; `error` where there is no answer.
-        cached_tokens: of the prompt's, how many the prefix cache had.
-        logprobs: of each token, where they were asked for.
-        error: what was wrong with the row.
-    """
-
-    index: int
-    custom_id: str
-    prompt: str
-    text: str
-    token_ids: tuple[int, ...]
-    finish_reason: str
-    prompt_tokens: int
-    completion_tokens: int
-    cached_tokens: int = 0
-    ttft_seconds: float | None = None
-    total_seconds: float | None = None
-    logprobs: tuple[TokenLogprob, ...] = ()
-    error: InferenceError | None = None
 
 
 class LLM:
@@ -121,6 +89,7 @@ class LLM:
         self, prompts: Iterable[tuple[int, Any]], encoder: Encoder, return_errors: bool
     ) -> Iterator[Completion]:
         refused: deque[Completion] = deque()
+        name = self.model.source.name
 
         def rows() -> Iterator[AnswerRow]:
             for index, value in prompts:
@@ -130,7 +99,10 @@ class LLM:
                     if not return_errors:
                         raise
                     custom_id = str(value.get("custom_id", index)) if isinstance(value, Mapping) else str(index)
-                    refused.append(_refused(index, custom_id, value if isinstance(value, str) else "", error))
+                    prompt = value if isinstance(value, str) else None
+                    refused.append(
+                        failed_completion(custom_id, index, kind_of(error), str(error), prompt=prompt, model=name)
+                    )
 
         most = READ_AHEAD * self.model.max_sequences
         for delivery in self.model.background.stream(rows(), most, every_token=False):
@@ -139,10 +111,11 @@ class LLM:
             if return_errors and isinstance(delivery.error, (InputError, GenerationError)):
                 row = delivery.row
                 assert isinstance(row, AnswerRow)
-                source = row.answer.source
-                yield _refused(source.row, source.prompt.custom_id, source.text, delivery.error)
+                source, error = row.answer.source, delivery.error
+                prompt, custom_id = source.text, source.prompt.custom_id
+                yield failed_completion(custom_id, source.row, kind_of(error), str(error), prompt=prompt, model=name)
             else:
-                yield completion_of(delivery.unwrap().answer)
+                yield completion_of(delivery.unwrap().answer, name)
         yield from refused
 
     def stream(self, prompt: PromptLike, **settings: Any) -> TextStream:
@@ -189,7 +162,7 @@ class TextStream:
 
     def __init__(self, llm: LLM, source: EncodedPrompt):
         self.completion: Completion | None = None
-        self._background = llm.model.background
+        self._background, self._model_name = llm.model.background, llm.model.source.name
         self._row = llm.model.row(source, llm.tokenizer)
         self._deliveries: queue.SimpleQueue[Delivery[TextEvent]] = queue.SimpleQueue()
         self._ended = False
@@ -204,7 +177,7 @@ class TextStream:
             self._ended = delivery.last
             event = delivery.unwrap()
             if event.finished:
-                self.completion = completion_of(event.answer)
+                self.completion = completion_of(event.answer, self._model_name)
             if event.text:
                 return event.text
         raise StopIteration
@@ -235,7 +208,7 @@ class AsyncTextStream:
         try:
             async for event in events:
                 if event.finished:
-                    self.completion = completion_of(event.answer)
+                    self.completion = completion_of(event.answer, llm.model.source.name)
                 if event.text:
                     yield event.text
         finally:
@@ -270,27 +243,3 @@ def as_prompt(value: PromptLike, index: int) -> Prompt:
 
 def _is_one(prompts: Any) -> bool:
     return isinstance(prompts, (str, Mapping, Prompt)) or bool(token_ids_of(prompts))
-
-
-def completion_of(answer: Answer) -> Completion:
-    """What a finished answer came to."""
-    source, request = answer.source, answer.request
-    assert request.finish_reason is not None
-    return Completion(
-        answer.row,
-        source.prompt.custom_id,
-        source.text,
-        answer.text,
-        tuple(request.answer_ids),
-        request.finish_reason.value,
-        request.num_prompt_tokens,
-        len(request.output_ids),
-        request.num_reused,
-        request.timing.ttft,
-        request.timing.total,
-        tuple(request.logprobs),
-    )
-
-
-def _refused(index: int, custom_id: str, prompt: str, error: InferenceError) -> Completion:
-    return Completion(index, custom_id, prompt, "", (), "error", 0, 0, error=error)

@@ -18,11 +18,13 @@ import struct
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from inference.errors import CheckpointError, InferenceError
+from inference.files.read import check_regular, is_file
+from inference.files.values import Reader, integer
 
 MAGIC, VERSIONS, ALIGNMENT = b"GGUF", (2, 3), 32
 # By the number of a field's type: numpy's name of it.
@@ -37,6 +39,12 @@ BLOCKS = {
     28: ("F64", 1, 8),
     30: ("BF16", 1, 2),
 }
+ALIGNMENTS = integer(1, 1 << 20)
+# Of a model in parts, whose names have five digits.
+PARTS = integer(0, 99999)
+# Dimensions of a tensor: ggml's own limit.
+MAX_DIMENSIONS = 4
+T = TypeVar("T")
 HINT = "fetch the file again"
 _PART = re.compile(r"(.*-)(\d{5})(-of-)(\d{5})(\.gguf)")
 
@@ -66,6 +74,15 @@ class GgufFile:
         """A field's value, a list for an array; the default where the file has no such field."""
         return self.fields.get(name, default)
 
+    def read(self, name: str, reader: Reader[T], default: T) -> T:
+        """A field's value as a reader returns it; the default if the file has no such field.
+
+        Raises:
+            CheckpointError: the reader does not accept the value.
+        """
+        value = self.fields.get(name)
+        return default if value is None else reader.read(value, f"{self.path}: '{name}'", CheckpointError)
+
     def tensor(self, name: str) -> GgufTensor | None:
         """The tensor of a name; None where there is none."""
         return next((tensor for tensor in self.tensors if tensor.name == name), None)
@@ -78,7 +95,7 @@ def open_gguf(path: Path) -> GgufFile:
         CheckpointError: a damaged file, or a part that is missing.
     """
     file = _header(path)
-    count = file.get("split.count", 1)
+    count = file.read("split.count", PARTS, 1)
     if count < 2:
         return file
     named = _PART.fullmatch(path.name)
@@ -87,7 +104,7 @@ def open_gguf(path: Path) -> GgufFile:
             f"{path} is one of {count} parts, and not named so", f"call it NAME-00001-of-{count:05}.gguf, as it was"
         )
     paths = [path.with_name(f"{named[1]}{number:05}{''.join(named.groups()[2:])}") for number in range(1, count + 1)]
-    missing = [part.name for part in paths if not part.is_file()]
+    missing = [part.name for part in paths if not is_file(part)]
     if missing:
         raise CheckpointError(
             f"{path}: {len(missing)} of its {count} parts are missing ({', '.join(missing[:5])})", HINT
@@ -99,10 +116,7 @@ def open_gguf(path: Path) -> GgufFile:
 
 
 def _header(path: Path) -> GgufFile:
-    try:
-        state = path.stat()
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    state = check_regular(path)
     return _opened(path, state.st_mtime_ns, state.st_size)
 
 
@@ -117,7 +131,9 @@ def _opened(path: Path, changed: int, size: int) -> GgufFile:
         tensors, count = reader.number(10), reader.number(10)
         fields = dict(reader.field() for _ in range(count))
         infos = [reader.info() for _ in range(tensors)]
-        alignment = fields.get("general.alignment", ALIGNMENT)
+        alignment = ALIGNMENTS.read(
+            fields.get("general.alignment", ALIGNMENT), f"{path}: 'general.alignment'", CheckpointError
+        )
         start = -(-reader.at // alignment) * alignment
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
@@ -129,7 +145,7 @@ def _opened(path: Path, changed: int, size: int) -> GgufFile:
 
 def _tensor(path: Path, size: int, start: int, name: str, shape: tuple[int, ...], kind: int, offset: int) -> GgufTensor:
     kind_name, values, item = BLOCKS.get(kind) or _of_package(path, name, kind)
-    if not shape or shape[-1] % values:
+    if not shape or shape[-1] % values or 0 in shape:
         raise CheckpointError(f"{path}: tensor '{name}' of type {kind_name} is {list(shape)}", HINT)
     needed = math.prod(shape) // values * item
     if start + offset + needed > size:
@@ -201,6 +217,8 @@ class _Reader:
     def info(self) -> tuple[str, tuple[int, ...], int, int]:
         """Name, shape, type and offset of a tensor."""
         name, dimensions = self.text(), self.number(4)
+        if dimensions > MAX_DIMENSIONS:
+            raise ValueError(f"tensor '{name[:80]}' has {dimensions} dimensions")
         shape = tuple(reversed(self.numbers(10, dimensions)))
         return name, shape, self.number(4), self.number(10)
 

@@ -17,8 +17,11 @@ import numpy as np
 
 from inference.checkpoint.gguf_header import HINT, GgufFile
 from inference.errors import CheckpointError
+from inference.files.values import FLAG, LARGEST_FLOAT, TEXT, Reader, integer, number
 
-# Hugging Face's keys and GGUF's, after the name of the architecture.
+# A number that the model's config checks against a narrower range; 0 stands for a size that the model does not have.
+_COUNT, _REAL = integer(0, 2**63 - 1, "an integer"), number(0.0, LARGEST_FLOAT, "a finite number")
+# Hugging Face's keys and GGUF's, after the name of the architecture; those that are no counts have a reader below.
 SIZES = {
     "hidden_size": "embedding_length",
     "intermediate_size": "feed_forward_length",
@@ -41,6 +44,15 @@ SIZES = {
     "n_group": "expert_group_count",
     "topk_group": "expert_group_used_count",
     "num_nextn_predict_layers": "nextn_predict_layers",
+}
+READERS: dict[str, Reader[Any]] = {
+    "rms_norm_eps": _REAL,
+    "rope_theta": _REAL,
+    "rope_local_base_freq": _REAL,
+    "attn_logit_softcapping": _REAL,
+    "final_logit_softcapping": _REAL,
+    "routed_scaling_factor": _REAL,
+    "norm_topk_prob": FLAG,
 }
 NAMES = {
     "token_embd": "model.embed_tokens",
@@ -71,6 +83,8 @@ LAYER_NAMES = {
 EXPERTS = {"ffn_gate_exps": "gate_proj", "ffn_up_exps": "up_proj", "ffn_down_exps": "down_proj"}
 _OWN_EXPERT = re.compile(r"(ffn_(?:gate|up|down))\.(\d+)")
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)")
+# llama.cpp's word for no token, as an unsigned number.
+NO_TOKEN = 2**32 - 1
 CORRECTION = "exp_probs_b"
 # What rotary frequencies are divided by, pair by pair: how Llama 3.1's scaling is stored, and Phi-3's two.
 FACTORS = "rope_freqs.weight"
@@ -129,7 +143,7 @@ def architecture_of(file: GgufFile) -> tuple[str, Architecture]:
     Raises:
         CheckpointError: one that is not read.
     """
-    name = str(file.get("general.architecture"))
+    name = file.read("general.architecture", TEXT, "")[:80]
     if name not in ARCHITECTURES:
         raise CheckpointError(
             f"{file.path}: GGUF files of architecture '{name}' are not read", f"read are {', '.join(ARCHITECTURES)}"
@@ -144,13 +158,12 @@ def config_of(file: GgufFile) -> dict[str, Any]:
         CheckpointError: a damaged file, or an architecture that is not read.
     """
     name, architecture = architecture_of(file)
-    values = {ours: file.get(f"{name}.{theirs}") for ours, theirs in SIZES.items()}
-    # Of a size, 0 is none.
+    values = {ours: file.read(f"{name}.{theirs}", READERS.get(ours, _COUNT), None) for ours, theirs in SIZES.items()}
     values = {key: value for key, value in values.items() if value is False or value not in (None, 0)}
     embedding = file.tensor("token_embd.weight")
     if embedding is None:
         raise CheckpointError(f"{file.path} holds no token_embd.weight", HINT)
-    ends = [file.get(f"tokenizer.ggml.{end}_token_id") for end in ("eos", "eot", "eom")]
+    ends = [file.read(f"tokenizer.ggml.{end}_token_id", _COUNT, NO_TOKEN) for end in ("eos", "eot", "eom")]
     values = {
         **architecture.says,
         **values,
@@ -160,10 +173,10 @@ def config_of(file: GgufFile) -> dict[str, Any]:
         "qkv_bias": any(file.tensor(f"blk.0.{part}.bias") is not None for part in ("attn_q", "attn_qkv")),
         "rotary_neighbors": architecture.neighbors,
         "stored_by_gguf": True,
-        "eos_token_id": list(dict.fromkeys(end for end in ends if end is not None)) or None,
+        "eos_token_id": list(dict.fromkeys(end for end in ends if end != NO_TOKEN)) or None,
     }
     head = values.get("head_dim") or values.get("hidden_size", 0) // max(values.get("num_attention_heads", 1), 1)
-    rotated = file.get(f"{name}.rope.dimension_count")
+    rotated = file.read(f"{name}.rope.dimension_count", _COUNT, 0)
     if rotated and head and rotated != head:
         values["partial_rotary_factor"] = rotated / head
     if architecture.large:
@@ -171,7 +184,7 @@ def config_of(file: GgufFile) -> dict[str, Any]:
         whole = values.get("hidden_size", 0) // max(values.get("num_attention_heads", 1), 1)
         values["query_pre_attn_scalar"] = whole if is_large else head
     if name == "gpt2":
-        values["rms_norm_eps"] = file.get("gpt2.attention.layer_norm_epsilon", 1e-5)
+        values["rms_norm_eps"] = file.read("gpt2.attention.layer_norm_epsilon", _REAL, 1e-5)
     return values | _experts(file, name, values) | _scaling(file, name, values)
 
 
@@ -188,6 +201,8 @@ def _experts(file: GgufFile, name: str, values: Mapping[str, Any]) -> dict[str, 
         return {}
     layers = values.get("num_hidden_layers", 0) - values.get("num_nextn_predict_layers", 0)
     tensors = {tensor.name: tensor for tensor in file.tensors}
+    # A layer has several tensors, so a file of few cannot make a long list.
+    layers = min(layers, len(tensors))
     routers = [layer for layer in range(layers) if f"blk.{layer}.ffn_gate_inp.weight" in tensors]
     if not routers:
         raise CheckpointError(f"{file.path} has experts and no blk.*.ffn_gate_inp.weight", HINT)
@@ -199,16 +214,16 @@ def _experts(file: GgufFile, name: str, values: Mapping[str, Any]) -> dict[str, 
     if shared is not None and f"blk.{routers[0]}.ffn_gate_inp_shexp.weight" in tensors:
         found["shared_expert_intermediate_size"] = shared.shape[0]
     elif shared is not None:
-        found["n_shared_experts"] = file.get(f"{name}.expert_shared_count", 1)
+        found["n_shared_experts"] = file.read(f"{name}.expert_shared_count", _COUNT, 1)
     if f"blk.{routers[0]}.attn_q_norm.weight" in tensors:
         found["use_qk_norm"] = True
     return found
 
 
 def _scaling(file: GgufFile, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    kind = file.get(f"{name}.rope.scaling.type", "none")
-    factor = file.get(f"{name}.rope.scaling.factor")
-    original = file.get(f"{name}.rope.scaling.original_context_length")
+    kind = file.read(f"{name}.rope.scaling.type", TEXT, "none")
+    factor = file.read(f"{name}.rope.scaling.factor", _REAL, 1.0)
+    original = file.read(f"{name}.rope.scaling.original_context_length", _COUNT, 0)
     if kind in ("linear", "yarn"):
         scaling = {"rope_type": kind, "factor": factor}
         if original:
@@ -223,7 +238,7 @@ def _scaling(file: GgufFile, name: str, values: Mapping[str, Any]) -> dict[str, 
     magnitude, length = 1.0, values.get("max_position_embeddings")
     if short is None:
         short, long = _factors(file, SHORT_FACTORS), _factors(file, LONG_FACTORS)
-        magnitude, length = file.get(f"{name}.rope.scaling.attn_factor", 1.0), original or length
+        magnitude, length = file.read(f"{name}.rope.scaling.attn_factor", _REAL, 1.0), original or length
     if short is None:
         return {}
     return {

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from inference.checkpoint.tensor import ITEM_SIZES, Segment, StoredTensor, check_tensor
 from inference.errors import CheckpointError
+from inference.files.read import check_regular
 
 # What a training leaves beside the weights.
 COUNTERS = ("epoch_num", "step_num", "global_step", "loss_scale", "scale_sense", "current_iterator_step")
@@ -38,6 +39,7 @@ class _Tensor:
 def read_ckpt_header(path: Path) -> Iterator[StoredTensor]:
     """The tensors of a MindSpore checkpoint, each checked against the bytes that the file has for it."""
     tensors: dict[str, _Tensor] = {}
+    check_regular(path)
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             _walk(data, path, tensors)

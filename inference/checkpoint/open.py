@@ -6,7 +6,7 @@ and no code is run. Never imports mindspore.
 
 from __future__ import annotations
 
-import json
+import re
 from pathlib import Path
 
 from inference.checkpoint.gguf_tensors import read_gguf_tensors
@@ -14,6 +14,8 @@ from inference.checkpoint.mindspore_ckpt import read_ckpt_header
 from inference.checkpoint.safetensors import read_safetensors_header
 from inference.checkpoint.tensor import FLOATS, ITEM_SIZES, Checkpoint
 from inference.errors import CheckpointError, ModelNotFoundError
+from inference.files.read import exists, read_json_object
+from inference.files.values import is_text, shown
 
 GGUF_SUFFIX = ".gguf"
 INDEX_NAME = "model.safetensors.index.json"
@@ -31,7 +33,7 @@ def open_checkpoint(path: Path, preferred: str | None = None, quantized: bool = 
         ModelNotFoundError: nothing there, or nothing that can be read as weights.
         CheckpointError: a damaged file, a type that is not supported, a tensor that is stored twice.
     """
-    if path.suffix == GGUF_SUFFIX and path.is_file():
+    if path.suffix == GGUF_SUFFIX and not path.is_dir():
         return read_gguf_tensors(path)
     tensors: Checkpoint = {}
     accepted = ITEM_SIZES if quantized else FLOATS
@@ -48,7 +50,7 @@ def checkpoint_files(path: Path, preferred: str | None = None) -> list[Path]:
     """The files that make up the checkpoint at `path`."""
     if path.is_dir():
         return _directory_files(path, preferred)
-    if not path.exists():
+    if not exists(path):
         raise ModelNotFoundError(f"checkpoint {path} does not exist")
     if path.name.endswith(".index.json"):
         return _indexed_files(path)
@@ -68,7 +70,9 @@ def rank_folders(path: Path, ranks: int) -> list[Path]:
     Raises:
         CheckpointError: it is split for another number of ranks.
     """
-    found = {int(folder.name[5:]): folder for folder in path.glob("rank_*") if folder.name[5:].isdigit()}
+    found = {
+        int(folder.name[5:]): folder for folder in path.glob("rank_*") if re.fullmatch(r"rank_[0-9]{1,6}", folder.name)
+    }
     # Copies of the model (data parallel) may have directories too, which hold the same.
     if found and (sorted(found) != list(range(len(found))) or len(found) % ranks or (ranks == 1 and len(found) > 1)):
         raise CheckpointError(
@@ -106,16 +110,15 @@ def _ckpt_files(directory: Path) -> list[Path]:
 
 
 def _indexed_files(index: Path) -> list[Path]:
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names = sorted(set(weight_map.values()))
-    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
-        raise CheckpointError(f"{index}: not a safetensors index", "expected JSON with a 'weight_map'") from error
-    for name in names:
-        if not isinstance(name, str) or Path(name).name != name:
-            raise CheckpointError(f"{index}: shard {name!r} is not a file name", "shards lie beside their index")
-    missing = [name for name in names if not (index.parent / name).exists()]
+    weight_map = read_json_object(index, CheckpointError).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise CheckpointError(f"{index}: not a safetensors index", "expected a 'weight_map' of tensors to files")
+    for name in weight_map.values():
+        if not is_text(name) or not name or Path(name).name != name:
+            raise CheckpointError(f"{index}: shard {shown(name)} is not a file name", "shards lie beside their index")
+    names = sorted(set(weight_map.values()))
+    missing = [name for name in names if not exists(index.parent / name)]
     if missing:
-        shown = ", ".join(missing[:5])
-        raise CheckpointError(f"{index.parent}: {len(missing)} of {len(names)} shards are missing ({shown})")
+        listed = ", ".join(missing[:5])
+        raise CheckpointError(f"{index.parent}: {len(missing)} of {len(names)} shards are missing ({listed})")
     return [index.parent / name for name in names]

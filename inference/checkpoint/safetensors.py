@@ -16,9 +16,18 @@ from typing import Any
 
 from inference.checkpoint.tensor import FLOAT8, FLOATS, Segment, StoredTensor, check_tensor
 from inference.errors import CheckpointError
+from inference.files.fields import Fields
+from inference.files.read import check_regular
+from inference.files.values import BYTES, TEXT, Reader, list_of
 
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64", "U8": "uint8"}
 QUANTIZED_TYPES = {"I8": "int8", "I32": "int32", "I64": "int64", "F8_E4M3": FLOAT8}
+DIMENSIONS = list_of(BYTES, "a list of dimensions")
+OFFSETS: Reader[list[int]] = Reader(
+    "two offsets in bytes",
+    lambda value: DIMENSIONS.takes(value) and len(value) == 2,
+    list,
+)
 # The format's own limit.
 MAX_HEADER = 100_000_000
 
@@ -53,14 +62,8 @@ def _entries(
     for name, entry in header.items():
         if name == "__metadata__":
             continue
-        try:
-            dtype, shape = names.get(entry["dtype"], str(entry["dtype"])), list(entry["shape"])
-            begin, end = entry["data_offsets"]
-            valid = type(begin) is int and type(end) is int and 0 <= begin <= end
-        except (KeyError, TypeError, ValueError):
-            valid = False
-        if not valid:
-            raise CheckpointError(f"{path}: the header's entry for '{name}' is damaged", "fetch the file again")
+        dtype, shape, begin, end = _entry(entry, f"{path}: tensor '{name}'")
+        dtype = names.get(dtype, dtype)
         if data_start + end > file_size:
             raise CheckpointError(
                 f"{path}: truncated, tensor '{name}' ends at byte {data_start + end} of {file_size}",
@@ -70,9 +73,19 @@ def _entries(
         yield StoredTensor(name, dtype, dims, (Segment(path, data_start + begin, end - begin),))
 
 
+def _entry(entry: Any, name: str) -> tuple[str, list[int], int, int]:
+    """Type, shape, and the bytes [begin, end) of the data, as a header's entry has them."""
+    fields = Fields(entry if isinstance(entry, dict) else {}, name, CheckpointError)
+    dtype, shape = fields.read("dtype", TEXT), fields.read("shape", DIMENSIONS)
+    begin, end = fields.read("data_offsets", OFFSETS) or (0, -1)
+    if dtype is None or shape is None or begin > end:
+        raise CheckpointError(f"{name}: its entry in the header is damaged", "fetch the file again")
+    return dtype, shape, begin, end
+
+
 def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
+    file_size = check_regular(path).st_size
     try:
-        file_size = path.stat().st_size
         with path.open("rb") as file:
             # A rank may need nothing of what follows the header: the system is not to read on.
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)

@@ -74,13 +74,15 @@ def answer_examples(
     """
     answers: dict[int, Answered] = {}
     for completion in llm.generate([example.prompt for example in examples], return_errors=True):
-        example = examples[completion.index]
-        answers[completion.index] = Answered(
+        row = completion.row
+        assert row is not None
+        example = examples[row]
+        answers[row] = Answered(
             example.prompt.custom_id,
             example.slices,
-            completion.prompt,
+            completion.prompt or "",
             example.references,
-            completion.text,
+            completion.text or "",
             str(completion.error) if completion.error else None,
             completion.finish_reason,
             completion.prompt_tokens,

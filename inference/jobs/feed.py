@@ -13,33 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from inference.errors import InferenceError
+from inference.generation.record import BAD_ROW, DUPLICATE, Completion, failed_completion
 from inference.generation.text import EncodedPrompt
 from inference.inputs import Row, RowStream
 from inference.inputs.prompts import Prompt, RowError
 from inference.jobs.row_sets import NameSet, NumberSet
 from inference.parallel import heartbeat
-
-BAD_ROW = "bad_row"
-MODEL_FAILED = "model_failed"
-# Its name belongs to the row that had it first.
-DUPLICATE = "duplicate_id"
-
-
-@dataclass(frozen=True)
-class FailedRow:
-    """A row without an answer.
-
-    Args:
-        line: of the input, from 1; None for an argument.
-        kind: `bad_row`, `duplicate_id` or `model_failed`.
-        message: what is wrong, in a line that begins with where.
-    """
-
-    row: int
-    custom_id: str
-    line: int | None
-    kind: str
-    message: str
 
 
 @dataclass
@@ -57,7 +36,8 @@ class DoneRows:
         return cls(NumberSet(), NameSet())
 
 
-Item = EncodedPrompt | FailedRow
+# A row that can be answered, or the record of one that cannot.
+Item = EncodedPrompt | Completion
 
 
 class Feed:
@@ -162,10 +142,10 @@ class Feed:
         # Rows without names of their own are named by their numbers, which never meet.
         if not self.rows.texts_only and not self._done.names.add(custom_id):
             message = f"{row.where}: custom_id '{custom_id}' is that of an earlier row too; give each row its own"
-            return FailedRow(row.number, custom_id, row.line, DUPLICATE, message)
+            return failed_completion(custom_id, row.number, DUPLICATE, message, line=row.line)
         if problem is None:
             try:
                 return self._encode(row.number, prompt)
             except InferenceError as error:
                 problem = error
-        return FailedRow(row.number, custom_id, row.line, BAD_ROW, str(problem))
+        return failed_completion(custom_id, row.number, BAD_ROW, str(problem), line=row.line)

@@ -1,4 +1,4 @@
-"""An answer, or the want of one, as a line of output.
+"""An answer as a line of output: JSON, MindFormers' result, or text.
 
 Knows forms; knows nothing about files or models.
 """
@@ -7,93 +7,57 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass, replace
 
-from inference.generation.text import Answer
-from inference.jobs.feed import FailedRow
+from inference.generation.record import Completion, completion_of
+from inference.generation.text import Answer, EncodedPrompt
 
 
-def record(answer: Answer, model: str, echo: bool = True) -> dict[str, Any]:
-    """One answer as the JSON object of a line of output. Times are in seconds.
+@dataclass(frozen=True)
+class Result:
+    """What became of a row.
 
     Args:
-        echo: with the prompt.
+        source: the prompt of an answer; None if the row failed.
     """
-    request, source = answer.request, answer.source
-    timing = request.timing
-    row: dict[str, Any] = {
-        "custom_id": source.prompt.custom_id,
-        "row": source.row,
-        **({"prompt": source.text} if echo else {}),
-        "text": answer.text,
-        "token_ids": list(request.output_ids),
-        "finish_reason": request.finish_reason.value if request.finish_reason else None,
-        "prompt_tokens": request.num_prompt_tokens,
-        "completion_tokens": len(request.output_ids),
-        "ttft_seconds": _rounded(timing.ttft),
-        "total_seconds": _rounded(timing.total),
-        "model": model,
-        "error": None,
-    }
-    if not source.generation.greedy:
-        row["seed"] = request.seed
-    if source.truncated:
-        row["truncated_tokens"] = source.truncated
-    if source.generation.logprobs is not None:
-        row["logprobs"] = [
-            {"token_id": item.token_id, "logprob": item.logprob, "top": [list(pair) for pair in item.top]}
-            for item in request.logprobs
-        ]
-    return row
+
+    completion: Completion
+    source: EncodedPrompt | None = None
+
+    @classmethod
+    def of(cls, outcome: Answer | Completion, model: str) -> Result:
+        """The result of an answer, or of a row that failed."""
+        if isinstance(outcome, Completion):
+            return cls(replace(outcome, model=model))
+        return cls(completion_of(outcome, model), outcome.source)
 
 
-def error_record(failed: FailedRow, model: str, echo: bool = True) -> dict[str, Any]:
-    """The same keys for a row without an answer, and the line of the input that it is on."""
-    return {
-        "custom_id": failed.custom_id,
-        "row": failed.row,
-        **({"prompt": None} if echo else {}),
-        "text": None,
-        "token_ids": None,
-        "finish_reason": "error",
-        "prompt_tokens": None,
-        "completion_tokens": None,
-        "ttft_seconds": None,
-        "total_seconds": None,
-        "model": model,
-        "error": {"type": failed.kind, "message": failed.message, "line": failed.line},
-    }
-
-
-def render_json(answer: Answer | FailedRow, model: str, echo: bool) -> str:
-    made = error_record(answer, model, echo) if isinstance(answer, FailedRow) else record(answer, model, echo)
+def render_json(result: Result, echo: bool) -> str:
+    """The record as one line of JSON."""
+    made = result.completion.as_dict(echo)
     line = json.dumps(made, ensure_ascii=False)
     try:
         line.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can name and UTF-8 cannot hold
+    except UnicodeEncodeError:  # JSON can name half of a surrogate pair, UTF-8 cannot hold it
         line = json.dumps(made)
     return line
 
 
-def render_mindformers(answer: Answer | FailedRow, model: str, echo: bool) -> str:
-    """MindFormers' result: the prompt and its answer as one text, in a list; an empty list for a row without one."""
-    texts = [] if isinstance(answer, FailedRow) else [answer.source.full_text(answer.text)]
+def render_mindformers(result: Result, echo: bool) -> str:
+    """MindFormers' result: the prompt and its answer as one text, in a list; an empty list for a row that failed."""
+    texts = [] if result.source is None else [result.source.full_text(result.completion.text or "")]
     return json.dumps({"text_generation_text": texts}, ensure_ascii=False)
 
 
-def render_text(answer: Answer | FailedRow, model: str, echo: bool) -> str | None:
-    """The answer, after its prompt with `echo`; None for a row without one."""
-    if isinstance(answer, FailedRow):
+def render_text(result: Result, echo: bool) -> str | None:
+    """The answer, after its prompt with `echo`; None for a row that failed."""
+    if result.source is None:
         return None
-    return (answer.source.heading if echo else "") + answer.text
+    return (result.source.heading if echo else "") + (result.completion.text or "")
 
 
-RENDERERS: dict[str, Callable[[Answer | FailedRow, str, bool], str | None]] = {
+RENDERERS: dict[str, Callable[[Result, bool], str | None]] = {
     "json": render_json,
     "mindformers": render_mindformers,
     "text": render_text,
 }
-
-
-def _rounded(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds, 6)

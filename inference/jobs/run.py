@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from inference.engine.metrics import process_age
-from inference.errors import InferenceError, InputError
+from inference.errors import InputError
+from inference.generation.record import Completion, failure_of
 from inference.generation.text import EncodedPrompt, Failure, Load, TextEvent
-from inference.jobs.feed import BAD_ROW, MODEL_FAILED, FailedRow, Feed, Item
+from inference.jobs.feed import Feed, Item
 from inference.jobs.progress import Course, Figures, ProgressLine
 from inference.jobs.writer import AnswerWriter
 
@@ -138,10 +139,12 @@ class Job:
 
     def _begin(self, item: Item, stack: ExitStack) -> None:
         self.outcome.rows += 1
-        self._writer.expect(item.row)
-        if isinstance(item, FailedRow):
+        if isinstance(item, Completion):
+            assert item.row is not None
+            self._writer.expect(item.row)
             self._fail(item)
             return
+        self._writer.expect(item.row)
         if self._generator is None:
             # What failed before is out by then: loading may take minutes.
             self._writer.flush()
@@ -152,25 +155,25 @@ class Job:
         try:
             self._generator.add(item)
         except InputError as error:
-            self._fail(_failed(item, error))
+            self._fail(failure_of(item, error))
             return
         self.outcome.cut += item.truncated > 0
 
-    def _fail(self, failed: FailedRow) -> None:
-        outcome = self.outcome
+    def _fail(self, failed: Completion) -> None:
+        outcome, message = self.outcome, str(failed.error)
         outcome.failed += 1
-        outcome.first_failure = outcome.first_failure or failed.message
+        outcome.first_failure = outcome.first_failure or message
         outcome.stopped = self._max_errors is not None and outcome.failed > self._max_errors
         self._writer.fail(failed)
         if self._complain:
             if self._progress:
                 self._progress.clear()
-            self._complain(failed.message)
+            self._complain(message)
         self._note()
 
     def _take(self, event: TextEvent | Failure) -> None:
         if isinstance(event, Failure):
-            self._fail(_failed(event.source, event.error))
+            self._fail(failure_of(event.source, event.error))
             return
         request = event.answer.request
         self._tokens_out += event.tokens
@@ -207,15 +210,3 @@ class Job:
             waiting=load.waiting + feed.num_ready,
             kv_use=load.kv_use,
         )
-
-
-def _failed(item: EncodedPrompt, error: InferenceError) -> FailedRow:
-    prompt = item.prompt
-    name, _, line = prompt.where.rpartition(":")
-    return FailedRow(
-        item.row,
-        prompt.custom_id,
-        int(line) if name and line.isdecimal() else None,
-        BAD_ROW if isinstance(error, InputError) else MODEL_FAILED,
-        f"{prompt.where}: {error}",
-    )

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from inference.errors import InferenceError, InputError
-from inference.jobs.feed import DUPLICATE, DoneRows
+from inference.generation.record import DUPLICATE
+from inference.jobs.feed import DoneRows
 from inference.jobs.row_sets import NumberSet
 from inference.terminal.signals import WRITING
 

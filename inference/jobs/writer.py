@@ -12,9 +12,9 @@ from collections import OrderedDict
 from typing import TextIO
 
 from inference.errors import InferenceError
+from inference.generation.record import Completion
 from inference.generation.text import Answer, TextEvent
-from inference.jobs.feed import FailedRow
-from inference.jobs.records import RENDERERS
+from inference.jobs.records import RENDERERS, Result
 from inference.jobs.save_file import Appender, SaveFile
 from inference.terminal.signals import WRITING
 
@@ -141,8 +141,9 @@ class AnswerWriter:
         if event.finished:
             self._finish(event.answer.row, event.answer)
 
-    def fail(self, failed: FailedRow) -> None:
+    def fail(self, failed: Completion) -> None:
         """Takes a row that has begun and gets no answer."""
+        assert failed.row is not None
         if self._show:
             self._show.leave_out(failed.row)
         self._finish(failed.row, failed)
@@ -168,8 +169,8 @@ class AnswerWriter:
             self._save_file.commit()
         self.num_out = number
 
-    def _finish(self, row: int, result: Answer | FailedRow) -> None:
-        self._open[row] = RENDERERS[self._form](result, self._model, self._echo)
+    def _finish(self, row: int, outcome: Answer | Completion) -> None:
+        self._open[row] = RENDERERS[self._form](Result.of(outcome, self._model), self._echo)
         self._complete.add(row)
         if not self._ordered:
             self._release(row)

@@ -1,9 +1,8 @@
-"""Starts the ranks of a parallel run and stands over them: what one process does in a terminal, N do.
+"""Start the ranks of a parallel run and watch over them, so that N processes behave like one in a terminal.
 
-`arguments` reads the command line, `supervision` starts processes through msrun and ends them, `worker` is what msrun
-runs in the place of the command, `logs` copies and shows what the ranks say, `main` is all of it. Never imports
-mindspore.
+`arguments` reads the command line, `processes` starts, reaps and kills processes, `supervision` runs the ranks, `logs`
+copies and shows their output, `main` is the program. Never imports mindspore.
 """
 
-# Tells the ranks how they were started: a line for the shell, in which `{}` stands for the command.
+# Tells the ranks how they were started: a shell command in which `{}` stands for theirs.
 RELAUNCH = "INFERENCE_RELAUNCH"

@@ -1,6 +1,6 @@
 """The launcher's command line: MindFormers' positions, and named options beside them.
 
-Knows what may be given; starts nothing.
+Knows the arguments; starts nothing.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ NODES = ("workers", "local_workers", "master_addr", "port", "node_rank", "log_di
 TRUE, FALSE = ("true", "1", "yes"), ("false", "0", "no")
 HIGHEST_PORT = 65535
 PROGRAMS = ("run_inference.py", "mindspore-inference")
-# Among so many words of a command its program is looked for: `python -u run_inference.py`.
+# The program is looked for among this many first words of a command: `python -u run_inference.py`.
 FIRST_WORDS = 3
-HELP = """Runs COMMAND in N processes that know of one another, as MindSpore's msrun starts them. COMMAND is one
-string: split into words as a shell does, and nothing in it is expanded. Rank 0 has this terminal's standard input,
-output and error; what the others print is in their logs."""
+HELP = """Runs COMMAND in N processes, the ranks, with the environment that MindSpore's msrun gives. COMMAND is one
+string: it is split into words as a shell does, and nothing in it is expanded. Rank 0 has this terminal's standard
+input, output and error; the others write to their logs."""
 EXAMPLES = """
 Positions, as MindFormers' msrun_launcher.sh has them:
   COMMAND                                                     8 processes
@@ -48,18 +48,18 @@ Examples:
 
 @dataclass(frozen=True)
 class Settings:
-    """One start.
+    """What to start, and how.
 
     Args:
-        command: its words.
+        command: the words of the command.
         workers: ranks on all machines.
         local_workers: ranks on this one.
         master_addr: the machine with rank 0.
-        port: where MindSpore's scheduler listens; None for one that is free.
-        node_rank: which of the machines this is.
-        join: stay until all has ended; otherwise go on in the background.
-        timeout: seconds for all ranks to start, and that a rank may be silent; 0 for any time.
-        tail: show what all ranks say.
+        port: where the scheduler listens; None for a free one.
+        node_rank: the number of this machine.
+        join: wait until all ranks have ended; otherwise run in the background.
+        timeout: seconds that a rank may be silent; 0 for no limit.
+        tail: show the output of all ranks.
     """
 
     command: tuple[str, ...]
@@ -81,7 +81,7 @@ class Settings:
 
     @property
     def runs_inference(self) -> bool:
-        """Whether the command is this project's, of which more is known: its checks, and that rank 0 is the run."""
+        """Whether the command is this project's, which can be checked first, and whose run ends with rank 0."""
         return any(Path(word).name in PROGRAMS for word in self.command[:FIRST_WORDS])
 
     @property
@@ -89,7 +89,7 @@ class Settings:
         return self.local_workers == self.workers
 
     def log(self, rank: int) -> Path:
-        """The file with what a rank says."""
+        """The log of a rank."""
         return self.log_dir / f"worker_{rank}.log"
 
 
@@ -143,7 +143,7 @@ def make_settings(positions: Sequence[str], named: dict[str, str], tail: bool = 
         raise InputError("there is no command", 'give it as one string: bash scripts/launcher.sh "python ..." N')
     command, *rest = positions
     if len(rest) > len(NODES):
-        raise InputError(f"there are {len(positions)} positions, at most {len(NODES) + 1} are known", "see --help")
+        raise InputError(f"there are {len(positions)} positions, at most {len(NODES) + 1} are accepted", "see --help")
     given = dict(zip(ONE_NODE if len(rest) <= len(ONE_NODE) else NODES, rest, strict=False))
     twice = sorted(set(given) & set(named))
     if twice:
@@ -197,7 +197,9 @@ def _words(command: str) -> tuple[str, ...]:
     if not words:
         raise InputError("the command is empty")
     if shutil.which(words[0]) is None:
-        raise InputError(f"the command's first word, {words[0]}, is no program", "the command is one string, in quotes")
+        raise InputError(
+            f"the command's first word, {words[0]}, is not a program", "the command is one string, in quotes"
+        )
     return words
 
 

@@ -1,4 +1,4 @@
-"""What the ranks say: rank 0's standard error as it comes, all logs on request, and the end of one.
+"""Output of the ranks: copy rank 0's standard error as it comes, follow all logs on request, read the end of one.
 
 Knows files and terminals; knows nothing about processes.
 """
@@ -16,16 +16,16 @@ from pathlib import Path
 
 # Seconds between looks at the logs.
 INTERVAL = 0.1
-# Of a log so much is read to find its last lines.
+# Bytes of a log that are read to find its last lines.
 END = 64 << 10
 
 
 class Echo:
-    """Copies what is written to `fd` to a log, and to standard error.
+    """Copies what is written to `fd` to a log and to standard error.
 
     Args:
-        log: appended to.
-        shown: False copies to the log alone.
+        log: the file to append to.
+        shown: False copies to the log only.
     """
 
     def __init__(self, log: Path, shown: bool = True):
@@ -34,22 +34,22 @@ class Echo:
         self._thread = threading.Thread(target=self._copy, name="echo", daemon=True)
 
     def start(self) -> None:
-        """Begins to copy. To be called when the writer has the other end, which is closed here."""
+        """Begin to copy. Call it once the writer has the other end, which is closed here."""
         os.close(self.fd)
         self._thread.start()
 
     def finish(self, seconds: float = 2.0) -> None:
-        """Waits for what is on its way. The writer has ended."""
+        """Copy what is left, once the writer has ended."""
         if self._thread.ident is not None:
             self._thread.join(seconds)
 
     def resize(self) -> None:
-        """Tells the writer how large the terminal is."""
+        """Tell the writer how large the terminal is."""
         if os.isatty(self._source):
             fcntl.ioctl(self._source, termios.TIOCSWINSZ, fcntl.ioctl(2, termios.TIOCGWINSZ, b"\0" * 8))
 
     def _open(self) -> tuple[int, int]:
-        """Where stderr is a terminal, the writer gets one too, so that it can draw on it."""
+        """The two ends of a pipe, or of a terminal if stderr is one, so that the writer can draw on it."""
         if not (self._shown and os.isatty(2)):
             return os.pipe()
         source, fd = pty.openpty()
@@ -68,12 +68,12 @@ class Echo:
     def _read(self) -> bytes:
         try:
             return os.read(self._source, 1 << 16)
-        except OSError:  # a terminal that nobody writes to any more
+        except OSError:  # the writer has closed its terminal
             return b""
 
 
 class Tail:
-    """Shows new lines of logs, each with its rank before it, on standard error."""
+    """Shows new lines of logs on standard error, each after its rank."""
 
     def __init__(self, logs: Iterable[tuple[int, Path]]):
         self._logs = dict(logs)
@@ -83,7 +83,7 @@ class Tail:
         self._thread.start()
 
     def finish(self) -> None:
-        """Shows what is left."""
+        """Show what is left and stop."""
         self._ended.set()
         self._thread.join()
         self._show(whole=False)
@@ -101,14 +101,14 @@ class Tail:
 
 
 def last_lines(path: Path, count: int) -> list[str]:
-    """The last lines of a log that say anything; none if there is no log."""
+    """The last non-blank lines of a log; none if there is no log."""
     size = path.stat().st_size if path.exists() else 0
     text = _from(path, max(size - END, 0)).decode("utf-8", "replace")
     return [line for line in text.splitlines() if line.strip()][-count:]
 
 
 def size_of(path: Path) -> int:
-    """Its bytes; 0 if it is not there."""
+    """The size of a file, bytes; 0 if there is none."""
     try:
         return path.stat().st_size
     except OSError:
@@ -125,7 +125,7 @@ def _from(path: Path, start: int) -> bytes:
 
 
 def _wrote(data: bytes, write: Callable[[int, bytes], int] = os.write) -> bool:
-    """Writes to standard error; False if nobody reads it any more."""
+    """Write to standard error; False if nobody reads it."""
     try:
         while data:
             data = data[write(2, data) :]

@@ -1,6 +1,6 @@
-"""The launcher as a program: checks what can be checked in one process, then starts all.
+"""The launcher as a program: check the command in one process, then start the ranks.
 
-Knows run_inference.py's --check; all about processes is in `supervision`.
+Knows run_inference.py's --check; `supervision` knows processes.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from inference.launcher.arguments import Settings, build_command
 from inference.launcher.supervision import Supervisor, check_port
 from inference.parallel.topology import WORLD_SIZE
 
-# What scripts/launcher.sh was called as.
+# How scripts/launcher.sh was called.
 PROGRAM = "INFERENCE_LAUNCHER_PROGRAM"
 LOGS = re.compile(r"(worker_(?P<rank>\d+)|scheduler|msrun|launcher)\.log")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Runs the launcher and ends the process."""
+    """Run the launcher and end the process."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     _open_missing_streams()
     _end_on_signals()
-    # msrun takes `python` from PATH, and so does the command: both are to be this one.
+    # The command takes `python` from PATH: it is to be this one.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     try:
         code = build_command(lambda settings: launch(settings, given)).main(given, standalone_mode=False)
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 class Ended(BaseException):
-    """The launcher is told to end while it checks; once there are ranks, `Supervisor` has the signals."""
+    """A signal told the launcher to end while it checks. Once there are ranks, `Supervisor` handles signals."""
 
     def __init__(self, number: int):
         super().__init__(number)
@@ -62,7 +62,7 @@ class Ended(BaseException):
 
 
 def _end_on_signals() -> None:
-    """Lets what has been started be ended first, as Ctrl-C does. What a shell has ignored stays so."""
+    """End what has been started first, as Ctrl-C does. A signal that the shell ignores stays ignored."""
 
     def end(number: int, _: object) -> NoReturn:
         raise Ended(number)
@@ -73,7 +73,7 @@ def _end_on_signals() -> None:
 
 
 def _open_missing_streams() -> None:
-    """A shell's `<&-` leaves a standard stream closed: nothing else may get its number."""
+    """Open closed standard streams (a shell's `<&-`), so that no other file gets their numbers."""
     for fd in range(3):
         try:
             os.fstat(fd)
@@ -82,10 +82,10 @@ def _open_missing_streams() -> None:
 
 
 def launch(settings: Settings, arguments: Sequence[str]) -> int:
-    """Checks, starts, and waits; the exit code.
+    """Check, start the ranks and wait for them; return the exit code.
 
     Args:
-        arguments: what the settings were made of, for those who tell how to go on.
+        arguments: the launcher's own, for the command that resumes the run.
 
     Raises:
         InferenceError: nothing was started.
@@ -101,15 +101,15 @@ def launch(settings: Settings, arguments: Sequence[str]) -> int:
         child = os.fork()
         if not child:
             os._exit(_in_background(settings))
-        sys.stderr.write(f"launcher: process {child} goes on in the background; logs in {settings.log_dir}\n")
+        sys.stderr.write(f"launcher: process {child} runs in the background; logs in {settings.log_dir}\n")
         return 0
 
 
 def check(settings: Settings) -> int:
-    """Has run_inference.py check its config and flags, once for all; another command is not known here.
+    """Let run_inference.py check its config and flags once; other commands are not checked.
 
     Returns:
-        The exit code of the check, after what it said on standard error; 0 if there is nothing to say.
+        The exit code of the check, whose standard error is shown if it failed.
     """
     if not settings.runs_inference:
         return 0
@@ -127,7 +127,7 @@ def check(settings: Settings) -> int:
 
 
 def relaunch_line(settings: Settings, arguments: Sequence[str]) -> str:
-    """The shell's line that starts another command so, which stands for `{}`."""
+    """The shell command that starts another command in the same way; `{}` stands for that command."""
     program = shlex.split(os.environ.get(PROGRAM, "python -m inference.launcher"))
     quoted = ["{}" if tuple(_split(word)) == settings.command else shlex.quote(word) for word in arguments]
     return " ".join([shlex.join(program), *quoted])
@@ -141,7 +141,7 @@ def _split(word: str) -> list[str]:
 
 
 def _in_background(settings: Settings) -> int:
-    """The same, in a session of its own, with launcher.log instead of a terminal."""
+    """Run in a session of its own, with launcher.log instead of a terminal."""
     os.setsid()
     null = os.open(os.devnull, os.O_RDWR)
     log = os.open(settings.log_dir / "launcher.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
@@ -157,10 +157,10 @@ def _in_background(settings: Settings) -> int:
 
 @contextlib.contextmanager
 def _logs(settings: Settings) -> Iterator[None]:
-    """A directory for the logs, without those of ranks that this run does not have.
+    """The directory of the logs, without an earlier run's logs.
 
     Raises:
-        InputError: another run on this machine writes there.
+        InputError: another run on this machine uses it.
     """
     directory = settings.log_dir
     directory.mkdir(parents=True, exist_ok=True)
@@ -186,7 +186,7 @@ def _lock(fd: int, directory: Path) -> None:
     except BlockingIOError:
         raise InputError(f"another run writes its logs to {directory}", "give another --log_dir") from None
     except OSError:
-        # A file system without locks: nothing can be said.
+        # The file system has no locks, so this cannot be checked.
         return
 
 

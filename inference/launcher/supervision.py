@@ -1,53 +1,45 @@
-"""The ranks on this machine as processes: started through msrun, watched, and ended all together.
+"""One run of the ranks on this machine: started, watched, and ended all together.
 
-msrun starts `worker.py` for each rank and ends; Linux then makes the launcher their parent (it is a "child subreaper",
-prctl(2)), which hands each its command and streams and learns its exit code. Nothing that any of them started is left
-when `run` returns. Knows nothing about what the command does.
+Nothing that any rank started is left when `run` returns. Knows nothing about what the command does.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import json
 import math
 import os
-import secrets
 import selectors
 import signal
 import socket
-import struct
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from inference.errors import EXIT_FAILURE, EXIT_ROWS_FAILED, SIGNALLED, InferenceError, InputError
-from inference.launcher import worker
+from inference.errors import EXIT_ROWS_FAILED, SIGNALLED, InferenceError, InputError
+from inference.launcher import processes
 from inference.launcher.arguments import MASTER, Settings
 from inference.launcher.logs import Echo, Tail, last_lines, size_of
-from inference.parallel.heartbeat import Pulses
+from inference.parallel import heartbeat
 from inference.parallel.msrun_scheduler import MINDSPORE
 from inference.parallel.rendezvous import serve
 from inference.parallel.topology import MEETING
 
-# The module that MindSpore's `msrun` is.
-MSRUN = "mindspore.parallel.cluster.run"
-PR_SET_CHILD_SUBREAPER = 36
 # Seconds that rank 0 has to say its last words, and to finish the record in hand.
 GRACE = 4.0
 # Seconds after a failure in which others that end by themselves count too.
 SETTLING = 0.3
-# Seconds between looks at the signs of life.
+# Seconds between looks at the heartbeats.
 LOOK = 0.5
 # What timeout(1) returns.
 EXIT_TIMEOUT = 124
+# What a shell returns for a command that cannot be run.
+EXIT_CANNOT_RUN = 126
 LINES = 10
 # MindSpore's own scheduler, for programs that are not this project's.
-SCHEDULER = """
+MINDSPORE_SCHEDULER = """
 import os
 os.environ.setdefault("GLOG_v", "3")
 from mindspore.communication import init
@@ -62,15 +54,15 @@ class Rank:
 
     number: int
     log: Path
-    pid: int | None = None
+    pid: int
     code: int | None = None
     sign: float = 0.0
-    """When it last gave a sign of life, seconds of the monotonic clock."""
+    """When it last showed that it makes progress, seconds of the monotonic clock."""
     log_size: int = 0
 
     @property
     def running(self) -> bool:
-        return self.pid is not None and self.code is None
+        return self.code is None
 
 
 class Supervisor:
@@ -78,104 +70,110 @@ class Supervisor:
 
     Args:
         settings: with a port.
-        attached: rank 0 has this process' standard streams; otherwise its log has them, as those of the others.
+        attached: rank 0 has this process's standard streams; otherwise its log has them, as those of the others.
     """
 
     def __init__(self, settings: Settings, attached: bool = True):
         self._settings, self._attached = settings, attached
-        self._ranks = [Rank(number, settings.log(number)) for number in settings.ranks]
-        self._pulses = Pulses(settings.workers)
+        self._ranks: list[Rank] = []
+        self._heartbeats = heartbeat.Pulses(settings.workers)
         self._selector = selectors.DefaultSelector()
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._waiting: list[tuple[socket.socket, int | None]] = []
-        self._msrun: int | None = None
         self._scheduler: int | None = None
-        self._scheduler_came = False
         self._echo: Echo | None = None
         self._tail: Tail | None = None
         self._code = 0
         # Once the run is to end before its end: until when ranks are waited for, and at least.
         self._deadline: float | None = None
         self._settled = 0.0
-        # When it last went on after a stop.
+        # When the run was last continued after a stop.
         self._continued = 0.0
-        # The ranks' processes, once msrun has ended.
-        self._found: dict[int, int] | None = None
         self._failed = False
         self._over = False
 
     def run(self) -> int:
-        """Starts all and waits for their end; the exit code: 0, or the worst of those that failed by themselves, 124
-        for a rank that hangs, and 128 + number for a signal.
+        """Start all and wait for their end.
 
-        Raises:
-            InputError: the port is taken.
+        Returns:
+            0, or the worst exit code of those that failed by themselves; 124 for a rank that hangs, 126 for a command
+            that cannot be run, 128 + number for a signal.
         """
-        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+        processes.adopt_orphans()
         with contextlib.ExitStack() as stack:
             stack.callback(self._finish)
             stack.enter_context(self._signals())
-            self._start()
+            if not self._start():
+                return EXIT_CANNOT_RUN
             while not self._over:
                 for key, _ in self._selector.select(LOOK):
                     key.data()
                 self._look()
         return self._code
 
-    def _start(self) -> None:
+    def _start(self) -> bool:
+        """Start the scheduler and the ranks, and only then threads; False if the command cannot be run."""
         settings = self._settings
-        name = f"inference-launcher-{secrets.token_hex(8)}"
-        self._listener.bind(f"\0{name}")
-        self._listener.listen(settings.local_workers + 1)
-        self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        port = None if settings.runs_inference or not settings.on_one_machine else _free_port(settings)
+        environment = {**os.environ, **processes.cluster_variables(settings)}
+        if not settings.runs_inference:
+            # MindSpore's own scheduler runs for it. Ranks that do not need that meet beside it; on several machines
+            # nobody knows a port but that one.
+            environment[MEETING] = MINDSPORE if port is None else f"{MASTER}:{port}"
+        if not settings.node_rank:
+            self._start_scheduler(environment)
+        for number in settings.ranks:
+            try:
+                self._ranks.append(self._start_rank(number, environment))
+            except OSError as error:
+                sys.stderr.write(f"error: {settings.command[0]} cannot be run: {error.strerror}\n")
+                return False
+        if self._echo:
+            self._echo.start()
         if settings.tail:
             self._tail = Tail((rank.number, rank.log) for rank in self._ranks)
-        options = {
-            "worker_num": settings.workers,
-            "local_worker_num": settings.local_workers,
-            "master_addr": settings.master_addr,
-            "master_port": settings.port,
-            "node_rank": settings.node_rank,
-            "log_dir": settings.log_dir.absolute(),
-            "join": False,
-            "cluster_time_out": int(settings.timeout) or -1,
-        }
-        meeting = {} if settings.runs_inference else {MEETING: self._open_meeting()}
-        words = [sys.executable, "-m", MSRUN, *(f"--{key}={value}" for key, value in options.items()), worker.__file__]
-        self._started = time.monotonic()
-        with (settings.log_dir / "msrun.log").open("wb") as log:
-            process = subprocess.Popen(
-                words,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, worker.SOCKET: name, **meeting},
-                # Ctrl-C is the launcher's to act on.
-                start_new_session=True,
+        if port is not None:
+            threading.Thread(target=self._meet, args=(port,), name="meeting", daemon=True).start()
+        return True
+
+    def _start_scheduler(self, environment: dict[str, str]) -> None:
+        """Start the process through which the ranks find one another. It needs nothing of the command."""
+        words = ["-m", "inference.parallel.msrun_scheduler"]
+        if not self._settings.runs_inference:
+            words = ["-c", MINDSPORE_SCHEDULER]
+        with (self._settings.log_dir / "scheduler.log").open("wb") as log:
+            self._scheduler = processes.start(
+                [sys.executable, *words],
+                {**environment, **processes.scheduler_variables()},
+                (None, log.fileno(), log.fileno()),
             )
-        self._msrun = process.pid
-        # All children are waited for in one place; without this, `process` would do it too.
-        process.returncode = 0
 
-    def _open_meeting(self) -> str:
-        """Where the ranks of a program meet that has its model from this project: beside MindSpore's scheduler, which
-        may not be asked at all. On several machines nobody knows a port but that one.
-        """
-        settings = self._settings
-        if not settings.on_one_machine:
-            return MINDSPORE
-        port = check_port(replace(settings, master_addr=MASTER, port=None))
+    def _start_rank(self, number: int, environment: dict[str, str]) -> Rank:
+        path = self._settings.log(number)
+        with path.open("wb") as log:
+            streams: tuple[int | None, int, int] = (None, log.fileno(), log.fileno())
+            if number == 0 and self._attached:
+                self._echo = Echo(path, shown=not self._settings.tail)
+                streams = (0, 1, self._echo.fd)
+            memory = self._heartbeats.fd
+            pid = processes.start(
+                self._settings.command,
+                {
+                    **environment,
+                    **processes.rank_variables(self._settings, number),
+                    heartbeat.VARIABLE: f"{memory}:{number}",
+                },
+                streams,
+                keep=[memory],
+            )
+        return Rank(number, path, pid, sign=time.monotonic())
 
-        def meet() -> None:
-            with contextlib.suppress(InferenceError):
-                serve((MASTER, port), settings.workers, math.inf)
-
-        threading.Thread(target=meet, name="meeting", daemon=True).start()
-        return f"{MASTER}:{port}"
+    def _meet(self, port: int) -> None:
+        """Let the ranks of a program that has its model from this project find one another."""
+        with contextlib.suppress(InferenceError):
+            serve((MASTER, port), self._settings.workers, math.inf)
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """Signals wake the loop; what to do about them is done there."""
+        """Let signals wake the loop, which acts on them."""
         read, write = socket.socketpair()
         for end in (read, write):
             end.setblocking(False)
@@ -205,7 +203,7 @@ class Supervisor:
                 self._interrupt(number)
 
     def _interrupt(self, number: int) -> None:
-        """Ends the run on request; at once if it was asked for before."""
+        """End the run on request; at once if asked a second time."""
         if self._deadline is not None:
             self._deadline = 0.0
             return
@@ -213,157 +211,63 @@ class Supervisor:
         self._stop()
 
     def _pause(self) -> None:
-        """Stops the whole run, as Ctrl-Z does with a job of the shell's, until the launcher is continued."""
+        """Stop the whole run, as Ctrl-Z does with a job of the shell, until the launcher is continued."""
         groups = self._groups()
         began = time.monotonic()
         # Not SIGTSTP, which the kernel keeps from groups without a parent in their session, as these are.
-        _signal_groups(groups, signal.SIGSTOP)
+        processes.signal_groups(groups, signal.SIGSTOP)
         handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         # Returns when the shell's `fg`, `bg` or SIGCONT continues this process.
         signal.raise_signal(signal.SIGTSTP)
         signal.signal(signal.SIGTSTP, handler)
-        _signal_groups(groups, signal.SIGCONT)
+        processes.signal_groups(groups, signal.SIGCONT)
         if self._echo:
             self._echo.resize()
         # Nobody was silent in that time, or slow.
         self._continued = time.monotonic()
-        self._started += self._continued - began
         self._settled += self._continued - began
         if self._deadline is not None:
             self._deadline += self._continued - began
 
-    def _accept(self) -> None:
-        connection, _ = self._listener.accept()
-        _, user, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        if user != os.getuid():
-            connection.close()
-            return
-        self._selector.register(connection, selectors.EVENT_READ, lambda: self._hello(connection))
-
-    def _hello(self, connection: socket.socket) -> None:
-        """A process says which rank it is: one short line. One that ends before that is seen as a child that ended."""
-        self._selector.unregister(connection)
-        try:
-            rank = json.loads(connection.recv(256))["rank"]
-        except (OSError, ValueError):
-            connection.close()
-            return
-        self._waiting.append((connection, rank))
-        self._greet()
-
-    def _greet(self) -> None:
-        """Gives the processes that wait their command, once msrun has ended and they are the launcher's children."""
-        if self._msrun is not None or self._deadline is not None:
-            return
-        waiting, self._waiting = self._waiting, []
-        for connection, number in waiting:
-            pid, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-            if number is None:
-                self._scheduler, self._scheduler_came = pid, True
-                fds, streams = [self._pulses.fd], dict[int, int]()
-            elif (self._found or {}).get(number) != pid:
-                # It has ended meanwhile.
-                connection.close()
-                continue
-            else:
-                rank = self._ranks[number - self._settings.ranks.start]
-                rank.pid = pid
-                rank.sign = time.monotonic()
-                fds, streams = self._streams(rank)
-            order = {
-                "launcher": os.getpid(),
-                "command": self._settings.command if number is not None else self._scheduler_words(),
-                "streams": streams,
-                "pulse": len(fds) - 1,
-            }
-            with connection:
-                data = json.dumps(order).encode() + b"\n"
-                # Its end shows as the process' own.
-                with contextlib.suppress(OSError):
-                    sent = socket.send_fds(connection, [data], fds)
-                    connection.sendall(data[sent:])
-            if number == 0 and self._echo:
-                self._echo.start()
-
-    def _scheduler_words(self) -> list[str]:
-        """What the process runs that the ranks find one another through. It needs nothing of the command."""
-        if self._settings.node_rank:
-            # msrun starts one wherever the address is this machine's: also for a second node of the same machine.
-            return ["-c", ""]
-        return ["-m", "inference.parallel.msrun_scheduler"] if self._settings.runs_inference else ["-c", SCHEDULER]
-
-    def _streams(self, rank: Rank) -> tuple[list[int], dict[int, int]]:
-        """File descriptors for a rank, and which standard stream each of them is to be."""
-        if rank.number != 0 or not self._attached:
-            return [self._pulses.fd], {}
-        self._echo = Echo(rank.log, shown=self._tail is None)
-        return [0, 1, self._echo.fd, self._pulses.fd], {0: 0, 1: 1, 2: 2}
-
     def _reap(self) -> None:
-        """Learns which children have ended. The ranks are children only once msrun has ended: that comes first."""
-        logs = self._settings.log_dir
-        ended = sorted(_ended_children(), key=lambda child: child[0] != self._msrun)
-        if ended and ended[0][0] == self._msrun:
-            self._found, self._settled = _rank_processes(), time.monotonic() + SETTLING
-        for pid, code in ended:
+        """Learn which processes have ended, and decide what that means for the run."""
+        for pid, code in processes.ended_children():
             rank = next((rank for rank in self._ranks if rank.pid == pid), None)
-            if pid == self._msrun:
-                self._msrun = None
-                self._fail("msrun", code, logs / "msrun.log")
-                self._greet()
-            elif pid == self._scheduler:
+            if pid == self._scheduler:
                 self._scheduler = None
-                self._fail("MindSpore's scheduler", code, logs / "scheduler.log")
+                self._fail("MindSpore's scheduler", code, self._settings.log_dir / "scheduler.log")
             elif rank is not None:
                 rank.code = code
                 self._fail(f"rank {rank.number}", code, rank.log, is_root=rank.number == 0)
-            elif missing := self._missing(pid):
-                # It ended before it had said who it is.
-                self._fail(" or ".join(f"rank {rank.number}" for rank in missing), code, missing[0].log)
-            elif not self._scheduler_came and not self._settings.node_rank:
-                self._fail("MindSpore's scheduler", code, logs / "scheduler.log")
         if self._deadline is not None:
             return
-        if all(rank.code is not None for rank in self._ranks):
+        if not any(rank.running for rank in self._ranks):
             self._over = True
         elif self._has_root and self._ranks[0].code == 0 and self._settings.runs_inference:
             # All is written. The others end, or still wait for work that never came.
             self._deadline = time.monotonic() + GRACE
 
     def _look(self) -> None:
-        """What time alone brings: signs of life that are missing, and the end of all patience."""
+        """What time alone brings: heartbeats that are missing, and the end of the grace."""
         now, limit = time.monotonic(), self._settings.timeout
         if self._deadline is not None:
             waited_for = self._asked() if self._code else [rank for rank in self._ranks if rank.running]
             self._over = now >= self._deadline or (not waited_for and now >= self._settled)
-        elif self._found is not None and now >= self._settled and (missing := self._missing(None)):
-            # msrun has waited for them when itself ended, and nobody knows their exit codes.
-            self._fail(" or ".join(f"rank {rank.number}" for rank in missing), EXIT_FAILURE, missing[0].log)
-        elif limit and any(rank.pid is None for rank in self._ranks):
-            if now - self._started > limit:
-                self._hang("the ranks have not started", self._settings.log_dir / "msrun.log")
         elif limit:
             silent = [rank for rank in self._ranks if rank.running and now - self._sign_of(rank, now) > limit]
             if silent:
                 who = ", ".join(str(rank.number) for rank in silent)
                 self._hang(f"rank {who} gave no sign of life", silent[0].log)
 
-    def _missing(self, pid: int | None) -> list[Rank]:
-        """The ranks that a process may have been which did not say who it is; those without one, for None."""
-        found = self._found or {}
-        return [rank for rank in self._ranks if rank.pid is None and found.get(rank.number) == pid] or [
-            rank for rank in self._ranks if rank.pid is None and pid is not None and rank.number not in found
-        ]
-
     def _sign_of(self, rank: Rank, now: float) -> float:
-        """When a rank last showed that it goes on: by a step, by waiting for work, or by a line in its log."""
-        pulse, size = self._pulses.silent_since(rank.number), size_of(rank.log)
-        if size != rank.log_size or pulse is None:
+        """When a rank last showed progress: by a step, by waiting for work, or by a line in its log."""
+        beat, size = self._heartbeats.silent_since(rank.number), size_of(rank.log)
+        if size != rank.log_size or beat is None:
             rank.log_size, rank.sign = size, now
-        return max(rank.sign, pulse or 0.0, self._continued)
+        return max(rank.sign, beat or 0.0, self._continued)
 
     def _fail(self, who: str, code: int, log: Path, is_root: bool = False) -> None:
-        """If a process ended with an error, so does the run. What it was asked to do is no failure."""
+        """End the run if a process ended with an error. What a rank does because it was asked to is no failure."""
         if not code or (self._deadline is not None and (is_root or not self._failed)):
             return
         self._code = max(self._code, code)
@@ -373,7 +277,7 @@ class Supervisor:
         # What rank 0 says is on standard error already; and rows without an answer are no failure of a process.
         seen = is_root and self._attached
         if not (seen and code == EXIT_ROWS_FAILED):
-            say(f"{who} {_how_it_ended(code)}", log, [] if seen and code < SIGNALLED else None)
+            say(f"{who} {processes.how_it_ended(code)}", log, [] if seen and code < SIGNALLED else None)
         self._stop()
         self._settled = time.monotonic() + SETTLING
 
@@ -383,37 +287,33 @@ class Supervisor:
         self._stop()
 
     def _stop(self) -> None:
-        """Interrupts rank 0, which has the answers; all others are killed after it, or when its grace is over."""
+        """Interrupt rank 0, which has the answers; the others are killed after it, or when its grace is over."""
         self._deadline = time.monotonic() + GRACE
         for rank in self._asked():
-            assert rank.pid is not None
             with contextlib.suppress(ProcessLookupError):
                 os.kill(rank.pid, signal.SIGINT)
 
     def _asked(self) -> list[Rank]:
-        """The running ranks that are interrupted: rank 0, or all where it is on another machine."""
+        """The running ranks that are interrupted: rank 0, or all if it is on another machine."""
         return [rank for rank in (self._ranks[:1] if self._has_root else self._ranks) if rank.running]
 
     def _groups(self) -> list[int]:
         """The process groups that run, named as the processes that lead them."""
-        others = [pid for pid in (self._msrun, self._scheduler) if pid is not None]
-        return others + [rank.pid for rank in self._ranks if rank.pid is not None and rank.code is None]
+        scheduler = [self._scheduler] if self._scheduler is not None else []
+        return scheduler + [rank.pid for rank in self._ranks if rank.running]
 
     @property
     def _has_root(self) -> bool:
-        return self._ranks[0].number == 0
+        return self._settings.ranks.start == 0
 
     def _finish(self) -> None:
-        """Leaves nothing behind."""
-        for connection, _ in self._waiting:
-            connection.close()
-        _signal_groups(self._groups(), signal.SIGKILL)
-        kill_children()
+        """Leave nothing behind."""
+        processes.signal_groups(self._groups(), signal.SIGKILL)
+        processes.kill_children()
         if self._echo:
             self._echo.finish()
         if self._tail:
             self._tail.finish()
-        self._listener.close()
         self._selector.close()
 
 
@@ -436,24 +336,8 @@ def check_port(settings: Settings) -> int:
         return int(probe.getsockname()[1])
 
 
-def _signal_groups(groups: Iterable[int], number: signal.Signals) -> None:
-    for group in groups:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(group, number)
-
-
-def kill_children(seconds: float = 5.0) -> None:
-    """Kills all children, and theirs, which become this process' own as their parents end."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        children = _children()
-        for pid in children:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
-        list(_ended_children())
-        if not children:
-            return
-        time.sleep(0.01)
+def _free_port(settings: Settings) -> int:
+    return check_port(replace(settings, master_addr=MASTER, port=None))
 
 
 def say(what: str, log: Path, lines: list[str] | None = None) -> None:
@@ -462,47 +346,3 @@ def say(what: str, log: Path, lines: list[str] | None = None) -> None:
     text = f"launcher: {what}; " + (f"the last lines of {log}:" if lines else f"its log is {log}")
     sys.stderr.write("".join(f"{line}\n" for line in [text, *(f"  {line}" for line in lines)]))
     sys.stderr.flush()
-
-
-def _how_it_ended(code: int) -> str:
-    if code <= SIGNALLED:
-        return f"ended with exit code {code}"
-    with contextlib.suppress(ValueError):
-        return f"was killed by {signal.Signals(code - SIGNALLED).name}"
-    return f"ended with exit code {code}"
-
-
-def _rank_processes() -> dict[int, int]:
-    """Children that msrun started as ranks: rank and process."""
-    found = {}
-    for pid in _children():
-        with contextlib.suppress(OSError, KeyError, ValueError):
-            words = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-            variables = dict(word.split(b"=", 1) for word in words if b"=" in word)
-            if variables[b"MS_ROLE"] == b"MS_WORKER":
-                found[int(variables[b"RANK_ID"])] = pid
-    return found
-
-
-def _ended_children() -> Iterator[tuple[int, int]]:
-    """Processes that have ended, and how, as a shell has it."""
-    while True:
-        try:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            return
-        if not pid:
-            return
-        code = os.waitstatus_to_exitcode(status)
-        yield pid, code if code >= 0 else SIGNALLED - code
-
-
-def _children() -> list[int]:
-    """Processes whose parent is this one (proc(5): the fourth field of stat)."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                if int((entry / "stat").read_text().rpartition(")")[2].split()[1]) == os.getpid():
-                    found.append(int(entry.name))
-    return found

@@ -6,7 +6,6 @@ imports mindspore, so that a mistake is answered at once.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from inference.config import GENERATION_FILE, GenerationConfig, InferenceConfig,
 from inference.config.locate import locate_model
 from inference.config.presets import is_preset
 from inference.errors import ConfigError, ModelNotFoundError
+from inference.files.read import check_regular, exists, is_file, read_json_object
 from inference.kernels.formats import Format
 from inference.models.architecture.config import ModelConfig
 from inference.models.architecture.config_aliases import lay_over
@@ -110,6 +110,7 @@ class ModelSource:
             CheckpointError: tensors that do not fit the config.
         """
         model = shard.config if shard else self.model
+        loading.check_sizes(checkpoint, model, path)
         checkpoint = dequantized(checkpoint, self.scheme, model, path)
         if isinstance(model, ModelConfig):
             checkpoint = separate(checkpoint, model, self.config.engine.qkv_layout, path)
@@ -207,7 +208,7 @@ def _model_directory(config: InferenceConfig, checkpoint: Path | None) -> Path |
     """Weights that come with a config.json are a whole model, whatever else the YAML names; so is a GGUF file."""
     if checkpoint is not None and is_gguf(checkpoint):
         return checkpoint
-    if checkpoint is not None and (_directory_of(checkpoint) / CONFIG_FILE).is_file():
+    if checkpoint is not None and is_file(_directory_of(checkpoint) / CONFIG_FILE):
         return _directory_of(checkpoint)
     directory = locate_model(config.pretrained_model_dir, config=config) if config.pretrained_model_dir else None
     if directory is not None and checkpoint is not None and is_gguf(directory):
@@ -217,7 +218,9 @@ def _model_directory(config: InferenceConfig, checkpoint: Path | None) -> Path |
 
 def _checkpoint_path(given: str, config: InferenceConfig) -> Path:
     path = Path(given).expanduser()
-    if path.exists():
+    if exists(path):
+        if not path.is_dir():
+            check_regular(path)
         return path
     if path.suffix in (".ckpt", ".safetensors", ".json", GGUF_SUFFIX):
         raise ModelNotFoundError(f"the checkpoint {given} does not exist", "give a file or a directory that does")
@@ -226,7 +229,7 @@ def _checkpoint_path(given: str, config: InferenceConfig) -> Path:
 
 def is_gguf(path: Path) -> bool:
     """Whether it is a GGUF file, which is a whole model: sizes, weights and tokenizer."""
-    return path.suffix == GGUF_SUFFIX and path.is_file()
+    return path.suffix == GGUF_SUFFIX and is_file(path)
 
 
 def _directory_of(checkpoint: Path) -> Path:
@@ -240,17 +243,12 @@ def _architecture(config: InferenceConfig, directory: Path | None) -> tuple[dict
         own = read_gguf_config(directory)
         return lay_over(own, given), f"{directory} and {_yaml_name(config)}" if given else str(directory)
     path = directory / CONFIG_FILE if directory else None
-    if path is None or not path.is_file():
+    if path is None or not exists(path):
         if not given:
             place = f"{directory} holds no {CONFIG_FILE}" if directory else "the config has no model.model_config"
             raise ConfigError(f"{place}, so the model's sizes are unknown", "give one of the two")
         return given, _yaml_name(config)
-    try:
-        own = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
-        raise ConfigError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(own, dict):
-        raise ConfigError(f"{path} must hold an object")
+    own = read_json_object(path)
     return lay_over(own, given), f"{path} and {_yaml_name(config)}" if given else str(path)
 
 

@@ -16,11 +16,12 @@ from inference.config import GenerationConfig, InferenceConfig
 from inference.context import check_device
 from inference.errors import ConfigError, InputError
 from inference.generation.model import make_encoder
+from inference.generation.record import Completion
 from inference.generation.text import EncodedPrompt, Encoder
 from inference.inputs import RowStream, no_prompt, open_rows
 from inference.inputs.files import STDIN
 from inference.inputs.prompts import Prompt
-from inference.jobs.feed import FailedRow, Feed
+from inference.jobs.feed import Feed
 from inference.jobs.figures import check_plot, check_target
 from inference.jobs.save_file import check_writable
 from inference.models.source import ModelSource, resolve
@@ -64,9 +65,9 @@ def check(config: InferenceConfig, values: Sequence[str], overwrite: bool = Fals
     encode = ready.encoder.encode if config.run_mode == "predict" else _not_encoded
     feed, failures, first = Feed(rows, encode, READ_AHEAD), 0, ""
     while (item := feed.take(wait=True)) is not None:
-        if isinstance(item, FailedRow):
+        if isinstance(item, Completion):
             failures += 1
-            first = first or item.message
+            first = first or str(item.error)
     if feed.error is not None:
         raise feed.error
     if failures:

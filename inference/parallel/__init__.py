@@ -1,1 +1,1 @@
-"""Several processes that run one model: who is which rank, and how they talk to one another."""
+"""Several processes that run one model: which rank a process is, and how ranks talk to each other."""

@@ -22,14 +22,14 @@ import numpy as np
 from inference.errors import InferenceError
 
 _SIZES = struct.Struct("<II")
-# Types that may cross; all others are a damaged message.
+# Array types that a message may hold; any other means that it is damaged.
 DTYPES = ("int32", "int64", "float32", "uint8", "bool")
 # Seconds of silence after which the system asks whether the other machine is still there, and how often it asks.
 KEEPALIVE = ((socket.TCP_KEEPIDLE, 5), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3))
 
 
 class PeerLostError(InferenceError):
-    """Another rank ended, or its machine cannot be reached any more."""
+    """Another rank has ended, or its machine can no longer be reached."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Channel:
     """One end of a connection between two ranks. One thread receives; any thread sends.
 
     Args:
-        connection: connected; taken over.
+        connection: a connected socket, which the channel owns from now on.
         peer: the other rank.
     """
 
@@ -65,14 +65,14 @@ class Channel:
         return self._socket.fileno()
 
     def send(self, kind: str, arrays: Sequence[np.ndarray] = (), **fields: Any) -> None:
-        """Sends a message; returns when the system has taken it.
+        """Send a message; return when the system has accepted it.
 
         Args:
-            arrays: of the types in `DTYPES`.
-            fields: what JSON can hold.
+            arrays: arrays of the types in `DTYPES`.
+            fields: values that JSON can hold.
 
         Raises:
-            PeerLostError: the other rank is not there any more.
+            PeerLostError: the other rank has ended.
         """
         shapes = [(array.dtype.name, array.shape) for array in arrays]
         head = json.dumps([kind, fields, shapes]).encode()
@@ -84,16 +84,16 @@ class Channel:
             raise self._lost(error) from error
 
     def receive(self, timeout: float | None = None) -> Message:
-        """Waits for the next message.
+        """Wait for the next message.
 
         Args:
-            timeout: seconds; None waits as long as it takes.
+            timeout: seconds; None waits without a limit.
 
         Raises:
-            PeerLostError: the other rank is not there any more.
+            PeerLostError: the other rank has ended.
             TimeoutError: no message began in time.
         """
-        # Not by the socket's own timeout, which would hold for a thread that sends, too.
+        # Not through the socket's own timeout, which would also apply to a thread that sends.
         if timeout is not None and not select.select([self._socket], [], [], timeout)[0]:
             raise TimeoutError(f"rank {self.peer} said nothing for {timeout:g} s")
         try:
@@ -104,14 +104,17 @@ class Channel:
             raise self._lost(error) from error
 
     def expect(self, kind: str, timeout: float | None = None) -> Message:
-        """Receives a message that can only be of one kind."""
+        """Receive a message of the given kind.
+
+        Raises:
+            PeerLostError: the other rank has ended, or sent another kind."""
         message = self.receive(timeout)
         if message.kind != kind:
             raise PeerLostError(f"rank {self.peer} sent '{message.kind}' where '{kind}' was expected")
         return message
 
     def close(self) -> None:
-        """Ends the connection; the other rank's `receive` raises PeerLostError."""
+        """Close the connection; the other rank's `receive` then raises PeerLostError."""
         self._socket.close()
 
     def _read(self, size: int) -> memoryview:

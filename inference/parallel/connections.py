@@ -1,7 +1,7 @@
 """The connections of a rank: within its replica, and between the leaders of replicas.
 
-A connection that closes before both ends agreed to means that a rank has died. A thread watches for that, so that a
-rank ends at once whatever it is doing: waiting for a message, in a collective, or computing.
+If a connection closes before both ends have agreed to close it, a rank has died. A thread watches for that and ends
+this rank at once, whatever it is doing: waiting for a message, in a collective, or computing.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from inference.parallel.rendezvous import Exchange
 from inference.parallel.topology import Topology
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-# Seconds that a connection may take, once all ranks are known to be there.
+# Seconds that a connection may take once all ranks are known.
 PATIENCE = 60.0
 TOKEN_BYTES = 16
-# For a machine with several addresses: the one at which the other machines reach it.
+# Names the address at which other machines reach this one, if it has several.
 ADDRESS = "INFERENCE_ADDRESS"
 
 
@@ -36,10 +36,10 @@ class Peer:
     """What a rank tells the others about itself.
 
     Args:
-        host: a name that only processes on the same running system share, memory included.
-        cpus: a name of the processors that it may use.
-        address: where it listens.
-        token: what a caller must say first.
+        host: the id of the running system; equal only for processes that can share memory.
+        cpus: a digest of the processors that it may use.
+        address: the host and port where it listens.
+        token: the secret that a caller must send first.
     """
 
     host: str
@@ -86,7 +86,7 @@ class Links:
 
     @property
     def sharing_processors(self) -> int:
-        """How many ranks have the processors that this one has."""
+        """How many ranks use the same processors as this one."""
         own = self.peers[self.topology.rank]
         return sum((peer.host, peer.cpus) == (own.host, own.cpus) for peer in self.peers)
 
@@ -96,10 +96,10 @@ class Links:
         return sum(peer.host == self.peers[self.topology.rank].host for peer in self.peers)
 
     def watch(self, lost: Callable[[str], None] | None = None) -> None:
-        """Ends this process as soon as another rank is gone, until `close` is called.
+        """End this process as soon as another rank is gone, until `close` is called.
 
         Args:
-            lost: called instead, with what happened.
+            lost: called with a message instead of ending the process.
         """
         self._watching = True
         threading.Thread(target=self._watch, args=(lost or _end,), name="links", daemon=True).start()
@@ -116,24 +116,24 @@ class Links:
                 return
 
     def unwatch(self) -> None:
-        """From here on other ranks may end."""
+        """Stop watching: from now on other ranks may end."""
         self._watching = False
 
     def close(self) -> None:
-        """Closes all connections."""
+        """Close all connections."""
         self.unwatch()
         for channel in self.channels:
             channel.close()
 
 
 def connect(topology: Topology, exchange: Exchange, scheduler: str = "127.0.0.1") -> Links:
-    """Connects this rank to its leader, or to its followers; and rank 0 to the other leaders.
+    """Connect this rank to its leader, or to its followers, and rank 0 to the other leaders.
 
     Args:
-        scheduler: a host that all ranks reach: the address that it is reached from is the one to listen at.
+        scheduler: a host that all ranks reach. This rank listens at the address from which it reaches that host.
 
     Raises:
-        PeerLostError: a rank does not come.
+        PeerLostError: a rank does not connect in time.
     """
     token = secrets.token_hex(TOKEN_BYTES)
     with socket.create_server((own_address(scheduler), 0), backlog=topology.world_size) as server:
@@ -142,7 +142,7 @@ def connect(topology: Topology, exchange: Exchange, scheduler: str = "127.0.0.1"
         assert len(peers) == topology.world_size
         if not topology.is_leader:
             return Links(topology, peers, leader=_call(topology, peers, topology.leader))
-        # Whoever calls waits in the listen queue of the one that is called, so no order can block.
+        # A caller waits in the listen queue of the rank that it calls, so no order can deadlock.
         root = None if topology.is_root else _call(topology, peers, 0)
         callers = set(topology.replica_ranks) - {topology.rank}
         if topology.is_root:
@@ -154,7 +154,7 @@ def connect(topology: Topology, exchange: Exchange, scheduler: str = "127.0.0.1"
 
 
 def host_id() -> str:
-    """The name of this running system, as far as processes can share memory on it."""
+    """The id of the running system, within which processes can share memory."""
     shared = Path("/dev/shm")
     device = shared.stat().st_dev if shared.is_dir() else os.getpid()
     boot = BOOT_ID.read_text().strip() if BOOT_ID.exists() else socket.gethostname()
@@ -162,10 +162,10 @@ def host_id() -> str:
 
 
 def own_address(host: str) -> str:
-    """The address of this machine that `host` sees, for which nothing is sent; or what `INFERENCE_ADDRESS` says.
+    """The address of this machine that `host` sees, found without sending anything; or the one in `INFERENCE_ADDRESS`.
 
     Raises:
-        ConfigError: that is none of this machine's.
+        ConfigError: the variable names no address of this machine.
     """
     if given := os.environ.get(ADDRESS):
         try:
@@ -200,14 +200,14 @@ def _call(topology: Topology, peers: list[Peer], rank: int) -> Channel:
 
 
 def _answer(server: socket.socket, token: str, callers: set[int]) -> Iterable[Channel]:
-    """Connections from all `callers`; one that does not know the token is turned away."""
+    """Accept connections from all `callers`; reject those without the token."""
     missing = set(callers)
     server.settimeout(PATIENCE)
     while missing:
         try:
             connection, _ = server.accept()
         except TimeoutError as error:
-            raise PeerLostError(f"ranks {sorted(missing)} did not call in {PATIENCE:g} s") from error
+            raise PeerLostError(f"ranks {sorted(missing)} did not connect in {PATIENCE:g} s") from error
         try:
             hello = Channel(connection, -1).expect("hello", timeout=PATIENCE).fields
         except (PeerLostError, TimeoutError):

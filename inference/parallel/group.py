@@ -1,7 +1,7 @@
-"""The ranks that share a model, as the kernels need them: a name for MindSpore's collectives, or our own sum.
+"""The ranks that share a model, as the kernels see them: a group of MindSpore's collectives, or of the native kernels.
 
-The native kernels add through shared memory where all ranks of a replica are on one host, and through the ranks'
-connections where they are not.
+The native kernels add through shared memory if all ranks of a replica are on one host, and otherwise through the ranks'
+connections.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from inference.parallel.topology import Topology
 
 @dataclass(frozen=True)
 class Group:
-    """A replica's ranks. What a `kernels.Part` needs of them.
+    """A replica's ranks, as a `kernels.Part` needs them.
 
     Args:
-        name: of the group in MindSpore.
-        native: the kernels' own; None for MindSpore's.
-        transport: what carries the sums, for people.
+        name: the group's name in MindSpore.
+        native: the native kernels' group; None if MindSpore adds.
+        transport: how the ranks exchange sums, in words.
     """
 
     name: str
@@ -38,17 +38,17 @@ class Group:
 
 
 def mindspore_group(topology: Topology) -> Group:
-    """A group of MindSpore's, whose communication is set up."""
+    """Create a group in MindSpore, whose communication must be set up."""
     from mindspore.communication import create_group
 
-    # Every rank has to name every group that it is in, and no other.
+    # Every rank must create each group that it belongs to, and no other.
     name = f"replica-{topology.replica}"
     create_group(name, list(topology.replica_ranks))
     return Group(name, None, "MindSpore's collectives")
 
 
 def native_group(links: Links) -> Group:
-    """A group of the native kernels."""
+    """Create a group of the native kernels."""
     topology = links.topology
     rank, size = topology.model_rank, topology.model_parallel
     memory = _shared_memory(links, group_bytes(size)) if links.on_one_host else None
@@ -59,9 +59,9 @@ def native_group(links: Links) -> Group:
 
 
 def _shared_memory(links: Links, size: int) -> np.ndarray | None:
-    """Memory that all ranks of the replica have; None where one of them cannot get at it.
+    """Memory that all ranks of the replica share; None if one of them cannot map it.
 
-    It has no name, so that nothing is left of it when the last process has ended, however it ended.
+    It is anonymous, so nothing is left of it once the last process has ended, however that ended.
     """
     if links.leader is not None:
         fields = links.leader.expect("memory").fields
@@ -72,7 +72,9 @@ def _shared_memory(links: Links, size: int) -> np.ndarray | None:
     try:
         os.posix_fallocate(number, 0, size)
     except OSError as error:
-        raise InferenceError(f"{size} bytes of memory for the ranks' sums cannot be had: {error.strerror}") from error
+        raise InferenceError(
+            f"{size} bytes of shared memory for the ranks' sums cannot be allocated: {error.strerror}"
+        ) from error
     memory = _attach(f"/proc/self/fd/{number}", size)
     for channel in links.followers:
         channel.send("memory", pid=os.getpid(), number=number)

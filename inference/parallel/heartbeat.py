@@ -1,6 +1,6 @@
-"""Signs of life: what a rank of a parallel run shows the launcher, so that one that hangs is told from one that works.
+"""Heartbeats of the ranks of a parallel run, by which the launcher tells a rank that hangs from one that works.
 
-Each rank has a number in shared memory: when it last did a step, or since when it waits for work. To write it costs no
+Each rank has a number in shared memory: when it last did a step, or since when it waits for work. Writing it takes no
 system call. Without a launcher nothing is written. Plain Python.
 """
 
@@ -13,27 +13,27 @@ import time
 from collections.abc import Callable
 from functools import cache
 
-# What the launcher tells a rank: the file descriptor of the memory, and the rank.
+# Set by the launcher for a rank: the file descriptor of the memory, and the rank.
 VARIABLE = "INFERENCE_PULSE"
 # Seconds of the system's monotonic clock: of the last step, or negative since the wait for work began; 0 at first.
 _SIGN = struct.Struct("=d")
 
 
 def busy() -> None:
-    """Says that a step of work is done or begins: if nothing follows, this rank hangs."""
+    """Note that a step of work begins or is done. If nothing follows, this rank hangs."""
     _writer()(time.monotonic())
 
 
 def idle() -> None:
-    """Says that this rank has nothing to do until somebody gives it work."""
+    """Note that this rank waits for work."""
     _writer()(-time.monotonic())
 
 
 class Pulses:
-    """The launcher's view of all ranks.
+    """The heartbeats of all ranks, as the launcher sees them.
 
     Attributes:
-        fd: the shared memory, to be handed to each rank.
+        fd: the shared memory, which each rank inherits.
     """
 
     def __init__(self, ranks: int):
@@ -43,8 +43,8 @@ class Pulses:
         self._memory = mmap.mmap(self.fd, size)
 
     def silent_since(self, rank: int) -> float | None:
-        """When the rank last showed that it works, seconds of the monotonic clock; 0 if it never did, and None
-        while it waits for work.
+        """When the rank's last step was, seconds of the monotonic clock: 0 if there was none, None while the rank
+        waits for work.
         """
         (sign,) = _SIGN.unpack_from(self._memory, rank * _SIGN.size)
         return None if sign < 0 else float(sign)

@@ -1,7 +1,8 @@
-"""What msrun's scheduler process does: `python -m inference.parallel.msrun_scheduler`, with msrun's environment.
+"""The scheduler process of a run: `python -m inference.parallel.msrun_scheduler`, with the environment that msrun
+gives.
 
-The ranks meet here. Where they say that they need MindSpore's communication, this becomes MindSpore's own scheduler, at
-the same address.
+The ranks meet here. If they say that they need MindSpore's communication, this becomes MindSpore's own scheduler at the
+same address.
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ from inference.errors import EXIT_FAILURE
 from inference.parallel.rendezvous import LOOK, serve
 from inference.parallel.topology import MEETING, WORKERS, patience, scheduler_address
 
-# What a rank says that needs MindSpore's communication.
+# The text of a rank that needs MindSpore's communication.
 MINDSPORE = "mindspore"
-# Seconds that MindSpore's scheduler has to end, when the ranks have ended.
+# Seconds that MindSpore's scheduler gets to end once the ranks have ended.
 FAREWELL = 10.0
 
 
 def is_mindspores() -> bool:
-    """Whether the scheduler is MindSpore's own: the launcher says so, or the program has set up its communication."""
+    """Whether MindSpore's own scheduler runs: the launcher says so, or the program has set up MindSpore's
+    communication.
+    """
     if os.environ.get(MEETING) == MINDSPORE:
         return True
     communication = sys.modules.get("mindspore.communication")
@@ -31,7 +34,7 @@ def is_mindspores() -> bool:
 
 
 class Siblings:
-    """The other processes that the one that started this one has started: msrun's ranks on this machine."""
+    """The other children of this process's parent: the ranks on this machine."""
 
     def __init__(self) -> None:
         self._parent = os.getppid()
@@ -39,7 +42,7 @@ class Siblings:
         self.all_ended()
 
     def all_ended(self) -> bool:
-        """Whether there were some, and none runs any more; False where the system does not tell."""
+        """Whether there were ranks and all have ended; False if the system does not say."""
         listed = Path(f"/proc/{self._parent}/task/{self._parent}/children")
         try:
             others = set(listed.read_text().split()) - {str(os.getpid())}
@@ -50,17 +53,17 @@ class Siblings:
         return self._seen and not running and os.getppid() == self._parent
 
     def end_after_them(self) -> None:
-        """Ends this process when they have ended and it goes on."""
+        """End this process if it still runs when they have ended."""
         while not self.all_ended():
             time.sleep(LOOK)
         time.sleep(FAREWELL)
-        sys.stderr.write("error: the ranks have ended without a word to MindSpore's scheduler; their logs say why\n")
+        sys.stderr.write("error: the ranks have ended without telling MindSpore's scheduler; their logs say why\n")
         sys.stderr.flush()
         os._exit(EXIT_FAILURE)
 
 
 def _runs(pid: str) -> bool:
-    """Whether a process has not ended; msrun does not ask about all that it has killed."""
+    """Whether a process still runs. msrun leaves some that it has killed as zombies."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -68,7 +71,7 @@ def _runs(pid: str) -> bool:
 
 
 def main() -> None:
-    """Runs the scheduler until all ranks have met, or with MindSpore until they have ended.
+    """Run the scheduler until all ranks have met, or, with MindSpore's, until they have ended.
 
     Raises:
         InferenceError: not all ranks came.
@@ -79,7 +82,7 @@ def main() -> None:
         os.environ.setdefault("GLOG_v", "3")
         from mindspore import communication
 
-        # It takes half a minute itself to notice that a rank was killed, and msrun waits for it.
+        # By itself it takes half a minute to notice that a rank was killed, and msrun waits for it.
         threading.Thread(target=siblings.end_after_them, name="siblings", daemon=True).start()
         communication.init("mccl")
 

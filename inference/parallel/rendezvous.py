@@ -1,8 +1,8 @@
-"""How ranks find one another: each gives a short text, and gets those of all.
+"""How ranks find each other: each gives a short text and gets the texts of all.
 
-Where the ranks need MindSpore's own communication anyway (stock operators, Ascend), it is asked. Otherwise the process
-that msrun starts as its scheduler is the meeting point, at the address that msrun tells all: that takes milliseconds,
-where MindSpore's cluster takes seconds to come up, and half a minute to notice that a worker is gone.
+Ranks that need MindSpore's own communication anyway (stock operators, Ascend) exchange them through it. Otherwise the
+ranks meet at the scheduler process, whose address they all know. That takes milliseconds; MindSpore's cluster takes
+seconds to come up, and half a minute to notice that a worker is gone.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ from types import NoneType
 from inference.errors import InferenceError
 from inference.parallel.channel import PeerLostError
 
-# Gives this rank's text, gets the texts of all ranks in their order.
+# Takes this rank's text and returns the texts of all ranks in order.
 Exchange = Callable[[str], list[str]]
 _SIZE = struct.Struct("<I")
 MOST = 1 << 16
 # Seconds between attempts to reach a scheduler that does not listen yet.
 RETRY = 0.05
-# Seconds between looks whether anybody can still come.
+# Seconds between checks that ranks can still come.
 LOOK = 0.5
-# Seconds that a rank has to say its text, once it is connected.
+# Seconds that a rank has to send its text once it is connected.
 HELLO = 5.0
-# Bytes of a text in a collective, which all ranks give the same number of.
+# Bytes of a text in a collective, in which all ranks give equally many.
 ROOM = 1024
 
 
 def serve(
     address: tuple[str, int], world_size: int, patience: float, abandoned: Callable[[], bool] = lambda: False
 ) -> list[str]:
-    """The scheduler: waits until all ranks have given their texts, gives each all of them, and returns them.
+    """The scheduler's side: wait for the texts of all ranks, send all of them to each, and return them.
 
-    A rank that has nothing to do, or cannot go on, gives none. Then the others are told so as they come, and none are
-    returned.
+    A rank that has nothing to do, or cannot continue, gives None. Then the others are told so as they come, and the
+    result is empty.
 
     Args:
-        abandoned: asked now and then whether nobody is left who could come.
+        abandoned: called now and then; True if no rank is left that could come.
 
     Raises:
         InferenceError: the address is taken, or not all ranks came in time.
@@ -59,7 +59,7 @@ def serve(
                     missing = [rank for rank in range(world_size) if rank not in texts]
                     why = f"did not come in {patience:g} s" if left <= 0 else "have ended before all came together"
                     raise InferenceError(f"ranks {missing} {why}", "their logs say why")
-                # A rank that has nothing more to say and is heard has ended.
+                # A waiting rank sends nothing more, so one that is readable has ended.
                 for rank in [rank for rank, held in waiting.items() if held in ready]:
                     waiting.pop(rank).close()
                     texts[rank] = None
@@ -86,7 +86,7 @@ def serve(
 
 
 def _hello(connection: socket.socket, world_size: int) -> tuple[int, str | None] | None:
-    """A rank and its text. Whoever is none is turned away: a port is open to all."""
+    """A rank and its text; None for a caller that is no rank, since a port is open to all."""
     connection.settimeout(HELLO)
     try:
         rank, text = json.loads(_receive(connection))
@@ -99,18 +99,18 @@ def _hello(connection: socket.socket, world_size: int) -> tuple[int, str | None]
 
 
 class NobodyNeededError(InferenceError):
-    """Another rank has found that there is nothing to do, or cannot go on and has said why."""
+    """Another rank has nothing to do, or cannot continue and has said why."""
 
 
 def meet(address: tuple[str, int], rank: int, text: str | None, patience: float) -> list[str]:
-    """A rank's side of `serve`: the texts of all ranks.
+    """A rank's side of `serve`: return the texts of all ranks.
 
     Args:
-        text: None says that this rank does not take part, and so none can.
+        text: None if this rank does not take part, and so none can.
 
     Raises:
         NobodyNeededError: a rank does not take part.
-        PeerLostError: no scheduler there, or not all ranks came in time.
+        PeerLostError: the scheduler does not answer, or not all ranks came in time.
     """
     deadline = time.monotonic() + patience
     while True:
@@ -136,13 +136,13 @@ def meet(address: tuple[str, int], rank: int, text: str | None, patience: float)
 
 
 def through_mindspore(text: str) -> list[str]:
-    """The same by a collective, for ranks whose communication MindSpore has set up."""
+    """Exchange texts by a collective of MindSpore, whose communication must be set up."""
     import mindspore
     import numpy as np
     from mindspore import nn, ops
 
     class Gather(nn.Cell):
-        """bytes of one rank [ROOM] -> those of all, [ranks * ROOM]."""
+        """Bytes of one rank [ROOM] to those of all [ranks * ROOM]."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -167,7 +167,7 @@ def _send(connection: socket.socket, text: str) -> None:
 def _receive(connection: socket.socket) -> bytes:
     size = _SIZE.unpack(_read(connection, _SIZE.size))[0]
     if size > MOST * 64:
-        raise ValueError("no message of a rank")
+        raise ValueError("not a rank's message")
     return _read(connection, size)
 
 

@@ -1,6 +1,6 @@
-"""Brings the ranks of a parallel run together, by MindSpore's communication or without it.
+"""Bring the ranks of a parallel run together, through MindSpore's communication or without it.
 
-The native kernels do without. Stock operators need MindSpore's collectives: `mccl` on a CPU, `hccl` on Ascend.
+The native kernels do not need it. Stock operators need MindSpore's collectives: `mccl` on a CPU, `hccl` on Ascend.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from inference.parallel.msrun_scheduler import MINDSPORE, is_mindspores
 from inference.parallel.rendezvous import Exchange, meet, through_mindspore
 from inference.parallel.topology import RANK, Topology, meeting_address, patience, scheduler_address
 
-# Seconds that a rank which ends waits for the scheduler to hear it.
+# Seconds that a rank which ends waits for the scheduler to take notice.
 BRIEFLY = 5.0
 _joined: list[Topology] = []
 BACKENDS = {"CPU": "mccl", "Ascend": "hccl"}
@@ -27,10 +27,10 @@ BACKENDS = {"CPU": "mccl", "Ascend": "hccl"}
 
 @dataclass(frozen=True)
 class Ranks:
-    """This rank among the others.
+    """This rank's connections to the others.
 
     Args:
-        group: those that share its model; None where it has the model alone.
+        group: the ranks that share its model; None if it has the model alone.
     """
 
     links: Links
@@ -44,21 +44,19 @@ class Ranks:
 def join(
     config: InferenceConfig, topology: Topology, is_native: bool, lost: Callable[[str], None] | None = None
 ) -> Ranks:
-    """Waits for all ranks, connects them, and from then on ends this process when one of them is lost.
+    """Wait for all ranks, connect them, and from then on end this process when one of them is lost.
 
     Args:
         is_native: whether this rank's kernels are the native ones.
-        lost: ends the process, and says why; called in another thread.
+        lost: called in another thread with the reason; it must end the process.
 
     Raises:
         PeerLostError: a rank does not come.
-        ConfigError: the ranks' kernels differ.
-        InferenceError: this process has joined before.
+        ConfigError: some ranks have native kernels and some do not.
+        InferenceError: this process has joined already.
     """
     if _joined:
-        raise InferenceError(
-            "the ranks of a run share one model, and they have one already", "run a program for each model"
-        )
+        raise InferenceError("the ranks of a run share one model and already have it", "run one program for each model")
     _joined.append(topology)
     address = meeting_address()
     if is_mindspores():
@@ -77,7 +75,7 @@ def join(
 
 
 def stay_away() -> None:
-    """Lets the other ranks know that this one ends without having joined them. Does nothing if it has."""
+    """Tell the other ranks that this one ends without having joined them. Does nothing if it has joined."""
     if not _joined and RANK in os.environ:
         with suppress(InferenceError):
             meet(scheduler_address(), int(os.environ[RANK]), None, BRIEFLY)
@@ -89,7 +87,7 @@ def threads_per_rank(links: Links) -> int:
 
 
 def _initialize(config: InferenceConfig) -> None:
-    """Sets up MindSpore's communication, unless the program has done so."""
+    """Set up MindSpore's communication, unless the program has done so."""
     from mindspore import communication
 
     if not communication.GlobalComm.INITED:
@@ -109,5 +107,6 @@ def _check_all(texts: list[str]) -> None:
     stock = [rank for rank, text in enumerate(texts) if text == MINDSPORE]
     if stock and len(stock) < len(texts):
         raise ConfigError(
-            f"ranks {json.dumps(stock)} have no native kernels, the others have", "give --engine.kernels stock to all"
+            f"ranks {json.dumps(stock)} have no native kernels, and the others do",
+            "give all ranks --engine.kernels stock",
         )

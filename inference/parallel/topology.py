@@ -1,6 +1,6 @@
 """Which process of a parallel run this is: rank, replica, and place within the replica.
 
-Knows msrun's environment and arithmetic; knows nothing about models or sockets. Never imports mindspore.
+Knows the environment that msrun sets, and arithmetic; knows nothing about models or sockets. Never imports mindspore.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from inference.config import InferenceConfig
 from inference.errors import ConfigError
 
-# What msrun tells each process that it starts (mindspore/parallel/cluster/process_entity).
+# The variables that msrun sets for each process that it starts (mindspore/parallel/cluster/process_entity).
 ROLE, WORKERS, RANK, SCHEDULER_HOST, SCHEDULER_PORT, PATIENCE = (
     "MS_ROLE",
     "MS_WORKER_NUM",
@@ -24,10 +24,10 @@ ROLE, WORKERS, RANK, SCHEDULER_HOST, SCHEDULER_PORT, PATIENCE = (
     "MS_TOPO_TIMEOUT",
 )
 WORKER, SCHEDULER = "MS_WORKER", "MS_SCHED"
-# Set by the launcher for a program that it knows nothing of, for which MindSpore's own scheduler runs: where ranks meet
-# that do not need it, as HOST:PORT, or `mindspore` where they cannot.
+# Set by the launcher for another program, beside which MindSpore's own scheduler runs: where ranks that do not need
+# that scheduler meet, as HOST:PORT, or `mindspore` if they cannot.
 MEETING = "INFERENCE_MEETING"
-# Set by the launcher for a check before any worker is started.
+# Set by the launcher for the check before it starts ranks: how many there will be.
 WORLD_SIZE = "INFERENCE_WORLD_SIZE"
 
 
@@ -80,12 +80,12 @@ class Topology:
 
 
 def is_scheduler(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether msrun started this process beside the workers, so that they find one another."""
+    """Whether this process is the scheduler, through which the ranks find each other."""
     return environment.get(ROLE) == SCHEDULER
 
 
 def is_worker(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether msrun started this process as a rank."""
+    """Whether this process is a rank."""
     return environment.get(ROLE) == WORKER
 
 
@@ -106,11 +106,11 @@ def patience(environment: Mapping[str, str] = os.environ) -> float:
 
 
 def check_topology(config: InferenceConfig, environment: Mapping[str, str] = os.environ) -> Topology:
-    """This process's place in the run that a config asks for. A process that msrun did not start is rank 0, or
-    stands for it, where the launcher checks a config for `INFERENCE_WORLD_SIZE` ranks.
+    """This process's place in the run that a config asks for. A process that nobody started as a rank is rank 0, also
+    when the launcher checks a config for `INFERENCE_WORLD_SIZE` ranks.
 
     Raises:
-        ConfigError: the config's ranks are not those that were started, or a kind of parallelism that is not there.
+        ConfigError: another number of processes was started, or the config asks for an unsupported kind of parallelism.
     """
     asked = config.parallel_config
     count = _world_size(environment)
@@ -125,7 +125,7 @@ def check_topology(config: InferenceConfig, environment: Mapping[str, str] = os.
         raise ConfigError(
             f"{config.origin('parallel_config.pipeline_stage')}: pipeline_stage is {asked.pipeline_stage}, and "
             "pipeline parallelism is not supported",
-            "give parallel_config.pipeline_stage 1, and share layers by parallel_config.model_parallel",
+            "give parallel_config.pipeline_stage 1 and split layers with parallel_config.model_parallel",
         )
     model, data = asked.model_parallel, asked.data_parallel
     if config.origin("parallel_config.model_parallel") == "default" and count % data == 0:
@@ -140,13 +140,17 @@ def check_topology(config: InferenceConfig, environment: Mapping[str, str] = os.
 
 
 def origin_of_split(config: InferenceConfig) -> str:
-    """Where it was said how many ranks share the model: by name, or by what takes all that there are."""
+    """Where the config says how many ranks share the model: by the key itself, or by `use_parallel`, which takes
+    all.
+    """
     where = config.origin("parallel_config.model_parallel")
     return config.origin("use_parallel") if where == "default" else where
 
 
 def ranks_of_model(config: InferenceConfig) -> int:
-    """How many ranks share the model. A conversion, which is one process, is for as many as are asked for."""
+    """How many ranks share the model. A conversion is one process, and writes for as many ranks as the config asks
+    for.
+    """
     if config.run_mode != "convert":
         return check_topology(config).model_parallel
     asked = config.use_parallel or config.origin("parallel_config.model_parallel").startswith("--")

@@ -46,8 +46,10 @@ def test_every_form_of_a_prompt(llm, tokenizer):
 def test_what_a_completion_says(llm, tokenizer):
     (stop,) = llm.generate({"prompt": SUM, "custom_id": "sum"}, logprobs=2)
     assert (stop.index, stop.custom_id, stop.prompt, stop.text, stop.finish_reason) == (0, "sum", SUM, " 19", "stop")
-    assert tokenizer.decode(list(stop.token_ids)) == "19"
-    assert (stop.prompt_tokens, stop.completion_tokens, len(stop.logprobs), stop.error) == (8, 4, 4, None)
+    assert tokenizer.decode(list(stop.token_ids), skip_special_tokens=True) == "19"
+    assert stop.token_ids[-1] in llm.model.generation_config.eos_token_id
+    assert [item.token_id for item in stop.logprobs] == list(stop.token_ids)
+    assert (stop.prompt_tokens, stop.completion_tokens, len(stop.token_ids), stop.error) == (8, 4, 4, None)
     assert 0 < stop.ttft_seconds <= stop.total_seconds
     (length,) = llm.generate(STORY, max_new_tokens=3)
     assert length.finish_reason == "length" and length.completion_tokens == 3
@@ -124,8 +126,8 @@ def test_a_row_on_which_the_model_fails_takes_nobody_with_it(llm, tokenizer, poi
     streams = [llm.stream(SUM), llm.stream(BAD)]
     found = {c.index: c for c in llm.generate([SUM, BAD, PHRASE], return_errors=True)}
     assert [found[0].text, found[2].text] == ANSWERS and found[0].error is None
-    assert (found[1].finish_reason, found[1].custom_id, found[1].prompt, found[1].text) == ("error", "1", BAD, "")
-    assert isinstance(found[1].error, GenerationError) and "logits that are no numbers" in str(found[1].error)
+    assert (found[1].finish_reason, found[1].custom_id, found[1].prompt, found[1].text) == ("error", "1", BAD, None)
+    assert found[1].error.type == "model_failed" and "logits that are no numbers" in str(found[1].error)
     assert "".join(streams[0]) == ANSWERS[0]
     with pytest.raises(GenerationError, match="no numbers"):
         list(streams[1])

@@ -22,6 +22,7 @@ FIELDS = [
     "finish_reason",
     "prompt_tokens",
     "completion_tokens",
+    "cached_tokens",
     "ttft_seconds",
     "total_seconds",
     "model",

@@ -56,7 +56,7 @@ FLAGS = [
     (["--engine.threads", "two"], "--engine.threads: engine.threads must be an integer, got 'two'"),
     (["--engin.threads", "2"], "--engin.threads: unknown key 'engin'; did you mean 'engine'?"),
     (["--min_length", "3", "again"], "there is no flag --min_length; did you mean '--generation_config.min_length'?"),
-    (["--seed", "1", "again"], "'again' does not belong to a flag; put prompts after --predict_data"),
+    (["--seed", "1", "again"], "'again' belongs to no flag; a prompt goes after --predict_data"),
     (["--show_completion", "tcsh"], "'tcsh' is not one of 'bash', 'zsh', 'fish'"),
 ]
 
@@ -88,7 +88,7 @@ def test_ascend_on_a_machine_with_none(cli):
 
 def test_no_config(cli):
     assert cli(*PROMPT).error().startswith("--config is missing; ")
-    assert cli("some text").error() == "'some text' does not belong to a flag; put prompts after --predict_data"
+    assert cli("some text").error() == "'some text' belongs to no flag; a prompt goes after --predict_data"
 
 
 CONFIGS = [
@@ -295,7 +295,7 @@ def test_damaged_files_of_a_model(cli):
     cli.write("model/generation_config.json", "{")
     assert cli.demo(*PROMPT, *MODEL).error().startswith("model/generation_config.json is not valid JSON")
     cli.write("model/config.json", "[]")
-    assert cli.demo(*PROMPT, *MODEL).error() == "model/config.json must hold an object"
+    assert cli.demo(*PROMPT, *MODEL).error() == "model/config.json holds a list; it must hold a JSON object"
 
 
 def test_no_checkpoint_is_an_error_unless_random_weights_are_asked_for(cli):

@@ -25,11 +25,12 @@ from inference.engine.engine import Engine
 from inference.engine.metrics import RunMetrics
 from inference.engine.request import FinishReason, Request
 from inference.errors import InferenceError, InputError
+from inference.generation.record import failed_completion
 from inference.generation.text import Answer, EncodedPrompt, Encoder, TextEvent, TextGenerator
 from inference.inputs import open_rows
 from inference.inputs.prompts import Prompt
-from inference.jobs.feed import FailedRow, Feed
-from inference.jobs.records import render_json
+from inference.jobs.feed import Feed
+from inference.jobs.records import Result, render_json
 from inference.jobs.row_sets import NameSet, NumberSet
 from inference.jobs.run import Job
 from inference.jobs.writer import WAITING, AnswerWriter
@@ -138,7 +139,7 @@ class TestRows:
         assert len(texts(tmp_path / "out.jsonl")) == 400
 
     def test_half_of_a_character_in_a_name(self) -> None:
-        line = render_json(FailedRow(0, "\ud83d", 1, "bad_row", "f:1: é"), "m", True)
+        line = render_json(Result(failed_completion("\ud83d", 0, "bad_row", "f:1: é", line=1)), True)
         assert json.loads(line.encode())["custom_id"] == "\ud83d"
 
 
@@ -244,7 +245,7 @@ class TestFeed:
 MEASURE = """
 import json, resource, sys
 from inference.inputs import open_rows
-from inference.jobs.feed import FailedRow, Feed
+from inference.jobs.feed import Feed
 from inference.jobs.save_file import SaveFile
 from inference.jobs.writer import AnswerWriter
 from inference.jobs.run import Job
@@ -354,7 +355,7 @@ class TestTerminal:
         writer = AnswerWriter("text", "m", 3, ordered=False, stream=True, echo=False, save_file=None, stdout=out)
         for row in range(3):
             writer.expect(row)
-        writer.fail(FailedRow(1, "1", 2, "bad_row", "f:2: bad"))
+        writer.fail(failed_completion("1", 1, "bad_row", "f:2: bad", line=2))
         writer.take(event(2, "two", 1, True))
         assert out.getvalue() == ""
         writer.take(event(0, "none", 1, True))
@@ -366,8 +367,8 @@ class TestTerminal:
         for row in range(3):
             writer.expect(row)
             writer.take(event(row, f"{row}.1 ", 1, False))
-        writer.fail(FailedRow(1, "1", 2, "model_failed", "f:2: no numbers"))
-        writer.fail(FailedRow(0, "0", 1, "model_failed", "f:1: no numbers"))
+        writer.fail(failed_completion("1", 1, "model_failed", "f:2: no numbers", line=2))
+        writer.fail(failed_completion("0", 0, "model_failed", "f:1: no numbers", line=1))
         assert out.getvalue() == "0.1 \n2.1 "
         writer.take(event(2, "2.2", 2, True))
         assert out.getvalue() == "0.1 \n2.1 2.2\n"
@@ -387,7 +388,7 @@ class TestTerminal:
             assert writer.has_room
             writer.expect(row)
         assert not writer.has_room
-        writer.fail(FailedRow(0, "0", 1, "bad_row", "bad"))
+        writer.fail(failed_completion("0", 0, "bad_row", "bad", line=1))
         assert writer.has_room
 
 

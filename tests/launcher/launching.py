@@ -1,4 +1,4 @@
-"""Runs scripts/launcher.sh as a user does, with an msrun that costs nothing, and sees what it leaves behind."""
+"""Runs scripts/launcher.sh as a user does, with a scheduler that costs nothing, and sees what it leaves behind."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def test_any_word_survives_its_quotes(words: list[str]) -> None:
     ("arguments", "named", "message"),
     [
         ([], {}, "there is no command; give it as one string"),
-        ([COMMAND, *"123456789"], {}, "there are 10 positions, at most 9 are known"),
+        ([COMMAND, *"123456789"], {}, "there are 10 positions, at most 9 are accepted"),
         ([COMMAND, "two"], {}, "workers must be a whole number from 1, got 'two'"),
         ([COMMAND, "0"], {}, "workers must be a whole number from 1, got '0'"),
         ([COMMAND, "2", "99999"], {}, "port must be a whole number from 0 to 65535, got '99999'"),
@@ -96,7 +96,7 @@ def test_any_word_survives_its_quotes(words: list[str]) -> None:
         ([COMMAND, "2"], {"node_rank": "1"}, "node_rank is 1, and all 2 workers are on this machine"),
         (["python 'x"], {}, "the command cannot be split into words .No closing quotation.: python 'x"),
         ([" "], {}, "the command is empty"),
-        (["no_such_program x"], {}, "the command's first word, no_such_program, is no program; the command is one str"),
+        (["no_such_program x"], {}, "the command's first word, no_such_program, is not a program; the command is"),
     ],
 )
 def test_what_is_refused(arguments: list[str], named: dict[str, str], message: str) -> None:

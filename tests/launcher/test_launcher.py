@@ -1,4 +1,4 @@
-"""The launcher with real processes and an msrun that costs nothing: streams, words, logs, exit codes."""
+"""The launcher with real processes and a scheduler that costs nothing: streams, words, logs, exit codes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_one_worker_another_directory_and_logs_of_an_earlier_run(launcher: Launc
         logs.mkdir(exist_ok=True)
         (logs / old).write_text("old")
     assert launcher.run(command, 1, "--log_dir", logs) == (0, "0 1\n", "")
-    assert {path.name for path in logs.iterdir()} == {"worker_0.log", "worker_x.log", "scheduler.log", "msrun.log"}
+    assert {path.name for path in logs.iterdir()} == {"worker_0.log", "worker_x.log", "scheduler.log"}
     assert (logs / "worker_0.log").read_text() == ""
 
 
@@ -182,13 +182,6 @@ class TestRefused:
         assert second.returncode == 2
         (launcher.directory / "go").touch()
         assert first.wait(60) == 0
-
-    def test_msrun_itself_fails(self, launcher: Launcher) -> None:
-        code, out, error = launcher.run("python x.py", 2, env={"FAKE_MSRUN_ERROR": "no such host"})
-        assert (code, out) == (1, "")
-        assert error == (
-            "launcher: msrun ended with exit code 1; the last lines of output/msrun_log/msrun.log:\n  no such host\n"
-        )
 
     def test_no_python_with_mindspore(self, launcher: Launcher) -> None:
         tools = launcher.directory / "bin"

@@ -49,7 +49,7 @@ def run(place: Path, *words: object) -> subprocess.CompletedProcess[str]:
 def records(path: Path) -> dict[str, dict[str, Any]]:
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     for row in rows:
-        for timing in ("ttft_seconds", "total_seconds"):
+        for timing in ("ttft_seconds", "total_seconds", "cached_tokens"):
             row.pop(timing, None)
         for token in row.get("logprobs") or ():
             token.pop("top", None)

@@ -150,7 +150,10 @@ class TestRope:
                 "extend_method 'XPOS' is not supported; accepted: .*YARN",
             ),
             ({"extend_method": "LLAMA3", "scaling_factor": 8.0}, "scaling_factor"),
-            ({"extend_method": "NTK", "scaling_factor": {"factor": 2.0}}, "'scaling_factor' .* must be a number"),
+            (
+                {"extend_method": "NTK", "scaling_factor": {"factor": 2.0}},
+                "'scaling_factor' .* must be a positive number",
+            ),
             ({"partial_rotary_factor": 1.5}, "'partial_rotary_factor' is 1.5"),
             ({"partial_rotary_factor": 0.1}, "'partial_rotary_factor' 0.1 of a head of 8 is no pairs"),
             ({"extend_method": "LLAMA3"}, "scaling_factor"),
@@ -365,7 +368,7 @@ class TestSizes:
         [
             ({"vocab_size": "absent"}, "'vocab_size' is missing"),
             ({"hidden_size": None}, "'hidden_size' is missing"),
-            ({"hidden_size": "32"}, "'hidden_size' is '32'; it must be a positive integer"),
+            ({"hidden_size": "32"}, "'hidden_size' is '32'; it must be an integer from 8"),
             ({"hidden_size": 32.0}, "'hidden_size' is 32.0"),
             ({"num_hidden_layers": 0}, "'num_hidden_layers' is 0"),
             ({"num_hidden_layers": True}, "'num_hidden_layers' is True"),
@@ -475,7 +478,7 @@ class TestExperts:
     @pytest.mark.parametrize(
         ("keys", "message"),
         [
-            ({"num_experts": 0}, "'num_experts' is 0; it must be a positive integer"),
+            ({"num_experts": 0}, "'num_experts' is 0; it must be an integer from 1 to 65536"),
             ({"num_experts": 8, "num_experts_per_tok": 9}, r"'num_experts_per_tok' is 9; .*choose from \(8\)"),
             ({"num_experts": 8, "mlp_only_layers": 1}, "'mlp_only_layers' is 1; it must be a list"),
             ({"num_experts": 8, "scoring_func": "tanh"}, "'scoring_func' is 'tanh'; .*softmax, sigmoid"),

@@ -144,7 +144,7 @@ def copied(case: str, to: Path, **changes: Any) -> Path:
         ({"modules_to_save": ["lm_head"]}, "modules_to_save is not supported"),
         ({"bias": "all"}, "bias is 'all'"),
         ({"init_lora_weights": "pissa_niter_16"}, "init_lora_weights pissa_niter_16 changed the base"),
-        ({"r": 0}, "r is 0, it must be a number above 0"),
+        ({"r": 0}, "r is 0; it must be a positive integer"),
         ({"lora_alpha": None}, "lora_alpha is None"),
         ({"r": 5}, "config.json says rank 5"),
         ({"rank_pattern": {"(": 3}}, "is no regular expression"),

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -102,6 +105,62 @@ class TestGenerationSettings:
         assert resolve(config(pretrained_model_dir=str(model))).generation.eos_token_id == found
 
 
+class TestHostileSizes:
+    """Sizes cost no work before they are checked: against their ranges, each other, and the checkpoint's headers."""
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"num_hidden_layers": 10**9}, "'num_hidden_layers' is 1000000000; it must be an integer from 1 to 10000"),
+            ({"num_hidden_layers": 10_000}, "it holds 21 tensors, and the config says 10000 layers"),
+            ({"num_local_experts": 2**64}, "'num_experts' is 18446744073709551616; it must be an integer from 1"),
+            (
+                {"num_local_experts": 2**16, "num_hidden_layers": 64},
+                "'num_experts' is 65536; it must be at most 4096",
+            ),
+            ({"num_local_experts": 2**16}, "the config's sizes add up to .* parameters"),
+            ({"num_attention_heads": 2**40}, "'num_attention_heads'"),
+            ({"head_dim": 2**24, "num_attention_heads": 16}, "16 heads of 16777216 are too wide"),
+            ({"vocab_size": 2**31 - 1, "hidden_size": 2**24}, "the sizes add up to .* parameters"),
+            ({"vocab_size": 10**8}, "it holds .* bytes of weights, and the config's sizes add up to .* parameters"),
+            ({"hidden_size": 4, "head_dim": 8}, "'hidden_size' is 4; it must be an integer from 8"),
+            ({"rms_norm_eps": 32}, "'rms_norm_eps' is 32; it must be a number above 0 and below 1"),
+            ({"rms_norm_eps": math.inf}, "'rms_norm_eps' is inf"),
+            ({"rope_theta": math.inf}, "'rope_theta' is inf"),
+            ({"rope_theta": math.nan}, "'rope_theta' is nan"),
+            ({"rope_scaling": {"type": "linear", "factor": math.inf}}, "'factor' is inf"),
+            (
+                {"head_dim": 2, "rope_scaling": {"type": "dynamic", "factor": 2.0}},
+                "'head_dim' is 2; it must be 4 or more",
+            ),
+            ({"max_position_embeddings": 2**64 - 1}, "'max_position_embeddings' is 18446744073709551615"),
+        ],
+    )
+    def test_a_config_json(self, model: Path, changes: dict, message: str) -> None:
+        edit(model / "config.json", **changes)
+        began = time.perf_counter()
+        with pytest.raises((ConfigError, CheckpointError), match=message):
+            resolve(config(load_checkpoint=str(model))).pairs()
+        assert time.perf_counter() - began < 5
+
+    def test_a_window_of_a_mistral(self, tmp_path: Path) -> None:
+        directory = shutil.copytree(GOLDENS / "mistral_window", tmp_path / "mistral")
+        edit(directory / "config.json", sliding_window=2**64 - 1)
+        with pytest.raises(ConfigError, match="'sliding_window' is 18446744073709551615"):
+            resolve(config(load_checkpoint=str(directory)))
+
+    def test_a_shard_that_is_a_named_pipe(self, model: Path) -> None:
+        (model / "model.safetensors").unlink()
+        os.mkfifo(model / "model.safetensors")
+        for given in (model, model / "model.safetensors"):
+            with pytest.raises(CheckpointError, match="is a named pipe; it must be a regular file"):
+                resolve(config(load_checkpoint=str(given))).pairs()
+
+    def test_a_name_that_is_too_long(self, model: Path) -> None:
+        with pytest.raises(ModelNotFoundError):
+            resolve(config(pretrained_model_dir=str(model), load_checkpoint="x" * 5000 + ".safetensors"))
+
+
 class TestWhatIsRefused:
     def test_no_checkpoint(self) -> None:
         """Never random weights that nobody asked for."""
@@ -131,8 +190,8 @@ class TestWhatIsRefused:
         [
             ("{", "config.json is not valid JSON"),
             ("[" * 100_000, "config.json is not valid JSON"),
-            ("[]", "config.json must hold an object"),
-            ("\xff", "config.json is not valid JSON"),
+            ("[]", "config.json holds a list; it must hold a JSON object"),
+            ("\xff", "config.json is no text in UTF-8"),
             ("{}", "config.json: no architecture is named"),
             ('{"architectures": ["BertForMaskedLM"]}', "architecture 'BertForMaskedLM' is not supported"),
             ('{"architectures": ["LlamaForCausalLM"]}', "config.json: .* is missing"),

@@ -19,7 +19,7 @@ from inference.kernels.formats import Format
 from inference.models.architecture.config import ModelConfig
 from inference.models.architecture.registry import model_config_from
 from inference.models.weights import loading
-from inference.models.weights.parameters import hugging_face_name, parameter_shapes, tensor_places
+from inference.models.weights.parameters import TensorPlace, hugging_face_name, parameter_shapes, tensor_places
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 # Those with Llama's tensors; test_layouts has the others.
@@ -421,3 +421,38 @@ def test_loading_takes_the_model_and_little_more(tmp_path: Path, kind: str) -> N
     parameters = loading.weight_bytes(config, Format.INT8 if kind == "packed" else None)
     print(f"peak {growth / 1e6:.0f} MB, parameters {parameters / 1e6:.0f} MB")
     assert parameters < growth <= parameters + slack
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("weight_format", [Format.INT8, Format.INT4])
+@pytest.mark.parametrize("packed", [True, False])
+def test_weights_that_are_not_finite_are_refused_by_name(
+    tmp_path: Path, value: float, weight_format: Format, packed: bool
+) -> None:
+    """Integers would hold plausible numbers in their place."""
+    rows = np.ones((64, 64), np.float32)
+    rows[40, 3] = value
+    rows.tofile(tmp_path / "bytes")
+    tensor = StoredTensor("layer.weight", "float32", rows.shape, (Segment(tmp_path / "bytes", 0, rows.nbytes),))
+    memory = weight_format if packed else None
+    dtype, shape = loading.memory_layout(rows.shape, memory)
+    destination = loading.Destination(np.zeros(shape, dtype), memory, weight_format)
+    places = [TensorPlace("layer.weight", rows.shape, "layer.weight")]
+    places.append(replace(places[0], order=np.arange(64)[::-1]))
+    for place in places:
+        with pytest.raises(
+            CheckpointError, match=f"tensor 'layer.weight' holds NaN or infinity, .* {weight_format.value}"
+        ):
+            destination.write(tensor, place)
+
+
+def test_large_finite_weights_are_packed(tmp_path: Path) -> None:
+    """Their sum overflows, they do not."""
+    rows = np.full((64, 64), 1e4, np.float32)
+    rows.tofile(tmp_path / "bytes")
+    tensor = StoredTensor("layer.weight", "float32", rows.shape, (Segment(tmp_path / "bytes", 0, rows.nbytes),))
+    _, shape = loading.memory_layout(rows.shape, Format.INT8)
+    destination = loading.Destination(np.zeros(shape, np.uint8), Format.INT8, Format.INT8)
+    destination.write(tensor, TensorPlace("layer.weight", rows.shape, "layer.weight"))
+    loading.check_finite(np.full(4, 3e38, np.float32))
+    assert destination.array.any()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from apache_beam.ml.inference.base import ModelHandler, PredictionResult, RateLimitExceeded, RemoteModelHandler
@@ -18,6 +19,7 @@ from inference.beam.serving.elements import prompt_from
 from inference.beam.serving.hot_swap import Reply
 from inference.beam.serving.shared_model import Answers
 from inference.errors import InputError
+from inference.generation.record import Completion, ErrorRecord
 from inference.inputs.prompts import Prompt
 from inference.remote import Client, Endpoint, RemoteAnswer, RemoteFailure
 from inference.remote.client import BAD_ROW
@@ -107,32 +109,24 @@ class OpenAIModelHandler(PromptHandler, RemoteModelHandler[Any, PredictionResult
 
     def _record(self, source: Prompt | RemoteFailure, outcome: RemoteAnswer | RemoteFailure) -> dict[str, Any]:
         name = source.custom_id if isinstance(source, Prompt) else None
-        record: dict[str, Any] = {
-            "custom_id": name or None,
-            "prompt": source.text if isinstance(source, Prompt) else None,
-            "text": None,
-            "token_ids": None,
-            "finish_reason": "error",
-            "prompt_tokens": None,
-            "completion_tokens": None,
-            "ttft_seconds": None,
-            "total_seconds": None,
-            "model": self._model_id,
-            "error": None,
-            "cached_tokens": None,
-            "attempts": outcome.attempts,
-        }
+        record = Completion(
+            custom_id=name or None,
+            prompt=source.text if isinstance(source, Prompt) else None,
+            model=self._model_id,
+            attempts=outcome.attempts,
+        )
         if isinstance(outcome, RemoteFailure):
-            return {**record, "error": {"type": outcome.kind, "message": outcome.message, "line": None}}
+            error = ErrorRecord(outcome.kind, outcome.message)
+            return replace(record, finish_reason="error", error=error).as_dict()
         reply = outcome.reply
-        return {
-            **record,
-            "text": reply.text,
-            "finish_reason": reply.finish_reason,
-            "prompt_tokens": reply.prompt_tokens,
-            "completion_tokens": reply.completion_tokens,
-            "total_seconds": round(outcome.seconds, 6),
-        }
+        return replace(
+            record,
+            text=reply.text,
+            finish_reason=reply.finish_reason,
+            prompt_tokens=reply.prompt_tokens,
+            completion_tokens=reply.completion_tokens,
+            total_seconds=round(outcome.seconds, 6),
+        ).as_dict()
 
     def _count(self, records: Sequence[Mapping[str, Any]], seconds: float) -> None:
         counts = ("prompt_tokens", "completion_tokens", "cached_tokens")

@@ -43,7 +43,7 @@ from inference.beam.pipeline.worker_files import CheckpointWriter, Journal, answ
 from inference.beam.serving.worker_lifetime import follow
 from inference.beam.transform import RunInference
 from inference.errors import InputError
-from inference.jobs.feed import DUPLICATE
+from inference.generation.record import DUPLICATE
 
 NAMESPACE = "inference.pipeline"
 FAILED, KNOWN = "failed", "known"
@@ -380,6 +380,7 @@ def _json_line(record: Any) -> str:
     return line
 
 
+WHOLE_NUMBERS = ("row", "prompt_tokens", "completion_tokens", "cached_tokens", "seed", "truncated_tokens", "attempts")
 NESTED = ("steps", "logprobs", "value")
 
 
@@ -395,7 +396,7 @@ def _schema() -> Any:
     text, whole, real = pyarrow.string(), pyarrow.int64(), pyarrow.float64()
     kinds = {
         **dict.fromkeys(("custom_id", "file", "prompt", "text", "finish_reason", "model", "step", *NESTED), text),
-        **dict.fromkeys(("row", "prompt_tokens", "completion_tokens", "seed", "truncated_tokens"), whole),
+        **dict.fromkeys(WHOLE_NUMBERS, whole),
         **dict.fromkeys(("ttft_seconds", "total_seconds"), real),
         "token_ids": pyarrow.list_(whole),
     }

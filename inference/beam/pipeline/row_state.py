@@ -11,9 +11,8 @@ from typing import Any
 
 from inference.beam.pipeline.steps import Graph, Step
 from inference.errors import InputError
+from inference.generation.record import BAD_ROW, FIELD_NAMES, failed_completion
 from inference.inputs.prompts import Prompt
-from inference.jobs.feed import BAD_ROW, FailedRow
-from inference.jobs.records import error_record
 
 # Keys of an answer that are recorded per step.
 STEP_KEYS = (
@@ -26,10 +25,8 @@ STEP_KEYS = (
     "model",
     "attempts",
 )
-RECORD_KEYS = (
-    *("text", "token_ids", "finish_reason", "prompt_tokens", "completion_tokens", "ttft_seconds", "total_seconds"),
-    *("model", "error", "seed", "truncated_tokens", "logprobs", "value", "attempts"),
-)
+# The others are the pipeline's own.
+RECORD_KEYS = tuple(name for name in FIELD_NAMES if name not in ("custom_id", "row", "prompt"))
 
 
 @dataclass(frozen=True)
@@ -137,9 +134,9 @@ def record_of(state: RowState, graph: Graph, echo: bool) -> dict[str, Any]:
 def dead_letter_of(state: RowState, graph: Graph) -> dict[str, Any]:
     """The output record of a failed row: the same keys, the reason, and the row as it was read, to run it again."""
     assert state.error is not None
-    failed = FailedRow(state.row, state.key, state.line, str(state.error["type"]), str(state.error["message"]))
+    kind, message = str(state.error["type"]), str(state.error["message"])
     models = {step: record["model"] for step, record in state.answers.items()}
-    record = error_record(failed, "", echo=False)
+    record = failed_completion(state.key, state.row, kind, message, line=state.line).as_dict(echo=False)
     record = {"custom_id": record.pop("custom_id"), "row": record.pop("row"), "file": state.file, **record}
     record |= {"model": models.get(str(state.error.get("step"))), "error": dict(state.error)}
     if state.answers:

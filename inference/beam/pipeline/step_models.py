@@ -21,10 +21,10 @@ from inference.beam.pipeline.steps import Step
 from inference.config import InferenceConfig, Override, load_config, override_config
 from inference.config.presets import find_preset, is_preset
 from inference.errors import ConfigError, InferenceError, did_you_mean
+from inference.generation.record import MODEL_FAILED, Completion, failed_completion
 from inference.jobs.identity import model_identity
 from inference.models.source import resolve
 
-MODEL_FAILED = "model_failed"
 OBJECT = "object"
 
 
@@ -168,20 +168,10 @@ def answer_of(result: Any, name: str, make: Callable[[Any], Any] | None) -> dict
             value = plain(make(inference) if make else inference)
         except Exception as error:  # the user's function may raise anything
             failure = RowFailure(f"{type(error).__name__}: {error}")
-    problem = None if failure is None else {"type": MODEL_FAILED, "message": failure.message, "line": None}
-    text = None if failure is not None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return {
-        "text": text,
-        "token_ids": None,
-        "finish_reason": None if failure is None else "error",
-        "prompt_tokens": None,
-        "completion_tokens": None,
-        "ttft_seconds": None,
-        "total_seconds": None,
-        "model": model,
-        "error": problem,
-        "value": value,
-    }
+    if failure is not None:
+        return failed_completion(None, None, MODEL_FAILED, failure.message, model=model).as_dict()
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return {**Completion(None, text=text, model=model).as_dict(), "value": value}
 
 
 def plain(value: Any) -> Any:

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
@@ -18,11 +18,15 @@ from inference.api.llm import LLM, READ_AHEAD
 from inference.beam.serving.elements import prompt_from
 from inference.config import GenerationConfig, InferenceConfig
 from inference.errors import ConfigError, GenerationError, InferenceError, InputError, is_out_of_memory
+from inference.generation.record import (
+    BAD_ROW,
+    MODEL_FAILED,
+    OUT_OF_MEMORY,
+    Completion,
+    completion_of,
+    failed_completion,
+)
 from inference.generation.text import AnswerRow, EncodedPrompt
-from inference.jobs.feed import BAD_ROW, MODEL_FAILED, FailedRow
-from inference.jobs.records import error_record, record
-
-OUT_OF_MEMORY = "out_of_memory"
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ class LoadedModel:
                 encoded.append(encoder.encode(index, prompt_from(example)))
             except Exception as error:  # a template may raise anything; it belongs to this row
                 name = example.get("custom_id") if isinstance(example, Mapping) else None
-                outcomes[index] = self._failed(index, str(name or ""), BAD_ROW, error)
+                outcomes[index] = self._failed(str(name or ""), BAD_ROW, error)
         work = _Work(self, outcomes, notes)
         with self._turns.shared():
             left = work.run(encoded)
@@ -100,9 +104,9 @@ class LoadedModel:
         records = [outcomes[index] for index in range(len(examples))]
         return Answers(records, work.halved)
 
-    def _failed(self, row: int, name: str, kind: str, error: BaseException) -> dict[str, Any]:
-        failed = FailedRow(row, name, None, kind, str(error) or type(error).__name__)
-        return {**_of_a_pipeline(error_record(failed, self.model_id)), "cached_tokens": None}
+    def _failed(self, name: str, kind: str, error: BaseException) -> dict[str, Any]:
+        message = str(error) or type(error).__name__
+        return failed_completion(name or None, None, kind, message, model=self.model_id).as_dict()
 
 
 @dataclass
@@ -124,8 +128,7 @@ class _Work:
             assert isinstance(delivery.row, AnswerRow)
             answer = delivery.row.answer
             if delivery.error is None:
-                made = _of_a_pipeline(record(answer, self.model.model_id))
-                self.outcomes[answer.row] = {**made, "cached_tokens": answer.request.num_reused}
+                self.outcomes[answer.row] = _without_row(completion_of(answer, self.model.model_id))
                 if self.notes is not None:
                     self.notes.add(self.outcomes[answer.row])
             elif isinstance(delivery.error, InputError):
@@ -152,17 +155,16 @@ class _Work:
                 self.run_in_halves(left)
 
     def fail(self, source: EncodedPrompt, kind: str, error: BaseException) -> None:
-        self.outcomes[source.row] = self.model._failed(source.row, source.prompt.custom_id, kind, error)
+        self.outcomes[source.row] = self.model._failed(source.prompt.custom_id, kind, error)
 
 
 def _kind_of(error: BaseException) -> str:
     return OUT_OF_MEMORY if is_out_of_memory(error) else MODEL_FAILED
 
 
-def _of_a_pipeline(made: dict[str, Any]) -> dict[str, Any]:
-    """A record without the row's number: rows of a pipeline have none, and may have no name either."""
-    del made["row"]
-    return {**made, "custom_id": made["custom_id"] or None}
+def _without_row(completion: Completion) -> dict[str, Any]:
+    """The record of a pipeline's row: it has no number, and perhaps no name."""
+    return replace(completion, row=None, custom_id=completion.custom_id or None).as_dict()
 
 
 class _Turns:

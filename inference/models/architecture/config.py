@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 
 from inference.errors import ConfigError
+from inference.files.fields import Fields
+from inference.files.values import COUNT
 from inference.models.architecture.config_aliases import translate_mindformers
-from inference.models.architecture.config_reader import Fields
 from inference.models.architecture.experts import ExpertsConfig, ExpertsRule, read_experts
 from inference.models.architecture.latent import LatentConfig, read_latent
 from inference.models.architecture.rope import RopeConfig, alibi_slopes
 from inference.models.architecture.rope_config import context_length, read_ropes, rotary_size, scaling_of
+from inference.models.architecture.sizes import HEADS, HIDDEN, LAYERS, MULTIPLIER, RATIO, WIDTH, check_sizes
 
 # The config's names of activations, and the kernels'.
 ACTIVATIONS = {
@@ -236,24 +238,27 @@ def read_model_config(values: Mapping[str, Any], family: Family, architecture: s
     activation = fields.get("hidden_act", family.defaults.get("hidden_act", "silu"))
     if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise fields.error("hidden_act", f"one of {', '.join(ACTIVATIONS)}")
-    hidden, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
-    kv_heads = fields.integer("num_key_value_heads", heads)
+    hidden, heads = fields.integer("hidden_size", reader=HIDDEN), fields.integer("num_attention_heads", reader=HEADS)
+    kv_heads = fields.integer("num_key_value_heads", heads, HEADS)
     if heads % kv_heads:
         raise fields.error("num_key_value_heads", f"a divisor of num_attention_heads ({heads})")
     if fields.get("head_dim") is None and hidden % heads and not family.latent:
         raise fields.error("num_attention_heads", f"a divisor of hidden_size ({hidden}), or head_dim must be given")
     latent = read_latent(fields, scaling_of(fields)) if family.latent else None
-    head_dim = latent.rope if latent else fields.integer("head_dim", hidden // heads)
+    head_dim = latent.rope if latent else fields.integer("head_dim", hidden // heads, WIDTH)
     if head_dim % 2:
         raise fields.error("head_dim", "even, because rotary embedding turns pairs")
-    layers = fields.integer("num_hidden_layers")
+    layers = fields.integer("num_hidden_layers", reader=LAYERS)
     positions = _positions(fields, family)
     attention_bias = fields.flag("attention_bias", False)
     every_bias = fields.flag("add_bias_linear", False)
     mlp_bias = fields.flag("mlp_bias", False) or every_bias
     context = context_length(fields)
     rope, local_rope = read_ropes(fields, family.local_rope, context)
-    return ModelConfig(
+    rotated = rotary_size(fields, head_dim) if positions == "rope" else 0
+    if rotated == 2 and rope.kind in ("ntk", "dynamic"):
+        raise fields.error("head_dim", f"4 or more, because rope scaling '{rope.kind}' spares the first pair")
+    model = ModelConfig(
         architecture=architecture,
         vocab_size=fields.integer("vocab_size"),
         hidden_size=hidden,
@@ -262,7 +267,7 @@ def read_model_config(values: Mapping[str, Any], family: Family, architecture: s
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
-        norm_eps=fields.number("rms_norm_eps", 1e-6),
+        norm_eps=fields.epsilon("rms_norm_eps", 1e-6),
         context_length=context,
         rope=rope,
         tie_embeddings=fields.flag("tie_word_embeddings", False),
@@ -272,7 +277,7 @@ def read_model_config(values: Mapping[str, Any], family: Family, architecture: s
         down_bias=family.down_bias or mlp_bias,
         qk_norm=family.qk_norm or fields.flag("use_qk_norm", False),
         windows=_windows(fields, family, layers),
-        rotary_size=rotary_size(fields, head_dim) if positions == "rope" else 0,
+        rotary_size=rotated,
         attention_scale=fields.number("query_pre_attn_scalar", head_dim) ** -0.5,
         local_rope=local_rope,
         softcap=fields.optional_number("attn_logit_softcapping"),
@@ -289,6 +294,8 @@ def read_model_config(values: Mapping[str, Any], family: Family, architecture: s
         latent=latent,
         draft_layers=fields.count("num_nextn_predict_layers") if family.experts else 0,
     )
+    check_sizes(model, where)
+    return model
 
 
 # Switches of families that change the arithmetic, and the values that we compute.
@@ -360,15 +367,15 @@ BAICHUAN1_VOCABULARY = 64000
 def _intermediate_size(fields: Fields, hidden: int) -> int:
     """As given, or a multiple of the width, or Llama's rule: 2/3 of 4 widths, scaled, rounded up to `multiple_of`."""
     if fields.get("intermediate_size") is not None:
-        return fields.integer("intermediate_size")
+        return fields.integer("intermediate_size", reader=WIDTH)
     if fields.get("multiple_of") is None and fields.get("expand_ratio") is not None:
-        return fields.integer("expand_ratio") * hidden
+        return fields.integer("expand_ratio", reader=RATIO) * hidden
     if fields.get("multiple_of") is None:
         raise ConfigError(f"{fields.where}: neither 'intermediate_size' nor 'multiple_of' is given")
     width = 4 * hidden
     if fields.get("ffn_dim_multiplier") is not None:
-        width = int((fields.number("ffn_dim_multiplier", 1.0) + 0.01) * width)
-    multiple = fields.integer("multiple_of")
+        width = int((fields.read_or("ffn_dim_multiplier", MULTIPLIER, 1.0) + 0.01) * width)
+    multiple = fields.integer("multiple_of", reader=WIDTH)
     return multiple * math.ceil(int(2 * width / 3) / multiple)
 
 
@@ -389,7 +396,5 @@ def _windows(fields: Fields, family: Family, layers: int) -> tuple[int | None, .
     if family.sliding == "pattern":
         every = fields.integer("sliding_window_pattern")
         return tuple(window if (layer + 1) % every else None for layer in range(layers))
-    first = 0 if family.sliding == "always" else fields.get("max_window_layers", layers)
-    if type(first) is not int or first < 0:
-        raise fields.error("max_window_layers", "the number of layers that see their whole context")
+    first = 0 if family.sliding == "always" else fields.read_or("max_window_layers", COUNT, layers)
     return tuple(None if layer < first else window for layer in range(layers))

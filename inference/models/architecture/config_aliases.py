@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from inference.errors import ConfigError
+from inference.files.values import Reader, shown
 from inference.models.architecture.experts import from_moe_config
+from inference.models.architecture.sizes import FACTOR, THETA
 
 # Other names of a key -> Hugging Face's usual one: MindFormers', and those of families that go their own way.
 # `seq_length` stays: it is the length to run with, not the model's own limit.
@@ -54,8 +56,9 @@ def lay_over(own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]
     if {"rope_theta", "rope_scaling"} & set(top) and isinstance(base.get("rope_parameters"), Mapping):
         scaling = dict(base.pop("rope_parameters"))
         if isinstance(scaling.get("full_attention"), Mapping):
-            local = scaling.get("sliding_attention") or {}
-            base = {"rope_local_base_freq": local.get("rope_theta"), **base}
+            local = scaling.get("sliding_attention")
+            if isinstance(local, Mapping):
+                base = {"rope_local_base_freq": local.get("rope_theta"), **base}
             scaling = dict(scaling["full_attention"])
         base = {"rope_theta": scaling.pop("rope_theta", None), "rope_scaling": scaling, **base}
     return {**base, **top}
@@ -82,17 +85,18 @@ def translate_mindformers(values: Mapping[str, Any]) -> dict[str, Any]:
         out |= from_moe_config(experts)
     method = str(out.pop("extend_method", "None")).upper()
     if method not in EXTEND_METHODS:
-        raise ConfigError(f"extend_method '{method}' is not supported", f"accepted: {', '.join(EXTEND_METHODS)}")
+        raise ConfigError(f"extend_method {shown(method)} is not supported", f"accepted: {', '.join(EXTEND_METHODS)}")
     factor = out.pop("scaling_factor", None)
     wants = EXTEND_METHODS[method]
-    if wants is not None and (not isinstance(factor, wants) or isinstance(factor, bool)):
-        accepted = "a mapping with 'factor'" if wants is Mapping else "a number"
-        raise ConfigError(f"'scaling_factor' is {factor!r}", f"for extend_method {method} it must be {accepted}")
+    if wants is not None and not wants.takes(factor):
+        raise ConfigError(
+            f"'scaling_factor' is {shown(factor)}", f"for extend_method {method} it must be {wants.accepted}"
+        )
     if method == "PI":
         out["rope_scaling"] = {"type": "linear", "factor": factor}
     elif method == "NTK":
         # MindFormers multiplies the base itself.
-        out["rope_theta"] = (out.get("rope_theta") or 10000.0) * factor
+        out["rope_theta"] = THETA.read(out.get("rope_theta") or 10000.0, "'rope_theta'") * factor
     elif method in ("LINEAR", "LLAMA3", "YARN"):
         out["rope_scaling"] = {**factor, "rope_type": method.lower()}
     elif method == "DYNAMIC_NTK":
@@ -101,12 +105,13 @@ def translate_mindformers(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 # MindFormers' ways to scale rotary embedding, and what `scaling_factor` must be for them.
-EXTEND_METHODS: dict[str, Any] = {
+_SCALING: Reader[Any] = Reader("a mapping with 'factor'", lambda value: isinstance(value, Mapping), dict)
+EXTEND_METHODS: dict[str, Reader[Any] | None] = {
     "NONE": None,
-    "PI": (int, float),
-    "NTK": (int, float),
+    "PI": FACTOR,
+    "NTK": FACTOR,
     "DYNAMIC_NTK": None,
-    "LINEAR": Mapping,
-    "LLAMA3": Mapping,
-    "YARN": Mapping,
+    "LINEAR": _SCALING,
+    "LLAMA3": _SCALING,
+    "YARN": _SCALING,
 }

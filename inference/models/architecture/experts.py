@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from inference.files.fields import Fields
+from inference.files.values import INTEGERS
 from inference.kernels.formats import with_room
 from inference.kernels.shapes import Routing
-from inference.models.architecture.config_reader import Fields
+from inference.models.architecture.sizes import EXPERTS, MOST_EXPERTS, SHARED_EXPERTS, WIDTH
 
 SCORING = ("softmax", "sigmoid")
 # MindFormers' section `moe_config`, and Hugging Face's names.
@@ -93,14 +95,19 @@ def read_experts(fields: Fields, rule: ExpertsRule, num_layers: int) -> ExpertsC
     """
     if fields.get("num_experts") is None:
         return None
-    count = fields.integer("num_experts")
+    count = fields.integer("num_experts", reader=EXPERTS)
+    if count * num_layers > MOST_EXPERTS:
+        raise fields.error("num_experts", f"at most {MOST_EXPERTS // num_layers} for {num_layers} layers")
     layers = _layers(fields, num_layers)
     if not any(layers):
         return None
     routing = _routing(fields, rule, count)
-    width = fields.integer("moe_intermediate_size", fields.get("intermediate_size"))
+    width_key = "intermediate_size" if fields.get("moe_intermediate_size") is None else "moe_intermediate_size"
+    width = fields.integer(width_key, reader=WIDTH)
     has_gate = fields.get("shared_expert_intermediate_size") is not None
-    shared = fields.integer("shared_expert_intermediate_size") if has_gate else fields.count("n_shared_experts") * width
+    shared = fields.read_or("n_shared_experts", SHARED_EXPERTS, 0) * width
+    if has_gate:
+        shared = fields.integer("shared_expert_intermediate_size", reader=WIDTH)
     return ExpertsConfig(routing, width, shared, has_gate, _method(fields, rule) == "noaux_tc", layers)
 
 
@@ -146,9 +153,7 @@ def _layers(fields: Fields, num_layers: int) -> tuple[bool, ...]:
     `moe_layer_freq`-th, from `first_k_dense_replace` on.
     """
     step, frequency = fields.integer("decoder_sparse_step", 1), fields.integer("moe_layer_freq", 1)
-    first, dense = fields.count("first_k_dense_replace"), fields.get("mlp_only_layers", [])
-    if not isinstance(dense, list) or any(type(layer) is not int for layer in dense):
-        raise fields.error("mlp_only_layers", "a list of layers' numbers")
+    first, dense = fields.count("first_k_dense_replace"), fields.read("mlp_only_layers", INTEGERS) or []
     return tuple(
         layer >= first and layer % frequency == 0 and (layer + 1) % step == 0 and layer not in dense
         for layer in range(num_layers)

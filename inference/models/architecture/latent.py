@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from inference.files.fields import Fields
 from inference.kernels.formats import whole_panels, with_room
-from inference.models.architecture.config_reader import Fields
+from inference.models.architecture.sizes import FACTOR, HEAD, WIDTH
 
 # Of the norms of the latent and of the compressed query: DeepSeek's code sets it, whatever `rms_norm_eps` says.
 LATENT_NORM_EPS = 1e-6
@@ -67,15 +68,15 @@ def read_latent(fields: Fields, scaling: Fields) -> LatentConfig:
     Raises:
         ConfigError: a size is missing or of the wrong type.
     """
-    nope, rope = fields.integer("qk_nope_head_dim"), fields.integer("qk_rope_head_dim")
+    nope, rope = fields.integer("qk_nope_head_dim", reader=HEAD), fields.integer("qk_rope_head_dim", reader=HEAD)
     if rope % 2:
         raise fields.error("qk_rope_head_dim", "even, because rotary embedding turns pairs")
     return LatentConfig(
-        rank=fields.integer("kv_lora_rank"),
-        query_rank=0 if fields.get("q_lora_rank") is None else fields.integer("q_lora_rank"),
+        rank=fields.integer("kv_lora_rank", reader=WIDTH),
+        query_rank=0 if fields.get("q_lora_rank") is None else fields.integer("q_lora_rank", reader=WIDTH),
         nope=nope,
         rope=rope,
-        value=fields.integer("v_head_dim"),
+        value=fields.integer("v_head_dim", reader=HEAD),
         scale=(nope + rope) ** -0.5 * _sharpness(scaling) ** 2,
         interleaved=fields.flag("rope_interleave", True),
     )
@@ -85,7 +86,12 @@ def _sharpness(scaling: Fields) -> float:
     """DeepSeek's `mscale`, of queries and of keys: 0.1 * mscale_all_dim * ln(factor) + 1."""
     if scaling.get("mscale_all_dim") in (None, 0):
         return 1.0
-    return 0.1 * scaling.number("mscale_all_dim", 1.0) * math.log(max(1.0, scaling.number("factor", 1.0))) + 1
+    return (
+        0.1
+        * scaling.read_or("mscale_all_dim", FACTOR, 1.0)
+        * math.log(max(1.0, scaling.read_or("factor", FACTOR, 1.0)))
+        + 1
+    )
 
 
 def halves_of_pairs(rows: np.ndarray, heads: int, latent: LatentConfig) -> np.ndarray:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from inference.errors import ConfigError, did_you_mean
+from inference.files.values import TEXT
 from inference.models.architecture import tensor_names
 from inference.models.architecture.config import Family, Storage, read_model_config
 from inference.models.architecture.experts import ExpertsRule
@@ -178,6 +179,10 @@ ALIASES = {
 }
 
 
+# Of an architecture: what is longer is not one.
+LONGEST_NAME = 200
+
+
 def resolve_architecture(name: str, where: str) -> str:
     """The table's key for an architecture, model_type or MindFormers class name."""
     key = ALIASES.get(name, name)
@@ -198,7 +203,7 @@ def model_config_from(values: Mapping[str, Any], where: str, architecture: str |
     name = architecture or (named[0] if isinstance(named, (list, tuple)) else named)
     if not name:
         raise ConfigError(f"{where}: no architecture is named", "give 'architectures', 'model_type' or 'type'")
-    key = resolve_architecture(str(name), where)
+    key = resolve_architecture(TEXT.read(name, f"{where}: the architecture")[:LONGEST_NAME], where)
     if ARCHITECTURES[key] is T5:
         return read_t5_config(values, key, where)
     return read_model_config(values, ARCHITECTURES[key], key, where)

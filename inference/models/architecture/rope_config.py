@@ -10,17 +10,17 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from inference.errors import ConfigError
-from inference.models.architecture.config_reader import Fields
+from inference.files.fields import Fields
+from inference.files.values import FRACTION, list_of
 from inference.models.architecture.rope import ROPE_KINDS, RopeConfig, longrope_attention_factor, yarn_attention_factor
+from inference.models.architecture.sizes import FACTOR, THETA
 
 
 def rotary_size(fields: Fields, head_dim: int) -> int:
     """Elements of a head that are rotated."""
-    parameters = fields.get("rope_parameters")
-    parameters = parameters if isinstance(parameters, Mapping) else {}
-    factor = parameters.get("partial_rotary_factor", fields.get("partial_rotary_factor", 1.0))
-    if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 < factor <= 1:
-        raise ConfigError(f"{fields.where}: 'partial_rotary_factor' is {factor!r}", "it must be above 0 and at most 1")
+    key, given = "partial_rotary_factor", fields.get("rope_parameters")
+    place = Fields(given, f"{fields.where}: rope_parameters") if isinstance(given, Mapping) and key in given else fields
+    factor = place.read_or(key, FRACTION, 1.0)
     size = int(head_dim * factor)
     if size % 2 or not size:
         raise ConfigError(f"{fields.where}: 'partial_rotary_factor' {factor} of a head of {head_dim} is no pairs")
@@ -47,7 +47,7 @@ def _scaled_limit(fields: Fields, limit: int) -> int:
     if _kind(scaling) not in ("linear", "dynamic", "yarn"):
         return limit
     original = scaling.integer("original_max_position_embeddings", limit)
-    return int(original * scaling.number("factor", 1.0))
+    return int(original * scaling.read_or("factor", FACTOR, 1.0))
 
 
 def scaling_of(fields: Fields) -> Fields:
@@ -79,13 +79,15 @@ def read_ropes(fields: Fields, has_local: bool, context: int) -> tuple[RopeConfi
     """The rotary embedding, and that of layers with a window where it differs."""
     scaling = scaling_of(fields)
     kind = _kind(scaling)
-    theta = scaling.number("rope_theta", fields.number("rope_theta", 10000.0) * fields.number("rope_ratio", 1.0))
+    ratio = fields.read_or("rope_ratio", FACTOR, 1.0)
+    own = fields.read_or("rope_theta", THETA, 10000.0) * ratio
+    theta = THETA.read(scaling.read_or("rope_theta", THETA, own), f"{fields.where}: 'rope_theta' times 'rope_ratio'")
     rope = RopeConfig(
         theta=theta,
         kind=kind,
-        factor=scaling.number("factor", 1.0),
-        low_freq_factor=scaling.number("low_freq_factor", 1.0),
-        high_freq_factor=scaling.number("high_freq_factor", 4.0),
+        factor=scaling.read_or("factor", FACTOR, 1.0),
+        low_freq_factor=scaling.read_or("low_freq_factor", FACTOR, 1.0),
+        high_freq_factor=scaling.read_or("high_freq_factor", FACTOR, 4.0),
         original_max_positions=scaling.integer("original_max_position_embeddings", 8192),
     )
     if kind in ("dynamic", "yarn", "longrope"):
@@ -100,7 +102,9 @@ def read_ropes(fields: Fields, has_local: bool, context: int) -> tuple[RopeConfi
     local = Fields(nested, f"{fields.where}: rope_parameters of sliding_attention")
     if local.get("rope_type", "default") != "default":
         raise local.error("rope_type", "default: layers with a window are not scaled")
-    return rope, RopeConfig(theta=local.number("rope_theta", fields.number("rope_local_base_freq", 10000.0)))
+    return rope, RopeConfig(
+        theta=local.read_or("rope_theta", THETA, fields.read_or("rope_local_base_freq", THETA, 10000.0))
+    )
 
 
 def _with_lengths(rope: RopeConfig, fields: Fields, scaling: Fields, context: int) -> RopeConfig:
@@ -115,22 +119,24 @@ def _with_lengths(rope: RopeConfig, fields: Fields, scaling: Fields, context: in
         return replace(rope, length=context)
     if rope.kind == "yarn":
         # A weight of 0 is one that is not there.
-        mscales = (scaling.number(key, 1.0) if scaling.get(key) else None for key in ("mscale", "mscale_all_dim"))
-        factor = scaling.number("factor", limit / original)
+        mscales = (
+            scaling.read_or(key, FACTOR, 1.0) if scaling.get(key) else None for key in ("mscale", "mscale_all_dim")
+        )
+        factor = scaling.read_or("factor", FACTOR, limit / original)
         return replace(
             rope,
             factor=factor,
-            attention_factor=scaling.number("attention_factor", yarn_attention_factor(factor, *mscales)),
-            beta_fast=scaling.number("beta_fast", 32.0),
-            beta_slow=scaling.number("beta_slow", 1.0),
+            attention_factor=scaling.read_or("attention_factor", FACTOR, yarn_attention_factor(factor, *mscales)),
+            beta_fast=scaling.read_or("beta_fast", FACTOR, 32.0),
+            beta_slow=scaling.read_or("beta_slow", FACTOR, 1.0),
             truncate=scaling.flag("truncate", True),
         )
-    factor = scaling.number("factor", limit / original)
+    factor = scaling.read_or("factor", FACTOR, limit / original)
     return replace(
         rope,
         factor=factor,
         length=context,
-        attention_factor=scaling.number("attention_factor", longrope_attention_factor(factor, original)),
+        attention_factor=scaling.read_or("attention_factor", FACTOR, longrope_attention_factor(factor, original)),
         short_factors=_factors(fields, scaling, "short_factor"),
         long_factors=_factors(fields, scaling, "long_factor"),
     )
@@ -139,11 +145,11 @@ def _with_lengths(rope: RopeConfig, fields: Fields, scaling: Fields, context: in
 def _factors(fields: Fields, scaling: Fields, key: str) -> tuple[float, ...]:
     head_dim = fields.integer("head_dim", fields.integer("hidden_size") // fields.integer("num_attention_heads"))
     count = rotary_size(fields, head_dim) // 2
-    factors = scaling.get(key)
-    is_list = isinstance(factors, (list, tuple)) and len(factors) == count
-    if not is_list or any(isinstance(f, bool) or not isinstance(f, (int, float)) or not f > 0 for f in factors):
-        raise scaling.error(key, f"a list of {count} positive numbers, one for each rotated pair")
-    return tuple(float(factor) for factor in factors)
+    accepted = f"a list of {count} positive numbers of at most 10^6, one for each rotated pair"
+    factors = scaling.read_or(key, list_of(FACTOR, accepted), [])
+    if len(factors) != count:
+        raise scaling.error(key, accepted)
+    return tuple(factors)
 
 
 def _stretched(rope: RopeConfig, fields: Fields, scaling: Fields, context: int) -> RopeConfig:

@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from inference.files.fields import Fields
+from inference.files.values import TOKEN_ID
 from inference.models.architecture import tensor_names
 from inference.models.architecture.config import ModelConfig, Storage
-from inference.models.architecture.config_reader import Fields
+from inference.models.architecture.sizes import HEAD, HEADS, HIDDEN, LAYERS, WIDTH, check_sizes
 
 # MindFormers' name, or another T5's, -> Hugging Face's.
 OTHER_NAMES = {
@@ -131,26 +133,27 @@ def read_t5_config(values: Mapping[str, Any], architecture: str, where: str) -> 
     """
     fields = Fields({OTHER_NAMES.get(key, key): value for key, value in values.items() if value is not None}, where)
     feed_forward = fields.get("feed_forward_proj", "relu")
-    if feed_forward not in FEED_FORWARDS:
+    if not isinstance(feed_forward, str) or feed_forward not in FEED_FORWARDS:
         raise fields.error("feed_forward_proj", f"one of {', '.join(FEED_FORWARDS)}")
     activation, gated = FEED_FORWARDS[feed_forward]
-    layers, buckets = fields.integer("num_layers"), fields.integer("relative_attention_num_buckets", 32)
-    max_distance = fields.integer("relative_attention_max_distance", 128)
+    layers, buckets = (
+        fields.integer("num_layers", reader=LAYERS),
+        fields.integer("relative_attention_num_buckets", 32, WIDTH),
+    )
+    max_distance = fields.integer("relative_attention_max_distance", 128, WIDTH)
     if buckets % 4 or max_distance <= buckets // 2:
         raise fields.error("relative_attention_num_buckets", "a multiple of 4, at most twice the maximal distance")
-    start = fields.get("decoder_start_token_id", fields.get("pad_token_id", 0))
-    if type(start) is not int or start < 0:
-        raise fields.error("decoder_start_token_id", "a token id")
-    return T5Config(
+    start_key = "pad_token_id" if fields.get("decoder_start_token_id") is None else "decoder_start_token_id"
+    model = T5Config(
         architecture=architecture,
         vocab_size=fields.integer("vocab_size"),
-        hidden_size=fields.integer("d_model"),
-        intermediate_size=fields.integer("d_ff"),
+        hidden_size=fields.integer("d_model", reader=HIDDEN),
+        intermediate_size=fields.integer("d_ff", reader=WIDTH),
         num_encoder_layers=layers,
-        num_layers=fields.integer("num_decoder_layers", layers),
-        num_heads=fields.integer("num_heads"),
-        head_dim=fields.integer("d_kv", 64),
-        norm_eps=fields.number("layer_norm_epsilon", 1e-6),
+        num_layers=fields.integer("num_decoder_layers", layers, LAYERS),
+        num_heads=fields.integer("num_heads", reader=HEADS),
+        head_dim=fields.integer("d_kv", 64, HEAD),
+        norm_eps=fields.epsilon("layer_norm_epsilon", 1e-6),
         # Positions are relative, so n_positions, what the model was trained with, is no limit: a YAML may ask for more.
         context_length=fields.integer("seq_length", fields.integer("n_positions", 512)),
         num_buckets=buckets,
@@ -159,5 +162,7 @@ def read_t5_config(values: Mapping[str, Any], architecture: str, where: str) -> 
         gated=gated,
         # transformers 5 writes that all T5s are tied, and of those that are not that their output is not scaled.
         tie_embeddings=fields.flag("tie_word_embeddings", True) and fields.flag("scale_decoder_outputs", True),
-        decoder_start=start,
+        decoder_start=fields.read_or(start_key, TOKEN_ID, 0),
     )
+    check_sizes(model, where)
+    return model

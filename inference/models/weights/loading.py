@@ -47,6 +47,26 @@ PACKED_AT_ONCE = 1 << 22
 PackInto = Callable[[np.ndarray, Format, np.ndarray, int], None]
 
 
+def check_sizes(checkpoint: Checkpoint, config: AnyConfig, path: Path) -> None:
+    """Compares a config's sizes with what a checkpoint's headers say, before tables of those sizes are made.
+
+    Raises:
+        CheckpointError: the config has more layers, or more weights, than the files can hold.
+    """
+    if config.num_layers > len(checkpoint):
+        raise CheckpointError(
+            f"{path} does not fit the config: it holds {len(checkpoint)} tensors, and the config says "
+            f"{config.num_layers} layers"
+        )
+    size = sum(segment.size for tensor in checkpoint.values() for segment in tensor.segments)
+    # No format takes less than a bit for a weight.
+    if config.num_parameters > 8 * size:
+        raise CheckpointError(
+            f"{path} does not fit the config: it holds {size} bytes of weights, and the config's sizes add up to "
+            f"{config.num_parameters} parameters"
+        )
+
+
 def fit(checkpoint: Checkpoint, config: AnyConfig, path: Path) -> Pairs:
     """Pairs every tensor that the model needs with the stored one.
 
@@ -109,6 +129,18 @@ def fit_packed(
     return pairs
 
 
+class NotFiniteError(ValueError):
+    """Values hold NaN or infinity."""
+
+
+def check_finite(values: np.ndarray) -> None:
+    """Raises `NotFiniteError` if values hold NaN or infinity; a sum tells, at the speed of memory."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        # Large finite values can overflow a sum, too.
+        if not np.isfinite(values.sum()) and not np.isfinite(values).all():
+            raise NotFiniteError
+
+
 @dataclass(frozen=True)
 class Destination:
     """Memory that a parameter's tensors are written to.
@@ -127,7 +159,20 @@ class Destination:
     pack_into: PackInto = pack_into
 
     def write(self, tensor: StoredTensor, place: TensorPlace) -> None:
-        """Reads a tensor into the rows of its place, converted to the format."""
+        """Reads a tensor into the rows of its place, converted to the format.
+
+        Raises:
+            CheckpointError: it holds NaN or infinity, and the format has neither.
+        """
+        try:
+            self._write(tensor, place)
+        except NotFiniteError:
+            raise CheckpointError(
+                f"tensor '{tensor.name}' holds NaN or infinity, which {self.precision.value} cannot hold",
+                "the checkpoint is damaged: fetch it again, or look at it with --weight_dtype float32",
+            ) from None
+
+    def _write(self, tensor: StoredTensor, place: TensorPlace) -> None:
         if tensor.dtype == PACKED:
             self._write_packed(tensor, place.first_row)
         elif isinstance(tensor, QuantizedTensor) and tensor.is_held_by(self.precision) and place.keeps_rows:
@@ -154,6 +199,7 @@ class Destination:
             found, first = tensor.rows(begin, min(begin + count, tensor.shape[0])).codes(), place.first_row + begin
             if place.order is not None:
                 found = found.in_order(place.order)
+            check_finite(found.scales)
             if self.memory is None:
                 self.array[first : first + len(found.codes)] = found.rounded().values()
             else:
@@ -162,6 +208,7 @@ class Destination:
     def _write_rows(self, rows: np.ndarray, first_row: int) -> None:
         """Takes values, or elements of the memory's own type."""
         if self.memory is not None:
+            self._check(rows)
             self.pack_into(np.ascontiguousarray(rows), self.memory, self.array, first_row)
             return
         self.array[first_row : first_row + len(rows)] = rows
@@ -200,7 +247,13 @@ class Destination:
             panels = packed[row // PANEL : (row + ROWS_AT_ONCE) // PANEL]
             part[:] = unpack(panels, self.precision, len(part), columns)
 
+    def _check(self, rows: np.ndarray) -> None:
+        """Integers have no NaN and no infinity: packing would turn both into plausible weights."""
+        if self.precision.quantized:
+            check_finite(rows)
+
     def _round(self, rows: np.ndarray) -> None:
+        self._check(rows)
         if self.precision is not Format.FLOAT32:
             for row in range(0, len(rows), ROWS_AT_ONCE):
                 part = rows[row : row + ROWS_AT_ONCE]

@@ -8,7 +8,6 @@ it says how the base model stores W, which the table of its tensors knows. Never
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +23,8 @@ from inference.checkpoint.tensor import StoredTensor
 from inference.config import InferenceConfig
 from inference.config.schema import SLORA
 from inference.errors import CheckpointError, ConfigError, ModelNotFoundError
+from inference.files.read import exists, read_json_object
+from inference.files.values import POSITIVE, SIZE, is_text
 from inference.kernels.formats import to_bfloat16
 from inference.kernels.weight import Addition
 from inference.models.architecture.config import ModelConfig
@@ -279,11 +280,8 @@ def adapter_paths(config: InferenceConfig) -> dict[str, Path]:
     pet = config.model.model_config.pet_config or {}
     if pet.get("pet_type") == SLORA and pet.get("adapter_path"):
         file = Path(str(pet.get("adapter_path"))) / SLORA_FILE
-        try:
-            named = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            named = error
-        if not isinstance(named, dict) or not all(isinstance(path, str) for path in named.values()):
+        named = read_json_object(file) if exists(file) else None
+        if named is None or not all(is_text(path) for path in named.values()):
             where = config.origin("model.model_config.pet_config")
             raise ConfigError(
                 f"{where}: {file} is no mapping of adapters' names to their directories",
@@ -306,7 +304,7 @@ def read_adapter(name: str, path: Path, config: AnyConfig) -> Adapter:
         CheckpointError: it is damaged, or does something else than add low-rank products to matrices.
     """
     settings = PeftConfig.read(path)
-    if not (path / WEIGHTS_FILE).is_file():
+    if not exists(path / WEIGHTS_FILE):
         raise ModelNotFoundError(
             f"the adapter {name}: {path} holds no {WEIGHTS_FILE}",
             "PEFT writes it; an adapter_model.bin can run code when it is loaded, and is not read",
@@ -355,17 +353,9 @@ class PeftConfig:
             CheckpointError: it is damaged, or asks for something else.
         """
         path = directory / CONFIG_FILE
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ModelNotFoundError(
-                f"{directory} holds no {CONFIG_FILE}", "give a directory that PEFT saved"
-            ) from error
-        except (ValueError, RecursionError) as error:
-            raise CheckpointError(f"{path} is not valid JSON: {error}") from error
-        if not isinstance(values, dict):
-            raise CheckpointError(f"{path} must hold an object")
-        settings = cls(path, values)
+        if not exists(path):
+            raise ModelNotFoundError(f"{directory} holds no {CONFIG_FILE}", "give a directory that PEFT saved")
+        settings = cls(path, read_json_object(path, CheckpointError))
         settings._check()
         return settings
 
@@ -386,13 +376,13 @@ class PeftConfig:
                 f"{self.path}: init_lora_weights {start} changed the base model too",
                 "save it with PEFT's path_initial_model_for_weight_conversion",
             )
-        for key, kinds in (("r", int), ("lora_alpha", (int, float))):
-            value = values.get(key)
-            if not isinstance(value, kinds) or isinstance(value, bool) or value <= 0:
-                raise CheckpointError(f"{self.path}: {key} is {value!r}, it must be a number above 0")
-        for key in ("rank_pattern", "alpha_pattern"):
-            if not isinstance(values.get(key) or {}, dict):
-                raise CheckpointError(f"{self.path}: {key} must hold an object")
+        for key, reader, pattern in (("r", SIZE, "rank_pattern"), ("lora_alpha", POSITIVE, "alpha_pattern")):
+            reader.read(values.get(key), f"{self.path}: {key}", CheckpointError)
+            given = values.get(pattern) or {}
+            if not isinstance(given, dict):
+                raise CheckpointError(f"{self.path}: {pattern} must hold an object")
+            for name, value in given.items():
+                reader.read(value, f"{self.path}: {pattern} of {name}", CheckpointError)
 
     def rank_of(self, module: str) -> int:
         """Rank of the product for a module."""

@@ -1,0 +1,82 @@
+"""Opens files that a user named: regular files only, and JSON objects, with errors that name the path.
+
+A fifo or a device would block for ever or never end, so both are refused before they are opened.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from inference.errors import CheckpointError, ConfigError, InferenceError
+
+_KINDS = (
+    (stat.S_ISDIR, "a directory"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def exists(path: Path) -> bool:
+    """Whether there is anything at a path; False for a name that no file system takes."""
+    return os.path.exists(path)  # noqa: PTH110  (Path.exists raises OSError for a name that is too long)
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a regular file at a path; False for a name that no file system takes."""
+    return os.path.isfile(path)  # noqa: PTH113
+
+
+def check_regular(path: Path, error: type[InferenceError] = CheckpointError) -> os.stat_result:
+    """The state of a regular file, following links.
+
+    Raises:
+        error: there is none, or it is a directory, a named pipe, a socket or a device.
+    """
+    try:
+        state = path.stat()
+    except (OSError, ValueError) as problem:
+        reason = problem.strerror if isinstance(problem, OSError) else str(problem)
+        raise error(f"{path}: cannot be read ({reason})") from problem
+    if not stat.S_ISREG(state.st_mode):
+        kind = next((name for test, name in _KINDS if test(state.st_mode)), "no regular file")
+        raise error(f"{path} is {kind}", "it must be a regular file")
+    return state
+
+
+def read_text(path: Path, error: type[InferenceError] = ConfigError) -> str:
+    """The text of a regular file in UTF-8, without the byte order mark that some editors put first.
+
+    Raises:
+        error: it cannot be read, or is no UTF-8.
+    """
+    check_regular(path, error)
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as problem:
+        raise error(f"{path}: cannot be read ({problem.strerror})") from problem
+    except ValueError as problem:
+        raise error(f"{path} is no text in UTF-8 ({problem})", "save it in UTF-8") from problem
+
+
+def read_json_object(path: Path, error: type[InferenceError] = ConfigError) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises:
+        error: it cannot be read, is no JSON, is nested too deeply, or holds something other than an object.
+    """
+    text = read_text(path, error)
+    try:
+        values = json.loads(text)
+    except RecursionError as problem:
+        raise error(f"{path} is not valid JSON: it is nested too deeply") from problem
+    except ValueError as problem:
+        raise error(f"{path} is not valid JSON: {problem}") from problem
+    if not isinstance(values, dict):
+        raise error(f"{path} holds a {type(values).__name__}", "it must hold a JSON object")
+    return values

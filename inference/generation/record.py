@@ -1,0 +1,181 @@
+"""The record of an answer: one dataclass, whoever asked for it and wherever it goes.
+
+Python callers get it as an object; the command line, save files and pipelines write it as JSON (`as_dict`). A field
+that is added here appears in all of them. Knows answers; knows nothing about files or forms of output.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from inference.engine.request import TokenLogprob
+from inference.errors import InferenceError, InputError
+from inference.generation.text import Answer, EncodedPrompt
+
+# Why a row has no answer. Remote endpoints have kinds of their own (`inference.remote`).
+BAD_ROW = "bad_row"
+MODEL_FAILED = "model_failed"
+OUT_OF_MEMORY = "out_of_memory"
+# An earlier row has the same custom_id.
+DUPLICATE = "duplicate_id"
+
+
+def _only_if_given() -> Any:
+    """A field that JSON leaves out if it is None."""
+    return field(default=None, metadata={"only_if_given": True})
+
+
+@dataclass(frozen=True)
+class ErrorRecord:
+    """Why a row has no answer.
+
+    Args:
+        type: one of the kinds above.
+        message: one line.
+        line: line of the input file, from 1; None if the row is in no file.
+    """
+
+    type: str
+    message: str
+    line: int | None = None
+
+    def __str__(self) -> str:
+        return self.message
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"type": self.type, "message": self.message, "line": self.line}
+
+
+@dataclass(frozen=True)
+class Completion:
+    """An answer, or the error of a row that has none. A value that nobody knows is None.
+
+    Args:
+        custom_id: name of the row, its number if it has no name.
+        row: place of the row in the input, from 0.
+        prompt: the prompt as the model saw it: of a chat the rendered template.
+        text: what `token_ids` decode to, without special tokens and without the stop string.
+        token_ids: every generated token, the one that ended the answer included.
+        finish_reason: `stop`, `length`, or `error`.
+        prompt_tokens: length of the prompt in tokens.
+        completion_tokens: length of `token_ids`.
+        cached_tokens: tokens of the prompt that the prefix cache had.
+        ttft_seconds: from the arrival of the row in the engine to its first token.
+        total_seconds: from the arrival of the row to its last token.
+        model: name of the model.
+        error: why there is no answer.
+        seed: the seed, if the answer was sampled.
+        truncated_tokens: tokens that were cut from the prompt to fit the context.
+        logprobs: one entry a token of `token_ids`, if they were asked for.
+        attempts: requests that a remote endpoint was sent for this row.
+        value: the result of a model that does not answer in text (pipelines).
+    """
+
+    custom_id: str | None
+    row: int | None = _only_if_given()
+    prompt: str | None = None
+    text: str | None = None
+    token_ids: tuple[int, ...] | None = None
+    finish_reason: str | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    cached_tokens: int | None = None
+    ttft_seconds: float | None = None
+    total_seconds: float | None = None
+    model: str | None = None
+    error: ErrorRecord | None = None
+    seed: int | None = _only_if_given()
+    truncated_tokens: int | None = _only_if_given()
+    logprobs: tuple[TokenLogprob, ...] | None = _only_if_given()
+    attempts: int | None = _only_if_given()
+    value: Any = _only_if_given()
+
+    @property
+    def index(self) -> int | None:
+        """Place of the prompt among those given: the same as `row`."""
+        return self.row
+
+    def as_dict(self, echo: bool = True) -> dict[str, Any]:
+        """The record as JSON has it.
+
+        Args:
+            echo: with the prompt.
+        """
+        values = {item.name: getattr(self, item.name) for item in _FIELDS}
+        if not echo:
+            del values["prompt"]
+        values["token_ids"] = None if self.token_ids is None else list(self.token_ids)
+        values["error"] = None if self.error is None else self.error.as_dict()
+        values["logprobs"] = None if self.logprobs is None else [_logprob_dict(item) for item in self.logprobs]
+        return {name: value for name, value in values.items() if value is not None or name not in _ONLY_IF_GIVEN}
+
+
+_FIELDS = fields(Completion)
+_ONLY_IF_GIVEN = {item.name for item in _FIELDS if item.metadata.get("only_if_given")}
+FIELD_NAMES = tuple(item.name for item in _FIELDS)
+
+
+def completion_of(answer: Answer, model: str) -> Completion:
+    """The record of a finished answer."""
+    source, request = answer.source, answer.request
+    timing = request.timing
+    return Completion(
+        custom_id=source.prompt.custom_id,
+        row=source.row,
+        prompt=source.text,
+        text=answer.text,
+        token_ids=tuple(request.output_ids),
+        finish_reason=request.finish_reason.value if request.finish_reason else None,
+        prompt_tokens=request.num_prompt_tokens,
+        completion_tokens=len(request.output_ids),
+        cached_tokens=request.num_reused,
+        ttft_seconds=_rounded(timing.ttft),
+        total_seconds=_rounded(timing.total),
+        model=model,
+        seed=None if source.generation.greedy else request.seed,
+        truncated_tokens=source.truncated or None,
+        logprobs=None if source.generation.logprobs is None else tuple(request.logprobs),
+    )
+
+
+def failed_completion(
+    custom_id: str | None,
+    row: int | None,
+    kind: str,
+    message: str,
+    *,
+    line: int | None = None,
+    prompt: str | None = None,
+    model: str | None = None,
+    attempts: int | None = None,
+) -> Completion:
+    """The record of a row without an answer."""
+    error = ErrorRecord(kind, message, line)
+    return Completion(custom_id, row, prompt, finish_reason="error", model=model, error=error, attempts=attempts)
+
+
+def failure_of(source: EncodedPrompt, error: InferenceError) -> Completion:
+    """The record of a prompt that was encoded and that the engine refused or failed on."""
+    prompt = source.prompt
+    name, _, line = prompt.where.rpartition(":")
+    return failed_completion(
+        prompt.custom_id,
+        source.row,
+        kind_of(error),
+        f"{prompt.where}: {error}",
+        line=int(line) if name and line.isdecimal() else None,
+    )
+
+
+def kind_of(error: BaseException) -> str:
+    """The kind of an error: the row's fault or the model's."""
+    return BAD_ROW if isinstance(error, InputError) else MODEL_FAILED
+
+
+def _logprob_dict(item: TokenLogprob) -> dict[str, Any]:
+    return {"token_id": item.token_id, "logprob": item.logprob, "top": [list(pair) for pair in item.top]}
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 6)
