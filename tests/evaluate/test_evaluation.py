@@ -76,7 +76,7 @@ def test_examples(tmp_path):
         ({"prompt": "p", "reference": 3}, "a.jsonl:2: no reference"),
         ({"prompt": "p", "reference": "r", "references": ["r"]}, "both 'reference' and 'references'"),
         ({"prompt": "p", "reference": "r", "slice": 1.5}, "a.jsonl:2: a slice is a text"),
-        ({"prompt": "p", "reference": "r", "custom_id": "x"}, "custom_id 'x' is that of "),
+        ({"prompt": "p", "reference": "r", "custom_id": "x"}, "custom_id 'x' is also that of "),
         ({"prompt": "p", "reference": "r", "max_lenght": 1}, "did you mean 'max_length'?"),
         ({"reference": "r"}, "a.jsonl:2: no prompt in this row"),
     ],
@@ -169,7 +169,7 @@ def test_a_drop_has_to_be_sure():
         ({"at_least": {"exact_mach": 1}}, "did you mean 'exact_match'?"),
         ({"at_least": {"exact_match@evn": 1}}, "no row is in that slice; did you mean 'even'?"),
         ({"at_most": {"latncy_p90": 1}}, "did you mean 'latency_p90'?"),
-        ({"max_drop": {"failed": 1}}, "a threshold is for 'failed'"),
+        ({"max_drop": {"failed": 1}}, "a threshold names the unknown score 'failed'"),
         ({"max_drop": {"exact_match": 0}}, "give --compare_with"),
     ],
 )
