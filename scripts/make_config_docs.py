@@ -53,8 +53,6 @@ NAMES: tuple[tuple[Any, str], ...] = (
     (bool, "`true` / `false`"),
     (str, "text"),
 )
-# Of what is not there yet, the keys alone are.
-HIDDEN = ("serve",)
 LIMITS = (("ge", "from"), ("gt", "above"), ("le", "to"), ("lt", "below"))
 
 
@@ -86,7 +84,7 @@ def sections(kind: Any, path: KeyPath) -> Iterator[tuple[Any, KeyPath]]:
 def hints(kind: Any) -> dict[str, Any]:
     """Keys of a section and their types."""
     found = get_type_hints(kind, include_extras=True)
-    return {name: found[name] for name in fields(kind) if name not in HIDDEN}
+    return {name: found[name] for name in fields(kind)}
 
 
 def fields(kind: Any) -> dict[str, Any]:

@@ -17,6 +17,7 @@ PACKAGE = Path(__file__).parents[1] / "inference"
 LAYERS = (
     (
         "errors",
+        "notices",
         "files",
         "config",
         "inputs",
@@ -29,7 +30,7 @@ LAYERS = (
     ("context", "kernels", "parallel"),
     ("models",),
     ("engine", "generation"),
-    ("terminal", "api", "jobs", "evaluate", "beam", "launcher", "mindformers_bridge"),
+    ("terminal", "api", "jobs", "evaluate", "beam", "launcher", "mindformers_bridge", "serve"),
     ("modes", "cli", "__init__", "__main__"),
 )
 MINDSPORE_AT_TOP = (

@@ -150,7 +150,7 @@ class LLM:
         self.close()
 
     def _encoder(self, settings: Mapping[str, Any]) -> Encoder:
-        return self.model.encoder(self.tokenizer, self.model.generation_config.updated(**settings))
+        return self.model.encoder(self.tokenizer, **settings)
 
 
 class TextStream:

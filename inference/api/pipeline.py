@@ -44,7 +44,8 @@ class TextGenerationPipeline:
         **settings: Any,
     ):
         self.model, self.tokenizer, self.streamer, self.key = model, tokenizer, streamer, key
-        self._generation = model.generation_config.updated(**settings)
+        model.generation_config.updated(**settings)  # refuses settings that make no sense
+        self._settings = settings
 
     def __call__(
         self,
@@ -106,7 +107,7 @@ class TextGenerationPipeline:
     def _encoded(
         self, texts: Iterable[str], settings: Mapping[str, Any], return_errors: bool
     ) -> list[EncodedPrompt | InputError]:
-        encoder = self.model.encoder(self.tokenizer, self._generation.updated(**settings))
+        encoder = self.model.encoder(self.tokenizer, **{**self._settings, **settings})
         encoded: list[EncodedPrompt | InputError] = []
         for row, text in enumerate(texts):
             try:

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from inference.errors import CheckpointError, InferenceError
+from inference.errors import CheckpointError
 from inference.files.read import check_regular, is_file
 from inference.files.values import Reader, integer
 
@@ -159,7 +159,10 @@ def _of_package(path: Path, name: str, kind: int) -> tuple[str, int, int]:
     try:
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
     except ImportError:
-        raise InferenceError(f"{path} has tensors in blocks that need the package gguf", "pip install gguf") from None
+        raise CheckpointError(
+            f"{path}: tensor '{name}' is in blocks that need the package gguf, which is not installed",
+            "pip install gguf",
+        ) from None
     try:
         found = GGMLQuantizationType(kind)
         values, item = GGML_QUANT_SIZES[found]

@@ -232,6 +232,8 @@ def _act(config: InferenceConfig, given: dict[str, Any]) -> int:
         modes.convert(config, given["overwrite"])
     elif config.run_mode == "evaluate":
         return modes.evaluate(config, values)
+    elif config.run_mode == "serve":
+        return modes.serve(config)
     else:
         again = resume_command(click.get_current_context().obj)
         how = {"overwrite": given["overwrite"], "resume": goes_on, "again": again}

@@ -19,6 +19,7 @@ from inference.config.generation import GenerationConfig, GenerationSettings, La
 from inference.config.layer import KeyPath, Layer, lay_all
 from inference.config.model_settings import ModelSettings
 from inference.config.print_config import yaml_of
+from inference.config.serve_settings import ServeSettings
 from inference.config.values import (
     Bytes,
     Count,
@@ -35,7 +36,7 @@ from inference.config.values import (
 )
 from inference.errors import ConfigError
 
-RUN_MODES = ("predict", "evaluate", "convert", "pipeline")
+RUN_MODES = ("predict", "evaluate", "convert", "pipeline", "serve")
 _TRAINING = ("train", "finetune", "export", "predict_with_train_model")
 _GRAPH_MODES = ((0, 0), (1, 1), ("GRAPH_MODE", 0), ("PYNATIVE_MODE", 1))
 _SAVE_GRAPHS = ((False, 0), (True, 2), (0, 0), (1, 1), (2, 2), (3, 3))
@@ -305,7 +306,7 @@ class InferenceConfig(Section):
     run_mode: Annotated[str, BeforeValidator(_run_mode)] = Field(
         "predict",
         description="predict answers prompts, evaluate measures a model, convert packs weights, "
-        "pipeline answers rows on Apache Beam.",
+        "pipeline answers rows on Apache Beam, serve answers requests over HTTP.",
     )
     output_dir: str = Field("./output", description="Directory for what a run writes.")
     use_parallel: bool = Field(False, description="Run on several devices; the launcher starts a process for each.")
@@ -347,7 +348,9 @@ class InferenceConfig(Section):
     pipeline: PipelineSettings = Field(
         default_factory=PipelineSettings, description="Apache Beam (`run_mode: pipeline`)."
     )
-    serve: Free = Field(default_factory=dict, description="The server.")
+    serve: ServeSettings = Field(
+        default_factory=ServeSettings, description="OpenAI-compatible server (`run_mode: serve`)."
+    )
 
     _layer: Layer = PrivateAttr(default_factory=Layer)
     _given: tuple[Layer, ...] = PrivateAttr(default=())

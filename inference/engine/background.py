@@ -68,6 +68,12 @@ class BackgroundEngine:
         self._entered: list[Row[Any]] = []
         self._left: list[Request] = []
         self._thread: threading.Thread | None = None
+        self._engine: BaseEngine | None = None
+
+    @property
+    def engine(self) -> BaseEngine | None:
+        """The engine that runs rows now, for its figures; None while there are no rows."""
+        return self._engine
 
     def submit(self, row: Row[Event], deliver: Callable[[Delivery[Event]], None], every_token: bool = True) -> None:
         """Lets a row join the running batch.
@@ -152,12 +158,14 @@ class BackgroundEngine:
         """The thread: steps until no row is left."""
         try:
             with self._open() as engine:
+                self._engine = engine
                 while self._take_changes(engine):
                     if engine.busy:
                         for request in engine.step():
                             self._advance(engine, request)
         except BaseException as error:
             with self._lock:
+                self._engine = None
                 rows = [entry.row for entry in self._entries.values()]
                 self._entered, self._left, self._thread = [], [], None
             for row in rows:
@@ -169,7 +177,7 @@ class BackgroundEngine:
             entered, self._entered = self._entered, []
             left, self._left = self._left, []
             if not entered and not engine.busy:
-                self._thread = None
+                self._thread = self._engine = None
                 return False
         for row in entered:
             try:

@@ -103,7 +103,7 @@ class _Model:
     def of(cls, config: InferenceConfig) -> _Model:
         check_device(config)
         source = resolve(config)
-        return cls(source, make_encoder(source, source.tokenizer(), source.generation))
+        return cls(source, make_encoder(source, source.tokenizer()))
 
     def evaluate(self, examples: Sequence[Example], metrics: Sequence[Metric], sampling: Sampling) -> Evaluation:
         """Load the model, measure it, and release it."""

@@ -24,6 +24,7 @@ from inference.engine.request import Request
 from inference.errors import GenerationError, InferenceError, InputError
 from inference.generation.build import Say, build_runner, choose_kernels, format_in_memory, share
 from inference.generation.cache_size import num_blocks
+from inference.generation.ends import with_ends
 from inference.generation.streamers import BaseStreamer, SeparateStreamers
 from inference.generation.text import AnswerRow, EncodedPrompt, Encoder
 from inference.inputs.prompts import Prompt
@@ -162,9 +163,10 @@ class GenerativeModel:
             f"at most {self.max_sequences} rows at once"
         )
 
-    def encoder(self, tokenizer: Tokenizer, generation: GenerationConfig | None = None) -> Encoder:
-        """Turns prompts into ids for this model."""
-        return make_encoder(self.source, tokenizer, generation or self.generation_config)
+    def encoder(self, tokenizer: Tokenizer, **settings: Any) -> Encoder:
+        """Turns prompts into ids for this model; `settings` of generation outrank the model's own."""
+        generation = with_ends(self.source, tokenizer, self.generation_config)
+        return make_encoder(self.source, tokenizer, generation.updated(**settings))
 
     def generate(
         self,
@@ -268,10 +270,12 @@ class _Tokens:
         return self.request.output_ids[-1]
 
 
-def make_encoder(source: ModelSource, tokenizer: Tokenizer | None, generation: GenerationConfig) -> Encoder:
-    """The encoder of a model; without end-of-sequence ids in its settings the tokenizer's own counts."""
-    if tokenizer is not None and not generation.eos_token_id and tokenizer.eos_token_id is not None:
-        generation = generation.updated(eos_token_id=tokenizer.eos_token_id)
+def make_encoder(
+    source: ModelSource, tokenizer: Tokenizer | None, generation: GenerationConfig | None = None
+) -> Encoder:
+    """The encoder of a model, with its own settings of generation unless others are given."""
+    if generation is None:
+        generation = with_ends(source, tokenizer, source.generation)
     settings = source.config
     names = settings.adapter_id or ()
     return Encoder(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from inference.checkpoint.gguf_tensors import read_gguf_config
 from inference.checkpoint.open import GGUF_SUFFIX, open_checkpoint, rank_folders
 from inference.checkpoint.tensor import Checkpoint
 from inference.config import GENERATION_FILE, GenerationConfig, InferenceConfig, read_generation_file
+from inference.config.generation import GenerationSettings, settings_from_model
 from inference.config.locate import locate_model
 from inference.config.presets import is_preset
 from inference.errors import ConfigError, ModelNotFoundError
@@ -54,6 +56,7 @@ class ModelSource:
         own_config: the keys of config.json, with those of the YAML over them.
         ranks: how many share the model.
         adapters: in the weights, or for the rows that ask for them.
+        stated_ends: ids that end an answer, by the file that says so.
     """
 
     config: InferenceConfig
@@ -67,6 +70,12 @@ class ModelSource:
     ranks: int = 1
     scheme: Scheme | None = None
     adapters: Adapters = field(default_factory=Adapters)
+    stated_ends: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def ends_are_given(self) -> bool:
+        """Whether the user's own eos_token_id decides what ends an answer."""
+        return bool(self.config.generation_config.eos_token_id)
 
     @property
     def is_split(self) -> bool:
@@ -147,9 +156,9 @@ def resolve(config: InferenceConfig) -> ModelSource:
     scheme = read_scheme(values, where)
     own = read_generation_file(directory / GENERATION_FILE) if directory else None
     generation = config.generation(model=own)
-    if not generation.eos_token_id:
-        ids = values.get("eos_token_id")
-        generation = generation.updated(eos_token_id=ids) if ids is not None else generation
+    ends = _stated_ends(config, own, values, where)
+    if not config.generation_config.eos_token_id:
+        generation = generation.updated(eos_token_id=list(dict.fromkeys(chain.from_iterable(ends.values()))))
     packed = _packed_format(values, where)
     ranks = ranks_of_model(config)
     if ranks > 1:
@@ -159,7 +168,22 @@ def resolve(config: InferenceConfig) -> ModelSource:
     adapters = _adapters(config, model, packed is not None or checkpoint is None)
     config.check_adapters("adapter_id", config.adapter_id or (), adapters.numbers)
     config.check_adapters("generation_config.adapter_id", (generation.adapter_id,), adapters.numbers)
-    return ModelSource(config, name, directory, checkpoint, model, generation, packed, values, ranks, scheme, adapters)
+    return ModelSource(
+        config, name, directory, checkpoint, model, generation, packed, values, ranks, scheme, adapters, ends
+    )
+
+
+def _stated_ends(
+    config: InferenceConfig, own: GenerationSettings | None, values: Mapping[str, Any], where: str
+) -> dict[str, tuple[int, ...]]:
+    """The ids that end an answer by each of the model's files and by model.model_config."""
+    if own is None:
+        own = GenerationSettings()
+    by_file = settings_from_model({"eos_token_id": values.get("eos_token_id")}, where).eos_token_id
+    by_yaml = config.model.model_config.generation().eos_token_id
+    origin = config.origin("model.model_config.eos_token_id")
+    stated = {GENERATION_FILE: own.eos_token_id, where: by_file, origin: by_yaml}
+    return {name: ids for name, ids in stated.items() if ids}
 
 
 def _adapters(config: InferenceConfig, model: AnyConfig, only_chosen: bool) -> Adapters:

@@ -6,5 +6,6 @@ from inference.modes.evaluate import evaluate
 from inference.modes.follower import assist
 from inference.modes.pipeline import check_other, pipeline
 from inference.modes.predict import predict
+from inference.modes.serve import serve
 
-__all__ = ["assist", "check", "check_other", "convert", "evaluate", "pipeline", "predict"]
+__all__ = ["assist", "check", "check_other", "convert", "evaluate", "pipeline", "predict", "serve"]

@@ -111,7 +111,7 @@ def prepare(config: InferenceConfig, rows: RowStream | None, replace: bool) -> C
             "give rows with references (docs/evaluate.md)",
         )
     tokenizer = source.tokenizer()
-    encoder = make_encoder(source, tokenizer, source.generation)
+    encoder = make_encoder(source, tokenizer)
     # A text to evaluate may be longer than the context, and needs no room for an answer.
     for prompt in rows.arguments if rows and config.run_mode == "predict" else ():
         encoder.encode(0, prompt)

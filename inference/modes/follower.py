@@ -61,7 +61,7 @@ def _replicate(source: ModelSource, pairs: Pairs | None, kernels: ModuleType, ra
     model = GenerativeModel(source, pairs, **needs, ranks=ranks, kernels=kernels, say=say)
     say_stage(ranks.topology, READY)
     with closing(model), model.engine(metrics) as engine:
-        generation = make_encoder(source, tokenizer, source.generation).generation
+        generation = make_encoder(source, tokenizer).generation
         replica = Replica(channel, TextGenerator(engine, tokenizer), generation, metrics)
         replica.run()
         ranks.links.unwatch()

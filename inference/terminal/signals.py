@@ -30,6 +30,7 @@ PATIENCE = 1.0
 # Taken by the thread that ends the process: one says why.
 _ending = threading.Lock()
 _last_words: list[Callable[[], str]] = []
+_finishers: list[Callable[[], None]] = []
 
 
 @cache
@@ -60,6 +61,13 @@ def _start(wait: Callable[[], int]) -> None:
 
     def run() -> NoReturn:
         number = signal.Signals(wait())
+        if _finishers:
+            # A second signal ends the process at once.
+            _start(wait)
+            finishers = _finishers.copy()
+            _finishers.clear()
+            for finish in finishers:
+                finish()
         end(WORDS[number], SIGNALLED + number)
 
     threading.Thread(target=run, name="signals", daemon=True).start()
@@ -79,6 +87,19 @@ def last_words(say: Callable[[], str]) -> Iterator[None]:
         yield
     finally:
         _last_words.remove(say)
+
+
+@contextmanager
+def finishing(finish: Callable[[], None]) -> Iterator[None]:
+    """Meanwhile a signal calls `finish` before it ends the process, so that what runs may come to its end. A second
+    signal does not wait for that.
+    """
+    _finishers.append(finish)
+    try:
+        yield
+    finally:
+        with suppress(ValueError):
+            _finishers.remove(finish)
 
 
 def begin_end() -> bool:

@@ -1,8 +1,8 @@
 """The tokenizer inside a GGUF file: reads it, and writes it as the files of a model directory.
 
-Fields (github.com/ggml-org/ggml, docs/gguf.md): `tokenizer.ggml.model` is `llama` for a sentencepiece model, whose
-pieces, scores and types are those of its ModelProto, or `gpt2` for byte-level BPE with merges, where
-`tokenizer.ggml.pre` names how a text is cut before. Both become what our own tokenizers read.
+Fields (github.com/ggml-org/ggml, docs/gguf.md): `tokenizer.ggml.model` is `llama` or `t5` for a sentencepiece model,
+whose pieces, scores and types are those of its ModelProto, or `gpt2` for byte-level BPE with merges, where
+`tokenizer.ggml.pre` names how a text is split before. Both become what our own tokenizers read.
 """
 
 from __future__ import annotations
@@ -15,27 +15,29 @@ from pathlib import Path
 from typing import Any
 
 from inference.checkpoint.gguf_header import HINT, GgufFile, open_gguf
-from inference.errors import TokenizerError
+from inference.errors import TokenizerError, did_you_mean
+from inference.notices import notice
 from inference.tokenizer.base import Tokenizer
-from inference.tokenizer.byte_level import DIGITS, THREES, byte_level_backend
+from inference.tokenizer.bpe import bpe_backend
 from inference.tokenizer.chatglm import of_bytes
 from inference.tokenizer.json_tokenizer import JsonTokenizer
-from inference.tokenizer.sentencepiece_tokenizer import BYTE, CONTROL, NORMAL, USER_DEFINED, SentencePieceTokenizer
+from inference.tokenizer.pre_tokenizers import DEFAULT, PRE_TOKENIZERS, PreTokenizer
+from inference.tokenizer.sentencepiece_tokenizer import (
+    BYTE,
+    CONTROL,
+    NORMAL,
+    UNKNOWN,
+    USER_DEFINED,
+    SentencePieceTokenizer,
+)
 from inference.tokenizer.tokenizer_config import read_tokenizer_config
 
+# Kinds of `tokenizer.ggml.model` that are a sentencepiece model, and its model_type: BPE or unigrams.
+SENTENCEPIECE = {"llama": 2, "t5": 1}
+MODELS = (*SENTENCEPIECE, "gpt2", "gemma4")
+# llama.cpp's ids of the unknown token, for a file that does not say.
+DEFAULT_UNKNOWN = {"llama": 0, "t5": 2}
 IDS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
-# By `tokenizer.ggml.pre`: where a text is cut (None for GPT-2's own rule), whether it is normalized (NFC), whether a
-# whole word that is a token is taken without merges, and whether bos comes first where the file does not say.
-CUTS: dict[str, tuple[str | None, bool, bool, bool]] = {
-    "llama-bpe": (THREES, False, True, True),
-    # Phi-4's, and GLM-4's of both layouts.
-    "dbrx": (THREES, False, False, False),
-    "chatglm-bpe": (THREES, False, False, False),
-    "glm4": (THREES, False, False, False),
-    "qwen2": (DIGITS, True, False, False),
-    "gpt-2": (None, False, False, False),
-    "default": (None, False, False, False),
-}
 
 
 @dataclass(frozen=True)
@@ -95,10 +97,10 @@ def _stored(path: Path) -> _Stored:
 
 def _read(file: GgufFile) -> _Stored:
     path, model, tokens = file.path, file.get("tokenizer.ggml.model"), file.get("tokenizer.ggml.tokens")
-    if model not in ("llama", "gpt2") or not tokens:
+    if model not in MODELS or not tokens:
         raise TokenizerError(
             f"{path} has a tokenizer of kind {model}, which is not read",
-            "read are llama and gpt2; give --processor.tokenizer.tokenizer_file the model's tokenizer.json",
+            f"read are {', '.join(MODELS)}; give --processor.tokenizer.tokenizer_file the model's tokenizer.json",
         )
     types = file.get("tokenizer.ggml.token_type") or [NORMAL] * len(tokens)
     own: dict[str, Any] = {
@@ -109,24 +111,39 @@ def _read(file: GgufFile) -> _Stored:
         "add_eos_token": file.get("tokenizer.ggml.add_eos_token"),
         "chat_template": file.get("tokenizer.chat_template"),
     }
-    if model == "llama":
+    if model in SENTENCEPIECE:
         # llama.cpp puts the space that begins a text after a special token too, as Llama 2's tokenizer.json does.
         own["legacy"] = True
         return _Stored(own, model=_model_proto(file, tokens, types, own))
-    pre = file.get("tokenizer.ggml.pre", "default")
-    if pre not in CUTS:
-        raise TokenizerError(
-            f"{path} cuts text as '{pre}' does, which is not known here",
-            f"known are {', '.join(CUTS)}; give --processor.tokenizer.tokenizer_file the model's tokenizer.json",
-        )
+    splitting = _splitting(file)
     if own["add_bos_token"] is None:
-        own["add_bos_token"] = CUTS[pre][3]
+        own["add_bos_token"] = splitting.add_bos
     own["added_tokens_decoder"] = {
-        token_id: {"content": tokens[token_id], "special": kind == CONTROL}
+        token_id: {"content": tokens[token_id], "special": kind != USER_DEFINED}
         for token_id, kind in enumerate(types)
-        if kind in (CONTROL, USER_DEFINED)
+        if kind in (CONTROL, USER_DEFINED, UNKNOWN)
     }
-    return _Stored(own, backend=_byte_level(file, tokens, pre))
+    merges = [tuple(merge.split(" ")) for merge in file.get("tokenizer.ggml.merges") or []]
+    vocabulary = {token: token_id for token_id, token in enumerate(tokens)}
+    return _Stored(own, backend=bpe_backend(vocabulary, merges, path, splitting))
+
+
+def _splitting(file: GgufFile) -> PreTokenizer:
+    """How a file's tokenizer splits a text; says so if the file does not."""
+    name = "gemma4" if file.get("tokenizer.ggml.model") == "gemma4" else file.get("tokenizer.ggml.pre")
+    if name is None:
+        notice(
+            f"{file.path} does not say how its tokenizer splits a text (tokenizer.ggml.pre): llama.cpp's default is "
+            "assumed; if answers are poor, give --processor.tokenizer.tokenizer_file the model's tokenizer.json"
+        )
+        name = DEFAULT
+    if name not in PRE_TOKENIZERS:
+        hint = did_you_mean(str(name), PRE_TOKENIZERS)
+        raise TokenizerError(
+            f"{file.path} splits text by the rule '{name}' (tokenizer.ggml.pre), which is not known",
+            f"{hint + '; ' if hint else ''}give --processor.tokenizer.tokenizer_file the model's tokenizer.json",
+        )
+    return PRE_TOKENIZERS[name]
 
 
 def _ids(file: GgufFile) -> dict[str, int]:
@@ -134,12 +151,17 @@ def _ids(file: GgufFile) -> dict[str, int]:
     return {name: token_id for name, token_id in found.items() if token_id is not None}
 
 
-def _byte_level(file: GgufFile, tokens: list[str], pre: str) -> Any:
-    """Byte-level BPE as the tokenizers package has it."""
-    cut, normalized, whole_words, _ = CUTS[pre]
-    merges = [tuple(merge.split(" ")) for merge in file.get("tokenizer.ggml.merges") or []]
-    vocabulary = {token: token_id for token_id, token in enumerate(tokens)}
-    return byte_level_backend(vocabulary, merges, file.path, cut=cut, normalized=normalized, whole_words=whole_words)
+def _piece_types(file: GgufFile, types: list[int]) -> list[int]:
+    """The types as sentencepiece wants them: one unknown piece.
+
+    llama.cpp's converter marks `<unk>` as CONTROL, and the padding of a vocabulary as UNKNOWN.
+    """
+    unknown = file.get("tokenizer.ggml.unknown_token_id", DEFAULT_UNKNOWN[file.get("tokenizer.ggml.model")])
+    made = [USER_DEFINED if kind == UNKNOWN else kind for kind in types]
+    if not 0 <= unknown < len(made):
+        raise TokenizerError(f"{file.path}: unknown_token_id {unknown} is none of its {len(made)} tokens", HINT)
+    made[unknown] = UNKNOWN
+    return made
 
 
 def _model_proto(file: GgufFile, tokens: list[str], types: list[int], own: Mapping[str, Any]) -> bytes:
@@ -147,18 +169,20 @@ def _model_proto(file: GgufFile, tokens: list[str], types: list[int], own: Mappi
     scores = file.get("tokenizer.ggml.scores") or [0.0] * len(tokens)
     if not len(tokens) == len(types) == len(scores):
         raise TokenizerError(f"{file.path}: {len(tokens)} tokens, {len(scores)} scores, {len(types)} types")
+    types = _piece_types(file, types)
     made = bytearray()
     for token, score, kind in zip(tokens, scores, types, strict=True):
         piece = _message(1, token.encode()) + b"\x15" + struct.pack("<f", score) + _number(3, kind)
         made += _message(1, piece)
-    # model_type BPE, byte_fallback, then the names of unk, bos, eos and pad.
-    trainer = _number(3, 2) + _number(35, int(BYTE in types))
+    # model_type, byte_fallback, then the names of unk, bos, eos and pad.
+    trainer = _number(3, SENTENCEPIECE[file.get("tokenizer.ggml.model")]) + _number(35, int(BYTE in types))
+    named = {"unk_token": tokens[types.index(UNKNOWN)], **own}
     for number, name in ((45, "unk_token"), (46, "bos_token"), (47, "eos_token"), (48, "pad_token")):
-        if name in own:
-            trainer += _message(number, own[name].encode())
+        if name in named:
+            trainer += _message(number, named[name].encode())
     has_prefix = file.get("tokenizer.ggml.add_space_prefix", True)
     strips = file.get("tokenizer.ggml.remove_extra_whitespaces", False)
-    charsmap = bytes(file.get("tokenizer.ggml.precompiled_charsmap") or [])
+    charsmap = bytes(value % 256 for value in file.get("tokenizer.ggml.precompiled_charsmap") or [])
     normalizer = _message(2, charsmap) if charsmap else _message(1, b"identity")
     normalizer += _number(3, int(has_prefix)) + _number(4, int(strips)) + _number(5, 1)
     return bytes(made) + _message(2, trainer) + _message(3, normalizer)

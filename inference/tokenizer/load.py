@@ -11,9 +11,9 @@ from typing import Any
 
 from inference.errors import TokenizerError
 from inference.tokenizer.base import Tokenizer
-from inference.tokenizer.byte_level import THREES
 from inference.tokenizer.chatglm import GLM4_SPECIAL, ROLES, of_bytes
 from inference.tokenizer.json_tokenizer import read_json_tokenizer
+from inference.tokenizer.pre_tokenizers import PRE_TOKENIZERS
 from inference.tokenizer.sentencepiece_tokenizer import read_sentencepiece
 from inference.tokenizer.tiktoken_file import is_tiktoken, read_tiktoken
 from inference.tokenizer.tokenizer_config import TokenizerConfig, read_tokenizer_config
@@ -64,8 +64,8 @@ def load_tokenizer(
 
 
 def _glm4_tokenizer(path: Path, config: TokenizerConfig) -> Tokenizer:
-    """GLM-4's, the one of tiktoken's form whose regular expression is known."""
-    return read_tiktoken(path, config, THREES, (*GLM4_SPECIAL, *ROLES))
+    """GLM-4's, the only one in tiktoken's form whose regular expression is known."""
+    return read_tiktoken(path, config, PRE_TOKENIZERS["glm4"], (*GLM4_SPECIAL, *ROLES))
 
 
 def _named_file(root: Path | None, settings: Mapping[str, Any]) -> Path | None:

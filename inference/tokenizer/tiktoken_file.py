@@ -15,8 +15,9 @@ from pathlib import Path
 
 from inference.errors import TokenizerError
 from inference.tokenizer.added_token import AddedToken
-from inference.tokenizer.byte_level import byte_level_backend
+from inference.tokenizer.bpe import bpe_backend
 from inference.tokenizer.json_tokenizer import SPELLING, JsonTokenizer
+from inference.tokenizer.pre_tokenizers import PreTokenizer
 from inference.tokenizer.tokenizer_config import TokenizerConfig
 
 _LINE = re.compile(rb"([A-Za-z0-9+/=]+) (\d+)\r?\n?")
@@ -28,11 +29,13 @@ def is_tiktoken(path: Path) -> bool:
         return _LINE.match(file.read(256)) is not None
 
 
-def read_tiktoken(path: Path, config: TokenizerConfig, cut: str, special: Sequence[str]) -> JsonTokenizer:
+def read_tiktoken(
+    path: Path, config: TokenizerConfig, splitting: PreTokenizer, special: Sequence[str]
+) -> JsonTokenizer:
     """The tokenizer in a file.
 
     Args:
-        cut: the regular expression, which is not in the file.
+        splitting: how a text is split, which is not in the file.
         special: tokens whose ids follow the ranks, where the config has none.
 
     Raises:
@@ -51,7 +54,7 @@ def read_tiktoken(path: Path, config: TokenizerConfig, cut: str, special: Sequen
         raise TokenizerError(f"{path} is damaged: its ranks are not 0 to {len(found) - 1}", "fetch the file again")
     usual = {len(found) + index: AddedToken(token, special=True) for index, token in enumerate(special)}
     config = replace(config, added=config.added or usual)
-    backend = byte_level_backend(vocabulary, _merges(found), path, cut=cut, whole_words=True)
+    backend = bpe_backend(vocabulary, _merges(found), path, splitting)
     tokenizer = JsonTokenizer(backend, config, path)
     for token_id, token in config.added.items():
         if tokenizer.token_to_id(token.content) != token_id:

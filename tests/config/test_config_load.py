@@ -280,7 +280,7 @@ serve:
     config = load_config(write("m.yaml", text))
     assert config.output.echo is True
     assert config.context.jit_config == {"block_size": 32, "threads": 3}
-    assert config.serve == {"port": 1, "host": "a"}
+    assert config.serve.given() == {"port": 1, "host": "a"}
     assert config.origin("context.jit_config.block_size") == "m.yaml:3"
 
 
@@ -434,7 +434,8 @@ TEXTS = st.text(min_size=1)
 
 @given(stop=st.lists(TEXTS, max_size=3), directory=TEXTS, free=st.dictionaries(TEXTS, TEXTS | st.floats(-9, 9)))
 def test_to_yaml_keeps_any_text(stop: list[str], directory: str, free: dict, tmp_path_factory) -> None:
-    config = load_config({"generation_config": {"stop": stop}, "output_dir": directory, "serve": free})
+    steps = {"a": {"arguments": free}}
+    config = load_config({"generation_config": {"stop": stop}, "output_dir": directory, "pipeline": {"steps": steps}})
     path = tmp_path_factory.getbasetemp() / "printed.yaml"
     path.write_text(config.to_yaml(), encoding="utf-8")
     again = load_config(path)

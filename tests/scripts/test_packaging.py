@@ -14,6 +14,7 @@ PACKAGE = ROOT / "inference"
 IMPORT_NAMES = {"pyyaml": "yaml"}
 # Imported only where the user has installed the extra.
 OPTIONAL = {"gguf", "mindformers", "apache_beam", "pyarrow", "zstandard", "matplotlib", "sacrebleu"}
+OPTIONAL |= {"starlette", "uvicorn", "prometheus_client", "llguidance", "prompt_toolkit"}
 
 
 def settings() -> configparser.ConfigParser:

@@ -119,7 +119,7 @@ class TokenLength:
         """Tokens, at least 1."""
         if self._encoder is None:
             source = resolve(self._config)
-            self._encoder = make_encoder(source, source.tokenizer(), source.generation)
+            self._encoder = make_encoder(source, source.tokenizer())
         try:
             return len(self._encoder.encode(0, prompt_from(prepared(without_key(element), self._prepare))).ids)
         except InferenceError:

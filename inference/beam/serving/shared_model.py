@@ -83,7 +83,7 @@ class LoadedModel:
             ConfigError: an unknown setting.
         """
         llm = self._llm
-        encoder = llm.model.encoder(llm.tokenizer, llm.model.generation_config.updated(**(settings or {})))
+        encoder = llm.model.encoder(llm.tokenizer, **(settings or {}))
         outcomes: dict[int, dict[str, Any]] = {}
         encoded = []
         for index, example in enumerate(examples):

@@ -1,0 +1,57 @@
+"""`--run_mode serve`: a model behind OpenAI's HTTP interface."""
+
+from __future__ import annotations
+
+import importlib.util
+import threading
+from contextlib import closing
+from typing import NoReturn
+
+from inference.api.backend import choose_model_class
+from inference.config import InferenceConfig
+from inference.context import build_context
+from inference.errors import ConfigError, InferenceError
+from inference.modes.check import prepare, say_what_is_used
+from inference.terminal.output import load_progress, say
+from inference.terminal.signals import finishing
+
+PACKAGES = ("starlette", "uvicorn", "prometheus_client")
+
+
+def check_packages() -> None:
+    """Refuses to go on without the packages of the extra `serve`.
+
+    Raises:
+        ConfigError: one is missing.
+    """
+    for name in PACKAGES:
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(f"run_mode serve needs {name}", "pip install 'mindspore-inference[serve]'")
+
+
+def serve(config: InferenceConfig) -> NoReturn:
+    """Answers requests until a signal ends the process."""
+    check_packages()
+    from inference.serve.app import State
+    from inference.serve.listen import listen
+    from inference.serve.run import HttpServer
+    from inference.serve.service import Service
+
+    listener = listen(config)
+    ready = prepare(config, None, True)
+    say_what_is_used(ready)
+    state = State(listener, config.serve.page)
+    server = HttpServer(state, config.serve.shutdown_seconds)
+    server.start()
+    with finishing(server.stop):
+        build_context(config)
+        model = choose_model_class(config)(ready.source, ready.pairs, progress=load_progress(ready.pairs), say=say)
+        with closing(model):
+            state.service = Service(config, model, ready.tokenizer, ready.encoder)
+            say(model.describe_cache())
+            say(f"{ready.source.name} answers at {listener.url}/v1 (chat page: {listener.url}/)")
+            server.join()
+            if state.is_ending:
+                # The thread that heard the signal ends the process.
+                threading.Event().wait(config.serve.shutdown_seconds)
+    raise InferenceError("the HTTP server ended by itself", "its log says why")

@@ -1,0 +1,272 @@
+"""Answers in OpenAI's forms: `chat.completion` and `text_completion`, whole and as the parts of a stream.
+
+A whole answer is made of the same parts as a stream, so that both say the same. Knows these forms; knows nothing about
+HTTP.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+from inference.engine.request import Request, TokenLogprob
+from inference.generation.text import AnswerRow
+from inference.serve.bodies import Ask
+from inference.serve.generation import Piece, Rows
+from inference.tokenizer import Tokenizer
+
+DONE = b"data: [DONE]\n\n"
+
+
+class MessageReader(Protocol):
+    """Turns the text of a chat's answer into changes of the message (`delta`), as it comes."""
+
+    @property
+    def has_calls(self) -> bool:
+        """Whether the message calls tools."""
+
+    def push(self, text: str) -> Iterable[Mapping[str, Any]]: ...
+
+    def finish(self) -> Iterable[Mapping[str, Any]]: ...
+
+
+class PlainReader:
+    """All text is the message's content."""
+
+    has_calls = False
+
+    def push(self, text: str) -> Iterable[Mapping[str, Any]]:
+        return [{"content": text}] if text else []
+
+    def finish(self) -> Iterable[Mapping[str, Any]]:
+        return []
+
+
+class Answers:
+    """All answers of one request.
+
+    Args:
+        model: its name, as the client called it.
+        rows: sample after sample of prompt after prompt.
+        tokenizer: gives tokens their text, where log probabilities are asked for.
+        make_reader: reads one answer of a chat.
+        finished: told each row that has its answer.
+    """
+
+    def __init__(
+        self,
+        ask: Ask,
+        model: str,
+        rows: Sequence[AnswerRow],
+        tokenizer: Tokenizer,
+        make_reader: Callable[[], MessageReader] = PlainReader,
+        finished: Callable[[Request], None] = lambda request: None,
+    ):
+        self._ask, self._rows, self._finished = ask, rows, finished
+        self._choices = [_Choice(ask, index, row, tokenizer, make_reader()) for index, row in enumerate(rows)]
+        kind = "chat.completion" if ask.chat else "text_completion"
+        self._head = {"id": ask.name, "object": kind, "created": int(time.time()), "model": model}
+
+    async def whole(self, rows: Rows) -> dict[str, Any]:
+        """All answers as one object, when they are there."""
+        async for pieces in rows:
+            for piece in pieces:
+                self._choices[piece.choice].add(piece)
+                if piece.finished:
+                    self._finished(piece.row.request)
+        return {**self._head, "choices": [choice.whole() for choice in self._choices], "usage": self._usage()}
+
+    async def events(self, rows: Rows) -> AsyncIterator[bytes]:
+        """The parts of a stream, as server-sent events."""
+        if self._ask.chat:
+            self._head["object"] = "chat.completion.chunk"
+            for choice in self._choices:
+                yield self._event([choice.part({"role": "assistant", "content": ""})])
+        async for pieces in rows:
+            parts: list[bytes] = []
+            for piece in pieces:
+                parts += [self._event([part]) for part in self._choices[piece.choice].parts(piece)]
+                if piece.finished:
+                    self._finished(piece.row.request)
+            if parts:
+                yield b"".join(parts)
+        if self._ask.include_usage:
+            yield self._event([], self._usage())
+        yield DONE
+
+    def _event(self, choices: list[dict[str, Any]], usage: dict[str, Any] | None = None) -> bytes:
+        chunk = {**self._head, "choices": choices}
+        if self._ask.include_usage:
+            chunk["usage"] = self._usage() if self._ask.continuous_usage else usage
+        return as_event(chunk)
+
+    def _usage(self) -> dict[str, Any]:
+        requests = [row.request for row in self._rows]
+        first = requests[:: self._ask.samples]
+        return usage_of(
+            sum(request.num_prompt_tokens for request in first),
+            sum(len(request.output_ids) for request in requests),
+            sum(request.num_reused for request in first),
+        )
+
+
+def usage_of(prompt: int, completion: int, cached: int) -> dict[str, Any]:
+    """Counts of tokens in OpenAI's form."""
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
+
+
+def as_event(value: Mapping[str, Any]) -> bytes:
+    """A server-sent event."""
+    return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+
+
+class _Choice:
+    """One answer of a request."""
+
+    def __init__(self, ask: Ask, index: int, row: AnswerRow, tokenizer: Tokenizer, reader: MessageReader):
+        self._ask, self._index, self._row, self._tokenizer, self._reader = ask, index, row, tokenizer, reader
+        self._told = 0
+        self._begun = False
+        self._offset = 0
+        self._parts: list[dict[str, Any]] = []
+
+    def add(self, piece: Piece) -> None:
+        """Takes what has come, for `whole`."""
+        self._parts += self.parts(piece)
+
+    def whole(self) -> dict[str, Any]:
+        """The answer as one object."""
+        reason = self._parts[-1]["finish_reason"]
+        if not self._ask.chat:
+            text = "".join(part["text"] for part in self._parts)
+            logprobs = _joined([part["logprobs"] for part in self._parts if part["logprobs"]])
+            return {"index": self._index, "text": text, "logprobs": logprobs, "finish_reason": reason}
+        message: dict[str, Any] = {"role": "assistant", "content": None}
+        for part in self._parts:
+            merge_delta(message, part["delta"])
+        if message["content"] is None and "tool_calls" not in message:
+            message["content"] = ""
+        logprobs = _joined([part["logprobs"] for part in self._parts if part["logprobs"]])
+        return {"index": self._index, "message": message, "logprobs": logprobs, "finish_reason": reason}
+
+    def parts(self, piece: Piece) -> list[dict[str, Any]]:
+        """What a piece adds to the stream; nothing as long as its text is held back."""
+        reason = self._reason(piece)
+        if not self._ask.chat:
+            text = piece.text
+            if not self._begun and self._ask.echo:
+                text = self._row.answer.source.text + text
+            if not text and reason is None:
+                return []
+            self._begun = True
+            part = {"index": self._index, "text": text, "logprobs": None, "finish_reason": reason}
+            part["logprobs"] = self._completion_logprobs(piece)
+            self._offset += len(text)
+            return [part]
+        deltas = list(self._reader.push(piece.text))
+        if piece.finished:
+            deltas += self._reader.finish()
+            if reason == "stop" and self._reader.has_calls:
+                reason = "tool_calls"
+        parts = [self.part(delta) for delta in deltas]
+        if reason is not None:
+            parts.append(self.part({}, reason))
+        if parts:
+            parts[0]["logprobs"] = self._chat_logprobs(piece)
+        return parts
+
+    def part(self, delta: Mapping[str, Any], reason: str | None = None) -> dict[str, Any]:
+        """A part of a chat's stream."""
+        return {"index": self._index, "delta": dict(delta), "logprobs": None, "finish_reason": reason}
+
+    def _reason(self, piece: Piece) -> str | None:
+        reason = self._row.request.finish_reason
+        return reason.value if piece.finished and reason is not None else None
+
+    def _fresh(self, piece: Piece) -> list[TokenLogprob] | None:
+        """The log probabilities that were not told yet."""
+        request = self._row.request
+        if request.generation.logprobs is None:
+            return None
+        fresh = request.logprobs[self._told : piece.tokens]
+        self._told = piece.tokens
+        return fresh
+
+    def _chat_logprobs(self, piece: Piece) -> dict[str, Any] | None:
+        fresh = self._fresh(piece)
+        return None if fresh is None else {"content": [self._chat_token(item) for item in fresh], "refusal": None}
+
+    def _chat_token(self, item: TokenLogprob) -> dict[str, Any]:
+        top = [self._named(token, logprob) for token, logprob in item.top]
+        return {**self._named(item.token_id, item.logprob), "top_logprobs": top}
+
+    def _named(self, token: int, logprob: float) -> dict[str, Any]:
+        data = self._tokenizer.token_bytes(token)
+        return {"token": token_text(self._tokenizer, token), "logprob": finite(logprob), "bytes": list(data)}
+
+    def _completion_logprobs(self, piece: Piece) -> dict[str, Any] | None:
+        fresh = self._fresh(piece)
+        if fresh is None:
+            return None
+        texts = [token_text(self._tokenizer, item.token_id) for item in fresh]
+        offsets, offset = [], self._offset
+        for text in texts:
+            offsets.append(offset)
+            offset += len(text)
+        tops = []
+        for text, item in zip(texts, fresh, strict=True):
+            top = {token_text(self._tokenizer, token): finite(logprob) for token, logprob in item.top}
+            tops.append({**top, text: finite(item.logprob)})
+        return {
+            "tokens": texts,
+            "token_logprobs": [finite(item.logprob) for item in fresh],
+            "top_logprobs": tops,
+            "text_offset": offsets,
+        }
+
+
+def token_text(tokenizer: Tokenizer, token: int) -> str:
+    """A token as text: its own characters, or its name where it has none."""
+    data = tokenizer.token_bytes(token)
+    return data.decode("utf-8", "replace") if data else tokenizer.id_to_token(token) or ""
+
+
+def finite(logprob: float) -> float:
+    """A log probability that JSON can hold: OpenAI has -9999 for those that are as good as impossible."""
+    return max(logprob, -9999.0)
+
+
+def merge_delta(message: dict[str, Any], delta: Mapping[str, Any]) -> None:
+    """Adds a change to a message, as clients do: texts are appended, calls are joined by their index."""
+    for key, value in delta.items():
+        if key == "tool_calls":
+            calls = message.setdefault("tool_calls", [])
+            for change in value:
+                while len(calls) <= change["index"]:
+                    calls.append({"id": None, "type": "function", "function": {"name": "", "arguments": ""}})
+                call, function = calls[change["index"]], change.get("function", {})
+                call["id"] = change.get("id") or call["id"]
+                call["function"]["name"] += function.get("name") or ""
+                call["function"]["arguments"] += function.get("arguments") or ""
+        elif isinstance(value, str) and key != "role":
+            message[key] = (message.get(key) or "") + value
+        else:
+            message[key] = value
+
+
+def _joined(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Log probabilities of several parts as one."""
+    if not parts:
+        return None
+    joined: dict[str, Any] = {}
+    for part in parts:
+        for key, value in part.items():
+            joined[key] = [*joined.get(key, []), *value] if isinstance(value, list) else value
+    return joined

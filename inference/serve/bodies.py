@@ -1,0 +1,196 @@
+"""The body of a request for text as prompts and settings: OpenAI's keys, vLLM's further ones, and our own.
+
+Knows what a body may say; knows nothing about tokens, or how answers are written.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from inference.config.generation import GenerationConfig
+from inference.config.serve_settings import ServeSettings
+from inference.errors import did_you_mean
+from inference.inputs.prompts import OPENAI_NAMES, OPENAI_WITHOUT_EFFECT, Prompt, prompt_from_mapping
+from inference.serve.errors import WHERE, RequestError
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+# vLLM's names of settings, beside OpenAI's.
+VLLM_NAMES = {"min_tokens": "min_new_tokens"}
+# Read here, and not by the layers below.
+OWN_KEYS = ("model", "stream", "stream_options", "n", "best_of", "echo", "prompt", "messages")
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a request for text asks for.
+
+    Args:
+        name: of the request; its answer carries it.
+        prompts: one for a chat.
+        model: as the client called it; None for the server's own.
+        samples: answers to each prompt.
+        stream: send the text as it comes.
+        include_usage: end a stream with the counts of tokens.
+        continuous_usage: let every part of a stream carry them.
+        echo: put the prompt before its answer.
+    """
+
+    name: str
+    chat: bool
+    prompts: tuple[Prompt, ...]
+    model: str | None
+    samples: int
+    stream: bool
+    include_usage: bool
+    continuous_usage: bool
+    echo: bool
+
+
+def read_ask(body: Mapping[str, Any], path: str, settings: ServeSettings, models: Mapping[str, str]) -> Ask:
+    """What a body asks for.
+
+    Args:
+        models: by each name that a client may call, the adapter that answers; "" for the model itself.
+
+    Raises:
+        RequestError: a key that nobody knows, or a value that cannot be used.
+        InputError: what the layers below find wrong with prompt or settings.
+    """
+    chat = path == CHAT
+    _check_keys(body, chat)
+    model = _text(body, "model")
+    adapter = adapter_of(model, models)
+    stream, options = _flag(body, "stream"), body.get("stream_options") or {}
+    if not isinstance(options, dict):
+        raise RequestError(400, "stream_options must be an object", "stream_options")
+    samples = _whole(body, "n", 1, settings.max_samples) or 1
+    if (_whole(body, "best_of", 1, settings.max_samples) or samples) != samples:
+        raise RequestError(400, "best_of must equal n: answers are not ranked here", "best_of")
+    rest = {VLLM_NAMES.get(key, key): value for key, value in body.items() if key not in OWN_KEYS}
+    if adapter:
+        rest["adapter_id"] = adapter
+    _check_length(body, settings)
+    name = f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}"
+    contents = [{"messages": body.get("messages")}] if chat else [{"prompt": value} for value in _prompts(body)]
+    if len(contents) > settings.max_prompts:
+        raise RequestError(400, f"a request of {len(contents)} prompts; at most {settings.max_prompts}", "prompt")
+    return Ask(
+        name,
+        chat,
+        tuple(
+            read_prompt({**content, **rest}, path, name, index if len(contents) > 1 else None)
+            for index, content in enumerate(contents)
+        ),
+        model,
+        samples,
+        stream,
+        bool(options.get("include_usage")) or bool(options.get("continuous_usage_stats")),
+        bool(options.get("continuous_usage_stats")),
+        _flag(body, "echo") and not chat,
+    )
+
+
+def adapter_of(model: str | None, models: Mapping[str, str]) -> str:
+    """The adapter that answers to a model's name; "" for none.
+
+    Raises:
+        RequestError: status 404: there is no model of that name.
+    """
+    if not model:
+        return ""
+    if model not in models:
+        hint = did_you_mean(model, models) or f"it has: {', '.join(models)}"
+        raise RequestError(404, f"this server has no model '{model[:200]}'; {hint}", "model", "model_not_found")
+    return models[model]
+
+
+def read_prompt(content: Mapping[str, Any], path: str, name: str, number: int | None = None) -> Prompt:
+    """A prompt and its settings.
+
+    Args:
+        number: its place in the request, where that has several.
+
+    Raises:
+        InputError: prompt or settings that cannot be used.
+    """
+    where = WHERE if number is None else f"{WHERE} {number}"
+    return prompt_from_mapping({"custom_id": name, "url": path, "body": content}, where, name)
+
+
+def _prompts(body: Mapping[str, Any]) -> Sequence[Any]:
+    """The prompts of a completion: a text, token ids, or a list of either."""
+    prompt = body.get("prompt")
+    several = isinstance(prompt, list) and bool(prompt) and all(isinstance(item, (str, list)) for item in prompt)
+    return prompt if several else [prompt]  # type: ignore[return-value]
+
+
+def _check_keys(body: Mapping[str, Any], chat: bool) -> None:
+    known = known_keys(chat)
+    for key in body:
+        if key not in known:
+            hint = did_you_mean(key, known) or "docs/serve.md lists the keys"
+            raise RequestError(400, f"unknown key '{key[:200]}'; {hint}", key[:200], "unknown_parameter")
+
+
+def known_keys(chat: bool) -> set[str]:
+    """Every key that a body may have."""
+    other = "prompt" if chat else "messages"
+    taken = {"top_logprobs"} if chat else set()
+    known = {*GenerationConfig.model_fields, *OPENAI_NAMES, *OPENAI_WITHOUT_EFFECT, *VLLM_NAMES, *OWN_KEYS, *taken}
+    return known - {other}
+
+
+def _check_length(body: Mapping[str, Any], settings: ServeSettings) -> None:
+    if settings.max_tokens is None:
+        return
+    for key in ("max_tokens", "max_completion_tokens", "max_new_tokens"):
+        value = body.get(key)
+        if isinstance(value, (int, float)) and value > settings.max_tokens:
+            raise RequestError(400, f"{key} is {value}; this server gives at most {settings.max_tokens}", key)
+
+
+def _flag(body: Mapping[str, Any], key: str) -> bool:
+    value = body.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise RequestError(400, f"{key} must be true or false", key)
+    return bool(value)
+
+
+def _text(body: Mapping[str, Any], key: str) -> str | None:
+    value = body.get(key)
+    if value is not None and not isinstance(value, str):
+        raise RequestError(400, f"{key} must be text", key)
+    return value
+
+
+def _whole(body: Mapping[str, Any], key: str, least: int, most: int) -> int | None:
+    """An integer, also if a client wrote it as 1.0."""
+    value = body.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value // 1:
+        raise RequestError(400, f"{key} must be an integer", key)
+    if not least <= value <= most:
+        raise RequestError(400, f"{key} must be from {least} to {most}, got {value}", key)
+    return int(value)
+
+
+def texts_or_ids(body: Mapping[str, Any], key: str, most: int) -> list[str | list[int]]:
+    """The inputs of a request for vectors: a text, token ids, or a list of either.
+
+    Raises:
+        RequestError: none of these, or too many.
+    """
+    value = body.get(key)
+    items: Iterable[Any] = value if isinstance(value, list) and value and not isinstance(value[0], int) else [value]
+    found = list(items)
+    for item in found:
+        is_ids = isinstance(item, list) and bool(item) and all(type(token) is int for token in item)
+        if not is_ids and not (isinstance(item, str) and item):
+            raise RequestError(400, f"{key} must be a text, token ids, or a list of either, and not empty", key)
+    if len(found) > most:
+        raise RequestError(400, f"{len(found)} inputs; at most {most} in one request", key)
+    return found
