@@ -223,13 +223,15 @@ def _act(config: InferenceConfig, given: dict[str, Any]) -> int:
         ready, number = modes.check(config, values, given["overwrite"] or goes_on)
         _say_checked(config, ready, count(number, "prompt"))
         return 0
-    if not check_topology(config).is_root and config.run_mode != "convert":
+    if not check_topology(config).is_root and config.run_mode not in ("convert", "validate"):
         modes.assist(config)
         return 0
     if config.unused_keys:
         say(f"without effect here: {count(len(config.unused_keys), 'key')} of the config (--check lists them)")
     if config.run_mode == "convert":
         modes.convert(config, given["overwrite"])
+    elif config.run_mode == "validate":
+        return modes.validate(config, values)
     elif config.run_mode == "evaluate":
         return modes.evaluate(config, values)
     elif config.run_mode == "serve":

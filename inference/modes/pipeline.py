@@ -21,6 +21,11 @@ def check_other(config: InferenceConfig, values: Sequence[str], options: Sequenc
         plan, _ = _beam_pipeline().check_pipeline(config, values, options, overwrite)
         models = ", ".join(f"{name}: {model.name}" for name, model in plan.models.items())
         return f"{models}; {count(len(plan.sources), 'input')}; ok"
+    if config.run_mode == "validate":
+        from inference.validate.command import check_validation
+
+        check_validation(config, values)
+        return "ok"
     if config.run_mode == "evaluate":
         from inference.evaluate import command
 

@@ -103,9 +103,9 @@ def test_more_failed_rows_than_the_threshold_end_the_pipeline(demo):
 def test_results_are_counted_and_arguments_copied():
     found, _ = run(answers(["a", "b"], Echo(), inference_args={}))
     assert [result.inference for result in found] == [1, 1]
-    with pytest.raises(Exception, match="gave 0 results for a batch of 1"):
+    with pytest.raises(Exception, match="returned 0 results for a batch of 1"):
         run(answers(["a", "lost"], Echo(), inference_args={}))
-    with pytest.raises(Exception, match="gave 0 results for a batch of 1"):
+    with pytest.raises(Exception, match="returned 0 results for a batch of 1"):
         run(answers([(1, "lost")], KeyedModelHandler(Echo()), inference_args={}))
 
 
@@ -141,7 +141,7 @@ def test_a_side_input_exchanges_the_model_and_a_bad_one_is_rolled_back(demo, put
     assert metrics["third_model_rollbacks"] == 1
     assert metrics["second_num_inferences"] == 3 and metrics["second_completion_tokens"] == 12
     assert metrics["second_model_byte_size"].sum == demo.load_model().num_bytes()
-    assert f"{broken} is refused, {good} goes on" in caplog.text
+    assert f"{broken} is rejected, {good} stays in use" in caplog.text
 
 
 def _at(seconds, value):
@@ -275,7 +275,7 @@ def test_a_watched_pattern_is_looked_at_again_and_again(put_version, tmp_path, d
     assert {name: metrics[f"{name}_completion_tokens"] for name in set(names)} == {
         name: 4 * names.count(name) for name in set(names)
     }
-    assert "v3/model.safetensors is refused" in caplog.text
+    assert "v3/model.safetensors is rejected" in caplog.text
 
 
 def test_a_pattern_is_watched_for_other_handlers_too(tmp_path):

@@ -103,7 +103,7 @@ def test_a_later_run_does_what_is_new(shared, first_run):
     assert after["new"]["text"] == " 12"
     assert {name: row for name, row in after.items() if name != "new"} == before
     with pytest.raises(
-        InputError, match="--resume: .* was begun with steps.model.generation.max_new_tokens 12, it is 9"
+        InputError, match="--resume: .* was begun with steps.model.generation.max_new_tokens 12; now it is 9"
     ):
         config = {**shared.config, "generation_config": {"max_new_tokens": 9}}
         Place(shared.directory, config).run("in/*.jsonl", resume=True)
@@ -203,7 +203,7 @@ BAD = [
         ConfigError,
         "has no Shoot; did you mean 'Shout'?",
     ),
-    ({"pipeline": {"steps": {"a": {"handler": "handlres.Shout"}}}}, ConfigError, "there is no handlres.Shout"),
+    ({"pipeline": {"steps": {"a": {"handler": "handlres.Shout"}}}}, ConfigError, "handlres.Shout does not exist"),
     ({"pipeline": {"steps": {"a": {"handler": "pipeline_handlers.NoHandler"}}}}, ConfigError, "is not a ModelHandler"),
     (
         {"pipeline": {"steps": {"a": {"handler": "pipeline_handlers.Shout", "arguments": {"marc": 1}}}}},
