@@ -1,8 +1,8 @@
 """The config: its sections, their keys, types, units and defaults, in MindFormers' spelling.
 
 Knows what a complete config is; knows nothing about files or command lines. Sections beyond MindFormers' own
-are `engine`, `input`, `output`, `evaluate`, `pipeline` and `serve`, and the keys `model.hub_id`, `model.parameters` and
-`processor.chat`.
+are `engine`, `input`, `output`, `evaluate`, `validation`, `pipeline` and `serve`, and the keys `model.hub_id`,
+`model.parameters` and `processor.chat`.
 """
 
 from __future__ import annotations
@@ -260,6 +260,17 @@ class EvaluateSettings(Section):
     )
 
 
+class ValidateSettings(Section):
+    """`validation`: what a set of prompts must look like."""
+
+    label_key: OptionalText = Field(None, description="Key of JSON rows whose values are counted, such as a class.")
+    baseline: Texts | None = Field(None, description="Files of prompts to compare with: how far the data has drifted.")
+    min: Scores = Field(default_factory=dict, description="Figures that must be at least this, or exit code 4.")
+    max: Scores = Field(default_factory=dict, description="Figures that must be at most this, or exit code 4.")
+    result_file: OptionalText = Field(None, description="File for all figures, as JSON.")
+    report_file: OptionalText = Field(None, description="File for the page with tables and plots, as HTML.")
+
+
 class StepSettings(Section):
     """`pipeline.steps.NAME`: one model of a pipeline, and what it is asked."""
 
@@ -353,6 +364,9 @@ class InferenceConfig(Section):
     output: OutputSettings = Field(default_factory=OutputSettings, description="What is written.")
     evaluate: EvaluateSettings = Field(
         default_factory=EvaluateSettings, description="Answers and references (`run_mode: evaluate`)."
+    )
+    validation: ValidateSettings = Field(
+        default_factory=ValidateSettings, description="Expectations of prompts (`run_mode: validate`)."
     )
     pipeline: PipelineSettings = Field(
         default_factory=PipelineSettings, description="Apache Beam (`run_mode: pipeline`)."
