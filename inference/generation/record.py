@@ -71,6 +71,7 @@ class Completion:
         samples: every answer to the prompt, this one first, if several were asked for; each has what tells it apart.
         attempts: requests that a remote endpoint was sent for this row.
         value: the result of a model that does not answer in text (pipelines).
+        input_digest: tells whether the row of the input is the same in a later run, if it has no name of its own.
     """
 
     custom_id: str | None
@@ -92,6 +93,7 @@ class Completion:
     samples: tuple[Completion, ...] | None = _only_if_given()
     attempts: int | None = _only_if_given()
     value: Any = _only_if_given()
+    input_digest: str | None = _only_if_given()
 
     @property
     def index(self) -> int | None:
@@ -146,6 +148,7 @@ def completion_of(answer: Answer, model: str) -> Completion:
         truncated_tokens=source.truncated or None,
         logprobs=None if source.generation.logprobs is None else tuple(request.logprobs),
         samples=tuple(completion_of(replace(item, samples=[]), model) for item in answer.samples) or None,
+        input_digest=source.prompt.digest,
     )
 
 
@@ -159,10 +162,19 @@ def failed_completion(
     prompt: str | None = None,
     model: str | None = None,
     attempts: int | None = None,
+    input_digest: str | None = None,
 ) -> Completion:
     """The record of a row without an answer."""
-    error = ErrorRecord(kind, message, line)
-    return Completion(custom_id, row, prompt, finish_reason="error", model=model, error=error, attempts=attempts)
+    return Completion(
+        custom_id,
+        row,
+        prompt,
+        finish_reason="error",
+        model=model,
+        error=ErrorRecord(kind, message, line),
+        attempts=attempts,
+        input_digest=input_digest,
+    )
 
 
 def failure_of(source: EncodedPrompt, error: InferenceError) -> Completion:
@@ -175,6 +187,7 @@ def failure_of(source: EncodedPrompt, error: InferenceError) -> Completion:
         kind_of(error),
         f"{prompt.where}: {error}",
         line=int(line) if name and line.isdecimal() else None,
+        input_digest=prompt.digest,
     )
 
 
