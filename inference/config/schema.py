@@ -191,6 +191,11 @@ class EngineSettings(Section):
     max_sequences: Count = Field(64, description="Most sequences in one step of the model.")
     threads: Count | None = Field(None, le=1024, description="CPU threads; all cores if unset.")
     prefix_cache: bool = Field(True, description="Prompts that begin alike share that part of the KV cache.")
+    speculation: Literal["none", "lookup", "auto"] = Field(
+        "none",
+        description="Guess tokens from the row's own text and check them in one step, where that pays (lookup, auto); "
+        "answers stay the same.",
+    )
     qkv_layout: Literal["stacked", "interleaved"] | None = Field(
         None,
         description="How a MindFormers checkpoint with qkv_concat joins matrices: stacked to 1.3, then interleaved.",

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from inference.config import GenerationConfig
     from inference.engine.constraint import TokenConstraint
     from inference.engine.processors import Processor
+    from inference.engine.speculation import Lookup
     from inference.engine.token_counts import TokenCounts
     from inference.errors import InferenceError
 
@@ -97,6 +98,8 @@ class Request:
     """The counts of prompt and answer, as far as a penalty needed them."""
     generated: TokenCounts | None = None
     """The counts of the answer."""
+    lookup: Lookup | None = None
+    """What speculation knows of its text."""
     output_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: FinishReason | None = None

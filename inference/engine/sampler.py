@@ -45,12 +45,12 @@ def choose(logits: np.ndarray, request: Request) -> int:
     return int(ids[min(rank, len(ids) - 1)])
 
 
-def needs_logits(request: Request) -> bool:
-    """Whether the request's next token takes more than the largest logit of its row."""
+def needs_logits(request: Request, ahead: int = 0) -> bool:
+    """Whether the next token, or one of the `ahead` after it, takes more than the largest logit of its row."""
     generation = request.generation
     if not generation.greedy or generation.logprobs is not None or request.constraint is not None:
         return True
-    return bool(due_processors(request))
+    return bool(due_processors(request)) or bool(ahead and request.processors)
 
 
 def seed_of(seed: int, row: int, sample: int) -> int:

@@ -246,7 +246,7 @@ class Replica:
     def _note(self, event: TextEvent) -> None:
         answer = event.answer
         untold = self._untold.setdefault((answer.row, answer.source.sample), _Untold(answer.request))
-        untold.tokens.append(answer.request.output_ids[-1])
+        untold.tokens += answer.request.output_ids[-event.tokens :]
         untold.text += event.text
 
     def _tell(self) -> None:

@@ -161,6 +161,7 @@ class GenerativeModel:
             max_batch_tokens=settings.engine.max_batch_tokens,
             prefix_cache=settings.engine.prefix_cache,
             metrics=metrics,
+            lookup=settings.engine.speculation in ("lookup", "auto"),
         )
 
     def close(self) -> None:
@@ -230,8 +231,8 @@ class GenerativeModel:
             streamer.put(rows[0])
         running = map(_Tokens, requests)
         for delivery in self.background.stream(running, len(requests), every_token=streamer is not None):
-            token = delivery.unwrap()
-            if streamer is not None:
+            tokens = delivery.unwrap()
+            for token in tokens if streamer is not None else ():
                 streamer.put([token])
         return [request.prompt_ids + request.output_ids for request in requests]
 
@@ -301,8 +302,12 @@ class _Tokens:
 
     request: Request
 
-    def advance(self, engine: BaseEngine) -> int:
-        return self.request.output_ids[-1]
+    taken: int = 0
+
+    def advance(self, engine: BaseEngine) -> list[int]:
+        fresh = self.request.output_ids[self.taken :]
+        self.taken += len(fresh)
+        return fresh
 
 
 def make_encoder(

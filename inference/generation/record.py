@@ -147,8 +147,8 @@ def completion_of(answer: Answer, model: str) -> Completion:
         seed=None if source.generation.greedy else request.seed,
         truncated_tokens=source.truncated or None,
         logprobs=None if source.generation.logprobs is None else tuple(request.logprobs),
-        input_digest=source.prompt.digest,
         samples=tuple(completion_of(replace(item, samples=[]), model) for item in answer.samples) or None,
+        input_digest=source.prompt.digest,
     )
 
 

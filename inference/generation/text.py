@@ -369,6 +369,7 @@ class AnswerRow:
     detokenizer: IncrementalDetokenizer
     matcher: StopMatcher
     shown_tokens: int = 0
+    taken_tokens: int = 0
 
     @classmethod
     def begin(
@@ -385,11 +386,16 @@ class AnswerRow:
         return self.answer.request
 
     def advance(self, engine: BaseEngine) -> TextEvent:
-        """Takes the request's newest token."""
+        """Takes the request's new tokens."""
         request = self.answer.request
-        fresh = request.answer_ids[self.shown_tokens :]
-        self.shown_tokens += len(fresh)
-        text = "".join(self.matcher.push(self.detokenizer.push(token)) for token in fresh)
+        first, text = self.taken_tokens == 0, ""
+        for token in request.answer_ids[self.shown_tokens :]:
+            self.shown_tokens += 1
+            text += self.matcher.push(self.detokenizer.push(token))
+            if self.matcher.matched is not None:
+                # Tokens that were guessed rightly after the stop string would not be there without the guess.
+                engine.cut(request, self.shown_tokens)
+                break
         if request.finished:
             text += self.matcher.push(self.detokenizer.finish())
         if self.matcher.matched is not None:
@@ -398,4 +404,6 @@ class AnswerRow:
         elif request.finished:
             text += self.matcher.finish()
         self.answer.text += text
-        return TextEvent(self.answer, text, request.finished, first=len(request.output_ids) == 1)
+        fresh = len(request.output_ids) - self.taken_tokens
+        self.taken_tokens += fresh
+        return TextEvent(self.answer, text, request.finished, first, fresh)
