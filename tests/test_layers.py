@@ -31,7 +31,19 @@ LAYERS = (
     ("context", "kernels", "parallel"),
     ("models",),
     ("engine", "generation"),
-    ("terminal", "api", "jobs", "evaluate", "validate", "beam", "launcher", "mindformers_bridge", "serve"),
+    (
+        "terminal",
+        "api",
+        "jobs",
+        "evaluate",
+        "validate",
+        "answering",
+        "ray",
+        "beam",
+        "launcher",
+        "mindformers_bridge",
+        "serve",
+    ),
     ("modes", "cli", "__init__", "__main__"),
 )
 MINDSPORE_AT_TOP = (

@@ -331,7 +331,7 @@ def _of_answer(result):
 
 
 def test_without_prepare_the_next_prompt_is_the_answer_as_it_is():
-    from inference.beam.serving.elements import num_bytes, prompt_from
+    from inference.answering.elements import num_bytes, prompt_from
     from inference.errors import InputError
 
     record = {"text": "an answer", "finish_reason": "stop", "error": None, "custom_id": "x"}

@@ -14,15 +14,15 @@ from typing import Any
 
 from apache_beam.ml.inference.base import ModelHandler, PredictionResult
 
+from inference.answering.elements import TokenLength
+from inference.answering.shared_model import LoadedModel
 from inference.api.auto import YAML_SUFFIXES, AutoConfig
 from inference.api.backend import check_backend
 from inference.beam.handlers import beam_repairs
 from inference.beam.handlers.answer_metrics import AnswerMetrics
 from inference.beam.handlers.beam_repairs import note_loaded
 from inference.beam.handlers.prompt_handler import PromptHandler
-from inference.beam.serving.elements import TokenLength
 from inference.beam.serving.hot_swap import Candidate, Reply, ServedModel, Trial, loaded, tried
-from inference.beam.serving.shared_model import LoadedModel
 from inference.beam.serving.worker_lifetime import follow
 from inference.config import InferenceConfig, Override, load_config, override_config
 from inference.context import check_device

@@ -13,11 +13,11 @@ from typing import Any
 
 from apache_beam.ml.inference.base import ModelHandler, PredictionResult, RateLimitExceeded, RemoteModelHandler
 
+from inference.answering.elements import prompt_from
+from inference.answering.shared_model import Answers
 from inference.beam.handlers.answer_metrics import AnswerMetrics
 from inference.beam.handlers.prompt_handler import PromptHandler
-from inference.beam.serving.elements import prompt_from
 from inference.beam.serving.hot_swap import Reply
-from inference.beam.serving.shared_model import Answers
 from inference.errors import InputError
 from inference.generation.record import Completion, ErrorRecord
 from inference.inputs.prompts import Prompt

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from inference.beam.serving.elements import num_bytes, prepared
-from inference.beam.serving.shared_model import Notes, check_settings
+from inference.answering.elements import num_bytes, prepared
+from inference.answering.shared_model import Notes, check_settings
 
 
 class PromptHandler:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from inference.beam.serving.shared_model import Answers, LoadedModel, Notes, loaded_model
+from inference.answering.shared_model import Answers, LoadedModel, Notes, loaded_model
 from inference.config import InferenceConfig
 from inference.errors import InferenceError
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
+from inference.answering.elements import prompt_from
 from inference.api.llm import LLM, READ_AHEAD
-from inference.beam.serving.elements import prompt_from
 from inference.config import GenerationConfig, InferenceConfig
 from inference.errors import ConfigError, GenerationError, InferenceError, InputError, is_out_of_memory
 from inference.generation.record import (
