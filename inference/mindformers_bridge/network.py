@@ -1,8 +1,8 @@
 """This project's networks as classes that MindFormers can build and drive.
 
 MindFormers' generate loop manages the KV cache's block tables and asks the model for logits: first for all prompts,
-then for one token per row. Both become a `StepBatch`; MindFormers samples and stops. Its block 0 is our block 1, because
-our block 0 belongs to no sequence.
+then for one token per row. Both become a `StepBatch`; MindFormers samples and stops. Its block 0 is our block 1,
+because our block 0 belongs to no sequence.
 """
 
 from __future__ import annotations
