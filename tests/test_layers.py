@@ -23,6 +23,7 @@ LAYERS = (
         "inputs",
         "checkpoint",
         "tokenizer",
+        "structured",
         "remote",
         "kernels/formats",
         "parallel/heartbeat",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -26,6 +27,7 @@ from inference.generation.record import (
     completion_of,
     failed_completion,
 )
+from inference.generation.samples import SampleGatherer
 from inference.generation.text import AnswerRow, EncodedPrompt
 
 
@@ -88,8 +90,8 @@ class LoadedModel:
         encoded = []
         for index, example in enumerate(examples):
             try:
-                encoded.append(encoder.encode(index, prompt_from(example)))
-            except Exception as error:  # a template may raise anything; it belongs to this row
+                encoded.append(_seeded_by_name(encoder.encode(index, prompt_from(example))))
+            except Exception as error:  # a template may fail in any way; whatever it is belongs to this row
                 name = example.get("custom_id") if isinstance(example, Mapping) else None
                 outcomes[index] = self._failed(str(name or ""), BAD_ROW, error)
         work = _Work(self, outcomes, notes)
@@ -122,13 +124,17 @@ class _Work:
     def run(self, rows: Sequence[EncodedPrompt]) -> list[EncodedPrompt]:
         """Run rows together. Returns those that were running when the engine broke."""
         llm, left = self.model._llm, []
-        answers = (llm.model.row(source, llm.tokenizer) for source in rows)
+        answers = (llm.model.row(sample, llm.tokenizer) for source in rows for sample in source.samples)
+        gatherer = SampleGatherer()
         most = READ_AHEAD * llm.model.max_sequences
         for delivery in llm.model.background.stream(answers, most, every_token=False):
             assert isinstance(delivery.row, AnswerRow)
             answer = delivery.row.answer
             if delivery.error is None:
-                self.outcomes[answer.row] = _without_row(completion_of(answer, self.model.model_id))
+                whole = gatherer.take(answer)
+                if whole is None:
+                    continue
+                self.outcomes[answer.row] = _without_row(completion_of(whole, self.model.model_id))
                 if self.notes is not None:
                     self.notes.add(self.outcomes[answer.row])
             elif isinstance(delivery.error, InputError):
@@ -137,7 +143,8 @@ class _Work:
                 self.fail(answer.source, _kind_of(delivery.error), delivery.error)
             else:
                 self.errors[answer.row] = delivery.error
-                left.append(answer.source)
+                if answer.source.sample == 0:
+                    left.append(answer.source)
         return left
 
     def run_in_halves(self, rows: Sequence[EncodedPrompt]) -> None:
@@ -227,6 +234,14 @@ def loaded_model(config: InferenceConfig, model_id: str, stamp: str = "") -> Loa
             model = LoadedModel(llm, model_id, time.perf_counter() - started)
             _loaded[key] = model
         return model
+
+
+def _seeded_by_name(source: EncodedPrompt) -> EncodedPrompt:
+    """The row with a seed that depends on its name, because its place in a batch is an accident."""
+    name = source.prompt.custom_id
+    if source.prompt.settings.get("seed") is not None:
+        return source
+    return replace(source, seed_row=zlib.crc32(name.encode("utf-8", "surrogatepass")) if name else 0)
 
 
 def check_settings(settings: Mapping[str, Any] | None) -> None:

@@ -51,6 +51,9 @@ class TextGenerationPipeline:
         model.generation_config.updated(**settings)  # refuses settings that make no sense
         self._settings = settings
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.model!r})"
+
     def __call__(
         self,
         inputs: Inputs,
@@ -91,8 +94,8 @@ class TextGenerationPipeline:
         try:
             if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
                 raise ConfigError(f"batch_size is {batch_size}", "give an integer of at least 1")
-            texts = _texts(inputs, (keys or {}).get(SOURCE, TEXT))
-            encoded = self._encoded(texts, settings, return_errors, add_special_tokens)
+            prompts_given = _texts(inputs, (keys or {}).get(SOURCE, TEXT))
+            encoded = self._encoded(prompts_given, settings, return_errors, add_special_tokens)
             if isinstance(shown, SeparateStreamers) and len(shown) != len(encoded):
                 raise InputError(
                     f"{len(shown)} streamers for {len(encoded)} inputs", "give one for each, or a single one"
@@ -114,11 +117,11 @@ class TextGenerationPipeline:
         )
         results: list[dict[str, Any]] = []
         for prompt in encoded:
-            answer = next(answers) if isinstance(prompt, EncodedPrompt) else prompt
-            if isinstance(prompt, InferenceError) or isinstance(answer, InferenceError):
-                results.append({self.key: [], "error": answer})
+            texts = next(answers) if isinstance(prompt, EncodedPrompt) else prompt
+            if isinstance(prompt, InferenceError) or isinstance(texts, InferenceError):
+                results.append({self.key: [], "error": texts})
             else:
-                results.append({self.key: [prompt.full_text(answer) if return_full_text else answer]})
+                results.append({self.key: [prompt.full_text(text) if return_full_text else text for text in texts]})
         return results
 
     def _encoded(

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
-
-from inference.config import InferenceConfig
-from inference.errors import ConfigError
-from inference.parallel.topology import WORLD_SIZE
+from inference.modes.call import Call
 
 
-def validate(config: InferenceConfig, values: Sequence[str]) -> int:
+def check(call: Call) -> str:
+    from inference.validate.command import check_validation
+
+    check_validation(call.config, call.values)
+    return "ok"
+
+
+def run(call: Call) -> int:
     """Validate prompts.
 
     Returns:
         The exit code: 0, or 4 if an expectation is not met.
     """
-    from inference.validate.command import validate as run
+    from inference.validate.command import validate
 
-    if int(os.environ.get(WORLD_SIZE, 1)) > 1:
-        raise ConfigError(f"{config.origin('run_mode')}: validate runs in one process", "start it without the launcher")
-    return run(config, values)
+    return validate(call.config, call.values)

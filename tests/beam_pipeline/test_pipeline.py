@@ -53,13 +53,13 @@ def first_run(shared) -> int:
 
 def test_every_answer_is_that_of_predict(shared, first_run):
     assert first_run == 3
-    from inference.modes import predict
+    from inference.modes import Call, predict
 
     save = shared.directory / "predicted.jsonl"
     files = [shared.write("good.jsonl", *ROWS), shared.write("b.jsonl", {"prompt": "2 + 3 ="})]
     text = shared.directory / "c.txt"
     text.write_text("Translate to German: the big house\n")
-    predict(load_config(demo_with({"output": {"save_file": str(save)}})), [*map(str, files), str(text)])
+    predict.run(Call(load_config(demo_with({"output": {"save_file": str(save)}})), (*map(str, files), str(text))))
     predicted = [json.loads(line) for line in save.read_text().splitlines()]
     expected = {row["custom_id"]: row for row in predicted}
     inside = shared.directory / "in"
@@ -270,7 +270,7 @@ def test_check_says_what_would_run(place):
 
     place.write("in.jsonl", ROWS[0])
     config = load_config(demo_with({"run_mode": "pipeline"}))
-    said = modes.check_other(config, [str(place.directory / "in.jsonl")], ["--runner", "DirectRunner"], False)
+    said = modes.check(modes.Call(config, (str(place.directory / "in.jsonl"),), ("--runner", "DirectRunner")))
     assert said == "model: demo; 1 input; ok"
 
 
