@@ -108,7 +108,7 @@ def test_a_later_run_does_what_is_new(shared, first_run):
     ):
         config = {**shared.config, "generation_config": {"max_new_tokens": 9}}
         Place(shared.directory, config).run("in/*.jsonl", resume=True)
-    with pytest.raises(InputError, match="holds the output of a run; give another name, --resume .* or --overwrite"):
+    with pytest.raises(InputError, match="holds the output of a run; give another name, or --resume, or --overwrite"):
         shared.run("in/*.jsonl")
     used = OutputDirectory(str(shared.directory / "out")).locked()
     with used, pytest.raises(InputError, match="another run is writing into"):
