@@ -158,9 +158,10 @@ def _tables(tables: Sequence[Sequence[int]]) -> np.ndarray:
 class StepResult:
     """What a step gives for the R tokens of its `logits_index`.
 
-    best [R]: the token with the largest logit, the first of several; -1 where a logit is no number.
+    best [R]: the token with the largest logit, the first of several; -1 where a logit is NaN or +inf, or all are -inf.
+        A logit of -inf is a token that cannot be chosen.
     logits [S, vocabulary]: float32, of the rows in `logit_rows`.
-    value [R]: float32, the logit of each `best`.
+    value [R]: float32, the logit of each `best`; NaN or +inf where one spoils the row.
     """
 
     best: np.ndarray
@@ -181,9 +182,10 @@ class StepResult:
         best = np.stack([part.best for part in parts])
         values = np.stack([part.value for part in parts])
         rows = np.arange(best.shape[1])
-        # The first of equals, as within a part.
+        # The first of equals, as within a part. A part may have no token that can be chosen, which is no failure.
         winner = values.argmax(axis=0)
-        chosen = np.where((best < 0).any(axis=0), -1, best[winner, rows])
+        failed = ((best < 0) & ~np.isneginf(values)).any(axis=0)
+        chosen = np.where(failed, -1, best[winner, rows])
         return cls(chosen, np.concatenate([part.logits for part in parts], axis=1), values[winner, rows])
 
     def arrays(self) -> tuple[np.ndarray, ...]:
