@@ -137,7 +137,7 @@ class TestOpenAI:
             (openai({"messages": CHAT}, url="/v1/embeddings"), "POST /v1/embeddings cannot be answered"),
             (openai({"messages": CHAT}, method="GET"), "GET /v1/chat/completions cannot be answered"),
             (openai({"messages": CHAT, "stream": True}), "cannot be streamed"),
-            (openai({"messages": CHAT, "n": 2}), "num_return_sequences"),
+            (openai({"messages": CHAT, "n": 0}), "num_return_sequences"),
             (openai({"messages": CHAT, "tools": [{}]}), "'tools' cannot be done in a row of a file; accepted"),
             (openai({"messages": CHAT, "tool_choice": "required"}), "'tool_choice' cannot be done"),
             (
