@@ -48,6 +48,7 @@ _ROWS = (
         on_mindformers=True,
     ),
     RunMode("evaluate", "measures a model"),
+    RunMode("validate", "profiles prompts", processes="one"),
     RunMode("convert", "packs weights", processes="one", takes_prompts=False, works_for_all_ranks=True),
     RunMode("pipeline", "answers rows on Apache Beam", processes="one", resumable=True, takes_beam_options=True),
     RunMode("serve", "answers requests over HTTP", processes="one", takes_prompts=False),

@@ -1,21 +1,29 @@
 """The config: its sections, their keys, types, units and defaults, in MindFormers' spelling.
 
 Knows what a complete config is; knows nothing about files or command lines. Sections beyond MindFormers' own
-are `engine`, `input`, `output`, `evaluate`, `pipeline` and `serve`, and the keys `model.hub_id`, `model.parameters` and
-`processor.chat`.
+are `engine`, `input`, `output`, `evaluate`, `validation`, `pipeline` and `serve`, and the keys `model.hub_id`,
+`model.parameters` and `processor.chat`.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, field_validator
 from pydantic.dataclasses import dataclass
 
-from inference.config.generation import GenerationConfig, GenerationSettings, Layers, merge_generation_config
+from inference.config.generation import (
+    SAMPLING_SETTINGS,
+    GenerationConfig,
+    GenerationSettings,
+    Layers,
+    merge_generation_config,
+    sampling_setting,
+    with_sampling,
+)
 from inference.config.input_formats import MAX_LINE_BYTES, FormatName
 from inference.config.layer import KeyPath, Layer, lay_all
 from inference.config.model_settings import ModelSettings
@@ -181,8 +189,13 @@ class EngineSettings(Section):
     )
     max_batch_tokens: Count = Field(512, description="Most tokens in one step of the model.")
     max_sequences: Count = Field(64, description="Most sequences in one step of the model.")
-    threads: Count | None = Field(None, description="CPU threads; all cores if unset.")
+    threads: Count | None = Field(None, le=1024, description="CPU threads; all cores if unset.")
     prefix_cache: bool = Field(True, description="Prompts that begin alike share that part of the KV cache.")
+    speculation: Literal["none", "lookup", "auto"] = Field(
+        "none",
+        description="Guess tokens from the row's own text and check them in one step, where that pays (lookup, auto); "
+        "answers stay the same.",
+    )
     qkv_layout: Literal["stacked", "interleaved"] | None = Field(
         None,
         description="How a MindFormers checkpoint with qkv_concat joins matrices: stacked to 1.3, then interleaved.",
@@ -250,6 +263,17 @@ class EvaluateSettings(Section):
     max_drop: Scores = Field(
         default_factory=dict, description="How much worse than the second model a score may surely be, or exit code 4."
     )
+
+
+class ValidateSettings(Section):
+    """`validation`: what a set of prompts must look like."""
+
+    label_key: OptionalText = Field(None, description="Key of JSON rows whose values are counted, such as a class.")
+    baseline: Texts | None = Field(None, description="Files of prompts to compare with: how far the data has drifted.")
+    min: Scores = Field(default_factory=dict, description="Figures that must be at least this, or exit code 4.")
+    max: Scores = Field(default_factory=dict, description="Figures that must be at most this, or exit code 4.")
+    result_file: OptionalText = Field(None, description="File for all figures, as JSON.")
+    report_file: OptionalText = Field(None, description="File for the page with tables and plots, as HTML.")
 
 
 class StepSettings(Section):
@@ -346,6 +370,9 @@ class InferenceConfig(Section):
     evaluate: EvaluateSettings = Field(
         default_factory=EvaluateSettings, description="Answers and references (`run_mode: evaluate`)."
     )
+    validation: ValidateSettings = Field(
+        default_factory=ValidateSettings, description="Expectations of prompts (`run_mode: validate`)."
+    )
     pipeline: PipelineSettings = Field(
         default_factory=PipelineSettings, description="Apache Beam (`run_mode: pipeline`)."
     )
@@ -411,7 +438,23 @@ class InferenceConfig(Section):
         # Several are for a prompt each.
         adapter = {"adapter_id": self.adapter_id[0]} if self.adapter_id and len(self.adapter_id) == 1 else None
         from_model_section = self.model.model_config.generation()
-        return merge_generation_config(model, seed, adapter, from_model_section, self.generation_config, request)
+        sampled = {"do_sample": True} if self.sampling_flag else None
+        layers = (model, seed, adapter, from_model_section, self.generation_config, sampled)
+        return merge_generation_config(*layers, with_sampling(request) if isinstance(request, Mapping) else request)
+
+    @property
+    def sampling_flag(self) -> str | None:
+        """The flag that turns sampling on, such as --temperature; None where do_sample alone decides.
+
+        Files keep their meaning, MindFormers' too; of a command line, `do_sample` has to be on it to be kept.
+        """
+        typed = {
+            name: getattr(self.generation_config, name)
+            for name in ("do_sample", *SAMPLING_SETTINGS)
+            if self.origin(f"generation_config.{name}").startswith("-")
+        }
+        name = sampling_setting(typed)
+        return name and self.origin(f"generation_config.{name}")
 
     def check_supported(self) -> None:
         """Refuses what loads, because MindFormers knows it, and does not run yet.

@@ -6,6 +6,7 @@ imported, so that a mistake costs half a second and not half a minute.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from inference.context import check_device
 from inference.errors import ConfigError, InputError
 from inference.generation.model import make_encoder
 from inference.generation.record import Completion
-from inference.generation.text import EncodedPrompt, Encoder
+from inference.generation.text import EncodedPrompt, Encoder, sampling_notice
 from inference.inputs import RowStream, no_prompt, open_rows
 from inference.inputs.files import STDIN
 from inference.inputs.prompts import Prompt
@@ -138,7 +139,7 @@ def prepare(call: Call, rows: RowStream | None, encodes_prompts: bool = True) ->
         check_plot(Path(output.metrics_plot))
     source = resolve(config)
     tokenizer = source.tokenizer()
-    encoder = make_encoder(source, tokenizer)
+    encoder = dataclasses.replace(make_encoder(source, tokenizer), notice=sampling_notice(say))
     for prompt in rows.arguments if rows and encodes_prompts else ():
         encoder.encode(0, prompt)
     return Checked(config, call.topology, source, source.pairs(), tokenizer, encoder)
@@ -161,6 +162,8 @@ def say_what_is_used(job: Checked) -> None:
     """No silent fallback: what was asked for and is not there is named."""
     if job.pairs is None:
         say("weights are random, as asked: the answers mean nothing")
+    if flag := job.config.sampling_flag:
+        say(f"{flag} without --do_sample: answers are sampled; give --do_sample False for the likeliest tokens")
     source = job.source
     is_asked = not job.config.auto_trans_ckpt and job.config.origin("auto_trans_ckpt") != "default"
     if source.ranks > 1 and source.checkpoint and is_asked and not source.is_split:

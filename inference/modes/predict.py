@@ -16,6 +16,7 @@ from inference.errors import EXIT_ROWS_FAILED, InferenceError, InputError, is_ou
 from inference.generation.cache_size import longest_row, positions_needed
 from inference.generation.data_parallel import OPEN, Replicas
 from inference.generation.model import GenerativeModel
+from inference.generation.samples import SampledGenerator
 from inference.generation.text import EncodedPrompt, TextGenerator
 from inference.inputs import RowStream
 from inference.jobs.feed import Feed
@@ -130,9 +131,7 @@ def _progress(config: InferenceConfig) -> ProgressLine | None:
 
 
 @contextmanager
-def _generator(
-    ready: Checked, feed: Feed, first: EncodedPrompt, metrics: RunMetrics
-) -> Iterator[TextGenerator | Replicas]:
+def _generator(ready: Checked, feed: Feed, first: EncodedPrompt, metrics: RunMetrics) -> Iterator[SampledGenerator]:
     """Loads the model, with a KV cache for the rows that follow `first`."""
     metrics.startup = StartupTimes(python=process_age())
     context = build_context(ready.config)
@@ -158,11 +157,11 @@ def _generator(
     with closing(model), model.engine(metrics) as engine:
         own = TextGenerator(engine, ready.tokenizer)
         if ranks is None or not ranks.links.replicas:
-            yield own
+            yield SampledGenerator(own)
             return
         everyone = Replicas(own, ranks.links.replicas)
         try:
-            yield everyone
+            yield SampledGenerator(everyone)
         finally:
             ranks.links.unwatch()
             everyone.close(metrics)
