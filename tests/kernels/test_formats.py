@@ -37,10 +37,10 @@ def bound_of(weights: np.ndarray, weight_format: Format) -> np.ndarray:
     """How far packing moves each weight at most [rows, columns].
 
     A group has a scale s near L / n, L its largest magnitude: n is 127 with eight bits, between 6 and 8.2 with four.
-    Let d be the rounding of s to float16. A weight that lies between two levels moves by (s + d) / 2 at most. One beyond
-    the last level is cut to it: with eight bits L = 127 s lies 127 d beyond it at most; with four bits, of levels
-    [-8, 7], L = n s lies (n - 7) s + 8 d beyond it, which is the most for n = 8.2. In a group with a minimum, all of this
-    is true of the distance from the group's middle, which float16 rounds too.
+    Let d be the rounding of s to float16. A weight between two levels moves by (s + d) / 2 at most. One beyond the last
+    level is cut to it: with eight bits L = 127 s lies 127 d beyond it at most; with four bits, of levels [-8, 7],
+    L = n s lies (n - 7) s + 8 d beyond it, which is the most for n = 8.2. In a group with a minimum, all of this is
+    true of the distance from the group's middle, which float16 rounds too.
     """
     groups = by_group(weights)
     if weight_format.has_minimum:
