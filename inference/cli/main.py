@@ -234,6 +234,8 @@ def _act(config: InferenceConfig, given: dict[str, Any]) -> int:
         return modes.evaluate(config, values)
     elif config.run_mode == "serve":
         return modes.serve(config)
+    elif config.run_mode == "chat":
+        return modes.chat(config)
     else:
         again = resume_command(click.get_current_context().obj)
         how = {"overwrite": given["overwrite"], "resume": goes_on, "again": again}

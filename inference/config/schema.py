@@ -1,8 +1,8 @@
 """The config: its sections, their keys, types, units and defaults, in MindFormers' spelling.
 
 Knows what a complete config is; knows nothing about files or command lines. Sections beyond MindFormers' own
-are `engine`, `input`, `output`, `evaluate`, `pipeline` and `serve`, and the keys `model.hub_id`, `model.parameters` and
-`processor.chat`.
+are `engine`, `input`, `output`, `evaluate`, `pipeline`, `serve` and `chat`, and the keys `model.hub_id`,
+`model.parameters` and `processor.chat`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from inference.config.generation import GenerationConfig, GenerationSettings, La
 from inference.config.layer import KeyPath, Layer, lay_all
 from inference.config.model_settings import ModelSettings
 from inference.config.print_config import yaml_of
-from inference.config.serve_settings import ServeSettings
+from inference.config.serve_settings import ChatSettings, ServeSettings
 from inference.config.values import (
     Bytes,
     Count,
@@ -36,7 +36,7 @@ from inference.config.values import (
 )
 from inference.errors import ConfigError
 
-RUN_MODES = ("predict", "evaluate", "convert", "pipeline", "serve")
+RUN_MODES = ("predict", "evaluate", "convert", "pipeline", "serve", "chat")
 _TRAINING = ("train", "finetune", "export", "predict_with_train_model")
 _GRAPH_MODES = ((0, 0), (1, 1), ("GRAPH_MODE", 0), ("PYNATIVE_MODE", 1))
 _SAVE_GRAPHS = ((False, 0), (True, 2), (0, 0), (1, 1), (2, 2), (3, 3))
@@ -306,7 +306,7 @@ class InferenceConfig(Section):
     run_mode: Annotated[str, BeforeValidator(_run_mode)] = Field(
         "predict",
         description="predict answers prompts, evaluate measures a model, convert packs weights, "
-        "pipeline answers rows on Apache Beam, serve answers requests over HTTP.",
+        "pipeline answers rows on Apache Beam, serve answers requests over HTTP, chat talks in the terminal.",
     )
     output_dir: str = Field("./output", description="Directory for what a run writes.")
     use_parallel: bool = Field(False, description="Run on several devices; the launcher starts a process for each.")
@@ -351,6 +351,8 @@ class InferenceConfig(Section):
     serve: ServeSettings = Field(
         default_factory=ServeSettings, description="OpenAI-compatible server (`run_mode: serve`)."
     )
+
+    chat: ChatSettings = Field(default_factory=ChatSettings, description="Chat in the terminal (`run_mode: chat`).")
 
     _layer: Layer = PrivateAttr(default_factory=Layer)
     _given: tuple[Layer, ...] = PrivateAttr(default=())

@@ -1,5 +1,6 @@
 """What the command line can do, without the command line: predict, evaluate, pipeline, convert, and check."""
 
+from inference.modes.chat import chat
 from inference.modes.check import check
 from inference.modes.convert import convert
 from inference.modes.evaluate import evaluate
@@ -8,4 +9,4 @@ from inference.modes.pipeline import check_other, pipeline
 from inference.modes.predict import predict
 from inference.modes.serve import serve
 
-__all__ = ["assist", "check", "check_other", "convert", "evaluate", "pipeline", "predict", "serve"]
+__all__ = ["assist", "chat", "check", "check_other", "convert", "evaluate", "pipeline", "predict", "serve"]
