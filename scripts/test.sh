@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Set everything up and run the checks and the tests. Arguments are passed on to pytest:
 #   bash scripts/test.sh tests/config -k typo
+# With --real before them, the larger of the two real models is fetched and tested, too (491 MB).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
 setup_env dev
@@ -34,10 +35,23 @@ fetch_torch() {
     export TORCH_FOLDER=$folder
 }
 
+# SmolLM2 as a GGUF file (98 MB), into the user's cache: its answers are held to llama.cpp's. Without it that test is
+# skipped, and real_models.sh says so.
+fetch_real_models() {
+    REAL_MODELS=$(PYTHON=$PYTHON_IN_VENV bash "$ROOT/scripts/real_models.sh" "$@") && export REAL_MODELS || true
+}
+
+real=()
+if [[ ${1:-} == --real ]]; then
+    real=(--real)
+    export REAL_MODELS_ALL=yes
+    shift
+fi
 cd "$ROOT"
 python=$PYTHON_IN_VENV
 [[ -n ${MINDFORMERS_WHEELS:-} ]] || fetch_mindformers
 [[ -n ${TORCH_FOLDER:-} ]] || fetch_torch
+[[ -n ${REAL_MODELS:-} ]] || fetch_real_models "${real[@]}"
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 "$python" -m mypy inference

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from inference.config.input_formats import FORMAT_NAMES
 from inference.config.schema import RUN_MODES
 
 
@@ -57,7 +58,7 @@ FLAGS: tuple[Flag, ...] = (
         str,
         "Format of files and stdin, if their names do not tell.",
         _RUN,
-        ("txt", "jsonl", "csv", "parquet"),
+        FORMAT_NAMES,
     ),
     Flag("--prompt_column", "input.prompt_column", str, "Column of a table that has the prompts.", _RUN),
     Flag("--id_column", "input.id_column", str, "Column of a table that has the rows' names.", _RUN),

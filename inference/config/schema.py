@@ -16,6 +16,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, field_vali
 from pydantic.dataclasses import dataclass
 
 from inference.config.generation import GenerationConfig, GenerationSettings, Layers, merge_generation_config
+from inference.config.input_formats import MAX_LINE_BYTES, FormatName
 from inference.config.layer import KeyPath, Layer, lay_all
 from inference.config.model_settings import ModelSettings
 from inference.config.print_config import yaml_of
@@ -198,11 +199,12 @@ class EngineSettings(Section):
 class InputSettings(Section):
     """`input`: how files of prompts are read."""
 
-    format: Literal["txt", "jsonl", "csv", "parquet"] | None = Field(
+    format: FormatName | None = Field(
         None, description="Format of files and standard input; told by the file's suffix if unset, txt for stdin."
     )
     prompt_column: str = Field("prompt", description="Column of a table that has the prompts.")
     id_column: str = Field("custom_id", description="Column of a table that has the rows' names, if it has one.")
+    max_line_bytes: Count = Field(MAX_LINE_BYTES, description="Longest line; a longer one is a bad row.")
 
 
 class OutputSettings(Section):

@@ -1,5 +1,8 @@
 """Counts and times of a run, and what they add up to. Never prints.
 
+Each metric is one field of `RunMetrics`, which says who counts it. JSON, the closing lines, and the sums over ranks and
+replicas derive from the fields.
+
 Terms: TTFT is the time from a request's arrival to its first token; TPOT the mean time per token after the first.
 """
 
@@ -8,6 +11,7 @@ from __future__ import annotations
 import os
 import resource
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -15,10 +19,16 @@ from typing import Any
 from inference.engine.percentiles import Percentiles
 from inference.engine.request import FinishReason, Request
 
+# Who counts a metric.
+# REQUEST: `finished`, from a request; rank 0 does so for the requests that other replicas answered, too.
+# STEP: the engine of each replica; the others send theirs to rank 0 when they end.
+# RUN: this process, for itself.
+REQUEST, STEP, RUN = "request", "step", "run"
+
 
 @dataclass
 class StartupTimes:
-    """Seconds that passed before the first prompt could run, by part.
+    """Seconds before the first prompt could run, by part.
 
     `python` is from the start of the process to the import of MindSpore: the interpreter, the config, the tokenizer
     and all checks.
@@ -30,31 +40,44 @@ class StartupTimes:
     compile: float = 0.0
 
 
+def _metric(counted_by: str, default: Any = 0, note: str | None = None) -> Any:
+    """A metric.
+
+    Args:
+        default: its first value, or a class that makes it.
+        note: what the closing line says of it, unless it is zero.
+    """
+    metadata = {"counted_by": counted_by, "note": note}
+    if isinstance(default, type):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
 @dataclass
 class RunMetrics:
     """What happened in a run; `startup` apart from the work itself."""
 
-    startup: StartupTimes = field(default_factory=StartupTimes)
-    requests: int = 0
-    prompt_tokens: int = 0
-    reused_tokens: int = 0
-    """Of the prompts' tokens, those that the prefix cache had."""
-    preemptions: int = 0
+    startup: StartupTimes = _metric(RUN, StartupTimes)
+    requests: int = _metric(REQUEST)
+    prompt_tokens: int = _metric(REQUEST)
+    reused_tokens: int = _metric(REQUEST, note="{:,} tokens from the prefix cache")
+    """Prompt tokens that the prefix cache had."""
+    preemptions: int = _metric(REQUEST, note="{:,} preempted")
     """How often a row gave its blocks to an older one."""
-    completion_tokens: int = 0
-    prefill_seconds: float = 0.0
-    decode_seconds: float = 0.0
-    wall_seconds: float = 0.0
-    ttft_seconds: Percentiles = field(default_factory=Percentiles)
-    tpot_seconds: Percentiles = field(default_factory=Percentiles)
-    row_seconds: Percentiles = field(default_factory=Percentiles)
+    completion_tokens: int = _metric(REQUEST)
+    prefill_seconds: float = _metric(STEP, 0.0)
+    decode_seconds: float = _metric(STEP, 0.0)
+    wall_seconds: float = _metric(RUN, 0.0)
+    ttft_seconds: Percentiles = _metric(REQUEST, Percentiles)
+    tpot_seconds: Percentiles = _metric(REQUEST, Percentiles)
+    row_seconds: Percentiles = _metric(REQUEST, Percentiles)
     """From the arrival of a request to its last token."""
-    decode_tokens: int = 0
-    rows_by_replica: list[int] = field(default_factory=list)
-    """Requests that each copy of the model has answered, where there are several."""
+    decode_tokens: int = _metric(STEP)
+    rows_by_replica: list[int] = _metric(RUN, list)
+    """Requests that each replica of the model has answered, if there are several."""
 
     def finished(self, request: Request) -> None:
-        """Counts a request that is done; one that was let go of, or has failed, has no latency."""
+        """Counts a finished request. One that was cancelled or has failed has no latency."""
         self.requests += 1
         self.prompt_tokens += request.num_prompt_tokens
         self.reused_tokens += request.num_reused
@@ -70,7 +93,7 @@ class RunMetrics:
             self.tpot_seconds.add((timing.total - timing.ttft) / (len(request.output_ids) - 1))
 
     def step(self, seconds: float, tokens: int, chosen: int) -> None:
-        """Counts a step that put `tokens` through the model and chose `chosen` next ones."""
+        """Counts a step that computed `tokens` and chose `chosen` next ones."""
         if tokens > chosen:
             self.prefill_seconds += seconds
         else:
@@ -78,18 +101,34 @@ class RunMetrics:
             self.decode_tokens += chosen
 
     def add_replica(self, other: RunMetrics) -> None:
-        """Takes what another copy of the model did at the same time: the rates of both add up."""
+        """Adds what another replica did at the same time: the rates of both add up."""
         prefill_tokens = self._computed + other._computed
         prefill, decode = self.prefill_rate + other.prefill_rate, self.decode_rate + other.decode_rate
         self.rows_by_replica = [*(self.rows_by_replica or [self.requests]), other.requests]
-        for name in ("requests", "prompt_tokens", "reused_tokens", "preemptions", "completion_tokens", "decode_tokens"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        # The seconds in which all would have done the work together.
+        for name in names_counted_by(REQUEST, STEP):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if isinstance(mine, Percentiles):
+                mine.update(theirs)
+            else:
+                setattr(self, name, mine + theirs)
+        # The seconds in which all replicas would have done the work together.
         self.prefill_seconds = prefill_tokens / prefill if prefill else 0.0
         self.decode_seconds = self.decode_tokens / decode if decode else 0.0
-        self.ttft_seconds.update(other.ttft_seconds)
-        self.tpot_seconds.update(other.tpot_seconds)
-        self.row_seconds.update(other.row_seconds)
+
+    def step_figures(self) -> dict[str, Any]:
+        """What a replica sends to rank 0 when it ends."""
+        return {name: getattr(self, name) for name in names_counted_by(STEP)}
+
+    def take_step_figures(self, figures: Mapping[str, Any]) -> None:
+        """Takes what a replica has sent."""
+        for name in names_counted_by(STEP):
+            setattr(self, name, figures[name])
+
+    @property
+    def notes(self) -> list[str]:
+        """Metrics that are worth a word in the closing line."""
+        noted = [(item.metadata["note"], getattr(self, item.name)) for item in fields(self)]
+        return [note.format(value) for note, value in noted if note and value]
 
     @property
     def _computed(self) -> int:
@@ -102,7 +141,7 @@ class RunMetrics:
 
     @property
     def prefill_rate(self) -> float:
-        """Prompt tokens a second that were computed, over the steps that had prompt tokens."""
+        """Prompt tokens computed a second, over the steps that had prompt tokens."""
         return self._computed / self.prefill_seconds if self.prefill_seconds else 0.0
 
     @property
@@ -111,12 +150,21 @@ class RunMetrics:
         return self.decode_tokens / self.decode_seconds if self.decode_seconds else 0.0
 
     def as_dict(self) -> dict[str, Any]:
-        """All figures, for JSON."""
-        values = {item.name: getattr(self, item.name) for item in fields(self)}
-        values["startup"] = asdict(self.startup)
-        latencies = {name: values.pop(name).as_dict() for name in ("ttft_seconds", "tpot_seconds", "row_seconds")}
+        """All metrics, for JSON."""
+        values = {item.name: _plain(getattr(self, item.name)) for item in fields(self)}
         rates = {"prefill_tokens_per_second": self.prefill_rate, "decode_tokens_per_second": self.decode_rate}
-        return {**values, **rates, **latencies, "peak_memory_bytes": peak_memory()}
+        return {**values, **rates, "peak_memory_bytes": peak_memory()}
+
+
+def names_counted_by(*who: str) -> list[str]:
+    """The names of the metrics that are counted by one of these."""
+    return [item.name for item in fields(RunMetrics) if item.metadata["counted_by"] in who]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Percentiles):
+        return value.as_dict()
+    return asdict(value) if isinstance(value, StartupTimes) else value
 
 
 def process_age() -> float:
@@ -127,7 +175,7 @@ def process_age() -> float:
 
 
 def peak_memory() -> int:
-    """The most memory that this process has had, bytes."""
+    """Peak memory of this process, bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # Linux counts kibibytes, macOS bytes.
     return peak if sys.platform == "darwin" else peak * 1024

@@ -9,12 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from inference.config.input_formats import suffixes_of
 from inference.errors import InputError
-from inference.inputs.files import ByteFile, check_file
+from inference.inputs.files import ByteFile, check_file, is_blank
 from inference.inputs.prompts import Prompt, RowError, parse_object, prompt_from_mapping
-from inference.inputs.rows import decode_line, is_blank
+from inference.inputs.rows import decode_line
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+SUFFIXES = suffixes_of("jsonl")
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,6 @@ TOGETHER = 0.02
 LOOK = 0.02
 # Seconds for which rank 0 waits for the figures of a replica that is to end.
 FAREWELL = 5.0
-# What a replica tells at its end, besides what its answers tell.
-FIGURES_TOLD = ("prefill_seconds", "decode_seconds", "decode_tokens")
 
 
 @dataclass(eq=False)
@@ -137,8 +135,7 @@ class Replicas:
                     missing.discard(remote)
                 elif message.kind == FIGURES:
                     missing.discard(remote)
-                    for name in FIGURES_TOLD:
-                        setattr(remote.metrics, name, message.fields[name])
+                    remote.metrics.take_step_figures(message.fields)
         for remote in self.remotes:
             metrics.add_replica(remote.metrics)
 
@@ -214,8 +211,7 @@ class Replica:
 
     def say_farewell(self) -> None:
         """Tells rank 0 the figures of the run: the last message."""
-        told: dict[str, Any] = {name: getattr(self._metrics, name) for name in FIGURES_TOLD}
-        self._channel.send(FIGURES, **told)
+        self._channel.send(FIGURES, **self._metrics.step_figures())
 
     def _take_messages(self) -> bool:
         """Takes what has come, and waits for it where there is nothing to do; False when it is to end."""

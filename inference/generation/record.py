@@ -70,6 +70,7 @@ class Completion:
         logprobs: one entry a token of `token_ids`, if they were asked for.
         attempts: requests that a remote endpoint was sent for this row.
         value: the result of a model that does not answer in text (pipelines).
+        input_digest: tells whether the row of the input is the same in a later run, if it has no name of its own.
     """
 
     custom_id: str | None
@@ -90,6 +91,7 @@ class Completion:
     logprobs: tuple[TokenLogprob, ...] | None = _only_if_given()
     attempts: int | None = _only_if_given()
     value: Any = _only_if_given()
+    input_digest: str | None = _only_if_given()
 
     @property
     def index(self) -> int | None:
@@ -136,6 +138,7 @@ def completion_of(answer: Answer, model: str) -> Completion:
         seed=None if source.generation.greedy else request.seed,
         truncated_tokens=source.truncated or None,
         logprobs=None if source.generation.logprobs is None else tuple(request.logprobs),
+        input_digest=source.prompt.digest,
     )
 
 
@@ -149,10 +152,19 @@ def failed_completion(
     prompt: str | None = None,
     model: str | None = None,
     attempts: int | None = None,
+    input_digest: str | None = None,
 ) -> Completion:
     """The record of a row without an answer."""
-    error = ErrorRecord(kind, message, line)
-    return Completion(custom_id, row, prompt, finish_reason="error", model=model, error=error, attempts=attempts)
+    return Completion(
+        custom_id,
+        row,
+        prompt,
+        finish_reason="error",
+        model=model,
+        error=ErrorRecord(kind, message, line),
+        attempts=attempts,
+        input_digest=input_digest,
+    )
 
 
 def failure_of(source: EncodedPrompt, error: InferenceError) -> Completion:
@@ -165,6 +177,7 @@ def failure_of(source: EncodedPrompt, error: InferenceError) -> Completion:
         kind_of(error),
         f"{prompt.where}: {error}",
         line=int(line) if name and line.isdecimal() else None,
+        input_digest=prompt.digest,
     )
 
 

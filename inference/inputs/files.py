@@ -1,6 +1,7 @@
-"""Bytes and lines of a file or of standard input, decompressed on the way; nothing is read before it is asked for.
+"""Bytes and lines of a file or of standard input, decompressed on the way. Nothing is read before it is asked for.
 
-What is compressed is told by its first bytes, whatever its name. Knows nothing about rows.
+Memory stays bounded whatever the file holds: decompression goes by small chunks, and long lines are cut. The first
+bytes tell what a file is compressed with, whatever its name. Knows nothing about rows.
 """
 
 from __future__ import annotations
@@ -14,17 +15,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
+from inference.config.input_formats import MAX_LINE_BYTES
 from inference.errors import InputError, nearest
 
 STDIN = "-"
 STDIN_NAME = "standard input"
 GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
-COMPRESSED = {".gz": GZIP, ".zst": ZSTD}
-# The longest line that is read, bytes: a file without newlines must not fill the memory.
-LONGEST_LINE = 64 << 20
-# Compressed bytes that are decompressed at once; zstd makes up to some thousand times as many of them.
-CHUNK = 16 << 10
+MAGIC_NUMBERS = (GZIP, ZSTD)
+# Compressed bytes that are decompressed at once. A block of zstd makes 128 KiB of 4 bytes (RFC 8878), so that these
+# make 8 MiB at most.
+CHUNK = 256
 BUFFER = 64 << 10
+# A line that is longer than this many times the limit ends the input: its end may never come.
+HOPELESS = 16
+# So many blank lines in a row end the input, too.
+BLANK_LINES = 1_000_000
 
 
 class ByteFile:
@@ -32,45 +37,58 @@ class ByteFile:
 
     Args:
         value: a path, or `-`.
-        opener: opens it where it is no file of this machine.
+        opener: opens a file that is not on this machine.
+        max_line_bytes: the longest line that is kept whole.
 
     Attributes:
         name: what to call it in errors.
-        size: bytes as stored; None where that is not known.
-        consumed: how many of these have been used up, roughly.
+        size: bytes as stored; None if that is not known.
     """
 
-    def __init__(self, value: str, opener: Callable[[], IO[bytes]] | None = None):
+    def __init__(self, value: str, opener: Callable[[], IO[bytes]] | None = None, max_line_bytes: int = MAX_LINE_BYTES):
         self.path = None if value == STDIN else Path(value)
         self._opener = opener
         self.name = STDIN_NAME if self.path is None else value
         self.size = self.path.stat().st_size if self.path is not None and self.path.is_file() else None
-        self.consumed = 0
+        self.max_line_bytes = max_line_bytes
+        self._stored: _Counted | None = None
+        self._is_compressed = False
+        self._parsed = 0
+
+    @property
+    def consumed(self) -> int:
+        """Stored bytes that are used up: those of the lines that were taken, or what the decompressor has taken."""
+        if self._is_compressed and self._stored is not None:
+            return self._stored.count
+        return self._parsed
 
     @contextlib.contextmanager
     def open(self) -> Iterator[IO[bytes]]:
         """The bytes, decompressed.
 
         Raises:
-            InputError: it cannot be read, is damaged, or nothing is installed that decompresses it.
+            InputError: the file cannot be read or is damaged, or the package that decompresses it is missing.
         """
         try:
-            with self._stored() as stored:
+            with self._open_stored() as stored:
                 head = _head(stored)
-                whole: IO[bytes] = io.BufferedReader(_Joined(head, stored, self), BUFFER)
+                whole = io.BufferedReader(_Joined(head, stored), BUFFER)
+                self._is_compressed = head in MAGIC_NUMBERS
+                self._stored = _Counted(whole)
                 if head == GZIP:
-                    # It buffers lines itself; a second buffer would lose those before the place where it is cut off.
-                    whole = cast(IO[bytes], gzip.GzipFile(fileobj=whole))
+                    # It has a buffer of its own; a second one would lose the lines before the place of a cut.
+                    yield cast(IO[bytes], gzip.GzipFile(fileobj=cast(IO[bytes], self._stored)))
                 elif head == ZSTD:
-                    whole = io.BufferedReader(_Zstd(whole, self.name), BUFFER)
-                yield whole
+                    yield io.BufferedReader(_Zstd(self._stored, self.name), BUFFER)
+                else:
+                    yield whole
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise InputError(f"{self.name} is damaged: {error}", "it may have been cut off; fetch it again") from error
         except OSError as error:
             raise InputError(f"{self.name} cannot be read: {error.strerror or error}") from error
 
     @contextlib.contextmanager
-    def _stored(self) -> Iterator[Any]:
+    def _open_stored(self) -> Iterator[Any]:
         if self._opener is not None:
             with contextlib.closing(self._opener()) as file:
                 yield file
@@ -83,28 +101,60 @@ class ByteFile:
             yield sys.stdin.buffer
 
     def seekable(self) -> Path | IO[bytes]:
-        """What a reader that jumps about can open."""
+        """What a reader that needs random access can open."""
         assert self.path is not None
         return self.path if self._opener is None else self._opener()
 
     def lines(self) -> Iterator[tuple[int, bytes]]:
-        """Its lines with their numbers, from 1, as they are, with their ends. Only a newline ends a line; of one that
-        is longer than `LONGEST_LINE` no more than that is kept, and one byte, by which it is known.
+        """The lines with their numbers, from 1, and with their ends. Only a newline ends a line. Of a line that is
+        longer than `max_line_bytes`, that many bytes and one more are kept (`is_too_long`).
+
+        Raises:
+            InputError: as `open`; or a line, or a run of blank lines, seems to have no end.
         """
-        number = 0
+        number = blank_lines = blank_bytes = 0
         with self.open() as file:
-            while line := file.readline(LONGEST_LINE + 1):
+            while line := file.readline(self.max_line_bytes + 1):
                 number += 1
+                self._parsed += len(line)
+                if is_blank(line):
+                    blank_lines, blank_bytes = blank_lines + 1, blank_bytes + len(line)
+                    if blank_lines > BLANK_LINES or blank_bytes > self.max_line_bytes:
+                        raise self._endless(number, f"{blank_lines:,} blank lines in a row")
+                else:
+                    blank_lines = blank_bytes = 0
                 yield number, line
-                while len(line) > LONGEST_LINE and not line.endswith(b"\n"):
-                    line = file.readline(LONGEST_LINE + 1)
+                self._pass_over_rest(file, line, number)
+
+    def is_too_long(self, line: bytes) -> bool:
+        """Whether a line of `lines` is cut."""
+        return len(line) > self.max_line_bytes
+
+    def _pass_over_rest(self, file: IO[bytes], line: bytes, number: int) -> None:
+        passed = len(line)
+        while self.is_too_long(line) and not line.endswith(b"\n"):
+            line = file.readline(self.max_line_bytes + 1)
+            passed += len(line)
+            self._parsed += len(line)
+            if passed > HOPELESS * self.max_line_bytes:
+                raise self._endless(number, f"a line of more than {HOPELESS} times input.max_line_bytes")
+
+    def _endless(self, number: int, what: str) -> InputError:
+        return InputError(f"{self.name}:{number}: {what}", "this does not look like a file of prompts")
+
+
+def is_blank(line: bytes) -> bool:
+    """Whether a line has nothing but spaces, those of other scripts included."""
+    if not line.strip():
+        return True
+    return len(line) < 100 and not line.isascii() and not line.decode("utf-8-sig", "replace").strip()
 
 
 def check_file(value: str, suffixes: tuple[str, ...]) -> None:
-    """Refuses a file of prompts that is not there.
+    """Refuses a prompt file that does not exist.
 
     Raises:
-        InputError: with the nearest name that is.
+        InputError: with the nearest name that exists.
     """
     path = Path(value)
     if not exists(path) or path.is_dir():
@@ -125,9 +175,9 @@ def _file_hint(path: Path) -> str:
 
 
 def _head(stored: Any) -> bytes:
-    """The first bytes, as many as it takes to tell what they are: nobody who types a short line is kept waiting."""
+    """As many of the first bytes as it takes to tell the compression: a short line that is typed is not held up."""
     head = b""
-    while head not in COMPRESSED.values() and any(magic.startswith(head) for magic in COMPRESSED.values()):
+    while head not in MAGIC_NUMBERS and any(magic.startswith(head) for magic in MAGIC_NUMBERS):
         byte = stored.read(1)
         if not byte:
             break
@@ -136,11 +186,11 @@ def _head(stored: Any) -> bytes:
 
 
 class _Joined(io.RawIOBase):
-    """The bytes that were read to look at them, then the rest; counts them."""
+    """The bytes that were read to tell the compression, then the rest."""
 
-    def __init__(self, head: bytes, rest: Any, counted: ByteFile):
-        self._head, self._counted = head, counted
-        # `read1` gives what is there; a raw file's `read` does so too.
+    def __init__(self, head: bytes, rest: Any):
+        self._head = head
+        # `read1` returns what is there; so does `read` of a raw file.
         self._read = getattr(rest, "read1", rest.read)
 
     def readable(self) -> bool:
@@ -150,14 +200,31 @@ class _Joined(io.RawIOBase):
         data = self._head or self._read(len(buffer)) or b""
         self._head = b""
         buffer[: len(data)] = data
-        self._counted.consumed += len(data)
         return len(data)
+
+
+class _Counted:
+    """A file whose bytes are counted as a decompressor takes them."""
+
+    def __init__(self, file: Any):
+        self._file = file
+        self.count = 0
+
+    def read(self, size: int = -1) -> bytes:
+        return self._note(self._file.read(size))
+
+    def read1(self, size: int = -1) -> bytes:
+        return self._note(self._file.read1(size))
+
+    def _note(self, data: bytes) -> bytes:
+        self.count += len(data)
+        return data
 
 
 class _Zstd(io.RawIOBase):
     """Frames of zstd, one after the other. The package's own reader does not notice that the last one is cut off."""
 
-    def __init__(self, stored: IO[bytes], name: str):
+    def __init__(self, stored: _Counted, name: str):
         try:
             import zstandard
         except ImportError:
@@ -168,14 +235,14 @@ class _Zstd(io.RawIOBase):
         self._error = zstandard.ZstdError
         self._frame = self._new()
         self._begun = False
-        self._ready, self._rest = b"", b""
+        self._ready, self._rest = memoryview(b""), b""
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
         while not self._ready:
-            chunk = self._rest or self._stored.read(CHUNK)
+            chunk = self._rest or self._stored.read1(CHUNK)
             if not chunk:
                 if self._begun:
                     raise EOFError("its last frame is not complete")
@@ -188,7 +255,7 @@ class _Zstd(io.RawIOBase):
 
     def _decompress(self, chunk: bytes) -> None:
         try:
-            self._ready, self._begun = self._frame.decompress(chunk), True
+            self._ready, self._begun = memoryview(self._frame.decompress(chunk)), True
         except self._error as error:
             raise EOFError(str(error)) from error
         if self._frame.eof:

@@ -43,6 +43,7 @@ class Prompt:
         custom_id: the row's name in the output.
         where: what to name in errors, such as `prompts.jsonl:3`.
         settings: generation settings of this row alone.
+        digest: of the row as it stands in its file, if the row has no name of its own.
     """
 
     custom_id: str
@@ -51,6 +52,7 @@ class Prompt:
     token_ids: tuple[int, ...] | None = None
     messages: tuple[Mapping[str, Any], ...] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    digest: str | None = None
 
 
 def parse_row(line: str, where: str, default_id: str) -> Prompt:

@@ -5,18 +5,21 @@ Knows which format a name stands for; a row is parsed only when somebody asks fo
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from inference.config.input_formats import FORMATS, MAX_LINE_BYTES, SUFFIXES, format_of_name
 from inference.errors import InputError
 from inference.inputs import files, tables
-from inference.inputs.files import LONGEST_LINE, STDIN, ByteFile
+from inference.inputs.files import STDIN, ByteFile, is_blank
 from inference.inputs.prompts import Prompt, RowError, check_text, parse_row, prompt_of
 
-FORMATS = ("txt", "jsonl", "csv", "parquet")
-SUFFIXES = (*(f".{name}" for name in FORMATS), *(f".{n}{c}" for n in FORMATS[:3] for c in files.COMPRESSED))
+# The rows of files that are smaller than this together, bytes, are counted before the first is answered.
+COUNTED = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -28,17 +31,27 @@ class Row:
         name: of the file that it is in.
         line: on which it begins, from 1; None for an argument.
         parse: makes its prompt; raises RowError.
+        content: the row as it stands in its file; None for an argument.
     """
 
     number: int
     name: str
     line: int | None
     parse: Callable[[], Prompt]
+    content: bytes | str | None = None
 
     @property
     def where(self) -> str:
         """What to name in errors."""
         return self.name if self.line is None else f"{self.name}:{self.line}"
+
+    @property
+    def digest(self) -> str | None:
+        """Tells whether the row is still the same in a later run; None for an argument."""
+        if self.content is None:
+            return None
+        data = self.content if isinstance(self.content, bytes) else self.content.encode("utf-8", "replace")
+        return blake2b(data.strip(), digest_size=8).hexdigest()
 
 
 class RowStream:
@@ -46,40 +59,66 @@ class RowStream:
 
     Attributes:
         count: rows so far.
-        blank_lines: lines passed over so far.
+        blank_lines: blank lines so far.
         texts_only: no row has a name of its own.
+        known_count: rows in all, if that is known.
     """
 
-    def __init__(self, values: Sequence[str], prompt_format: str | None, prompt_column: str, id_column: str):
-        self._values = [(value, _format_of(value, prompt_format)) for value in values]
-        self._prompt_column, self._id_column = prompt_column, id_column
+    def __init__(
+        self,
+        values: Sequence[str],
+        prompt_format: str | None,
+        prompt_column: str,
+        id_column: str,
+        max_line_bytes: int = MAX_LINE_BYTES,
+    ):
+        self._values = [(value, _format_of(value, prompt_format)) for value in _expanded(values)]
+        self._prompt_column, self._id_column, self._max_line_bytes = prompt_column, id_column, max_line_bytes
         self._files: dict[int, ByteFile] = {}
         self._empty_files: list[str] = []
         self.count = 0
         self.blank_lines = 0
         self.texts_only = all(form in (None, "txt") for _, form in self._values)
-        self.known_count: int | None = sum(form is None for _, form in self._values)
         for index, (value, form) in enumerate(self._values):
             if form is not None:
                 self._files[index] = self._checked(value, form)
+        self.known_count = self._known_count()
+
+    def _file(self, value: str) -> ByteFile:
+        return ByteFile(value, max_line_bytes=self._max_line_bytes)
 
     def _checked(self, value: str, form: str) -> ByteFile:
         if value != STDIN:
             files.check_file(value, SUFFIXES)
-        file = ByteFile(value)
-        header = None
-        if form == "parquet":
-            header = tables.parquet_header(file)
-            if self.known_count is not None:
-                self.known_count += tables.parquet_count(file)
-        else:
-            self.known_count = None
-            # A pipe can be read only once.
-            if form == "csv" and file.size is not None:
-                header = tables.csv_header(ByteFile(value))
-        if header is not None:
-            tables.column_of(header, self._prompt_column, file.name)
+        file = self._file(value)
+        # A pipe can be read only once.
+        if FORMATS[form].is_table and (file.size is not None or form == "parquet"):
+            tables.column_of(tables.HEADERS[form](self._file(value)), self._prompt_column, file.name)
         return file
+
+    def _known_count(self) -> int | None:
+        """Rows in all; None if files are too large to be counted, or hold something that cannot be read."""
+        sizes = [file.size for index, file in self._files.items() if self._values[index][1] != "parquet"]
+        if None in sizes or sum(size or 0 for size in sizes) > COUNTED:
+            return None
+        try:
+            return sum(1 if form is None else self._rows_of(value, form) for value, form in self._values)
+        except InputError:  # it is reported when its turn comes
+            return None
+
+    def _rows_of(self, value: str, form: str) -> int:
+        if form == "parquet":
+            return tables.parquet_count(self._file(value))
+        if form == "csv":
+            return sum(1 for _ in tables.csv_rows(self._file(value), self._prompt_column, self._id_column))
+        file, size = self._file(value), 0
+        count = 0
+        for _, line in file.lines():
+            count += not is_blank(line)
+            size += len(line)
+            if size > 16 * COUNTED:
+                raise InputError(f"{value} is too large to be counted")
+        return count
 
     @property
     def arguments(self) -> Iterator[Prompt]:
@@ -101,13 +140,13 @@ class RowStream:
         return self._empty_files
 
     def expected(self) -> float | None:
-        """How many rows there will be: what is known, or else guessed from the share of the bytes that was read."""
+        """How many rows there will be: what is known, or else estimated from the share of the bytes that are parsed."""
         if self.known_count is not None:
             return self.known_count
         sizes = [file.size for file in self._files.values()]
         total = sum(size or 0 for size in sizes)
-        read = sum(min(file.consumed, file.size or 0) for file in self._files.values())
-        return self.count * total / read if None not in sizes and read else None
+        parsed = sum(min(file.consumed, file.size or 0) for file in self._files.values())
+        return self.count * total / parsed if None not in sizes and parsed else None
 
     def __iter__(self) -> Iterator[Row]:
         for index, (value, form) in enumerate(self._values):
@@ -119,43 +158,50 @@ class RowStream:
                 if self.count == before:
                     self._empty_files.append(self._files[index].name)
 
-    def _row(self, name: str, line: int | None, parse: Callable[[str, str], Prompt]) -> Row:
+    def _row(
+        self, name: str, line: int | None, parse: Callable[[str, str], Prompt], content: bytes | str | None = None
+    ) -> Row:
         number = self.count
         self.count += 1
         where = name if line is None else f"{name}:{line}"
-        return Row(number, name, line, lambda: parse(where, str(number)))
+        return Row(number, name, line, lambda: parse(where, str(number)), content)
 
     @staticmethod
     def _argument(value: str) -> Callable[[str, str], Prompt]:
         return lambda where, name: Prompt(name, where, text=value)
 
     def _file_rows(self, file: ByteFile, form: str) -> Iterator[Row]:
-        if form in ("csv", "parquet"):
-            read = tables.csv_rows if form == "csv" else tables.parquet_rows
-            for line, cell, name in read(file, self._prompt_column, self._id_column):
-                yield self._row(file.name, line, table_parser(cell, name))
+        if FORMATS[form].is_table:
+            for line, cell, name in tables.READERS[form](file, self._prompt_column, self._id_column):
+                yield self._row(file.name, line, table_parser(cell, name), repr((cell, name)))
             return
         for line, data in file.lines():
             if not is_blank(data):
-                yield self._row(file.name, line, _line_parser(data, line, form))
+                yield self._row(file.name, line, _line_parser(data, line, form, self._max_line_bytes), data)
             else:
                 self.blank_lines += 1
 
 
 def open_rows(
-    values: Sequence[str], prompt_format: str | None = None, prompt_column: str = "prompt", id_column: str = "custom_id"
+    values: Sequence[str],
+    prompt_format: str | None = None,
+    prompt_column: str = "prompt",
+    id_column: str = "custom_id",
+    max_line_bytes: int = MAX_LINE_BYTES,
 ) -> RowStream:
-    """The rows of every value: `-` is standard input, a name with one of the suffixes a file, all else a prompt.
+    """The rows of every value: `-` is standard input, a name with one of the suffixes a file, a pattern such as
+    `in/*.txt` all files that it matches, anything else a prompt.
 
     Args:
         prompt_format: of files and standard input; told by the suffix if None, and lines of text from standard input.
-        prompt_column: of tables, that of the prompts.
-        id_column: of tables, that of the rows' names, where there is such a column.
+        prompt_column: column of the prompts in tables.
+        id_column: column of the rows' names in tables that have such a column.
+        max_line_bytes: a longer line is a bad row.
 
     Raises:
         InputError: no value, an empty prompt, a file that is missing or has no such column.
     """
-    stream = RowStream(values, prompt_format, prompt_column, id_column)
+    stream = RowStream(values, prompt_format, prompt_column, id_column, max_line_bytes)
     if not values:
         raise no_prompt()
     return stream
@@ -168,50 +214,73 @@ def no_prompt() -> InputError:
     )
 
 
+def _expanded(values: Sequence[str]) -> Iterator[str]:
+    """The values, each pattern replaced by the files that it matches, in the order of their names.
+
+    Raises:
+        InputError: a pattern matches nothing.
+    """
+    for value in values:
+        if not _is_pattern(value):
+            yield value
+            continue
+        matches = glob.glob(value, recursive=True)  # noqa: PTH207  # paths keep the form that was given
+        found = sorted(path for path in matches if not Path(path).is_dir())
+        if not found:
+            raise InputError(f"--predict_data: {value} matches no file", "look at the directory and the suffix")
+        yield from found
+
+
+def _is_pattern(value: str) -> bool:
+    """Whether a value is a pattern of files: it has a wildcard, and a suffix of ours or an existing directory."""
+    if not glob.has_magic(value) or "\n" in value or files.exists(Path(value)):
+        return False
+    parts = Path(value).parts
+    fixed = next(index for index, part in enumerate(parts) if glob.has_magic(part))
+    is_in_directory = fixed > 0 and not any(char.isspace() for char in value) and files.exists(Path(*parts[:fixed]))
+    return is_in_directory or value.lower().endswith(SUFFIXES)
+
+
 def _format_of(value: str, given: str | None) -> str | None:
     """The format of a file; None for a prompt."""
     if value == STDIN:
         return given or "txt"
-    lower = value.lower()
-    if lower.endswith(SUFFIXES):
-        bare = lower.removesuffix(".gz").removesuffix(".zst")
-        return given or bare.rpartition(".")[2]
+    told = format_of_name(value)
+    if told is not None:
+        return given or told
     path = Path(value)
     # A file or directory that exists was hardly meant as a prompt, if it looks like a path.
     if (path.suffix or "/" in value) and files.exists(path):
         if given and not path.is_dir():
             return given
-        kind = "a directory" if path.is_dir() else f"a file, but none of {', '.join(SUFFIXES)}"
+        if path.is_dir():
+            raise InputError(
+                f"--predict_data: {value} is a directory", f"name its files: '{value.rstrip('/')}/*.jsonl'"
+            )
         raise InputError(
-            f"--predict_data: {value} is {kind}", "say what it is with --input_format, or give it through -"
+            f"--predict_data: {value} is a file, but none of {', '.join(SUFFIXES)}",
+            "say what it is with --input_format, or give it through -",
         )
     check_text(value, "--predict_data")
     return None
 
 
-def _line_parser(data: bytes, line: int, form: str) -> Callable[[str, str], Prompt]:
+def _line_parser(data: bytes, line: int, form: str, max_line_bytes: int) -> Callable[[str, str], Prompt]:
     def parse(where: str, name: str) -> Prompt:
-        text = decode_line(data, line, where)
+        text = decode_line(data, line, where, max_line_bytes)
         return parse_row(text, where, name) if form == "jsonl" else prompt_of(text, where, name)
 
     return parse
 
 
-def is_blank(data: bytes) -> bool:
-    """Whether a line has nothing but spaces, also of other scripts' kinds."""
-    if not data.strip():
-        return True
-    return len(data) < 100 and not data.isascii() and not data.decode("utf-8-sig", "replace").strip()
-
-
-def decode_line(data: bytes, line: int, where: str) -> str:
+def decode_line(data: bytes, line: int, where: str, max_line_bytes: int = MAX_LINE_BYTES) -> str:
     """The text of a line, without its end.
 
     Raises:
         RowError: it is too long, or not UTF-8; the message begins with `where`.
     """
-    if len(data) > LONGEST_LINE:
-        raise RowError(f"{where}: this line is longer than {LONGEST_LINE >> 20} MiB", "a row is a line")
+    if len(data) > max_line_bytes:
+        raise RowError(f"{where}: this line is longer than {max_line_bytes:,} bytes", "raise input.max_line_bytes")
     data = data.removesuffix(b"\n").removesuffix(b"\r")
     try:
         return data.decode("utf-8-sig" if line == 1 else "utf-8")
@@ -220,7 +289,7 @@ def decode_line(data: bytes, line: int, where: str) -> str:
 
 
 def table_parser(cell: Any, name: Any) -> Callable[[str, str], Prompt]:
-    """Makes the prompt of a row of a table out of its two cells."""
+    """Makes the prompt of a table's row from its two cells."""
 
     def parse(where: str, number: str) -> Prompt:
         custom_id = number if name in (None, "") else str(name)

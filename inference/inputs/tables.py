@@ -6,11 +6,11 @@ Other columns are passed over. Knows columns; what a prompt may be is `prompts`'
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from inference.errors import InputError, did_you_mean
-from inference.inputs.files import LONGEST_LINE, ByteFile
+from inference.inputs.files import HOPELESS, ByteFile
 
 # Rows of a .parquet file that are in memory at once.
 BATCH = 256
@@ -99,11 +99,10 @@ def column_of(header: Sequence[str], wanted: str, name: str) -> int:
 
 def _records(file: ByteFile) -> Iterator[tuple[int, Any]]:
     """Records of a .csv file with the lines on which they begin; an `InputError` for one that cannot be read."""
-    csv.field_size_limit(LONGEST_LINE)
-    # A byte that is not UTF-8 becomes half of a surrogate pair, which no text has.
-    texts = (line.decode("utf-8-sig" if number == 1 else "utf-8", "surrogateescape") for number, line in file.lines())
+    csv.field_size_limit(file.max_line_bytes)
+    lines = _Lines(file)
     # Strict: otherwise a quote that is never closed makes one prompt of all rows after it, without a word.
-    reader = csv.reader(texts, strict=True)
+    reader = csv.reader(lines, strict=True)
     while True:
         line = reader.line_num + 1
         try:
@@ -113,11 +112,43 @@ def _records(file: ByteFile) -> Iterator[tuple[int, Any]]:
         except csv.Error as error:
             yield line, InputError(f"not CSV ({error})", _QUOTES)
             continue
+        finally:
+            lines.record_bytes = 0
+        if lines.too_long >= line:
+            limit = f"this line is longer than {file.max_line_bytes:,} bytes"
+            yield line, InputError(limit, "raise input.max_line_bytes")
+            continue
         odd = next((char for cell in record for char in cell if "\udc80" <= char <= "\udcff"), None)
         if odd is not None and line > 1:
             yield line, InputError(f"byte 0x{ord(odd) - 0xDC00:02X} is not UTF-8", "save it as UTF-8")
         else:
             yield line, record
+
+
+class _Lines:
+    """The lines of a .csv file as text, for the reader of records.
+
+    Attributes:
+        record_bytes: length of the lines since the last record.
+        too_long: number of the last line that was cut.
+    """
+
+    def __init__(self, file: ByteFile):
+        self._file, self._lines = file, file.lines()
+        self.record_bytes = self.too_long = 0
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        number, line = next(self._lines)
+        self.record_bytes += len(line)
+        if self._file.is_too_long(line):
+            self.too_long = number
+        if self.record_bytes > HOPELESS * self._file.max_line_bytes:
+            raise InputError(f"{self._file.name}:{number}: a record of this file has no end", _QUOTES)
+        # A byte that is not UTF-8 becomes half of a surrogate pair, which no text has.
+        return line.decode("utf-8-sig" if number == 1 else "utf-8", "surrogateescape")
 
 
 def _parquet(file: ByteFile) -> Any:
@@ -135,3 +166,9 @@ def _parquet(file: ByteFile) -> Any:
 
 def _damaged(file: ByteFile, error: Exception) -> InputError:
     return InputError(f"{file.name} is no .parquet file, or damaged: {error}")
+
+
+Reader = Callable[[ByteFile, str, str], Iterator[tuple[int, Cell, Cell]]]
+# How each format of tables is read.
+READERS: dict[str, Reader] = {"csv": csv_rows, "parquet": parquet_rows}
+HEADERS: dict[str, Callable[[ByteFile], list[str]]] = {"csv": csv_header, "parquet": parquet_header}

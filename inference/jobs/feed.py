@@ -10,30 +10,32 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
-from inference.errors import InferenceError
+from inference.errors import InferenceError, InputError
 from inference.generation.record import BAD_ROW, DUPLICATE, Completion, failed_completion
 from inference.generation.text import EncodedPrompt
 from inference.inputs import Row, RowStream
 from inference.inputs.prompts import Prompt, RowError
-from inference.jobs.row_sets import NameSet, NumberSet
+from inference.jobs.row_sets import NameSet, NumberSet, NumberTable, fingerprint
 from inference.parallel import heartbeat
 
 
 @dataclass
 class DoneRows:
-    """What earlier runs left: the rows that are not to be done again, the names that these took, and how many of them
-    failed.
+    """What earlier runs left.
+
+    Args:
+        numbers: the rows that are not to be done again.
+        names: the names that these rows took.
+        fingerprints: of what identifies each of them: its digest, or its name.
+        failed: how many of them failed.
     """
 
-    numbers: NumberSet
-    names: NameSet
+    numbers: NumberSet = field(default_factory=NumberSet)
+    names: NameSet = field(default_factory=NameSet)
+    fingerprints: NumberTable = field(default_factory=lambda: NumberTable(0))
     failed: int = 0
-
-    @classmethod
-    def none(cls) -> DoneRows:
-        return cls(NumberSet(), NameSet())
 
 
 # A row that can be answered, or the record of one that cannot.
@@ -62,7 +64,7 @@ class Feed:
     ):
         self.rows = rows
         self._encode = encode
-        self._done = done or DoneRows.none()
+        self._done = done or DoneRows()
         self._ahead = max(ahead, 1)
         self._queue: queue.Queue[Item | None] = queue.Queue(self._ahead)
         self._complete = threading.Event()
@@ -88,7 +90,7 @@ class Feed:
         return self._complete.is_set()
 
     def take(self, wait: bool) -> Item | None:
-        """The next row; None at the end, and without `wait` also where none is ready."""
+        """The next row; None at the end, and without `wait` also if none is ready."""
         if self._pushed_back:
             return self._pushed_back.pop(0)
         if self._over:
@@ -124,21 +126,55 @@ class Feed:
         try:
             for row in self.rows:
                 if row.number in self._done.numbers:
+                    self._check_same(row)
                     self.skipped += 1
                 else:
                     self._queue.put(self._item(row))
+            if self.skipped < len(self._done.numbers):
+                raise self._changed(f"{len(self._done.numbers) - self.skipped:,} rows that have a record are gone")
         except Exception as error:  # whatever it is belongs to the thread that takes
             self.error = error
         self._complete.set()
         self._queue.put(None)
 
+    def _check_same(self, row: Row) -> None:
+        """Refuses a row that has a record and is not the row that it was.
+
+        Raises:
+            InputError: with its place.
+        """
+        expected = self._done.fingerprints[row.number]
+        digest, name = row.digest, str(row.number)
+        # An argument has neither; the job's identity covers it.
+        if not expected or digest is None or expected == fingerprint(digest):
+            return
+        if not self.rows.texts_only:
+            try:
+                name = row.parse().custom_id
+            except RowError as error:
+                name = error.custom_id or name
+        if expected != fingerprint(name):
+            raise self._changed(f"{row.where} is another row than in the run before")
+
+    @staticmethod
+    def _changed(what: str) -> InputError:
+        return InputError(
+            f"--resume: the input has changed: {what}; give it as it was (rows may be added at its end)",
+            "--overwrite begins anew",
+        )
+
     def _item(self, row: Row) -> Item:
         problem: InferenceError | None = None
+        digest = None
         try:
             prompt = row.parse()
             custom_id = prompt.custom_id
+            if custom_id == str(row.number):
+                digest = row.digest
+                prompt = replace(prompt, digest=digest)
         except RowError as error:
             custom_id, problem = error.custom_id or str(row.number), error
+            digest = row.digest if custom_id == str(row.number) else None
         # Rows without names of their own are named by their numbers, which never meet.
         if not self.rows.texts_only and not self._done.names.add(custom_id):
             message = f"{row.where}: custom_id '{custom_id}' is that of an earlier row too; give each row its own"
@@ -148,4 +184,4 @@ class Feed:
                 return self._encode(row.number, prompt)
             except InferenceError as error:
                 problem = error
-        return failed_completion(custom_id, row.number, BAD_ROW, str(problem), line=row.line)
+        return failed_completion(custom_id, row.number, BAD_ROW, str(problem), line=row.line, input_digest=digest)

@@ -1,14 +1,15 @@
 """What decides the text of an answer: the settings, and digests of checkpoint, tokenizer and input.
 
-A job goes on only where all of it is the same. What decides speed alone (threads, batch sizes, memory) is left out.
+A job is resumed only if all of this is the same. What decides speed alone (threads, batch sizes, memory, ranks) is left
+out.
 Knows configs and checkpoints; never imports mindspore.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def model_identity(
     random = f"random, seed {config.seed or 0}"
     return {
         "model": blake2b(repr(sorted(asdict(source.model).items())).encode(), digest_size=16).hexdigest(),
-        "checkpoint": random if pairs is None else tensors_digest(tensor for tensor, _ in pairs),
+        "checkpoint": random if pairs is None else tensors_digest(checkpoint_tensors(source, pairs)),
         **adapter_identity(source),
         "tokenizer": tokenizer_digest(tokenizer),
         "device_target": config.context.device_target,
@@ -58,6 +59,21 @@ def model_identity(
         **{f"generation.{key}": value for key, value in generation},
         **{f"engine.{key}": getattr(config.engine, key) for key in ENGINE_KEYS},
     }
+
+
+def checkpoint_tensors(source: ModelSource, pairs: Pairs) -> Iterator[StoredTensor]:
+    """The tensors of the whole checkpoint, however many ranks share the model.
+
+    Args:
+        pairs: those of one rank.
+    """
+    if source.ranks == 1:
+        whole = [pairs]
+    elif source.is_split:
+        whole = [source.pairs(rank) or [] for rank in range(source.ranks)]
+    else:
+        whole = [replace(source, ranks=1).pairs() or []]
+    return (tensor for part in whole for tensor, _ in part)
 
 
 def adapter_identity(source: ModelSource) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Sets of rows that stay small however many rows there are.
+"""Sets of rows that stay small however many rows there are, and whatever their numbers.
 
 Knows numbers and hashes; knows nothing about rows.
 """
@@ -9,32 +9,64 @@ from array import array
 from hashlib import blake2b
 
 _EMPTY = 0
+# Numbers to a block; a set or table has only the blocks that hold anything.
+BLOCK = 1 << 16
 
 
 class NumberSet:
-    """Numbers from 0, a bit for each up to the greatest."""
+    """Numbers from 0, one bit each in blocks of `BLOCK`."""
 
     def __init__(self) -> None:
-        self._bits = bytearray()
+        self._blocks: dict[int, bytearray] = {}
         self._count = 0
 
     def add(self, number: int) -> bool:
         """Adds a number; False if it was there."""
-        byte, bit = number >> 3, 1 << (number & 7)
-        if byte >= len(self._bits):
-            self._bits.extend(bytes(byte + 1 - len(self._bits)))
-        if self._bits[byte] & bit:
+        block, place = divmod(number, BLOCK)
+        bits = self._blocks.get(block)
+        if bits is None:
+            bits = self._blocks[block] = bytearray(BLOCK >> 3)
+        byte, bit = place >> 3, 1 << (place & 7)
+        if bits[byte] & bit:
             return False
-        self._bits[byte] |= bit
+        bits[byte] |= bit
         self._count += 1
         return True
 
     def __contains__(self, number: int) -> bool:
-        byte = number >> 3
-        return byte < len(self._bits) and bool(self._bits[byte] & 1 << (number & 7))
+        block, place = divmod(number, BLOCK)
+        bits = self._blocks.get(block)
+        return bits is not None and bool(bits[place >> 3] & 1 << (place & 7))
 
     def __len__(self) -> int:
         return self._count
+
+
+class NumberTable:
+    """A whole number of 64 bits for each number from 0, in blocks of `BLOCK`.
+
+    Args:
+        default: the value of a number that has none.
+    """
+
+    def __init__(self, default: int):
+        self._default = default
+        self._blocks: dict[int, array[int]] = {}
+
+    def __setitem__(self, number: int, value: int) -> None:
+        block, place = divmod(number, BLOCK)
+        if block not in self._blocks:
+            self._blocks[block] = array("q", [self._default]) * BLOCK
+        self._blocks[block][place] = value
+
+    def __getitem__(self, number: int) -> int:
+        block, place = divmod(number, BLOCK)
+        values = self._blocks.get(block)
+        return self._default if values is None else values[place]
+
+    def numbers(self) -> list[int]:
+        """The first number of each block, in order."""
+        return sorted(block * BLOCK for block in self._blocks)
 
 
 class NameSet:
@@ -72,6 +104,11 @@ class NameSet:
             place = (place + 1) & mask
         table[place] = value
         return True
+
+
+def fingerprint(text: str) -> int:
+    """A hash of 63 bits that is never 0."""
+    return (_hash(text) >> 1) or 1
 
 
 def _hash(name: str) -> int:

@@ -150,6 +150,8 @@ class Job:
             self._writer.flush()
             self._generator = stack.enter_context(self._open(item))
             self._started = time.perf_counter()
+            # The course begins before the first step, so that its tokens are on it.
+            self.outcome.course.add(0.0, self._figures())
             if self._progress:
                 self._progress.restart()
         try:

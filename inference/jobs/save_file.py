@@ -15,8 +15,8 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import stat
-from array import array
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,15 @@ from typing import Any
 from inference.errors import InferenceError, InputError
 from inference.generation.record import DUPLICATE
 from inference.jobs.feed import DoneRows
-from inference.jobs.row_sets import NumberSet
+from inference.jobs.row_sets import BLOCK, NumberSet, NumberTable, fingerprint
 from inference.terminal.signals import WRITING
 
 Identity = Mapping[str, Any]
 FORMAT = 1
+# More rows than any input has.
+GREATEST_ROW = 1 << 62
+# No sidecar of ours is this long, bytes.
+LARGEST_SIDECAR = 16 << 20
 
 
 class Appender:
@@ -39,12 +43,14 @@ class Appender:
 
     Attributes:
         num_lines: whole lines that were written.
+        end: size of a regular file after the last line, bytes.
     """
 
     def __init__(self, fd: int, name: str):
         self.fd, self.name = fd, name
         self.is_regular = stat.S_ISREG(os.fstat(fd).st_mode)
         self.num_lines = 0
+        self.end = os.fstat(fd).st_size
 
     def append(self, data: bytes) -> None:
         """Writes all of `data`, which ends with a newline.
@@ -64,7 +70,9 @@ class Appender:
                 os.ftruncate(self.fd, start + keep)
             raise
         finally:
-            self.num_lines += data.count(b"\n", 0, written)
+            whole = data.rfind(b"\n", 0, written) + 1
+            self.num_lines += data.count(b"\n", 0, whole)
+            self.end += whole
 
 
 class SaveFile:
@@ -99,7 +107,7 @@ class SaveFile:
         self._num_earlier = 0
         self.num_durable = 0
         """Rows on the disk, those of earlier runs included."""
-        self.done = DoneRows.none()
+        self.done = DoneRows()
         check_writable(path, overwrite or resume)
         if resume:
             self._take_up()
@@ -132,6 +140,8 @@ class SaveFile:
         """Brings what was written to the disk, and counts it."""
         # Rows that come while the disk is at work belong to the next time.
         written, appender = self.num_written, self._appender
+        if appender is not None and appender.is_regular:
+            self._check_in_place(appender)
         if written > self.num_durable and appender is not None:
             try:
                 if appender.is_regular:
@@ -139,6 +149,37 @@ class SaveFile:
             except OSError as error:
                 raise self._failure(error) from error
             self.num_durable = written
+
+    def _check_in_place(self, appender: Appender) -> None:
+        """Raises an error if the open file is no longer the one at the path, or has lost bytes."""
+        state = os.fstat(appender.fd)
+        with contextlib.suppress(OSError):
+            if os.path.samestat(state, self.path.stat()):
+                if state.st_size >= appender.end:
+                    return
+                raise self._lost(f"was cut to {state.st_size:,} of {appender.end:,} bytes", "the others are lost")
+        # Linux tells where an open file is now.
+        link = Path(f"/proc/self/fd/{appender.fd}")
+        place = link.readlink() if link.is_symlink() else None
+        if state.st_nlink and place is not None:
+            raise self._lost("was renamed", f"they are in {place}")
+        rescued = self._rescue(appender)
+        raise self._lost("was removed", f"they are in {rescued}" if rescued else "they are lost")
+
+    def _lost(self, what: str, where: str) -> InferenceError:
+        records = f"{self.num_written:,} records had been written to it"
+        return InferenceError(f"the save file {self.path} {what} while the job ran: {records}, {where}")
+
+    def _rescue(self, appender: Appender) -> Path | None:
+        """Copies what a removed file held to a new one beside it; None if that cannot be done."""
+        place = self.path.with_name(f"{self.path.name}.rescued")
+        try:
+            with place.open("xb") as file, open(os.dup(appender.fd), "rb") as lost:  # noqa: PTH123  # a descriptor
+                lost.seek(0)
+                shutil.copyfileobj(lost, file)
+        except OSError:
+            return None
+        return place
 
     def tidy(self, ordered: bool) -> None:
         """Leaves each row there once, if any was run again, and all in their order if they are to be.
@@ -168,7 +209,7 @@ class SaveFile:
 
     def _start(self) -> Appender:
         try:
-            fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            fd = os.open(self.path, _access(self.path) | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as error:
             raise InputError(f"the save file {self.path} cannot be written: {error.strerror}") from error
         try:
@@ -233,6 +274,11 @@ class SaveFile:
 def sidecar_of(path: Path) -> Path:
     """The file beside a save file that says what made it."""
     return path.with_name(path.name + ".job")
+
+
+def _access(path: Path) -> int:
+    """A regular file is opened for reading as well, so that it can be copied if it is removed; a pipe is not."""
+    return os.O_RDWR if not path.exists() or path.is_file() else os.O_WRONLY
 
 
 def check_writable(path: Path, overwrite: bool) -> None:
@@ -320,15 +366,20 @@ def _check_same(path: Path, identity: Identity) -> None:
     sidecar = sidecar_of(path)
     again = "--overwrite begins anew"
     try:
-        old = json.loads(sidecar.read_bytes())
+        with sidecar.open("rb") as file:
+            old = json.loads(file.read(LARGEST_SIDECAR))
+        if not isinstance(old, dict):
+            raise ValueError("it holds no object")
     except FileNotFoundError:
         raise InputError(f"--resume: there is no {sidecar}, so nobody can tell what made {path}", again) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"--resume: {sidecar} cannot be read ({error})", again) from error
     # Through JSON and back, so that a tuple is a list.
     new = json.loads(json.dumps({"format": FORMAT, **identity}))
     for key in sorted({*old, *new}):
-        if old.get(key) != new.get(key):
+        # Files may have been added at the end; a row that is another now is noticed when its turn comes.
+        is_added_input = key.startswith("predict_data.") and key not in old
+        if not is_added_input and old.get(key) != new.get(key):
             was, now = (json.dumps(side.get(key), ensure_ascii=False) for side in (old, new))
             raise InputError(f"--resume: {path} was begun with {key} {was}, it is {now} now", f"give the same; {again}")
 
@@ -342,7 +393,7 @@ def _read_records(path: Path, retry: bool) -> tuple[DoneRows, int, bool]:
     Raises:
         InputError: a line before the last is no record, or a row is there again that had not failed.
     """
-    done = DoneRows.none()
+    done = DoneRows()
     failed, answered, whole, twice = NumberSet(), NumberSet(), 0, False
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -363,19 +414,20 @@ def _read_records(path: Path, retry: bool) -> tuple[DoneRows, int, bool]:
                 done.failed += (error is not None) - again
                 if not (isinstance(error, dict) and error.get("type") == DUPLICATE):
                     done.names.add(str(record.get("custom_id")))
+                # A row that failed may have been mended in its place.
+                if error is None:
+                    done.fingerprints[row] = fingerprint(str(record.get("input_digest") or record.get("custom_id")))
             whole += len(line)
     return done, whole, twice
 
 
 def _tidy(path: Path, ordered: bool) -> None:
     """Rewrites a save file of whole lines: of each row the newest record, in the place of the oldest or in order."""
-    newest = array("q")  # where the record of each row begins
+    newest = NumberTable(-1)  # where the record of each row begins
     with path.open("rb") as file, path.open("rb") as copied:
         place, last, is_tidy = 0, -1, True
         for line in file:
             row = json.loads(line)["row"]
-            if row >= len(newest):
-                newest.extend([-1] * (row + 1 - len(newest)))
             is_tidy = is_tidy and newest[row] < 0 and not (ordered and row < last)
             newest[row], last = place, row
             place += len(line)
@@ -388,7 +440,8 @@ def _tidy(path: Path, ordered: bool) -> None:
             return copied.readline()
 
         file.seek(0)
-        rows = range(len(newest)) if ordered else (json.loads(line)["row"] for line in file)
+        in_order = (row for first in newest.numbers() for row in range(first, first + BLOCK))
+        rows = in_order if ordered else (json.loads(line)["row"] for line in file)
         _replace(path, (record(row) for row in rows if newest[row] >= 0), stat.S_IMODE(os.fstat(file.fileno()).st_mode))
 
 
@@ -398,7 +451,7 @@ def _record(line: bytes) -> dict[str, Any] | None:
         return None
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    valid = isinstance(record, dict) and type(record.get("row")) is int and record["row"] >= 0
+    valid = isinstance(record, dict) and type(record.get("row")) is int and 0 <= record["row"] < GREATEST_ROW
     return record if valid else None

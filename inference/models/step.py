@@ -149,9 +149,10 @@ def _tables(tables: Sequence[Sequence[int]]) -> np.ndarray:
 class StepResult:
     """What a step gives for the R tokens of its `logits_index`.
 
-    best [R]: the token with the largest logit, the first of several; -1 where a logit is no number.
+    best [R]: the token with the largest logit, the first of several; -1 where a logit is NaN or +inf, or all are -inf.
+        A logit of -inf is a token that cannot be chosen.
     logits [S, vocabulary]: float32, of the rows in `logit_rows`.
-    value [R]: float32, the logit of each `best`.
+    value [R]: float32, the logit of each `best`; NaN or +inf where one spoils the row.
     """
 
     best: np.ndarray
@@ -161,9 +162,10 @@ class StepResult:
     @classmethod
     def of_logits(cls, logits: np.ndarray, batch: StepBatch, first_token: int = 0) -> StepResult:
         """From the logits [R, vocabulary] of all of them, or of the part of the vocabulary from `first_token` on."""
-        finite = np.isfinite(logits).all(axis=1)
-        best = np.where(finite, logits.argmax(axis=1) + first_token, -1)
-        return cls(best, logits[batch.logit_rows], logits.max(axis=1))
+        value = logits.max(axis=1)
+        # NaN is the largest of all to numpy.
+        best = np.where(np.isfinite(value), logits.argmax(axis=1) + first_token, -1)
+        return cls(best, logits[batch.logit_rows], value)
 
     @classmethod
     def of_parts(cls, parts: Sequence[StepResult]) -> StepResult:
@@ -171,9 +173,10 @@ class StepResult:
         best = np.stack([part.best for part in parts])
         values = np.stack([part.value for part in parts])
         rows = np.arange(best.shape[1])
-        # The first of equals, as within a part.
+        # The first of equals, as within a part. A part may have no token that can be chosen, which is no failure.
         winner = values.argmax(axis=0)
-        chosen = np.where((best < 0).any(axis=0), -1, best[winner, rows])
+        failed = ((best < 0) & ~np.isneginf(values)).any(axis=0)
+        chosen = np.where(failed, -1, best[winner, rows])
         return cls(chosen, np.concatenate([part.logits for part in parts], axis=1), values[winner, rows])
 
     def arrays(self) -> tuple[np.ndarray, ...]:

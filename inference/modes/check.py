@@ -120,7 +120,8 @@ def prepare(config: InferenceConfig, rows: RowStream | None, replace: bool) -> C
 
 def rows_of(config: InferenceConfig, values: Sequence[str]) -> RowStream:
     """The rows of prompts and files of prompts, which are read as they are asked for."""
-    return open_rows(values, config.input.format, config.input.prompt_column, config.input.id_column)
+    given = config.input
+    return open_rows(values, given.format, given.prompt_column, given.id_column, given.max_line_bytes)
 
 
 def nothing_given(rows: RowStream) -> InputError:

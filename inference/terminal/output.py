@@ -68,6 +68,7 @@ def summary(metrics: RunMetrics, process_seconds: float | None) -> str:
         f"{metrics.completion_tokens} out, {metrics.decode_rate:,.1f} tok/s; TTFT {ttft}; "
         f"{metrics.wall_seconds:.2f} s in all; peak memory {peak_memory() / 1e6:,.0f} MB"
     )
+    work = "; ".join([work, *metrics.notes])
     start = metrics.startup
     parts = (
         f"start-up: {start.python:.1f} s Python and checks, {start.mindspore:.1f} s importing MindSpore, "

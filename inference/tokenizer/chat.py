@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from inference.errors import InputError, TokenizerError
+from inference.tokenizer.template_sandbox import add_filter, make_environment, render
 
 if TYPE_CHECKING:
     from jinja2 import Environment, Template
@@ -44,7 +45,7 @@ def render_chat(template: str, messages: Sequence[Mapping[str, Any]], variables:
     """
     check_messages(messages)
     try:
-        return _compiled(template).render(messages=list(messages), **variables)
+        return render(_compiled(template), {"messages": list(messages), **variables})
     # A template can raise anything, as any code can; MemoryError and RecursionError are Exceptions too.
     except Exception as error:
         raise TokenizerError(f"the chat template failed: {type(error).__name__}: {error}") from error
@@ -69,7 +70,6 @@ def _compiled(template: str) -> Template:
 def _environment() -> Environment:
     import jinja2.ext
     from jinja2 import nodes
-    from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 
     class GenerationBlock(jinja2.ext.Extension):
         """`{% generation %}` marks the assistant's text for training; here it only stands for its content."""
@@ -81,14 +81,10 @@ def _environment() -> Environment:
             body: list[nodes.Node] = parser.parse_statements(("name:endgeneration",), drop_needle=True)
             return body
 
-    class Sandbox(ImmutableSandboxedEnvironment):
-        """Jinja's own gives an undefined value for what it forbids, and that prints as nothing."""
-
-        def unsafe_undefined(self, obj: Any, attribute: str) -> NoReturn:
-            raise SecurityError(f"a template may not read {attribute!r} of a {type(obj).__name__}")
-
-    environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, GenerationBlock])
-    environment.filters["tojson"] = _to_json
+    environment = make_environment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, GenerationBlock]
+    )
+    add_filter(environment, "tojson", _to_json)
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
     return environment

@@ -6,8 +6,11 @@ import gzip
 import io
 import json
 import os
+import random
 import sys
 import threading
+import time
+import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -146,11 +149,9 @@ def test_bad_rows_are_told_and_the_others_go_on(tmp_path: Path) -> None:
     assert unknown.startswith(f"{path}:6: unknown generation setting 'promt'")
 
 
-def test_a_line_that_is_too_long_is_one_bad_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("files", "rows"):
-        monkeypatch.setattr(f"inference.inputs.{module}.LONGEST_LINE", 100)
+def test_a_line_that_is_too_long_is_one_bad_row(tmp_path: Path) -> None:
     path = write(tmp_path / "p.txt", "a\n" + "x" * 350 + "\n" + "y" * 99 + "\nb\n")
-    first, long, longest, last = texts(open_rows([path]))
+    first, long, longest, last = texts(open_rows([path], max_line_bytes=100))
     assert (first, longest, last) == ("a", "y" * 99, "b")
     assert long.startswith(f"{path}:2: this line is longer than")
 
@@ -326,3 +327,103 @@ def test_a_file_of_another_name(tmp_path: Path) -> None:
 def test_no_prompt(values: list[str]) -> None:
     with pytest.raises(InputError, match="prompt"):
         open_rows(values)
+
+
+class TestBounds:
+    """Work and memory are bounded whatever a file holds."""
+
+    @staticmethod
+    def bomb(kind: str, data: bytes) -> bytes:
+        if kind == "gzip":
+            return gzip.compress(data, 1)
+        return bytes(pytest.importorskip("zstandard").ZstdCompressor().compress(data))
+
+    @pytest.mark.parametrize("kind", ["zstd", "gzip"])
+    def test_a_bomb_is_a_bad_row_in_little_memory(self, tmp_path: Path, kind: str) -> None:
+        path = write(tmp_path / "b.txt", self.bomb(kind, b"a\n" + b"x" * (24 << 20) + b"\nb\n"))
+        assert Path(path).stat().st_size < 200_000
+        rows = open_rows([path], max_line_bytes=2 << 20)
+        tracemalloc.start()
+        found = texts(rows)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert (found[0], found[2]) == ("a", "b") and "longer than 2,097,152 bytes" in str(found[1])
+        # The line that is kept and the one that is read, in pieces and joined; a chunk of 8 MiB, likewise.
+        assert peak < (3 * 2 + 2 * 8 + 2) << 20
+
+    @pytest.mark.parametrize("kind", ["zstd", "gzip"])
+    def test_the_work_of_decompression_grows_with_the_data(self, tmp_path: Path, kind: str) -> None:
+        def seconds(size: int) -> float:
+            path = write(tmp_path / "b.txt", self.bomb(kind, b"x" * size))
+            started = time.process_time()
+            assert "longer than" in str(texts(open_rows([path], max_line_bytes=1 << 20))[0])
+            return time.process_time() - started
+
+        assert seconds(16 << 20) < 20 * max(seconds(4 << 20), 0.02)
+
+    @pytest.mark.parametrize("name", ["b.txt", "b.jsonl", "b.csv"])
+    @pytest.mark.parametrize(("blank", "count"), [(b"\n", 10_010), (b" " * 99 + b"\n", 1100)])
+    def test_blank_lines_without_end_end_the_input(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, blank: bytes, count: int
+    ) -> None:
+        monkeypatch.setattr(files, "BLANK_LINES", 10_000)
+        first = b'{"prompt": "a"}\n' if name == "b.jsonl" else b"prompt\n"
+        path = write(tmp_path / name, self.bomb("gzip", first + blank * count))
+        with pytest.raises(InputError, match=rf"{name}:[0-9]+: [0-9,]+ blank lines in a row"):
+            texts(open_rows([path], max_line_bytes=100_000))
+
+    def test_a_line_without_end_ends_the_input(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "b.txt", b"a\n" + b"x" * 20_000)
+        with pytest.raises(InputError, match="b.txt:2: a line of more than 16 times input.max_line_bytes"):
+            texts(open_rows([path], max_line_bytes=1000))
+
+    def test_a_long_line_of_csv_is_a_bad_row(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "t.csv", "prompt,n\na,1\nb," + "1," * 300 + "\nc,3\n")
+        a, long, c = texts(open_rows([path], max_line_bytes=100))
+        assert (a, c) == ("a", "c") and "t.csv:3: this line is longer than 100 bytes" in str(long)
+
+
+class TestPatterns:
+    def test_the_files_that_a_pattern_matches(self, tmp_path: Path) -> None:
+        for name in ("b.txt", "a.txt", "c.jsonl"):
+            write(tmp_path / name, f"from {name}\n")
+        (tmp_path / "deep").mkdir()
+        write(tmp_path / "deep" / "d.txt", "deep\n")
+        assert texts(open_rows([f"{tmp_path}/*.txt", "2 * 3 ="])) == ["from a.txt", "from b.txt", "2 * 3 ="]
+        assert texts(open_rows([f"{tmp_path}/**/*.txt"])) == ["from a.txt", "from b.txt", "deep"]
+        assert texts(open_rows([f"{tmp_path}/[ab]*"], "txt")) == ["from a.txt", "from b.txt"]
+
+    def test_a_pattern_that_matches_nothing(self, tmp_path: Path) -> None:
+        for pattern in (f"{tmp_path}/*.txt", f"{tmp_path}/part-*", "no/such/*.jsonl"):
+            with pytest.raises(InputError, match="matches no file"):
+                open_rows([pattern])
+
+    @pytest.mark.parametrize("prompt", ["2*3=", "a*b/c", "What is [x]?", "why? /tmp/* is a path", "*"])
+    def test_prompts_with_wildcards_stay_prompts(self, prompt: str) -> None:
+        assert texts(open_rows([prompt])) == [prompt]
+
+    def test_a_directory_is_no_prompt(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match=r"is a directory; name its files: '.*/\*.jsonl'"):
+            open_rows([f"{tmp_path}/"])
+
+
+class TestExpected:
+    @pytest.mark.parametrize("name", ["p.txt", "p.txt.gz", "p.csv", "p.jsonl"])
+    def test_rows_of_small_files_are_counted(self, tmp_path: Path, name: str) -> None:
+        lines = {"p.csv": "prompt\n" + "row\n" * 1000, "p.jsonl": '{"prompt": "x"}\n\n' * 1000}
+        data = lines.get(name, "row\n" * 1000).encode()
+        rows = open_rows([write(tmp_path / name, gzip.compress(data) if name.endswith("gz") else data), "and one"])
+        assert rows.expected() == rows.known_count == 1001
+
+    @pytest.mark.parametrize("packed", [False, True])
+    def test_the_estimate_counts_what_was_parsed(self, tmp_path: Path, packed: bool) -> None:
+        """Equal rows: after any number of them the estimate is the true number, read-ahead of the file aside."""
+        chance = random.Random(1)
+        data = "".join(f"{chance.getrandbits(3200):0800x}\n" for _ in range(6000)).encode()
+        rows = open_rows([write(tmp_path / "p.txt", gzip.compress(data, 1) if packed else data)])
+        assert rows.known_count is None
+        for row in rows:
+            if row.number in (10, 300, 5000) and not (packed and row.number == 10):
+                # gzip takes 8 or 128 KiB at once, which are up to 300 of these rows.
+                assert rows.expected() == pytest.approx(6000, rel=0.01 if not packed else 350 / row.number)
+        assert rows.count == 6000

@@ -206,7 +206,7 @@ class TestFeed:
     def test_rows_that_are_done_are_not_parsed(self) -> None:
         from inference.jobs.feed import DoneRows
 
-        done = DoneRows.none()
+        done = DoneRows()
         for number in range(95):
             done.numbers.add(number)
         rows = Slow(100)

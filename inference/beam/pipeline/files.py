@@ -20,9 +20,10 @@ from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from inference.beam.pipeline.row_state import RowState, bad_row
+from inference.config.input_formats import FORMATS, SUFFIXES, format_of_name
 from inference.errors import InferenceError, InputError
 from inference.inputs import tables
-from inference.inputs.files import STDIN, ByteFile
+from inference.inputs.files import STDIN, ByteFile, is_blank
 from inference.inputs.prompts import (
     Prompt,
     RowError,
@@ -32,7 +33,7 @@ from inference.inputs.prompts import (
     prompt_from_mapping,
     prompt_of,
 )
-from inference.inputs.rows import SUFFIXES, decode_line, is_blank, table_parser
+from inference.inputs.rows import decode_line, table_parser
 
 JSON_LINES, TEXT, PARQUET = "jsonl", "text", "parquet"
 SUFFIX = {JSON_LINES: ".jsonl", TEXT: ".txt", PARQUET: ".parquet"}
@@ -93,11 +94,10 @@ def _is_pattern(value: str) -> bool:
 
 
 def _format_of(path: str, given: str | None) -> str:
-    bare = path.lower().removesuffix(".gz").removesuffix(".zst")
-    suffix = bare.rpartition(".")[2]
-    if given is None and not path.lower().endswith(SUFFIXES):
+    form = given or format_of_name(path)
+    if form is None:
         raise InputError(f"--predict_data: {path} is none of {', '.join(SUFFIXES)}", "say what it is: --input_format")
-    return given or suffix
+    return form
 
 
 def matching(pattern: str) -> list[str]:
@@ -131,8 +131,8 @@ def read_rows(source: Source, columns: Columns) -> Iterator[RowState]:
         yield RowState(prompt.custom_id, None, source.number, None, prompt)
         return
     file = ByteFile(source.value, lambda: open_file(source.value))
-    if source.form in ("csv", "parquet"):
-        read = tables.csv_rows if source.form == "csv" else tables.parquet_rows
+    if FORMATS[source.form].is_table:
+        read = tables.READERS[source.form]
         for row, (line, cell, name) in enumerate(read(file, columns.prompt, columns.name)):
             yield _table_row(RowState(f"{source.value}:{line}", source.value, row, line), cell, name)
         return

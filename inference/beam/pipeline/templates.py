@@ -1,6 +1,6 @@
 """The prompt of a step as a template over the row and the answers before it.
 
-Knows Jinja; knows nothing about models. Templates run in Jinja's sandbox.
+Knows Jinja; knows nothing about models. Templates run in Jinja's sandbox, with limits of time and size.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from inference.errors import ConfigError, InputError
+from inference.tokenizer.template_sandbox import TemplateLimitError, make_environment, render
 
 
 class Template:
@@ -31,7 +32,7 @@ class Template:
         self._source, self._where = source, where
         try:
             self.names = frozenset(meta.find_undeclared_variables(self._environment().parse(source)))
-        except TemplateError as error:
+        except (TemplateError, TemplateLimitError, RecursionError) as error:
             raise ConfigError(f"{where} is no template: {error}") from error
 
     def render(self, values: Mapping[str, Any]) -> str:
@@ -43,8 +44,8 @@ class Template:
         from jinja2 import TemplateError
 
         try:
-            text = self._compiled.render(values)
-        except (TemplateError, TypeError, ValueError) as error:
+            text = render(self._compiled, values)
+        except (TemplateError, TemplateLimitError, TypeError, ValueError, ArithmeticError) as error:
             raise InputError(f"{self._where} cannot be filled in: {error}") from error
         if not text.strip():
             raise InputError(f"{self._where} makes an empty prompt of this row")
@@ -57,9 +58,8 @@ class Template:
     @staticmethod
     def _environment() -> Any:
         from jinja2 import StrictUndefined
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-        return ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+        return make_environment(undefined=StrictUndefined, keep_trailing_newline=True)
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_compiled"}
