@@ -31,7 +31,20 @@ LAYERS = (
     ("context", "kernels", "parallel"),
     ("models",),
     ("engine", "generation"),
-    ("terminal", "api", "jobs", "evaluate", "beam", "launcher", "mindformers_bridge", "serve", "chat"),
+    (
+        "terminal",
+        "api",
+        "jobs",
+        "evaluate",
+        "validate",
+        "answering",
+        "ray",
+        "beam",
+        "launcher",
+        "mindformers_bridge",
+        "serve",
+        "chat",
+    ),
     ("modes", "cli", "__init__", "__main__"),
 )
 MINDSPORE_AT_TOP = (

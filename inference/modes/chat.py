@@ -8,15 +8,19 @@ from contextlib import closing
 from pathlib import Path
 
 from inference.api.backend import choose_model_class
-from inference.config import InferenceConfig
 from inference.context import build_context
 from inference.errors import EXIT_ROWS_FAILED, ConfigError
-from inference.modes.check import prepare, say_what_is_used
+from inference.modes.call import Call
+from inference.modes.check import check_run, prepare, say_what_is_used
 from inference.terminal.output import load_progress, say
 from inference.terminal.signals import interrupts
 
 
-def chat(config: InferenceConfig) -> int:
+def check(call: Call) -> str:
+    return check_run(call)
+
+
+def run(call: Call) -> int:
     """Chats until the input ends.
 
     Returns:
@@ -26,10 +30,11 @@ def chat(config: InferenceConfig) -> int:
     from inference.chat.commands import COMMANDS
     from inference.chat.screen import piped_lines, read_turns, typed_lines
 
+    config = call.config
     typed = sys.stdin.isatty() and sys.stdout.isatty()
     if typed and importlib.util.find_spec("prompt_toolkit") is None:
         raise ConfigError("run_mode chat needs prompt_toolkit", "pip install 'mindspore-inference[chat]'")
-    ready = prepare(config, None, True)
+    ready = prepare(call, None)
     settings = config.chat
     say_what_is_used(ready)
     build_context(config)

@@ -25,7 +25,7 @@ from inference.kernels.formats import Format, unpack
 from inference.models.source import ModelSource, resolve
 from inference.models.weights import loading
 from inference.models.weights.parameters import parameter_shapes
-from inference.modes import convert
+from inference.modes.convert import convert
 from inference.tokenizer import load_tokenizer
 from inference.tokenizer.gguf_tokenizer import write_gguf_tokenizer
 
