@@ -72,6 +72,8 @@ def read_ask(body: Mapping[str, Any], path: str, settings: ServeSettings, models
     rest = {VLLM_NAMES.get(key, key): value for key, value in body.items() if key not in OWN_KEYS}
     if adapter:
         rest["adapter_id"] = adapter
+    if samples > 1:
+        rest["num_return_sequences"] = samples
     _check_length(body, settings)
     name = f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}"
     contents = [{"messages": body.get("messages")}] if chat else [{"prompt": value} for value in _prompts(body)]
