@@ -67,6 +67,8 @@ def read_ask(body: Mapping[str, Any], path: str, settings: ServeSettings, models
     stream, options = _flag(body, "stream"), body.get("stream_options") or {}
     if not isinstance(options, dict):
         raise RequestError(400, "stream_options must be an object", "stream_options")
+    if _flag(body, "echo") and body.get("logprobs") is not None:
+        raise RequestError(400, "echo with logprobs is not supported: prompts have no log probabilities here", "echo")
     samples = _whole(body, "n", 1, settings.max_samples) or 1
     if (_whole(body, "best_of", 1, settings.max_samples) or samples) != samples:
         raise RequestError(400, "best_of must equal n: answers are not ranked here", "best_of")
