@@ -84,7 +84,7 @@ FLAGS: tuple[Flag, ...] = (
         str,
         "Type of the weights in memory.",
         _MODEL,
-        ("auto", "float32", "float16", "bfloat16", "int8", "int4"),
+        ("auto", "float32", "float16", "bfloat16", "int8", "int4", "int8_min", "int4_min"),
     ),
     Flag("--kv_cache_dtype", "engine.kv_cache_dtype", str, "Type of the KV cache.", _MODEL, ("float32", "float16")),
     Flag("--random_weights", "engine.random_weights", bool, "Run with random weights.", _MODEL),

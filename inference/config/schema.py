@@ -180,9 +180,9 @@ class EngineSettings(Section):
 
     backend: Literal["auto", "native", "mindformers"] = Field("auto", description="Whose networks run.")
     kernels: Literal["auto", "native", "stock"] = Field("auto", description="Our CPU kernels, or stock operators.")
-    weight_dtype: Annotated[Literal["auto", "float32", "float16", "bfloat16", "int8", "int4"], Spelling] = Field(
-        "auto", description="Type of the weights in memory."
-    )
+    weight_dtype: Annotated[
+        Literal["auto", "float32", "float16", "bfloat16", "int8", "int4", "int8_min", "int4_min"], Spelling
+    ] = Field("auto", description="Type of the weights in memory.")
     kv_cache_dtype: Annotated[Literal["float32", "float16"], Spelling] = Field(
         "float32", description="Type of the KV cache."
     )
