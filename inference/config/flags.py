@@ -113,6 +113,12 @@ FLAGS: tuple[Flag, ...] = (
     Flag("--stop", f"{_GENERATION}.stop", str, "Text that ends an answer.", _TEXT, multiple=True),
     Flag("--ignore_eos", f"{_GENERATION}.ignore_eos", bool, "Go on past end-of-sequence tokens.", _TEXT),
     Flag("--logprobs", f"{_GENERATION}.logprobs", int, "Report this many log probabilities.", _TEXT),
+    Flag("--json_schema", f"{_GENERATION}.structured_outputs.json", str, "File of a JSON schema of answers.", _TEXT),
+    Flag("--regex", f"{_GENERATION}.structured_outputs.regex", str, "Pattern of answers.", _TEXT),
+    Flag("--grammar", f"{_GENERATION}.structured_outputs.grammar", str, "Lark or GBNF grammar of answers.", _TEXT),
+    Flag(
+        "--choice", f"{_GENERATION}.structured_outputs.choice", str, "Text that an answer may be.", _TEXT, multiple=True
+    ),
     Flag("--chat", "processor.chat", bool, "Put prompts into the model's chat template.", _TEXT),
     Flag(
         "--truncate",

@@ -1,8 +1,8 @@
 """The config: its sections, their keys, types, units and defaults, in MindFormers' spelling.
 
 Knows what a complete config is; knows nothing about files or command lines. Sections beyond MindFormers' own
-are `engine`, `input`, `output`, `evaluate`, `validation`, `pipeline` and `serve`, and the keys `model.hub_id`,
-`model.parameters` and `processor.chat`.
+are `engine`, `input`, `output`, `evaluate`, `validation`, `pipeline`, `serve` and `chat`, and the keys
+`model.hub_id`, `model.parameters` and `processor.chat`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from inference.config.layer import KeyPath, Layer, lay_all
 from inference.config.model_settings import ModelSettings
 from inference.config.print_config import yaml_of
 from inference.config.run_modes import RUN_MODES
-from inference.config.serve_settings import ServeSettings
+from inference.config.serve_settings import ChatSettings, ServeSettings
 from inference.config.values import (
     Bytes,
     Count,
@@ -382,6 +382,8 @@ class InferenceConfig(Section):
     serve: ServeSettings = Field(
         default_factory=ServeSettings, description="OpenAI-compatible server (`run_mode: serve`)."
     )
+
+    chat: ChatSettings = Field(default_factory=ChatSettings, description="Chat in the terminal (`run_mode: chat`).")
 
     _layer: Layer = PrivateAttr(default_factory=Layer)
     _given: tuple[Layer, ...] = PrivateAttr(default=())
