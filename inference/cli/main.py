@@ -195,7 +195,9 @@ def _with_config(given: dict[str, Any]) -> int:
     if given["beam"] and config.run_mode != "pipeline":
         raise click.exceptions.NoSuchOption(given["beam"][0].partition("=")[0])
     if given["print_config"]:
-        click.echo(config.to_yaml().rstrip("\n"))
+        from inference.modes.ends import ends_as_comments
+
+        click.echo("\n".join([config.to_yaml().rstrip("\n"), *ends_as_comments(config)]))
         return 0
     return _act(config, given)
 

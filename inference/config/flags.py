@@ -98,8 +98,22 @@ FLAGS: tuple[Flag, ...] = (
     ),
     Flag("--stop", f"{_GENERATION}.stop", str, "Text that ends an answer.", _TEXT, multiple=True),
     Flag("--ignore_eos", f"{_GENERATION}.ignore_eos", bool, "Go on past end-of-sequence tokens.", _TEXT),
+    Flag(
+        "--skip_special_tokens",
+        f"{_GENERATION}.skip_special_tokens",
+        bool,
+        "Leave special tokens out of answers.",
+        _TEXT,
+    ),
     Flag("--logprobs", f"{_GENERATION}.logprobs", int, "Report this many log probabilities.", _TEXT),
     Flag("--chat", "processor.chat", bool, "Put prompts into the model's chat template.", _TEXT),
+    Flag(
+        "--chat_template_kwargs",
+        "processor.chat_template_kwargs",
+        str,
+        "Variables of the template: {enable_thinking: false}.",
+        _TEXT,
+    ),
     Flag(
         "--truncate",
         "engine.truncate",

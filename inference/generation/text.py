@@ -5,15 +5,16 @@ Knows tokenizers and stop strings; knows nothing about files, terminals or how r
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from inference.config import GenerationConfig
 from inference.config.schema import adapters_hint
 from inference.engine.engine import BaseEngine
 from inference.engine.request import FinishReason, Request
 from inference.errors import InferenceError, InputError
-from inference.generation.stop_strings import StopMatcher
+from inference.generation.stop_strings import HidingMatcher
 from inference.inputs.prompts import Prompt
 from inference.tokenizer import IncrementalDetokenizer, Tokenizer
 
@@ -87,6 +88,7 @@ class Encoder:
             the context's length each.
         adapters: numbers of the adapters that a prompt may name.
         adapter_ids: names for the prompts that name none, in their order.
+        template_variables: what the chat template reads, beside the messages.
     """
 
     tokenizer: Tokenizer | None
@@ -98,6 +100,7 @@ class Encoder:
     decoder_start: int | None = None
     adapters: Mapping[str, int] = field(default_factory=dict)
     adapter_ids: Sequence[str] = ()
+    template_variables: Mapping[str, Any] = field(default_factory=dict)
 
     def encode_all(self, prompts: Iterable[Prompt]) -> list[EncodedPrompt]:
         """All prompts, in order.
@@ -186,7 +189,9 @@ class Encoder:
             assert prompt.text is not None
             return prompt.text, self._checked(self.tokenizer.encode(prompt.text))
         messages = list(prompt.messages or [{"role": "user", "content": prompt.text}])
-        text = str(self.tokenizer.apply_chat_template(messages, tokenize=False))
+        variables = {**self.template_variables, **prompt.chat.get("chat_template_kwargs", {})}
+        given = {key: value for key, value in prompt.chat.items() if key != "chat_template_kwargs"}
+        text = str(self.tokenizer.apply_chat_template(messages, **{**variables, **given, "tokenize": False}))
         return text, self._checked(self.tokenizer.encode(text, add_special_tokens=False))
 
     def _checked(self, ids: list[int]) -> list[int]:
@@ -324,7 +329,8 @@ class AnswerRow:
 
     answer: Answer
     detokenizer: IncrementalDetokenizer
-    matcher: StopMatcher
+    matcher: HidingMatcher
+    hidden: Callable[[int], str]
     shown_tokens: int = 0
 
     @classmethod
@@ -334,8 +340,15 @@ class AnswerRow:
         """The row of a request that has no token yet."""
         # A continuation goes on from its prompt, so that the space before its first word is kept.
         context = source.ids if source.continues else ()
-        detokenizer = IncrementalDetokenizer(tokenizer, skip_special_tokens, context)
-        return cls(Answer(source, request), detokenizer, StopMatcher(source.generation.stop))
+        skips = skip_special_tokens and source.generation.skip_special_tokens
+        detokenizer = IncrementalDetokenizer(tokenizer, skips, context)
+        special = tokenizer.all_special_ids if skips else frozenset()
+
+        def hidden(token_id: int) -> str:
+            """The text of a token that answers are shown without."""
+            return tokenizer.token_bytes(token_id).decode("utf-8", "replace") if token_id in special else ""
+
+        return cls(Answer(source, request), detokenizer, HidingMatcher(source.generation.stop), hidden)
 
     @property
     def request(self) -> Request:
@@ -344,9 +357,11 @@ class AnswerRow:
     def advance(self, engine: BaseEngine) -> TextEvent:
         """Takes the request's newest token."""
         request = self.answer.request
-        fresh = request.answer_ids[self.shown_tokens :]
+        # With special tokens shown, the one that ended the answer is, too.
+        skips = self.answer.source.generation.skip_special_tokens
+        fresh = (request.answer_ids if skips else request.output_ids)[self.shown_tokens :]
         self.shown_tokens += len(fresh)
-        text = "".join(self.matcher.push(self.detokenizer.push(token)) for token in fresh)
+        text = "".join(self.matcher.push(self.detokenizer.push(token), self.hidden(token)) for token in fresh)
         if request.finished:
             text += self.matcher.push(self.detokenizer.finish())
         if self.matcher.matched is not None:

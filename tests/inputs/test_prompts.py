@@ -98,10 +98,10 @@ class TestOpenAI:
     def test_settings(self, asked: dict[str, Any], settings: dict[str, Any]) -> None:
         assert parse_row(openai({"messages": CHAT, **asked}), "f:1", "0").settings == settings
 
-    def test_parts_of_text_are_joined(self) -> None:
+    def test_parts_of_text_are_left_to_the_chat_template(self) -> None:
         content = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
         prompt = parse_row(openai({"messages": [{"role": "user", "content": content}]}), "f:1", "0")
-        assert prompt.messages == ({"role": "user", "content": "ab"},)
+        assert prompt.messages == ({"role": "user", "content": content},)
 
     @pytest.mark.parametrize(
         ("line", "message"),
@@ -110,7 +110,7 @@ class TestOpenAI:
             (openai({"messages": CHAT}, method="GET"), "GET /v1/chat/completions cannot be answered"),
             (openai({"messages": CHAT, "stream": True}), "cannot be streamed"),
             (openai({"messages": CHAT, "n": 2}), "num_return_sequences"),
-            (openai({"messages": CHAT, "tools": []}), "unknown generation setting 'tools'"),
+            (openai({"messages": CHAT, "functions": []}), "unknown generation setting 'functions'"),
             (openai({"messages": CHAT}, temperature=1), "unknown key 'temperature' beside body"),
             (openai({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}), "a part that is no text"),
             (openai({}), "no prompt in this row"),
