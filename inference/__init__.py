@@ -15,6 +15,7 @@ _HOMES = {
     "AutoConfig": "inference.api.auto",
     "AutoModel": "inference.api.auto",
     "AutoTokenizer": "inference.api.auto",
+    "BaseStreamer": "inference.generation.streamers",
     "GenerationConfig": "inference.config",
     "InferenceError": "inference.errors",
     "LLM": "inference.api.llm",
@@ -32,12 +33,13 @@ if TYPE_CHECKING:
     from inference.config import GenerationConfig, load_config
     from inference.context import build_context
     from inference.errors import InferenceError
-    from inference.generation.streamers import TextIteratorStreamer, TextStreamer
+    from inference.generation.streamers import BaseStreamer, TextIteratorStreamer, TextStreamer
 
 __all__ = [
     "AutoConfig",
     "AutoModel",
     "AutoTokenizer",
+    "BaseStreamer",
     "GenerationConfig",
     "InferenceError",
     "LLM",

@@ -20,6 +20,17 @@ EXIT_GATE = 4
 SIGNALLED = 128
 
 
+# Characters of a message; a damaged file may have names of any length.
+LONGEST_MESSAGE = 1500
+
+
+def _shortened(message: str) -> str:
+    """A message without its middle if it is too long."""
+    if len(message) <= LONGEST_MESSAGE:
+        return message
+    return f"{message[: LONGEST_MESSAGE // 2]} ... {message[-LONGEST_MESSAGE // 2 :]}"
+
+
 class InferenceError(Exception):
     """A failure at run time that is not the user's mistake.
 
@@ -34,7 +45,7 @@ class InferenceError(Exception):
         self.what = what
         self.hint = hint
         message = what if hint is None else f"{what}; {hint}"
-        super().__init__(" ".join(message.split()))
+        super().__init__(_shortened(" ".join(message.split())))
 
 
 class UserError(InferenceError):

@@ -23,6 +23,7 @@ LAYERS = (
         "inputs",
         "checkpoint",
         "tokenizer",
+        "structured",
         "remote",
         "kernels/formats",
         "parallel/heartbeat",
@@ -30,7 +31,19 @@ LAYERS = (
     ("context", "kernels", "parallel"),
     ("models",),
     ("engine", "generation"),
-    ("terminal", "api", "jobs", "evaluate", "beam", "launcher", "mindformers_bridge", "serve"),
+    (
+        "terminal",
+        "api",
+        "jobs",
+        "evaluate",
+        "validate",
+        "answering",
+        "ray",
+        "beam",
+        "launcher",
+        "mindformers_bridge",
+        "serve",
+    ),
     ("modes", "cli", "__init__", "__main__"),
 )
 MINDSPORE_AT_TOP = (

@@ -13,9 +13,10 @@ from inference.config import GenerationConfig, InferenceConfig, Override, load_c
 from inference.config.locate import locate_model
 from inference.config.model_settings import ModelSettings
 from inference.config.presets import find_preset, is_preset, list_presets
+from inference.config.schema import EngineSettings
 from inference.context import build_context, ranks_told
 from inference.errors import ConfigError, did_you_mean
-from inference.generation.model import GenerativeModel
+from inference.generation.model import GenerativeModel, check_no_fork
 from inference.generation.ranks import load
 from inference.terminal.output import say
 from inference.tokenizer import Tokenizer, load_tokenizer
@@ -128,6 +129,7 @@ class AutoModel:
             config = AutoConfig.from_pretrained(config)
         for key, value in settings.items():
             setattr(config, key, value)
+        check_no_fork()
         whole = _with_ranks(config.inference_config)
         build_context(whole)
         return load(choose_model_class(whole), whole, say)
@@ -156,5 +158,7 @@ def _path_of(key: str) -> str:
         return f"model.model_config.{key}"
     if key in GenerationConfig.model_fields:
         return f"generation_config.{key}"
-    known = [*_ELSEWHERE, *ModelSettings.model_fields, *GenerationConfig.model_fields]
+    if key in EngineSettings.model_fields:
+        return f"engine.{key}"
+    known = [*_ELSEWHERE, *EngineSettings.model_fields, *ModelSettings.model_fields, *GenerationConfig.model_fields]
     raise ConfigError(f"a model's config has no '{key}'", did_you_mean(key, known))

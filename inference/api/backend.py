@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 from inference.config import InferenceConfig
+from inference.config.run_modes import RUN_MODES
 from inference.errors import ConfigError
 from inference.generation.model import GenerativeModel
 from inference.parallel.topology import check_topology
@@ -45,7 +46,7 @@ def choose_model_class(config: InferenceConfig) -> type[GenerativeModel]:
 def _obstacle(config: InferenceConfig) -> str | None:
     if find_spec("mindformers") is None:
         return "mindformers is not installed (pip install 'mindspore-inference[mindformers]')"
-    if config.run_mode != "predict":
+    if not RUN_MODES[config.run_mode].on_mindformers:
         return f"MindFormers does not do run_mode {config.run_mode}"
     if check_topology(config).world_size > 1:
         return "the ranks of a parallel run share this project's networks"

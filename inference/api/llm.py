@@ -7,20 +7,24 @@ from __future__ import annotations
 
 import queue
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from inference.api.auto import AutoConfig, AutoModel
 from inference.config import InferenceConfig, load_config
+from inference.config.generation import sampling_setting
 from inference.engine.background import Delivery
 from inference.engine.metrics import RunMetrics
-from inference.errors import GenerationError, InputError
+from inference.errors import GenerationError, InferenceError, InputError
 from inference.generation.model import GenerativeModel
 from inference.generation.record import Completion, completion_of, failed_completion, kind_of
-from inference.generation.text import AnswerRow, EncodedPrompt, Encoder, TextEvent
+from inference.generation.samples import SampleGatherer
+from inference.generation.text import AnswerRow, EncodedPrompt, Encoder, TextEvent, sampling_notice
 from inference.inputs.prompts import Prompt, prompt_from_mapping, prompt_of, token_ids_of
+from inference.terminal.output import say
 from inference.tokenizer import Tokenizer
 
 # Rows that are read before they can run, as multiples of those that run: a step never waits for the next prompt.
@@ -36,11 +40,14 @@ class LLM:
         model: a preset's name, a directory, a YAML file or a Hugging Face repository; a config, as an object or as a
             mapping of its sections; or a model that is loaded already.
         tokenizer: the model's own where none is given.
-        settings: as for `AutoConfig.from_pretrained`, such as `predict_batch_size`.
+        settings: as for `AutoConfig.from_pretrained`, such as `predict_batch_size`, or keys of `engine`, such as
+            `weight_dtype`.
 
     Raises:
-        InferenceError: the model cannot be found or loaded.
+        InferenceError: the model cannot be found or loaded; or this process is a fork of one that loaded a model.
     """
+
+    _is_closed = False
 
     def __init__(
         self,
@@ -58,6 +65,10 @@ class LLM:
             raise InputError("a model that is loaded takes no settings", "give them to the call, or a config instead")
         self.model = model
         self.tokenizer = tokenizer or model.source.tokenizer()
+        self._notice = sampling_notice(say)
+
+    def __repr__(self) -> str:
+        return f"LLM({self.model!r}{', closed' if self._is_closed else ''})"
 
     @property
     def metrics(self) -> RunMetrics:
@@ -65,36 +76,51 @@ class LLM:
         return self.model.metrics
 
     def generate(self, prompts: Prompts, *, return_errors: bool = False, **settings: Any) -> Iterator[Completion]:
-        """Answers prompts; yields each answer as it finishes.
+        """Answers prompts; yields the answers in the order of the prompts.
 
-        Prompts are read while they are needed, so their number does not matter. Closing the iterator lets go of those
-        that are under way.
+        Prompts are read while they are needed, so their number does not matter. An answer that is complete waits for
+        those before it; `as_completed` does not. Closing the iterator cancels those that are under way.
 
         Args:
-            prompts: one or many: a text, token ids, or a mapping as in a .jsonl file: `prompt` or `messages`, and if
-                wanted `custom_id` and settings of its own.
+            prompts: one or many: a text, token ids, the messages of a chat, or a mapping as in a .jsonl file: `prompt`
+                or `messages`, and if wanted `custom_id` and settings of its own.
             return_errors: yield a row that cannot run, or on which the model fails, with its error, instead of raising
                 the error.
             settings: of generation, for all prompts; those of a prompt outrank them.
 
         Raises:
             ConfigError: an unknown setting; at once.
+            InferenceError: the LLM is closed; at once.
             InputError: a prompt that cannot be used; when it is read.
             GenerationError: a prompt that the model failed on.
         """
+        return _in_order(self.as_completed(prompts, return_errors=return_errors, **settings))
+
+    def as_completed(self, prompts: Prompts, *, return_errors: bool = False, **settings: Any) -> Iterator[Completion]:
+        """As `generate`, but yields each answer as it finishes; its `index` is the place of its prompt."""
         given: Any = [prompts] if _is_one(prompts) else prompts
         return self._completions(enumerate(given), self._encoder(settings), return_errors)
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], **settings: Any) -> Completion:
+        """The answer to a chat: messages with `role` and `content`, put into the model's chat template.
+
+        Raises:
+            InputError: messages that cannot be used, or a model without a chat template.
+        """
+        (completion,) = self.generate({"messages": list(messages)}, **settings)
+        return completion
 
     def _completions(
         self, prompts: Iterable[tuple[int, Any]], encoder: Encoder, return_errors: bool
     ) -> Iterator[Completion]:
         refused: deque[Completion] = deque()
+        gatherer = SampleGatherer()
         name = self.model.source.name
 
         def rows() -> Iterator[AnswerRow]:
             for index, value in prompts:
                 try:
-                    yield self.model.row(encoder.encode(index, as_prompt(value, index)), self.tokenizer)
+                    samples = encoder.encode(index, as_prompt(value, index)).samples
                 except InputError as error:
                     if not return_errors:
                         raise
@@ -103,6 +129,8 @@ class LLM:
                     refused.append(
                         failed_completion(custom_id, index, kind_of(error), str(error), prompt=prompt, model=name)
                     )
+                else:
+                    yield from (self.model.row(sample, self.tokenizer) for sample in samples)
 
         most = READ_AHEAD * self.model.max_sequences
         for delivery in self.model.background.stream(rows(), most, every_token=False):
@@ -113,9 +141,12 @@ class LLM:
                 assert isinstance(row, AnswerRow)
                 source, error = row.answer.source, delivery.error
                 prompt, custom_id = source.text, source.prompt.custom_id
-                yield failed_completion(custom_id, source.row, kind_of(error), str(error), prompt=prompt, model=name)
-            else:
-                yield completion_of(delivery.unwrap().answer, name)
+                if gatherer.fail(source):
+                    yield failed_completion(
+                        custom_id, source.row, kind_of(error), str(error), prompt=prompt, model=name
+                    )
+            elif (answer := gatherer.take(delivery.unwrap().answer)) is not None:
+                yield completion_of(answer, name)
         yield from refused
 
     def stream(self, prompt: PromptLike, **settings: Any) -> TextStream:
@@ -128,8 +159,9 @@ class LLM:
         return TextStream(self, self._encoder(settings).encode(0, as_prompt(prompt, 0)))
 
     def agenerate(self, prompt: PromptLike, **settings: Any) -> AsyncTextStream:
-        """The same in an event loop: an asynchronous iterator over the text of one prompt, which begins when it is
-        first asked. Its row is let go of when the iterator is closed or its task is cancelled.
+        """The same in an event loop: `await` it for the whole answer, or iterate over its text with `async for`.
+
+        The row begins when the stream is first asked, and is cancelled when it is closed or its task is cancelled.
 
         Raises:
             ConfigError: an unknown setting.
@@ -138,7 +170,8 @@ class LLM:
         return AsyncTextStream(self, self._encoder(settings).encode(0, as_prompt(prompt, 0)))
 
     def close(self) -> None:
-        """Lets go of all prompts that are under way. The model can be used again afterwards."""
+        """Cancels all prompts that are under way. Calls are refused afterwards; another LLM can use the model."""
+        self._is_closed = True
         self.model.background.close()
 
     def __enter__(self) -> LLM:
@@ -150,7 +183,12 @@ class LLM:
         self.close()
 
     def _encoder(self, settings: Mapping[str, Any]) -> Encoder:
-        return self.model.encoder(self.tokenizer, **settings)
+        if self._is_closed:
+            raise InferenceError("this LLM is closed", "make another one, or close it later")
+        implied = None if self.model.generation_config.do_sample else sampling_setting(settings)
+        if implied:
+            self._notice(implied)
+        return replace(self.model.encoder(self.tokenizer, **settings), notice=self._notice)
 
 
 class TextStream:
@@ -217,6 +255,9 @@ class AsyncTextStream:
     def __aiter__(self) -> AsyncIterator[str]:
         return self._pieces
 
+    def __await__(self) -> Generator[Any, None, Completion]:
+        return self.result().__await__()
+
     async def result(self) -> Completion:
         """The whole answer, when it is there."""
         async for _ in self._pieces:
@@ -238,8 +279,30 @@ def as_prompt(value: PromptLike, index: int) -> Prompt:
     where, name = f"prompt {index + 1}", str(index)
     if isinstance(value, Prompt):
         return value
+    if _is_chat(value):
+        value = {"messages": list(value)}
     return prompt_from_mapping(value, where, name) if isinstance(value, Mapping) else prompt_of(value, where, name)
 
 
 def _is_one(prompts: Any) -> bool:
-    return isinstance(prompts, (str, Mapping, Prompt)) or bool(token_ids_of(prompts))
+    return isinstance(prompts, (str, Mapping, Prompt)) or bool(token_ids_of(prompts)) or _is_chat(prompts)
+
+
+def _is_chat(value: Any) -> bool:
+    """Whether these are the messages of a chat, and not rows of prompts."""
+    return isinstance(value, (list, tuple)) and bool(value) and all(map(_is_message, value))
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, Mapping) and "role" in value and not {"prompt", "messages", "body"} & value.keys()
+
+
+def _in_order(completions: Iterator[Completion]) -> Iterator[Completion]:
+    """Completions by their index; one that comes early is kept until its turn."""
+    early: dict[int | None, Completion] = {}
+    turn = 0
+    for completion in completions:
+        early[completion.index] = completion
+        while turn in early:
+            yield early.pop(turn)
+            turn += 1

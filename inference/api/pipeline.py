@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from inference.api.auto import AutoModel, AutoTokenizer
@@ -11,7 +12,7 @@ from inference.errors import ConfigError, InferenceError, InputError, did_you_me
 from inference.generation.model import GenerativeModel
 from inference.generation.streamers import BaseStreamer, SeparateStreamers
 from inference.generation.text import EncodedPrompt
-from inference.inputs.prompts import prompt_of
+from inference.inputs.prompts import Prompt, prompt_of
 from inference.tokenizer import Tokenizer
 
 # Each task, and the key of its results. What is done is the model's business, by what its prompts ask for.
@@ -21,7 +22,10 @@ TASKS = {
     "translation": "translation_text",
     "summarization": "summarization_text",
 }
-Inputs = str | Sequence[str]
+Input = str | Mapping[str, Any]
+Inputs = Input | Sequence[Input]
+# MindFormers' name for what it reads, and where it reads it in a mapping if `keys` does not say so.
+SOURCE, TEXT = "src_language", "text"
 
 
 class TextGenerationPipeline:
@@ -47,10 +51,16 @@ class TextGenerationPipeline:
         model.generation_config.updated(**settings)  # refuses settings that make no sense
         self._settings = settings
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.model!r})"
+
     def __call__(
         self,
         inputs: Inputs,
+        batch_size: int | None = None,
         *,
+        keys: Mapping[str, str] | None = None,
+        add_special_tokens: bool = True,
         streamer: BaseStreamer | Sequence[BaseStreamer] | None = None,
         return_full_text: bool = True,
         return_errors: bool = False,
@@ -59,7 +69,10 @@ class TextGenerationPipeline:
         """Generates.
 
         Args:
-            inputs: one text or several.
+            inputs: one text or several; a mapping stands for the text under its key `text`.
+            batch_size: how many inputs run together at most; by default as many as the model has room for.
+            keys: `{"src_language": key}`: the key of a mapping to read instead of `text`.
+            add_special_tokens: begin each prompt with the tokens that the model expects, such as bos.
             streamer: instead of the pipeline's own; or one for each input, so that all can be followed at once.
             return_full_text: put the prompt before its answer, as MindFormers does. A model with an encoder gives
                 its answer alone.
@@ -79,7 +92,10 @@ class TextGenerationPipeline:
         given = streamer or self.streamer
         shown = given if isinstance(given, BaseStreamer) or given is None else SeparateStreamers(given)
         try:
-            encoded = self._encoded([inputs] if isinstance(inputs, str) else inputs, settings, return_errors)
+            if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
+                raise ConfigError(f"batch_size is {batch_size}", "give an integer of at least 1")
+            prompts_given = _texts(inputs, (keys or {}).get(SOURCE, TEXT))
+            encoded = self._encoded(prompts_given, settings, return_errors, add_special_tokens)
             if isinstance(shown, SeparateStreamers) and len(shown) != len(encoded):
                 raise InputError(
                     f"{len(shown)} streamers for {len(encoded)} inputs", "give one for each, or a single one"
@@ -94,24 +110,34 @@ class TextGenerationPipeline:
             for row, prompt in enumerate(encoded):
                 if isinstance(prompt, InferenceError):
                     shown.finish(row)
-        answers = iter(self.model.answer(prompts, self.tokenizer, shown, return_errors))
+        size = batch_size or max(len(prompts), 1)
+        batches = (prompts[start : start + size] for start in range(0, len(prompts), size))
+        answers = (
+            answer for batch in batches for answer in self.model.answer(batch, self.tokenizer, shown, return_errors)
+        )
         results: list[dict[str, Any]] = []
         for prompt in encoded:
-            answer = next(answers) if isinstance(prompt, EncodedPrompt) else prompt
-            if isinstance(prompt, InferenceError) or isinstance(answer, InferenceError):
-                results.append({self.key: [], "error": answer})
+            texts = next(answers) if isinstance(prompt, EncodedPrompt) else prompt
+            if isinstance(prompt, InferenceError) or isinstance(texts, InferenceError):
+                results.append({self.key: [], "error": texts})
             else:
-                results.append({self.key: [prompt.full_text(answer) if return_full_text else answer]})
+                results.append({self.key: [prompt.full_text(text) if return_full_text else text for text in texts]})
         return results
 
     def _encoded(
-        self, texts: Iterable[str], settings: Mapping[str, Any], return_errors: bool
+        self, texts: Iterable[Any], settings: Mapping[str, Any], return_errors: bool, add_special_tokens: bool
     ) -> list[EncodedPrompt | InputError]:
         encoder = self.model.encoder(self.tokenizer, **{**self._settings, **settings})
         encoded: list[EncodedPrompt | InputError] = []
         for row, text in enumerate(texts):
             try:
-                encoded.append(encoder.encode(row, prompt_of(text, f"input {row + 1}", str(row))))
+                prompt = prompt_of(text, f"input {row + 1}", str(row))
+                if add_special_tokens or prompt.text is None:
+                    encoded.append(encoder.encode(row, prompt))
+                else:
+                    ids = self.tokenizer.encode(prompt.text, add_special_tokens=False)
+                    bare = Prompt(prompt.custom_id, prompt.where, token_ids=tuple(ids))
+                    encoded.append(replace(encoder.encode(row, bare), text=prompt.text))
             except InputError as error:
                 if not return_errors:
                     raise
@@ -121,10 +147,31 @@ class TextGenerationPipeline:
         return encoded
 
 
+def _texts(inputs: Inputs, key: str) -> list[Any]:
+    """The texts of inputs.
+
+    Raises:
+        InputError: a mapping lacks the key.
+    """
+    texts = []
+    for number, item in enumerate([inputs] if isinstance(inputs, (str, Mapping)) else inputs, 1):
+        if isinstance(item, Mapping):
+            if key not in item:
+                found = ", ".join(map(str, item)) or "none"
+                raise InputError(f"input {number} has no key '{key}'", f"its keys: {found}; keys={{'{SOURCE}': KEY}}")
+            item = item[key]
+        texts.append(item)
+    return texts
+
+
 def pipeline(
     task: str = "text_generation",
     model: GenerativeModel | str | None = None,
     tokenizer: Tokenizer | None = None,
+    image_processor: Any = None,
+    audio_processor: Any = None,
+    backend: str = "ms",
+    *,
     streamer: BaseStreamer | None = None,
     **settings: Any,
 ) -> TextGenerationPipeline:
@@ -135,12 +182,20 @@ def pipeline(
             their results only: the prompt says what is asked, as in `translate English to German: ...`.
         model: a model, or the name of one.
         tokenizer: the model's; taken from where the model came from if it is not given.
+        image_processor, audio_processor: in MindFormers' places for them; there is no model for images or sounds.
+        backend: `ms`, MindFormers' only one.
         streamer: shows text as it comes.
         settings: of generation, for every call.
 
     Raises:
-        ConfigError: an unknown task or setting.
+        ConfigError: an unknown task or setting, or a processor.
     """
+    for name, processor in (("image_processor", image_processor), ("audio_processor", audio_processor)):
+        if processor is not None:
+            hint = "leave it out; a streamer is given by its name" if isinstance(processor, BaseStreamer) else None
+            raise ConfigError(f"pipeline has no use for {name}: models here read text", hint)
+    if backend != "ms":
+        raise ConfigError(f"there is no backend '{backend}'", "known: ms")
     kind = "translation" if re.fullmatch("translation_[a-z]+_to_[a-z]+", task) else task
     if kind not in TASKS:
         hint = did_you_mean(task, TASKS) or "known: text_generation, translation, summarization"

@@ -1,6 +1,6 @@
 """Apache Beam: RunInference with this project's models.
 
-The names are imported when they are used. Beam itself is imported here alone: the rest of the project runs without it.
+Names are imported on first use. Only this package imports Beam; the rest of the project runs without it.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class BeamMissingError(ConfigError, ImportError):
 
 
 def require_beam() -> None:
-    """Refuses to go on without Beam, before anything else is imported.
+    """Check that Beam is installed, before anything else is imported.
 
     Raises:
-        BeamMissingError: it is not installed.
+        BeamMissingError: Beam is not installed.
     """
     if find_spec("apache_beam") is None:
         raise BeamMissingError(

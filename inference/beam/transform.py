@@ -1,6 +1,6 @@
-"""`RunInference`: Beam's, for which a row and not a batch is what fails, and which exchanges models on every runner.
+"""`RunInference` with per-row error handling and with model updates on every runner.
 
-Knows pipelines; how a batch is answered is the handler's business.
+Knows pipelines; the handler answers the batches.
 """
 
 from __future__ import annotations
@@ -24,38 +24,36 @@ INTERVAL = 60.0
 
 
 class FailedRowError(InferenceError):
-    """Why a row has no answer."""
+    """The reason why a row has no answer."""
 
 
 class RunInference(base.RunInference):
-    """Beam's RunInference, which takes any of Beam's model handlers.
+    """Beam's RunInference for any model handler, with these differences:
 
-    What differs:
-
-    - `with_exception_handling()`: a row that cannot be answered is a dead letter of its own, in the form of Beam's: a
-      batch of one, and (type, message, traceback) of its error. Without it the row's result has the error.
-    - A model is exchanged on every runner, in batches and in streams: of all values of `model_metadata_pcoll` in an
-      element's window the one with the latest timestamp counts; `watch_model_pattern` is looked at by the workers
-      themselves. With our handler the new model is loaded beside the old one, must stand its trial, and is refused
-      with the metric `model_rollbacks` and a line in the log where it does not.
-    - A handler that gives fewer or more results than rows is an error.
+    - `with_exception_handling()`: a row that cannot be answered is a dead letter of its own, in Beam's form: a batch of
+      one, and (type, message, traceback) of its error. Without it, the row's result holds the error.
+    - A model is replaced on every runner, in batch and streaming: of all values of `model_metadata_pcoll` in an
+      element's window, the one with the latest timestamp counts; the workers themselves check `watch_model_pattern`.
+      With our handler the new model is loaded beside the old one and validated. If it fails, it is rejected, with the
+      metric `model_rollbacks` and a line in the log.
+    - A handler that returns fewer or more results than rows is an error.
     - `inference_args` are copied.
 
     Args:
-        model_handler: ours, one of Beam's, or one around it, such as a KeyedModelHandler.
-        clock: gives `time_ns()`.
-        inference_args: for our handler generation settings of all rows.
-        metrics_namespace: the handler's own where none is given.
+        model_handler: ours, one of Beam's, or a wrapper such as KeyedModelHandler.
+        clock: provides `time_ns()`.
+        inference_args: for our handlers, generation settings for all rows.
+        metrics_namespace: the handler's by default.
         model_metadata_pcoll: of ModelMetadata, or of lists of KeyModelPathMapping.
         watch_model_pattern: glob of model files; the newest is used.
-        interval: seconds between two looks at them.
-        stop_timestamp: seconds since the epoch after which they are not looked at any more.
-        model_identifier: steps that have the same share a model that is shared across processes.
-        monitoring_transform: gets all results of the model.
+        interval: seconds between two checks of the pattern.
+        stop_timestamp: seconds since the epoch after which the pattern is no longer checked.
+        model_identifier: steps with the same identifier share a model that is shared across processes.
+        monitoring_transform: receives all results of the model.
 
     Raises:
-        ConfigError: arguments that exclude each other.
-        ModelNotFoundError: the pattern matches nothing; when the transform is applied.
+        ConfigError: two arguments exclude each other.
+        ModelNotFoundError: the pattern matches nothing (when the transform is applied).
     """
 
     def __init__(
@@ -110,7 +108,7 @@ class RunInference(base.RunInference):
         return results, RunInferenceDLQ(failed, bad_before, bad_after)
 
     def _answered(self, batches: beam.PCollection) -> tuple[beam.PCollection, beam.PCollection | None]:
-        """The results, and with exception handling the batches that raised."""
+        """The results; with exception handling, also the batches that raised."""
         handler, updates = self._model_handler, self._model_metadata_pcoll
         at_runtime = updates is not None or self._timeout is not None
         answer = _Answer(handler, self._clock, self._metrics_namespace, at_runtime, self._model_tag)
@@ -129,7 +127,7 @@ class RunInference(base.RunInference):
         return results, bad
 
     def _on_failure(self) -> Any:
-        """What to call for a batch that raised: after a timeout the model is loaded again, as Beam does."""
+        """The callback for a batch that raised: after a timeout it has the model reloaded, as Beam does."""
         handler, tag, timeout = self._model_handler, self._model_tag, self._timeout
         if timeout is None or not handler.should_garbage_collect_on_timeout():
             return None
@@ -142,7 +140,7 @@ class RunInference(base.RunInference):
         return forget_model
 
     def _split(self, results: beam.PCollection) -> tuple[beam.PCollection, beam.PCollection]:
-        """Answers, and rows without one as dead letters."""
+        """Split results into answers and dead letters."""
         apart = results | "BeamML_RunInference_Split" >> beam.ParDo(_Split()).with_outputs(FAILED, main="answered")
         if self._threshold < 1:
             bad = AsSingleton(apart[FAILED] | "BeamML_RunInference_CountFailed" >> beam.combiners.Count.Globally())
@@ -153,7 +151,7 @@ class RunInference(base.RunInference):
 
 
 class _Answer(base._RunInferenceDoFn):
-    """Beam's DoFn, which counts results and looks for new models between batches."""
+    """Beam's DoFn; it also checks the number of results, and looks for new models between batches."""
 
     _pattern: Pattern | None = None
     _poll: Poll | None = None
@@ -161,7 +159,7 @@ class _Answer(base._RunInferenceDoFn):
     _metrics_collector: Any = None
 
     def watch_for(self, pattern: Pattern | None, interval: float) -> None:
-        """Looks for models; called before the pipeline runs."""
+        """Watch for new models. Called before the pipeline runs."""
         self._pattern, self._interval = pattern, interval
 
     def setup(self) -> None:
@@ -188,7 +186,7 @@ class _Answer(base._RunInferenceDoFn):
             self._exchange(ours, update)
             update = None
         elif isinstance(update, list) and self._model is None:
-            # Beam would answer the first batch with the models that are to be exchanged.
+            # Beam would answer the first batch with the models that are to be replaced.
             self.update_model(None)
         if self._pattern is not None:
             self._take_name()
@@ -210,10 +208,10 @@ class _Answer(base._RunInferenceDoFn):
         return _Collector(self._metrics_namespace or self._model_handler.get_metrics_namespace(), prefix)
 
     def _take_name(self, has_begun: bool = True) -> None:
-        """Counts under the name of the model that answers now.
+        """Count under the name of the current model.
 
         Args:
-            has_begun: another model was loaded before it; otherwise what was measured of a load is its own.
+            has_begun: another model was loaded before; if not, the load that was measured is this model's.
         """
         if our_handler(self._model_handler) is None or self._model is None:
             return
@@ -233,17 +231,17 @@ class _Answer(base._RunInferenceDoFn):
             if self._metrics_collector:
                 self._metrics_collector.failed_batches_counter.inc()
             raise InferenceError(
-                f"{type(self._model_handler).__name__} gave {len(results)} results for a batch of {len(batch)}",
-                "its run_inference must give one for each row, in their order",
+                f"{type(self._model_handler).__name__} returned {len(results)} results for a batch of {len(batch)}",
+                "its run_inference must return one per row, in order",
             )
         return results
 
 
 class _Collector(base._MetricsCollector):
-    """Beam's, for which each of several loads counts that come before the end of a bundle.
+    """Beam's collector; it counts every load, even if several happen within one bundle.
 
     Attributes:
-        loads: of models that are not counted yet: milliseconds, bytes.
+        loads: loads not counted yet: milliseconds, bytes.
     """
 
     def __init__(self, namespace: str, prefix: str = ""):
@@ -259,7 +257,7 @@ class _Collector(base._MetricsCollector):
 
 
 class _Split(beam.DoFn):
-    """Results, apart from those whose record says that there is none."""
+    """Separates results with an answer from those whose record holds an error."""
 
     def process(self, result: Any) -> Iterator[Any]:
         keyed = isinstance(result, tuple) and not isinstance(result, PredictionResult)
@@ -274,7 +272,7 @@ class _Split(beam.DoFn):
 
 
 def our_handler(handler: ModelHandler) -> MindSporeModelHandler | None:
-    """Our handler, or the one inside Beam's handlers around it; None where there are several, others, or a fake."""
+    """Our handler, also inside Beam's wrappers; None if there are several, if it is not ours, or if it is a fake."""
     while handler is not None and not isinstance(handler, MindSporeModelHandler):
         handler = getattr(handler, "_unkeyed", None) or getattr(handler, "_base", None)
     return handler if handler is not None and handler.has_model else None
@@ -290,7 +288,7 @@ def _with_time(update: Any, timestamp: Any = beam.DoFn.TimestampParam) -> tuple[
 
 
 def _latest(updates: Iterable[tuple[int, Any]]) -> Any:
-    """Of updates the one with the latest timestamp, the last of equals; None where there are none."""
+    """The update with the latest timestamp (the last of equals), or None."""
     latest = None
     for update in updates:
         if latest is None or update[0] >= latest[0]:

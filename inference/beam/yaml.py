@@ -1,6 +1,6 @@
-"""This project's models in Beam YAML: handlers for its RunInference, registered when this module is imported.
+"""This project's models in Beam YAML: importing this module registers handlers for Beam YAML's RunInference.
 
-A YAML file imports it by naming a transform of it as a Python provider:
+A YAML file imports it by naming one of its transforms as a Python provider:
 
     providers:
       - type: python
@@ -8,8 +8,8 @@ A YAML file imports it by naming a transform of it as a Python provider:
         transforms:
           AnswerPrompts: inference.beam.yaml.AnswerPrompts
 
-From then on `RunInference` knows `MindSporeModelHandler` and `OpenAIModelHandler`; and `AnswerPrompts` is there, which
-puts answers into columns and rows without an answer into an output of their own.
+`RunInference` then knows `MindSporeModelHandler` and `OpenAIModelHandler`. `AnswerPrompts` puts answers into columns,
+and rows without an answer into an output of their own.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from inference.beam.handlers.openai import OpenAIModelHandler
 from inference.beam.transform import RunInference
 from inference.errors import ConfigError
 
-# What of a record becomes a column; the types are Beam's.
+# Keys of a record that become columns, with their types for Beam.
 ANSWER: list[tuple[str, Any]] = [
     ("text", Optional[str]),  # noqa: UP045  # Beam's schemas do not know `str | None` on Python 3.10
     ("finish_reason", Optional[str]),  # noqa: UP045
@@ -41,10 +41,10 @@ FAILED = "failed"
 
 
 class _Provider(ModelHandlerProvider):
-    """What both handlers have in common: the row's `prompt` (or `messages`) goes in, the columns of `ANSWER` come out.
+    """The common part of both handlers: takes a row's `prompt` or `messages`, and returns the columns of `ANSWER`.
 
     Args:
-        preprocess: Beam YAML's function of a row, which gives the handler's element.
+        preprocess: Beam YAML's function from a row to the handler's element.
         postprocess: Beam YAML's function of a PredictionResult.
     """
 
@@ -65,7 +65,7 @@ class _Provider(ModelHandlerProvider):
 
     @staticmethod
     def validate(model_handler_spec: Mapping[str, Any]) -> None:
-        """The constructor has found every mistake."""
+        """Nothing to do: the constructor checks everything."""
 
 
 @ModelHandlerProvider.register_handler_type("MindSporeModelHandler")
@@ -85,10 +85,10 @@ class OpenAIProvider(_Provider):
 
 
 def element_of(row: Any) -> Any:
-    """The handler's element in a row: its `prompt`, or its `messages` as a chat.
+    """The handler's element for a row: its `prompt`, or its `messages` as a chat.
 
     Raises:
-        ConfigError: it has neither.
+        ConfigError: the row has neither.
     """
     values = row._asdict()
     for key in ("prompt", "messages"):
@@ -106,7 +106,7 @@ def answer_of(result: PredictionResult) -> beam.Row:
 
 
 def _plain(value: Any) -> Any:
-    """A value of a row without Beam's types, of which messages are made in YAML."""
+    """A value of a row as plain Python; in YAML, messages have Beam's types."""
     if hasattr(value, "_asdict"):
         value = value._asdict()
     if isinstance(value, Mapping):
@@ -115,12 +115,12 @@ def _plain(value: Any) -> Any:
 
 
 class AnswerPrompts(beam.PTransform):
-    """Rows with the columns of an answer.
+    """Answers rows: adds the columns of an answer to each.
 
     Args:
         config: of the model, as for `MindSporeModelHandler`.
-        settings: of generation, for all rows.
-        error_handling: Beam YAML's: `{output: NAME}` gives rows without an answer as an output of that name.
+        settings: generation settings for all rows.
+        error_handling: Beam YAML's: `{output: NAME}` puts rows without an answer into an output of that name.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class AnswerPrompts(beam.PTransform):
 
 
 class _Columns(beam.DoFn):
-    """Rows with the columns of their answers."""
+    """Adds the columns of its answer to each row."""
 
     def __init__(self, failures_apart: bool):
         self._apart = failures_apart

@@ -10,7 +10,7 @@ memory-mapped like any other; protobuf's own parser would hold all of it in memo
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,8 +36,12 @@ class _Tensor:
     segments: list[Segment] = field(default_factory=list)
 
 
-def read_ckpt_header(path: Path) -> Iterator[StoredTensor]:
-    """The tensors of a MindSpore checkpoint, each checked against the bytes that the file has for it."""
+def read_ckpt_header(path: Path, ignored: Callable[[str], bool] = lambda name: False) -> Iterator[StoredTensor]:
+    """The tensors of a MindSpore checkpoint, each checked against the bytes that the file has for it.
+
+    Args:
+        ignored: whether nobody reads a tensor of this name; it is left out, whatever its type.
+    """
     tensors: dict[str, _Tensor] = {}
     check_regular(path)
     try:
@@ -50,7 +54,7 @@ def read_ckpt_header(path: Path) -> Iterator[StoredTensor]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from error
     for name, tensor in tensors.items():
-        if name in COUNTERS:
+        if name in COUNTERS or ignored(name):
             continue
         size = sum(segment.size for segment in tensor.segments)
         dims = check_tensor(name, tensor.dtype, tensor.dims, size, path)

@@ -7,6 +7,7 @@ and no code is run. Never imports mindspore.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from inference.checkpoint.gguf_tensors import read_gguf_tensors
@@ -22,12 +23,18 @@ INDEX_NAME = "model.safetensors.index.json"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".npy", ".npz")
 
 
-def open_checkpoint(path: Path, preferred: str | None = None, quantized: bool = False) -> Checkpoint:
+def open_checkpoint(
+    path: Path,
+    preferred: str | None = None,
+    quantized: bool = False,
+    ignored: Callable[[str], bool] = lambda name: False,
+) -> Checkpoint:
     """The tensors of a `.safetensors`, `.ckpt` or `.gguf` file, or of a directory that holds files of the first two.
 
     Args:
         preferred: `ckpt` takes the .ckpt file of a directory that has safetensors too.
         quantized: tensors of integers and 8-bit floats are accepted, which are for `quantized.dequantized`.
+        ignored: whether nobody reads a tensor of this name; it is left out, whatever its type.
 
     Raises:
         ModelNotFoundError: nothing there, or nothing that can be read as weights.
@@ -39,7 +46,8 @@ def open_checkpoint(path: Path, preferred: str | None = None, quantized: bool = 
     accepted = ITEM_SIZES if quantized else FLOATS
     for file in checkpoint_files(path, preferred):
         is_ckpt = file.suffix == ".ckpt"
-        for tensor in read_ckpt_header(file) if is_ckpt else read_safetensors_header(file, accepted):
+        found = read_ckpt_header(file, ignored) if is_ckpt else read_safetensors_header(file, accepted, ignored)
+        for tensor in found:
             if tensor.name in tensors:
                 raise CheckpointError(f"{file}: tensor '{tensor.name}' is in another file of this checkpoint too")
             tensors[tensor.name] = tensor

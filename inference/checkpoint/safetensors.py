@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +32,19 @@ OFFSETS: Reader[list[int]] = Reader(
 MAX_HEADER = 100_000_000
 
 
-def read_safetensors_header(path: Path, accepted: Iterable[str] = tuple(FLOATS)) -> list[StoredTensor]:
+def read_safetensors_header(
+    path: Path, accepted: Iterable[str] = tuple(FLOATS), ignored: Callable[[str], bool] = lambda name: False
+) -> list[StoredTensor]:
     """The tensors that a safetensors file says it holds, each checked against the file's size.
 
     Args:
         accepted: types that they may have.
+        ignored: whether nobody reads a tensor of this name; it is left out, whatever its type.
     """
     header, data_start, file_size = _read_header(path)
-    tensors = list(_entries(header, data_start, file_size, path, tuple(accepted)))
+    tensors = list(_entries(header, data_start, file_size, path, tuple(accepted), ignored))
     _check_layout(tensors, data_start, file_size, path)
-    return tensors
+    return [tensor for tensor in tensors if not ignored(tensor.name)]
 
 
 def _check_layout(tensors: list[StoredTensor], data_start: int, file_size: int, path: Path) -> None:
@@ -56,7 +59,12 @@ def _check_layout(tensors: list[StoredTensor], data_start: int, file_size: int, 
 
 
 def _entries(
-    header: dict[str, Any], data_start: int, file_size: int, path: Path, accepted: tuple[str, ...]
+    header: dict[str, Any],
+    data_start: int,
+    file_size: int,
+    path: Path,
+    accepted: tuple[str, ...],
+    ignored: Callable[[str], bool],
 ) -> Iterator[StoredTensor]:
     names = {**DTYPES, **{theirs: ours for theirs, ours in QUANTIZED_TYPES.items() if ours in accepted}}
     for name, entry in header.items():
@@ -69,6 +77,9 @@ def _entries(
                 f"{path}: truncated, tensor '{name}' ends at byte {data_start + end} of {file_size}",
                 "fetch the file again",
             )
+        if ignored(name):
+            yield StoredTensor(name, dtype, tuple(shape), (Segment(path, data_start + begin, end - begin),))
+            continue
         dims = check_tensor(name, dtype, shape, end - begin, path, accepted)
         yield StoredTensor(name, dtype, dims, (Segment(path, data_start + begin, end - begin),))
 

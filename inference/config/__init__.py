@@ -7,6 +7,7 @@ from inference.config.generation import (
     GENERATION_FILE,
     GenerationConfig,
     GenerationSettings,
+    ignored_settings,
     merge_generation_config,
     read_generation_file,
     settings_from_model,
@@ -26,6 +27,7 @@ __all__ = [
     "override_config",
     "parse_override",
     "parse_value",
+    "ignored_settings",
     "read_generation_file",
     "settings_from_model",
 ]

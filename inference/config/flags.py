@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from inference.config.input_formats import FORMAT_NAMES
-from inference.config.schema import RUN_MODES
+from inference.config.run_modes import RUN_MODES
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ _EVALUATE = "Evaluation"
 _GENERATION = "generation_config"
 
 FLAGS: tuple[Flag, ...] = (
-    Flag("--run_mode", "run_mode", str, "What to do.", _RUN, choices=RUN_MODES),
+    Flag("--run_mode", "run_mode", str, "What to do.", _RUN, choices=tuple(RUN_MODES)),
     Flag("--use_parallel", "use_parallel", bool, "Run on several devices.", _RUN),
     Flag("--model_parallel", "parallel_config.model_parallel", int, "Ranks that share the model.", _RUN),
     Flag("--data_parallel", "parallel_config.data_parallel", int, "Copies of the model.", _RUN),
@@ -96,6 +96,10 @@ FLAGS: tuple[Flag, ...] = (
         "Above 1 avoids tokens that occurred.",
         _TEXT,
     ),
+    Flag("--num_return_sequences", f"{_GENERATION}.num_return_sequences", int, "Answers to each prompt.", _TEXT),
+    Flag("--frequency_penalty", f"{_GENERATION}.frequency_penalty", float, "Above 0 avoids frequent tokens.", _TEXT),
+    Flag("--presence_penalty", f"{_GENERATION}.presence_penalty", float, "Above 0 avoids generated tokens.", _TEXT),
+    Flag("--logit_bias", f"{_GENERATION}.logit_bias", str, "ID=NUMBER: added to logits.", _TEXT, multiple=True),
     Flag("--stop", f"{_GENERATION}.stop", str, "Text that ends an answer.", _TEXT, multiple=True),
     Flag("--ignore_eos", f"{_GENERATION}.ignore_eos", bool, "Go on past end-of-sequence tokens.", _TEXT),
     Flag(

@@ -16,14 +16,18 @@ from pydantic import AfterValidator, Field, ValidationError
 from inference.config.problems import problems_of
 from inference.config.values import (
     Count,
+    LengthPenalty,
+    LogitBias,
     NonNegative,
     Positive,
     Probability,
     Section,
     Seed,
+    SequenceBias,
     Texts,
     TokenId,
     TokenIds,
+    TokenSequences,
     only,
 )
 from inference.errors import ConfigError, did_you_mean
@@ -38,8 +42,6 @@ IGNORED_KEYS = frozenset(
         "chat_format",
         "diversity_penalty",
         "early_stopping",
-        "forced_bos_token_id",
-        "forced_eos_token_id",
         "length_penalty",
         "max_time",
         "max_window_size",
@@ -56,15 +58,11 @@ IGNORED_KEYS = frozenset(
 # over.
 NOT_SUPPORTED_YET = frozenset(
     {
-        "encoder_repetition_penalty",
-        "no_repeat_ngram_size",
         "num_beams",
-        "num_return_sequences",
         "output_logits",
         "output_scores",
         "parallel_decoding",
         "return_dict_in_generate",
-        "typical_p",
     }
 )
 
@@ -77,6 +75,7 @@ Temperature = Annotated[float, Field(ge=0)]
 TopK = Annotated[int, Field(ge=-1), AfterValidator(_off_is_zero)]
 TopP = Annotated[float, Field(gt=0, le=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
+Cutoff = Annotated[float, Field(ge=0, lt=1)]
 
 
 class GenerationSettings(Section):
@@ -103,6 +102,27 @@ class GenerationSettings(Section):
         0.0, description="Subtracted from a token's logit for each time it was generated."
     )
     presence_penalty: Penalty = Field(0.0, description="Subtracted from a token's logit once it was generated.")
+    encoder_repetition_penalty: Positive = Field(1.0, description="Above 1 makes tokens of the prompt likelier.")
+    logit_bias: LogitBias = Field({}, description="Added to tokens' logits: id and number, such as 42: -5.")
+    sequence_bias: SequenceBias = Field(
+        (), description="Added to the logit of a sequence's last token after the others: [[[ids], number], ...]."
+    )
+    bad_words_ids: TokenSequences = Field((), description="Sequences of token ids that must not appear.")
+    suppress_tokens: TokenIds = Field((), description="Tokens that are never chosen.")
+    begin_suppress_tokens: TokenIds = Field((), description="Tokens that do not begin an answer.")
+    no_repeat_ngram_size: NonNegative = Field(0, description="No run of this many tokens appears twice; 0 for any.")
+    encoder_no_repeat_ngram_size: NonNegative = Field(
+        0, description="No run of this many tokens of the prompt appears in the answer; 0 for any."
+    )
+    exponential_decay_length_penalty: LengthPenalty | None = Field(
+        None, description="[start, factor]: after `start` new tokens, the end becomes ever likelier."
+    )
+    forced_bos_token_id: TokenId = Field(None, description="Token that begins what a decoder says.")
+    forced_eos_token_id: TokenIds = Field((), description="Token that ends an answer of the greatest length.")
+    typical_p: TopP = Field(1.0, description="Locally typical sampling: probability of what is kept; 1 keeps all.")
+    epsilon_cutoff: Cutoff = Field(0.0, description="Sample among tokens of at least this probability; 0 among all.")
+    eta_cutoff: Cutoff = Field(0.0, description="The same, with a lower bound where many tokens are likely.")
+    num_return_sequences: Count = Field(1, description="Answers to each prompt; `n` means the same.")
     renormalize_logits: bool = Field(False, description="Normalize log probabilities after all filters.")
     bos_token_id: TokenId = Field(None, description="Token that begins a sequence.")
     eos_token_id: TokenIds = Field((), description="Tokens that end a sequence: one id or a list.")
@@ -120,10 +140,6 @@ class GenerationSettings(Section):
     use_past: bool = Field(True, description="Keep keys and values of past tokens; otherwise all are recomputed.")
 
     num_beams: Annotated[int, only(1)] = Field(1, description="Beam search; 1 is none.")
-    num_return_sequences: Annotated[int, only(1)] = Field(1, description="Answers to each prompt.")
-    typical_p: Annotated[float, only(1.0)] = Field(1.0, description="Locally typical sampling; 1 is none.")
-    no_repeat_ngram_size: Annotated[int, only(0)] = Field(0, description="Forbid repeated n-grams; 0 does not.")
-    encoder_repetition_penalty: Annotated[float, only(1.0)] = Field(1.0, description="For encoders; 1 is none.")
     output_scores: Annotated[bool, only(False)] = Field(False, description="Return processed logits.")
     output_logits: Annotated[bool, only(False)] = Field(False, description="Return raw logits.")
     return_dict_in_generate: Annotated[bool, only(False)] = Field(False, description="Return a dict of outputs.")
@@ -149,6 +165,11 @@ class GenerationConfig(GenerationSettings):
         """Whether each token is the most likely one."""
         return not self.do_sample or self.temperature == 0
 
+    @property
+    def has_cutoff(self) -> bool:
+        """Whether tokens are left out by their probability in the whole distribution."""
+        return self.typical_p < 1 or self.epsilon_cutoff > 0 or self.eta_cutoff > 0
+
     def new_token_limit(self, prompt_tokens: int, context_length: int) -> int:
         """The most tokens that may come after `prompt_tokens`, at least 0, within the model's context."""
         room = context_length - prompt_tokens
@@ -170,8 +191,22 @@ class GenerationConfig(GenerationSettings):
         Raises:
             ConfigError: an unknown setting, or a value of the wrong type or out of range.
         """
-        return merge_generation_config(self, settings)
+        return merge_generation_config(self, with_sampling(settings))
 
+
+# Settings that other tools name differently: MindFormers, transformers, OpenAI, vLLM.
+ALIASES = {
+    "max_decode_length": "max_length",
+    "max_tokens": "max_new_tokens",
+    "max_completion_tokens": "max_new_tokens",
+    "n": "num_return_sequences",
+    "stop_strings": "stop",
+    "typical": "typical_p",
+}
+# What a setting that is not supported says where it asks for nothing.
+NEUTRAL: Mapping[str, Any] = {"num_beams": 1, "guidance_scale": 1.0, "penalty_alpha": 0, "num_assistant_tokens": 20}
+# Settings that mean nothing unless tokens are drawn.
+SAMPLING_SETTINGS = ("temperature", "top_p", "top_k")
 
 Layers = GenerationSettings | Mapping[str, Any] | None
 
@@ -203,23 +238,41 @@ def merge_generation_config(*layers: Layers) -> GenerationConfig:
 
 
 def read_generation_file(path: Path) -> GenerationSettings:
-    """The settings of a model's `generation_config.json`; no settings where there is no such file.
+    """The settings of a model's `generation_config.json`; no settings if there is no such file.
 
-    Unknown keys and settings that are not supported are passed over, since the file is the model's and not
-    the user's; a value of the wrong type is an error.
+    Unknown settings and those that are not supported are left out, since the file is the model's and not the user's:
+    `ignored_settings` names them. A value of the wrong type is an error.
 
     Raises:
         ConfigError: the file is not JSON, or a value in it is of the wrong type or out of range.
     """
+    return settings_from_model(_read(path), str(path))
+
+
+def ignored_settings(path: Path) -> list[str]:
+    """The settings of a model's `generation_config.json` that ask for something and are not acted on.
+
+    Raises:
+        ConfigError: the file is not JSON.
+    """
+    known = (GenerationSettings.model_fields.keys() - NOT_SUPPORTED_YET) | ALIASES.keys() | IGNORED_KEYS
+    return [
+        f"{name} {json.dumps(value)}"
+        for name, value in _read(path).items()
+        if name not in known and value not in (None, False, "", [], {}, NEUTRAL.get(name))
+    ]
+
+
+def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        return GenerationSettings()
+        return {}
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(settings, dict):
         raise ConfigError(f"{path} must hold a mapping of settings")
-    return settings_from_model(settings, str(path))
+    return settings
 
 
 def settings_from_model(settings: Mapping[str, Any], origin: str) -> GenerationSettings:
@@ -229,11 +282,26 @@ def settings_from_model(settings: Mapping[str, Any], origin: str) -> GenerationS
         ConfigError: a value of the wrong type or out of range; the message begins with `origin`.
     """
     supported = GenerationSettings.model_fields.keys() - NOT_SUPPORTED_YET
-    known = {name: value for name, value in settings.items() if name in supported and value is not None}
+    known = {name: value for name, value in _normal_spelling(settings).items() if name in supported}
     try:
         return GenerationSettings.model_validate(known)
     except ValidationError as error:
         raise ConfigError(f"{origin}: {problems_of(error)[0].sentence()}") from None
+
+
+def with_sampling(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings of one call, row or command line, with `do_sample` on where they ask for it by another setting."""
+    return {**settings, "do_sample": True} if sampling_setting(settings) else settings
+
+
+def sampling_setting(settings: Mapping[str, Any]) -> str | None:
+    """The setting that makes sampling the meaning of these, such as temperature, where do_sample is not among them.
+
+    Every tool of the field samples then. MindFormers and transformers, in a file, do not, and files keep their meaning.
+    """
+    if settings.get("do_sample") is not None or settings.get("temperature") == 0:
+        return None
+    return next((name for name in SAMPLING_SETTINGS if settings.get(name) is not None), None)
 
 
 def _given(layer: Layers) -> dict[str, Any]:
@@ -245,12 +313,24 @@ def _given(layer: Layers) -> dict[str, Any]:
 
 
 def _normal_spelling(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """MindFormers' `max_decode_length` is `max_length`; its own `max_length` outranks it."""
+    """Settings under other tools' names under ours, which outrank them."""
     normal = _without_nulls(settings)
-    length = normal.pop("max_decode_length", None)
-    if length is not None:
-        normal.setdefault("max_length", length)
+    for name, ours in ALIASES.items():
+        value = normal.pop(name, None)
+        if value is not None:
+            normal.setdefault(ours, value)
+    _join_logprobs(normal)
     return {name: value for name, value in normal.items() if name not in IGNORED_KEYS}
+
+
+def _join_logprobs(settings: dict[str, Any]) -> None:
+    """OpenAI's `logprobs: true, top_logprobs: 3` is `logprobs: 3`, as its completions have it."""
+    top = settings.pop("top_logprobs", None)
+    if isinstance(settings.get("logprobs"), bool):
+        if settings.pop("logprobs"):
+            settings["logprobs"] = top or 0
+    elif top is not None:
+        settings.setdefault("logprobs", top)
 
 
 def _without_nulls(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,25 +1,34 @@
 """The config: its sections, their keys, types, units and defaults, in MindFormers' spelling.
 
 Knows what a complete config is; knows nothing about files or command lines. Sections beyond MindFormers' own
-are `engine`, `input`, `output`, `evaluate`, `pipeline` and `serve`, and the keys `model.hub_id`, `model.parameters` and
-`processor.chat`.
+are `engine`, `input`, `output`, `evaluate`, `validation`, `pipeline` and `serve`, and the keys `model.hub_id`,
+`model.parameters` and `processor.chat`.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, field_validator
 from pydantic.dataclasses import dataclass
 
-from inference.config.generation import GenerationConfig, GenerationSettings, Layers, merge_generation_config
+from inference.config.generation import (
+    SAMPLING_SETTINGS,
+    GenerationConfig,
+    GenerationSettings,
+    Layers,
+    merge_generation_config,
+    sampling_setting,
+    with_sampling,
+)
 from inference.config.input_formats import MAX_LINE_BYTES, FormatName
 from inference.config.layer import KeyPath, Layer, lay_all
 from inference.config.model_settings import ModelSettings
 from inference.config.print_config import yaml_of
+from inference.config.run_modes import RUN_MODES
 from inference.config.serve_settings import ServeSettings
 from inference.config.values import (
     Bytes,
@@ -37,7 +46,6 @@ from inference.config.values import (
 )
 from inference.errors import ConfigError
 
-RUN_MODES = ("predict", "evaluate", "convert", "pipeline", "serve")
 _TRAINING = ("train", "finetune", "export", "predict_with_train_model")
 _GRAPH_MODES = ((0, 0), (1, 1), ("GRAPH_MODE", 0), ("PYNATIVE_MODE", 1))
 _SAVE_GRAPHS = ((False, 0), (True, 2), (0, 0), (1, 1), (2, 2), (3, 3))
@@ -184,8 +192,13 @@ class EngineSettings(Section):
     )
     max_batch_tokens: Count = Field(512, description="Most tokens in one step of the model.")
     max_sequences: Count = Field(64, description="Most sequences in one step of the model.")
-    threads: Count | None = Field(None, description="CPU threads; all cores if unset.")
+    threads: Count | None = Field(None, le=1024, description="CPU threads; all cores if unset.")
     prefix_cache: bool = Field(True, description="Prompts that begin alike share that part of the KV cache.")
+    speculation: Literal["none", "lookup", "auto"] = Field(
+        "none",
+        description="Guess tokens from the row's own text and check them in one step, where that pays (lookup, auto); "
+        "answers stay the same.",
+    )
     qkv_layout: Literal["stacked", "interleaved"] | None = Field(
         None,
         description="How a MindFormers checkpoint with qkv_concat joins matrices: stacked to 1.3, then interleaved.",
@@ -255,6 +268,17 @@ class EvaluateSettings(Section):
     )
 
 
+class ValidateSettings(Section):
+    """`validation`: what a set of prompts must look like."""
+
+    label_key: OptionalText = Field(None, description="Key of JSON rows whose values are counted, such as a class.")
+    baseline: Texts | None = Field(None, description="Files of prompts to compare with: how far the data has drifted.")
+    min: Scores = Field(default_factory=dict, description="Figures that must be at least this, or exit code 4.")
+    max: Scores = Field(default_factory=dict, description="Figures that must be at most this, or exit code 4.")
+    result_file: OptionalText = Field(None, description="File for all figures, as JSON.")
+    report_file: OptionalText = Field(None, description="File for the page with tables and plots, as HTML.")
+
+
 class StepSettings(Section):
     """`pipeline.steps.NAME`: one model of a pipeline, and what it is asked."""
 
@@ -310,8 +334,7 @@ class InferenceConfig(Section):
     seed: Seed | None = Field(None, description="Seed of sampling, an integer from 0.")
     run_mode: Annotated[str, BeforeValidator(_run_mode)] = Field(
         "predict",
-        description="predict answers prompts, evaluate measures a model, convert packs weights, "
-        "pipeline answers rows on Apache Beam, serve answers requests over HTTP.",
+        description=f"{', '.join(f'{mode.name} {mode.help}' for mode in RUN_MODES.values())}.",
     )
     output_dir: str = Field("./output", description="Directory for what a run writes.")
     use_parallel: bool = Field(False, description="Run on several devices; the launcher starts a process for each.")
@@ -349,6 +372,9 @@ class InferenceConfig(Section):
     output: OutputSettings = Field(default_factory=OutputSettings, description="What is written.")
     evaluate: EvaluateSettings = Field(
         default_factory=EvaluateSettings, description="Answers and references (`run_mode: evaluate`)."
+    )
+    validation: ValidateSettings = Field(
+        default_factory=ValidateSettings, description="Expectations of prompts (`run_mode: validate`)."
     )
     pipeline: PipelineSettings = Field(
         default_factory=PipelineSettings, description="Apache Beam (`run_mode: pipeline`)."
@@ -415,7 +441,23 @@ class InferenceConfig(Section):
         # Several are for a prompt each.
         adapter = {"adapter_id": self.adapter_id[0]} if self.adapter_id and len(self.adapter_id) == 1 else None
         from_model_section = self.model.model_config.generation()
-        return merge_generation_config(model, seed, adapter, from_model_section, self.generation_config, request)
+        sampled = {"do_sample": True} if self.sampling_flag else None
+        layers = (model, seed, adapter, from_model_section, self.generation_config, sampled)
+        return merge_generation_config(*layers, with_sampling(request) if isinstance(request, Mapping) else request)
+
+    @property
+    def sampling_flag(self) -> str | None:
+        """The flag that turns sampling on, such as --temperature; None where do_sample alone decides.
+
+        Files keep their meaning, MindFormers' too; of a command line, `do_sample` has to be on it to be kept.
+        """
+        typed = {
+            name: getattr(self.generation_config, name)
+            for name in ("do_sample", *SAMPLING_SETTINGS)
+            if self.origin(f"generation_config.{name}").startswith("-")
+        }
+        name = sampling_setting(typed)
+        return name and self.origin(f"generation_config.{name}")
 
     def check_supported(self) -> None:
         """Refuses what loads, because MindFormers knows it, and does not run yet.

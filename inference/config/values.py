@@ -6,6 +6,7 @@ that a person reads is put together in `problems`.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal
@@ -72,6 +73,50 @@ def _token_ids(value: Any) -> tuple[int, ...] | None:
     return tuple(items)
 
 
+def _token_sequences(value: Any) -> tuple[tuple[int, ...], ...]:
+    items = value if isinstance(value, (list, tuple)) else None
+    if items is None or not all(isinstance(item, (list, tuple)) and item for item in items):
+        raise ValueError("must be a list of lists of token ids, such as [[5], [17, 4]]")
+    return tuple(_token_ids(item) or () for item in items)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _number_of(key: Any) -> Any:
+    """JSON has no keys but texts."""
+    return int(key) if isinstance(key, str) and key.isdecimal() else key
+
+
+def _logit_bias(value: Any) -> dict[int, float]:
+    items = value.items() if isinstance(value, dict) else [_pair(item) for item in _texts(value)]
+    pairs: list[tuple[Any, Any]] = [(_number_of(key), number) for key, number in items]
+    if not all(_is_token_id(token) and token >= 0 and _is_number(number) for token, number in pairs):
+        raise ValueError("must be token ids and numbers, such as 42: -5 or 42=-5")
+    return {token: float(number) for token, number in pairs}
+
+
+def _sequence_bias(value: Any) -> tuple[tuple[tuple[int, ...], float], ...]:
+    items = value.items() if isinstance(value, dict) else value
+    try:
+        pairs = [(_token_sequences([ids])[0], bias) for ids, bias in items]
+    except (TypeError, ValueError):
+        pairs = [((), None)]
+    if not all(_is_number(bias) for _, bias in pairs):
+        raise ValueError("must be lists of token ids, each with a number, such as [[[5, 17], -2.5]]")
+    return tuple((ids, float(bias)) for ids, bias in pairs)
+
+
+def _length_penalty(value: Any) -> tuple[int, float] | None:
+    if value is None:
+        return None
+    fits = isinstance(value, (list, tuple)) and len(value) == 2 and _is_token_id(value[0]) and _is_number(value[1])
+    if not fits or value[0] < 0 or value[1] <= 0:
+        raise ValueError("must be a number of tokens and a factor above 0, such as [50, 1.05]")
+    return value[0], float(value[1])
+
+
 def _texts(value: Any) -> tuple[str, ...]:
     items = value if isinstance(value, (list, tuple)) else () if value is None else (value,)
     if not all(isinstance(item, str) and item for item in items):
@@ -133,6 +178,10 @@ def only(*accepted: Any) -> PlainValidator:
 Bytes = Annotated[int, PlainValidator(_bytes)]
 TokenId = Annotated[int | None, PlainValidator(_token_id)]
 TokenIds = Annotated[tuple[int, ...], PlainValidator(_token_ids)]
+TokenSequences = Annotated[tuple[tuple[int, ...], ...], PlainValidator(_token_sequences)]
+LogitBias = Annotated[dict[int, float], PlainValidator(_logit_bias)]
+SequenceBias = Annotated[tuple[tuple[tuple[int, ...], float], ...], PlainValidator(_sequence_bias)]
+LengthPenalty = Annotated[tuple[int, float], PlainValidator(_length_penalty)]
 Texts = Annotated[tuple[str, ...], PlainValidator(_texts)]
 Scores = Annotated[dict[str, float], PlainValidator(_scores)]
 NamedPaths = Annotated[dict[str, str], PlainValidator(_named_paths)]

@@ -7,6 +7,7 @@ Knows requests; what a token means is the row's own business.
 from __future__ import annotations
 
 import atexit
+import os
 import queue
 import threading
 import weakref
@@ -20,6 +21,23 @@ from typing import Any, Generic
 from inference.engine.engine import BaseEngine, Event, Row
 from inference.engine.request import FinishReason, Request
 from inference.errors import InferenceError
+
+
+def check_process(process: int) -> None:
+    """Refuses to go on in a fork: MindSpore's threads and locks are the parent's, and waiting for them never ends.
+
+    Args:
+        process: the id of the process that loaded a model.
+
+    Raises:
+        InferenceError: it is another one.
+    """
+    if os.getpid() != process:
+        raise InferenceError(
+            f"process {os.getpid()} is a fork of process {process}, which has loaded a model: "
+            "MindSpore cannot go on here",
+            "start processes with multiprocessing.get_context('spawn')",
+        )
 
 
 @dataclass(frozen=True)
@@ -63,6 +81,7 @@ class BackgroundEngine:
 
     def __init__(self, open_engine: Callable[[], AbstractContextManager[BaseEngine]]):
         self._open = open_engine
+        self._process = os.getpid()
         self._lock = threading.Lock()
         self._entries: dict[Request, _Entry] = {}
         self._entered: list[Row[Any]] = []
@@ -82,7 +101,11 @@ class BackgroundEngine:
             row: a row that was never submitted before; it takes its tokens in the engine's thread.
             deliver: called in the engine's thread; a row whose `deliver` raises is let go of.
             every_token: deliver something for each token; otherwise for the last one alone.
+
+        Raises:
+            InferenceError: this process is a fork of the engine's.
         """
+        check_process(self._process)
         with self._lock:
             self._entries[row.request] = _Entry(row, deliver, every_token)
             self._entered.append(row)

@@ -5,6 +5,7 @@ Knows token ids; knows nothing about text, files or terminals.
 
 from __future__ import annotations
 
+import itertools
 import secrets
 import time
 from abc import ABC, abstractmethod
@@ -15,8 +16,9 @@ import numpy as np
 
 from inference.engine.metrics import RunMetrics
 from inference.engine.request import FinishReason, Request
-from inference.engine.sampler import choose, needs_logits, token_logprob
+from inference.engine.sampler import SEED_BITS, choose, needs_logits, seed_of, token_logprob
 from inference.engine.scheduler import Scheduled, Scheduler
+from inference.engine.speculation import Speculation
 from inference.errors import GenerationError, InferenceError, InputError, is_out_of_memory
 from inference.models.runner import StepModel
 from inference.models.step import SequenceStep, StepBatch
@@ -32,7 +34,7 @@ class Row(Protocol[EventOf]):
     def request(self) -> Request: ...
 
     def advance(self, engine: BaseEngine) -> EventOf:
-        """Takes the newest token. May end the request."""
+        """Takes the tokens that are new: one, or more where guesses were right. May end the request."""
         ...
 
 
@@ -104,7 +106,7 @@ class BaseEngine(ABC):
             )
         self._queue(request)
         seed = request.generation.seed
-        request.seed = secrets.randbits(64) if seed is None else seed
+        request.seed = secrets.randbits(SEED_BITS) if seed is None else seed_of(seed, request.row, request.sample)
 
     @abstractmethod
     def _queue(self, request: Request) -> None:
@@ -119,6 +121,13 @@ class BaseEngine(ABC):
         self.finish(request, FinishReason.ERROR)
         # Also if its last token was the one that nobody could make anything of.
         request.finish_reason = FinishReason.ERROR
+
+    def cut(self, request: Request, length: int) -> None:
+        """Drops what a request generated after its first `length` tokens: a stop string was complete with these."""
+        dropped = len(request.output_ids) - length
+        del request.output_ids[length:], request.logprobs[length:]
+        if request.finished:
+            self.metrics.completion_tokens -= dropped
 
     def advance(self, row: Row[Event]) -> Event | None:
         """What a row makes of its newest token; None if it has failed, in which case its request has the `error`."""
@@ -154,6 +163,10 @@ class Engine(BaseEngine):
         max_batch_tokens: the most tokens in a step; longer prompts go in chunks.
         prefix_cache: requests that begin alike share the blocks of that beginning, also with those of earlier engines.
         metrics: counts what is done.
+        lookup: guess tokens from the row's own text; answers stay the same.
+
+    Attributes:
+        speculation: guesses at tokens, and how many were right.
     """
 
     def __init__(
@@ -164,10 +177,13 @@ class Engine(BaseEngine):
         max_batch_tokens: int = 2048,
         prefix_cache: bool = True,
         metrics: RunMetrics | None = None,
+        lookup: bool = False,
     ):
         super().__init__(model.context_length, max_sequences, metrics)
         self.model = model
-        self._scheduler = Scheduler(model.blocks, max_sequences, max_batch_tokens, prefix_cache)
+        self.speculation = Speculation(lookup)
+        guess = self.speculation.guess
+        self._scheduler = Scheduler(model.blocks, max_sequences, max_batch_tokens, prefix_cache, guess)
 
     @property
     def num_running(self) -> int:
@@ -200,7 +216,7 @@ class Engine(BaseEngine):
             self.finish(request, FinishReason.CANCELLED)
 
     def step(self) -> list[Request]:
-        started = time.perf_counter()
+        started, accepted = time.perf_counter(), self.speculation.accepted
         planned = self._scheduler.plan()
         copies = [item.copy for item in planned if item.copy]
         if copies:
@@ -211,8 +227,13 @@ class Engine(BaseEngine):
             if _is_of_all(error):
                 raise
             ready = self._advance_apart(planned)
-        tokens = sum(item.tokens for item in planned)
-        self.metrics.step(time.perf_counter() - started, tokens, len(ready))
+        seconds, tokens = time.perf_counter() - started, sum(item.tokens for item in planned)
+        guessed = sum(len(item.guesses) for item in planned)
+        if tokens == len(ready) + guessed:
+            self.speculation.cost.note(tokens, seconds)
+        right = self.speculation.accepted - accepted
+        # A wrong guess is no token of a prompt.
+        self.metrics.step(seconds, tokens - guessed + right, len(ready) + right)
         return ready
 
     def _advance(self, planned: Sequence[Scheduled]) -> list[Request]:
@@ -220,21 +241,42 @@ class Engine(BaseEngine):
         sources = [_source(item.request) for item in planned if item.encodes]
         if sources:
             self.model.encode(StepBatch.build(sources, self.model.block_size))
-        full = [row for row, item in enumerate(planned) if item.reaches_end and needs_logits(item.request)]
+        # The rows of the step's logits that belong to each item: one, and one more for each guess.
+        ends = list(itertools.accumulate(1 + len(item.guesses) for item in planned))
+        rows = [range(end - 1 - len(item.guesses), end) for item, end in zip(planned, ends, strict=True)]
+        full = [
+            row
+            for item, own in zip(planned, rows, strict=True)
+            if item.reaches_end and needs_logits(item.request, len(item.guesses))
+            for row in own
+        ]
         sequences = [_sequence(item) for item in planned]
         result = self.model.step(StepBatch.build(sequences, self.model.block_size, logit_rows=full))
         logits = dict(zip(full, result.logits, strict=True))
         ready = []
-        for row, item in enumerate(planned):
+        for item, own in zip(planned, rows, strict=True):
             at_end = item.reaches_end
             self._scheduler.advance(item)
             if at_end:
                 try:
-                    self._take_token(item.request, int(result.best[row]), logits.get(row))
+                    self._take_tokens(item, [(int(result.best[row]), logits.get(row)) for row in own])
                 except Exception as error:  # whatever it is, it is this row's own
                     self.fail(item.request, error)
                 ready.append(item.request)
         return ready
+
+    def _take_tokens(self, item: Scheduled, found: Sequence[tuple[int, np.ndarray | None]]) -> None:
+        """Appends the next token, and those after it for as long as the guesses are what is chosen."""
+        request, right = item.request, 0
+        self._take_token(request, *found[0])
+        for guess, after in zip(item.guesses, found[1:], strict=True):
+            if request.finished or request.output_ids[-1] != guess:
+                break
+            right += 1
+            self._scheduler.advance(Scheduled(request, 1))
+            self._take_token(request, *after)
+        if item.guesses:
+            self.speculation.note(request, len(item.guesses), right)
 
     def _advance_apart(self, planned: Sequence[Scheduled]) -> list[Request]:
         """The same after the model failed on all rows together: each goes by itself, so that one that the model cannot
@@ -281,9 +323,9 @@ def _is_of_all(error: Exception) -> bool:
 
 def _sequence(item: Scheduled) -> SequenceStep:
     request = item.request
-    tokens = request.tokens(request.num_cached, item.count)
+    tokens = [*request.tokens(request.num_cached, item.count), *item.guesses]
     source = None if request.source_ids is None else (request.source_table, request.source_length)
-    return SequenceStep(tokens, request.num_cached, request.block_table, source, request.adapter)
+    return SequenceStep(tokens, request.num_cached, request.block_table, source, request.adapter, 1 + len(item.guesses))
 
 
 def _source(request: Request) -> SequenceStep:

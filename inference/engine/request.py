@@ -12,6 +12,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from inference.config import GenerationConfig
+    from inference.engine.constraint import TokenConstraint
+    from inference.engine.processors import Processor
+    from inference.engine.speculation import Lookup
+    from inference.engine.token_counts import TokenCounts
     from inference.errors import InferenceError
 
 
@@ -66,11 +70,14 @@ class Request:
         generation: the settings.
         max_new_tokens: the most tokens to generate, already held within the model's context.
         min_new_tokens: the fewest before an end-of-sequence token may be chosen.
-        seed: of sampling; the engine draws one where the settings give none.
+        seed: of sampling. The engine makes it of the settings' seed, the row and the sample, or draws one.
         adapter: by its number in the model; 0 for none.
         cache_key: what decides keys and values beside the tokens, such as the name of an adapter; requests whose
             keys differ share nothing.
         source_ids: what the encoder reads; None in models without one.
+        row: its place in the run; part of its seed, so that equal prompts get different samples.
+        sample: its number among the samples of its prompt.
+        constraint: which tokens may come next, such as a grammar's.
     """
 
     request_id: str
@@ -82,6 +89,17 @@ class Request:
     adapter: int = 0
     cache_key: bytes = b""
     source_ids: list[int] | None = None
+    row: int = 0
+    sample: int = 0
+    constraint: TokenConstraint | None = None
+    processors: tuple[Processor, ...] | None = None
+    """Those that the settings ask for; None before the first token."""
+    seen: TokenCounts | None = None
+    """The counts of prompt and answer, as far as a penalty needed them."""
+    generated: TokenCounts | None = None
+    """The counts of the answer."""
+    lookup: Lookup | None = None
+    """What speculation knows of its text."""
     output_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: FinishReason | None = None
@@ -153,6 +171,8 @@ class Request:
     def append(self, token_id: int) -> None:
         """Takes the next token, and notes the time of the first."""
         self.output_ids.append(token_id)
+        if self.constraint is not None:
+            self.constraint.advance(token_id)
         if self.timing.first_token is None:
             self.timing.first_token = time.perf_counter()
 

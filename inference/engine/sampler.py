@@ -6,18 +6,19 @@ number of a row's n-th token is a function of (seed, n) alone: it does not matte
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+import hashlib
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from inference.engine.processors import due_processors, processed
 from inference.engine.request import Request, TokenLogprob
-from inference.errors import GenerationError
 
 if TYPE_CHECKING:
     from inference.config import GenerationConfig
 
+# Of a seed that is made here: every reader of JSON keeps such an integer whole.
+SEED_BITS = 53
 _WORD = (1 << 64) - 1
 _MAGNITUDE, _INDEX = 0x7FFFFFFF, 0xFFFFFFFF
 # A difference of float32 numbers divided by this is still a float64.
@@ -35,7 +36,7 @@ def choose(logits: np.ndarray, request: Request) -> int:
         logits: float32 [vocabulary].
     """
     generation = request.generation
-    scores = penalized(logits, request)
+    scores = processed(logits, request)
     if generation.greedy:
         return int(scores.argmax())
     drawn = uniform(request.seed, len(request.output_ids))
@@ -44,10 +45,20 @@ def choose(logits: np.ndarray, request: Request) -> int:
     return int(ids[min(rank, len(ids) - 1)])
 
 
-def needs_logits(request: Request) -> bool:
-    """Whether the request's next token takes more than the largest logit of its row."""
+def needs_logits(request: Request, ahead: int = 0) -> bool:
+    """Whether the next token, or one of the `ahead` after it, takes more than the largest logit of its row."""
     generation = request.generation
-    return not generation.greedy or generation.logprobs is not None or _is_penalized(request)
+    if not generation.greedy or generation.logprobs is not None or request.constraint is not None:
+        return True
+    return bool(due_processors(request)) or bool(ahead and request.processors)
+
+
+def seed_of(seed: int, row: int, sample: int) -> int:
+    """The seed of one sample of one row of a run. Row 0's first sample has the run's own seed."""
+    if row == sample == 0:
+        return seed
+    digest = hashlib.blake2b(f"{seed} {row} {sample}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 64 - SEED_BITS
 
 
 def uniform(seed: int, position: int) -> float:
@@ -56,61 +67,13 @@ def uniform(seed: int, position: int) -> float:
     return float(np.random.Generator(np.random.Philox(counter=[0, 0, 0, position], key=key)).random())
 
 
-def penalized(logits: np.ndarray, request: Request) -> np.ndarray:
-    """Logits after the penalties, with the end of sequence barred while the answer is too short.
-
-    Raises:
-        GenerationError: no number is left to choose by.
-    """
-    if not _is_penalized(request):
-        return logits
-    generation = request.generation
-    scores = logits.copy()
-    with np.errstate(all="ignore"):
-        if generation.repetition_penalty != 1.0:
-            _penalize_repetition(scores, [*request.prompt_ids, *request.output_ids], generation.repetition_penalty)
-        if request.output_ids:
-            _penalize_counts(scores, request.output_ids, generation)
-    if _is_barred(request):
-        scores[[token for token in generation.eos_token_id if token < scores.size]] = -np.inf
-    if not np.isfinite(scores.max()):
-        raise GenerationError(
-            f"request {request.request_id}: its penalties leave no number to choose the next token by",
-            "give milder ones, or a lower min_new_tokens",
-        )
-    return scores
-
-
-def _is_barred(request: Request) -> bool:
-    """Whether the answer is too short to end."""
-    return len(request.output_ids) < request.min_new_tokens and bool(request.generation.eos_token_id)
-
-
-def _is_penalized(request: Request) -> bool:
-    generation = request.generation
-    weights = (generation.frequency_penalty, generation.presence_penalty)
-    return _is_barred(request) or generation.repetition_penalty != 1.0 or any(weights)
-
-
-def _penalize_repetition(scores: np.ndarray, seen: Sequence[int], penalty: float) -> None:
-    """Divides positive logits of tokens that occurred and multiplies negative ones (CTRL: Keskar et al. 2019)."""
-    ids = np.unique(np.asarray(seen))
-    values = scores[ids]
-    scores[ids] = np.where(values > 0, values / penalty, values * penalty)
-
-
-def _penalize_counts(scores: np.ndarray, generated: Sequence[int], generation: GenerationConfig) -> None:
-    """Subtracts a part for each time that a token was generated and one for having been (OpenAI's API reference)."""
-    for token, count in Counter(generated).items():
-        scores[token] -= generation.frequency_penalty * count + generation.presence_penalty
-
-
 def distribution(
     scores: np.ndarray, generation: GenerationConfig, enough: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Ids and probabilities to sample from, the likeliest first: temperature, then top-k, top-p and min-p.
 
-    The order of the filters is Hugging Face's. Equal logits are ordered by id, so that the result is reproducible.
+    Typical sampling and the epsilon and eta cutoffs follow: transformers' order. Equal logits are ordered by id, so
+    that the result is reproducible.
 
     Args:
         scores: [vocabulary].
@@ -119,6 +82,8 @@ def distribution(
     limit = min(generation.top_k or scores.size, scores.size)
     total = _weights(scores, float(scores.max()), generation).sum() if limit == scores.size else None
     filtered = generation.top_p < 1 or generation.min_p > 0
+    if generation.has_cutoff:
+        enough = np.inf
     # Of a whole vocabulary a few hundred tokens nearly always decide, and are found far faster than all are sorted.
     heads = [head for head in HEADS if head < limit] if total is not None else []
     for count in (*heads, limit):
@@ -129,15 +94,52 @@ def distribution(
         if filtered:
             number = _kept(weights, ahead, whole, generation)
             if number < count or count == limit:
-                return ids[:number], weights[:number] / weights[:number].sum()
+                return _cut_off(ids[:number], weights[:number] / weights[:number].sum(), generation)
         elif ahead[-1] > enough * whole:
             break
-    return ids, weights / whole
+    number = int(np.count_nonzero(weights))
+    return _cut_off(ids[:number], weights[:number] / whole, generation)
+
+
+def _cut_off(ids: np.ndarray, probabilities: np.ndarray, generation: GenerationConfig) -> tuple[np.ndarray, np.ndarray]:
+    """What typical sampling and the cutoffs by probability leave, one after the other."""
+    for value, keep in (
+        (generation.typical_p % 1, _typical),
+        (generation.epsilon_cutoff, _above_epsilon),
+        (generation.eta_cutoff, _above_eta),
+    ):
+        if value:
+            kept = keep(probabilities, value)
+            ids, probabilities = ids[kept], probabilities[kept] / probabilities[kept].sum()
+    return ids, probabilities
+
+
+def _typical(probabilities: np.ndarray, mass: float) -> np.ndarray:
+    """The fewest tokens of this probability whose surprise is nearest to the entropy (Meister et al. 2022)."""
+    surprise = -np.log(probabilities)
+    distance = np.abs(surprise - (probabilities * surprise).sum())
+    order = np.argsort(distance, kind="stable")
+    last = int(np.count_nonzero(probabilities[order].cumsum() < mass))
+    kept = distance <= distance[order[min(last, len(order) - 1)]]
+    kept[order[0]] = True
+    return kept
+
+
+def _above_epsilon(probabilities: np.ndarray, epsilon: float) -> np.ndarray:
+    """The tokens of at least this probability, and the likeliest (Hewitt et al. 2022)."""
+    return probabilities >= min(epsilon, probabilities[0])
+
+
+def _above_eta(probabilities: np.ndarray, epsilon: float) -> np.ndarray:
+    """The same with a bound that falls where the distribution is flat (Hewitt et al. 2022)."""
+    entropy = -(probabilities * np.log(probabilities)).sum()
+    return _above_epsilon(probabilities, min(epsilon, np.sqrt(epsilon) * np.exp(-entropy)))
 
 
 def _kept(weights: np.ndarray, ahead: np.ndarray, whole: float, generation: GenerationConfig) -> int:
     """How many of the likeliest tokens top-p and min-p leave; `ahead` are the running sums of their weights."""
-    kept = weights >= generation.min_p
+    # A logit of -inf is a token that cannot be chosen, however many are wanted.
+    kept = (weights >= generation.min_p) & (weights > 0)
     if generation.top_p < 1:
         # A token stays while those before it do not add up to top_p; the first always does.
         kept &= ahead - weights < generation.top_p * whole
@@ -159,7 +161,9 @@ def token_logprob(logits: np.ndarray, token_id: int, alternatives: int) -> Token
     shifted = logits.astype(np.float64) - float(logits.max())
     logprobs = shifted - np.log(np.exp(shifted).sum())
     top = _largest(logits, min(alternatives, logits.size)) if alternatives else ()
-    return TokenLogprob(token_id, float(logprobs[token_id]), tuple((int(i), float(logprobs[i])) for i in top))
+    # A token that cannot be chosen has no logarithm that JSON could hold.
+    alike = tuple((int(i), float(logprobs[i])) for i in top if logprobs[i] > -np.inf)
+    return TokenLogprob(token_id, float(logprobs[token_id]), alike)
 
 
 def _largest(values: np.ndarray, count: int) -> np.ndarray:

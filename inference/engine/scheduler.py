@@ -9,6 +9,7 @@ takes over the blocks of that beginning.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from inference.engine.request import Request
@@ -28,17 +29,19 @@ class Scheduled:
     Args:
         copy: a block, and the one that its content is to be copied into before the step.
         encodes: its source goes through the encoder before.
+        guesses: tokens that may follow, to be checked in the same step; `count` leaves them out.
     """
 
     request: Request
     count: int
     copy: tuple[int, int] | None = None
     encodes: bool = False
+    guesses: Sequence[int] = ()
 
     @property
     def tokens(self) -> int:
-        """Tokens that are computed, those of the source included."""
-        return self.count + (self.request.source_length if self.encodes else 0)
+        """Tokens that are computed, those of the source and guesses included."""
+        return self.count + len(self.guesses) + (self.request.source_length if self.encodes else 0)
 
     @property
     def reaches_end(self) -> bool:
@@ -54,10 +57,20 @@ class Scheduler:
         max_sequences: the most rows in a step.
         max_batch_tokens: the most tokens in a step.
         prefix_cache: share the blocks of common beginnings.
+        guess: gives tokens that may follow a request's newest one, knowing how many rows decode and how many tokens it
+            may give; None for none.
     """
 
-    def __init__(self, pool: BlockPool, max_sequences: int, max_batch_tokens: int, prefix_cache: bool = True):
+    def __init__(
+        self,
+        pool: BlockPool,
+        max_sequences: int,
+        max_batch_tokens: int,
+        prefix_cache: bool = True,
+        guess: Callable[[Request, int, int], Sequence[int]] | None = None,
+    ):
         self.pool = pool
+        self.guess = guess
         self.max_sequences = max_sequences
         self.max_batch_tokens = max(max_batch_tokens, max_sequences)
         self.prefix_cache = prefix_cache
@@ -105,10 +118,27 @@ class Scheduler:
             budget -= count
             if index == len(self.running):
                 break
+        is_full = not self.waiting or len(self.running) >= self.max_sequences
+        if self.guess is not None and is_full and len(planned) == len(self.running):
+            budget = self._add_guesses(planned, budget)
         # A step that put a row back lets none in.
         if len(self.running) == len(rows) and self.waiting:
             self._admit(planned, budget)
         return planned
+
+    def _add_guesses(self, planned: list[Scheduled], budget: int) -> int:
+        """Lets rows that decode check guesses, with blocks and tokens that nobody else needs; returns what is left."""
+        assert self.guess is not None
+        # A prompt that is computed uses the processor's arithmetic by itself.
+        if any(item.count > 1 for item in planned):
+            return budget
+        for item in planned:
+            guesses = self.guess(item.request, len(planned), budget)
+            request = item.request
+            if guesses and self.pool.grow(request.block_table, request.num_cached + 1 + len(guesses)):
+                item.guesses = guesses
+                budget -= len(guesses)
+        return budget
 
     def advance(self, item: Scheduled) -> None:
         """Notes that an item of the plan is computed: its blocks that are full now can be shared."""

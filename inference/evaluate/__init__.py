@@ -1,10 +1,11 @@
-"""Evaluation: how good a model's answers are, how sure that is, and whether it is good enough.
+"""Evaluation: scores of a model's answers, with confidence intervals, comparison and thresholds.
 
 examples   rows with references, from files
-rows       what a model made of them, and the measuring of a model
-metrics    scores as sums over rows
+answers    a model's answers to them
+scores     metrics as sums over rows
 bootstrap  confidence intervals
 result     all figures of an evaluation, as JSON
 gate       thresholds
-report     the page for people
+report     the HTML page (html, page.jinja)
+command    --run_mode evaluate
 """

@@ -1,4 +1,4 @@
-"""What a model makes of examples: its answers, their times, and how likely it finds the references.
+"""A model's answers to examples, with their times and the likelihood of the references.
 
 Knows a loaded model; knows nothing about scores.
 """
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Answered:
-    """An example and what a model made of it.
+    """An example and a model's answer.
 
     Args:
         prompt: as text.
-        text: the answer; empty where there is none.
-        error: why there is none.
-        reference_nats: negative log likelihood of the first reference, and of how many tokens; None and 0 where it
-            could not be measured.
+        text: the answer; empty if there is none.
+        error: why there is no answer.
+        reference_nats: negative log likelihood of the first reference; None if it could not be measured.
+        reference_tokens: number of its tokens.
     """
 
     custom_id: str
@@ -66,11 +66,11 @@ def answer_examples(
     perplexity: bool = True,
     progress: Callable[[int], None] | None = None,
 ) -> list[Answered]:
-    """A model's answers, in the order of the examples. A row that cannot be answered has its error.
+    """Answer examples. The results are in the order of the examples; a row that cannot be answered holds its error.
 
     Args:
-        perplexity: measure that of the references too.
-        progress: is told how many rows are done.
+        perplexity: also measure the perplexity of the references.
+        progress: called with the number of rows done.
     """
     answers: dict[int, Answered] = {}
     for completion in llm.generate([example.prompt for example in examples], return_errors=True):
@@ -97,10 +97,10 @@ def answer_examples(
 
 
 def encode_reference(encoder: Encoder, row: int, example: Example) -> Continuation | None:
-    """A prompt with its first reference; None where they do not fit.
+    """Encode a prompt with its first reference; None if they do not fit.
 
-    The two are encoded as one text, for where they meet they may share a token. Where an encoder reads the prompt, the
-    reference is a text of its own, and its end counts too.
+    The two are encoded as one text, because a token may span both. If an encoder reads the prompt, the reference is a
+    text of its own, and its end token counts too.
     """
     tokenizer = encoder.tokenizer
     assert tokenizer is not None
@@ -129,7 +129,7 @@ def _with_perplexity(llm: LLM, examples: Sequence[Example], rows: list[Answered]
     encoder = llm.model.encoder(llm.tokenizer)
     encoded = {index: encode_reference(encoder, index, example) for index, example in enumerate(examples)}
     usable = {index: row for index, row in encoded.items() if row is not None}
-    # Nobody else steps the model meanwhile.
+    # Holding the engine keeps others from stepping the model.
     with llm.model.engine():
         scores = score_continuations(llm.model.runner, usable.values())
     for index, score in zip(usable, scores, strict=True):

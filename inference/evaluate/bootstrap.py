@@ -1,5 +1,5 @@
-"""Confidence intervals by resampling rows (Efron, 1979), for one model and for the difference of two on the same rows
-(Koehn, 2004).
+"""Confidence intervals by resampling rows (Efron, 1979), for one model and for the difference of two models on the same
+rows (Koehn, 2004).
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Numbers of a block of samples that are in memory at once.
+# Maximum number of drawn values in memory.
 BLOCK = 4 << 20
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A score, and between which values it lies with the confidence asked for; NaN where there is nothing to judge."""
+    """A score with the bounds of its confidence interval; NaN if there is nothing to score."""
 
     value: float
     low: float
@@ -24,10 +24,10 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference(Interval):
-    """Of one model's score less another's.
+    """One model's score minus another's.
 
     Args:
-        better: share of the samples in which the first has the greater score.
+        better: share of the samples in which the first model has the greater score.
     """
 
     better: float
@@ -36,7 +36,7 @@ class Difference(Interval):
 def interval(
     statistics: np.ndarray, value: Callable[[np.ndarray], float], samples: int, confidence: float, seed: int
 ) -> Interval:
-    """The interval of a score; statistics [rows, k], which `value` makes a score of when they are added up."""
+    """The interval of a score. `value` turns the sum of statistics [rows, k] into the score."""
     scores = np.array([value(total) for total in _totals(statistics, samples, seed)])
     return Interval(value(statistics.sum(axis=0)), *_bounds(scores, confidence))
 
@@ -49,7 +49,7 @@ def difference(
     confidence: float,
     seed: int,
 ) -> Difference:
-    """The interval of the difference of two models' scores; row i of both statistics is of the same example."""
+    """The interval of the difference of two models' scores; row i of both statistics belongs to the same example."""
     # The same seed draws the same rows for both.
     pairs = zip(_totals(one, samples, seed), _totals(other, samples, seed), strict=True)
     scores = np.array([value(left) - value(right) for left, right in pairs])
@@ -59,7 +59,7 @@ def difference(
 
 
 def _totals(statistics: np.ndarray, samples: int, seed: int) -> Iterator[np.ndarray]:
-    """Sums [k] over as many rows as there are, drawn with replacement."""
+    """Sums [k] over samples of the rows, drawn with replacement, each as large as the data."""
     rows = len(statistics)
     generator = np.random.default_rng(seed)
     block = max(BLOCK // max(rows, 1), 1)

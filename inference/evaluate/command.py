@@ -1,6 +1,6 @@
-"""`--run_mode evaluate` on prompts with references: everything is checked, then the models run, one after the other.
+"""`--run_mode evaluate` on prompts with references: checks everything, then runs the models one after the other.
 
-Knows configs, files and streams; the measuring is in the modules beside.
+Knows configs, files and streams; the modules beside it measure.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from inference.terminal.output import load_progress, say
 
 
 def is_asked_for(config: InferenceConfig, values: Sequence[str]) -> bool:
-    """Whether answers are to be compared with references: the rows have some, or the settings make no sense without."""
+    """Whether to compare answers with references: the rows have some, or the settings require them."""
     return bool(config.evaluate.model_fields_set) or have_references(values, config.evaluate.reference_key)
 
 
 def evaluate_answers(config: InferenceConfig, values: Sequence[str]) -> int:
-    """Answers prompts and compares with their references; scores go to standard output.
+    """Answer prompts and compare the answers with their references. Scores go to standard output.
 
     Returns:
-        The exit code: 0, 3 where rows failed, or 4 where a threshold was not kept.
+        The exit code: 0, 3 if rows failed, or 4 if a threshold was not met.
     """
     ready = check_evaluation(config, values)
     examples, metrics, sampling, other = ready.examples, ready.metrics, ready.sampling, ready.other
@@ -65,10 +65,10 @@ def evaluate_answers(config: InferenceConfig, values: Sequence[str]) -> int:
 
 
 def check_evaluation(config: InferenceConfig, values: Sequence[str]) -> Ready:
-    """Finds every mistake that can be found without computing.
+    """Find every mistake that can be found without computing.
 
     Raises:
-        InferenceError: the first one.
+        InferenceError: the first mistake.
     """
     settings = config.evaluate
     sampling = Sampling(settings.bootstrap_samples, settings.confidence, config.seed or 0)
@@ -94,7 +94,7 @@ def check_evaluation(config: InferenceConfig, values: Sequence[str]) -> Ready:
 
 @dataclass(frozen=True)
 class _Model:
-    """A model that has been found and not loaded."""
+    """A model that has been found but not loaded."""
 
     source: ModelSource
     encoder: Encoder
@@ -106,7 +106,7 @@ class _Model:
         return cls(source, make_encoder(source, source.tokenizer()))
 
     def evaluate(self, examples: Sequence[Example], metrics: Sequence[Metric], sampling: Sampling) -> Evaluation:
-        """Loads it, measures it and lets go of it."""
+        """Load the model, measure it, and release it."""
         source, pairs = self.source, self.source.pairs()
         build_context(source.config)
         assert self.encoder.tokenizer is not None
@@ -138,13 +138,13 @@ class _Model:
             try:
                 encoded.append(self.encoder.encode(row, example.prompt))
             except InferenceError:
-                continue  # it fails when it is its turn
+                continue  # the row gets its error when it is answered
         return encoded
 
 
 @dataclass(frozen=True)
 class Ready:
-    """An evaluation of which everything has been checked, and nothing computed; `other` is what to compare with."""
+    """A checked evaluation with nothing computed yet; `other` is the model to compare with."""
 
     examples: Sequence[Example]
     metrics: Sequence[Metric]
@@ -155,7 +155,7 @@ class Ready:
 
 
 class _Progress:
-    """How many rows are answered, now and then on stderr."""
+    """Shows on stderr how many rows are answered."""
 
     def __init__(self, model: str, total: int):
         self._line = ProgressLine(sys.stderr, sys.stderr.isatty())
@@ -174,7 +174,7 @@ class _Progress:
 
 
 def _other(config: InferenceConfig, metrics: Sequence[Metric], sampling: Sampling) -> _Model | Evaluation | None:
-    """What the model is to be compared with. Its config is taken as it is in its file: flags are for the first."""
+    """The model to compare with. Its config is used as it is in its file: flags apply to the first model."""
     name = config.evaluate.compare_with
     if name is None:
         return None
@@ -194,7 +194,7 @@ def _write(config: InferenceConfig, evaluation: Evaluation, verdicts: Sequence[V
 
 
 def _print(config: InferenceConfig, evaluation: Evaluation) -> None:
-    """A line for each slice and metric; JSON without the answers if that is asked for."""
+    """Print a line per slice and metric; or JSON without the answers."""
     if config.output.format == "json":
         values = evaluation.as_dict()
         del values["answers"]

@@ -1,4 +1,4 @@
-"""Rows to evaluate on: a prompt, its references, and the slices that it belongs to.
+"""Rows to evaluate on: a prompt, its references, and its slices.
 
 Knows .jsonl files; knows nothing about models.
 """
@@ -20,11 +20,11 @@ SUFFIXES = suffixes_of("jsonl")
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt and what would be a right answer.
+    """A prompt and its correct answers.
 
     Args:
-        references: one or more right answers; the first is the one whose perplexity is measured.
-        slices: names of the parts of the data that it is in, such as `sum` or `language=de`.
+        references: one or more correct answers; perplexity is measured on the first.
+        slices: names of the parts of the data that it belongs to, such as `sum` or `language=de`.
     """
 
     prompt: Prompt
@@ -33,10 +33,10 @@ class Example:
 
 
 def read_examples(values: Sequence[str], reference_key: str, slice_key: str) -> list[Example]:
-    """All rows of files; a reference is a text or a list of texts, a slice a text, a list of texts or a mapping.
+    """Read all rows of files. A reference is a text or a list of texts; a slice is one of these or a mapping.
 
     Raises:
-        InputError: a file that is missing or no .jsonl, or a row that cannot be used; with its line.
+        InputError: a file is missing or is not .jsonl, or a row (named by its line) cannot be used.
     """
     examples = [example for value in values for example in _file_examples(value, reference_key, slice_key)]
     if not examples:
@@ -47,7 +47,7 @@ def read_examples(values: Sequence[str], reference_key: str, slice_key: str) -> 
     for example in examples:
         where, name = example.prompt.where, example.prompt.custom_id
         if name in seen:
-            raise InputError(f"{where}: custom_id '{name}' is that of {seen[name]} too", "give each row its own")
+            raise InputError(f"{where}: custom_id '{name}' is also that of {seen[name]}", "give each row its own")
         seen[name] = where
     return examples
 
@@ -64,7 +64,7 @@ def have_references(values: Sequence[str], reference_key: str) -> bool:
 
 def _file_examples(value: str, reference_key: str, slice_key: str) -> Iterator[Example]:
     if not value.lower().endswith(SUFFIXES):
-        raise InputError(f"--predict_data: {value} is no .jsonl file", "prompts with references come as JSON lines")
+        raise InputError(f"--predict_data: {value} is not a .jsonl file", "give prompts with references as JSON lines")
     check_file(value, SUFFIXES)
     for number, row, where in _objects(value):
         references = _texts(row.pop(_key(row, reference_key, where), None))
@@ -82,7 +82,7 @@ def _objects(value: str) -> Iterator[tuple[int, dict[str, Any], str]]:
 
 
 def _key(row: Mapping[str, Any], key: str, where: str) -> str:
-    """`reference`, or `references` where the row has that."""
+    """`reference`, or `references` if the row has that."""
     plural = f"{key}s"
     if key in row and plural in row:
         raise RowError(f"{where}: both '{key}' and '{plural}' in this row", "keep one")

@@ -1,7 +1,8 @@
-"""Thresholds that an evaluation has to keep: a gate that a model passes or does not.
+"""Thresholds that an evaluation must meet.
 
-A score is named by its metric, `exact_match`, of a slice `exact_match@sum`; and there are `failed`, the number of rows
-without an answer, and the percentiles `latency_p50`, `latency_p90`, `latency_p99`, `ttft_p50`, `ttft_p90`, `ttft_p99`.
+A score is named by its metric (`exact_match`) or by metric and slice (`exact_match@sum`). There are also `failed`, the
+number of rows without an answer, and the percentiles `latency_p50`, `latency_p90`, `latency_p99`, `ttft_p50`,
+`ttft_p90`, `ttft_p99`.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ class Gate:
     """Thresholds by the name of the score.
 
     Args:
-        at_least: scores that must be this or more.
-        at_most: scores that must be this or less.
-        max_drop: how much worse than the other model's a score may be, whichever way is worse; the near end of the
-            interval of the difference counts, so that a drop has to be sure.
+        at_least: lower bounds of scores.
+        at_most: upper bounds of scores.
+        max_drop: how much worse than the other model a score may be, in whichever direction is worse. The bound of the
+            difference's interval that is nearer to zero counts, so only a certain drop fails.
     """
 
     at_least: Mapping[str, float] = field(default_factory=dict)
@@ -38,27 +39,27 @@ class Gate:
         return bool(self.at_least or self.at_most or self.max_drop)
 
     def metric_names(self) -> set[str]:
-        """The metrics that it needs."""
+        """The metrics that the thresholds need."""
         return {name.partition("@")[0] for name in self._names()} & set(METRICS)
 
     def check_names(self, slices: Iterable[str] | None = None) -> None:
-        """Refuses names that mean nothing, before anything is computed.
+        """Check the names of scores and slices, before anything is computed.
 
         Args:
-            slices: those that there are; None where they are not known.
+            slices: the existing slices; None if they are not known.
 
         Raises:
-            ConfigError: an unknown score or slice.
+            ConfigError: a score or slice is unknown.
         """
         for name in self._names():
             metric, _, part = name.partition("@")
             known = METRICS if part or name in self.max_drop else (*METRICS, *OTHERS)
             if metric not in known:
                 hint = did_you_mean(metric, known) or f"known: {', '.join(known)}"
-                raise ConfigError(f"a threshold is for '{name}', and there is no such score", hint)
+                raise ConfigError(f"a threshold names the unknown score '{name}'", hint)
             if part and slices is not None and part not in slices:
                 hint = did_you_mean(part, slices) or f"slices of these rows: {', '.join(slices) or 'none'}"
-                raise ConfigError(f"a threshold is for '{name}', and no row is in that slice", hint)
+                raise ConfigError(f"a threshold names '{name}', but no row is in that slice", hint)
 
     def _names(self) -> list[str]:
         return [*self.at_least, *self.at_most, *self.max_drop]
@@ -66,7 +67,7 @@ class Gate:
 
 @dataclass(frozen=True)
 class Verdict:
-    """One threshold and whether it was kept."""
+    """One threshold and whether it was met."""
 
     threshold: str
     value: float
@@ -77,10 +78,10 @@ class Verdict:
 
 
 def check_gate(evaluation: Evaluation, gate: Gate) -> list[Verdict]:
-    """What became of each threshold. A score that is no number keeps none.
+    """Check all thresholds. A score that is not a number meets none.
 
     Raises:
-        ConfigError: a name that means nothing here, or `max_drop` without another model.
+        ConfigError: a name is unknown, or `max_drop` is given without another model.
     """
     gate.check_names([name for name in evaluation.slices if name != ALL])
     verdicts = [_verdict(evaluation, name, low, ">=") for name, low in gate.at_least.items()]
@@ -91,7 +92,7 @@ def check_gate(evaluation: Evaluation, gate: Gate) -> list[Verdict]:
 
 
 def score_named(evaluation: Evaluation, name: str) -> float:
-    """The value of a score by its name, NaN where there is none."""
+    """The value of a score by its name; NaN if there is none."""
     if name == "failed":
         return float(evaluation.num_failed)
     if name in TIMES:

@@ -1,4 +1,4 @@
-"""An evaluation as a page for people: scores, slices, differences, times, and the rows themselves.
+"""The HTML report of an evaluation: scores, slices, differences, times, and the rows.
 
 Knows pages; all figures come from `result`.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # Names of an answer's times, for people.
 TIMES = {"ttft_seconds": "time to first token", "total_seconds": "time to last token"}
 
-# Rows that the page shows, the worst first.
+# Number of rows on the page, the worst first.
 SHOWN = 100
 
 
@@ -42,7 +42,7 @@ def report(evaluation: Evaluation, verdicts: Sequence[Verdict]) -> str:
 
 
 def name_of_other(evaluation: Evaluation, other: Comparison) -> str:
-    """What to call the model that is compared with: not as the first, which may be the same with other settings."""
+    """A name for the other model that differs from the first one's: both may be the same model with other settings."""
     return f"{other.model} (compared)" if other.model == evaluation.model else other.model
 
 
@@ -77,7 +77,7 @@ def _scores(evaluation: Evaluation, name: str) -> Markup:
 
 
 def _score_plots(evaluation: Evaluation) -> list[Markup]:
-    """For each metric the bars of all slices."""
+    """One figure per metric, with bars for all slices."""
     sides: dict[str, Scores] = {evaluation.model: evaluation.scores}
     if evaluation.comparison:
         sides[name_of_other(evaluation, evaluation.comparison)] = evaluation.comparison.scores

@@ -1,5 +1,6 @@
-"""The figures of an evaluation: scores with their intervals, for all rows and each slice, alone and beside another
-model's. As JSON, and back, so that a later evaluation can be compared with it.
+"""The figures of an evaluation: scores with intervals, for all rows and each slice, also compared with another model.
+
+They can be written as JSON and read back, so that a later evaluation can be compared with them.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ Differences = dict[str, dict[str, Difference]]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How intervals are made: `samples` resamplings, of which `confidence` lie within."""
+    """How intervals are computed: from `samples` resamplings, of which the share `confidence` lies within."""
 
     samples: int = 1000
     confidence: float = 0.95
@@ -36,7 +37,7 @@ class Sampling:
 
 @dataclass
 class Comparison:
-    """Another model on the same rows; `differences` are this one's scores less the other's."""
+    """Another model on the same rows; `differences` are the first model's scores minus the other's."""
 
     model: str
     scores: Scores
@@ -46,10 +47,10 @@ class Comparison:
 
 @dataclass
 class Evaluation:
-    """What came of evaluating a model.
+    """The result of evaluating a model.
 
     Attributes:
-        scores: slice (`all` first) to metric to score.
+        scores: by slice (`all` first) and metric.
     """
 
     model: str
@@ -73,11 +74,11 @@ class Evaluation:
 
     @property
     def slices(self) -> list[str]:
-        """`all`, then the slices in the order of their names."""
+        """`all`, then the slices sorted by name."""
         return [ALL, *sorted({name for row in self.rows for name in row.slices})]
 
     def slice_rows(self, name: str) -> np.ndarray:
-        """The numbers of the rows of a slice."""
+        """The indices of a slice's rows."""
         return np.array([i for i, row in enumerate(self.rows) if name == ALL or name in row.slices], np.int64)
 
     def row_scores(self, row: int) -> dict[str, float]:
@@ -89,10 +90,10 @@ class Evaluation:
         return latencies(self.rows)
 
     def rows_of(self, examples: Sequence[tuple[str, tuple[str, ...]]]) -> list[Answered]:
-        """The rows of examples, which are names and references.
+        """The rows of examples, given as names and references.
 
         Raises:
-            InputError: they are not the examples that this is an evaluation on.
+            InputError: this evaluation was made on other examples.
         """
         same = "compare models on the same rows"
         rows = {row.custom_id: row for row in self.rows}
@@ -107,10 +108,10 @@ class Evaluation:
         return [rows[name] for name, _ in examples]
 
     def compare(self, other: Evaluation) -> Comparison:
-        """Takes another model's evaluation on the same examples as what this one is compared with.
+        """Compare with another model's evaluation on the same examples.
 
         Raises:
-            InputError: its examples are others.
+            InputError: it was made on other examples.
         """
         rows = other.rows_of([(row.custom_id, row.references) for row in self.rows])
         theirs = {metric.name: metric.statistics(rows) for metric in self.metrics}
@@ -135,7 +136,7 @@ class Evaluation:
         }
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it, for JSON; what is no number there is null."""
+        """All figures, for JSON; NaN becomes null."""
         values: dict[str, Any] = {
             "format": FORMAT,
             "model": self.model,
@@ -158,10 +159,10 @@ class Evaluation:
 
 
 def read_evaluation(path: Path, metrics: Sequence[Metric], sampling: Sampling) -> Evaluation:
-    """An evaluation from its JSON; its scores are worked out anew from its answers.
+    """Read an evaluation from its JSON; scores are recomputed from the answers.
 
     Raises:
-        InputError: the file cannot be read, or is no result of an evaluation.
+        InputError: the file cannot be read, or is not the result of an evaluation.
     """
     try:
         values = json.loads(path.read_bytes())
@@ -172,7 +173,9 @@ def read_evaluation(path: Path, metrics: Sequence[Metric], sampling: Sampling) -
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{path} is no result of an evaluation ({error})", "give what --result_file wrote") from error
+        raise InputError(
+            f"{path} is not the result of an evaluation ({error})", "give a file that --result_file wrote"
+        ) from error
 
 
 def latencies(rows: Sequence[Answered]) -> dict[str, dict[str, float | None]]:

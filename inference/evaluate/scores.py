@@ -1,9 +1,9 @@
-"""Scores of answers. Each is worked out of sums over rows, so that any part of the rows, and any resampling of them,
-has its score without the texts being looked at again.
+"""Scores of answers. Each is computed from sums over rows, so any subset or resampling of the rows can be scored
+without reading the texts again.
 
-`exact_match`: the answer is a reference, but for spaces around and between words.
+`exact_match`: the answer equals a reference, except for spaces around and between words.
 `token_f1`: the F1 of the words of answer and reference, as SQuAD 1.1 counts them (Rajpurkar et al., 2016): lower case,
-without punctuation and English articles; of the best reference.
+without punctuation and English articles; for the best reference.
 `bleu`, `chrf`: sacrebleu's, over all rows (Post, 2018; Popovic, 2015), 0 to 100.
 `perplexity`: e to the mean negative log likelihood of a token of the first reference, given the prompt.
 `latency`: mean seconds from a row's arrival to its last token.
@@ -34,8 +34,8 @@ class Metric:
     """A score.
 
     Args:
-        statistics: rows to numbers that may be added up, [rows, k].
-        value: such a sum [k] to the score; NaN where there is nothing to judge.
+        statistics: turns rows into numbers that can be summed, [rows, k].
+        value: turns such a sum [k] into the score; NaN if there is nothing to score.
         most: the best possible score; None if there is no bound.
         unit: of the score; empty for a plain number.
     """
@@ -54,17 +54,17 @@ class Metric:
 
 
 def normalized(text: str) -> str:
-    """A text without the spaces that do not matter."""
+    """A text with single spaces between words."""
     return " ".join(text.split())
 
 
 def words(text: str) -> list[str]:
-    """SQuAD's words of a text."""
+    """The words of a text as SQuAD counts them."""
     return _ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split()
 
 
 def token_f1(one: str, other: str) -> float:
-    """F1 of the words of two texts, 0 to 1; 1 for two that have none."""
+    """F1 of the words of two texts, 0 to 1; 1 if neither has words."""
     left, right = words(one), words(other)
     if not left or not right:
         return float(left == right)
@@ -150,7 +150,7 @@ def choose_metrics(
         references: of each row; empty if they are not known.
 
     Raises:
-        ConfigError: an unknown name, or one whose package is not installed.
+        ConfigError: a name is unknown, or its package is not installed.
     """
     has_sacrebleu = importlib.util.find_spec("sacrebleu") is not None
     if names is None:

@@ -103,6 +103,10 @@ FRACTION = number(SMALLEST_FLOAT, 1.0, "a number above 0 and at most 1")
 EPSILON = number(SMALLEST_FLOAT, 0.999, "a number above 0 and below 1")
 FLAG: Reader[bool] = Reader("true or false", lambda value: isinstance(value, bool), bool)
 TEXT: Reader[str] = Reader("text in valid Unicode", is_text, str)
+# Searching texts for a token takes work that grows with the square of its length.
+TOKEN_TEXT: Reader[str] = Reader(
+    "text in valid Unicode of at most 1000 characters", lambda value: is_text(value) and len(value) <= 1000, str
+)
 INTEGERS = list_of(COUNT, "a list of integers from 0 to 2^31 - 1")
 TEXTS = list_of(TEXT, "a list of texts")
 # One id or several, which configs write both ways.

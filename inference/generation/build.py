@@ -88,6 +88,8 @@ def build_runner(
     engine = source.config.engine
     weight_format = weight_format_of(source, pairs)
     if ranks is None or ranks.topology.rank == 0:
+        for note in source.notes:
+            say(note)
         say_what_becomes_of(pairs, weight_format, say)
     return runner_class(source.model)(
         source.model,

@@ -32,7 +32,8 @@ def _lengths(prompts: Iterable[EncodedPrompt], source: ModelSource) -> Iterator[
     block = source.config.engine.block_size
     for prompt in prompts:
         request = prompt.request(source.model.context_length)
-        yield request.most_blocks(block) * block
+        # Samples may share the prompt's blocks; where that is turned off, each has its own.
+        yield from [request.most_blocks(block) * block] * prompt.generation.num_return_sequences
 
 
 def num_blocks(

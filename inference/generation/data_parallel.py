@@ -20,7 +20,7 @@ from inference.config import GenerationConfig
 from inference.engine.metrics import RunMetrics
 from inference.engine.request import FinishReason, Request
 from inference.errors import GenerationError, InferenceError, InputError
-from inference.generation.replica_messages import RemoteRow, event_fields, row_fields, row_of
+from inference.generation.replica_messages import RemoteRow, event_fields, key_of, row_fields, row_of
 from inference.generation.text import EncodedPrompt, Failure, Load, TextEvent, TextGenerator
 from inference.parallel import heartbeat
 from inference.parallel.channel import Channel, Message, PeerLostError
@@ -42,7 +42,7 @@ class Remote:
     channel: Channel
     capacity: int = 0
     """The most rows that do it any good; 0 until it is ready."""
-    rows: dict[int, RemoteRow] = field(default_factory=dict)
+    rows: dict[tuple[int, int], RemoteRow] = field(default_factory=dict)
     load: Load = field(default_factory=Load)
     metrics: RunMetrics = field(default_factory=RunMetrics)
     lost: bool = False
@@ -95,7 +95,7 @@ class Replicas:
         if self._local.num_rows / self._local.capacity <= remote.fullness:
             self._local.add(source)
             return
-        remote.rows[source.row] = RemoteRow.begin(source, self._local.engine.context_length)
+        remote.rows[source.row, source.sample] = RemoteRow.begin(source, self._local.engine.context_length)
         remote.channel.send(ROWS, rows=[row_fields(source)])
 
     def step(self) -> list[TextEvent | Failure]:
@@ -148,7 +148,7 @@ class Replicas:
             raise message
         fields = message.fields
         if message.kind == FAILED:
-            answer, what, hint = remote.rows.pop(fields["row"]).answer, fields["what"], fields["hint"]
+            answer, what, hint = remote.rows.pop(key_of(fields)).answer, fields["what"], fields["hint"]
             if fields["refused"]:
                 return [Failure(answer.source, InputError(what, hint))]
             answer.request.finish(FinishReason.ERROR)
@@ -157,10 +157,10 @@ class Replicas:
         remote.load = Load(*fields["load"])
         events: list[TextEvent | Failure] = []
         for told in fields["rows"]:
-            event = remote.rows[told["row"]].advance(told)
+            event = remote.rows[key_of(told)].advance(told)
             events.append(event)
             if event.finished:
-                del remote.rows[told["row"]]
+                del remote.rows[key_of(told)]
                 remote.metrics.finished(event.answer.request)
         return events
 
@@ -185,7 +185,7 @@ class Replica:
     def __init__(self, channel: Channel, generator: TextGenerator, generation: GenerationConfig, metrics: RunMetrics):
         self._channel, self._generator, self._generation, self._metrics = channel, generator, generation, metrics
         self._inbox: queue.SimpleQueue[Message | PeerLostError] = queue.SimpleQueue()
-        self._untold: dict[int, _Untold] = {}
+        self._untold: dict[tuple[int, int], _Untold] = {}
         self._told = 0.0
 
     def run(self) -> None:
@@ -237,18 +237,20 @@ class Replica:
             self._fail(source, error)
 
     def _fail(self, source: EncodedPrompt, error: InferenceError) -> None:
-        self._untold.pop(source.row, None)
+        self._untold.pop((source.row, source.sample), None)
         refused = isinstance(error, InputError)
-        self._channel.send(FAILED, row=source.row, what=error.what, hint=error.hint, refused=refused)
+        self._channel.send(
+            FAILED, row=source.row, sample=source.sample, what=error.what, hint=error.hint, refused=refused
+        )
 
     def _note(self, event: TextEvent) -> None:
         answer = event.answer
-        untold = self._untold.setdefault(answer.row, _Untold(answer.request))
-        untold.tokens.append(answer.request.output_ids[-1])
+        untold = self._untold.setdefault((answer.row, answer.source.sample), _Untold(answer.request))
+        untold.tokens += answer.request.output_ids[-event.tokens :]
         untold.text += event.text
 
     def _tell(self) -> None:
-        rows = [event_fields(row, made.tokens, made.text, made.request) for row, made in self._untold.items()]
+        rows = [event_fields(key, made.tokens, made.text, made.request) for key, made in self._untold.items()]
         load = self._generator.load
         self._channel.send(EVENTS, rows=rows, load=[load.running, load.waiting, load.kv_use])
         self._untold.clear()

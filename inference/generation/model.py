@@ -5,6 +5,7 @@ Knows engines and what they run; `build` makes the runner, `cache_size` sizes it
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from inference.checkpoint.tensor import StoredTensor
-from inference.config import GenerationConfig, InferenceConfig
-from inference.engine.background import BackgroundEngine
+from inference.config import GENERATION_FILE, GenerationConfig, InferenceConfig, ignored_settings
+from inference.engine.background import BackgroundEngine, check_process
 from inference.engine.engine import BaseEngine, Engine
 from inference.engine.metrics import RunMetrics
 from inference.engine.request import Request
@@ -25,6 +26,7 @@ from inference.errors import GenerationError, InferenceError, InputError
 from inference.generation.build import Say, build_runner, choose_kernels, format_in_memory, share
 from inference.generation.cache_size import num_blocks
 from inference.generation.ends import with_ends
+from inference.generation.samples import SampleGatherer
 from inference.generation.streamers import BaseStreamer, SeparateStreamers
 from inference.generation.text import AnswerRow, EncodedPrompt, Encoder
 from inference.inputs.prompts import Prompt
@@ -77,7 +79,7 @@ class GenerativeModel:
         kernels: ModuleType | None = None,
         say: Say,
     ):
-        self._set_up(source)
+        self._set_up(source, say)
         chosen = kernels or choose_kernels(source.config, say)
         if ranks is None or ranks.group is None:
             if ranks is None:
@@ -96,10 +98,15 @@ class GenerativeModel:
         self.runner.compile()
         self.times = self.runner.times
 
-    def _set_up(self, source: ModelSource) -> None:
+    def _set_up(self, source: ModelSource, say: Say) -> None:
         """What every model has, whatever runs it."""
+        check_no_fork()
         self.source = source
+        ignored = ignored_settings(source.directory / GENERATION_FILE) if source.directory else []
+        if ignored:
+            say(f"{GENERATION_FILE}: without effect here: {', '.join(ignored)}")
         self.generation_config = source.generation
+        self._process = os.getpid()
         # Two threads that step at once would write into each other's cache.
         self._lock = threading.Lock()
         self.metrics = RunMetrics()
@@ -110,6 +117,10 @@ class GenerativeModel:
         """Finds, checks and loads the model that a config names, in this process alone."""
         source = resolve(config)
         return cls(source, source.pairs(), say=say)
+
+    def __repr__(self) -> str:
+        format_name = self.runner.weight_format.value
+        return f"{type(self).__name__}({self.source.name!r}, {self.config.architecture}, {format_name})"
 
     @property
     def config(self) -> AnyConfig:
@@ -128,7 +139,12 @@ class GenerativeModel:
 
     @contextmanager
     def engine(self, metrics: RunMetrics | None = None) -> Iterator[BaseEngine]:
-        """An engine on this model; one at a time."""
+        """An engine on this model; one at a time.
+
+        Raises:
+            InferenceError: this process is a fork of the one that loaded the model.
+        """
+        check_process(self._process)
         with self._lock:
             engine = self._new_engine(metrics)
             try:
@@ -145,6 +161,7 @@ class GenerativeModel:
             max_batch_tokens=settings.engine.max_batch_tokens,
             prefix_cache=settings.engine.prefix_cache,
             metrics=metrics,
+            lookup=settings.engine.speculation in ("lookup", "auto"),
         )
 
     def close(self) -> None:
@@ -184,7 +201,8 @@ class GenerativeModel:
             settings: over the settings, such as max_new_tokens.
 
         Returns:
-            For each prompt its ids and those of its answer.
+            For each prompt its ids and those of its answer; of several answers (`num_return_sequences`), one after the
+            other, as in transformers.
 
         Raises:
             ConfigError: an unknown setting.
@@ -207,13 +225,14 @@ class GenerativeModel:
             raise InputError("stop strings need a tokenizer, generate has none", "use pipeline")
         prompts = [Prompt(str(row), f"row {row}", token_ids=tuple(ids)) for row, ids in enumerate(rows)]
         encoder = make_encoder(self.source, None, generation)
-        requests = [encoded.request(self.config.context_length) for encoded in encoder.encode_all(prompts)]
+        encoded = [sample for prompt in encoder.encode_all(prompts) for sample in prompt.samples]
+        requests = [sample.request(self.config.context_length) for sample in encoded]
         if streamer is not None:
             streamer.put(rows[0])
         running = map(_Tokens, requests)
         for delivery in self.background.stream(running, len(requests), every_token=streamer is not None):
-            token = delivery.unwrap()
-            if streamer is not None:
+            tokens = delivery.unwrap()
+            for token in tokens if streamer is not None else ():
                 streamer.put([token])
         return [request.prompt_ids + request.output_ids for request in requests]
 
@@ -223,20 +242,21 @@ class GenerativeModel:
         tokenizer: Tokenizer,
         streamer: BaseStreamer | SeparateStreamers | None = None,
         return_errors: bool = False,
-    ) -> list[str | InferenceError]:
-        """The text of every answer, in the order of the prompts; shown to `streamer` as it comes.
+    ) -> list[list[str] | InferenceError]:
+        """The texts of every prompt's answers, in the order of the prompts; the first is shown to `streamer` as it
+        comes.
 
         Args:
             return_errors: in the place of a text that there is not, because the prompt cannot run or the model fails on
                 it, return the error instead of raising it.
         """
-        found: dict[int, str | InferenceError] = {}
-        sources = list(prompts)
+        found: dict[int, list[str] | InferenceError] = {}
+        sources, gatherer = list(prompts), SampleGatherer()
         try:
             if streamer is not None:
                 for source in sources:
                     streamer.prompt(source.row, source.text if source.decoder_start is None else "")
-            rows = [self.row(source, tokenizer) for source in sources]
+            rows = [self.row(sample, tokenizer) for source in sources for sample in source.samples]
             for delivery in self.background.stream(rows, len(rows), every_token=streamer is not None):
                 assert isinstance(delivery.row, AnswerRow)
                 answer = delivery.row.answer
@@ -244,11 +264,12 @@ class GenerativeModel:
                     found[answer.row] = delivery.error
                 else:
                     event = delivery.unwrap()
-                    if streamer is not None:
+                    if streamer is not None and not answer.source.sample:
                         streamer.write(answer.row, event.text)
-                    if event.finished:
-                        found[answer.row] = answer.text
-                if delivery.last and streamer is not None:
+                    whole = gatherer.take(answer) if event.finished else None
+                    if whole is not None:
+                        found[whole.row] = whole.texts
+                if delivery.last and not answer.source.sample and streamer is not None:
                     streamer.finish(answer.row)
         finally:
             if streamer is not None:
@@ -260,14 +281,33 @@ class GenerativeModel:
         return AnswerRow.begin(source, source.request(self.config.context_length), tokenizer)
 
 
+# The first process that loaded a model: forks inherit the number.
+_loaded_in: list[int] = []
+
+
+def check_no_fork() -> None:
+    """Refuses to load a model in a fork of a process that has loaded one.
+
+    Raises:
+        InferenceError: this is such a process.
+    """
+    if not _loaded_in:
+        _loaded_in.append(os.getpid())
+    check_process(_loaded_in[0])
+
+
 @dataclass(eq=False)
 class _Tokens:
     """A row whose events are its token ids."""
 
     request: Request
 
-    def advance(self, engine: BaseEngine) -> int:
-        return self.request.output_ids[-1]
+    taken: int = 0
+
+    def advance(self, engine: BaseEngine) -> list[int]:
+        fresh = self.request.output_ids[self.taken :]
+        self.taken += len(fresh)
+        return fresh
 
 
 def make_encoder(

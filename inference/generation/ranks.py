@@ -41,18 +41,18 @@ def say_stage(topology: Topology, stage: str) -> None:
 
 
 def join_ranks(
-    config: InferenceConfig, say: Say, lost: Callable[[str], None] | None = None
+    config: InferenceConfig, topology: Topology, say: Say, lost: Callable[[str], None] | None = None
 ) -> tuple[ModuleType, Ranks | None]:
     """The kernels, and the other ranks of a parallel run, which this waits for; None for a process alone.
 
     Args:
+        topology: this process's place among the ranks.
         say: takes lines for the user.
         lost: what to do when one of them is lost later, instead of a line on stderr; is to end the process.
 
     Raises:
         PeerLostError: a rank does not come.
     """
-    topology = check_topology(config)
     kernels = choose_kernels(config, say)
     if topology.world_size == 1:
         return kernels, None
@@ -102,7 +102,7 @@ def load(model_class: type[GenerativeModel], config: InferenceConfig, say: Say) 
     source = resolve(config)
     pairs = source.pairs(topology.model_rank)
     announce(topology)
-    kernels, ranks = join_ranks(config, say)
+    kernels, ranks = join_ranks(config, topology, say)
     assert ranks is not None
     if topology.is_leader:
         return model_class(source, pairs, ranks=ranks, kernels=kernels, say=say)

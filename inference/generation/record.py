@@ -6,7 +6,7 @@ that is added here appears in all of them. Knows answers; knows nothing about fi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from inference.engine.request import TokenLogprob
@@ -72,6 +72,7 @@ class Completion:
         seed: the seed, if the answer was sampled.
         truncated_tokens: tokens that were cut from the prompt to fit the context.
         logprobs: one entry a token of `token_ids`, if they were asked for.
+        samples: every answer to the prompt, this one first, if several were asked for; each has what tells it apart.
         attempts: requests that a remote endpoint was sent for this row.
         reasoning: what a chat model thought before it answered, if it marks that with <think>.
         value: the result of a model that does not answer in text (pipelines).
@@ -94,6 +95,7 @@ class Completion:
     seed: int | None = _only_if_given()
     truncated_tokens: int | None = _only_if_given()
     logprobs: tuple[TokenLogprob, ...] | None = _only_if_given()
+    samples: tuple[Completion, ...] | None = _only_if_given()
     attempts: int | None = _only_if_given()
     reasoning: str | None = _only_if_given()
     value: Any = _only_if_given()
@@ -116,11 +118,18 @@ class Completion:
         values["token_ids"] = None if self.token_ids is None else list(self.token_ids)
         values["error"] = None if self.error is None else self.error.as_dict()
         values["logprobs"] = None if self.logprobs is None else [_logprob_dict(item) for item in self.logprobs]
+        if self.samples is not None:
+            values["samples"] = [
+                {name: value for name, value in sample.as_dict().items() if name in SAMPLE_FIELDS}
+                for sample in self.samples
+            ]
         return {name: value for name, value in values.items() if value is not None or name not in _ONLY_IF_GIVEN}
 
 
 _FIELDS = fields(Completion)
 _ONLY_IF_GIVEN = {item.name for item in _FIELDS if item.metadata.get("only_if_given")}
+# What the samples of a prompt differ in.
+SAMPLE_FIELDS = ("text", "token_ids", "finish_reason", "completion_tokens", "seed", "logprobs")
 FIELD_NAMES = tuple(item.name for item in _FIELDS)
 
 
@@ -145,6 +154,7 @@ def completion_of(answer: Answer, model: str) -> Completion:
         seed=None if source.generation.greedy else request.seed,
         truncated_tokens=source.truncated or None,
         logprobs=None if source.generation.logprobs is None else tuple(request.logprobs),
+        samples=tuple(completion_of(replace(item, samples=[]), model) for item in answer.samples) or None,
         input_digest=source.prompt.digest,
         reasoning=reasoning,
     )

@@ -22,6 +22,8 @@ def row_fields(source: EncodedPrompt) -> dict[str, Any]:
     """What a replica needs of a row to answer it."""
     return {
         "row": source.row,
+        "sample": source.sample,
+        "seed_row": source.seed_row,
         "id": source.prompt.custom_id,
         "ids": source.ids,
         "is_chat": source.is_chat,
@@ -39,14 +41,35 @@ def row_of(fields: Fields, generation: GenerationConfig) -> EncodedPrompt:
     settings = fields["settings"]
     prompt = Prompt(fields["id"], "", token_ids=tuple(fields["ids"]), settings=settings)
     own = generation.updated(**settings) if settings else generation
-    return EncodedPrompt(fields["row"], prompt, "", fields["ids"], own, fields["is_chat"], adapter=fields["adapter"])
+    return EncodedPrompt(
+        fields["row"],
+        prompt,
+        "",
+        fields["ids"],
+        own,
+        fields["is_chat"],
+        adapter=fields["adapter"],
+        sample=fields["sample"],
+        seed_row=fields["seed_row"],
+    )
 
 
-def event_fields(row: int, tokens: list[int], text: str, request: Request) -> dict[str, Any]:
+def key_of(fields: Fields) -> tuple[int, int]:
+    """The row and the sample that a message is about."""
+    return fields["row"], fields["sample"]
+
+
+def event_fields(key: tuple[int, int], tokens: list[int], text: str, request: Request) -> dict[str, Any]:
     """What came of a row since its last event, and all about it once it is finished. Times are in seconds since the row
     came to the replica.
     """
-    fields: dict[str, Any] = {"row": row, "tokens": tokens, "text": text, "ttft": request.timing.ttft}
+    fields: dict[str, Any] = {
+        "row": key[0],
+        "sample": key[1],
+        "tokens": tokens,
+        "text": text,
+        "ttft": request.timing.ttft,
+    }
     if request.finish_reason is not None:
         fields |= {
             "reason": request.finish_reason.value,

@@ -6,11 +6,14 @@ Knows tokenizers and stop strings; knows nothing about files, terminals or how r
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 from inference.config import GenerationConfig
+from inference.config.generation import sampling_setting
 from inference.config.schema import adapters_hint
+from inference.engine.constraint import TokenConstraint
 from inference.engine.engine import BaseEngine
 from inference.engine.request import FinishReason, Request
 from inference.errors import InferenceError, InputError
@@ -35,6 +38,9 @@ class EncodedPrompt:
         truncated: how many tokens were cut off.
         decoder_start: the token that begins an answer, where a decoder answers what an encoder reads.
         adapter: by its number in the model; 0 for none.
+        sample: its number among the samples of the prompt.
+        seed_row: what tells its seed from those of the run's other rows; 0 where the seed is the row's own.
+        constraint: makes what restricts the tokens of an answer, such as a grammar; called once for each sample.
     """
 
     row: int
@@ -46,6 +52,9 @@ class EncodedPrompt:
     truncated: int = 0
     decoder_start: int | None = None
     adapter: int = 0
+    sample: int = 0
+    seed_row: int = 0
+    constraint: Callable[[], TokenConstraint] | None = None
 
     @property
     def continues(self) -> bool:
@@ -61,6 +70,11 @@ class EncodedPrompt:
         """The prompt and its answer as one text; the answer alone where it is an answer to what an encoder reads."""
         return self.text + answer if self.decoder_start is None else answer
 
+    @property
+    def samples(self) -> list[EncodedPrompt]:
+        """The prompt once for each answer that it is to have."""
+        return [self, *(replace(self, sample=number) for number in range(1, self.generation.num_return_sequences))]
+
     def request(self, context_length: int) -> Request:
         """The engine's view of it."""
         prompt_ids = self.ids if self.decoder_start is None else [self.decoder_start]
@@ -73,6 +87,9 @@ class EncodedPrompt:
             cache_key=str(self.adapter).encode() if self.adapter else b"",
             adapter=self.adapter,
             source_ids=None if self.decoder_start is None else self.ids,
+            row=self.seed_row,
+            sample=self.sample,
+            constraint=self.constraint() if self.constraint else None,
         )
 
 
@@ -86,6 +103,7 @@ class Encoder:
         truncate: the side to cut a prompt that is too long, or None to refuse it.
         decoder_start: the token that begins an answer, of a model with an encoder; there a prompt and its answer have
             the context's length each.
+        notice: takes the settings of a row that is sampled only because of one of them.
         adapters: numbers of the adapters that a prompt may name.
         adapter_ids: names for the prompts that name none, in their order.
         template_variables: what the chat template reads, beside the messages.
@@ -101,6 +119,7 @@ class Encoder:
     adapters: Mapping[str, int] = field(default_factory=dict)
     adapter_ids: Sequence[str] = ()
     template_variables: Mapping[str, Any] = field(default_factory=dict)
+    notice: Callable[[str], None] | None = None
 
     def encode_all(self, prompts: Iterable[Prompt]) -> list[EncodedPrompt]:
         """All prompts, in order.
@@ -121,6 +140,9 @@ class Encoder:
 
     def _encode(self, row: int, prompt: Prompt) -> EncodedPrompt:
         generation = self.generation.updated(**prompt.settings) if prompt.settings else self.generation
+        implied = None if self.generation.do_sample else sampling_setting(prompt.settings)
+        if implied and self.notice:
+            self.notice(implied)
         adapter = self.adapter_of(row, generation)
         text, ids = self._text_and_ids(prompt)
         limit = self._limit(generation)
@@ -139,7 +161,11 @@ class Encoder:
             ids = ids[excess:] if self.truncate == "left" else ids[:keep]
         is_chat = prompt.token_ids is None and (self.chat or prompt.messages is not None)
         cut = max(excess, 0)
-        return EncodedPrompt(row, prompt, text, ids, generation, is_chat, cut, self.decoder_start, adapter)
+        # A seed of its own counts for the row alone, wherever the row stands.
+        seed_row = 0 if prompt.settings.get("seed") is not None else row
+        return EncodedPrompt(
+            row, prompt, text, ids, generation, is_chat, cut, self.decoder_start, adapter, seed_row=seed_row
+        )
 
     def adapter_of(self, row: int, generation: GenerationConfig) -> int:
         """The number of a prompt's adapter: the one that its settings name, or the one at its place.
@@ -205,6 +231,16 @@ class Encoder:
         return ids
 
 
+def sampling_notice(say: Callable[[str], None]) -> Callable[[str], None]:
+    """Says once for each setting that rows are sampled because of it."""
+
+    @cache
+    def notice(setting: str) -> None:
+        say(f"{setting} without do_sample: answers are sampled; give do_sample False for the likeliest tokens")
+
+    return notice
+
+
 @dataclass(eq=False)
 class Answer:
     """An answer as it grows; complete once `request.finished`."""
@@ -212,10 +248,17 @@ class Answer:
     source: EncodedPrompt
     request: Request
     text: str = ""
+    samples: list[Answer] = field(default_factory=list)
+    """Every answer to the prompt, this one first, where several were asked for and all are complete."""
 
     @property
     def row(self) -> int:
         return self.source.row
+
+    @property
+    def texts(self) -> list[str]:
+        """The text of every sample."""
+        return [sample.text for sample in self.samples] or [self.text]
 
 
 @dataclass(frozen=True)
@@ -332,6 +375,7 @@ class AnswerRow:
     matcher: HidingMatcher
     hidden: Callable[[int], str]
     shown_tokens: int = 0
+    taken_tokens: int = 0
 
     @classmethod
     def begin(
@@ -355,13 +399,18 @@ class AnswerRow:
         return self.answer.request
 
     def advance(self, engine: BaseEngine) -> TextEvent:
-        """Takes the request's newest token."""
+        """Takes the request's new tokens."""
         request = self.answer.request
         # With special tokens shown, the one that ended the answer is, too.
         skips = self.answer.source.generation.skip_special_tokens
-        fresh = (request.answer_ids if skips else request.output_ids)[self.shown_tokens :]
-        self.shown_tokens += len(fresh)
-        text = "".join(self.matcher.push(self.detokenizer.push(token), self.hidden(token)) for token in fresh)
+        first, text = self.taken_tokens == 0, ""
+        for token in (request.answer_ids if skips else request.output_ids)[self.shown_tokens :]:
+            self.shown_tokens += 1
+            text += self.matcher.push(self.detokenizer.push(token), self.hidden(token))
+            if self.matcher.matched is not None:
+                # Tokens that were guessed rightly after the stop string would not be there without the guess.
+                engine.cut(request, self.shown_tokens)
+                break
         if request.finished:
             text += self.matcher.push(self.detokenizer.finish())
         if self.matcher.matched is not None:
@@ -370,4 +419,6 @@ class AnswerRow:
         elif request.finished:
             text += self.matcher.finish()
         self.answer.text += text
-        return TextEvent(self.answer, text, request.finished, first=len(request.output_ids) == 1)
+        fresh = len(request.output_ids) - self.taken_tokens
+        self.taken_tokens += fresh
+        return TextEvent(self.answer, text, request.finished, first, fresh)

@@ -24,6 +24,11 @@ class Result:
     completion: Completion
     source: EncodedPrompt | None = None
 
+    @property
+    def texts(self) -> list[str]:
+        """The text of every sample."""
+        return [sample.text or "" for sample in self.completion.samples or (self.completion,)]
+
     @classmethod
     def of(cls, outcome: Answer | Completion, model: str) -> Result:
         """The result of an answer, or of a row that failed."""
@@ -45,7 +50,7 @@ def render_json(result: Result, echo: bool) -> str:
 
 def render_mindformers(result: Result, echo: bool) -> str:
     """MindFormers' result: the prompt and its answer as one text, in a list; an empty list for a row that failed."""
-    texts = [] if result.source is None else [result.source.full_text(result.completion.text or "")]
+    texts = [] if result.source is None else [result.source.full_text(text) for text in result.texts]
     return json.dumps({"text_generation_text": texts}, ensure_ascii=False)
 
 
@@ -53,7 +58,8 @@ def render_text(result: Result, echo: bool) -> str | None:
     """The answer, after its prompt with `echo`; None for a row that failed."""
     if result.source is None:
         return None
-    return (result.source.heading if echo else "") + (result.completion.text or "")
+    heading = result.source.heading if echo else ""
+    return "\n".join(heading + text for text in result.texts)
 
 
 RENDERERS: dict[str, Callable[[Result, bool], str | None]] = {

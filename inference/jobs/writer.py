@@ -53,6 +53,8 @@ class TextShow:
         if any(pending):
             self._begun.add(answer.row)
         if event.finished:
+            # The others of several answers to a prompt, each from a line of its own.
+            pending += [f"\n{sample.text}" for sample in answer.samples[1:]]
             pending.append("\n")
             self._end(answer.row)
         self._show()

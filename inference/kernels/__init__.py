@@ -11,7 +11,7 @@ from importlib import import_module
 from types import ModuleType
 
 from inference.errors import ConfigError
-from inference.kernels.build import KernelBuildError, is_built, library_path
+from inference.kernels.build import KernelBuildError, library_path
 
 # Neighboring positions of a cache block are the lanes of a register, at most sixteen.
 LANES = 16
@@ -27,7 +27,7 @@ def choose(
         requested: auto, native or stock.
         mode: 0 for graphs; custom operators run in graphs only.
         threads: of the native kernels; None for all processors.
-        say: told in one line when `auto` has to do without the native kernels.
+        say: told how far a build of the kernels is, and in one line if `auto` has to do without them.
 
     Raises:
         ConfigError: native kernels are asked for where they cannot run.
@@ -43,9 +43,7 @@ def choose(
             say(f"native kernels cannot be used ({obstacle}): stock operators are, which are slower")
         return import_module("inference.kernels.stock")
     try:
-        if not is_built():
-            say("building the CPU kernels, once; this takes about ten seconds")
-        library_path()
+        library_path(say=say)
     except KernelBuildError as error:
         if requested == "native":
             raise

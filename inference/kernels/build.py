@@ -1,7 +1,8 @@
-"""Builds the CPU kernels with the machine's C++ compiler, once for each state of the sources.
+"""Build the CPU kernels with the machine's C++ compiler, once for each state of the sources.
 
-Knows compilers and the cache directory; knows nothing about MindSpore. The library's name carries a hash of sources,
-flags and compiler, so that a change builds anew and nothing stale is ever loaded.
+Knows compilers and the cache directory; knows nothing about MindSpore. There is one library for each instruction set,
+and only the processor's best is built unless a test asks for another. A library's name carries a hash of sources, flags
+and compiler, so that a change builds anew and nothing stale is ever loaded.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ import hashlib
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -25,8 +28,14 @@ from inference.errors import InferenceError
 
 SOURCES = Path(__file__).parent / "cpp"
 CACHE_VARIABLE = "INFERENCE_KERNEL_CACHE"
+# Compiled for each instruction set, the longest first; and once for all.
+SET_SOURCES = ("linear_float.cpp", "kernels.cpp", "attention.cpp", "linear_quantized.cpp", "latent.cpp")
+SOURCES_FOR_ALL = ("library.cpp", "pool.cpp", "group.cpp")
+# What a build takes on a slow core, and how often a line says how far it is.
+SECONDS = 30
+INTERVAL = 5.0
 COMPILERS = ("c++", "g++", "clang++")
-FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fno-math-errno", "-ffp-contract=fast", "-w")
+FLAGS = ("-std=c++17", "-fPIC", "-fno-math-errno", "-ffp-contract=fast", "-w")
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512")
 
@@ -36,30 +45,28 @@ class InstructionSet(NamedTuple):
 
     Attributes:
         flags: what the compiler is told.
-        define: what the dispatcher is told.
         needs: what the processor must have, as Linux names it in /proc/cpuinfo.
     """
 
     name: str
     flags: tuple[str, ...]
-    define: str
     needs: frozenset[str] = frozenset()
 
 
 # `plain` means vectors of four floats and nothing that a compiler may not know.
-_PLAIN = InstructionSet("plain", ("-U__ARM_NEON", "-U__ARM_FEATURE_DOTPROD"), "")
+_PLAIN = InstructionSet("plain", ("-U__ARM_NEON", "-U__ARM_FEATURE_DOTPROD"))
 _NEEDS_AVX2 = frozenset({"avx2", "fma", "f16c"})
 _NEEDS_AVX512 = _NEEDS_AVX2 | {"avx512f", "avx512bw", "avx512vl", "avx512dq"}
 _X86_SETS = (
     _PLAIN,
-    InstructionSet("avx2", _AVX2, "-DWITH_AVX2", _NEEDS_AVX2),
-    InstructionSet("avx512", _AVX512, "-DWITH_AVX512", _NEEDS_AVX512),
-    InstructionSet("avx512_vnni", (*_AVX512, "-mavx512vnni"), "-DWITH_AVX512_VNNI", _NEEDS_AVX512 | {"avx512_vnni"}),
+    InstructionSet("avx2", _AVX2, _NEEDS_AVX2),
+    InstructionSet("avx512", _AVX512, _NEEDS_AVX512),
+    InstructionSet("avx512_vnni", (*_AVX512, "-mavx512vnni"), _NEEDS_AVX512 | {"avx512_vnni"}),
 )
 _ARM_SETS = (
     _PLAIN,
-    InstructionSet("neon", ("-U__ARM_FEATURE_DOTPROD",), "-DWITH_NEON", frozenset({"asimd"})),
-    InstructionSet("neon_dot", ("-march=armv8.2-a+dotprod",), "-DWITH_NEON_DOT", frozenset({"asimddp"})),
+    InstructionSet("neon", ("-U__ARM_FEATURE_DOTPROD",), frozenset({"asimd"})),
+    InstructionSet("neon_dot", ("-march=armv8.2-a+dotprod",), frozenset({"asimddp"})),
 )
 SETS = {"x86_64": _X86_SETS, "AMD64": _X86_SETS, "aarch64": _ARM_SETS, "arm64": _ARM_SETS}
 CPUINFO = Path("/proc/cpuinfo")
@@ -69,74 +76,152 @@ class KernelBuildError(InferenceError):
     """The kernels could not be built; stock operators can take their place."""
 
 
-@lru_cache(maxsize=1)
-def library_path() -> Path:
-    """The built library, building it first if need be. Safe when several processes ask at once.
+def no_progress(line: str) -> None:
+    """Show nothing."""
+
+
+def library_path(name: str | None = None, say: Callable[[str], None] = no_progress) -> Path:
+    """Return the built library of an instruction set, and build it first if need be.
+
+    Safe when several processes ask at once.
+
+    Args:
+        name: the instruction set; None for the best that this processor has.
+        say: told in lines how far a build is.
 
     Raises:
-        KernelBuildError: no compiler, or one that fails; the message holds its first error.
+        KernelBuildError: no compiler, one that fails (the message holds its first error), or an unsafe cache.
     """
-    compiler, path = _target()
-    if path.exists():
-        return path
-    with _locked(path.with_name("build.lock")):
-        if not path.exists():
-            _build(compiler, path)
-    return path
+    wanted = name or best_set()
+    for item in sets_of_this_machine():
+        if item.name == wanted:
+            return _library_path(item, say)
+    raise KernelBuildError(f"this processor does not have the instruction set {wanted}")
 
 
-def is_built() -> bool:
-    """Whether `library_path` has nothing to build.
-
-    Raises:
-        KernelBuildError: no compiler.
-    """
-    return _target()[1].exists()
+def best_set() -> str:
+    """Return the name of the best instruction set that this processor has."""
+    return sets_of_this_machine()[-1].name
 
 
-@lru_cache(maxsize=1)
-def _target() -> tuple[str, Path]:
-    """The compiler, and where its library belongs."""
+_paths: dict[str, Path] = {}
+
+
+def _library_path(chosen: InstructionSet, say: Callable[[str], None]) -> Path:
+    if chosen.name not in _paths:
+        compiler = _compiler()
+        path = cache_directory() / f"kernels-{chosen.name}-{_fingerprint(compiler, chosen)}.so"
+        if not _is_sound(path):
+            with _locked(path.with_name("build.lock")):
+                if not _is_sound(path):
+                    if path.exists():
+                        say(f"{path} has changed since it was built: building it again")
+                    _build(compiler, chosen, path, say)
+        _paths[chosen.name] = path
+    return _paths[chosen.name]
+
+
+def _compiler() -> str:
     compiler = os.environ.get("CXX") or next((name for name in COMPILERS if shutil.which(name)), None)
     if compiler is None or shutil.which(compiler) is None:
         raise KernelBuildError(f"no C++ compiler ({compiler or ', '.join(COMPILERS)}) is on the PATH", "install g++")
-    return compiler, _cache_directory() / f"kernels-{_fingerprint(compiler)}.so"
+    return compiler
 
 
-def _cache_directory() -> Path:
+def cache_directory() -> Path:
+    """Return the folder of built libraries, made if need be. Whoever can write to it can run code as this user.
+
+    Raises:
+        KernelBuildError: it cannot be made, belongs to somebody else, or others may write to it.
+    """
     given = os.environ.get(CACHE_VARIABLE)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     directory = Path(given) if given else cache / "mindspore-inference"
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            directory.mkdir(mode=0o700)
+        status = directory.lstat()
     except OSError as error:
         raise KernelBuildError(
             f"the kernel cache {directory} cannot be made: {error.strerror}", f"set {CACHE_VARIABLE}"
         ) from error
+    problem = _what_is_unsafe(status, stat.S_ISDIR)
+    if problem:
+        raise KernelBuildError(
+            f"the kernel cache {directory} {problem}", f"set {CACHE_VARIABLE} to a folder that only you can write to"
+        )
     return directory
 
 
-def _fingerprint(compiler: str) -> str:
+def _what_is_unsafe(status: os.stat_result, is_kind: Callable[[int], bool]) -> str | None:
+    """Return why nothing may be loaded from a file or a folder; None if it may."""
+    if stat.S_ISLNK(status.st_mode):
+        return "is a symbolic link"
+    if not is_kind(status.st_mode):
+        return "is of the wrong kind"
+    if status.st_uid != os.geteuid():
+        return "belongs to another user"
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return "can be written to by other users"
+    return None
+
+
+def _is_sound(path: Path) -> bool:
+    """Whether a library is there and is the one that was built.
+
+    Raises:
+        KernelBuildError: the file is a link, another user's, or open to others.
+    """
+    content, digest = _own_bytes(path), _own_bytes(path.with_suffix(".sha256"))
+    return content is not None and digest is not None and hashlib.sha256(content).hexdigest().encode() == digest
+
+
+def _own_bytes(path: Path) -> bytes | None:
+    """Return the contents of a file of ours, links not followed; None if there is none."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise KernelBuildError(f"{path} cannot be trusted: {error.strerror}", "remove it") from error
+    with os.fdopen(file, "rb") as opened:
+        problem = _what_is_unsafe(os.fstat(file), stat.S_ISREG)
+        if problem:
+            raise KernelBuildError(f"{path} {problem}", "remove it")
+        return opened.read()
+
+
+def _fingerprint(compiler: str, chosen: InstructionSet) -> str:
     digest = hashlib.sha256()
     for path in sorted(SOURCES.iterdir()):
         digest.update(path.name.encode() + path.read_bytes())
     version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
-    sets = [(item.name, item.flags) for item in sets_of_this_machine()]
-    digest.update(repr((FLAGS, sets, platform.machine())).encode() + version)
+    digest.update(repr((FLAGS, chosen.flags, platform.machine())).encode() + version)
     return digest.hexdigest()[:16]
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise KernelBuildError(f"{path} cannot be locked: {error.strerror}", "remove it") from error
+    try:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(file)
 
 
-def _build(compiler: str, path: Path) -> None:
+def _build(compiler: str, chosen: InstructionSet, path: Path, say: Callable[[str], None]) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-        library = Path(scratch) / "library.so"
-        compile_sources([compiler], sets_of_this_machine(), Path(scratch), ["-shared"], library)
+        library, digest = Path(scratch) / "library.so", Path(scratch) / "digest"
+        compile_sources([compiler], (chosen,), Path(scratch), ["-shared"], library, say)
+        library.chmod(0o700)
+        digest.write_text(hashlib.sha256(library.read_bytes()).hexdigest())
+        digest.chmod(0o600)
+        digest.replace(path.with_suffix(".sha256"))
         library.replace(path)
 
 
@@ -147,17 +232,19 @@ def sets_of(machine: str) -> tuple[InstructionSet, ...]:
 
 @lru_cache(maxsize=1)
 def sets_of_this_machine() -> tuple[InstructionSet, ...]:
-    """The instruction sets that this processor has.
+    """Return the instruction sets that this processor has, the best last.
 
-    Others are not compiled: a library that holds code for them crashes, because the linker keeps one copy of an inline
-    function that several sets use, and a table's initializer may be vectorized.
+    Each is a library of its own: the linker keeps one copy of an inline function that several sets use, and that copy
+    may hold instructions that the processor does not have.
     """
     features = _processor_features()
     return tuple(item for item in sets_of(platform.machine()) if item.needs <= features)
 
 
 def _processor_features() -> frozenset[str]:
-    """The features that Linux lists for the first processor; none if it does not say."""
+    """Return the features that Linux lists for the first processor; none if it does not say."""
+    if platform.system() == "Darwin" and platform.machine() == "arm64":
+        return frozenset({"asimd", "asimddp"})  # every Mac with an Arm processor has them
     try:
         lines = CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -167,38 +254,46 @@ def _processor_features() -> frozenset[str]:
 
 
 def compile_sources(
-    compiler: list[str], sets: Sequence[InstructionSet], folder: Path, options: list[str], target: Path
+    compiler: list[str],
+    sets: Sequence[InstructionSet],
+    folder: Path,
+    options: list[str],
+    target: Path,
+    say: Callable[[str], None] = no_progress,
 ) -> None:
-    """Compiles the kernels for each of the instruction sets, and all together into `target`.
+    """Compile the kernels for each of the instruction sets, and link all into `target`.
 
     Args:
-        folder: for what is made on the way.
+        folder: for the object files.
         options: of the last call.
+        say: told in lines how far it is.
 
     Raises:
         KernelBuildError: the compiler fails.
     """
-    jobs = [_object(compiler, folder, item) for item in sets]
+    names = ", ".join(item.name for item in sets)
+    jobs = [_object(compiler, folder, item, name) for name in SET_SOURCES for item in sets]
+    tables = "".join(f"SET(isa_{item.name})" for item in sets)
+    jobs += [[*compiler, *FLAGS, f"-DKERNEL_SETS={tables}", *_to_object(folder, name, "")] for name in SOURCES_FOR_ALL]
+    say(f"building the CPU kernels for {names}, once on this machine: about {SECONDS} s of work for the processor")
+    last = time.monotonic()
     with ThreadPoolExecutor(max(1, os.cpu_count() or 1)) as pool:
-        list(pool.map(_compile, jobs))
-    defines = [item.define for item in sets if item.define]
-    files = [str(SOURCES / name) for name in ("library.cpp", "pool.cpp", "group.cpp")] + [job[-1] for job in jobs]
-    _compile([*compiler, *FLAGS, *defines, *files, *options, "-pthread", "-o", str(target)])
+        for done, finished in enumerate(as_completed([pool.submit(_compile, job) for job in jobs]), 1):
+            finished.result()
+            if time.monotonic() - last >= INTERVAL:
+                last = time.monotonic()
+                say(f"building the CPU kernels: {done} of {len(jobs)} files")
+    _compile([*compiler, *FLAGS, *(job[-1] for job in jobs), *options, "-pthread", "-o", str(target)])
 
 
-def _object(compiler: list[str], folder: Path, item: InstructionSet) -> list[str]:
-    name = item.name
-    defines = [f"-DKERNEL_ISA=isa_{name}", f'-DKERNEL_NAME="{name}"']
-    return [
-        *compiler,
-        *FLAGS,
-        *item.flags,
-        *defines,
-        "-c",
-        str(SOURCES / "kernels.cpp"),
-        "-o",
-        str(folder / f"{name}.o"),
-    ]
+def _object(compiler: list[str], folder: Path, item: InstructionSet, name: str) -> list[str]:
+    defines = [f"-DKERNEL_ISA=isa_{item.name}", f'-DKERNEL_NAME="{item.name}"']
+    return [*compiler, *FLAGS, *item.flags, *defines, *_to_object(folder, name, f"-{item.name}")]
+
+
+def _to_object(folder: Path, name: str, suffix: str) -> list[str]:
+    level = "-O2" if name in SOURCES_FOR_ALL else "-O3"
+    return [level, "-c", str(SOURCES / name), "-o", str(folder / f"{Path(name).stem}{suffix}.o")]
 
 
 def _compile(command: list[str]) -> None:
@@ -210,8 +305,8 @@ def _compile(command: list[str]) -> None:
 
 
 def main() -> None:
-    """Builds the library ahead of its first use, for an installer; exits with 1 and one line where it cannot."""
+    """Build the library ahead of its first use, for an installer; exit with 1 and one line if that fails."""
     try:
-        print(library_path())
+        print(library_path(say=lambda line: print(line, file=sys.stderr)))
     except KernelBuildError as error:
         sys.exit(f"{error}: stock operators will be used, which are slower")

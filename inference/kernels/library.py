@@ -8,29 +8,40 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
+from typing import TypeVar
 
 import numpy as np
 
+from inference.errors import ConfigError
 from inference.kernels.build import library_path
 from inference.kernels.formats import Format, check_room
+from inference.kernels.records import Record, RecordError, check_layout
 
-# Numbers in the record of a half, as in `cpp/library.cpp`.
-RECORD = 40
 _POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_float
 
 
-@lru_cache(maxsize=1)
+# More threads than this are a mistake, and starting them all would take the machine's memory.
+MOST_THREADS = 1024
+# The instruction set in use; None for the best that this processor has.
+_chosen: str | None = None
+
+
 def _library() -> ctypes.CDLL:
-    library = ctypes.CDLL(str(library_path()))
+    return _load(_chosen)
+
+
+@cache
+def _load(name: str | None) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(library_path(name)))
     library.kernels_name.restype = ctypes.c_char_p
     library.kernels_use.argtypes = [ctypes.c_char_p]
-    library.kernels_set_threads.argtypes = [ctypes.c_int]
+    library.kernels_set_threads.argtypes = [_INT]
     library.kernels_pack.argtypes = [_INT, _POINTER, _INT, _LONG, _LONG, _LONG, _POINTER]
     library.kernels_linear.argtypes = [_INT, _POINTER, _LONG, _LONG, _POINTER, _LONG, *[_POINTER] * 3]
     library.kernels_read.argtypes = [_POINTER, _LONG]
     library.kernels_read.restype = ctypes.c_uint64
-    library.kernels_halves.argtypes = [_POINTER, *[_LONG] * 4, *[_POINTER] * 5]
+    library.kernels_sublayers.argtypes = [_POINTER, *[_LONG] * 4, *[_POINTER] * 5]
     library.kernels_group.argtypes = [_INT, _INT, _POINTER, _POINTER, _INT]
     library.kernels_group.restype = _POINTER
     library.kernels_group_bytes.argtypes = [_INT]
@@ -38,26 +49,41 @@ def _library() -> ctypes.CDLL:
     library.kernels_group_sum.argtypes = [_POINTER, _POINTER, _LONG]
     library.kernels_group_figures.argtypes = [_POINTER, _POINTER]
     library.kernels_rms_norm.argtypes = [_POINTER, _POINTER, _LONG, _LONG, _FLOAT, _POINTER]
+    library.kernels_records.restype = ctypes.c_char_p
+    library.kernels_problem.argtypes = [_POINTER, _LONG]
+    library.kernels_problem.restype = ctypes.c_char_p
+    check_layout(library.kernels_records().decode())
     return library
 
 
 def instruction_set() -> str:
-    """The instruction set in use: plain, avx2, avx512 or avx512_vnni."""
+    """Return the name of the instruction set in use, as `build.SETS` has it."""
     return _library().kernels_name().decode()
 
 
-def use_instruction_set(name: str) -> bool:
-    """Uses another instruction set, `best` for the processor's best; False if this build does not have it.
+def use_instruction_set(name: str | None) -> None:
+    """Use the library of another instruction set, built first if need be; None for the best.
 
-    Nothing checks that the processor has it.
+    For tests of this module's functions: operators in graphs keep the best.
+
+    Raises:
+        KernelBuildError: it cannot be built.
     """
-    return _library().kernels_use(name.encode()) == 0
+    global _chosen
+    _chosen = name
 
 
 def set_threads(count: int | None) -> int:
-    """Sets the number of threads, all processors that this process may use where None is given; the number set."""
-    count = count or len(os.sched_getaffinity(0))
-    _library().kernels_set_threads(count)
+    """Set the number of threads, None for one on each processor that this process may use; return the number set.
+
+    Raises:
+        ConfigError: the machine does not start so many.
+    """
+    processors = len(os.sched_getaffinity(0))
+    count = count or processors
+    if count > MOST_THREADS or _library().kernels_set_threads(count):
+        advice = f"give at most {processors}, the processors that this process may use"
+        raise ConfigError(f"engine.threads is {count}, which this machine does not start", advice)
     return count
 
 
@@ -100,12 +126,28 @@ def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
     return out
 
 
-def half(record: list[int], x: np.ndarray) -> np.ndarray:
-    """x [tokens, hidden] through a half of a layer that has no cache, whose record `native` has made."""
+_AnyRecord = TypeVar("_AnyRecord", bound=Record)
+
+
+def sound(record: _AnyRecord) -> _AnyRecord:
+    """Return a record that the kernels can read.
+
+    Raises:
+        RecordError: a number in it is out of its range, or an address is missing.
+    """
+    numbers = record.numbers()
+    problem = _library().kernels_problem(_at(numbers), len(numbers))
+    if problem:
+        raise RecordError(f"{type(record).__name__}: {problem.decode()} cannot be what the model gives")
+    return record
+
+
+def sublayer(record: Record, x: np.ndarray) -> np.ndarray:
+    """x [tokens, hidden] through a sublayer that has no cache, whose record `native` has made."""
     out = np.array(x, np.float32, order="C")
-    program = np.zeros(RECORD, np.int64)
-    program[: len(record)] = record
-    _library().kernels_halves(_at(program), RECORD, len(out), 0, 0, None, None, None, None, _at(out))
+    program = sound(record).numbers()
+    code = _library().kernels_sublayers(_at(program), len(program), len(out), 0, 0, None, None, None, None, _at(out))
+    assert code == 0
     return out
 
 

@@ -2,12 +2,13 @@
 
 The same interface as `stock`, and the same results up to rounding. MindSpore charges about 25 microseconds for an
 operator with dynamic shapes and checks every parameter of a network at every call, which is more than the arithmetic of
-a small model takes. So weights and cache are plain memory, and the operators are given a program: a record of int64
-numbers for every half of a layer, with its sizes and the addresses of its weights.
+a small model takes. So weights and cache are plain memory, and the operators are given a program: a record
+(`records.py`) for every sublayer, with its sizes and the addresses of its weights.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,7 +22,20 @@ from numpy.typing import DTypeLike
 
 from inference.kernels.build import library_path
 from inference.kernels.formats import PANEL, Format, pack_into, whole_panels
-from inference.kernels.library import RECORD
+from inference.kernels.library import sound
+from inference.kernels.records import (
+    AttentionRecord,
+    EmbeddingRecord,
+    ExpertsRecord,
+    FeedForwardRecord,
+    HeadRecord,
+    LatentRecord,
+    LoraEntry,
+    LoraTable,
+    MatrixRecord,
+    RanksRecord,
+    Record,
+)
 from inference.kernels.shapes import (
     ACTIVATIONS,
     SCOPES,
@@ -45,11 +59,11 @@ _TYPES = {
 }
 # Types of each operator's inputs, a letter each.
 _INPUTS = {
-    "embedding": "il",
-    "halves": "fiiiil",
-    "cross_halves": "fiiiiiil",
-    "adapted_halves": "fiiiiil",
-    "adapted_cross_halves": "fiiiiiiil",
+    "embedding": "ilb",
+    "sublayers": "fiiiil",
+    "cross_sublayers": "fiiiiiil",
+    "adapted_sublayers": "fiiiiil",
+    "adapted_cross_sublayers": "fiiiiiiil",
     "output_head": "fiilb",
     "adapted_output_head": "fiilbi",
 }
@@ -95,53 +109,58 @@ def _operator(function: str) -> ops.Custom:
     )
 
 
-def float_bits(value: float) -> int:
-    """A float32 as the integer with the same bits: records are integers."""
-    return int(np.float32(value).view(np.uint32))
-
-
 def _address(array: np.ndarray | None) -> int:
-    """Where an array lies; 0 for none. Whoever keeps the address keeps the array."""
+    """Return where an array lies; 0 for none. Whoever keeps the address keeps the array."""
     assert array is None or array.flags.c_contiguous
     return 0 if array is None else array.ctypes.data
 
 
-def _matrix(weight: Weight) -> list[int]:
-    return [weight.format.code, _address(weight.data)]
+def _matrix(weight: Weight | None) -> MatrixRecord:
+    return MatrixRecord() if weight is None else MatrixRecord(weight.format.code, _address(weight.data))
 
 
-class AdditionTable:
-    """What adapters add to a matrix, as `Additions::at` of `cpp/blocks.h` reads it.
+def _weights(weights: Mapping[str, Weight]) -> dict[str, MatrixRecord | int]:
+    """Return fields of a record: matrices, and the addresses of vectors."""
+    return {
+        name: _address(weight.data) if weight.data.ndim == 1 else _matrix(weight) for name, weight in weights.items()
+    }
+
+
+class AdapterTable:
+    """What adapters add to a matrix: a LoraTable and all that it points to.
 
     Attributes:
-        address: of the table, 0 where nothing is added. Whoever keeps it keeps this object.
+        address: of the table, 0 if nothing is added. Whoever keeps it keeps this object.
     """
 
     def __init__(self, weight: Weight | None):
-        self.kept: list[np.ndarray] = []
+        self.kept: list[object] = []
         # Parts of a matrix may share an adapter's `up`.
         self._packed: dict[tuple, np.ndarray] = {}
         self.address = self._table(weight.additions) if weight is not None and weight.additions else 0
 
     def _table(self, additions: Sequence[Addition]) -> int:
-        """The address of a table of these."""
-        starts, widths, parts = [0], [0], []
+        """Return the address of a table of these."""
+        starts, widths, entries = [0], [0], []
         for adapter in range(1, max(addition.adapter for addition in additions) + 1):
             width = 0
             for addition in additions:
                 if addition.adapter == adapter:
-                    parts.append(self._part(addition, width))
+                    entries.append(self._entry(addition, width))
                     width += len(addition.down)
-            starts.append(len(parts))
+            starts.append(len(entries))
             widths.append(width)
-        numbers = [len(starts) - 1, max(widths), *starts, *(number for part in parts for number in part)]
-        return self._kept(np.array(numbers, np.int64))
+        entry_list = (LoraEntry * len(entries))(*entries)
+        first = self._kept(np.array(starts, np.int64))
+        table = LoraTable(len(starts) - 1, max(widths), first, ctypes.addressof(entry_list))
+        self.kept += [entry_list, table]
+        return ctypes.addressof(table)
 
     def _kept(self, array: np.ndarray) -> int:
         self.kept.append(array)
         return _address(array)
 
-    def _part(self, addition: Addition, offset: int) -> list[int]:
+    def _entry(self, addition: Addition, offset: int) -> LoraEntry:
         rows, rank = addition.up.shape
         first, lane = divmod(addition.first_row, PANEL)
         key = (addition.up.ctypes.data, addition.up.shape, addition.up.strides, lane)
@@ -151,11 +170,11 @@ class AdditionTable:
             pack_into(addition.up, Format.FLOAT32, up, lane)
             self._packed[key] = up
         up, down = self._packed[key], np.ascontiguousarray(addition.down, np.float32)
-        return [first, len(up), rank, offset, self._kept(down), self._kept(up)]
+        return LoraEntry(first, len(up), rank, offset, self._kept(down), self._kept(up))
 
 
-class PartAdditionTables(AdditionTable):
-    """The same for a matrix of `count` parts that take an input each, as `PartAdditions` of `cpp/blocks.h` reads it.
+class PartAdapterTables(AdapterTable):
+    """The same for a matrix of `count` parts that take an input each: one table a part, or null.
 
     Args:
         room: rows that a part has.
@@ -172,19 +191,25 @@ class PartAdditionTables(AdditionTable):
         self.address = self._kept(np.array([self._table(part) if part else 0 for part in parts], np.int64))
 
 
+def _addresses(tables: Mapping[str, AdapterTable]) -> dict[str, int]:
+    return {f"{name}_lora": table.address for name, table in tables.items()}
+
+
 class Embedding(nn.Cell):
     """tokens [T] -> rows of the weight, whatever its format, as float32 [T, hidden]."""
 
     def __init__(self, weight: Weight, vocabulary: int, hidden: int, part: Part | None = None):
         super().__init__()
         self.weight = weight
-        record = _matrix(weight) + ([part.first_token, vocabulary, part.handle] if part else [])
+        place = {"first_token": part.first_token, "group": part.handle} if part else {}
+        record = EmbeddingRecord(hidden=hidden, tokens=vocabulary, weight=_matrix(weight), **place)
+        self.record = Tensor(sound(record).numbers())
         # Its length carries the width to where the output's shape is inferred, which sees no values.
-        self.record = Tensor(np.array(record + [0] * (hidden - len(record)), np.int64))
+        self.width = Tensor(np.zeros(hidden, np.uint8))
         self.operator = _operator("embedding")
 
     def construct(self, tokens: Tensor) -> Tensor:
-        return self.operator(tokens, self.record)
+        return self.operator(tokens, self.record, self.width)
 
 
 class StepGeometry(nn.Cell):
@@ -232,7 +257,7 @@ class TargetGeometry(nn.Cell):
         return positions, slots, block_tables, query_starts, cross_tables, cross_lengths
 
 
-class AttentionHalf:
+class AttentionSublayer:
     """The record of x + output(attention(qkv(norm(x))))."""
 
     def __init__(
@@ -247,24 +272,32 @@ class AttentionHalf:
     ):
         self.is_cross = shape.scope == "cross"
         slopes = None if shape.slopes is None else np.array(shape.slopes, np.float32)
-        additions = [AdditionTable(weights.get(name)) for name in ("qkv", "output")]
-        self.is_adapted = any(table.address for table in additions)
-        self.kept = (weights, caches, rotation, slopes, additions)
-        vectors = {name: _address(weight.data) for name, weight in weights.items() if weight.data.ndim == 1}
-        self.record = [0, shape.hidden, shape.heads, shape.kv_heads, shape.head_dim, shape.block_size]
-        self.record += [shape.window or 0, int(shape.half_cache), float_bits(shape.eps)]
-        self.record += [vectors["norm"], _address(rotation)]
-        self.record += [*_matrix(weights["qkv"]), vectors.get("qkv_bias", 0)]
-        self.record += [vectors.get("query_norm", 0), vectors.get("key_norm", 0)]
-        output = _matrix(weights["output"]) if "output" in weights else [0, 0]
-        self.record += [*output, vectors.get("output_bias", 0), *map(_address, caches)]
-        self.record += [float_bits(shape.scale), float_bits(shape.softcap or 0), _address(slopes)]
-        self.record += [vectors.get("norm_bias", 0), vectors.get("post_norm", 0)]
-        self.record += [SCOPES.index(shape.scope), shape.reach, vectors.get("distances", 0)]
-        self.record += [table.address for table in additions]
+        tables = {name: AdapterTable(weights.get(name)) for name in ("qkv", "output")}
+        self.is_adapted = any(table.address for table in tables.values())
+        self.kept = (weights, caches, rotation, slopes, tables)
+        self.record = AttentionRecord(
+            hidden=shape.hidden,
+            heads=shape.heads,
+            kv_heads=shape.kv_heads,
+            head_size=shape.head_dim,
+            block_size=shape.block_size,
+            window=shape.window or 0,
+            half_cache=shape.half_cache,
+            scope=SCOPES.index(shape.scope),
+            reach=shape.reach,
+            eps=shape.eps,
+            scale=shape.scale,
+            softcap=shape.softcap or 0,
+            rotation=_address(rotation),
+            slopes=_address(slopes),
+            keys=_address(caches[0]),
+            values=_address(caches[1]),
+            **_weights(weights),
+            **_addresses(tables),
+        )
 
 
-class RelativeAttentionHalf(AttentionHalf):
+class RelativeAttentionSublayer(AttentionSublayer):
     """The same without rotation: a bias by distance takes its place, `distances` [H * (2 * reach + 1)]."""
 
     def __init__(
@@ -277,7 +310,7 @@ class RelativeAttentionHalf(AttentionHalf):
         super().__init__(shape, None, 0, 0, weights, caches, part)
 
 
-class LatentAttentionHalf:
+class LatentAttentionSublayer:
     """The record of x + output(attention on latents)."""
 
     def __init__(
@@ -290,87 +323,101 @@ class LatentAttentionHalf:
         caches: tuple[np.ndarray, ...],
         part: Part | None = None,
     ):
-        additions = [
-            *(AdditionTable(weights.get(name)) for name in ("down", "query_up")),
-            PartAdditionTables(weights["key_up"], shape.heads, whole_panels(shape.rank)),
-            PartAdditionTables(weights["value_up"], shape.heads, whole_panels(shape.value)),
-            AdditionTable(weights["output"]),
-        ]
-        self.is_adapted = any(table.address for table in additions)
-        self.kept = (weights, caches, np.ascontiguousarray(rotation, np.float32), additions)
-        vectors = {name: _address(weight.data) for name, weight in weights.items() if weight.data.ndim == 1}
-        matrices = {name: _matrix(weight) for name, weight in weights.items() if weight.data.ndim > 1}
-        self.record = [3, shape.hidden, shape.heads, shape.query_rank, shape.rank, shape.nope, shape.rope, shape.value]
-        self.record += [shape.block_size, int(shape.half_cache)]
-        self.record += [float_bits(shape.eps), float_bits(shape.latent_eps), float_bits(shape.scale)]
-        self.record += [vectors["norm"], _address(self.kept[2]), *matrices["down"], vectors.get("down_bias", 0)]
-        self.record += [vectors.get("query_norm", 0), vectors["latent_norm"], *matrices.get("query_up", [0, 0])]
-        self.record += [*matrices["key_up"], *matrices["value_up"], *matrices["output"]]
-        self.record += [vectors.get("output_bias", 0), *map(_address, caches)]
-        self.record += [table.address for table in additions]
+        tables = {
+            **{name: AdapterTable(weights.get(name)) for name in ("down", "query_up", "output")},
+            "key_up": PartAdapterTables(weights["key_up"], shape.heads, whole_panels(shape.rank)),
+            "value_up": PartAdapterTables(weights["value_up"], shape.heads, whole_panels(shape.value)),
+        }
+        self.is_adapted = any(table.address for table in tables.values())
+        turns = np.ascontiguousarray(rotation, np.float32)
+        self.kept = (weights, caches, turns, tables)
+        self.record = LatentRecord(
+            hidden=shape.hidden,
+            heads=shape.heads,
+            query_rank=shape.query_rank,
+            rank=shape.rank,
+            nope=shape.nope,
+            rope=shape.rope,
+            value=shape.value,
+            block_size=shape.block_size,
+            half_cache=shape.half_cache,
+            eps=shape.eps,
+            latent_eps=shape.latent_eps,
+            scale=shape.scale,
+            rotation=_address(turns),
+            cache=_address(caches[0]),
+            **_weights(weights),
+            **_addresses(tables),
+        )
 
 
-class FeedForwardHalf:
+class FeedForwardSublayer:
     """The record of x + down(activation(gate(norm(x))) * up(norm(x)))."""
 
     is_cross = False
 
     def __init__(self, shape: FeedForwardShape, weights: Mapping[str, Weight], part: Part | None = None):
-        additions = [AdditionTable(weights[name]) for name in ("gate_up", "down")]
-        self.is_adapted = any(table.address for table in additions)
-        self.kept = (weights, additions)
-        vectors = {name: _address(weight.data) for name, weight in weights.items() if weight.data.ndim == 1}
-        self.record = [1, shape.hidden, shape.width, float_bits(shape.eps)]
-        self.record += [ACTIVATIONS.index(shape.activation), int(shape.gated)]
-        self.record += [vectors["norm"], vectors.get("norm_bias", 0)]
-        self.record += [*_matrix(weights["gate_up"]), vectors.get("gate_up_bias", 0)]
-        self.record += [*_matrix(weights["down"]), vectors.get("down_bias", 0), vectors.get("post_norm", 0)]
-        self.record += [table.address for table in additions]
+        tables = {name: AdapterTable(weights[name]) for name in ("gate_up", "down")}
+        self.is_adapted = any(table.address for table in tables.values())
+        self.kept = (weights, tables)
+        self.record = FeedForwardRecord(
+            hidden=shape.hidden,
+            width=shape.width,
+            activation=ACTIVATIONS.index(shape.activation),
+            gated=shape.gated,
+            eps=shape.eps,
+            **_weights(weights),
+            **_addresses(tables),
+        )
 
 
-class ExpertsHalf:
+class ExpertsSublayer:
     """The record of x + the answers of the experts that norm(x) chooses, and that of the shared expert."""
 
     def __init__(self, shape: ExpertsShape, weights: Mapping[str, Weight], part: Part | None = None):
         routing = shape.routing
-        additions = [
-            AdditionTable(weights["router"]),
-            PartAdditionTables(weights["gate_up"], routing.experts, 2 * whole_panels(shape.width)),
-            PartAdditionTables(weights["down"], routing.experts, whole_panels(shape.hidden)),
-            *(AdditionTable(weights.get(name)) for name in ("shared_gate_up", "shared_down")),
-        ]
-        self.is_adapted = any(table.address for table in additions)
-        self.kept = (weights, additions)
-        correction = weights["correction"].data if "correction" in weights else None
-        self.record = [2, shape.hidden, shape.width, shape.shared_width, int(shape.shared_gate), float_bits(shape.eps)]
-        self.record += [_address(weights["norm"].data), routing.experts, routing.chosen]
-        self.record += [routing.groups, routing.chosen_groups, routing.group_best]
-        self.record += [int(routing.scoring == "sigmoid"), int(routing.normalize), float_bits(routing.scale)]
-        self.record += [_address(correction)]
-        for name in ("router", "gate_up", "down", "shared_gate_up", "shared_down"):
-            self.record += _matrix(weights[name]) if name in weights else [0, 0]
-        self.record += [table.address for table in additions]
+        tables = {
+            **{name: AdapterTable(weights.get(name)) for name in ("router", "shared_gate_up", "shared_down")},
+            "gate_up": PartAdapterTables(weights["gate_up"], routing.experts, 2 * whole_panels(shape.width)),
+            "down": PartAdapterTables(weights["down"], routing.experts, whole_panels(shape.hidden)),
+        }
+        self.is_adapted = any(table.address for table in tables.values())
+        self.kept = (weights, tables)
+        self.record = ExpertsRecord(
+            hidden=shape.hidden,
+            width=shape.width,
+            shared_width=shape.shared_width,
+            shared_gate=shape.shared_gate,
+            experts=routing.experts,
+            chosen=routing.chosen,
+            groups=routing.groups,
+            chosen_groups=routing.chosen_groups,
+            group_best=routing.group_best,
+            sigmoid=routing.scoring == "sigmoid",
+            normalize=routing.normalize,
+            routed_scale=routing.scale,
+            eps=shape.eps,
+            **_weights(weights),
+            **_addresses(tables),
+        )
 
 
-class Halves(nn.Cell):
-    """x [T, hidden] through halves of layers, one after the other, as one operator."""
+class Sublayers(nn.Cell):
+    """x [T, hidden] through sublayers, one after the other, as one operator."""
 
     def __init__(
         self,
-        halves: Sequence[AttentionHalf | LatentAttentionHalf | FeedForwardHalf | ExpertsHalf],
+        sublayers: Sequence[AttentionSublayer | LatentAttentionSublayer | FeedForwardSublayer | ExpertsSublayer],
         part: Part | None = None,
     ):
         super().__init__()
-        self.kept = list(halves)
-        records = [[4, part.handle, int(part.is_first)]] if part else []
-        records += [half.record for half in halves]
-        program = np.zeros((len(records), RECORD), np.int64)
-        for row, record in enumerate(records):
-            program[row, : len(record)] = record
-        self.program = Tensor(program.reshape(-1))
-        self.has_cross = any(isinstance(half, AttentionHalf) and half.is_cross for half in halves)
-        self.is_adapted = any(half.is_adapted for half in halves)
-        name = "cross_halves" if self.has_cross else "halves"
+        self.kept = list(sublayers)
+        records: list[Record] = [RanksRecord(group=part.handle, adds_residual=part.is_first)] if part else []
+        records += [sublayer.record for sublayer in sublayers]
+        self.program = Tensor(np.concatenate([sound(record).numbers() for record in records]))
+        self.has_cross = any(isinstance(sublayer, AttentionSublayer) and sublayer.is_cross for sublayer in sublayers)
+        self.is_adapted = any(sublayer.is_adapted for sublayer in sublayers)
+        name = "cross_sublayers" if self.has_cross else "sublayers"
         self.operator = _operator(f"adapted_{name}" if self.is_adapted else name)
         self.inputs = 6 if self.has_cross else 4
 
@@ -401,12 +448,20 @@ class OutputHead(nn.Cell):
         softcap: float | None = None,
     ):
         super().__init__()
-        additions = AdditionTable(weight)
-        self.is_adapted = additions.address != 0
-        self.kept = (norm, weight, norm_bias, additions)
-        record = [hidden, float_bits(eps), float_bits(softcap or 0), _address(norm.data)]
-        record += [_address(None if norm_bias is None else norm_bias.data), *_matrix(weight), additions.address]
-        self.record = Tensor(np.array(record, np.int64))
+        table = AdapterTable(weight)
+        self.is_adapted = table.address != 0
+        self.kept = (norm, weight, norm_bias, table)
+        record = HeadRecord(
+            hidden=hidden,
+            vocabulary=vocabulary,
+            eps=eps,
+            softcap=softcap or 0,
+            norm=_address(norm.data),
+            norm_bias=_address(None if norm_bias is None else norm_bias.data),
+            weight=_matrix(weight),
+            lora=table.address,
+        )
+        self.record = Tensor(sound(record).numbers())
         # Its length carries the vocabulary to where the output's shape is inferred.
         self.vocabulary = Tensor(np.zeros(vocabulary, np.uint8))
         self.operator = _operator("adapted_output_head" if self.is_adapted else "output_head")

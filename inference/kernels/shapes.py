@@ -146,7 +146,7 @@ class ExpertsShape:
 
 @dataclass(frozen=True)
 class Part:
-    """What a rank has of a model that several ranks share. Their results of each half, and of the embedding, are added.
+    """A rank's share of a model. The ranks' results are summed after each sublayer and after the embedding.
 
     Args:
         is_first: whether it adds the residual.

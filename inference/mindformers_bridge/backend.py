@@ -69,7 +69,7 @@ class MindFormersModel(GenerativeModel):
         say: Say,
     ):
         started = time.perf_counter()
-        self._set_up(source)
+        self._set_up(source, say)
         unused = [f"engine.{key}" for key in NO_EFFECT if source.config.origin(f"engine.{key}") != "default"]
         if unused:
             say(f"without effect with engine.backend mindformers: {', '.join(unused)}")

@@ -104,7 +104,7 @@ def attention_shapes(
     ]
 
 
-def layer_halves(
+def layer_sublayers(
     kernels: ModuleType,
     config: ModelConfig,
     shape: AttentionShape | LatentShape,
@@ -116,7 +116,7 @@ def layer_halves(
     cache: LayerCache,
     part: Part | None = None,
 ) -> list:
-    """The two halves of a layer: x + attention(norm(x)), then x + feed_forward(norm(x)), or experts in its place.
+    """The two sublayers of a layer: x + attention(norm(x)), then x + feed_forward(norm(x)), or experts in its place.
 
     Args:
         mask_index: which of the step's masks it takes.
@@ -130,16 +130,16 @@ def layer_halves(
 
     shared = (rotations[rotation_index], mask_index, rotation_index)
     if isinstance(shape, LatentShape):
-        attention = kernels.LatentAttentionHalf(shape, *shared, chosen(LATENT_WEIGHTS), cache, part)
+        attention = kernels.LatentAttentionSublayer(shape, *shared, chosen(LATENT_WEIGHTS), cache, part)
     else:
-        attention = kernels.AttentionHalf(shape, *shared, chosen(ATTENTION_WEIGHTS), cache, part)
+        attention = kernels.AttentionSublayer(shape, *shared, chosen(ATTENTION_WEIGHTS), cache, part)
     experts, hidden, eps = config.experts_of(layer), config.hidden_size, config.norm_eps
     if experts is None:
         sizes = FeedForwardShape(hidden, config.intermediate_size, eps, config.activation, config.gated)
-        return [attention, kernels.FeedForwardHalf(sizes, chosen(FEED_FORWARD_WEIGHTS), part)]
+        return [attention, kernels.FeedForwardSublayer(sizes, chosen(FEED_FORWARD_WEIGHTS), part)]
     widths = (experts.width, experts.shared_width, experts.shared_gate)
     shapes = ExpertsShape(hidden, *widths, eps, experts.routing)
-    return [attention, kernels.ExpertsHalf(shapes, chosen(EXPERTS_WEIGHTS), part)]
+    return [attention, kernels.ExpertsSublayer(shapes, chosen(EXPERTS_WEIGHTS), part)]
 
 
 class Decoder(nn.Cell):
@@ -173,12 +173,12 @@ class Decoder(nn.Cell):
         if config.position_rows is not None:
             self.position_embedding = kernels.Embedding(weights[POSITIONS], config.position_rows, config.hidden_size)
         masks = windows_of(shapes)
-        halves = []
+        sublayers = []
         for index, (shape, cache) in enumerate(zip(shapes, caches, strict=True)):
             mask = masks.index(shape.window or 0)
             rotation = ropes.index(config.rope_of(index))
-            halves += layer_halves(kernels, config, shape, mask, rotations, rotation, index, weights, cache, part)
-        self.layers = kernels.Halves(halves, part)
+            sublayers += layer_sublayers(kernels, config, shape, mask, rotations, rotation, index, weights, cache, part)
+        self.layers = kernels.Sublayers(sublayers, part)
         head = weights[EMBEDDING if config.tie_embeddings else HEAD]
         self.head = kernels.OutputHead(
             config.vocab_size,

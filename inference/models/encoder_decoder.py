@@ -49,17 +49,17 @@ class SourceEncoder(nn.Cell):
         distances = distance_bias(kernels, config, weights, "encoder")
         self.geometry = kernels.SourceGeometry(whole)
         self.embedding = kernels.Embedding(weights[SHARED], config.vocab_size, config.hidden_size, part)
-        halves = []
+        sublayers = []
         for layer in range(config.num_encoder_layers):
             prefix = f"encoder.block.{layer}.layer."
             attention = _attention(weights, f"{prefix}0.", "SelfAttention.qkv", distances)
-            halves.append(kernels.RelativeAttentionHalf(whole, attention, caches[0], part))
-            halves.append(_feed_forward(kernels, config, weights, f"{prefix}1.", part))
+            sublayers.append(kernels.RelativeAttentionSublayer(whole, attention, caches[0], part))
+            sublayers.append(_feed_forward(kernels, config, weights, f"{prefix}1.", part))
         norm = weights["encoder.final_layer_norm.weight"]
         for layer, cache in enumerate(caches):
             kept = weights[f"decoder.block.{layer}.layer.1.EncDecAttention.kv.weight"]
-            halves.append(kernels.RelativeAttentionHalf(store, {"norm": norm, "qkv": kept}, cache))
-        self.layers = kernels.Halves(halves, part)
+            sublayers.append(kernels.RelativeAttentionSublayer(store, {"norm": norm, "qkv": kept}, cache))
+        self.layers = kernels.Sublayers(sublayers, part)
         vector, matrix = _inputs()
         self.is_adapted = _is_adapted(weights)
         adapters = (vector,) if self.is_adapted else ()
@@ -102,15 +102,15 @@ class TargetDecoder(nn.Cell):
         distances = distance_bias(kernels, config, weights, "decoder")
         self.geometry = kernels.TargetGeometry(shape)
         self.embedding = kernels.Embedding(weights[SHARED], config.vocab_size, config.hidden_size, part)
-        halves = []
+        sublayers = []
         for layer, cache in enumerate(caches):
             prefix = f"decoder.block.{layer}.layer."
             own = _attention(weights, f"{prefix}0.", "SelfAttention.qkv", distances)
             to_source = _attention(weights, f"{prefix}1.", "EncDecAttention.q")
-            halves.append(kernels.RelativeAttentionHalf(shape, own, cache, part))
-            halves.append(kernels.RelativeAttentionHalf(cross, to_source, cache, part))
-            halves.append(_feed_forward(kernels, config, weights, f"{prefix}2.", part))
-        self.layers = kernels.Halves(halves, part)
+            sublayers.append(kernels.RelativeAttentionSublayer(shape, own, cache, part))
+            sublayers.append(kernels.RelativeAttentionSublayer(cross, to_source, cache, part))
+            sublayers.append(_feed_forward(kernels, config, weights, f"{prefix}2.", part))
+        self.layers = kernels.Sublayers(sublayers, part)
         self.head = kernels.OutputHead(
             config.vocab_size,
             config.hidden_size,
@@ -228,7 +228,7 @@ def _feed_forward(kernels: ModuleType, config: T5Config, weights: Weights, prefi
         "gate_up": weights[f"{prefix}DenseReluDense.wi.weight"],
         "down": weights[f"{prefix}DenseReluDense.wo.weight"],
     }
-    return kernels.FeedForwardHalf(FeedForwardShape(*sizes), parts, part)
+    return kernels.FeedForwardSublayer(FeedForwardShape(*sizes), parts, part)
 
 
 def _is_adapted(weights: Weights) -> bool:

@@ -7,7 +7,7 @@ imports mindspore, so that a mistake is answered at once.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from inference.models.weights.export import PACKED_KEY
 from inference.models.weights.lora import Adapters, adapter_paths, read_adapter
 from inference.models.weights.mindformers_fused import separate
 from inference.models.weights.mindformers_layouts import as_published
-from inference.models.weights.parameters import parameter_shapes
+from inference.models.weights.parameters import is_derived, parameter_shapes
 from inference.models.weights.quantized import Scheme, dequantized, read_scheme
 from inference.models.weights.sharding import Pairs, Shard, check_split
 from inference.parallel.topology import origin_of_split, ranks_of_model
@@ -57,6 +57,7 @@ class ModelSource:
         ranks: how many share the model.
         adapters: in the weights, or for the rows that ask for them.
         stated_ends: ids that end an answer, by the file that says so.
+        notes: lines for the user: where its files contradict each other, and what was done.
     """
 
     config: InferenceConfig
@@ -71,6 +72,7 @@ class ModelSource:
     scheme: Scheme | None = None
     adapters: Adapters = field(default_factory=Adapters)
     stated_ends: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def ends_are_given(self) -> bool:
@@ -98,7 +100,7 @@ class ModelSource:
         folders = rank_folders(self.checkpoint, self.ranks)
         path = folders[model_rank] if folders else self.checkpoint
         quantized = self.packed is None and self.scheme is not None
-        checkpoint = open_checkpoint(path, self.config.load_ckpt_format, quantized)
+        checkpoint = open_checkpoint(path, self.config.load_ckpt_format, quantized, is_derived)
         if self.packed is None:
             if folders:
                 return shard.keep(self.fit(checkpoint, path, shard))
@@ -160,6 +162,11 @@ def resolve(config: InferenceConfig) -> ModelSource:
     if not config.generation_config.eos_token_id:
         generation = generation.updated(eos_token_id=list(dict.fromkeys(chain.from_iterable(ends.values()))))
     packed = _packed_format(values, where)
+    notes: tuple[str, ...] = ()
+    if packed is None and checkpoint is not None and _has_own_head(checkpoint, model, scheme, config):
+        assert isinstance(model, ModelConfig)
+        model = replace(model, tie_embeddings=False)
+        notes = (f"{where} says tie_word_embeddings, and the checkpoint has another output head, which is used",)
     ranks = ranks_of_model(config)
     if ranks > 1:
         asked = None if config.engine.weight_dtype == "auto" else Format(config.engine.weight_dtype)
@@ -169,7 +176,22 @@ def resolve(config: InferenceConfig) -> ModelSource:
     config.check_adapters("adapter_id", config.adapter_id or (), adapters.numbers)
     config.check_adapters("generation_config.adapter_id", (generation.adapter_id,), adapters.numbers)
     return ModelSource(
-        config, name, directory, checkpoint, model, generation, packed, values, ranks, scheme, adapters, ends
+        config, name, directory, checkpoint, model, generation, packed, values, ranks, scheme, adapters, ends, notes
+    )
+
+
+def _has_own_head(checkpoint: Path, model: AnyConfig, scheme: Scheme | None, config: InferenceConfig) -> bool:
+    """Whether a checkpoint whose config ties the output head to the embedding holds another head.
+
+    T5 is left out: its switch also says how the decoder's output is scaled.
+    """
+    if not isinstance(model, ModelConfig) or not model.tie_embeddings:
+        return False
+    paths = rank_folders(checkpoint, ranks_of_model(config)) or [checkpoint]
+    quantized = scheme is not None
+    return any(
+        loading.has_own_head(open_checkpoint(path, config.load_ckpt_format, quantized, is_derived), model)
+        for path in paths
     )
 
 

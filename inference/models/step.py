@@ -22,6 +22,7 @@ class SequenceStep:
         block_table: ids of the cache blocks that hold the sequence, enough for `start + len(tokens)` positions.
         source: the blocks and the length of the source that a decoder attends to; None in models without an encoder.
         adapter: by its number, from 1; 0 for none.
+        num_logits: its last tokens whose logits are compared: one, or more where the last ones are guesses.
     """
 
     tokens: Sequence[int]
@@ -29,6 +30,7 @@ class SequenceStep:
     block_table: Sequence[int]
     source: tuple[Sequence[int], int] | None = None
     adapter: int = 0
+    num_logits: int = 1
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class StepBatch:
         slots = tables[row_of_token, positions // block_size] * block_size + positions % block_size
         query_index = np.zeros((len(sequences), longest), np.int32)
         query_index[row_of_token, within] = np.arange(total)
-        wanted = np.arange(total) if all_logits else starts + lengths - 1
+        wanted = np.arange(total) if all_logits else _last_tokens(starts + lengths, sequences)
         arrays = (
             np.concatenate([np.asarray(s.tokens) for s in sequences]),
             positions,
@@ -137,6 +139,13 @@ class StepBatch:
         return (*self.arrays(), np.zeros_like(self.tokens) if self.adapters is None else self.adapters)
 
 
+def _last_tokens(ends: np.ndarray, sequences: Sequence[SequenceStep]) -> np.ndarray:
+    """Where the tokens whose logits count stand in the flat batch [R]; `ends` is where each sequence ends there [B]."""
+    counts = np.array([sequence.num_logits for sequence in sequences])
+    before = np.cumsum(counts) - counts
+    return np.arange(counts.sum()) + np.repeat(ends - counts - before, counts)
+
+
 def _tables(tables: Sequence[Sequence[int]]) -> np.ndarray:
     """Block tables as rows [B, blocks], padded with block 0."""
     rows = np.zeros((len(tables), max(map(len, tables))), np.int32)
@@ -149,9 +158,10 @@ def _tables(tables: Sequence[Sequence[int]]) -> np.ndarray:
 class StepResult:
     """What a step gives for the R tokens of its `logits_index`.
 
-    best [R]: the token with the largest logit, the first of several; -1 where a logit is no number.
+    best [R]: the token with the largest logit, the first of several; -1 where a logit is NaN or +inf, or all are -inf.
+        A logit of -inf is a token that cannot be chosen.
     logits [S, vocabulary]: float32, of the rows in `logit_rows`.
-    value [R]: float32, the logit of each `best`.
+    value [R]: float32, the logit of each `best`; NaN or +inf where one spoils the row.
     """
 
     best: np.ndarray
@@ -161,9 +171,10 @@ class StepResult:
     @classmethod
     def of_logits(cls, logits: np.ndarray, batch: StepBatch, first_token: int = 0) -> StepResult:
         """From the logits [R, vocabulary] of all of them, or of the part of the vocabulary from `first_token` on."""
-        finite = np.isfinite(logits).all(axis=1)
-        best = np.where(finite, logits.argmax(axis=1) + first_token, -1)
-        return cls(best, logits[batch.logit_rows], logits.max(axis=1))
+        # NaN makes a row's maximum NaN; -inf is a token that cannot be chosen, and a failure only if all are.
+        value = logits.max(axis=1)
+        best = np.where(np.isfinite(value), logits.argmax(axis=1) + first_token, -1)
+        return cls(best, logits[batch.logit_rows], value)
 
     @classmethod
     def of_parts(cls, parts: Sequence[StepResult]) -> StepResult:
@@ -171,9 +182,10 @@ class StepResult:
         best = np.stack([part.best for part in parts])
         values = np.stack([part.value for part in parts])
         rows = np.arange(best.shape[1])
-        # The first of equals, as within a part.
+        # The first of equals, as within a part. A part may have no token that can be chosen, which is no failure.
         winner = values.argmax(axis=0)
-        chosen = np.where((best < 0).any(axis=0), -1, best[winner, rows])
+        failed = ((best < 0) & ~np.isneginf(values)).any(axis=0)
+        chosen = np.where(failed, -1, best[winner, rows])
         return cls(chosen, np.concatenate([part.logits for part in parts], axis=1), values[winner, rows])
 
     def arrays(self) -> tuple[np.ndarray, ...]:

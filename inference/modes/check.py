@@ -6,6 +6,7 @@ imported, so that a mistake costs half a second and not half a minute.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,11 +14,12 @@ from pathlib import Path
 
 from inference.api.backend import check_backend
 from inference.config import GenerationConfig, InferenceConfig
+from inference.config.run_modes import RUN_MODES
 from inference.context import check_device
 from inference.errors import ConfigError, InputError
 from inference.generation.model import make_encoder
 from inference.generation.record import Completion
-from inference.generation.text import EncodedPrompt, Encoder
+from inference.generation.text import EncodedPrompt, Encoder, sampling_notice
 from inference.inputs import RowStream, no_prompt, open_rows
 from inference.inputs.files import STDIN
 from inference.inputs.prompts import Prompt
@@ -26,7 +28,8 @@ from inference.jobs.figures import check_plot, check_target
 from inference.jobs.save_file import check_writable
 from inference.models.source import ModelSource, resolve
 from inference.models.weights.sharding import Pairs
-from inference.parallel.topology import WORLD_SIZE, check_topology
+from inference.modes.call import Call
+from inference.parallel.topology import WORLD_SIZE, Topology, world_size
 from inference.terminal.output import count, say
 from inference.tokenizer import Tokenizer
 
@@ -39,6 +42,7 @@ class Checked:
     """A run of which everything but the rows of files has been checked, and nothing has been computed."""
 
     config: InferenceConfig
+    topology: Topology
     source: ModelSource
     pairs: Pairs | None
     tokenizer: Tokenizer
@@ -47,22 +51,59 @@ class Checked:
     @property
     def rows_at_once(self) -> int:
         """The most rows that run, in all copies of the model."""
-        return self.config.rows_at_once * check_topology(self.config).data_parallel
+        return self.config.rows_at_once * self.topology.data_parallel
 
 
-def check(config: InferenceConfig, values: Sequence[str], overwrite: bool = False) -> tuple[Checked, int]:
+def check_call(call: Call) -> None:
+    """Refuses what the run mode would ignore.
+
+    Raises:
+        ConfigError: a flag, or a number of processes, that the mode has no use for.
+    """
+    for flag, given, able in (
+        ("resume", call.resume and not call.retry_failed, "resumable"),
+        ("retry_failed", call.retry_failed, "retries_rows"),
+    ):
+        if given and not getattr(call.mode, able):
+            names = " and ".join(mode.name for mode in RUN_MODES.values() if getattr(mode, able))
+            raise ConfigError(f"--{flag} is for run_mode {names}, not {call.mode.name}", "leave it out")
+    where = call.config.origin("run_mode")
+    if call.mode.processes == "one":
+        if world_size() > 1:
+            raise ConfigError(f"{where}: {call.mode.name} runs in one process", "run it without the launcher")
+    elif call.mode.processes == "model" and call.topology.data_parallel > 1:
+        where = call.config.origin("parallel_config.data_parallel")
+        raise ConfigError(
+            f"{where}: {call.mode.name} runs on one copy of the model", "give parallel_config.data_parallel 1"
+        )
+
+
+def check_run(call: Call, encodes_prompts: bool = True) -> str:
+    """Checks everything, every row of the input included; returns what would run."""
+    ready, number = check_rows(call, encodes_prompts)
+    model = ready.source.model
+    return (
+        f"{ready.source.name}: {model.architecture}, {model.num_parameters / 1e6:,.1f} M parameters, "
+        f"context {model.context_length:,}, weights {ready.source.checkpoint or 'random'}; "
+        f"{count(number, 'prompt')}; ok"
+    )
+
+
+def check_rows(call: Call, encodes_prompts: bool = True) -> tuple[Checked, int]:
     """Finds every mistake that can be found without computing; also the number of prompts.
+
+    Args:
+        encodes_prompts: False for texts that may be longer than the context.
 
     Raises:
         InferenceError: the first one.
     """
-    rows = rows_of(config, values) if values else None
-    ready = prepare(config, rows, overwrite)
+    rows = rows_of(call.config, call.values) if call.values else None
+    ready = prepare(call, rows, encodes_prompts)
     # Before many ranks start no row is read: a bad one is a record of the run, and standard input is rank 0's.
     if rows is None or WORLD_SIZE in os.environ:
         return ready, 0
-    # A document to evaluate is cut into pieces that fit.
-    encode = ready.encoder.encode if config.run_mode == "predict" else _not_encoded
+    encode = ready.encoder.encode if encodes_prompts else _not_encoded
     feed, failures, first = Feed(rows, encode, READ_AHEAD), 0, ""
     while (item := feed.take(wait=True)) is not None:
         if isinstance(item, Completion):
@@ -77,45 +118,31 @@ def check(config: InferenceConfig, values: Sequence[str], overwrite: bool = Fals
     return ready, rows.count
 
 
-def prepare(config: InferenceConfig, rows: RowStream | None, replace: bool) -> Checked:
+def prepare(call: Call, rows: RowStream | None, encodes_prompts: bool = True) -> Checked:
     """Checks everything but the rows of files.
 
     Args:
         rows: None where there are none to be seen yet.
-        replace: a save file may be there.
+        encodes_prompts: False for texts that may be longer than the context.
 
     Raises:
         InferenceError: the first mistake.
     """
+    config, output = call.config, call.config.output
     check_device(config)
     check_backend(config)
-    if config.run_mode == "convert" and int(os.environ.get(WORLD_SIZE, 1)) > 1:
-        raise ConfigError(
-            f"{config.origin('run_mode')}: convert is the work of one process, for any number of ranks",
-            "run it without the launcher",
-        )
-    if config.run_mode == "evaluate" and check_topology(config).data_parallel > 1:
-        where = config.origin("parallel_config.data_parallel")
-        raise ConfigError(f"{where}: evaluate runs on one copy of the model", "give parallel_config.data_parallel 1")
-    output = config.output
     if output.save_file:
-        check_writable(Path(output.save_file), replace)
+        check_writable(Path(output.save_file), call.may_exist)
     if output.metrics_file:
         check_target(Path(output.metrics_file), "--metrics_file")
     if output.metrics_plot:
         check_plot(Path(output.metrics_plot))
     source = resolve(config)
-    if config.run_mode == "evaluate" and source.model.decoder_start is not None:
-        raise ConfigError(
-            f"{source.name} has an encoder: it gives answers probabilities, and not texts",
-            "give rows with references (docs/evaluate.md)",
-        )
     tokenizer = source.tokenizer()
-    encoder = make_encoder(source, tokenizer)
-    # A text to evaluate may be longer than the context, and needs no room for an answer.
-    for prompt in rows.arguments if rows and config.run_mode == "predict" else ():
+    encoder = dataclasses.replace(make_encoder(source, tokenizer), notice=sampling_notice(say))
+    for prompt in rows.arguments if rows and encodes_prompts else ():
         encoder.encode(0, prompt)
-    return Checked(config, source, source.pairs(), tokenizer, encoder)
+    return Checked(config, call.topology, source, source.pairs(), tokenizer, encoder)
 
 
 def rows_of(config: InferenceConfig, values: Sequence[str]) -> RowStream:
@@ -135,6 +162,8 @@ def say_what_is_used(job: Checked) -> None:
     """No silent fallback: what was asked for and is not there is named."""
     if job.pairs is None:
         say("weights are random, as asked: the answers mean nothing")
+    if flag := job.config.sampling_flag:
+        say(f"{flag} without --do_sample: answers are sampled; give --do_sample False for the likeliest tokens")
     source = job.source
     is_asked = not job.config.auto_trans_ckpt and job.config.origin("auto_trans_ckpt") != "default"
     if source.ranks > 1 and source.checkpoint and is_asked and not source.is_split:

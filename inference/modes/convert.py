@@ -14,6 +14,8 @@ from inference.generation.build import say_what_becomes_of, weight_format_of
 from inference.models.source import ModelSource, is_gguf, resolve
 from inference.models.weights.export import check_target as check_converted
 from inference.models.weights.export import convert as write_converted
+from inference.modes.call import Call
+from inference.modes.check import check_run
 from inference.terminal.output import load_progress, say
 from inference.tokenizer.gguf_tokenizer import read_gguf_tokenizer
 
@@ -38,6 +40,15 @@ MODEL_TYPES = {
     "DeepseekV3ForCausalLM": "deepseek_v3",
     "T5ForConditionalGeneration": "t5",
 }
+
+
+def run(call: Call) -> int:
+    convert(call.config, call.overwrite)
+    return 0
+
+
+def check(call: Call) -> str:
+    return check_run(call)
 
 
 def convert(config: InferenceConfig, force: bool = False) -> Path:

@@ -15,35 +15,36 @@ from inference.generation.ranks import LOADING, READY, announce, join_ranks, run
 from inference.generation.text import TextGenerator
 from inference.models.source import ModelSource, resolve
 from inference.models.weights.sharding import Pairs
+from inference.modes.call import Call
 from inference.parallel.rendezvous import NobodyNeededError
 from inference.parallel.start import Ranks
-from inference.parallel.topology import check_topology
+from inference.parallel.topology import Topology
 from inference.terminal.output import say
 from inference.terminal.signals import end
 
 
-def join_others(config: InferenceConfig) -> tuple[ModuleType, Ranks | None]:
+def join_others(config: InferenceConfig, topology: Topology) -> tuple[ModuleType, Ranks | None]:
     """The kernels, and the other ranks. Where one of them is lost, this process ends as by Ctrl-C: records whole, and
     how to go on.
     """
-    return join_ranks(config, say, lambda what: end(what, EXIT_FAILURE))
+    return join_ranks(config, topology, say, lambda what: end(what, EXIT_FAILURE))
 
 
-def assist(config: InferenceConfig) -> None:
+def assist(call: Call) -> None:
     """What all ranks but the first do: they compute their part of the model, or answer rows that rank 0 sends, and
     write nothing but how far they are.
 
     Raises:
         PeerLostError: another rank is gone.
     """
+    config, topology = call.config, call.topology
     check_device(config)
-    topology = check_topology(config)
     announce(topology)
     source = resolve(config)
     pairs = source.pairs(topology.model_rank)
     build_context(config)
     with suppress(NobodyNeededError):
-        kernels, ranks = join_others(config)
+        kernels, ranks = join_others(config, topology)
         assert ranks is not None
         if ranks.topology.is_leader:
             _replicate(source, pairs, kernels, ranks)

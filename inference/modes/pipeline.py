@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from typing import Any
 
-from inference.config import InferenceConfig
+from inference.modes.call import Call
 from inference.terminal.output import count
 
 
-def pipeline(config: InferenceConfig, values: Sequence[str], options: Sequence[str], **how: Any) -> int:
-    """Answers rows on Apache Beam; `how` is as for `predict`. Returns the exit code."""
-    return int(_beam_pipeline().run_pipeline(config, values, options, **how))
+def run(call: Call) -> int:
+    """Answers rows on Apache Beam.
+
+    Returns:
+        The exit code: 0, or 3 if rows failed.
+    """
+    how = {"overwrite": call.overwrite, "resume": call.resume, "again": call.resume_command}
+    return int(_beam_pipeline().run_pipeline(call.config, call.values, call.beam_options, **how))
 
 
-def check_other(config: InferenceConfig, values: Sequence[str], options: Sequence[str], overwrite: bool) -> str | None:
-    """The same as `check` for a pipeline, or an evaluation on references; what to say of it. None for other runs."""
-    if config.run_mode == "pipeline":
-        plan, _ = _beam_pipeline().check_pipeline(config, values, options, overwrite)
-        models = ", ".join(f"{name}: {model.name}" for name, model in plan.models.items())
-        return f"{models}; {count(len(plan.sources), 'input')}; ok"
-    if config.run_mode == "evaluate":
-        from inference.evaluate import command
-
-        if command.is_asked_for(config, values):
-            ready = command.check_evaluation(config, values)
-            return f"{ready.model.source.name}: {count(len(ready.examples), 'row')} with references; ok"
-    return None
+def check(call: Call) -> str:
+    plan, _ = _beam_pipeline().check_pipeline(call.config, call.values, call.beam_options, call.may_exist)
+    models = ", ".join(f"{name}: {model.name}" for name, model in plan.models.items())
+    return f"{models}; {count(len(plan.sources), 'input')}; ok"
 
 
 def _beam_pipeline() -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from inference.errors import EXIT_ROWS_FAILED, InferenceError, InputError, is_ou
 from inference.generation.cache_size import longest_row, positions_needed
 from inference.generation.data_parallel import OPEN, Replicas
 from inference.generation.model import GenerativeModel
+from inference.generation.samples import SampledGenerator
 from inference.generation.text import EncodedPrompt, TextGenerator
 from inference.inputs import RowStream
 from inference.jobs.feed import Feed
@@ -25,10 +26,10 @@ from inference.jobs.progress import ProgressLine
 from inference.jobs.run import Job, Outcome
 from inference.jobs.save_file import SaveFile
 from inference.jobs.writer import AnswerWriter
-from inference.modes.check import READ_AHEAD, Checked, nothing_given, prepare, rows_of, say_what_is_used
+from inference.modes.call import Call
+from inference.modes.check import READ_AHEAD, Checked, check_run, nothing_given, prepare, rows_of, say_what_is_used
 from inference.modes.follower import join_others
 from inference.parallel.start import Ranks
-from inference.parallel.topology import check_topology
 from inference.terminal.output import count, load_progress, say, summary
 from inference.terminal.signals import last_words
 
@@ -36,30 +37,16 @@ from inference.terminal.signals import last_words
 SETTLING = 0.2
 
 
-def predict(
-    config: InferenceConfig,
-    values: Sequence[str],
-    *,
-    overwrite: bool = False,
-    resume: bool = False,
-    retry_failed: bool = False,
-    again: str = "",
-) -> int:
+def run(call: Call) -> int:
     """Answers every prompt; answers go to standard output and the save file, figures to stderr.
 
-    Args:
-        values: prompts, and files of prompts.
-        overwrite: a save file that exists is lost.
-        resume: a save file that exists is gone on with.
-        retry_failed: of that, the rows that failed are run again.
-        again: the command that goes on with this run, to be shown when it ends early.
-
     Returns:
-        The exit code: 0, or 3 where rows failed.
+        The exit code: 0, or 3 if rows failed.
     """
-    rows = rows_of(config, values)
-    ready = prepare(config, rows, overwrite or resume)
-    save_file = _save_file(ready, rows, overwrite, resume, retry_failed)
+    config, again = call.config, call.resume_command
+    rows = rows_of(config, call.values)
+    ready = prepare(call, rows)
+    save_file = _save_file(call, ready, rows)
     say_what_is_used(ready)
     earlier = save_file.num_durable if save_file else 0
     metrics = RunMetrics()
@@ -103,18 +90,22 @@ def predict(
     return EXIT_ROWS_FAILED if failed else 0
 
 
-def _save_file(ready: Checked, rows: RowStream, overwrite: bool, resume: bool, retry_failed: bool) -> SaveFile | None:
-    output, flag = ready.config.output, "--retry_failed" if retry_failed else "--resume"
-    if resume and overwrite:
-        raise InputError(f"{flag} goes on with a save file, --overwrite begins anew", "give one of them")
+def check(call: Call) -> str:
+    return check_run(call)
+
+
+def _save_file(call: Call, ready: Checked, rows: RowStream) -> SaveFile | None:
+    output, flag = ready.config.output, "--retry_failed" if call.retry_failed else "--resume"
+    if call.resume and call.overwrite:
+        raise InputError(f"{flag} continues a save file, --overwrite replaces it", "give one of them")
     if not output.save_file:
-        if resume:
-            raise InputError(f"{flag} goes on with a save file, and there is none", "give --save_file")
+        if call.resume:
+            raise InputError(f"{flag} continues a save file, and none is named", "give --save_file")
         return None
     identity = None
     if output.form == "json":
         identity = identity_of(ready.source, ready.pairs, ready.tokenizer, ready.encoder.generation, rows)
-    return SaveFile(Path(output.save_file), identity, overwrite, resume, retry_failed)
+    return SaveFile(Path(output.save_file), identity, call.overwrite, call.resume, call.retry_failed)
 
 
 def _writer(ready: Checked, save_file: SaveFile | None) -> AnswerWriter:
@@ -140,9 +131,7 @@ def _progress(config: InferenceConfig) -> ProgressLine | None:
 
 
 @contextmanager
-def _generator(
-    ready: Checked, feed: Feed, first: EncodedPrompt, metrics: RunMetrics
-) -> Iterator[TextGenerator | Replicas]:
+def _generator(ready: Checked, feed: Feed, first: EncodedPrompt, metrics: RunMetrics) -> Iterator[SampledGenerator]:
     """Loads the model, with a KV cache for the rows that follow `first`."""
     metrics.startup = StartupTimes(python=process_age())
     context = build_context(ready.config)
@@ -155,10 +144,10 @@ def _generator(
     progress = load_progress(ready.pairs)
     needs: dict[str, Any] = {"positions": positions, "row": row, "progress": progress, "say": say}
     ranks: Ranks | None = None
-    if check_topology(ready.config).world_size == 1:
+    if ready.topology.world_size == 1:
         model = choose_model_class(ready.config)(ready.source, ready.pairs, **needs)
     else:
-        kernels, ranks = join_others(ready.config)
+        kernels, ranks = join_others(ready.config, ready.topology)
         for channel in ranks.links.replicas if ranks else ():
             channel.send(OPEN, positions=positions, row=row)
         model = GenerativeModel(ready.source, ready.pairs, **needs, ranks=ranks, kernels=kernels)
@@ -168,11 +157,11 @@ def _generator(
     with closing(model), model.engine(metrics) as engine:
         own = TextGenerator(engine, ready.tokenizer)
         if ranks is None or not ranks.links.replicas:
-            yield own
+            yield SampledGenerator(own)
             return
         everyone = Replicas(own, ranks.links.replicas)
         try:
-            yield everyone
+            yield SampledGenerator(everyone)
         finally:
             ranks.links.unwatch()
             everyone.close(metrics)

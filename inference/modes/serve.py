@@ -8,10 +8,10 @@ from contextlib import closing
 from typing import NoReturn
 
 from inference.api.backend import choose_model_class
-from inference.config import InferenceConfig
 from inference.context import build_context
 from inference.errors import ConfigError, InferenceError
-from inference.modes.check import prepare, say_what_is_used
+from inference.modes.call import Call
+from inference.modes.check import check_run, prepare, say_what_is_used
 from inference.terminal.output import load_progress, say
 from inference.terminal.signals import finishing
 
@@ -29,8 +29,14 @@ def check_packages() -> None:
             raise ConfigError(f"run_mode serve needs {name}", "pip install 'mindspore-inference[serve]'")
 
 
-def serve(config: InferenceConfig) -> NoReturn:
+def check(call: Call) -> str:
+    check_packages()
+    return check_run(call)
+
+
+def run(call: Call) -> NoReturn:
     """Answers requests until a signal ends the process."""
+    config = call.config
     check_packages()
     from inference.serve.app import State
     from inference.serve.listen import listen
@@ -38,7 +44,7 @@ def serve(config: InferenceConfig) -> NoReturn:
     from inference.serve.service import Service
 
     listener = listen(config)
-    ready = prepare(config, None, True)
+    ready = prepare(call, None)
     say_what_is_used(ready)
     state = State(listener, config.serve.page)
     server = HttpServer(state, config.serve.shutdown_seconds)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from inference.config import InferenceConfig
+from inference.config.run_modes import RUN_MODES
 from inference.errors import ConfigError
 
 # The variables that msrun sets for each process that it starts (mindspore/parallel/cluster/process_entity).
@@ -113,7 +114,7 @@ def check_topology(config: InferenceConfig, environment: Mapping[str, str] = os.
         ConfigError: another number of processes was started, or the config asks for an unsupported kind of parallelism.
     """
     asked = config.parallel_config
-    count = _world_size(environment)
+    count = world_size(environment)
     if not config.use_parallel:
         if count > 1:
             raise ConfigError(
@@ -151,13 +152,14 @@ def ranks_of_model(config: InferenceConfig) -> int:
     """How many ranks share the model. A conversion is one process, and writes for as many ranks as the config asks
     for.
     """
-    if config.run_mode != "convert":
+    if not RUN_MODES[config.run_mode].works_for_all_ranks:
         return check_topology(config).model_parallel
     asked = config.use_parallel or config.origin("parallel_config.model_parallel").startswith("--")
     return config.parallel_config.model_parallel if asked else 1
 
 
-def _world_size(environment: Mapping[str, str]) -> int:
+def world_size(environment: Mapping[str, str] = os.environ) -> int:
+    """The number of processes that were started, or will be if the launcher only checks a config."""
     given = environment.get(WORKERS) if is_worker(environment) or is_scheduler(environment) else None
     return int(given or environment.get(WORLD_SIZE) or 1)
 

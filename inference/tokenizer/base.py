@@ -32,6 +32,9 @@ class Tokenizer(ABC):
         self.config = config or TokenizerConfig()
         self.joining = joining or Joining()
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.vocab_size} tokens)"
+
     # What a kind of tokenizer gives.
 
     @abstractmethod

@@ -126,7 +126,14 @@ def read_json_tokenizer(path: Path, config: TokenizerConfig | None = None) -> Js
         backend = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the package raises plain Exception
         raise TokenizerError(f"{path} is no tokenizer: {error}", "the file may be cut short") from error
-    return JsonTokenizer(backend, config, path)
+    tokenizer = JsonTokenizer(backend, config, path)
+    try:
+        backend.encode("a")
+    except BaseException as error:  # the package panics at a post-processor whose tokens are missing
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        raise TokenizerError(f"{path} cannot encode a text: {error}", "the file may be damaged") from error
+    return tokenizer
 
 
 def _add_missing(backend: tokenizers.Tokenizer, config: TokenizerConfig) -> None:
@@ -137,22 +144,22 @@ def _add_missing(backend: tokenizers.Tokenizer, config: TokenizerConfig) -> None
     wanted = {token.content: token for _, token in sorted(config.added.items())}
     for content in sorted(config.special_contents):
         wanted.setdefault(content, AddedToken(content, special=True))
-    for content, token in wanted.items():
-        special = content in config.special_contents
-        if content in present and (present[content].special or not special):
-            continue
-        backend.add_tokens(
-            [
-                tokenizers.AddedToken(
-                    content,
-                    single_word=token.single_word,
-                    lstrip=token.lstrip,
-                    rstrip=token.rstrip,
-                    normalized=token.normalized,
-                    special=special,
-                )
-            ]
-        )
+    special_contents = frozenset(config.special_contents)
+    # In one call: each builds the package's tables of added tokens again.
+    backend.add_tokens(
+        [
+            tokenizers.AddedToken(
+                content,
+                single_word=token.single_word,
+                lstrip=token.lstrip,
+                rstrip=token.rstrip,
+                normalized=token.normalized,
+                special=content in special_contents,
+            )
+            for content, token in wanted.items()
+            if content not in present or (content in special_contents and not present[content].special)
+        ]
+    )
 
 
 @dataclass

@@ -43,7 +43,15 @@ def load_tokenizer(
     Raises:
         TokenizerError: no tokenizer there, or one that cannot be read; the message names the path.
     """
-    settings = settings or {}
+    try:
+        return _loaded(directory, settings or {}, usual_class)
+    except UnicodeError as error:
+        raise TokenizerError(
+            f"the tokenizer of {directory} holds a token that is no valid Unicode ({error})"
+        ) from error
+
+
+def _loaded(directory: str | Path | None, settings: Mapping[str, Any], usual_class: str | None) -> Tokenizer:
     root = None if directory is None else Path(directory)
     if root is not None and root.suffix == GGUF_SUFFIX and root.is_file():
         from inference.tokenizer.gguf_tokenizer import gguf_settings, read_gguf_tokenizer

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from inference.errors import TokenizerError
+from inference.files.values import TOKEN_ID, TOKEN_TEXT, shown
 from inference.tokenizer import chatglm
 from inference.tokenizer.added_token import AddedToken
 
@@ -100,9 +101,10 @@ def token_text(value: Any, key: str, path: Path) -> str | None:
     """A token's text, given as text or as an AddedToken written out."""
     if isinstance(value, Mapping):
         value = value.get("content")
-    if value is None or isinstance(value, str):
+    if value is None or TOKEN_TEXT.takes(value):
         return value or None
-    raise TokenizerError(f"{key} in {path} is {value!r}", "it must be text or an object with content")
+    hint = f"it must be {TOKEN_TEXT.accepted}, or an object with content"
+    raise TokenizerError(f"{key} in {path} is {shown(value)}", hint)
 
 
 def _prefixes(merged: Mapping[str, Any], path: Path) -> tuple[tuple[str, ...], ...] | None:
@@ -144,23 +146,30 @@ def _extra_special(merged: Mapping[str, Any], path: Path) -> tuple[str, ...]:
 
 def _added_tokens(directory: Path, merged: Mapping[str, Any], path: Path) -> dict[int, AddedToken]:
     added: dict[int, AddedToken] = {}
+    for content, token_id in read_json(directory / "added_tokens.json").items():
+        name = f"the id of {shown(content)} in {directory / 'added_tokens.json'}"
+        added[TOKEN_ID.read(token_id, name, TokenizerError)] = AddedToken(_content(content, directory))
     try:
-        for content, token_id in read_json(directory / "added_tokens.json").items():
-            added[int(token_id)] = AddedToken(content)
-        for token_id, value in (merged.get("added_tokens_decoder") or {}).items():
-            added[int(token_id)] = _added_token(value)
+        for key, value in (merged.get("added_tokens_decoder") or {}).items():
+            token_id = int(key) if isinstance(key, str) and key.isdecimal() and len(key) < 20 else key
+            token_id = TOKEN_ID.read(token_id, f"an id of added_tokens_decoder in {path}", TokenizerError)
+            added[token_id] = _added_token(value, path)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         hint = "added_tokens_decoder maps an id to an object with content"
         raise TokenizerError(f"the added tokens of {path} cannot be read", hint) from error
     return added
 
 
-def _added_token(value: Mapping[str, Any]) -> AddedToken:
+def _content(value: Any, path: Path) -> str:
+    return TOKEN_TEXT.read(value, f"a token of {path}", TokenizerError)
+
+
+def _added_token(value: Mapping[str, Any], path: Path) -> AddedToken:
     def flag(name: str) -> bool:
         return bool(value.get(name, False))
 
     return AddedToken(
-        str(value["content"]),
+        _content(value["content"], path),
         special=flag("special"),
         lstrip=flag("lstrip"),
         rstrip=flag("rstrip"),

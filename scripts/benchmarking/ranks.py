@@ -35,7 +35,7 @@ def main(job: dict[str, Any]) -> None:
     source = resolve(config)
     pairs = source.pairs(topology.model_rank)
     build_context(config)
-    kernels, ranks = join_ranks(config, say)
+    kernels, ranks = join_ranks(config, topology, say)
     if not topology.is_leader:
         assert ranks is not None
         run_follower(source, pairs, kernels, ranks, say)

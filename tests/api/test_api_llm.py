@@ -25,7 +25,63 @@ def llm(model, tokenizer):
 
 def texts(llm, prompts, **settings) -> list[str]:
     """Answers in the order of their prompts."""
-    return [c.text for c in sorted(llm.generate(prompts, **settings), key=lambda c: c.index)]
+    return [c.text for c in llm.generate(prompts, **settings)]
+
+
+def test_generate_keeps_the_order_and_as_completed_does_not(llm):
+    rows = [{"prompt": STORY, "max_new_tokens": 40, "ignore_eos": True}, SUM, *[f"{n} + 7 =" for n in range(9)]]
+    assert [c.index for c in llm.generate(rows)] == list(range(11))
+    assert next(llm.as_completed(rows)).index != 0
+
+
+def test_a_chat_in_one_call(llm):
+    messages = [{"role": "user", "content": "What is 2 + 3?"}]
+    assert llm.chat(messages).text == "5"
+    # Messages are not rows, wherever they are given.
+    assert [c.text for c in llm.generate(messages)] == ["5"]
+    assert [c.text for c in llm.generate([messages, SUM])] == ["5", " 19"]
+    assert llm.stream(messages).__next__() == "5"
+
+
+def test_names_say_what_they_are(llm):
+    assert repr(llm) == "LLM(GenerativeModel('demo', LlamaForCausalLM, float16))"
+    assert repr(pipeline(model=llm.model)) == f"TextGenerationPipeline({llm.model!r})"
+    assert "Tokenizer(" in repr(llm.tokenizer)
+
+
+def test_several_samples_of_a_prompt(llm):
+    """Each has its own seed, and all find the prompt in the cache; the same again in other company."""
+    settings = {"n": 3, "temperature": 1.5, "max_new_tokens": 8, "seed": 11, "ignore_eos": True}
+    prompt = llm.tokenizer.encode(STORY * 8)
+    (alone,) = llm.generate([prompt], **settings)
+    assert len({sample.token_ids for sample in alone.samples}) == 3
+    assert alone.text == alone.samples[0].text and alone.samples[0].samples is None
+    assert all(sample.cached_tokens >= len(prompt) // 16 * 16 for sample in alone.samples[1:])
+    first, again, other = llm.generate([{"prompt": prompt}, {"prompt": prompt, "seed": 11}, prompt], **settings)
+    ids = [[sample.token_ids for sample in row.samples] for row in (alone, first, again, other)]
+    # A row's own seed gives the same wherever the row stands; equal prompts of a run differ.
+    assert ids[0] == ids[1] == ids[2] != ids[3]
+    (flat,) = pipeline(model=llm.model, tokenizer=llm.tokenizer)(STORY, max_new_tokens=3, n=2).__iter__()
+    assert len(flat["text_generation_text"]) == 2
+    assert len(llm.model.generate([prompt], max_new_tokens=3, num_return_sequences=2)) == 2
+
+
+def test_a_row_of_several_samples_fails_once(llm):
+    rows = [{"prompt": SUM, "n": 2, "suppress_tokens": list(range(llm.model.config.vocab_size))}]
+    (failed,) = llm.generate(rows, return_errors=True)
+    assert failed.finish_reason == "error" and "leave no token" in str(failed.error)
+
+
+@pytest.mark.parametrize("setting", [{"temperature": 0.8}, {"top_p": 0.9}, {"top_k": 40}])
+def test_a_temperature_is_all_that_it_takes_to_sample(model, tokenizer, setting, capsys):
+    llm, name = LLM(model, tokenizer), next(iter(setting))
+    for rows, call in (({"prompt": STORY, **setting}, {}), (STORY, setting)):
+        (completion,) = llm.generate(rows, **call, max_new_tokens=1)
+        assert llm._encoder(call).encode(0, Prompt("", "", text=SUM, settings=setting)).generation.do_sample
+        assert completion.finish_reason
+    assert capsys.readouterr().err.count(f"{name} without do_sample: answers are sampled") == 1
+    greedy = llm._encoder({**setting, "do_sample": False}).generation
+    assert greedy.greedy and llm._encoder({"temperature": 0}).generation.greedy
 
 
 def test_every_form_of_a_prompt(llm, tokenizer):
@@ -190,7 +246,12 @@ def test_close_ends_what_is_under_way(model, tokenizer):
         next(stream)
     with pytest.raises(InferenceError, match="the engine was closed"):
         list(stream)
-    assert texts(llm, SUM) == [" 19"]
+    for call in (llm.generate, llm.as_completed, llm.stream, llm.agenerate):
+        with pytest.raises(InferenceError, match="this LLM is closed"):
+            call(SUM)
+    assert repr(llm).endswith("closed)")
+    # The model is not.
+    assert texts(LLM(model, tokenizer), SUM) == [" 19"]
 
 
 class TestEventLoop:
@@ -205,6 +266,12 @@ class TestEventLoop:
             return await asyncio.gather(*(one(f"{n} + 7 =") for n in range(40)))
 
         assert asyncio.run(everything()) == [(f" {n + 7}", "stop") for n in range(40)]
+
+    def test_a_whole_answer_is_awaited(self, llm):
+        async def one() -> str:
+            return (await llm.agenerate(SUM)).text
+
+        assert asyncio.run(one()) == " 19"
 
     def test_result(self, llm):
         assert asyncio.run(llm.agenerate(SUM).result()).text == " 19"

@@ -159,3 +159,51 @@ def test_text_iterator_ends_when_the_generation_fails(pipe, tokenizer):
     pieces, errors = collect(pipe, tokenizer, [""])
     assert pieces == []
     assert [type(error) for error in errors] == [RowError]
+
+
+def test_mindformers_forms_of_inputs(pipe):
+    assert pipe({"text": SUM}) == pipe(SUM)
+    assert pipe([{"text": SUM}, PHRASE, {"text": PHRASE}]) == pipe([SUM, PHRASE, PHRASE])
+    assert pipe({"text": PHRASE, "en": SUM}, keys={"src_language": "en"}) == pipe(SUM)
+    with pytest.raises(InputError, match="input 2 has no key 'text'; its keys: prompt; keys="):
+        pipe([SUM, {"prompt": SUM}])
+
+
+def test_batch_size_changes_no_answer(pipe):
+    assert pipe([SUM, PHRASE, SUM], 2) == pipe([SUM, PHRASE, SUM], batch_size=1) == pipe([SUM, PHRASE, SUM])
+    with pytest.raises(ConfigError, match="batch_size is 0; give an integer of at least 1"):
+        pipe(SUM, batch_size=0)
+
+
+def test_without_special_tokens(pipe, model, tokenizer):
+    ids = tokenizer.encode(STORY, add_special_tokens=False)
+    assert ids != tokenizer.encode(STORY)
+    (expected,) = model.generate(ids, max_new_tokens=5)
+    (result,) = pipe(STORY, add_special_tokens=False, max_new_tokens=5)
+    assert tokenizer.decode(expected, skip_special_tokens=True) == result["text_generation_text"][0]
+
+
+def test_positional_arguments_as_mindformers_has_them(model, tokenizer):
+    assert pipeline("text_generation", model, tokenizer, None, None, "ms")(SUM)[0]["text_generation_text"] == [
+        ANSWERS[0]
+    ]
+    with pytest.raises(ConfigError, match="there is no backend 'pt'; known: ms"):
+        pipeline("text_generation", model, tokenizer, backend="pt")
+    with pytest.raises(ConfigError, match="no use for image_processor"):
+        pipeline("text_generation", model, tokenizer, TextStreamer(tokenizer))
+
+
+def test_a_base_streamer_can_be_subclassed(pipe):
+    import inference
+
+    class Collect(inference.BaseStreamer):
+        def __init__(self):
+            super().__init__()
+            self.shown = []
+
+        def on_finalized_text(self, text, stream_end=False):
+            self.shown.append(text)
+
+    streamer = Collect()
+    (result,) = pipe(SUM, streamer=streamer)
+    assert "".join(streamer.shown) == result["text_generation_text"][0]

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 
 from toys import END, ByteTokenizer, ToyModel
 
-from inference.beam.serving.shared_model import LoadedModel
+from inference.answering.shared_model import LoadedModel
 from inference.config import GenerationConfig
 from inference.engine.background import BackgroundEngine
 from inference.engine.engine import Engine

@@ -18,9 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from examples import examples
+from inference.answering.elements import TokenLength, num_bytes, without_key
 from inference.beam import MindSporeModelHandler
 from inference.beam.handlers.batching import BatchElements, Limits, _OfOneBundle
-from inference.beam.serving.elements import TokenLength, num_bytes, without_key
 from inference.errors import ConfigError
 
 WINDOWS = [GlobalWindow(), IntervalWindow(0, 5), IntervalWindow(5, 10)]

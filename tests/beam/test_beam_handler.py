@@ -123,7 +123,7 @@ def test_functions_before_and_after_and_batches_of_ones_own(demo):
 
 def test_steps_and_threads_share_one_engine(demo, monkeypatch):
     loads = []
-    monkeypatch.setattr("inference.beam.serving.shared_model.LLM", lambda config: loads.append(config))
+    monkeypatch.setattr("inference.answering.shared_model.LLM", lambda config: loads.append(config))
     model = demo.load_model()
     twin = pickle.loads(pickle.dumps(MindSporeModelHandler(DEMO.parents[1] / "configs/demo/predict_demo.yaml")))
     assert twin.load_model()._current[0] is model._current[0] and not loads

@@ -103,9 +103,9 @@ def test_more_failed_rows_than_the_threshold_end_the_pipeline(demo):
 def test_results_are_counted_and_arguments_copied():
     found, _ = run(answers(["a", "b"], Echo(), inference_args={}))
     assert [result.inference for result in found] == [1, 1]
-    with pytest.raises(Exception, match="gave 0 results for a batch of 1"):
+    with pytest.raises(Exception, match="returned 0 results for a batch of 1"):
         run(answers(["a", "lost"], Echo(), inference_args={}))
-    with pytest.raises(Exception, match="gave 0 results for a batch of 1"):
+    with pytest.raises(Exception, match="returned 0 results for a batch of 1"):
         run(answers([(1, "lost")], KeyedModelHandler(Echo()), inference_args={}))
 
 
@@ -141,7 +141,7 @@ def test_a_side_input_exchanges_the_model_and_a_bad_one_is_rolled_back(demo, put
     assert metrics["third_model_rollbacks"] == 1
     assert metrics["second_num_inferences"] == 3 and metrics["second_completion_tokens"] == 12
     assert metrics["second_model_byte_size"].sum == demo.load_model().num_bytes()
-    assert f"{broken} is refused, {good} goes on" in caplog.text
+    assert f"{broken} is rejected, {good} stays in use" in caplog.text
 
 
 def _at(seconds, value):
@@ -275,7 +275,7 @@ def test_a_watched_pattern_is_looked_at_again_and_again(put_version, tmp_path, d
     assert {name: metrics[f"{name}_completion_tokens"] for name in set(names)} == {
         name: 4 * names.count(name) for name in set(names)
     }
-    assert "v3/model.safetensors is refused" in caplog.text
+    assert "v3/model.safetensors is rejected" in caplog.text
 
 
 def test_a_pattern_is_watched_for_other_handlers_too(tmp_path):
@@ -301,3 +301,42 @@ class _Writes(beam.DoFn):
             Path(self._path).write_text("2")
             os.utime(self._path, (time.time() + 5,) * 2)
         yield str(number)
+
+
+@pytest.mark.parametrize("keyed", [False, True])
+def test_the_answer_of_one_model_is_the_prompt_of_the_next(demo, keyed):
+    """The sequential pattern of Beam's guide: `rows | RunInference(a) | RunInference(b)`."""
+    first, second = MindSporeModelHandler("demo"), MindSporeModelHandler("demo", prepare=_of_answer)
+    if keyed:
+        first, second = KeyedModelHandler(first), KeyedModelHandler(second)
+    rows = ["12 + 7 =", "word " * 3000, "2 + 3 ="]
+
+    def build(pipeline):
+        begun = pipeline | beam.Create(list(enumerate(rows)) if keyed else rows)
+        return begun | "A" >> RunInference(first) | "B" >> RunInference(second)
+
+    results, _ = run(build)
+    results = [result[1] for result in results] if keyed else results
+    by_prompt = {result.example.example: result for result in results}
+    assert by_prompt["12 + 7 ="].inference["prompt"] == "19 + 1 ="
+    assert by_prompt["12 + 7 ="].inference["text"] == " 20"
+    failed = by_prompt["word " * 3000].inference["error"]
+    assert failed["type"] == "bad_row" and failed["message"].startswith("prepare: ValueError: no answer")
+
+
+def _of_answer(result):
+    if result.inference["error"] is not None:
+        raise ValueError("no answer")
+    return f"{result.inference['text'].strip()} + 1 ="
+
+
+def test_without_prepare_the_next_prompt_is_the_answer_as_it_is():
+    from inference.answering.elements import num_bytes, prompt_from
+    from inference.errors import InputError
+
+    record = {"text": "an answer", "finish_reason": "stop", "error": None, "custom_id": "x"}
+    assert prompt_from(PredictionResult("asked", record)).text == "an answer"
+    assert prompt_from(PredictionResult("asked", "plain")).text == "plain"
+    assert num_bytes(PredictionResult("asked", record)) == 9
+    with pytest.raises(InputError, match="the model before has no answer: too long"):
+        prompt_from(PredictionResult("asked", {**record, "error": {"message": "too long"}}))

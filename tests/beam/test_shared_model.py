@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from examples import examples
-from inference.beam.serving.shared_model import BAD_ROW, MODEL_FAILED, OUT_OF_MEMORY
+from inference.answering.shared_model import BAD_ROW, MODEL_FAILED, OUT_OF_MEMORY
 from inference.errors import is_out_of_memory
 
 ROWS = ["one", "two", [3, 4, 5], {"prompt": "four", "max_new_tokens": 2}]

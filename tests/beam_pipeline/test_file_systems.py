@@ -75,7 +75,7 @@ def test_input_output_dead_letters_and_resume(store):
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("nowhere://bucket/out", "the directory of output nowhere://bucket/out cannot be looked at"),
+        ("nowhere://bucket/out", "the output directory nowhere://bucket/out cannot be listed"),
         ("mem://bucket/out[1]", "has one of * ? ["),
     ],
 )

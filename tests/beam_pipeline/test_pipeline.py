@@ -53,13 +53,13 @@ def first_run(shared) -> int:
 
 def test_every_answer_is_that_of_predict(shared, first_run):
     assert first_run == 3
-    from inference.modes import predict
+    from inference.modes import Call, predict
 
     save = shared.directory / "predicted.jsonl"
     files = [shared.write("good.jsonl", *ROWS), shared.write("b.jsonl", {"prompt": "2 + 3 ="})]
     text = shared.directory / "c.txt"
     text.write_text("Translate to German: the big house\n")
-    predict(load_config(demo_with({"output": {"save_file": str(save)}})), [*map(str, files), str(text)])
+    predict.run(Call(load_config(demo_with({"output": {"save_file": str(save)}})), (*map(str, files), str(text))))
     predicted = [json.loads(line) for line in save.read_text().splitlines()]
     expected = {row["custom_id"]: row for row in predicted}
     inside = shared.directory / "in"
@@ -103,7 +103,7 @@ def test_a_later_run_does_what_is_new(shared, first_run):
     assert after["new"]["text"] == " 12"
     assert {name: row for name, row in after.items() if name != "new"} == before
     with pytest.raises(
-        InputError, match="--resume: .* was begun with steps.model.generation.max_new_tokens 12, it is 9"
+        InputError, match="--resume: .* was begun with steps.model.generation.max_new_tokens 12; now it is 9"
     ):
         config = {**shared.config, "generation_config": {"max_new_tokens": 9}}
         Place(shared.directory, config).run("in/*.jsonl", resume=True)
@@ -175,7 +175,7 @@ def test_a_run_that_is_ended_is_gone_on_with(place):
     code, line = ended_by(signal.SIGTERM, 10)
     first = len(safe())
     assert (code, 10 <= first < 240) == (143, True), line
-    assert line.startswith(f"terminated; {first} answers are safe, go on with: ") and line.endswith("--resume")
+    assert line.startswith(f"terminated; {first} answers are safe; resume with: ") and line.endswith("--resume")
     assert ended_by(signal.SIGKILL, first + 10, "--resume")[0] == -signal.SIGKILL
     before = safe()
     assert first < len(before) < 240
@@ -195,7 +195,7 @@ BAD = [
     ({"options": ("--runner", "DircetRunner")}, InputError, "there is no runner 'DircetRunner'"),
     ({"options": ("--direct_num_worker", "2")}, ConfigError, "did you mean '--direct_num_workers'?"),
     ({"options": ("--direct_num_workers", "two")}, ConfigError, "invalid int value: 'two'"),
-    ({"options": ("--streaming", "loose")}, ConfigError, "'loose' belongs to no flag"),
+    ({"options": ("--streaming", "loose")}, ConfigError, "'loose' does not belong to a flag"),
     ({"pipeline": {"steps": {"a": {"config": "no_such_model"}}}}, InferenceError, "no_such_model"),
     ({"pipeline": {"steps": {"a": {"options": {"engine.thread": 2}}}}}, ConfigError, "did you mean 'threads'?"),
     (
@@ -203,21 +203,21 @@ BAD = [
         ConfigError,
         "has no Shoot; did you mean 'Shout'?",
     ),
-    ({"pipeline": {"steps": {"a": {"handler": "handlres.Shout"}}}}, ConfigError, "there is no handlres.Shout"),
-    ({"pipeline": {"steps": {"a": {"handler": "pipeline_handlers.NoHandler"}}}}, ConfigError, "is no ModelHandler"),
+    ({"pipeline": {"steps": {"a": {"handler": "handlres.Shout"}}}}, ConfigError, "handlres.Shout does not exist"),
+    ({"pipeline": {"steps": {"a": {"handler": "pipeline_handlers.NoHandler"}}}}, ConfigError, "is not a ModelHandler"),
     (
         {"pipeline": {"steps": {"a": {"handler": "pipeline_handlers.Shout", "arguments": {"marc": 1}}}}},
         ConfigError,
-        "Shout does not take these arguments",
+        "Shout rejects these arguments",
     ),
-    ({"pipeline": {"steps": {"a": {"arguments": {"larg_model": True}}}}}, ConfigError, "does not take these arguments"),
+    ({"pipeline": {"steps": {"a": {"arguments": {"larg_model": True}}}}}, ConfigError, "rejects these arguments"),
     (
         {"pipeline": {"steps": {"a": {"remote": {"url": "http://x/v1", "model": "m", "key_variable": "NO_SUCH_KEY"}}}}},
         ConfigError,
         "NO_SUCH_KEY is not set",
     ),
     ({"pipeline": {"report_file": "a.html"}}, InputError, "compares steps, and there is one"),
-    ({"pipeline": {"report_file": "a.pdf"}}, InputError, "a.pdf is no .html file"),
+    ({"pipeline": {"report_file": "a.pdf"}}, InputError, "a.pdf is not an .html file"),
 ]
 
 
@@ -235,11 +235,11 @@ def test_mistakes_are_found_before_the_pipeline_starts(place, case, kind, messag
 def test_an_input_without_a_row_and_a_runner_that_does_nothing(place, monkeypatch):
     place.write("in.jsonl")
     steps = {"steps": {"loud": {"handler": "pipeline_handlers.Shout"}}}
-    with pytest.raises(InputError, match="there is no row in the input"):
+    with pytest.raises(InputError, match="the input has no rows"):
         place.run("in.jsonl", pipeline=steps)
     place.write("in.jsonl", ROWS[0])
     monkeypatch.setattr("inference.beam.pipeline.run.build", lambda pipeline, plan: None)
-    with pytest.raises(InferenceError, match="come to its end with 0 of 1 inputs read"):
+    with pytest.raises(InferenceError, match="the runner finished after reading 0 of 1 inputs"):
         place.run("in.jsonl", pipeline=steps, out="other")
 
 
@@ -269,7 +269,7 @@ def test_check_says_what_would_run(place):
 
     place.write("in.jsonl", ROWS[0])
     config = load_config(demo_with({"run_mode": "pipeline"}))
-    said = modes.check_other(config, [str(place.directory / "in.jsonl")], ["--runner", "DirectRunner"], False)
+    said = modes.check(modes.Call(config, (str(place.directory / "in.jsonl"),), ("--runner", "DirectRunner")))
     assert said == "model: demo; 1 input; ok"
 
 

@@ -35,7 +35,7 @@ def test_too_many_end_the_run_and_it_can_be_gone_on_with(place):
     assert stopped.value.exit_code == 3
     assert str(stopped.value) == (
         "stopped: more than 2 rows failed, the last: RuntimeError: boom was in it; "
-        f"the failures are in {place.directory}/out/.parts/*.failed; 6 answers are safe, go on with: COMMAND"
+        f"the failures are in {place.directory}/out/.parts/*.failed; 6 answers are safe; resume with: COMMAND"
     )
     noted = place.failures("out/.parts/*.failed")
     assert sorted(row["error"]["type"] for row in noted) == ["bad_row", "model_failed", "model_failed"]

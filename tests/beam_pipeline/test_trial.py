@@ -29,7 +29,7 @@ def test_a_model_is_judged_by_its_answers():
     assert [prompt.text for prompt in trial.rows] == [example.prompt.text for example in EXAMPLES]
     assert trial.judge(records(" 1", " 2", " 3", "no")) is None
     said = trial.judge(records(" 1", " 2", "no", "no"))
-    assert said == "thresholds that are not kept: exact_match@sum >= 0.75: 0.5000"
+    assert said == "missed thresholds: exact_match@sum >= 0.75: 0.5000"
 
 
 @pytest.mark.parametrize("gate", [Gate(at_most={"perplexity": 2}), Gate(max_drop={"exact_match": 0})])

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sentencepiece import SentencePieceProcessor
 
 from inference.api.auto import AutoTokenizer
 from inference.checkpoint.quantized_tensor import describe
@@ -26,14 +25,13 @@ from inference.kernels.formats import Format, unpack
 from inference.models.source import ModelSource, resolve
 from inference.models.weights import loading
 from inference.models.weights.parameters import parameter_shapes
-from inference.modes import convert
-from inference.tokenizer import Tokenizer, load_tokenizer
+from inference.modes.convert import convert
+from inference.tokenizer import load_tokenizer
 from inference.tokenizer.gguf_tokenizer import write_gguf_tokenizer
-from inference.tokenizer.sentencepiece_tokenizer import CONTROL, NORMAL, USER_DEFINED, _piece_types
 
 gguf = pytest.importorskip("gguf", reason="the extra gguf is not installed")
 
-from gguf_files import their_name, write_gguf  # noqa: E402  (needs gguf)
+from gguf_files import fields_of, their_name, write_gguf  # noqa: E402  (needs gguf)
 
 ROOT = Path(__file__).parents[2]
 GOLDENS = ROOT / "tests" / "goldens"
@@ -205,40 +203,6 @@ def test_an_adapter_is_for_rows_as_its_family_publishes_them(case: str, tmp_path
         for ours, theirs in zip(additions, expected[name], strict=True):
             assert ours.first_row == theirs.first_row
             np.testing.assert_array_equal(ours.up, theirs.up, err_msg=name)
-
-
-def fields_of(tokenizer: Tokenizer, directory: Path, pre: str | None = None) -> Any:
-    """Writes a tokenizer's fields, as llama.cpp's conversion does."""
-
-    def write(writer: Any) -> None:
-        tokens = [tokenizer.id_to_token(token_id) or "" for token_id in range(len(tokenizer))]
-        added = tokenizer._added  # type: ignore[attr-defined]
-        types = [NORMAL] * len(tokens)
-        if pre is None:
-            model = next(directory.glob("*.model"))
-            processor = SentencePieceProcessor(model_file=str(model))
-            types[: processor.get_piece_size()] = _piece_types(model.read_bytes())
-            scores = [processor.get_score(i) for i in range(processor.get_piece_size())]
-            writer.add_tokenizer_model("llama")
-            writer.add_token_scores([*scores, *[-1000.0] * (len(tokens) - len(scores))])
-        else:
-            merges = json.loads((directory / "tokenizer.json").read_text())["model"]["merges"]
-            writer.add_tokenizer_model("gpt2")
-            writer.add_tokenizer_pre(pre)
-            writer.add_token_merges([" ".join(merge) if isinstance(merge, list) else merge for merge in merges])
-        for token_id, token in added.items():
-            if types[token_id] in (NORMAL, USER_DEFINED):
-                types[token_id] = CONTROL if token.special else USER_DEFINED
-        writer.add_token_list(tokens)
-        writer.add_token_types(types)
-        for name in ("bos", "eos", "unk", "pad"):
-            token_id = getattr(tokenizer, f"{name}_token_id")
-            if token_id is not None:
-                getattr(writer, f"add_{name}_token_id")(token_id)
-        if tokenizer.config.chat_templates:
-            writer.add_chat_template(tokenizer.config.chat_templates["default"])
-
-    return write
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ BAD = [
     (["--evaluate.metrics", "exact"], "there is no metric 'exact'; did you mean 'exact_match'?"),
     (["--report_file", "none/page.html"], "--report_file: none/page.html cannot be made: there is no directory none"),
     (["--evaluate.reference_key", "answer"], "rows.jsonl:1: no reference in this row"),
-    (["--predict_data", "rows.txt"], "--predict_data: rows.txt is no .jsonl file"),
+    (["--predict_data", "rows.txt"], "--predict_data: rows.txt is not a .jsonl file"),
 ]
 
 

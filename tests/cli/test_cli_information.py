@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from inference import __version__, load_config
+from inference.cli.options import build_command
 from inference.config.flags import FLAGS
 from inference.config.presets import list_presets
+from inference.config.run_modes import RUN_MODES
+
+ROOT = Path(__file__).parents[2]
 
 HEADINGS = ["Run:", "Model:", "Device:", "Generation:", "Output:", "Information:", "Examples:"]
 
@@ -131,3 +138,28 @@ def test_the_command_line_outranks_the_yaml(cli):
     assert "max_new_tokens" not in printed
     assert "top_k: 4  # --top_k" in printed
     assert "seed: 1  # mine.yaml:1" in printed
+
+
+def test_python_m_inference_is_the_command_line(cli):
+    words = [sys.executable, "-m", "inference", "--version"]
+    done = subprocess.run(words, env=cli.environment | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"mindspore-inference {__version__}\n")
+
+
+def test_the_command_is_built_once():
+    def callback(**given: object) -> int:
+        return 0
+
+    assert build_command(callback) is build_command(callback)
+
+
+@pytest.mark.parametrize("name", RUN_MODES)
+def test_every_run_mode_is_a_module_of_its_name(name):
+    module = importlib.import_module(f"inference.modes.{name}")
+    assert callable(module.run) and callable(module.check)
+
+
+@pytest.mark.parametrize("name", [name for name, mode in RUN_MODES.items() if not mode.takes_prompts])
+def test_a_run_mode_without_prompts_refuses_them(cli, name):
+    message = f"--predict_data: run_mode {name} takes no prompts; leave it out"
+    assert cli.demo("--run_mode", name, "--predict_data", "a").error() == message

@@ -41,6 +41,7 @@ MINDFORMERS = [
     "trust_remote_code",
 ]
 SAMPLES = {
+    "--logit_bias": "42=-5",
     "--run_mode": "predict",
     "--load_ckpt_format": "ckpt",
     "--device_target": "Ascend",

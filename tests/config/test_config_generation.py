@@ -11,11 +11,14 @@ from hypothesis import strategies as st
 
 from inference.config import (
     GenerationConfig,
+    ignored_settings,
     load_config,
     merge_generation_config,
     read_generation_file,
     settings_from_model,
 )
+from inference.config.generation import with_sampling
+from inference.config.overrides import Override
 from inference.errors import ConfigError
 
 
@@ -184,7 +187,7 @@ def test_merge_order(layers: list[dict]) -> None:
 
 @given(st.lists(LENGTHS, max_size=4), LENGTHS)
 def test_merging_at_once_is_merging_step_by_step(layers: list[dict], last: dict) -> None:
-    assert merge_generation_config(*layers, last) == merge_generation_config(*layers).updated(**last)
+    assert merge_generation_config(*layers, with_sampling(last)) == merge_generation_config(*layers).updated(**last)
 
 
 def test_every_source_outranks_the_one_before_it() -> None:
@@ -262,3 +265,68 @@ def test_keys_of_hugging_face_without_effect_are_accepted_and_reported() -> None
         "generation_config.transformers_version",
         "generation_config.early_stopping",
     ]
+
+
+@pytest.mark.parametrize(
+    ("flags", "sampled"),
+    [
+        ({}, False),
+        ({"temperature": 0.8}, True),
+        ({"top_k": 3}, True),
+        ({"temperature": 0}, False),
+        ({"top_p": 0.9, "do_sample": False}, False),
+    ],
+)
+def test_a_flag_of_sampling_turns_it_on_and_a_file_keeps_its_meaning(flags: dict, sampled: bool) -> None:
+    """The file says do_sample False beside a temperature, as MindFormers' do."""
+    file = {"generation_config": {"do_sample": False, "temperature": 0.7}}
+    overrides = [Override(f"generation_config.{name}", value, f"--{name}") for name, value in flags.items()]
+    config = load_config(file, overrides=overrides)
+    assert config.generation().do_sample is sampled
+    assert bool(config.sampling_flag) is sampled
+    assert config.generation(request={"temperature": 0.5}).do_sample
+
+
+@pytest.mark.parametrize(
+    ("given", "name", "value"),
+    [
+        ({"n": 3}, "num_return_sequences", 3),
+        ({"max_completion_tokens": 5}, "max_new_tokens", 5),
+        ({"max_tokens": 5}, "max_new_tokens", 5),
+        ({"stop_strings": ["a"]}, "stop", ("a",)),
+        ({"logprobs": True, "top_logprobs": 4}, "logprobs", 4),
+        ({"logprobs": True}, "logprobs", 0),
+        ({"logprobs": False}, "logprobs", None),
+        ({"logit_bias": {"42": -5, 7: 1}}, "logit_bias", {42: -5.0, 7: 1.0}),
+        ({"logit_bias": ["42=-5"]}, "logit_bias", {42: -5.0}),
+        ({"sequence_bias": [[[5, 17], -2]]}, "sequence_bias", (((5, 17), -2.0),)),
+        ({"bad_words_ids": [[5], [1, 2]]}, "bad_words_ids", ((5,), (1, 2))),
+        ({"exponential_decay_length_penalty": [5, 1.5]}, "exponential_decay_length_penalty", (5, 1.5)),
+    ],
+)
+def test_settings_as_other_tools_write_them(given: dict, name: str, value: object) -> None:
+    assert getattr(GenerationConfig().updated(**given), name) == value
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"logit_bias": {"a": 1}}, "token ids and numbers"),
+        ({"logit_bias": {3: float("inf")}}, "token ids and numbers"),
+        ({"sequence_bias": [[5, -2]]}, "lists of token ids, each with a number"),
+        ({"bad_words_ids": [5]}, "a list of lists of token ids"),
+        ({"exponential_decay_length_penalty": [5]}, "a number of tokens and a factor"),
+    ],
+)
+def test_settings_of_tokens_that_make_no_sense(given: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        GenerationConfig().updated(**given)
+
+
+def test_what_a_models_own_file_asks_for_in_vain_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "generation_config.json"
+    own = {"num_beams": 4, "guidance_scale": 1.0, "no_repeat_ngram_size": 3, "_from_model_config": True, "x": 1}
+    path.write_text(json.dumps(own))
+    assert ignored_settings(path) == ["num_beams 4", "x 1"]
+    assert read_generation_file(path).no_repeat_ngram_size == 3
+    assert ignored_settings(tmp_path / "none.json") == []

@@ -76,7 +76,7 @@ def test_examples(tmp_path):
         ({"prompt": "p", "reference": 3}, "a.jsonl:2: no reference"),
         ({"prompt": "p", "reference": "r", "references": ["r"]}, "both 'reference' and 'references'"),
         ({"prompt": "p", "reference": "r", "slice": 1.5}, "a.jsonl:2: a slice is a text"),
-        ({"prompt": "p", "reference": "r", "custom_id": "x"}, "custom_id 'x' is that of "),
+        ({"prompt": "p", "reference": "r", "custom_id": "x"}, "custom_id 'x' is also that of "),
         ({"prompt": "p", "reference": "r", "max_lenght": 1}, "did you mean 'max_length'?"),
         ({"reference": "r"}, "a.jsonl:2: no prompt in this row"),
     ],
@@ -108,7 +108,7 @@ def test_a_result_comes_back_from_its_file(tmp_path):
 def test_a_file_that_is_no_result(tmp_path, content):
     path = tmp_path / "result.json"
     path.write_text(content)
-    with pytest.raises(InputError, match="is no result of an evaluation"):
+    with pytest.raises(InputError, match="is not the result of an evaluation"):
         read_evaluation(path, CHOSEN, SAMPLING)
 
 
@@ -169,7 +169,7 @@ def test_a_drop_has_to_be_sure():
         ({"at_least": {"exact_mach": 1}}, "did you mean 'exact_match'?"),
         ({"at_least": {"exact_match@evn": 1}}, "no row is in that slice; did you mean 'even'?"),
         ({"at_most": {"latncy_p90": 1}}, "did you mean 'latency_p90'?"),
-        ({"max_drop": {"failed": 1}}, "a threshold is for 'failed'"),
+        ({"max_drop": {"failed": 1}}, "a threshold names the unknown score 'failed'"),
         ({"max_drop": {"exact_match": 0}}, "give --compare_with"),
     ],
 )

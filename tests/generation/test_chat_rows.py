@@ -105,6 +105,9 @@ class Engine:
 
     ended = False
 
+    def cut(self, request: Any, count: int) -> None:
+        del request.output_ids[count:]
+
     def finish(self, request: Any, reason: FinishReason) -> None:
         self.ended = True
         request.finish(reason)

@@ -16,7 +16,7 @@ from inference.generation.perplexity import Continuation, score_continuations
 from inference.generation.replica_messages import row_fields, row_of
 from inference.inputs.prompts import Prompt
 from inference.models.source import resolve
-from inference.modes import convert
+from inference.modes.convert import convert
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 NAMES = ("llama_patterns", "llama_rslora")

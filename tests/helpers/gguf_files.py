@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sentencepiece import SentencePieceProcessor
 
 from benchmarking.gguf_file import Tensors, pairs_from_halves
+from inference.tokenizer import Tokenizer
+from inference.tokenizer.sentencepiece_tokenizer import CONTROL, NORMAL, USER_DEFINED, _piece_types
 
 ARCHITECTURES = {
     "mistral": "llama",
@@ -227,3 +230,37 @@ def _write_expert_sizes(writer: Any, architecture: str, config: dict[str, Any]) 
 
         writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
         writer.add_nextn_predict_layers(config.get("num_nextn_predict_layers", 0))
+
+
+def fields_of(tokenizer: Tokenizer, directory: Path, pre: str | None = None) -> Any:
+    """Writes a tokenizer's fields, as llama.cpp's conversion does."""
+
+    def write(writer: Any) -> None:
+        tokens = [tokenizer.id_to_token(token_id) or "" for token_id in range(len(tokenizer))]
+        added = tokenizer._added  # type: ignore[attr-defined]
+        types = [NORMAL] * len(tokens)
+        if pre is None:
+            model = next(directory.glob("*.model"))
+            processor = SentencePieceProcessor(model_file=str(model))
+            types[: processor.get_piece_size()] = _piece_types(model.read_bytes())
+            scores = [processor.get_score(i) for i in range(processor.get_piece_size())]
+            writer.add_tokenizer_model("llama")
+            writer.add_token_scores([*scores, *[-1000.0] * (len(tokens) - len(scores))])
+        else:
+            merges = json.loads((directory / "tokenizer.json").read_text())["model"]["merges"]
+            writer.add_tokenizer_model("gpt2")
+            writer.add_tokenizer_pre(pre)
+            writer.add_token_merges([" ".join(merge) if isinstance(merge, list) else merge for merge in merges])
+        for token_id, token in added.items():
+            if types[token_id] in (NORMAL, USER_DEFINED):
+                types[token_id] = CONTROL if token.special else USER_DEFINED
+        writer.add_token_list(tokens)
+        writer.add_token_types(types)
+        for name in ("bos", "eos", "unk", "pad"):
+            token_id = getattr(tokenizer, f"{name}_token_id")
+            if token_id is not None:
+                getattr(writer, f"add_{name}_token_id")(token_id)
+        if tokenizer.config.chat_templates:
+            writer.add_chat_template(tokenizer.config.chat_templates["default"])
+
+    return write

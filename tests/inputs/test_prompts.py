@@ -109,7 +109,7 @@ class TestOpenAI:
             (openai({"messages": CHAT}, url="/v1/embeddings"), "POST /v1/embeddings cannot be answered"),
             (openai({"messages": CHAT}, method="GET"), "GET /v1/chat/completions cannot be answered"),
             (openai({"messages": CHAT, "stream": True}), "cannot be streamed"),
-            (openai({"messages": CHAT, "n": 2}), "num_return_sequences"),
+            (openai({"messages": CHAT, "n": 0}), "num_return_sequences"),
             (openai({"messages": CHAT, "functions": []}), "unknown generation setting 'functions'"),
             (openai({"messages": CHAT}, temperature=1), "unknown key 'temperature' beside body"),
             (openai({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}), "a part that is no text"),

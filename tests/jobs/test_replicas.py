@@ -26,6 +26,7 @@ ROWS = st.lists(
             "temperature": st.floats(0.5, 2),
             "seed": st.integers(0, 99),
             "logprobs": st.integers(0, 3),
+            "n": st.integers(1, 3),
             "stop": st.just(["a", "q"]),
         },
     ),

@@ -26,6 +26,7 @@ from inference.engine.engine import Engine
 from inference.engine.metrics import RunMetrics
 from inference.errors import InferenceError
 from inference.generation.data_parallel import Replica, Replicas
+from inference.generation.samples import SampledGenerator
 from inference.generation.text import EncodedPrompt, Encoder, TextGenerator
 from inference.inputs import open_rows
 from inference.jobs.feed import Feed
@@ -101,7 +102,7 @@ def toy_job(
         if loaded is not None:
             loaded.append(first)
         if replicas == 1:
-            yield copy(metrics)
+            yield SampledGenerator(copy(metrics))
             return
         pairs = [socket.socketpair() for _ in range(replicas - 1)]
         for i, (_, theirs) in enumerate(pairs):
@@ -110,7 +111,7 @@ def toy_job(
         figures = metrics or RunMetrics()
         everyone = Replicas(copy(figures), [Channel(ours, rank) for rank, (ours, _) in enumerate(pairs, 1)])
         try:
-            yield everyone
+            yield SampledGenerator(everyone)
         finally:
             everyone.close(figures)
             for connection in (end for pair in pairs for end in pair):

@@ -8,16 +8,16 @@
 #include <random>
 #include <vector>
 
-#include "blocks.h"
+#include "records.h"
 
 extern "C" {
 int kernels_use(const char *name);
-void kernels_set_threads(int threads);
+int kernels_set_threads(int threads);
 void kernels_pack(int32_t format, const uint8_t *x, int32_t is_packed, int64_t rows, int64_t columns, int64_t first,
                   uint8_t *panels);
 void kernels_linear(int32_t format, const uint8_t *weight, int64_t rows, int64_t columns, const float *x, int64_t tokens,
                     const float *bias, const float *residual, float *out);
-void kernels_halves(const int64_t *program, int64_t numbers, int64_t tokens, int64_t sequences, int64_t table_width,
+int32_t kernels_sublayers(const int64_t *program, int64_t numbers, int64_t tokens, int64_t sequences, int64_t table_width,
                     const int32_t *positions, const int32_t *slots, const int32_t *block_tables,
                     const int32_t *query_starts, float *x);
 }
@@ -40,11 +40,6 @@ std::vector<uint8_t> packed(int32_t format, int64_t rows, int64_t columns) {
   return panels;
 }
 
-template <class T>
-int64_t address(const std::vector<T> &values) {
-  return reinterpret_cast<int64_t>(values.data());
-}
-
 // Largest difference, as a part of the largest value.
 double difference(const std::vector<float> &a, const std::vector<float> &b) {
   double largest = 0, worst = 0;
@@ -57,7 +52,7 @@ double difference(const std::vector<float> &a, const std::vector<float> &b) {
 
 double compare_products(const char *set) {
   double worst = 0;
-  for (int32_t format = FLOAT32; format <= INT4; format++)
+  for (int32_t format = FLOAT32; format <= LAST_FORMAT; format++)
     for (int64_t tokens : {1, 2, 3, 5, 8, 17})
       for (int64_t columns : {7, 64, 200}) {
         const int64_t rows = 37;
@@ -73,17 +68,9 @@ double compare_products(const char *set) {
   return worst;
 }
 
-int64_t bits_of(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, 4);
-  return bits;
-}
-
-// Two layers on two sequences of 20 and 3 tokens, the second with every option; records as in library.cpp.
+// Two layers on two sequences of 20 and 3 tokens, the second with every option.
 double compare_layers(const char *set, bool half_cache) {
   constexpr int64_t hidden = 48, heads = 6, kv_heads = 2, size = 10, block = 16, width = 50, tokens = 23;
-  constexpr int64_t RECORD = 40;
-  const int64_t eps = bits_of(1e-5f), scale = bits_of(0.3f), cap = bits_of(2.0f);
   kernels_use("plain");
   const auto qkv = packed(FLOAT32, (heads + 2 * kv_heads) * size, hidden), output = packed(FLOAT16, hidden, heads * size);
   const auto gate_up = packed(BFLOAT16, 2 * width, hidden), down = packed(FLOAT32, hidden, width);
@@ -91,15 +78,29 @@ double compare_layers(const char *set, bool half_cache) {
   const auto norm = random(hidden), bias = random(hidden), rotation = random(size), slopes = random(heads);
   const auto x = random(tokens * hidden);
   std::vector<float> keys(8 * kv_heads * size * block), values(keys.size());
-  const int64_t program[4][RECORD] = {
-      {0, hidden, heads, kv_heads, size, block, 12, half_cache, eps, address(norm), address(rotation),
-       FLOAT32, address(qkv), 0, 0, 0, FLOAT16, address(output), 0, address(keys), address(values), scale},
-      {1, hidden, width, eps, SILU, 1, address(norm), 0, BFLOAT16, address(gate_up), 0, FLOAT32, address(down), 0},
-      {0, hidden, heads, kv_heads, size, block, 0, half_cache, eps, address(norm), address(rotation),
-       FLOAT32, address(qkv), 0, 0, 0, FLOAT16, address(output), 0, address(keys), address(values), scale, cap,
-       address(slopes), address(bias), address(norm)},
-      {1, hidden, width, eps, GELU_TANH, 0, address(norm), address(bias), FLOAT32, address(up), 0, FLOAT32,
-       address(down), 0, address(norm)}};
+  AttentionRecord attention{};
+  attention.header = {sizeof attention, ATTENTION};
+  attention.hidden = hidden, attention.heads = heads, attention.kv_heads = kv_heads, attention.head_size = size;
+  attention.block_size = block, attention.window = 12, attention.half_cache = half_cache;
+  attention.eps = 1e-5, attention.scale = 0.3, attention.norm = norm.data(), attention.rotation = rotation.data();
+  attention.qkv = {FLOAT32, qkv.data()}, attention.output = {FLOAT16, output.data()};
+  attention.keys = keys.data(), attention.values = values.data();
+  AttentionRecord with_options = attention;
+  with_options.window = 0, with_options.softcap = 2, with_options.slopes = slopes.data();
+  with_options.norm_bias = bias.data(), with_options.post_norm = norm.data();
+  FeedForwardRecord gated{};
+  gated.header = {sizeof gated, FEED_FORWARD};
+  gated.hidden = hidden, gated.width = width, gated.eps = 1e-5, gated.activation = SILU, gated.gated = 1;
+  gated.norm = norm.data(), gated.gate_up = {BFLOAT16, gate_up.data()}, gated.down = {FLOAT32, down.data()};
+  FeedForwardRecord ungated = gated;
+  ungated.activation = GELU_TANH, ungated.gated = 0, ungated.norm_bias = bias.data(), ungated.post_norm = norm.data();
+  ungated.gate_up = {FLOAT32, up.data()};
+  std::vector<int64_t> program;
+  const auto append = [&](const auto &record) {
+    const int64_t *numbers = reinterpret_cast<const int64_t *>(&record);
+    program.insert(program.end(), numbers, numbers + sizeof record / 8);
+  };
+  append(attention), append(gated), append(with_options), append(ungated);
   std::vector<int32_t> positions, slots;
   const int32_t tables[4] = {3, 5, 1, 0}, starts[3] = {0, 20, 23};
   for (int32_t t = 0; t < tokens; t++) {
@@ -111,7 +112,9 @@ double compare_layers(const char *set, bool half_cache) {
   const char *sets[2] = {"plain", set};
   for (int run = 0; run < 2; run++) {
     kernels_use(sets[run]);
-    kernels_halves(program[0], 4 * RECORD, tokens, 2, 2, positions.data(), slots.data(), tables, starts, results[run].data());
+    const int32_t code = kernels_sublayers(program.data(), program.size(), tokens, 2, 2, positions.data(), slots.data(),
+                                           tables, starts, results[run].data());
+    if (code) return INFINITY;
   }
   return difference(results[1], results[0]);
 }

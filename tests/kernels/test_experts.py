@@ -1,4 +1,4 @@
-"""The native half of experts against plain numpy, for every weight format: who is chosen, and what they answer."""
+"""The native experts sublayer against plain numpy, for every weight format: who is chosen, and what they answer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from inference.kernels.shapes import ExpertsShape, Routing
 from inference.kernels.weight import Weight
 
 if TYPE_CHECKING:
-    from inference.kernels.native import ExpertsHalf
+    from inference.kernels.native import ExpertsSublayer
 
 try:
     library_path()
@@ -33,7 +33,7 @@ CLEAR = 1e-4
 
 @dataclass
 class Model:
-    """Weights as matrices, and the native half that is made of them."""
+    """Weights as matrices, and the native sublayer that is made of them."""
 
     shape: ExpertsShape
     weight_format: Format
@@ -68,13 +68,13 @@ class Model:
                 weights[name] = Weight(pack(with_room(values), self.weight_format), self.weight_format)
         return weights
 
-    def half(self) -> ExpertsHalf:
-        from inference.kernels.native import ExpertsHalf
+    def sublayer(self) -> ExpertsSublayer:
+        from inference.kernels.native import ExpertsSublayer
 
-        return ExpertsHalf(self.shape, self.packed())
+        return ExpertsSublayer(self.shape, self.packed())
 
     def run(self, x: np.ndarray) -> np.ndarray:
-        return run(self.half(), x)
+        return run(self.sublayer(), x)
 
     def linear(self, weight: np.ndarray, x: np.ndarray) -> np.ndarray:
         """With the rounding that the format has; tested by itself in test_native."""
@@ -112,8 +112,8 @@ class Model:
         return {int(expert): scores[expert] / total * routing.scale for expert in chosen}
 
 
-def run(half: ExpertsHalf, x: np.ndarray) -> np.ndarray:
-    return library.half(half.record, x)
+def run(sublayer: ExpertsSublayer, x: np.ndarray) -> np.ndarray:
+    return library.sublayer(sublayer.record, x)
 
 
 def best(scores: np.ndarray, count: int) -> np.ndarray:
@@ -166,8 +166,8 @@ def test_answers(model: Model, tokens: int, seed: int) -> None:
 @given(models(), st.integers(2, 40), st.integers(0, 999))
 def test_a_token_does_not_depend_on_its_neighbors(model: Model, tokens: int, seed: int) -> None:
     x = np.random.default_rng(seed).standard_normal((tokens, model.shape.hidden), np.float32)
-    half = model.half()
-    assert np.array_equal(run(half, x), np.concatenate([run(half, token[None]) for token in x]))
+    sublayer = model.sublayer()
+    assert np.array_equal(run(sublayer, x), np.concatenate([run(sublayer, token[None]) for token in x]))
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 
 from examples import examples
 from inference.kernels import library
-from inference.kernels.build import KernelBuildError, library_path
+from inference.kernels.build import KernelBuildError, library_path, sets_of_this_machine
 from inference.kernels.formats import GROUP, Format, pack, unpack
 
 try:
@@ -22,24 +21,12 @@ except KernelBuildError as error:
     pytest.skip(str(error), allow_module_level=True)
 
 
-def supported() -> list[str]:
-    """Instruction sets that this build and this processor have."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    flags = next((set(line.split()) for line in lines if line.startswith(("flags", "Features"))), set())
-    needs = {
-        "plain": set(),
-        "avx2": {"avx2", "fma", "f16c"},
-        "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq"},
-        "avx512_vnni": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"},
-    }
-    return [name for name, needed in needs.items() if needed <= flags]
-
-
-@pytest.fixture(params=supported(), autouse=True, scope="module")
+@pytest.fixture(params=[item.name for item in sets_of_this_machine()], autouse=True, scope="module")
 def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
-    assert library.use_instruction_set(request.param)
+    library.use_instruction_set(request.param)
+    assert library.instruction_set() == request.param
     yield request.param
-    library.use_instruction_set("best")
+    library.use_instruction_set(None)
 
 
 def rounded_activations(x: np.ndarray, weight_format: Format) -> np.ndarray:

@@ -89,7 +89,7 @@ def texts(path: Path) -> dict[int, dict[str, Any]]:
     [
         ((*COPIES, "3"), "data_parallel 3 x model_parallel 1 needs 3 processes, 2 were started; "),
         ((*COPIES, "2", "--run_mode", "evaluate"), "evaluate runs on one copy of the model; "),
-        (("--run_mode", "convert"), "convert is the work of one process, for any number of ranks; "),
+        (("--run_mode", "convert"), "convert runs in one process; "),
         (("--use_parallel", "False"), "use_parallel is False, 2 processes were started; give --use_parallel True"),
     ],
 )

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_adapters import BLOCK_SIZE, BLOCKS, GOLDENS, TOLERANCE, random_adapter, runner_of, source_of
+from test_lora import BLOCK_SIZE, BLOCKS, GOLDENS, TOLERANCE, random_adapter, runner_of, source_of
 
 from inference.config import load_config
 from inference.config.presets import list_presets

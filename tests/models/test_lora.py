@@ -149,13 +149,42 @@ def copied(case: str, to: Path, **changes: Any) -> Path:
         ({"r": 5}, "config.json says rank 5"),
         ({"rank_pattern": {"(": 3}}, "is no regular expression"),
         ({"target_modules": ["q_proj", "v_proj"]}, "down_proj is stored and not named"),
-        ({"target_modules": ["q_proj", "v_proj", "down_proj", "o_proj"]}, "o_proj is named and not stored"),
+        ({"target_modules": 3}, "target_modules is 3; it must be a list of texts"),
+        ({"rank_pattern": {"q_proj": "8"}}, "rank_pattern of q_proj is '8'; it must be a positive integer"),
+        ({"alpha_pattern": {"q_proj": float("inf")}}, "alpha_pattern of q_proj is inf; it must be a positive number"),
     ],
 )
 def test_what_peft_can_do_and_we_cannot_is_refused_by_name(changes: dict, expected: str, tmp_path: Path) -> None:
     path = copied("llama_patterns", tmp_path / "adapter", **changes)
     with pytest.raises(CheckpointError, match=expected):
         read_adapter("a", path, source_of("llama2_gqa").model)
+
+
+def test_a_name_without_a_module_is_passed_over(tmp_path: Path) -> None:
+    """Lists of target modules are written for several families at once; PEFT takes what it finds."""
+    named = ["q_proj", "v_proj", "down_proj", "o_proj", "query_key_value"]
+    path = copied("llama_patterns", tmp_path / "adapter", target_modules=named)
+    model = source_of("llama2_gqa").model
+    assert read_adapter("a", path, model).parts.keys() == read_adapter("a", LORA / "llama_patterns", model).parts.keys()
+
+
+def test_whole_matrices_and_tied_heads_are_refused_by_name(tmp_path: Path) -> None:
+    """What PEFT saves of a resized embedding or a trained head, and an adapter of a head that is the embedding."""
+    path = copied("llama_patterns", tmp_path / "whole")
+    tensors = load_file(path / "adapter_model.safetensors")
+    head = {"base_model.model.lm_head.weight": np.ones((128, 32), np.float32)}
+    save_file({**tensors, **head}, path / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match="lm_head.weight' is a whole matrix .*; .*merge it with PEFT"):
+        read_adapter("a", path, source_of("llama2_gqa").model)
+    path = copied("llama_rslora", tmp_path / "tied", target_modules=["lm_head"])
+    halves = {"A": np.ones((3, 32), np.float32), "B": np.ones((128, 3), np.float32)}
+    save_file(
+        {f"base_model.model.lm_head.lora_{half}.weight": array for half, array in halves.items()},
+        path / "adapter_model.safetensors",
+    )
+    for engine in ({}, {"merge_adapter": "a"}):
+        with pytest.raises(CheckpointError, match="this model has no matrix lm_head of its own to adapt"):
+            source_of("llama32_tied", adapters={"a": str(path)}, engine=engine).pairs()
 
 
 def test_damaged_adapters_and_those_of_other_models(tmp_path: Path) -> None:

@@ -11,7 +11,9 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from inference.config import InferenceConfig, load_config
 from inference.errors import CheckpointError, ConfigError, InferenceError, ModelNotFoundError
@@ -245,3 +247,39 @@ sys.exit('mindspore' in sys.modules)
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_stored_head_wins_over_a_config_that_ties_it(tmp_path: Path) -> None:
+    """transformers uses the stored one, too; a copy of the embedding stays tied, so that it takes no memory."""
+    directory = shutil.copytree(GOLDENS / "llama32_tied", tmp_path / "tied")
+    tensors = load_file(directory / "model.safetensors")
+    embedding = tensors["model.embed_tokens.weight"]
+    for head, tied in ((embedding.copy(), True), (np.roll(embedding, 1, axis=0), False)):
+        save_file({**tensors, "lm_head.weight": head}, directory / "model.safetensors")
+        source = resolve(config(load_checkpoint=str(directory)))
+        assert source.model.tie_embeddings is tied
+        assert ("another output head" in " ".join(source.notes)) is not tied
+        found = {place.parameter: tensor for tensor, place in source.pairs() or []}
+        assert ("lm_head.weight" in found) is not tied
+    values = np.empty(embedding.shape, np.float32)
+    found["lm_head.weight"].read_into(values)
+    assert np.array_equal(values, np.roll(embedding, 1, axis=0).astype(np.float32))
+
+
+@pytest.mark.parametrize("family", ["llama2_mha", "gpt2"])
+def test_buffers_that_nobody_reads_do_not_block_loading(tmp_path: Path, family: str) -> None:
+    directory = shutil.copytree(GOLDENS / family, tmp_path / family)
+    tensors = load_file(directory / "model.safetensors")
+    buffers = {
+        "transformer.h.0.attn.bias": np.ones((1, 1, 8, 8), np.bool_),
+        "transformer.h.0.attn.masked_bias": np.array(-1e9, np.float32),
+        "model.embeddings.position_ids": np.arange(8)[None],
+        "position_ids": np.arange(8, dtype=np.int32),
+        "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float64),
+    }
+    expected = len(resolve(config(load_checkpoint=str(directory))).pairs() or [])
+    save_file({**tensors, **buffers}, directory / "model.safetensors")
+    assert len(resolve(config(load_checkpoint=str(directory))).pairs() or []) == expected
+    save_file({**tensors, "model.strange": np.ones(4, np.int64)}, directory / "model.safetensors")
+    with pytest.raises(CheckpointError, match="'model.strange' is of type I64"):
+        resolve(config(load_checkpoint=str(directory))).pairs()

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference.models.step import SequenceStep, StepBatch
+from inference.models.step import SequenceStep, StepBatch, StepResult
 
 SEQUENCES = st.lists(st.tuples(st.integers(1, 9), st.integers(0, 20)), min_size=1, max_size=6)
 
@@ -41,3 +41,16 @@ def test_every_token_is_where_it_belongs(lengths: list[tuple[int, int]], block_s
     for row, count in enumerate(needed):
         assert batch.block_tables[row, :count].tolist() == sequences[row].block_table[:count]
         assert not batch.block_tables[row, count:].any(), "padding is the null block"
+
+
+def test_minus_infinity_is_a_token_that_cannot_be_chosen() -> None:
+    """And NaN or infinity a failure; so in one piece, and over ranks that have a part of the vocabulary each."""
+    inf, nan = np.inf, np.nan
+    rows = np.array(
+        [[1, -inf, 3, -inf], [-inf, -inf, -inf, 0], [-inf] * 4, [1, nan, 2, 3], [nan] * 4, [0, 1, inf, 2]], np.float32
+    )
+    expected = [2, 3, -1, -1, -1, -1]
+    batch = StepBatch.build([SequenceStep([1] * len(rows), 0, [1])], 16, True)
+    assert StepResult.of_logits(rows, batch).best.tolist() == expected
+    parts = [StepResult.of_logits(rows[:, at : at + 2], batch, at) for at in (0, 2)]
+    assert StepResult.of_parts(parts).best.tolist() == expected

@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
-import inference.modes  # noqa: F401
+import inference.modes.serve  # noqa: F401
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, str(ROOT / "run_inference.py"), "--config", "demo", "--run_mode", "serve"]
@@ -25,10 +25,11 @@ COMMAND = [sys.executable, str(ROOT / "run_inference.py"), "--config", "demo", "
 
 def refused(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
     """The line that the command line says, with exit code 2, in this process: no model may be loaded for it."""
-    from inference.cli.main import _report, build_command, spread
+    from inference.cli.main import _report, _run
+    from inference.cli.options import build_command, spread
 
     try:
-        build_command().main(
+        build_command(_run).main(
             spread(["--config", "demo", "--run_mode", "serve", *arguments]), standalone_mode=False, obj=list(arguments)
         )
     except BaseException as error:

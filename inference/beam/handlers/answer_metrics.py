@@ -1,12 +1,12 @@
-"""What Beam's own metrics do not say of a batch: tokens, times, prefix cache, failures. Never prints.
+"""Metrics of a batch beyond Beam's own: tokens, times, prefix cache, failures. Never prints.
 
-The names, after `<model name>_` once the model was exchanged:
+Names, which begin with `<model name>_` once the model has been replaced:
 
-- counters `prompt_tokens`, `completion_tokens`, `cached_tokens` (of the prompts', from the prefix cache),
+- counters `prompt_tokens`, `completion_tokens`, `cached_tokens` (prompt tokens found in the prefix cache),
   `failed_rows`, `halved_batches`, `model_exchanges`, `model_rollbacks`
-- distributions `time_to_first_token_micro_secs` (a row), `tokens_per_second` (a batch: new tokens by its time)
+- distributions `time_to_first_token_micro_secs` (per row), `tokens_per_second` (per batch: new tokens / its time)
 
-A model that is exchanged while batches run adds to Beam's `model_byte_size` and `load_model_latency_milli_secs`.
+A model that is replaced while batches run also updates Beam's `model_byte_size` and `load_model_latency_milli_secs`.
 """
 
 from __future__ import annotations
@@ -19,16 +19,13 @@ from inference.beam.serving.hot_swap import Event, Reply
 
 
 class AnswerMetrics:
-    """The metrics of one namespace.
-
-    They count where Beam counts: in the thread of a bundle.
-    """
+    """The metrics of one namespace. Beam collects them from the thread that processes a bundle."""
 
     def __init__(self, namespace: str):
         self._namespace = namespace
 
     def update(self, reply: Reply, seconds: float) -> None:
-        """Counts a batch that took `seconds`."""
+        """Count a batch that took `seconds`."""
         name = reply.name
         records = reply.answers.records
         answered = [record for record in records if record["error"] is None]
@@ -64,7 +61,7 @@ class AnswerMetrics:
 
 
 def prefixed(name: str, metric: str) -> str:
-    """A metric's name as Beam writes it for a model with a name."""
+    """A metric's name with the model's name before it, as Beam writes it."""
     return f"{name}_{metric}" if name else metric
 
 

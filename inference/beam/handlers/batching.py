@@ -1,6 +1,6 @@
-"""Batches by rows, by weight and by length.
+"""Batches limited by rows, weight and length.
 
-Beam's BatchElements knows no weight, and looks at lengths only where a batch may wait for rows of later bundles. Knows
+Beam's BatchElements has no weight limit, and uses lengths only if a batch may wait for rows of later bundles. Knows
 elements and their sizes; knows nothing about models.
 """
 
@@ -26,7 +26,7 @@ from apache_beam.utils.windowed_value import WindowedValue
 from inference.errors import ConfigError
 
 BOUNDARIES = (16, 32, 64, 128, 256, 512)
-# Batches that are being filled at once in a bundle; beyond them the heaviest is given out.
+# Maximum number of open batches in a bundle; beyond it the heaviest is emitted.
 MOST_OPEN = 64
 Size = Callable[[Any], int]
 _TheirBatchElements = beam.BatchElements
@@ -34,13 +34,13 @@ _TheirBatchElements = beam.BatchElements
 
 @dataclass(frozen=True)
 class Limits:
-    """What may be in a batch together.
+    """Which elements may share a batch.
 
     Args:
-        most_weight: of all its rows; a row that weighs more goes alone. None for any.
+        most_weight: maximum total weight; a heavier row gets a batch of its own. None for no limit.
         weigh: weight of an element.
-        measure: length of an element, None where lengths do not matter.
-        boundaries: lengths at which a bucket begins, in order.
+        measure: length of an element; None if lengths do not matter.
+        boundaries: lengths at which buckets begin, in order.
     """
 
     most_weight: int | None = None
@@ -59,16 +59,16 @@ class Limits:
 
 
 class BatchElements(_TheirBatchElements):  # type: ignore[misc,valid-type]
-    """Beam's BatchElements, with all of its arguments, whose batches keep to a weight and to buckets of length.
+    """Beam's BatchElements with all its arguments, plus limits on weight and length buckets that always work.
 
     Args:
-        max_batch_weight: the most that a batch's elements weigh together; an element that weighs more goes alone.
-        element_size_fn: weight of an element. Without `max_batch_weight` it means what it means to Beam.
+        max_batch_weight: maximum total weight of a batch; a heavier element gets a batch of its own.
+        element_size_fn: weight of an element. Without `max_batch_weight` it has Beam's meaning.
         length_fn: length of an element; only elements of one bucket share a batch.
-        bucket_boundaries: lengths at which a bucket begins.
+        bucket_boundaries: lengths at which buckets begin.
 
     Raises:
-        ConfigError: boundaries that are no rising row of positive numbers, or a part without its other.
+        ConfigError: the boundaries are not increasing positive numbers, or an argument is given without its partner.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class BatchElements(_TheirBatchElements):  # type: ignore[misc,valid-type]
             raise ConfigError("bucket_boundaries requires length_fn to be set", "give both, or neither")
         boundaries = list(BOUNDARIES if bucket_boundaries is None else bucket_boundaries)
         if not boundaries or boundaries[0] <= 0 or boundaries != sorted(set(boundaries)):
-            raise ConfigError(f"bucket_boundaries are {boundaries}", "give positive numbers that rise")
+            raise ConfigError(f"bucket_boundaries are {boundaries}", "give increasing positive numbers")
         if max_batch_weight is not None and (element_size_fn is None or max_batch_weight < 1):
             raise ConfigError(f"max_batch_weight is {max_batch_weight}", "give at least 1, and an element_size_fn")
         if max_batch_weight is None and element_size_fn is not None:
@@ -118,10 +118,10 @@ class _Batch:
 
 
 class _OfOneBundle(beam.DoFn):
-    """Batches the elements of a bundle, each window and bucket apart.
+    """Batches the elements of one bundle, separately for each window and bucket.
 
     Args:
-        estimator: Beam's, which says how many rows a batch should have, and keeps its metrics.
+        estimator: Beam's; it chooses the number of rows and keeps the metrics.
     """
 
     def __init__(self, estimator: Any, limits: Limits):
@@ -137,18 +137,18 @@ class _OfOneBundle(beam.DoFn):
         weight = limits.weight(element)
         batch = self._open.get(place)
         if batch is not None and (len(batch.elements) >= self._most_rows or limits.too_heavy(batch.weight + weight)):
-            yield from self._give_out(place)
+            yield from self._emit(place)
         batch = self._open.setdefault(place, _Batch())
         batch.elements.append(element)
         batch.weight += weight
         if len(self._open) > MOST_OPEN:
-            yield from self._give_out(max(self._open, key=lambda key: self._open[key].weight))
+            yield from self._emit(max(self._open, key=lambda key: self._open[key].weight))
 
     def finish_bundle(self) -> Iterator[WindowedValue]:
         for place in list(self._open):
-            yield from self._give_out(place)
+            yield from self._emit(place)
 
-    def _give_out(self, place: Any) -> Iterator[WindowedValue]:
+    def _emit(self, place: Any) -> Iterator[WindowedValue]:
         elements, window = self._open.pop(place).elements, place[0]
         with self._estimator.record_time(len(elements)):
             yield WindowedValue(elements, window.max_timestamp(), (window,))
@@ -156,10 +156,10 @@ class _OfOneBundle(beam.DoFn):
 
 
 class _AcrossBundles(beam.DoFn):
-    """Batches elements of several bundles, each key (their bucket) apart.
+    """Batches elements of several bundles, separately for each key (their bucket).
 
     Args:
-        seconds: how long an element waits for others.
+        seconds: how long an element may wait for others.
     """
 
     ELEMENTS = BagStateSpec("elements", coders.PickleCoder())
@@ -189,14 +189,14 @@ class _AcrossBundles(beam.DoFn):
         window_end.set(window.end)
         own = self._limits.weight(element[1])
         if count.read() and self._limits.too_heavy(weight.read() + own):
-            yield from self._give_out(elements, count, weight, waited)
+            yield from self._emit(elements, count, weight, waited)
         if not count.read():
             waited.set(time.time() + self._seconds)
         elements.add(element[1])
         count.add(1)
         weight.add(own)
         if count.read() >= self._most_rows:
-            yield from self._give_out(elements, count, weight, waited)
+            yield from self._emit(elements, count, weight, waited)
 
     @on_timer(WINDOW_END)
     def at_window_end(
@@ -206,7 +206,7 @@ class _AcrossBundles(beam.DoFn):
         weight: Any = beam.DoFn.StateParam(WEIGHT),  # noqa: B008
         waited: Any = beam.DoFn.TimerParam(WAITED),  # noqa: B008
     ) -> Iterator[list[Any]]:
-        yield from self._give_out(elements, count, weight, waited)
+        yield from self._emit(elements, count, weight, waited)
 
     @on_timer(WAITED)
     def after_waiting(
@@ -216,9 +216,9 @@ class _AcrossBundles(beam.DoFn):
         weight: Any = beam.DoFn.StateParam(WEIGHT),  # noqa: B008
         waited: Any = beam.DoFn.TimerParam(WAITED),  # noqa: B008
     ) -> Iterator[list[Any]]:
-        yield from self._give_out(elements, count, weight, waited)
+        yield from self._emit(elements, count, weight, waited)
 
-    def _give_out(self, elements: Any, count: Any, weight: Any, waited: Any) -> Iterator[list[Any]]:
+    def _emit(self, elements: Any, count: Any, weight: Any, waited: Any) -> Iterator[list[Any]]:
         batch = list(elements.read())
         for state in (elements, count, weight):
             state.clear()

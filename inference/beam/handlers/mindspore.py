@@ -1,6 +1,6 @@
-"""`MindSporeModelHandler`: Beam's ModelHandler over this project's engine.
+"""`MindSporeModelHandler`: Beam's ModelHandler on this project's engine.
 
-Knows what Beam asks of a handler; how rows are answered is `served`'s business.
+Knows Beam's interface of handlers; `serving` answers the rows.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import Any
 
 from apache_beam.ml.inference.base import ModelHandler, PredictionResult
 
+from inference.answering.elements import TokenLength
+from inference.answering.shared_model import LoadedModel
 from inference.api.auto import YAML_SUFFIXES, AutoConfig
 from inference.api.backend import check_backend
 from inference.beam.handlers import beam_repairs
 from inference.beam.handlers.answer_metrics import AnswerMetrics
 from inference.beam.handlers.beam_repairs import note_loaded
 from inference.beam.handlers.prompt_handler import PromptHandler
-from inference.beam.serving.elements import TokenLength
 from inference.beam.serving.hot_swap import Candidate, Reply, ServedModel, Trial, loaded, tried
-from inference.beam.serving.shared_model import LoadedModel
 from inference.beam.serving.worker_lifetime import follow
 from inference.config import InferenceConfig, Override, load_config, override_config
 from inference.context import check_device
@@ -32,7 +32,7 @@ from inference.models.source import CONFIG_FILE, resolve
 beam_repairs.apply()
 
 NAMESPACE = "BeamML_MindSpore"
-# Batches that are this many times as large as what the engine runs at once keep it full while rows end.
+# Size of a batch as a multiple of the rows that the engine runs at once, so that it stays full while rows finish.
 BATCH_OF_RUNNING = 4
 ConfigLike = str | Path | InferenceConfig | AutoConfig | Mapping[str, Any]
 
@@ -40,40 +40,43 @@ ConfigLike = str | Path | InferenceConfig | AutoConfig | Mapping[str, Any]
 class MindSporeModelHandler(PromptHandler, ModelHandler[Any, PredictionResult, ServedModel]):
     """Answers prompts.
 
-    An element is a text, token ids, or a mapping as in a line of a .jsonl file: `prompt` or `messages`, and if wanted
-    `custom_id` and generation settings of its own. Its `PredictionResult.inference` is a record as the batch job
-    writes it: `text`, `token_ids`, `finish_reason`, `prompt_tokens`, `completion_tokens`, times, and `error`, which is
-    None or says why there is no answer. The rows of a batch run together; steps and threads of a process that have
-    the same config share one model.
+    An element is a text, token ids, or a mapping as in a line of a .jsonl file: `prompt` or `messages`, optionally
+    `custom_id` and generation settings. It may also be the PredictionResult of another RunInference: then that
+    result's answer is the prompt. `PredictionResult.inference` is a record as the batch job writes it: `text`,
+    `token_ids`, `finish_reason`, `prompt_tokens`, `completion_tokens`, times, and `error`, which is None or the reason
+    why there is no answer. The rows of a batch run together. All steps and threads of a process that have the same
+    config share one model.
 
     Args:
         config: a preset's name, a directory, a YAML file, a Hugging Face repository, a config object, or a mapping of
             a config's sections.
-        model_id: what to call the model in results; its name where none is given.
-        check: look for the device, the model, its weights and its tokenizer now; turn it off where only the workers
-            have them.
-        min_batch_size: four times the rows that the engine runs at once, where no size is given.
+        model_id: name of the model in results; the model's own name by default.
+        check: check the device, the model, its weights and its tokenizer now. Turn it off if only the workers have
+            them.
+        min_batch_size: rows; by default four times the rows that the engine runs at once.
         max_batch_size: rows.
-        max_batch_duration_secs: how long a row waits for others, across bundles.
-        max_batch_weight: the most that the rows of a batch weigh together.
-        element_size_fn: weight of an element; its prompt's tokens where none is given.
-        batch_length_fn: length of an element, by which rows of similar length are batched together; its prompt's
-            tokens where only boundaries are given.
-        batch_bucket_boundaries: lengths at which a bucket begins.
-        large_model: one model for all processes of a machine.
-        model_copies: how many models a machine has.
+        max_batch_duration_secs: how long a row may wait for others, across bundles.
+        max_batch_weight: maximum total weight of a batch's rows.
+        element_size_fn: weight of an element; by default the number of its prompt's tokens.
+        batch_length_fn: length of an element, to batch rows of similar length; by default the number of its prompt's
+            tokens, if boundaries are given.
+        batch_bucket_boundaries: lengths at which buckets begin.
+        large_model: share one model between all processes of a machine.
+        model_copies: number of models per machine.
         env_vars: environment variables to set before the model is loaded.
-        validation_rows: what a model that takes another's place must answer first; a row that is a mapping may have a
-            `reference`, which the answer must be.
-        validation_fn: is given the records of these answers; says why the model is no good, or None.
+        validation_rows: prompts that a replacement model must answer first. A mapping may have a `reference`, which
+            the answer must equal.
+        validation_fn: given the records of these answers, returns why the model is no good, or None.
+        prepare: makes an example of an element; for pipelines whose elements are not prompts. If it raises, that row
+            fails.
 
     Raises:
-        ConfigError: a setting that is unknown or impossible.
-        ModelNotFoundError: there is no such model.
-        DeviceError: there is no such device.
+        ConfigError: a setting is unknown or impossible.
+        ModelNotFoundError: the model cannot be found.
+        DeviceError: the device does not exist.
     """
 
-    # A subclass need not call this class's __init__: Beam's own do not ask for it.
+    # A subclass need not call this class's __init__: Beam does not require it.
     _config: InferenceConfig | None = None
     _model_id: str | None = None
     _candidate: Candidate | None = None
@@ -100,9 +103,11 @@ class MindSporeModelHandler(PromptHandler, ModelHandler[Any, PredictionResult, S
         env_vars: Mapping[str, str] | None = None,
         validation_rows: Sequence[Any] = (),
         validation_fn: Callable[[list[dict[str, Any]]], str | None] | None = None,
+        prepare: Callable[[Any], Any] | None = None,
     ):
         self._config = config_from(config)
-        tokens = TokenLength(self._config)
+        self.prepare = prepare
+        tokens = TokenLength(self._config, prepare)
         if max_batch_weight is not None and element_size_fn is None:
             element_size_fn = tokens
         if batch_bucket_boundaries is not None and batch_length_fn is None:
@@ -137,19 +142,19 @@ class MindSporeModelHandler(PromptHandler, ModelHandler[Any, PredictionResult, S
 
     @property
     def has_model(self) -> bool:
-        """Whether it was made for a model; a subclass may have one of its own."""
+        """Whether the handler was made with a config; a subclass may load a model of its own."""
         return self._config is not None
 
     def load_model(self) -> ServedModel:
-        """The model, loaded; the one that this process has already where there is one.
+        """Load the model, or return the one that this process has already loaded.
 
-        After `update_model_path` the new one must stand its trial; the last good one is taken where it does not.
+        After `update_model_path`, the new model must pass its validation; otherwise the last good one is used.
 
         Raises:
-            InferenceError: it cannot be found or loaded.
+            InferenceError: the model cannot be found or loaded.
         """
         follow()
-        # Each of several copies is a model of its own; without copies all steps of a process share one.
+        # Copies are separate models. Without copies, all steps of a process share one model.
         copy_id = uuid.uuid4().hex if self.model_copies() > 1 else ""
         own, wanted, refused = self._own(), self._candidate, None
         if wanted is None:
@@ -157,7 +162,7 @@ class MindSporeModelHandler(PromptHandler, ModelHandler[Any, PredictionResult, S
         else:
             try:
                 model, taken = tried(wanted, self._trial, copy_id), wanted
-            except Exception as error:  # whatever a broken model does, the last good one goes on
+            except Exception as error:  # whatever a broken model raises, the last good one stays
                 taken, refused = _last_good.get(self._lineage, own), (wanted, error)
                 model = loaded(taken, copy_id)
         _last_good[self._lineage] = taken
@@ -166,23 +171,23 @@ class MindSporeModelHandler(PromptHandler, ModelHandler[Any, PredictionResult, S
         return ServedModel(model, taken, self._trial, refused, copy_id)
 
     def candidate(self, path: str, name: str | None = None, stamp: str = "") -> Candidate:
-        """Another model in the place of this handler's own.
+        """A model to replace this handler's own.
 
         Args:
             path: a model directory, a file of weights, a YAML file, or a preset's name.
-            name: what to call it in metrics; its directory's or file's name where none is given.
-            stamp: tells apart what was at the same path at different times.
+            name: its name in metrics; by default the name of its directory or file.
+            stamp: distinguishes versions at the same path.
         """
         assert self._config is not None
         return Candidate(config_at(self._config, path), path, name_of(path) if name is None else name, stamp)
 
     def begin_with(self, candidate: Candidate | None) -> None:
-        """Loads another model than its own, which is taken where that one is no good; None for its own."""
+        """Load this model instead of the handler's own, which remains the fallback; None for the handler's own."""
         self._candidate = candidate
         _last_good.pop(self._lineage, None)
 
     def update_model_path(self, model_path: str | None = None) -> None:
-        """Takes another model from the next `load_model` on.
+        """Use another model from the next `load_model` on.
 
         Args:
             model_path: a model directory, a file of weights, a YAML file, or a preset's name; None changes nothing.
@@ -193,14 +198,14 @@ class MindSporeModelHandler(PromptHandler, ModelHandler[Any, PredictionResult, S
     def run_inference(
         self, batch: Sequence[Any], model: ServedModel, inference_args: dict[str, Any] | None = None
     ) -> Iterable[PredictionResult]:
-        """Answers a batch: a result for each of its elements, in their order.
+        """Answer a batch: one result per element, in order.
 
         Args:
-            model: as `load_model` gave it, or a proxy to it in another process.
-            inference_args: generation settings of all rows.
+            model: the result of `load_model`, or a proxy to it in another process.
+            inference_args: generation settings for all rows.
         """
         started = time.perf_counter()
-        reply: Reply = model.answer(list(batch), dict(inference_args or {}), self.notes)
+        reply: Reply = model.answer(self._examples(batch), dict(inference_args or {}), self.notes)
         AnswerMetrics(self._namespace).update(reply, time.perf_counter() - started)
         return [
             PredictionResult(example, made, reply.model_id)
@@ -211,7 +216,7 @@ class MindSporeModelHandler(PromptHandler, ModelHandler[Any, PredictionResult, S
         return {key: value for key, value in self.__dict__.items() if key != "_kept"}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MindSporeModelHandler:
-        """A handler of its own: what becomes of its model is nothing to the other's."""
+        """An independent handler: replacing its model does not affect the original."""
         twin: MindSporeModelHandler = object.__new__(type(self))
         twin.__dict__.update(copy.deepcopy(self.__getstate__(), memo))
         twin._lineage = uuid.uuid4().hex
@@ -224,12 +229,12 @@ class MindSporeModelHandler(PromptHandler, ModelHandler[Any, PredictionResult, S
         return Candidate(self._config, self._model_id or resolve(self._config).name)
 
 
-# Of each handler, wherever in this process its copies are, the model that was loaded last and was good.
+# The last good model of each handler, shared by all copies of the handler in this process.
 _last_good: dict[str, Candidate] = {}
 
 
 def config_from(config: ConfigLike) -> InferenceConfig:
-    """The config that a handler was given, in any of its forms."""
+    """Read a config in any of the forms that a handler accepts."""
     if isinstance(config, InferenceConfig):
         return config
     if isinstance(config, AutoConfig):
@@ -242,7 +247,7 @@ def config_from(config: ConfigLike) -> InferenceConfig:
 
 
 def config_at(config: InferenceConfig, path: str) -> InferenceConfig:
-    """A config with another model: what `path` holds, and all other settings as they are."""
+    """A config with the model at `path`; all other settings stay."""
     if path.endswith(YAML_SUFFIXES):
         return load_config(path)
     whole_model = not Path(path).is_file()
@@ -251,6 +256,6 @@ def config_at(config: InferenceConfig, path: str) -> InferenceConfig:
 
 
 def name_of(path: str) -> str:
-    """What to call a model by where it is: the name of its directory where it is a file of a model directory."""
+    """A model's name, from its path: for a file in a model directory, the name of the directory."""
     place = Path(path)
     return place.parent.name if (place.parent / CONFIG_FILE).is_file() else place.stem

@@ -1,6 +1,6 @@
-"""Where a newer model is: files of a pattern, in any of Beam's file systems.
+"""Finds newer models: files that match a pattern, in any of Beam's file systems.
 
-Knows files and their times; knows nothing about batches or what becomes of a model.
+Knows files and their times; knows nothing about batches or how a model is replaced.
 """
 
 from __future__ import annotations
@@ -21,32 +21,32 @@ from inference.errors import ModelNotFoundError
 class Pattern:
     """A glob pattern of model files, such as `models/*/model.safetensors`.
 
-    The newest file counts; of those that are equally new the last by name. A file that is written again is new again.
+    The newest file counts; among equally new files, the last by name. A rewritten file counts as new.
 
     Args:
-        until: seconds since the epoch after which nothing is new any more.
+        until: seconds since the epoch after which no file counts as new.
     """
 
     glob: str
     until: float | None = None
 
     def newest(self) -> FileMetadata | None:
-        """The newest file; None where there is none."""
+        """The newest file, or None."""
         if self.until is not None and time.time() > self.until:
             return None
         files = FileSystems.match([self.glob])[0].metadata_list
         return max(files, key=lambda file: (file.last_updated_in_seconds, file.path), default=None)
 
     def check(self) -> None:
-        """Refuses a pattern that matches nothing.
+        """Check that the pattern matches a file.
 
         Raises:
-            ModelNotFoundError: there is no file.
+            ModelNotFoundError: it matches none.
         """
         try:
             found = self.newest()
         except (BeamIOError, ValueError) as error:
-            raise ModelNotFoundError(f"watch_model_pattern {self.glob} cannot be looked at: {error}") from error
+            raise ModelNotFoundError(f"watch_model_pattern {self.glob} cannot be listed: {error}") from error
         if found is None:
             raise ModelNotFoundError(
                 f"watch_model_pattern {self.glob} matches no file", "a pipeline begins with the newest of its files"
@@ -71,7 +71,7 @@ class Watch:
 
 
 class Poll:
-    """The same for a handler that is not ours: looks between batches, and gives the newest as Beam has it."""
+    """Watches for a handler that is not ours: it looks between batches and returns the newest model in Beam's form."""
 
     def __init__(self, pattern: Pattern, interval: float):
         self._pattern, self._interval = pattern, interval

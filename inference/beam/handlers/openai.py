@@ -1,23 +1,23 @@
 """`OpenAIModelHandler`: Beam's RemoteModelHandler for any OpenAI-compatible endpoint.
 
-Beam's own retries repeat a whole batch, and its dead letters hold one. Here a row is tried again by itself, and one
-that gets no answer has a record that says why. Knows what Beam asks of a handler; knows nothing about HTTP.
+Beam retries and dead-letters whole batches. Here each row is retried alone, and a row without an answer has a record
+that says why. Knows Beam's interface of handlers; knows nothing about HTTP.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from apache_beam.ml.inference.base import ModelHandler, PredictionResult, RateLimitExceeded, RemoteModelHandler
 
+from inference.answering.elements import prompt_from
+from inference.answering.shared_model import Answers
 from inference.beam.handlers.answer_metrics import AnswerMetrics
 from inference.beam.handlers.prompt_handler import PromptHandler
-from inference.beam.serving.elements import prompt_from
 from inference.beam.serving.hot_swap import Reply
-from inference.beam.serving.shared_model import Answers
 from inference.errors import InputError
 from inference.generation.record import Completion, ErrorRecord
 from inference.inputs.prompts import Prompt
@@ -25,28 +25,29 @@ from inference.remote import Client, Endpoint, RemoteAnswer, RemoteFailure
 from inference.remote.client import BAD_ROW
 
 NAMESPACE = "BeamML_OpenAI"
-# A batch of so many rows for each request that may be under way: the last ones of a batch leave connections idle.
+# Rows of a batch per concurrent request. At the end of a batch connections are idle, so it should not be small.
 BATCH_OF_CONCURRENT = 8
 
 
 class OpenAIModelHandler(PromptHandler, RemoteModelHandler[Any, PredictionResult, Client]):
-    """Answers prompts by asking an endpoint.
+    """Answers prompts through an endpoint.
 
-    Elements and results are those of `MindSporeModelHandler`: a text, token ids (completions only) or a mapping with
-    `prompt` or `messages`; and a record with `text`, `finish_reason`, counts, times, and `error`. All rows and threads
-    of a worker process share the endpoint's limits.
+    Elements and results are those of `MindSporeModelHandler`: a text, token ids (completions only), a mapping with
+    `prompt` or `messages`, or another PredictionResult; and a record with `text`, `finish_reason`, counts, times, and
+    `error`. All rows and threads of a worker process share the endpoint's limits.
 
     Args:
         endpoint: an `Endpoint`, or a mapping of its keys.
-        model_id: what to call the model in results; the endpoint's name for it where none is given.
-        check: look for the key in the environment now; turn it off where only the workers have it.
-        min_batch_size: rows; eight times the endpoint's `concurrency` where none is given.
+        model_id: name of the model in results; the endpoint's name for it by default.
+        check: check now that the key is set. Turn it off if only the workers have it.
+        min_batch_size: rows; by default eight times the endpoint's `concurrency`.
         max_batch_size: rows.
-        max_batch_duration_secs: how long a row waits for others, across bundles.
-        rate_limiter: Beam's, for a limit that all workers share; a batch that it turns away is tried again.
+        max_batch_duration_secs: how long a row may wait for others, across bundles.
+        rate_limiter: Beam's, for a limit that all workers share; a batch that it rejects is retried.
+        prepare: makes an example of an element. If it raises, that row fails.
 
     Raises:
-        ConfigError: an endpoint that makes no sense, or its key is missing.
+        ConfigError: the endpoint is invalid, or its key is missing.
     """
 
     namespace = NAMESPACE
@@ -61,7 +62,9 @@ class OpenAIModelHandler(PromptHandler, RemoteModelHandler[Any, PredictionResult
         max_batch_size: int | None = None,
         max_batch_duration_secs: int | None = None,
         rate_limiter: Any = None,
+        prepare: Callable[[Any], Any] | None = None,
     ):
+        self.prepare = prepare
         self._endpoint = endpoint if isinstance(endpoint, Endpoint) else Endpoint.from_mapping(endpoint)
         if check:
             self._endpoint.check_key()
@@ -72,7 +75,7 @@ class OpenAIModelHandler(PromptHandler, RemoteModelHandler[Any, PredictionResult
             rate_limiter=rate_limiter,
         )
         wanted = BATCH_OF_CONCURRENT * self._endpoint.concurrency
-        # Beam's class for remote models takes no sizes of batches, and calls no __init__ that does.
+        # Beam's class for remote models takes no batch sizes and calls no __init__ that does.
         ModelHandler.__init__(
             self,
             min_batch_size=min_batch_size or min(wanted, max_batch_size or wanted),
@@ -87,9 +90,9 @@ class OpenAIModelHandler(PromptHandler, RemoteModelHandler[Any, PredictionResult
     def request(
         self, batch: Sequence[Any], model: Client, inference_args: dict[str, Any] | None = None
     ) -> Iterable[PredictionResult]:
-        """A result for each row, in their order."""
+        """One result per row, in order."""
         started = time.perf_counter()
-        prompts = [_prompt_or_failure(example) for example in batch]
+        prompts = [_prompt_or_failure(example) for example in self._examples(batch)]
         to_ask = [item for item in prompts if isinstance(item, Prompt)]
         asked = iter(model.answer_all(to_ask, inference_args, self._note))
         if self.notes is not None:

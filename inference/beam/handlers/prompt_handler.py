@@ -1,49 +1,55 @@
-"""What Beam asks of a handler whose elements are prompts, whoever answers them."""
+"""The part of a model handler that depends on its elements being prompts, not on what answers them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from inference.beam.serving.elements import num_bytes
-from inference.beam.serving.shared_model import Notes, check_settings
+from inference.answering.elements import num_bytes, prepared
+from inference.answering.shared_model import Notes, check_settings
 
 
 class PromptHandler:
-    """Sizes, settings and the namespace of metrics; to be the first base of a `ModelHandler`.
+    """Sizes, settings and the metrics' namespace. Make it the first base class of a `ModelHandler`.
 
     Attributes:
-        namespace: of the handler's metrics, where the pipeline names no other.
-        notes: get the record of each answer as it comes, before its batch is done; to be sent to workers.
+        namespace: of the handler's metrics, if the pipeline names no other.
+        notes: receives the record of each answer as it arrives, before its batch is done. It is sent to workers.
+        prepare: makes an example of an element; None if elements are examples.
     """
 
     namespace: str
     notes: Notes | None = None
+    prepare: Callable[[Any], Any] | None = None
     _named = ""
 
     @property
     def _namespace(self) -> str:
-        """Of our metrics: the pipeline's, if it names one."""
+        """Of our metrics: the pipeline's if it names one, else the handler's."""
         return self._named or self.namespace
 
     def get_num_bytes(self, batch: Sequence[Any]) -> int:
-        """Bytes of the batch's prompts; of the batch as Beam counts it where there is anything else."""
-        sizes = [num_bytes(example) for example in batch]
+        """Bytes of the batch's prompts. If any element is not a prompt, Beam's own count of the batch."""
+        sizes = [num_bytes(example) for example in self._examples(batch)]
         known = [size for size in sizes if size is not None]
         return sum(known) if len(known) == len(sizes) else int(super().get_num_bytes(batch))  # type: ignore[misc]
+
+    def _examples(self, batch: Sequence[Any]) -> list[Any]:
+        """What the elements of a batch ask."""
+        return [prepared(element, self.prepare) for element in batch]
 
     def get_metrics_namespace(self) -> str:
         return self.namespace
 
     def validate_inference_args(self, inference_args: dict[str, Any] | None) -> None:
-        """Refuses generation settings that are unknown or impossible.
+        """Check generation settings.
 
         Raises:
-            ConfigError: with the nearest known one.
+            ConfigError: one is unknown or impossible; the message names the nearest known one.
         """
         check_settings(inference_args)
 
     def override_metrics(self, metrics_namespace: str = "") -> bool:
-        """Beam's own metrics stay as they are; ours go into the same namespace."""
+        """Put our metrics into the given namespace; Beam's own metrics are not replaced."""
         self._named = metrics_namespace
         return False

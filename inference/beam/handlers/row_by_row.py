@@ -1,4 +1,4 @@
-"""Any model handler, of which a row and not a batch fails, and which gives a result for each row or none at all.
+"""Per-row error handling for any model handler.
 
 Knows Beam's handlers; knows nothing about the models in them.
 """
@@ -14,19 +14,19 @@ from apache_beam.ml.inference.base import ModelHandler
 
 @dataclass(frozen=True)
 class RowFailure:
-    """Why a row has no result."""
+    """The reason why a row has no result."""
 
     message: str
 
 
 class RowByRow(ModelHandler[Any, Any, Any]):
-    """A handler around another.
+    """Wraps another handler.
 
-    A batch that raises is halved until the rows that raise are found: each of these has a `RowFailure`, the others
-    their results.
+    A batch that raises is split in halves until the rows at fault are found. Each of those gets a `RowFailure`; the
+    others get their results.
 
     Args:
-        base: the other one.
+        base: the wrapped handler.
     """
 
     def __init__(self, base: ModelHandler):

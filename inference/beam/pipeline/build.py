@@ -1,6 +1,6 @@
-"""The pipeline itself: rows of files through the steps of a graph into files of answers and of failures.
+"""Builds the pipeline: from input files through the steps of a graph to files of answers and failures.
 
-Knows Beam's transforms; what becomes of a row in a step is in `state`, what a step is in `models`.
+Knows Beam's transforms. `row_state` knows what happens to a row in a step, `step_models` what runs in a step.
 """
 
 from __future__ import annotations
@@ -53,17 +53,17 @@ Writer = tuple[OutputDirectory, float]
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that a pipeline is made of.
+    """Everything a pipeline is built from.
 
     Args:
-        models: of each step.
-        output: None where answers are printed.
-        resume: rows that are in the output are left out, and steps that have answered a row are not asked again.
-        echo: records have the prompt.
-        form: of the files with answers.
-        shards: number of these files, 0 for the runner's choice.
-        max_errors: rows that may fail; with more of them the pipeline ends.
-        run: tells this run apart from others of the same process.
+        models: the model of each step.
+        output: None to print the answers.
+        resume: skip rows that are in the output, and steps that have already answered a row.
+        echo: include the prompt in records.
+        form: format of the files with answers.
+        shards: number of these files; 0 leaves it to the runner.
+        max_errors: number of rows that may fail before the pipeline ends.
+        run: distinguishes this run from others in the same process.
     """
 
     graph: Graph
@@ -83,12 +83,12 @@ class Plan:
 
     @property
     def writer(self) -> Writer | None:
-        """Where the workers make safe what they have, and how often, seconds."""
+        """Where workers checkpoint their work, and every how many seconds."""
         return None if self.output is None else (self.output, self.checkpoint_seconds)
 
 
 def build(pipeline: beam.Pipeline, plan: Plan) -> None:
-    """Adds all of it to a pipeline."""
+    """Add all transforms to a pipeline."""
     rows, failed = _begin(pipeline, plan)
     finished, failures = _through(rows, plan)
     failures.append(failed)
@@ -106,7 +106,7 @@ def build(pipeline: beam.Pipeline, plan: Plan) -> None:
 
 
 def _begin(pipeline: beam.Pipeline, plan: Plan) -> tuple[Rows, Rows]:
-    """The rows to be answered, each name once; and those that cannot be."""
+    """The rows to answer, each name once; and the rows that cannot be answered."""
     rows = pipeline | "Sources" >> beam.Create(list(plan.sources)) | "SpreadFiles" >> beam.Reshuffle()
     rows = rows | "Read" >> beam.ParDo(_Read(plan.columns, plan.graph.needs_prompt, plan.output))
     parts = {"rows": rows | "Name" >> beam.Map(_by_name).with_output_types(tuple[str, Any])}
@@ -134,7 +134,7 @@ def _noting(plan: Plan) -> NoteFailures:
 
 
 def _through(rows: Rows, plan: Plan) -> tuple[list[Rows], list[Rows]]:
-    """All steps; the rows that came out of the last ones, and those that failed on the way."""
+    """Apply all steps. Returns the rows from the last ones, and the rows that failed."""
     out: dict[str, Rows] = {}
     failures: list[Rows] = []
     for step in plan.graph.steps:
@@ -161,7 +161,7 @@ def _incoming(step: Step, rows: Rows, out: Mapping[str, Rows]) -> Rows:
 
 
 def _joined(item: tuple[str, Iterable[RowState]], parents: Sequence[Sequence[str]]) -> Iterator[RowState]:
-    """A row that all parents have answered. One that a parent failed on has gone to the failures."""
+    """Yield a row that all parents have answered. If a parent failed, the row is among the failures already."""
     states = list(item[1])
     whole = states[0].with_others(states[1:])
     if all(any(name in whole.answers for name in group) for group in parents):
@@ -173,7 +173,7 @@ def _by_name(state: RowState) -> tuple[str, RowState]:
 
 
 def _named(path: str, output: OutputDirectory) -> Iterator[tuple[str, None]]:
-    """The rows of a file of an earlier run."""
+    """The names of the rows in a file of an earlier run."""
     rows = 0
     for name in names_in(path):
         rows += 1
@@ -182,7 +182,7 @@ def _named(path: str, output: OutputDirectory) -> Iterator[tuple[str, None]]:
 
 
 class _Read(beam.DoFn):
-    """The rows of a source, of which the number is noted in the output."""
+    """Reads the rows of a source, and notes their number in the output."""
 
     def __init__(self, columns: Columns, needs_prompt: bool, output: OutputDirectory | None):
         self._columns, self._needs_prompt, self._output = columns, needs_prompt, output
@@ -203,7 +203,7 @@ class _Read(beam.DoFn):
 
 
 class _Choose(beam.DoFn):
-    """Of the rows of a name the first; with the answers that an earlier run left, or none where it has finished it."""
+    """Keeps the first row of each name, with the answers of an earlier run; none if that run has finished the row."""
 
     def process(self, item: tuple[str, Mapping[str, Iterable[Any]]]) -> Iterator[Any]:
         key, parts = item
@@ -227,7 +227,7 @@ class _Choose(beam.DoFn):
 
 
 class _RunStep(beam.PTransform):
-    """One step: rows in; rows with its answer, and rows without one, out."""
+    """One step: splits rows into those with its answer and those without."""
 
     def __init__(self, step: Step, plan: Plan):
         super().__init__()
@@ -249,14 +249,14 @@ class _RunStep(beam.PTransform):
             FAILED, main="answered"
         )
         out = (asked[KNOWN], answered["answered"]) | "Out" >> beam.Flatten()
-        # Noted where they come up: what is behind a Flatten waits for the end of what is before it.
+        # Note failures where they occur: a transform after a Flatten waits until the ones before it have ended.
         unasked = asked[FAILED] | "NoteUnasked" >> beam.ParDo(_noting(self._plan))
         unanswered = answered[FAILED] | "NoteUnanswered" >> beam.ParDo(_noting(self._plan))
         return out, (unasked, unanswered) | "Without" >> beam.Flatten()
 
 
 class _Ask(beam.DoFn):
-    """Pairs of a row and what its model is asked; rows that a model has answered already go past it."""
+    """Pairs each row with its model's input. Rows that the model has already answered bypass it."""
 
     def __init__(self, step: Step, graph: Graph, prepare: Any):
         self._step, self._graph, self._prepare = step, graph, prepare
@@ -287,7 +287,7 @@ class _Take(beam.DoFn):
     """Puts answers into their rows.
 
     Args:
-        writer: where answers are made safe; None where the handler has done so.
+        writer: where answers are checkpointed; None if the handler does that.
     """
 
     def __init__(self, step: str, model: str, result: Any, writer: Writer | None):
@@ -315,7 +315,7 @@ class _Take(beam.DoFn):
 
 
 class _Merge(beam.DoFn):
-    """One row out of its parts. A duplicate is a row of its own, and so has a part without answers for itself."""
+    """Merges the parts of a row. A duplicate is a row of its own."""
 
     def process(self, item: tuple[str, Iterable[RowState]]) -> Iterator[Any]:
         states = list(item[1])
@@ -375,7 +375,7 @@ def _json_line(record: Any) -> str:
     line = json.dumps(record, ensure_ascii=False)
     try:
         line.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can name and UTF-8 cannot hold
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can express and UTF-8 cannot
         line = json.dumps(record)
     return line
 
@@ -385,7 +385,7 @@ NESTED = ("steps", "logprobs", "value")
 
 
 def _as_columns(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record as a row of a table: what is nested is JSON."""
+    """A record as a row of a table; nested values become JSON."""
     row = {name: record.get(name) for name in _schema().names}
     return {**row, **{name: _json_line(row[name]) for name in NESTED if row[name] is not None}}
 
@@ -407,7 +407,7 @@ _PRINTING = threading.Lock()
 
 
 class _Print(beam.DoFn):
-    """Answers on standard output, where the runner's workers have the user's."""
+    """Prints answers to standard output, if the workers share the user's."""
 
     def __init__(self, as_json: bool):
         self._as_json = as_json
@@ -419,7 +419,7 @@ class _Print(beam.DoFn):
 
 
 class _Complain(beam.DoFn):
-    """Failures on standard error."""
+    """Prints failures to standard error."""
 
     def process(self, record: Mapping[str, Any]) -> None:
         with _PRINTING:

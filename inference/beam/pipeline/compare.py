@@ -1,6 +1,6 @@
-"""Steps that answered the same rows, side by side: how often they agree, how long their answers are and took.
+"""Compares steps that answered the same rows: how often they agree, and the length and time of their answers.
 
-Figures are gathered where the rows are, in little memory, and put together at the end. Knows rows and pages.
+Workers gather figures in little memory; they are merged at the end. Knows rows and pages.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from inference.evaluate.scores import normalized, token_f1
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-# Rows that are shown, drawn by a hash of their names.
+# Number of rows to show, drawn by a hash of their names.
 SHOWN = 100
 
 
 @dataclass
 class StepFigures:
-    """Of one step."""
+    """The figures of one step."""
 
     rows: int = 0
     words: Counter[int] = field(default_factory=Counter)
@@ -64,7 +64,7 @@ class StepFigures:
 
 @dataclass
 class PairFigures:
-    """Of two steps, over the rows that both answered: how many, how many alike, and the sum of their words' F1."""
+    """The figures of two steps on the rows that both answered: rows, equal answers, and the sum of the words' F1."""
 
     rows: int = 0
     same: int = 0
@@ -84,7 +84,7 @@ class PairFigures:
 
 @dataclass
 class Figures:
-    """All of it; and the rows with the smallest hashes."""
+    """All figures, and the rows with the smallest hashes."""
 
     steps: dict[str, StepFigures] = field(default_factory=dict)
     pairs: dict[tuple[str, str], PairFigures] = field(default_factory=dict)
@@ -99,7 +99,7 @@ class Figures:
 
 
 class CompareSteps(beam.CombineFn):
-    """Gathers figures of rows."""
+    """Gathers figures from rows."""
 
     def __init__(self, graph: Graph):
         self._names = [step.name for step in graph.steps]
@@ -140,10 +140,10 @@ class CompareSteps(beam.CombineFn):
 
 
 class WriteComparison(beam.DoFn):
-    """Writes the page, and the figures beside it.
+    """Writes the page and, beside it, the figures.
 
     Args:
-        path: of the page, which ends in `.html`.
+        path: of the page; it ends in `.html`.
     """
 
     def __init__(self, path: str, graph: Graph):
@@ -159,12 +159,12 @@ class WriteComparison(beam.DoFn):
 
 
 def json_path(page_path: str) -> str:
-    """The file of figures beside a page."""
+    """The path of the figures beside a page."""
     return page_path.removesuffix(".html") + ".json"
 
 
 def comparison(figures: Figures, names: list[str]) -> dict[str, Any]:
-    """The figures for JSON."""
+    """The figures, for JSON."""
     ordered = [name for name in names if name in figures.steps]
     return {
         "steps": {name: figures.steps[name].as_dict() for name in ordered},
@@ -212,7 +212,7 @@ def report(figures: Figures, values: Mapping[str, Any]) -> str:
 
 
 def _side_by_side(rows: Sequence[Mapping[str, Any]], steps: Sequence[str]) -> Markup:
-    """Rows with their answers; in those of later steps what the first one's has not is marked."""
+    """A table of rows with their answers; differences from the first step's answer are marked."""
     lines: list[list[html.Cell]] = []
     for row in rows:
         answers = {name: text for name in steps if (text := row["answers"].get(name)) is not None}
@@ -224,12 +224,12 @@ def _side_by_side(rows: Sequence[Mapping[str, Any]], steps: Sequence[str]) -> Ma
             for name in steps
         ]
         lines.append([row["custom_id"], row["prompt"], *cells])
-    note = f"{len(rows):,} rows, drawn by their names. Marked is what differs from the first answer of a row."
+    note = f"{len(rows):,} rows, drawn by their names. Marked words differ from the row's first answer."
     return html.paragraph(note, "note") + html.table(["row", "prompt", *steps], lines)
 
 
 def _spread(counts: Counter[int]) -> dict[str, float | None]:
-    """Mean, median, and the ends."""
+    """Mean, median, minimum and maximum."""
     total = sum(counts.values())
     if not total:
         return {"mean": None, "p50": None, "min": None, "max": None}

@@ -1,9 +1,9 @@
-"""Rows that fail: made safe and counted while a pipeline runs, which ends where there are too many of them.
+"""Checkpoints and counts rows that fail, and ends a pipeline with too many of them.
 
-A row counts once, on however many ways and in however many tries it fails. In one process the count is exact at every
-row. Processes see each other's failures through the files of the output's `.parts`: each looks when it has written
-some, which it does every few seconds and at the end of each bundle. The last to write sees all, so no run with too many
-failures comes to its end.
+A row counts once, however often and in however many steps it fails. Within a process the count is exact at every row.
+Processes see each other's failures through the files in the output's `.parts`: each looks after it has written some,
+which it does every few seconds and at the end of each bundle. The last to write sees all of them, so no run with too
+many failures can finish.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from inference.errors import EXIT_ROWS_FAILED, InferenceError
 
 
 class TooManyFailuresError(InferenceError):
-    """More rows failed than may."""
+    """More rows failed than allowed."""
 
     exit_code = EXIT_ROWS_FAILED
 
 
-# The error of a worker comes with its traceback, and with the name of the step that raised it.
+# A worker's error comes with its traceback and the name of the step that raised it.
 _RAISED = re.compile(rf"{TooManyFailuresError.__name__}: (.*?)(?: \[while running .*)?$", re.MULTILINE)
 
 
 def too_many(error: BaseException) -> str | None:
-    """What a worker said that ended the pipeline because of its failures; None for any other error."""
+    """The message of a worker that ended the pipeline because of too many failures; None for any other error."""
     found = _RAISED.search(str(error)) or _RAISED.search(f"{type(error).__name__}: {error}")
     return found.group(1) if found else None
 
 
 @dataclass
 class _Known:
-    """Failures of a run that this process knows of: places of rows, and files that it has looked into."""
+    """The failures of a run that this process knows: positions of rows, and the files it has read."""
 
     rows: set[tuple[str | None, int]] = field(default_factory=set)
     seen: set[str] = field(default_factory=set)
@@ -51,12 +51,12 @@ _known: dict[str, _Known] = {}
 
 
 class NoteFailures(beam.DoFn):
-    """Lets failures through, and notes them.
+    """Notes failures and passes them on.
 
     Args:
-        run: tells this run apart from others of the same process.
-        writer: where failures are made safe, and how often, seconds.
-        most: how many rows may fail; None for any number.
+        run: distinguishes this run from others in the same process.
+        writer: where failures are checkpointed, and every how many seconds.
+        most: number of rows that may fail; None for any number.
     """
 
     def __init__(self, run: str, graph: Graph, writer: tuple[OutputDirectory, float] | None, most: int | None):
@@ -86,7 +86,7 @@ class NoteFailures(beam.DoFn):
         self._check(known, str((state.error or {}).get("message")))
 
     def _look(self) -> None:
-        """Counts what other processes have written."""
+        """Count the failures that other processes have written."""
         assert self._place is not None
         known = _known.setdefault(self._run, _Known())
         with known.lock:

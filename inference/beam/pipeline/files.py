@@ -1,4 +1,4 @@
-"""Files of a pipeline, in any of Beam's file systems: patterns of input, and the directory of output.
+"""The files of a pipeline, in any of Beam's file systems: input patterns and the output directory.
 
 Knows paths and rows; knows nothing about models.
 """
@@ -37,8 +37,8 @@ from inference.inputs.rows import decode_line, table_parser
 
 JSON_LINES, TEXT, PARQUET = "jsonl", "text", "parquet"
 SUFFIX = {JSON_LINES: ".jsonl", TEXT: ".txt", PARQUET: ".parquet"}
-# Files in `.parts`, by their suffixes. Of each the name ends in the number of rows that it stands for; those of rows
-# that were read, or done by earlier runs, are empty.
+# Suffixes of the files in `.parts`. Each name ends in the number of rows that the file stands for. Files for rows that
+# were read, or done by earlier runs, are empty.
 ANSWERS, FAILURES, READ, DONE = ".jsonl", ".failed", ".read", ".done"
 # Directories of Beam's sinks.
 TEMPORARY = "beam-temp-*"
@@ -46,11 +46,11 @@ TEMPORARY = "beam-temp-*"
 
 @dataclass(frozen=True)
 class Source:
-    """A file of rows, or a prompt of the command line.
+    """A file of rows, or a prompt from the command line.
 
     Args:
-        form: of the file; None for a prompt.
-        number: of a prompt among the prompts.
+        form: format of the file; None for a prompt.
+        number: position of a prompt among the prompts.
     """
 
     value: str
@@ -60,7 +60,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Columns:
-    """Of a table, the columns of the prompts and of the rows' names; of a row in JSON, keys that are no settings."""
+    """Where a table has prompts and names of rows; and the keys of JSON rows that are not settings."""
 
     prompt: str = "prompt"
     name: str = "custom_id"
@@ -68,10 +68,10 @@ class Columns:
 
 
 def find_sources(values: Sequence[str], given_format: str | None) -> list[Source]:
-    """The files that patterns match, in the order of their names, and the prompts.
+    """The files that patterns match, sorted by name, and the prompts.
 
     Raises:
-        InputError: a pattern that matches nothing, or a file of an unknown kind.
+        InputError: a pattern matches nothing, or a file has an unknown format.
     """
     sources: list[Source] = []
     prompts = 0
@@ -101,27 +101,27 @@ def _format_of(path: str, given: str | None) -> str:
 
 
 def matching(pattern: str) -> list[str]:
-    """The files that a pattern matches, in the order of their names.
+    """The files that a pattern matches, sorted by name.
 
     Raises:
-        InputError: none, or the file system cannot be used.
+        InputError: it matches none, or the file system cannot be used.
     """
     try:
         found = [file.path for file in FileSystems.match([pattern])[0].metadata_list]
     except (BeamIOError, ValueError) as error:
-        raise InputError(f"--predict_data: {pattern} cannot be looked at: {error}") from error
+        raise InputError(f"--predict_data: {pattern} cannot be listed: {error}") from error
     if not found:
-        raise InputError(f"--predict_data: {pattern} matches no file", "look at the directory and the suffix")
+        raise InputError(f"--predict_data: {pattern} matches no file", "check the directory and the suffix")
     return sorted(found)
 
 
 def open_file(path: str) -> IO[bytes]:
-    """Its bytes as they are stored."""
+    """Open a file, without decompression."""
     return cast(IO[bytes], FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED))
 
 
 def read_rows(source: Source, columns: Columns) -> Iterator[RowState]:
-    """All rows of a source; one that makes no sense has its error.
+    """All rows of a source; an invalid row holds its error.
 
     Raises:
         InputError: the file cannot be read to its end.
@@ -183,9 +183,9 @@ def _with(state: RowState, **changes: Any) -> RowState:
 
 @dataclass(frozen=True)
 class OutputDirectory:
-    """Where a pipeline writes: `answers-RUN-*`, `failed-RUN-*`, `job.json`, `metrics.json`, and while it runs `.parts`.
+    """The output of a pipeline: `answers-RUN-*`, `failed-RUN-*`, `job.json`, `metrics.json`; `.parts` while it runs.
 
-    Each run that comes to its end has a number, so that files of different runs never meet.
+    Each run that finishes has a number, so that files of different runs never collide.
     """
 
     path: str
@@ -194,7 +194,7 @@ class OutputDirectory:
         return str(FileSystems.join(self.path, *names))
 
     def match(self, *names: str) -> list[str]:
-        """Files of it that a pattern matches.
+        """Files in it that match a pattern.
 
         Raises:
             InputError: the file system cannot be used.
@@ -202,11 +202,11 @@ class OutputDirectory:
         try:
             return sorted(file.path for file in FileSystems.match([self.join(*names)])[0].metadata_list)
         except (BeamIOError, ValueError) as error:
-            raise InputError(f"the directory of output {self.path} cannot be looked at: {error}") from error
+            raise InputError(f"the output directory {self.path} cannot be listed: {error}") from error
 
     @property
     def parts(self) -> str:
-        """The directory of what a run has done that has not come to its end."""
+        """The directory for the work of an unfinished run."""
         return self.join(".parts")
 
     @property
@@ -231,17 +231,17 @@ class OutputDirectory:
         return [[path for path in paths if path.endswith(kind)] for kind in kinds]
 
     def count(self, kind: str) -> int:
-        """Rows, or for answers of several steps answers, in the files of one kind in `.parts`."""
+        """Number of rows in the files of one kind in `.parts`; for answers, each step counts."""
         return rows_in(self.parts_of(kind))
 
     def note(self, kind: str, path: str, rows: int) -> None:
-        """Leaves word of how many rows a file has."""
+        """Note how many rows a file has."""
         digest = blake2b(path.encode("utf-8", "replace"), digest_size=16).hexdigest()
         write_file(self.part(f"{digest}-{rows}{kind}"), b"")
 
     def tidy(self) -> None:
-        """Takes away what a run that broke off has left, but for its answers: how far it came, and what Beam's sinks
-        had not moved into place.
+        """Remove what an interrupted run has left, except its answers: its progress, and files that Beam's sinks had
+        not moved into place.
         """
         self.remove([path for paths in self.parts_by_kind(FAILURES, READ, DONE) for path in paths])
         if "://" in self.path:
@@ -256,15 +256,15 @@ class OutputDirectory:
         return max(numbers, default=-1) + 1
 
     def make(self) -> None:
-        """Makes it.
+        """Create the directory.
 
         Raises:
-            InputError: it cannot be made.
+            InputError: it cannot be created.
         """
         self._make(self.path)
 
     def make_parts(self) -> None:
-        """Makes it ready for a run."""
+        """Create `.parts`, for a run."""
         self._make(self.parts)
 
     @staticmethod
@@ -273,14 +273,14 @@ class OutputDirectory:
             if not FileSystems.exists(path):
                 FileSystems.mkdirs(path)
         except (BeamIOError, OSError, ValueError) as error:
-            raise InputError(f"the directory of output {path} cannot be made: {error}") from error
+            raise InputError(f"the output directory {path} cannot be created: {error}") from error
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps other runs of this machine out of it meanwhile, where it is a directory of this machine.
+        """Keep other runs on this machine out, if the directory is on this machine.
 
         Raises:
-            InputError: another run is in it.
+            InputError: another run is writing into it.
         """
         if "://" in self.path:
             yield
@@ -294,13 +294,13 @@ class OutputDirectory:
                     f"another run is writing into {self.path}", "wait for it, or give another name"
                 ) from None
             except OSError:
-                pass  # a file system without locks: nothing can be said
+                pass  # the file system has no locks
             yield
         finally:
             os.close(directory)
 
     def clear(self) -> None:
-        """Takes away what runs have left."""
+        """Remove the output of all runs."""
         self.remove([*self.answers, *self.failures, *self.match("*.json"), *self.match(".parts", "*")])
 
     def remove(self, paths: Sequence[str]) -> None:
@@ -308,7 +308,7 @@ class OutputDirectory:
             FileSystems.delete(list(paths))
 
     def remove_parts(self) -> None:
-        # An object store has no directories: there is nothing left where their files are gone.
+        # An object store has no directories: once its files are gone, nothing is left.
         self.remove(self.match(".parts", "*"))
         if FileSystems.exists(self.parts):
             FileSystems.delete([self.parts])
@@ -317,7 +317,7 @@ class OutputDirectory:
         write_file(self.join(name), json.dumps(values, indent=1, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
 
     def read_json(self, name: str) -> Any:
-        """What is in a file; None where there is none."""
+        """The contents of a JSON file; None if it does not exist."""
         path = self.join(name)
         if not FileSystems.exists(path):
             return None
@@ -326,12 +326,12 @@ class OutputDirectory:
 
 
 def rows_in(parts: Iterable[str]) -> int:
-    """Rows that files in `.parts` stand for: each has the number in its name."""
+    """Number of rows that files in `.parts` stand for; each has it in its name."""
     return sum(int(path.rpartition("-")[2].partition(".")[0]) for path in parts)
 
 
 def write_file(path: str, data: bytes) -> None:
-    """Writes a file so that it is there as a whole or not at all.
+    """Write a file atomically.
 
     Raises:
         InferenceError: it cannot be written.
@@ -348,17 +348,17 @@ def write_file(path: str, data: bytes) -> None:
 
 
 def names_in(path: str) -> Iterator[str]:
-    """The rows' names in a file of answers or failures.
+    """The names of the rows in a file of answers or failures.
 
     Raises:
-        InputError: it is none.
+        InputError: the file is not one.
     """
     if path.endswith(SUFFIX[PARQUET]):
         import pyarrow.parquet
 
         with open_file(path) as stored:
             table = pyarrow.parquet.ParquetFile(stored)
-            # pyarrow 19 finds fault with a file without rows.
+            # pyarrow 19 raises on a file without rows.
             for batch in table.iter_batches(columns=["custom_id"]) if table.metadata.num_rows else ():
                 yield from batch.column("custom_id").to_pylist()
         return
@@ -368,12 +368,12 @@ def names_in(path: str) -> Iterator[str]:
             yield unescaped(text.partition("\t")[0]) if path.endswith(".txt") else str(json.loads(text)["custom_id"])
         except (ValueError, KeyError, TypeError):
             raise InputError(
-                f"{path}:{number} is no record of a pipeline", "repair that line, or --overwrite"
+                f"{path}:{number} is not a record of a pipeline", "repair that line, or give --overwrite"
             ) from None
 
 
 def text_line(record: Mapping[str, Any]) -> str:
-    """A record as a line of text: name, tab, answer, with what would break the line written as in JSON."""
+    """A record as a line of text: name, tab, answer. Tabs and line breaks are escaped as in JSON."""
     return f"{escaped(record['custom_id'])}\t{escaped(record['text'])}"
 
 

@@ -1,4 +1,4 @@
-"""Options of Beam's on our command line: checked against those that Beam has registered, and the runner found.
+"""Beam's options on our command line: checks them against those that Beam registers, and finds the runner.
 
 Knows Beam's option classes; knows nothing about pipelines.
 """
@@ -18,15 +18,15 @@ LOG_LEVEL = "--default_sdk_harness_log_level"
 
 
 def pipeline_options(given: Sequence[str], unchecked: Sequence[str], known_flags: Sequence[str]) -> PipelineOptions:
-    """The options of a command line.
+    """Parse Beam's options.
 
     Args:
-        given: what is not ours of it; each must be an option of Beam's.
-        unchecked: options of a runner that Beam does not know itself.
-        known_flags: ours, for a hint.
+        given: the part of the command line that is not ours; each must be an option of Beam.
+        unchecked: options of a runner that Beam itself does not know.
+        known_flags: our flags, for hints.
 
     Raises:
-        ConfigError: an option that nobody knows, or without its value.
+        ConfigError: an option is unknown or lacks its value.
     """
     known = _registered()
     for flag in (word.partition("=")[0] for word in given if word.startswith("--")):
@@ -34,13 +34,13 @@ def pipeline_options(given: Sequence[str], unchecked: Sequence[str], known_flags
             hint = did_you_mean(flag, [*known_flags, *known])
             raise ConfigError(
                 f"there is no flag {flag}, here or in Beam",
-                hint or "what only the runner knows goes into pipeline.runner_options",
+                hint or "put options that only the runner knows into pipeline.runner_options",
             )
     _check_values(given)
     options = PipelineOptions([*given, *unchecked])
     if runner_name(options) in LOCAL:
-        # With unsafe triggers, of which there are none here, the local runner stays in this process; otherwise it would
-        # first try to fetch a binary of another runner.
+        # This option keeps the local runner in this process; without it, it would first try to download the binary of
+        # another runner. No trigger is used here.
         options.view_as(TypeOptions).allow_unsafe_triggers = True
         # Its workers write to this terminal.
         if not any(word.partition("=")[0] == LOG_LEVEL for word in given):
@@ -53,10 +53,10 @@ def runner_name(options: PipelineOptions) -> str:
 
 
 def find_runner(options: PipelineOptions) -> PipelineRunner:
-    """The runner that is asked for.
+    """Find the runner.
 
     Raises:
-        InputError: there is none of that name, or it is not installed.
+        InputError: no runner has that name, or it is not installed.
     """
     name = runner_name(options)
     try:
@@ -96,4 +96,4 @@ def _check_values(given: Sequence[str]) -> None:
     except argparse.ArgumentError as error:
         raise ConfigError(f"an option of Beam: {error}") from error
     if rest:
-        raise ConfigError(f"'{rest[0]}' belongs to no flag", "a prompt goes after --predict_data")
+        raise ConfigError(f"'{rest[0]}' does not belong to a flag", "put prompts after --predict_data")

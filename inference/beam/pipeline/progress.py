@@ -1,6 +1,6 @@
-"""How far a pipeline is: a line on stderr now and then, of what its workers have left in the output's `.parts`.
+"""Shows a pipeline's progress on stderr, from the files that its workers have left in the output's `.parts`.
 
-So it is the same on every runner, and what it counts is safe. Knows files and terminals; knows nothing about models.
+So it works the same on every runner, and what it counts is safe. Knows files and terminals; knows nothing about models.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from dataclasses import dataclass
 from inference.beam.pipeline.files import ANSWERS, DONE, FAILURES, READ, OutputDirectory, rows_in
 from inference.jobs.progress import ProgressLine, clock
 
-# Seconds between two looks at what is done.
+# Seconds between two looks.
 LOOK = 1.0
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a run has to do.
+    """The work of a run.
 
     Args:
-        inputs: files and prompts.
-        answers_per_row: on its way through all steps.
-        exact: every row gets that many, if it does not fail.
+        inputs: number of files and prompts.
+        answers_per_row: answers of all steps.
+        exact: every row that does not fail gets exactly that many.
     """
 
     inputs: int
@@ -36,15 +36,15 @@ class Work:
 
 @dataclass(frozen=True)
 class Standing:
-    """A run at one moment.
+    """The progress of a run at one moment.
 
     Args:
-        inputs: files and prompts that were read to their end.
-        rows: in them.
-        done: rows that earlier runs have done.
-        answers: that are safe.
-        before: of these, answers that were safe when the run began.
-        failed: rows.
+        inputs: files and prompts that have been read completely.
+        rows: rows in them.
+        done: rows done by earlier runs.
+        answers: checkpointed answers.
+        before: of these, the ones that were there when the run began.
+        failed: rows that failed.
     """
 
     inputs: int
@@ -55,7 +55,7 @@ class Standing:
     failed: int
 
     def line(self, work: Work, seconds: float) -> str:
-        """All of it in a line, `seconds` after the run began."""
+        """The progress as a line, `seconds` after the run began."""
         if self.inputs < work.inputs:
             return f"reading: {self.inputs:,} of {work.inputs:,} inputs, {self.rows:,} rows"
         rate = (self.answers - self.before) / max(seconds, 1e-9)
@@ -70,7 +70,7 @@ class Standing:
 
 @contextmanager
 def progress(output: OutputDirectory | None, work: Work) -> Iterator[None]:
-    """Shows how far a run is that writes into a directory."""
+    """Show the progress of a run while this context lasts."""
     if output is None:
         yield
         return
@@ -95,7 +95,7 @@ def progress(output: OutputDirectory | None, work: Work) -> Iterator[None]:
 
 
 def standing(output: OutputDirectory, before: int) -> Standing:
-    """How far the run is that writes into a directory."""
-    # Looked at once: on an object store each look is a request, or many.
+    """The progress of the run that writes into a directory."""
+    # List once: on an object store, each listing is one request or more.
     read, done, answers, failures = output.parts_by_kind(READ, DONE, ANSWERS, FAILURES)
     return Standing(len(read), rows_in(read), rows_in(done), rows_in(answers), before, rows_in(failures))

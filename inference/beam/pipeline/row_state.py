@@ -1,4 +1,4 @@
-"""A row on its way through a pipeline: what it is, and what the steps have said so far.
+"""A row in a pipeline: its data, and the answers of the steps so far.
 
 Knows rows and records; knows nothing about Beam.
 """
@@ -14,7 +14,7 @@ from inference.errors import InputError
 from inference.generation.record import BAD_ROW, FIELD_NAMES, failed_completion
 from inference.inputs.prompts import Prompt
 
-# Keys of an answer that say something about a step beside others.
+# Keys of an answer that are recorded per step.
 STEP_KEYS = (
     "text",
     "value",
@@ -34,14 +34,14 @@ class RowState:
     """One row.
 
     Args:
-        key: its name, by which its parts find one another.
-        file: that it is in; None for a prompt of the command line.
-        row: its place there, from 0.
-        line: of the file, from 1.
-        prompt: None where it has none, which not every model needs.
-        data: the row as it was read, for what takes fields of it; its text where it could not be read.
-        answers: step to record.
-        error: why it has no answer: `type`, `message`, `line`, and the `step` where there was one.
+        key: its name; joins use it.
+        file: its file; None for a prompt from the command line.
+        row: its position there, from 0.
+        line: its line in the file, from 1.
+        prompt: None if it has none; not every model needs one.
+        data: the row as it was read, for steps that use its fields; its text if it could not be read.
+        answers: record of each step.
+        error: why it has no answer: `type`, `message`, `line`, and the `step` if there was one.
     """
 
     key: str
@@ -54,7 +54,7 @@ class RowState:
     error: Mapping[str, Any] | None = None
 
     def answered(self, step: str, record: Mapping[str, Any]) -> RowState:
-        """With the answer of a step, which may be that there is none."""
+        """The row with the record of a step, which may be a failure."""
         if record["error"] is None:
             return replace(self, answers={**self.answers, step: record})
         error = record["error"]
@@ -65,18 +65,17 @@ class RowState:
         return replace(self, error={"type": kind, "message": message, "line": self.line, **where})
 
     def with_others(self, others: list[RowState]) -> RowState:
-        """One row out of what came of it on several ways."""
+        """Merge the parts of this row from several branches."""
         states = [self, *others]
         error = next((state.error for state in states if state.error is not None), None)
         return replace(self, answers={k: v for state in states for k, v in state.answers.items()}, error=error)
 
 
 def given_to(step: Step, state: RowState) -> Any:
-    """What a step's model is asked: a prompt; or for a handler of another project the field, text or values that its
-    settings name.
+    """The input of a step's model: a prompt; for a foreign handler, the field, text or values that its settings name.
 
     Raises:
-        InputError: the row has not what it takes.
+        InputError: the row lacks what the step needs.
     """
     settings = step.settings
     text = step.template.render(variables(step, state)) if step.template is not None else None
@@ -98,7 +97,7 @@ def given_to(step: Step, state: RowState) -> Any:
 
 
 def variables(step: Step, state: RowState) -> dict[str, Any]:
-    """What a template may name."""
+    """The variables of a template."""
     answers = {name: record["text"] for name, record in state.answers.items()}
     answer = next((answers[name] for name in step.answer_of if name in answers), None)
     row = state.data if isinstance(state.data, Mapping) else {}
@@ -106,7 +105,7 @@ def variables(step: Step, state: RowState) -> dict[str, Any]:
 
 
 def prompt_text(state: RowState) -> str | None:
-    """The prompt as text: of a chat what was said last."""
+    """The prompt as text; for a chat, its last message."""
     prompt = state.prompt
     if prompt is None or prompt.messages is None:
         return None if prompt is None else prompt.text
@@ -114,9 +113,7 @@ def prompt_text(state: RowState) -> str | None:
 
 
 def record_of(state: RowState, graph: Graph, echo: bool) -> dict[str, Any]:
-    """The line of output of a row with an answer: that of the batch job, and the file; and with several steps the
-    answer of each.
-    """
+    """The output record of an answered row: the batch job's record and the file; with several steps, each answer."""
     order = [graph.output] if graph.output else []
     name = next(name for name in (*order, *graph.sinks, *reversed(list(state.answers))) if name in state.answers)
     answer = state.answers[name]
@@ -135,7 +132,7 @@ def record_of(state: RowState, graph: Graph, echo: bool) -> dict[str, Any]:
 
 
 def dead_letter_of(state: RowState, graph: Graph) -> dict[str, Any]:
-    """The same keys for a row without an answer, its reason, and the row as it was read, to be given again."""
+    """The output record of a failed row: the same keys, the reason, and the row as it was read, to run it again."""
     assert state.error is not None
     kind, message = str(state.error["type"]), str(state.error["message"])
     models = {step: record["model"] for step, record in state.answers.items()}

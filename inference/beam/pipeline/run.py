@@ -1,6 +1,6 @@
-"""`--run_mode pipeline`: everything is checked, then the pipeline runs, and its figures are shown.
+"""`--run_mode pipeline`: checks everything, runs the pipeline, and shows its figures.
 
-Knows configs and streams; the pipeline is `flow`'s business.
+Knows configs and streams; `build` makes the pipeline.
 """
 
 from __future__ import annotations
@@ -49,23 +49,23 @@ def run_pipeline(
     resume: bool = False,
     again: str = "",
 ) -> int:
-    """Answers rows on Beam.
+    """Answer rows on Beam.
 
     Args:
-        values: patterns of files, and prompts.
-        options: Beam's.
-        overwrite: what the directory of output holds is lost.
-        resume: it is gone on with.
-        again: the command that goes on with this run.
+        values: file patterns, and prompts.
+        options: Beam's options.
+        overwrite: delete the contents of the output directory.
+        resume: resume the run in the output directory.
+        again: the command that resumes this run.
 
     Returns:
-        The exit code: 0, or 3 where rows failed.
+        The exit code: 0, or 3 if rows failed.
 
     Raises:
-        InferenceError: what cannot be done, what ended the pipeline, or more failed rows than may be.
+        InferenceError: the run is impossible, the pipeline failed, or more rows failed than allowed.
     """
     if overwrite and resume:
-        raise InputError("--resume goes on with the output, --overwrite begins anew", "give one of them")
+        raise InputError("--resume continues the output, --overwrite deletes it", "give one of them")
     plan, beam_options = check_pipeline(config, values, options, overwrite or resume)
     if plan.output is None:
         return _run_and_tell(config, plan, beam_options, again)
@@ -76,7 +76,7 @@ def run_pipeline(
 
 
 def _run_and_tell(config: InferenceConfig, plan: Plan, options: PipelineOptions, again: str) -> int:
-    """Runs a pipeline and gives its figures to whoever wants them; the exit code."""
+    """Run a pipeline, and write and show its figures. Returns the exit code."""
     output, started = plan.output, time.perf_counter()
     work = Work(len(plan.sources), plan.graph.answers_per_row, exact=not plan.graph.splits)
     with progress(output, work), last_words(lambda: _last_words(output, again)):
@@ -98,13 +98,13 @@ def _run_and_tell(config: InferenceConfig, plan: Plan, options: PipelineOptions,
 def check_pipeline(
     config: InferenceConfig, values: Sequence[str], options: Sequence[str], may_exist: bool = False
 ) -> tuple[Plan, PipelineOptions]:
-    """Finds every mistake that can be found before a pipeline starts.
+    """Find every mistake that can be found before a pipeline starts.
 
     Args:
-        may_exist: the output may be there.
+        may_exist: the output directory may hold output.
 
     Raises:
-        InferenceError: the first one.
+        InferenceError: the first mistake.
     """
     check_device(config)
     settings, written = config.pipeline, config.output
@@ -138,7 +138,7 @@ def check_pipeline(
 
 
 def identity_of_job(graph: Graph, models: Mapping[str, StepModel]) -> dict[str, Any]:
-    """What decides the answers: dotted keys and values, as JSON has them."""
+    """Everything that determines the answers: dotted keys and JSON values."""
     identity: dict[str, Any] = {"splits": [dict(split) for split in graph.splits], "output": graph.output}
     for step in graph.steps:
         asked = step.settings.model_dump(warnings=False, exclude={"config", "options", "remote", "arguments"})
@@ -150,7 +150,7 @@ def identity_of_job(graph: Graph, models: Mapping[str, StepModel]) -> dict[str, 
 
 def _check_report(path: str, graph: Graph) -> None:
     if not path.endswith(".html"):
-        raise InputError(f"pipeline.report_file: {path} is no .html file", "its figures go beside it, as .json")
+        raise InputError(f"pipeline.report_file: {path} is not an .html file", "the figures go beside it, as .json")
     if "://" not in path:
         check_target(Path(path), "pipeline.report_file")
     if len(graph.steps) < 2:
@@ -162,18 +162,18 @@ def _check_output(output: OutputDirectory, may_exist: bool) -> None:
         raise InputError(f"--save_file: {output.path} is a file", "a pipeline writes into a directory")
     if set(output.path) & set("*?["):
         raise InputError(
-            f"--save_file: {output.path} has one of * ? [", "file systems take these for patterns; give another name"
+            f"--save_file: {output.path} has one of * ? [", "file systems read these as patterns; give another name"
         )
     if may_exist or not (output.answers or output.failures or output.match(".parts", "*") or output.match(JOB)):
         return
     raise InputError(
         f"the directory {output.path} holds the output of a run",
-        "give another name, --resume to go on with it, or --overwrite",
+        "give another name, or --resume, or --overwrite",
     )
 
 
 def _opened(output: OutputDirectory, plan: Plan, overwrite: bool, resume: bool) -> bool:
-    """Makes the directory ready; whether there is something to go on with."""
+    """Prepare the directory. Returns whether there is a run to resume."""
     identity = identity_of_job(plan.graph, plan.models)
     if overwrite:
         output.clear()
@@ -183,13 +183,13 @@ def _opened(output: OutputDirectory, plan: Plan, overwrite: bool, resume: bool) 
             if before.get(key) != identity.get(key):
                 was, now = (json.dumps(side.get(key), ensure_ascii=False) for side in (before, identity))
                 raise InputError(
-                    f"--resume: {output.path} was begun with {key} {was}, it is {now} now",
-                    "give the same; --overwrite begins anew",
+                    f"--resume: {output.path} was begun with {key} {was}; now it is {now}",
+                    "give the same value, or start again with --overwrite",
                 )
     elif resume and (output.answers or output.failures):
         raise InputError(
-            f"--resume: there is no {output.join(JOB)}, so nobody can tell what made the output",
-            "--overwrite begins anew",
+            f"--resume: {output.join(JOB)} is missing, so the settings of the output are unknown",
+            "start again with --overwrite",
         )
     output.make_parts()
     output.tidy()
@@ -198,7 +198,7 @@ def _opened(output: OutputDirectory, plan: Plan, overwrite: bool, resume: bool) 
 
 
 def _run(plan: Plan, options: PipelineOptions, again: str) -> dict[str, Any]:
-    # A run in which no row fails, or all do, has an output without files, of which Beam warns.
+    # Beam warns about outputs without files, which are normal: if no row fails, or all do.
     logging.getLogger("apache_beam.io.filebasedsink").setLevel(logging.ERROR)
     for name in ("apache_beam.runners.common", "apache_beam.runners.portability.local_job_service"):
         logging.getLogger(name).addFilter(_is_no_stop)
@@ -209,7 +209,7 @@ def _run(plan: Plan, options: PipelineOptions, again: str) -> dict[str, Any]:
         os.environ["PYTHONPATH"] = os.pathsep.join(part for part in (root, *paths) if part)
     attempts = itertools.chain([plan], itertools.repeat(replace(plan, resume=plan.output is not None)))
     try:
-        # What a worker that dies had answered is there at the next attempt.
+        # The next attempt finds the answers of a worker that died.
         result = run_to_the_end(lambda pipeline: build(pipeline, next(attempts)), options)
     except Exception as error:  # whatever a runner or a worker raises
         stopped = too_many(error)
@@ -227,45 +227,45 @@ def _run(plan: Plan, options: PipelineOptions, again: str) -> dict[str, Any]:
 
 
 def _check_read(plan: Plan, rows: int) -> None:
-    """Refuses a run that has done nothing and says that all is well, as Beam's DaskRunner does.
+    """Check that the runner has read everything: Beam's DaskRunner reports success without doing anything.
 
     Raises:
-        InferenceError: not all of the input was read.
-        InputError: there is nothing in it.
+        InferenceError: part of the input was not read.
+        InputError: the input has no rows.
     """
     if plan.output is not None:
-        # What the workers say themselves, for not every runner has metrics.
+        # From the workers' own files, because not every runner has metrics.
         read = plan.output.parts_of(READ)
         rows = rows_in(read)
         if len(read) < len(plan.sources):
             raise InferenceError(
-                f"the runner has come to its end with {len(read)} of {len(plan.sources)} inputs read",
-                "take another one",
+                f"the runner finished after reading {len(read)} of {len(plan.sources)} inputs",
+                "use another runner",
             )
     if not rows:
-        raise InputError("there is no row in the input", "give files that hold some")
+        raise InputError("the input has no rows", "give files with at least one")
 
 
 def _is_no_stop(record: logging.LogRecord) -> bool:
-    """Whether a line of Beam's log is no traceback of what is said in one line at the end."""
+    """Whether a line of Beam's log is not the traceback of an error that is reported in one line at the end."""
     said = record.exc_info[1] if record.exc_info else None
     return not isinstance(said, TooManyFailuresError) and TooManyFailuresError.__name__ not in record.getMessage()
 
 
 def _go_on(output: OutputDirectory | None, again: str) -> str:
-    """How to go on with a run that ends early; nothing where there is nothing to go on with."""
+    """How to resume a run that ends early; empty if there is nothing to resume."""
     safe = output.count(ANSWERS) if output is not None else 0
-    return f"{safe:,} answers are safe, go on with: {again}" if safe else ""
+    return f"{safe:,} answers are safe; resume with: {again}" if safe else ""
 
 
 def _last_words(output: OutputDirectory | None, again: str) -> str:
-    """What is said of a run that a signal ends, when all that this process has is written."""
+    """Write what this process has, and return the message for a run that a signal ends."""
     flush_all()
     return _go_on(output, again)
 
 
 def _after_stop(output: OutputDirectory | None, again: str) -> str | None:
-    """What there is of a run with too many failures."""
+    """The hint for a run that ended with too many failures."""
     if output is None:
         return None
     failures = f"the failures are in {output.part('*' + FAILURES)}"
@@ -273,13 +273,13 @@ def _after_stop(output: OutputDirectory | None, again: str) -> str | None:
 
 
 def _reason(error: BaseException) -> str:
-    """The last line of an error of a worker, which comes with all of its traceback."""
+    """The last line of a worker's error, which comes with its whole traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__
 
 
 def _figures(result: Any) -> dict[str, Any]:
-    """All metrics: kind to namespace to name; those of steps that have the same names under `step/name`."""
+    """All metrics by kind, namespace and name; distributions are named `step/name`."""
     found = result.metrics().query()
     counters: dict[str, dict[str, Any]] = {}
     distributions: dict[str, dict[str, Any]] = {}
@@ -300,7 +300,7 @@ def _figures(result: Any) -> dict[str, Any]:
 
 
 def _say_figures(figures: Mapping[str, Any], seconds: float) -> None:
-    """A table on stderr."""
+    """Print a table to stderr."""
     rows = [(name, f"{value:,}") for name, value in figures["rows"].items()]
     answered = figures["rows"].get("rows_answered", 0)
     rows.append(("seconds", f"{seconds:,.1f}"))

@@ -1,7 +1,7 @@
-"""The model handler of a step, and what makes its examples and its answers.
+"""The model handler of a step, and the functions that make its examples and its answers.
 
-Knows the three kinds of handlers: this project's, a remote endpoint, and any class by its dotted path. A path is
-imported because the user's own config names it.
+Knows the three kinds of handlers: this project's, a remote endpoint, and any class by its dotted path. Paths come from
+the user's own config, so they are imported.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class StepModel:
 
     Args:
         name: of the model, for people.
-        identity: what decides its answers, for a run that goes on with another's output.
-        prepare: makes the handler's example, None for what is there.
-        result: makes an answer of what the handler gives, None for what is there.
+        identity: what determines its answers, to check a resumed run.
+        prepare: makes the handler's example from the step's input; None to use the input.
+        result: makes an answer from the handler's result; None to use the result.
     """
 
     handler: ModelHandler
@@ -47,14 +47,14 @@ class StepModel:
 
 
 def model_of(step: Step, config: InferenceConfig) -> StepModel:
-    """The checked model of a step; nothing is loaded.
+    """Check and return the model of a step. Nothing is loaded.
 
     Args:
-        config: the whole config, whose own model a step without one has.
+        config: the whole config; its model is the default for steps without one.
 
     Raises:
-        ConfigError: a class or function that is not there, or does not take its arguments.
-        InferenceError: a model that is not there.
+        ConfigError: a class or function does not exist, or rejects its arguments.
+        InferenceError: a model cannot be found.
     """
     settings = step.settings
     if settings.remote is not None:
@@ -86,7 +86,9 @@ def _foreign(step: Step) -> StepModel:
     assert settings.handler is not None
     kind = imported(settings.handler, f"{where}.handler")
     if not isinstance(kind, type) or not issubclass(kind, ModelHandler):
-        raise ConfigError(f"{where}.handler: {settings.handler} is no ModelHandler", "give the class of one")
+        raise ConfigError(
+            f"{where}.handler: {settings.handler} is not a ModelHandler", "give the path of a ModelHandler class"
+        )
     handler = _made(step, kind)
     functions = {
         key: imported(path, f"{where}.{key}") if (path := getattr(settings, key)) else None
@@ -97,7 +99,7 @@ def _foreign(step: Step) -> StepModel:
 
 
 def _made(step: Step, kind: type[ModelHandler], *first: Any) -> ModelHandler:
-    """A handler with the step's arguments behind those that come first."""
+    """Make a handler from leading arguments and the step's own."""
     where = f"pipeline.steps.{step.name}"
     given = step.settings.arguments
     arguments = {name: argument(value, f"{where}.arguments.{name}") for name, value in given.items()}
@@ -105,15 +107,15 @@ def _made(step: Step, kind: type[ModelHandler], *first: Any) -> ModelHandler:
         return kind(*first, **arguments)
     except InferenceError:
         raise
-    except Exception as error:  # a constructor of somebody else's
-        raise ConfigError(f"{where}: {kind.__name__} does not take these arguments: {error}") from error
+    except Exception as error:  # a foreign constructor may raise anything
+        raise ConfigError(f"{where}: {kind.__name__} rejects these arguments: {error}") from error
 
 
 def imported(path: str, where: str) -> Any:
-    """What a dotted path names.
+    """Import what a dotted path names.
 
     Raises:
-        ConfigError: nothing.
+        ConfigError: it names nothing.
     """
     module_name, _, rest = path.rpartition(".")
     attributes = [rest]
@@ -129,7 +131,9 @@ def imported(path: str, where: str) -> Any:
         except ImportError as error:
             raise ConfigError(f"{where}: {path} cannot be imported: {error}") from error
     else:
-        raise ConfigError(f"{where}: there is no {path}", "a dotted path, of what is installed or in PYTHONPATH")
+        raise ConfigError(
+            f"{where}: {path} does not exist", "give a dotted path to something installed or in PYTHONPATH"
+        )
     for name in attributes:
         if not hasattr(found, name):
             raise ConfigError(f"{where}: {path} has no {name}", did_you_mean(name, dir(found)))
@@ -138,7 +142,7 @@ def imported(path: str, where: str) -> Any:
 
 
 def argument(value: Any, where: str) -> Any:
-    """A value of YAML; `{object: dotted.path}`, wherever in it, is what the path names."""
+    """A value from YAML, with every `{object: dotted.path}` in it replaced by what the path names."""
     if isinstance(value, Mapping):
         if set(value) == {OBJECT}:
             return imported(str(value[OBJECT]), where)
@@ -147,10 +151,10 @@ def argument(value: Any, where: str) -> Any:
 
 
 def answer_of(result: Any, name: str, make: Callable[[Any], Any] | None) -> dict[str, Any]:
-    """What a handler gave as a record: that of ours as it is, anything else as its text and its value for JSON.
+    """A handler's result as a record. Records of our handlers stay; other results become a text and a JSON value.
 
     Args:
-        name: of the model, where the result has none.
+        name: of the model, if the result has none.
     """
     failure = result if isinstance(result, RowFailure) else None
     inference, model = result, name
@@ -162,7 +166,7 @@ def answer_of(result: Any, name: str, make: Callable[[Any], Any] | None) -> dict
     if failure is None:
         try:
             value = plain(make(inference) if make else inference)
-        except Exception as error:  # a function of the user's
+        except Exception as error:  # the user's function may raise anything
             failure = RowFailure(f"{type(error).__name__}: {error}")
     if failure is not None:
         return failed_completion(None, None, MODEL_FAILED, failure.message, model=model).as_dict()
@@ -171,7 +175,7 @@ def answer_of(result: Any, name: str, make: Callable[[Any], Any] | None) -> dict
 
 
 def plain(value: Any) -> Any:
-    """A result as JSON has it: arrays and tensors as lists, numbers of theirs as Python's."""
+    """A result as JSON values: arrays and tensors become lists, their numbers Python's."""
     if hasattr(value, "tolist"):
         return plain(value.tolist())
     if isinstance(value, Mapping):

@@ -1,7 +1,7 @@
-"""The steps of a pipeline as a graph: which rows come to which step, in what order, and what a step may name.
+"""The steps of a pipeline as a graph: their order, which rows each step gets, and what its template may name.
 
-Knows names and shares; knows nothing about models or pipelines. Everything that can be wrong with a graph is found
-here, before anything starts.
+Knows names and shares; knows nothing about models or pipelines. Every mistake in a graph is found here, before anything
+starts.
 """
 
 from __future__ import annotations
@@ -16,21 +16,22 @@ from inference.beam.pipeline.templates import Template
 from inference.config.schema import PipelineSettings, StepSettings
 from inference.errors import ConfigError, did_you_mean
 
-# What a template has beside the steps.
+# Variables of a template besides the steps.
 GIVEN = ("prompt", "row", "answer")
 ONLY_STEP = "model"
-# Of each split that decides about a row, the steps to one of which it went; nothing for rows that go everywhere.
+# For each split that a row went through, the steps that it may have gone to; empty if no split decides.
 Reach = Mapping[int, frozenset[str]]
 
 
 @dataclass(frozen=True)
 class Step:
-    """One model and the rows that come to it.
+    """One model, and where its rows come from.
 
     Args:
-        parents: the steps that it waits for, those of which a row has only one answer together; none for the input.
-        answer_of: the steps of which `answer` is one's in its template.
-        split: the number of the split that it is in.
+        parents: the steps that it waits for, in groups of alternatives of which a row has one answer; empty for a step
+            on the input.
+        answer_of: the steps that `answer` in its template stands for.
+        split: number of the split that it belongs to.
     """
 
     name: str
@@ -42,19 +43,19 @@ class Step:
 
     @property
     def is_foreign(self) -> bool:
-        """Whether its handler is none of this project's."""
+        """Whether its handler is from another project."""
         return self.settings.handler is not None
 
     @property
     def needs_prompt(self) -> bool:
-        """Whether a row without a prompt is of no use to it."""
+        """Whether it needs rows with a prompt."""
         own = self.template is None and self.settings.field is None and self.settings.prepare is None
         return own or (self.template is not None and "prompt" in self.template.names)
 
 
 @dataclass(frozen=True)
 class Graph:
-    """Steps in an order in which each comes after its parents."""
+    """Steps, sorted so that each comes after its parents."""
 
     steps: tuple[Step, ...]
     splits: tuple[Mapping[str, float], ...] = ()
@@ -63,7 +64,7 @@ class Graph:
 
     @property
     def sinks(self) -> tuple[str, ...]:
-        """The last steps: those that no other waits for."""
+        """The last steps: no other step waits for them."""
         return tuple(step.name for step in self.steps if not self.children.get(step.name))
 
     @property
@@ -72,12 +73,12 @@ class Graph:
 
     @property
     def fields(self) -> frozenset[str]:
-        """Keys of rows that steps take."""
+        """Keys of rows that steps use."""
         return frozenset(step.settings.field for step in self.steps if step.settings.field is not None)
 
     @property
     def comes_together(self) -> bool:
-        """Whether a row has several ways to the end, so that what came of them must be put together."""
+        """Whether a row has several branches whose results must be merged at the end."""
         ways = [self.children.get(step.name, ()) for step in self.steps]
         ways.append(tuple(step.name for step in self.steps if not step.parents))
         split_of = {step.name: step.split for step in self.steps}
@@ -101,7 +102,7 @@ class Graph:
 
 
 def chosen(shares: Mapping[str, float], number: int, key: str) -> str:
-    """The step of split `number` that a row goes to, always the same for the same name."""
+    """The step of split `number` that a row goes to; always the same for the same name."""
     digest = blake2b(f"{number} {key}".encode("utf-8", "replace"), digest_size=8).digest()
     place, so_far = int.from_bytes(digest, "big") / 2**64, 0.0
     for name, share in shares.items():
@@ -112,15 +113,15 @@ def chosen(shares: Mapping[str, float], number: int, key: str) -> str:
 
 
 def graph_of(settings: PipelineSettings) -> Graph:
-    """The checked graph of a config.
+    """Build and check the graph of a config.
 
     Raises:
-        ConfigError: an unknown step, a circle, a share or a template that makes no sense.
+        ConfigError: a step is unknown, steps form a circle, or a share or template is invalid.
     """
     steps = settings.steps or {ONLY_STEP: StepSettings()}
     for name in steps:
         if not name.isidentifier() or name in GIVEN:
-            raise _wrong(name, "is no name for a step", f"letters, digits and _; not {', '.join(GIVEN)}")
+            raise _wrong(name, "is not a valid name for a step", f"letters, digits and _; not {', '.join(GIVEN)}")
         _check_kind(name, steps[name])
     splits = _splits(settings.splits, steps)
     split_of = {name: number for number, shares in enumerate(splits) for name in shares}
@@ -154,7 +155,7 @@ def _check_kind(name: str, settings: StepSettings) -> None:
         if value
     ]
     if len(given) > 1:
-        raise _wrong(name, f"has both {' and '.join(given)}", "a step has one model")
+        raise _wrong(name, f"has both {' and '.join(given)}", "give a step one model")
     if settings.handler is None:
         for key in ("result", "prepare", "field"):
             if getattr(settings, key):
@@ -182,7 +183,7 @@ def _splits(splits: Sequence[Mapping[str, float]], steps: Mapping[str, Any]) -> 
 
 
 def _ordered(steps: Mapping[str, StepSettings]) -> list[str]:
-    """Names, each after those that it waits for."""
+    """Names of steps, each after those that it waits for."""
     done: list[str] = []
     waiting = list(steps)
     for name, settings in steps.items():
@@ -209,7 +210,7 @@ def _step(
     before: set[str],
 ) -> tuple[Step, Reach]:
     groups, reach = _parents(name, settings.after or (), reaches, splits)
-    # Of each of these every row that comes here has an answer.
+    # Every row that comes here has an answer of each of these.
     named = {other for other in before if _covers(reaches[other], reach)}
     unnamed = [group for group in groups if not set(group) <= named]
     answer_of = groups[0] if len(groups) == 1 else unnamed[0] if len(unnamed) == 1 else ()
@@ -234,7 +235,7 @@ def _step(
 def _parents(
     name: str, after: Sequence[str], reaches: Mapping[str, Reach], splits: Sequence[Mapping[str, float]]
 ) -> tuple[tuple[tuple[str, ...], ...], Reach]:
-    """The parents in groups of which a row has one answer each, and the rows that come."""
+    """The parents in groups of alternatives, and which rows reach the step."""
     groups: list[tuple[tuple[str, ...], Reach]] = [((parent,), reaches[parent]) for parent in dict.fromkeys(after)]
     merged = True
     while merged:
@@ -258,7 +259,7 @@ def _parents(
 
 
 def _alternative(one: Reach, other: Reach) -> int | None:
-    """The split that sends a row to either of two, where nothing else is between them."""
+    """The split that sends a row to one of two steps, if that is all that distinguishes them."""
     if set(one) != set(other):
         return None
     differ = [number for number in one if one[number] != other[number]]
@@ -266,7 +267,7 @@ def _alternative(one: Reach, other: Reach) -> int | None:
 
 
 def _covers(wide: Reach, narrow: Reach) -> bool:
-    """Whether every row of the second is one of the first."""
+    """Whether every row of the second is a row of the first."""
     return all(number in narrow and narrow[number] <= steps for number, steps in wide.items())
 
 

@@ -1,4 +1,4 @@
-"""The prompt of a step as a template over the row and the answers before it.
+"""A step's prompt as a template over the row and earlier answers.
 
 Knows Jinja; knows nothing about models. Templates run in Jinja's sandbox, with limits of time and size.
 """
@@ -17,13 +17,13 @@ class Template:
     """A Jinja template.
 
     Args:
-        where: what to name in errors.
+        where: its place in the config, for errors.
 
     Attributes:
-        names: what it names.
+        names: the variables that it uses.
 
     Raises:
-        ConfigError: it is no template.
+        ConfigError: it is not a valid template.
     """
 
     def __init__(self, source: str, where: str):
@@ -33,13 +33,13 @@ class Template:
         try:
             self.names = frozenset(meta.find_undeclared_variables(self._environment().parse(source)))
         except (TemplateError, TemplateLimitError, RecursionError) as error:
-            raise ConfigError(f"{where} is no template: {error}") from error
+            raise ConfigError(f"{where} is not a valid template: {error}") from error
 
     def render(self, values: Mapping[str, Any]) -> str:
-        """The text.
+        """Render the text.
 
         Raises:
-            InputError: it names what the row has not, or makes nothing.
+            InputError: the row lacks a variable, or the text is empty.
         """
         from jinja2 import TemplateError
 
@@ -48,7 +48,7 @@ class Template:
         except (TemplateError, TemplateLimitError, TypeError, ValueError, ArithmeticError) as error:
             raise InputError(f"{self._where} cannot be filled in: {error}") from error
         if not text.strip():
-            raise InputError(f"{self._where} makes an empty prompt of this row")
+            raise InputError(f"{self._where} gives an empty prompt for this row")
         return text
 
     @cached_property

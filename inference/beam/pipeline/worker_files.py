@@ -1,8 +1,8 @@
-"""What is safe while a pipeline runs: a killed run loses the last seconds of work and no more.
+"""Checkpoints of a running pipeline: a killed run loses only the last seconds of work.
 
-Beam writes its output when everything is done, so each worker puts its answers and its failures into files of their own
-beside it, every few seconds. Where an answer is there twice, after a bundle was tried again, either will do: the output
-is made of the rows, and not of these files.
+Beam writes its output when everything is done, so every few seconds each worker writes its answers and failures into
+files of its own beside it. After a bundle was retried an answer may be there twice; either will do, because the output
+is made from the rows and not from these files.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from weakref import WeakSet
 from inference.beam.pipeline.files import ANSWERS, OutputDirectory, open_file, write_file
 from inference.inputs.files import ByteFile
 
-# Lines of a file at most.
+# Maximum number of lines per file.
 MOST = 1000
 
 
 class CheckpointWriter:
-    """Collects lines of one worker, and writes them now and then.
+    """Collects the lines of one worker and writes them regularly.
 
     Args:
-        seconds: between two files.
-        kind: of the files: answers, or failures.
+        seconds: time between two files.
+        kind: answers or failures.
     """
 
     def __init__(self, directory: OutputDirectory, name: str, seconds: float, kind: str = ANSWERS):
@@ -37,20 +37,20 @@ class CheckpointWriter:
         self._lines: list[str] = []
         self._number = 0
         self._due = time.monotonic() + seconds
-        # A signal or a row too many makes another thread write what this one has.
+        # After a signal or one failure too many, another thread writes the lines of this one.
         self._lock = threading.Lock()
         with _registering:
             _writers.add(self)
 
     def add(self, values: Mapping[str, Any]) -> bool:
-        """Takes a line; whether lines were written."""
+        """Take a line. Returns whether lines were written."""
         with self._lock:
             self._lines.append(json.dumps(values))
             is_due = len(self._lines) >= MOST or time.monotonic() >= self._due
         return is_due and self.flush()
 
     def flush(self) -> bool:
-        """Writes what there is; whether there was anything."""
+        """Write all lines. Returns whether there were any."""
         with self._lock:
             self._due = time.monotonic() + self._seconds
             if not self._lines:
@@ -68,12 +68,12 @@ _registering = threading.Lock()
 
 @dataclass(frozen=True)
 class Journal:
-    """Where the answers of a step are made safe one by one, by whoever has them first: a batch takes its time.
+    """Checkpoints the answers of a step one by one as they arrive, because a batch may take long.
 
-    May be sent to another process, which then has a writer of its own.
+    It may be sent to another process, which then has a writer of its own.
 
     Args:
-        seconds: between two files.
+        seconds: time between two files.
     """
 
     directory: OutputDirectory
@@ -81,11 +81,11 @@ class Journal:
     seconds: float
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """Takes the record of a row with an answer."""
+        """Take the record of an answered row."""
         self._writer.add(answer_line(record["custom_id"], self.step, record))
 
     def flush(self) -> None:
-        """Writes what there is."""
+        """Write all lines."""
         self._writer.flush()
 
     @property
@@ -101,7 +101,7 @@ _opening = threading.Lock()
 
 
 def flush_all() -> None:
-    """Writes what the writers of this process have."""
+    """Write the lines of all writers in this process."""
     with _registering:
         writers = list(_writers)
     for writer in writers:
@@ -114,13 +114,13 @@ def answer_line(key: str, step: str, answer: Mapping[str, Any]) -> dict[str, Any
 
 
 def read_answers(path: str) -> Iterator[tuple[str, tuple[str, dict[str, Any]]]]:
-    """Name, and step and answer, of each line of a file of answers."""
+    """Yield (name, (step, answer)) for each line of a file of answers."""
     for values in _read(path):
         yield values["custom_id"], (values["step"], values["answer"])
 
 
 def read_failures(path: str) -> Iterator[tuple[str | None, int]]:
-    """File and place of each row in a file of failures."""
+    """Yield (file, row) for each line of a file of failures."""
     for values in _read(path):
         yield values["file"], values["row"]
 

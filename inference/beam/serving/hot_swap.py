@@ -1,7 +1,7 @@
-"""The model of a step of a pipeline: it can be exchanged for another while batches run.
+"""A model that can be replaced while batches run.
 
-The new model is loaded beside the old one and tried out; a bad one is refused, and the old one goes on. A batch keeps
-the model with which it began. Knows models; knows nothing about Beam.
+The new model is loaded beside the old one and validated. If it is no good, it is rejected and the old one stays. A
+batch keeps the model it began with. Knows models; knows nothing about Beam.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from inference.beam.serving.shared_model import Answers, LoadedModel, Notes, loaded_model
+from inference.answering.shared_model import Answers, LoadedModel, Notes, loaded_model
 from inference.config import InferenceConfig
 from inference.errors import InferenceError
 
 logger = logging.getLogger(__name__)
 
-# Polls at which a model that was refused is tried again: its files may not have been complete.
+# How often a rejected model is tried: its files may not have been complete the first time.
 TRIALS = 3
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model that may take the place of another.
+    """A model that may replace another.
 
     Args:
-        model_id: where it is, and what it is called in results.
-        name: what it is called in metrics; empty for the model with which a pipeline begins.
-        stamp: tells apart what was at the same place at different times.
+        model_id: its path, and its name in results.
+        name: its name in metrics; empty for the model that a pipeline begins with.
+        stamp: distinguishes versions at the same path.
     """
 
     config: InferenceConfig
@@ -43,7 +43,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Event:
-    """An exchange of models: done, or refused with a reason."""
+    """A replacement of the model: done, or rejected with a reason."""
 
     name: str
     model_id: str
@@ -54,7 +54,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Reply:
-    """What came of a batch, the model that answered it, and the exchanges since the last reply."""
+    """The answers of a batch, the model that gave them, and the replacements since the last reply."""
 
     answers: Answers
     model_id: str
@@ -64,12 +64,12 @@ class Reply:
 
 @dataclass(frozen=True)
 class Trial:
-    """What a new model must stand before it is used.
+    """The validation that a new model must pass before it is used.
 
     Args:
-        rows: prompts that it must answer, as for `MindSporeModelHandler`; one that is a mapping may have a
-            `reference`, which the answer must be, blanks at the ends aside.
-        judge: is given the records of the answers; says why the model is no good, or None.
+        rows: prompts that it must answer, as for `MindSporeModelHandler`. A mapping may have a `reference`, which the
+            answer must equal, except for blanks at its ends.
+        judge: given the records of the answers, returns why the model is no good, or None.
     """
 
     rows: Sequence[Any] = ()
@@ -94,20 +94,20 @@ def _without_reference(row: Any) -> Any:
 
 
 class RefusedError(InferenceError):
-    """A model that did not stand its trial."""
+    """A model failed its validation."""
 
 
 def loaded(candidate: Candidate, copy_id: str = "") -> LoadedModel:
-    """The model of a candidate.
+    """Load the model of a candidate.
 
     Args:
-        copy_id: names one of several copies, each of which is a model of its own.
+        copy_id: name of one of several copies, which are separate models.
     """
     return loaded_model(candidate.config, candidate.model_id, candidate.stamp + copy_id)
 
 
 def tried(candidate: Candidate, trial: Trial, copy_id: str = "") -> LoadedModel:
-    """The loaded model of a candidate that stood its trial.
+    """Load and validate the model of a candidate.
 
     Raises:
         InferenceError: it cannot be loaded, or it is no good.
@@ -120,16 +120,16 @@ def tried(candidate: Candidate, trial: Trial, copy_id: str = "") -> LoadedModel:
 
 
 class ServedModel:
-    """A model that can be exchanged.
+    """A model that can be replaced.
 
-    All methods take and give what can be pickled: the caller may be in another process.
+    Arguments and results of all methods can be pickled: the caller may be in another process.
 
     Args:
-        model: the one to begin with.
+        model: the first model.
         candidate: what it was loaded from.
-        trial: what later ones must stand.
-        refused: what was to be loaded in its place, and why it was not.
-        copy_id: names it where it is one of several copies, as later models in its place are.
+        trial: the validation of later models.
+        refused: a candidate that was to be loaded instead, and why it was not.
+        copy_id: name of this copy, if there are several; later models get it too.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class ServedModel:
     def answer(
         self, examples: Sequence[Any], settings: Mapping[str, Any] | None = None, notes: Notes | None = None
     ) -> Reply:
-        """Answers a batch, as `LoadedModel.answer`."""
+        """Answer a batch; see `LoadedModel.answer`."""
         model, candidate = self._current
         return Reply(model.answer(examples, settings, notes), model.model_id, candidate.name, self._taken_events())
 
@@ -161,7 +161,7 @@ class ServedModel:
         return self._current[0].model_id
 
     def name(self) -> str:
-        """What the model is called in metrics."""
+        """The model's name in metrics."""
         return self._current[1].name
 
     def num_bytes(self) -> int:
@@ -169,10 +169,10 @@ class ServedModel:
         return self._current[0].num_bytes
 
     def exchange(self, candidate: Candidate, again: bool = False) -> bool:
-        """Takes another model, if it is good; returns when the next batch gets it. Whether it was.
+        """Replace the model, if the new one is good. Returns whether it is, once the next batch would use it.
 
         Args:
-            again: try it also where it was refused before.
+            again: try it even if it was rejected before.
         """
         with self._exchanging:
             if self._current[1] == candidate:
@@ -181,22 +181,21 @@ class ServedModel:
                 return False
             try:
                 model = tried(candidate, self._trial, self._copy_id)
-            except Exception as error:  # whatever a broken model does, the old one goes on
+            except Exception as error:  # whatever a broken model raises, the old one stays
                 self._refuse(candidate, error)
                 return False
             self._current = (model, candidate)
             self._events.append(Event(candidate.name, candidate.model_id, None, model.load_seconds, model.num_bytes))
-            logger.warning("model refresh: %s answers from now on", candidate.model_id)
+            logger.warning("model update: %s is in use from now on", candidate.model_id)
             return True
 
     def watch(self, find: Callable[[], Candidate | None], interval: float, begun_with: Candidate | None) -> None:
-        """Looks for new models in a thread of its own, for as long as this object is used. One watch is enough: later
-        calls for the same do nothing.
+        """Look for new models in a thread while this object is in use. Further calls for the same watch do nothing.
 
         Args:
-            find: gives the newest.
+            find: returns the newest candidate.
             interval: seconds between two looks.
-            begun_with: what `find` gave before this model was loaded.
+            begun_with: the result of `find` before this model was loaded.
         """
         with self._exchanging:
             if self._watch == find:
@@ -209,7 +208,7 @@ class ServedModel:
         self._refused.append(_mark(candidate))
         reason = str(error) or type(error).__name__
         self._events.append(Event(candidate.name, candidate.model_id, reason))
-        logger.error("model refresh: %s is refused, %s goes on: %s", candidate.model_id, self.model_id(), reason)
+        logger.error("model update: %s is rejected, %s stays in use: %s", candidate.model_id, self.model_id(), reason)
 
     def _taken_events(self) -> list[Event]:
         return [self._events.popleft() for _ in range(len(self._events))]
@@ -239,6 +238,6 @@ def _keep_watch(
 def _found(find: Callable[[], Candidate | None]) -> Candidate | None:
     try:
         return find()
-    except Exception as error:  # a file system that is away for a while
-        logger.warning("model refresh: cannot look for a new model: %s", error)
+    except Exception as error:  # the file system may be out of reach for a while
+        logger.warning("model update: cannot look for a new model: %s", error)
         return None

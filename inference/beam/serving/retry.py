@@ -1,8 +1,8 @@
-"""Runs a pipeline to its end, also where a worker of this machine dies on the way.
+"""Runs a pipeline to its end even if a worker of this machine dies.
 
-Flink, Spark and Dataflow give the rows of a worker that died to another one. Beam's local runners do not: they end with
-an error. Here the pipeline is run again then. Beam's sinks move what they wrote into place when all of it is there, so
-nothing of a run that broke off is in the output.
+Flink, Spark and Dataflow give the rows of a dead worker to another one. Beam's local runners end with an error instead,
+so the pipeline is run again. Beam's sinks move their files into place when they are complete, so an interrupted run
+leaves nothing in the output.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from inference.beam.serving.worker_lifetime import leading
 logger = logging.getLogger(__name__)
 
 ATTEMPTS = 3
-# What Beam's local runners say when the process at the other end is no more.
+# Messages of Beam's local runners when the process at the other end is gone.
 _DEATHS = ("channel closed prematurely", "worker subprocess exited", "worker died", "socket closed", "connection reset")
 
 
 def run_to_the_end(
     build: Callable[[beam.Pipeline], object], options: PipelineOptions | None = None, attempts: int = ATTEMPTS
 ) -> PipelineResult:
-    """Builds and runs a pipeline; again where a worker died.
+    """Build and run a pipeline; run it again if a worker died.
 
     Args:
         build: applies the transforms to a pipeline; called for each attempt.
-        attempts: how often it is run at most.
+        attempts: maximum number of runs.
 
     Raises:
-        Exception: what ended the last attempt, or an error that is not a worker's death.
+        Exception: the error of the last attempt, or any error other than a worker's death.
     """
     for attempt in range(1, attempts + 1):
         pipeline = beam.Pipeline(options=options)
@@ -51,6 +51,6 @@ def run_to_the_end(
 
 
 def worker_died(error: BaseException) -> bool:
-    """Whether an error of a runner says that a worker's process is no more."""
+    """Whether a runner's error says that a worker process died."""
     text = str(error).lower()
     return any(death in text for death in _DEATHS)

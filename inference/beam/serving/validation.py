@@ -1,6 +1,6 @@
-"""The trial of a model that is to take another's place, by the thresholds of an evaluation.
+"""Validates a replacement model by the thresholds of an evaluation.
 
-Knows records and scores; when a trial is held is `served`'s business.
+Knows records and scores; `hot_swap` decides when a model is validated.
 """
 
 from __future__ import annotations
@@ -17,30 +17,29 @@ from inference.evaluate.gate import Gate, check_gate
 from inference.evaluate.result import Evaluation, Sampling
 from inference.evaluate.scores import choose_metrics
 
-# A score needs no interval here.
+# No confidence intervals are needed here.
 ONE = Sampling(samples=1)
 
 
 def trial_of(examples: Sequence[Example], gate: Gate) -> Trial:
-    """A trial that a model stands whose answers keep thresholds.
+    """A validation by thresholds on the model's answers.
 
     Args:
         examples: as from `read_examples`.
 
     Raises:
-        ConfigError: a threshold that means nothing here: the perplexity of references is not measured, and there is no
-            second model.
+        ConfigError: a threshold does not apply here: perplexity is not measured, and there is no second model.
     """
     gate.check_names(sorted({name for example in examples for name in example.slices}))
     if gate.max_drop or "perplexity" in gate.metric_names():
-        raise ConfigError("a trial has neither perplexity nor max_drop", "give thresholds for the answers")
+        raise ConfigError("a validation has neither perplexity nor max_drop", "give thresholds for the answers")
     choose_metrics(sorted(gate.metric_names()), print)
     return Trial([example.prompt for example in examples], Judge(tuple(examples), gate))
 
 
 @dataclass(frozen=True)
 class Judge:
-    """Says of the records of a model's answers which threshold they do not keep, or None."""
+    """Given the records of a model's answers, returns which thresholds they miss, or None."""
 
     examples: Sequence[Example]
     gate: Gate
@@ -50,7 +49,7 @@ class Judge:
         metrics = choose_metrics(sorted(self.gate.metric_names()), print)
         verdicts = check_gate(Evaluation("the new model", rows, metrics, ONE), self.gate)
         broken = [str(verdict) for verdict in verdicts if not verdict.passed]
-        return f"thresholds that are not kept: {'; '.join(broken)}" if broken else None
+        return f"missed thresholds: {'; '.join(broken)}" if broken else None
 
 
 def _answered(example: Example, record: Mapping[str, Any]) -> Answered:

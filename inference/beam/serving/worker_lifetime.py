@@ -1,6 +1,6 @@
-"""Worker processes of a local runner end with the process that runs the pipeline, whatever ends that.
+"""Ends the worker processes of a local runner when the process that runs the pipeline ends, for whatever reason.
 
-Beam's own go on without it, with a model in memory, and might still write when the next run is there. Knows processes;
+Beam's own workers would live on with a model in memory, and might still write during the next run. Knows processes;
 knows nothing about Beam.
 """
 
@@ -13,13 +13,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
-# The environment variable that tells a worker which process it belongs to.
+# Environment variable with the id of the process that a worker belongs to.
 VARIABLE = "INFERENCE_PIPELINE_PROCESS"
 
 
 @contextmanager
 def leading() -> Iterator[None]:
-    """Workers that are started meanwhile belong to this process."""
+    """Make workers that are started in this context belong to this process."""
     before = os.environ.get(VARIABLE)
     os.environ[VARIABLE] = str(os.getpid())
     try:
@@ -33,7 +33,7 @@ def leading() -> Iterator[None]:
 
 @cache
 def follow() -> None:
-    """To be called in a worker: it ends when the process does that it belongs to. Elsewhere it does nothing."""
+    """Call this in a worker: it will end with the process that it belongs to. Elsewhere this does nothing."""
     leader = int(os.environ.get(VARIABLE, 0))
     if leader in (0, os.getpid()):
         return
@@ -42,7 +42,7 @@ def follow() -> None:
     except ProcessLookupError:
         os._exit(1)
     except OSError:
-        return  # a kernel without it: the worker ends when its connection is found closed
+        return  # the kernel lacks it: the worker ends when it finds its connection closed
     threading.Thread(target=_wait, args=(descriptor,), name="lifeline", daemon=True).start()
 
 

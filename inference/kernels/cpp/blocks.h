@@ -1,4 +1,4 @@
-// The two halves of a decoder layer and the output head, each one parallel region of a few phases.
+// The sublayers of a decoder layer and the output head, each one parallel region of a few phases.
 //
 // All arguments are plain pointers and sizes, so that the same code serves MindSpore's graph and the tests.
 #pragma once
@@ -11,7 +11,7 @@
 // Names are those of inference/kernels/stock.py: T tokens, B sequences, H query and K key/value heads, D head size.
 struct Step {
   int64_t tokens, sequences, table_width;
-  // Of ranks that share a model, whose results are added: false on all but one; and where a half puts what is to be normed
+  // Of ranks that share a model, whose results are added: false on all but one; and where a sublayer puts what is to be normed
   // before it is added to x, [T, hidden]. True and null where a model is not shared.
   bool adds_residual;
   float *partial;
@@ -19,7 +19,7 @@ struct Step {
   const int32_t *slots;         // [T]
   const int32_t *block_tables;  // [B, table_width]
   const int32_t *query_starts;  // [B + 1]: sequence b's tokens are [query_starts[b], query_starts[b + 1])
-  mutable const float *turned;  // the rotation that this step's angles were last made for: layers share them
+  mutable const float *angles_of;  // the rotation that this step's angles were last made for: layers share them
   // Of a decoder's step: where its encoder left keys and values of each sequence's source. Null for other models.
   int64_t cross_width;
   const int32_t *cross_tables;   // [B, cross_width]
@@ -27,32 +27,28 @@ struct Step {
   const int32_t *adapters;       // [T]: each token's adapter, from 1, 0 for none; null where no token has one
 };
 
-// What an adapter adds to some rows of a product: up (down x). The arrays are those of inference/kernels/native.py.
-struct Addition {
+// What an adapter adds to some rows of a product: up (down x). As inference/kernels/records.py writes it.
+struct LoraEntry {
   int64_t first_panel, panels;          // of the product's rows
   int64_t rank, offset;                 // where its part of down x begins among those of its adapter
   const float *down;                    // [rank, columns]
   const float *up;                      // [panels, rank, 16]
 };
 
-// The additions of all adapters to one product, an adapter's one after the other.
-struct Additions {
+// What all adapters add to one product, an adapter's entries one after the other.
+struct LoraTable {
   int64_t adapters;                     // the last that has any
   int64_t width;                        // numbers that an adapter makes of a token, at most
   const int64_t *starts;                // adapter a's are [starts[a - 1], starts[a])
-  const Addition *list;                 // null where there are none
+  const LoraEntry *list;                // null if there are none
 
-  // Of a table: how many adapters, the width, the starts, then the list; of none where it is null.
-  static Additions at(const int64_t *table) {
-    if (!table) return {};
-    return {table[0], table[1], table + 2, reinterpret_cast<const Addition *>(table + 3 + table[0])};
-  }
+  static LoraTable at(const LoraTable *table) { return table ? *table : LoraTable{}; }
 };
 
 // The same for products by parts of a matrix, each of which has an input of its own: heads, experts.
-struct PartAdditions {
-  const int64_t *const *tables;         // one a part; null where no part has any
-  Additions of(int64_t part) const { return Additions::at(tables ? tables[part] : nullptr); }
+struct LoraTables {
+  const LoraTable *const *tables;       // one a part; null if no part has any
+  LoraTable of(int64_t part) const { return LoraTable::at(tables ? tables[part] : nullptr); }
 };
 
 // What a token attends to: those up to itself; all of its sequence, every token of which is in the step; or the source of
@@ -80,7 +76,7 @@ struct AttentionLayer {
   Scope scope;
   int64_t reach;                        // distances farther than this are as this
   const float *distances;               // [H, 2 * reach + 1]: added to scores by distance, from -reach on; or null
-  Additions qkv_additions, output_additions;
+  LoraTable qkv_lora, output_lora;
 
   // Heads in a row of what `qkv` gives.
   int64_t queries() const { return scope == STORE ? 0 : heads; }
@@ -105,8 +101,8 @@ struct LatentLayer {
   Matrix output;                        // [hidden, H * value]
   const float *output_bias;             // or null
   void *cache;                          // [blocks, block_size, rank + rope]
-  Additions down_additions, query_up_additions, output_additions;
-  PartAdditions key_up_additions, value_up_additions;
+  LoraTable down_lora, query_up_lora, output_lora;
+  LoraTables key_up_lora, value_up_lora;
   int64_t width() const { return rank + rope; }
   int64_t query() const { return heads * (nope + rope); }
   Matrix key_up_of(int64_t head) const {
@@ -131,7 +127,7 @@ struct FeedForwardLayer {
   Matrix down;                          // [hidden, width]
   const float *down_bias;
   const float *post_norm;               // as in AttentionLayer
-  Additions gate_up_additions, down_additions;
+  LoraTable gate_up_lora, down_lora;
 };
 
 // As inference/kernels/shapes.py describes it.
@@ -147,7 +143,7 @@ struct Expert {
   int64_t width;
   Matrix gate_up;                       // [2 * room of the width, hidden]
   Matrix down;                          // [hidden, width]
-  Additions gate_up_additions, down_additions;
+  LoraTable gate_up_lora, down_lora;
 };
 
 struct ExpertsLayer {
@@ -159,17 +155,17 @@ struct ExpertsLayer {
   Matrix router;                        // [experts, or one more, hidden]
   Matrix gate_up, down;                 // of all experts, one below the other, each with room for whole panels
   Matrix shared_gate_up, shared_down;
-  Additions router_additions, shared_gate_up_additions, shared_down_additions;
-  PartAdditions gate_up_additions, down_additions;
+  LoraTable router_lora, shared_gate_up_lora, shared_down_lora;
+  LoraTables gate_up_lora, down_lora;
 
   // Expert `index` of the list; the shared one follows the others.
   Expert expert(int64_t index) const {
     if (index == routing.experts)
-      return {shared_width, shared_gate_up, shared_down, shared_gate_up_additions, shared_down_additions};
+      return {shared_width, shared_gate_up, shared_down, shared_gate_up_lora, shared_down_lora};
     const int64_t up = panels_of(width), panels = panels_of(hidden);
     return {width, {gate_up.panel(index * 2 * up), gate_up.format, 2 * up * PANEL, hidden},
-            {down.panel(index * panels), down.format, hidden, width}, gate_up_additions.of(index),
-            down_additions.of(index)};
+            {down.panel(index * panels), down.format, hidden, width}, gate_up_lora.of(index),
+            down_lora.of(index)};
   }
 };
 
@@ -179,7 +175,7 @@ struct Head {
   float softcap;                        // bounds logits by a tanh; 0 for no bound
   const float *norm, *norm_bias;        // as in AttentionLayer
   Matrix weight;                        // [vocabulary, hidden]
-  Additions additions;
+  LoraTable lora;
 };
 
 // What is wanted of the logits of R tokens. A row's best token is the first of those with the largest logit, or -1 where
@@ -199,10 +195,10 @@ struct Kernels {
                  float *out);
   void (*rms_norm)(const float *x, const float *weight, int64_t tokens, int64_t width, float eps, float *out);
   // Each adds to x [T, hidden], in place, or writes what it would add.
-  void (*attention_half)(Team &, const AttentionLayer &, const Step &, float *x);
-  void (*latent_half)(Team &, const LatentLayer &, const Step &, float *x);
-  void (*feed_forward_half)(Team &, const FeedForwardLayer &, const Step &, float *x);
-  void (*experts_half)(Team &, const ExpertsLayer &, const Step &, float *x);
+  void (*attention_sublayer)(Team &, const AttentionLayer &, const Step &, float *x);
+  void (*latent_sublayer)(Team &, const LatentLayer &, const Step &, float *x);
+  void (*feed_forward_sublayer)(Team &, const FeedForwardLayer &, const Step &, float *x);
+  void (*experts_sublayer)(Team &, const ExpertsLayer &, const Step &, float *x);
   // x [tokens, width] += norm(added), which is normed in place.
   void (*add_normed)(Team &, float *added, const float *norm, int64_t tokens, int64_t width, float eps, float *x);
   // `adapters` [tokens]: as those of a step.

@@ -14,6 +14,7 @@
 #include <cstdint>
 
 enum Format : int32_t { FLOAT32 = 0, FLOAT16 = 1, BFLOAT16 = 2, INT8 = 3, INT4 = 4 };
+constexpr int64_t LAST_FORMAT = INT4;
 
 constexpr int64_t PANEL = 16;
 constexpr int64_t GROUP = 32;

@@ -1,4 +1,4 @@
-// The library's face: picks the instruction set, keeps the threads, and gives the kernels to MindSpore's graphs and,
+// The library's face: keeps the threads, and gives the kernels to MindSpore's graphs and,
 // through plain C functions, to Python.
 //
 // MindSpore calls a custom operator as `int f(int n, void **tensors, int *ranks, int64_t **shapes, const char **types,
@@ -10,87 +10,28 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
-#if defined(WITH_NEON_DOT) && defined(__linux__)
-#include <sys/auxv.h>
-#endif
-
 #include "blocks.h"
 #include "group.h"
+#include "records.h"
 
 class AotExtra;
 
-#define DECLARE(isa) namespace isa { extern const Kernels table; }
-DECLARE(isa_plain)
-#ifdef WITH_AVX2
-DECLARE(isa_avx2)
-#endif
-#ifdef WITH_AVX512
-DECLARE(isa_avx512)
-#endif
-#ifdef WITH_AVX512_VNNI
-DECLARE(isa_avx512_vnni)
-#endif
-#ifdef WITH_NEON
-DECLARE(isa_neon)
-#endif
-#ifdef WITH_NEON_DOT
-DECLARE(isa_neon_dot)
-#endif
+// KERNEL_SETS names the instruction sets that are linked into this library: SET(isa_avx2).
+#define SET(isa) namespace isa { extern const Kernels table; }
+KERNEL_SETS
+#undef SET
 
 namespace {
 
-const Kernels *by_name(const char *name) {
-  const Kernels *known[] = {&isa_plain::table,
-#ifdef WITH_AVX2
-                            &isa_avx2::table,
-#endif
-#ifdef WITH_AVX512
-                            &isa_avx512::table,
-#endif
-#ifdef WITH_AVX512_VNNI
-                            &isa_avx512_vnni::table,
-#endif
-#ifdef WITH_NEON
-                            &isa_neon::table,
-#endif
-#ifdef WITH_NEON_DOT
-                            &isa_neon_dot::table,
-#endif
-  };
-  for (const Kernels *kernels : known)
-    if (!std::strcmp(kernels->name, name)) return kernels;
-  return nullptr;
-}
+#define SET(isa) &isa::table,
+const Kernels *const sets[] = {KERNEL_SETS};
+#undef SET
+const Kernels *kernels = sets[0];
 
-const Kernels *best() {
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-#ifdef WITH_AVX512
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512dq")) {
-#ifdef WITH_AVX512_VNNI
-    if (__builtin_cpu_supports("avx512vnni")) return &isa_avx512_vnni::table;
-#endif
-    return &isa_avx512::table;
-  }
-#endif
-#ifdef WITH_AVX2
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
-    return &isa_avx2::table;
-#endif
-#elif defined(WITH_NEON_DOT) && defined(__linux__)
-  constexpr unsigned long DOT_PRODUCT = 1 << 20;  // HWCAP_ASIMDDP
-  return getauxval(AT_HWCAP) & DOT_PRODUCT ? &isa_neon_dot::table : &isa_neon::table;
-#elif defined(WITH_NEON_DOT)
-  return &isa_neon_dot::table;  // every Mac with an Arm processor has it
-#endif
-  return &isa_plain::table;
-}
-
-const Kernels *kernels = best();
 std::unique_ptr<Team> team_;
 // Kernels keep their working memory from call to call, so that only one runs at a time: two models may be in use.
 std::mutex one_call;
@@ -107,110 +48,78 @@ T *as(void *pointer) {
   return static_cast<T *>(pointer);
 }
 
-float float_of(int64_t bits) {
-  const uint32_t low = uint32_t(bits);
-  float value;
-  std::memcpy(&value, &low, 4);
-  return value;
-}
-
-// Reads a record of a program: int64 numbers, among them addresses.
-class Record {
- public:
-  explicit Record(const int64_t *next) : next_(next) {}
-  int64_t number() { return *next_++; }
-  float real() { return float_of(number()); }
-  template <class T>
-  T *at() {
-    return reinterpret_cast<T *>(number());
-  }
-  Matrix matrix(int64_t rows, int64_t columns) {
-    const Format format = Format(number());
-    return {at<const uint8_t>(), format, rows, columns};
-  }
-  Additions additions() { return Additions::at(at<const int64_t>()); }
-  PartAdditions part_additions() { return {at<const int64_t *const>()}; }
-
- private:
-  const int64_t *next_;
-};
-
-// What inference/kernels/native.py writes, field by field.
-AttentionLayer attention_layer(Record record) {
+AttentionLayer attention_layer(const AttentionRecord &r) {
   AttentionLayer layer{};
-  layer.hidden = record.number(), layer.heads = record.number(), layer.kv_heads = record.number();
-  layer.head_size = record.number(), layer.block_size = record.number(), layer.window = record.number();
-  layer.half_cache = record.number() != 0, layer.eps = record.real();
-  layer.norm = record.at<const float>(), layer.rotation = record.at<const float>();
-  const int64_t query = layer.heads * layer.head_size, kv = layer.kv_heads * layer.head_size;
-  layer.qkv = record.matrix(query + 2 * kv, layer.hidden), layer.qkv_bias = record.at<const float>();
-  layer.query_norm = record.at<const float>(), layer.key_norm = record.at<const float>();
-  layer.output = record.matrix(layer.hidden, query), layer.output_bias = record.at<const float>();
-  layer.keys = record.at<void>(), layer.values = record.at<void>();
-  layer.scale = record.real(), layer.softcap = record.real(), layer.slopes = record.at<const float>();
-  layer.norm_bias = record.at<const float>(), layer.post_norm = record.at<const float>();
-  layer.scope = Scope(record.number()), layer.reach = record.number(), layer.distances = record.at<const float>();
-  layer.qkv_additions = record.additions(), layer.output_additions = record.additions();
-  layer.qkv.rows = layer.columns();
+  layer.hidden = r.hidden, layer.heads = r.heads, layer.kv_heads = r.kv_heads, layer.head_size = r.head_size;
+  layer.block_size = r.block_size, layer.window = r.window, layer.half_cache = r.half_cache != 0;
+  layer.scope = Scope(r.scope), layer.reach = r.reach;
+  layer.eps = float(r.eps), layer.scale = float(r.scale), layer.softcap = float(r.softcap);
+  layer.norm = r.norm, layer.norm_bias = r.norm_bias, layer.post_norm = r.post_norm;
+  layer.rotation = r.rotation, layer.slopes = r.slopes, layer.distances = r.distances;
+  layer.qkv = r.qkv.of(layer.columns(), r.hidden), layer.qkv_bias = r.qkv_bias;
+  layer.query_norm = r.query_norm, layer.key_norm = r.key_norm;
+  layer.output = r.output.of(r.hidden, r.heads * r.head_size), layer.output_bias = r.output_bias;
+  layer.keys = r.keys, layer.values = r.values;
+  layer.qkv_lora = LoraTable::at(r.qkv_lora), layer.output_lora = LoraTable::at(r.output_lora);
   return layer;
 }
 
-LatentLayer latent_layer(Record record) {
+LatentLayer latent_layer(const LatentRecord &r) {
   LatentLayer layer{};
-  layer.hidden = record.number(), layer.heads = record.number(), layer.query_rank = record.number();
-  layer.rank = record.number(), layer.nope = record.number(), layer.rope = record.number();
-  layer.value = record.number(), layer.block_size = record.number(), layer.half_cache = record.number() != 0;
-  layer.eps = record.real(), layer.latent_eps = record.real(), layer.scale = record.real();
-  layer.norm = record.at<const float>(), layer.rotation = record.at<const float>();
-  const int64_t query = layer.query_rank ? layer.query_rank : layer.query();
-  layer.down = record.matrix(query + layer.width(), layer.hidden), layer.down_bias = record.at<const float>();
-  layer.query_norm = record.at<const float>(), layer.latent_norm = record.at<const float>();
-  layer.query_up = record.matrix(layer.query(), layer.query_rank);
-  layer.key_up = record.matrix(layer.heads * panels_of(layer.rank) * PANEL, layer.nope);
-  layer.value_up = record.matrix(layer.heads * panels_of(layer.value) * PANEL, layer.rank);
-  layer.output = record.matrix(layer.hidden, layer.heads * layer.value), layer.output_bias = record.at<const float>();
-  layer.cache = record.at<void>();
-  layer.down_additions = record.additions(), layer.query_up_additions = record.additions();
-  layer.key_up_additions = record.part_additions(), layer.value_up_additions = record.part_additions();
-  layer.output_additions = record.additions();
+  layer.hidden = r.hidden, layer.heads = r.heads, layer.query_rank = r.query_rank, layer.rank = r.rank;
+  layer.nope = r.nope, layer.rope = r.rope, layer.value = r.value;
+  layer.block_size = r.block_size, layer.half_cache = r.half_cache != 0;
+  layer.eps = float(r.eps), layer.latent_eps = float(r.latent_eps), layer.scale = float(r.scale);
+  layer.norm = r.norm, layer.rotation = r.rotation;
+  const int64_t query = r.query_rank ? r.query_rank : layer.query();
+  layer.down = r.down.of(query + layer.width(), r.hidden), layer.down_bias = r.down_bias;
+  layer.query_norm = r.query_norm, layer.latent_norm = r.latent_norm;
+  layer.query_up = r.query_up.of(layer.query(), r.query_rank);
+  layer.key_up = r.key_up.of(r.heads * panels_of(r.rank) * PANEL, r.nope);
+  layer.value_up = r.value_up.of(r.heads * panels_of(r.value) * PANEL, r.rank);
+  layer.output = r.output.of(r.hidden, r.heads * r.value), layer.output_bias = r.output_bias;
+  layer.cache = r.cache;
+  layer.down_lora = LoraTable::at(r.down_lora), layer.query_up_lora = LoraTable::at(r.query_up_lora);
+  layer.key_up_lora = r.key_up_lora, layer.value_up_lora = r.value_up_lora;
+  layer.output_lora = LoraTable::at(r.output_lora);
   return layer;
 }
 
-FeedForwardLayer feed_forward_layer(Record record) {
+FeedForwardLayer feed_forward_layer(const FeedForwardRecord &r) {
   FeedForwardLayer layer{};
-  layer.hidden = record.number(), layer.width = record.number(), layer.eps = record.real();
-  layer.activation = Activation(record.number()), layer.gated = record.number() != 0;
-  layer.norm = record.at<const float>(), layer.norm_bias = record.at<const float>();
-  layer.gate_up = record.matrix((layer.gated ? 2 : 1) * layer.width, layer.hidden);
-  layer.gate_up_bias = record.at<const float>();
-  layer.down = record.matrix(layer.hidden, layer.width), layer.down_bias = record.at<const float>();
-  layer.post_norm = record.at<const float>();
-  layer.gate_up_additions = record.additions(), layer.down_additions = record.additions();
+  layer.hidden = r.hidden, layer.width = r.width, layer.eps = float(r.eps);
+  layer.activation = Activation(r.activation), layer.gated = r.gated != 0;
+  layer.norm = r.norm, layer.norm_bias = r.norm_bias, layer.post_norm = r.post_norm;
+  layer.gate_up = r.gate_up.of((layer.gated ? 2 : 1) * r.width, r.hidden), layer.gate_up_bias = r.gate_up_bias;
+  layer.down = r.down.of(r.hidden, r.width), layer.down_bias = r.down_bias;
+  layer.gate_up_lora = LoraTable::at(r.gate_up_lora), layer.down_lora = LoraTable::at(r.down_lora);
   return layer;
 }
 
-ExpertsLayer experts_layer(Record record) {
+ExpertsLayer experts_layer(const ExpertsRecord &r) {
   ExpertsLayer layer{};
-  layer.hidden = record.number(), layer.width = record.number(), layer.shared_width = record.number();
-  layer.shared_gate = record.number() != 0, layer.eps = record.real(), layer.norm = record.at<const float>();
+  layer.hidden = r.hidden, layer.width = r.width, layer.shared_width = r.shared_width;
+  layer.shared_gate = r.shared_gate != 0, layer.eps = float(r.eps), layer.norm = r.norm;
   Routing &routing = layer.routing;
-  routing.experts = record.number(), routing.chosen = record.number(), routing.groups = record.number();
-  routing.chosen_groups = record.number(), routing.group_best = record.number();
-  routing.sigmoid = record.number() != 0, routing.normalize = record.number() != 0;
-  routing.scale = record.real(), routing.correction = record.at<const float>();
+  routing.experts = r.experts, routing.chosen = r.chosen, routing.groups = r.groups;
+  routing.chosen_groups = r.chosen_groups, routing.group_best = r.group_best;
+  routing.sigmoid = r.sigmoid != 0, routing.normalize = r.normalize != 0;
+  routing.scale = float(r.routed_scale), routing.correction = r.correction;
   const auto room = [](int64_t rows) { return panels_of(rows) * PANEL; };
-  layer.router = record.matrix(routing.experts + layer.shared_gate, layer.hidden);
-  layer.gate_up = record.matrix(routing.experts * 2 * room(layer.width), layer.hidden);
-  layer.down = record.matrix(routing.experts * room(layer.hidden), layer.width);
-  layer.shared_gate_up = record.matrix(2 * room(layer.shared_width), layer.hidden);
-  layer.shared_down = record.matrix(layer.hidden, layer.shared_width);
-  layer.router_additions = record.additions();
-  layer.gate_up_additions = record.part_additions(), layer.down_additions = record.part_additions();
-  layer.shared_gate_up_additions = record.additions(), layer.shared_down_additions = record.additions();
+  layer.router = r.router.of(r.experts + layer.shared_gate, r.hidden);
+  layer.gate_up = r.gate_up.of(r.experts * 2 * room(r.width), r.hidden);
+  layer.down = r.down.of(r.experts * room(r.hidden), r.width);
+  layer.shared_gate_up = r.shared_gate_up.of(2 * room(r.shared_width), r.hidden);
+  layer.shared_down = r.shared_down.of(r.hidden, r.shared_width);
+  layer.router_lora = LoraTable::at(r.router_lora);
+  layer.gate_up_lora = r.gate_up_lora, layer.down_lora = r.down_lora;
+  layer.shared_gate_up_lora = LoraTable::at(r.shared_gate_up_lora);
+  layer.shared_down_lora = LoraTable::at(r.shared_down_lora);
   return layer;
 }
 
-constexpr int64_t RECORD = 40;  // numbers a record
+// Return codes of operators: another rank is gone; a record that cannot be read.
+constexpr int32_t RANK_GONE = -1, BAD_RECORD = -2;
 
 // Numbers of adapters [tokens]; null where no token has one.
 const int32_t *if_any(const int32_t *adapters, int64_t tokens) {
@@ -218,7 +127,7 @@ const int32_t *if_any(const int32_t *adapters, int64_t tokens) {
   return std::any_of(adapters, adapters + tokens, is_one) ? adapters : nullptr;
 }
 
-// Of the first five inputs of an operator on halves.
+// Of the first five inputs of an operator on sublayers.
 Step step_of(void **p, int64_t **shapes) {
   Step step{};
   step.tokens = shapes[0][0], step.sequences = shapes[4][0] - 1, step.table_width = shapes[3][1];
@@ -227,7 +136,7 @@ Step step_of(void **p, int64_t **shapes) {
   return step;
 }
 
-// Of the first seven inputs of an operator on halves that attend to sources.
+// Of the first seven inputs of an operator on sublayers that attend to sources.
 Step cross_step_of(void **p, int64_t **shapes) {
   Step step = step_of(p, shapes);
   step.cross_width = shapes[5][1];
@@ -235,53 +144,82 @@ Step cross_step_of(void **p, int64_t **shapes) {
   return step;
 }
 
-// Runs the halves of a program, one record each, on x [T, hidden] in place. A record begins with its kind: 0 for an
-// attention half, 1 for a feed-forward half, 2 for one of experts, 3 for latent attention; 4 for the group whose ranks
-// have a part of each of the halves that follow, and whether this rank is the one that adds the residual. Ranks add up
-// after each half that gives something; where what it gives is normed, before the norm. 0, or -1 where another rank is
-// gone.
-int32_t run_halves(const int64_t *program, int64_t numbers, Step step, float *x) {
+// Runs the sublayers of a program, one record after the other, on x [T, hidden] in place. Ranks that share a model add up
+// after each sublayer that adds something; where what it adds is normed, before the norm. 0, or a code.
+int32_t run_sublayers(const int64_t *program, int64_t numbers, Step step, float *x) {
   const Lock lock(one_call);
   Group *group = nullptr;
   std::vector<float> partial;
   step.adds_residual = true;
   const float *norm = nullptr;
   float eps = 0;
-  const auto run = [&](const auto &half, const auto &layer) {
+  const auto run = [&](const auto &sublayer, const auto &layer) {
     norm = layer.post_norm, eps = layer.eps;
     if (group && norm) partial.resize(step.tokens * layer.hidden), step.partial = partial.data();
-    half(team(), layer, step, x);
+    sublayer(team(), layer, step, x);
   };
-  for (const int64_t *at = program; at < program + numbers; at += RECORD) {
-    Record record(at);
-    const int64_t kind = record.number(), hidden = Record(record).number();
+  int64_t hidden = 0;
+  for (const int64_t *at = program, *end = program + numbers; at < end; at += *at / 8) {
+    const int64_t left = end - at;
     norm = nullptr;
-    switch (kind) {
-      case 0: {
-        const AttentionLayer layer = attention_layer(record);
-        run(kernels->attention_half, layer);
-        if (layer.scope == STORE) continue;
-        break;
-      }
-      case 1: run(kernels->feed_forward_half, feed_forward_layer(record)); break;
-      case 2: kernels->experts_half(team(), experts_layer(record), step, x); break;
-      case 3: kernels->latent_half(team(), latent_layer(record), step, x); break;
-      case 4: group = record.at<Group>(), step.adds_residual = record.number() != 0; continue;
+    if (left < 2) return BAD_RECORD;
+    if (const auto *ranks = record_at<RanksRecord>(at, left, RANKS)) {
+      group = ranks->group, step.adds_residual = ranks->adds_residual != 0;
+      continue;
+    }
+    if (const auto *attention = record_at<AttentionRecord>(at, left, ATTENTION)) {
+      hidden = attention->hidden;
+      run(kernels->attention_sublayer, attention_layer(*attention));
+      if (attention->scope == STORE) continue;
+    } else if (const auto *feed_forward = record_at<FeedForwardRecord>(at, left, FEED_FORWARD)) {
+      hidden = feed_forward->hidden;
+      run(kernels->feed_forward_sublayer, feed_forward_layer(*feed_forward));
+    } else if (const auto *experts = record_at<ExpertsRecord>(at, left, EXPERTS)) {
+      hidden = experts->hidden;
+      kernels->experts_sublayer(team(), experts_layer(*experts), step, x);
+    } else if (const auto *latent = record_at<LatentRecord>(at, left, LATENT)) {
+      hidden = latent->hidden;
+      kernels->latent_sublayer(team(), latent_layer(*latent), step, x);
+    } else {
+      return BAD_RECORD;
     }
     if (!group) continue;
-    if (!group->sum(norm ? partial.data() : x, step.tokens * hidden)) return -1;
+    if (!group->sum(norm ? partial.data() : x, step.tokens * hidden)) return RANK_GONE;
     if (norm) kernels->add_normed(team(), partial.data(), norm, step.tokens, hidden, eps, x);
   }
   return 0;
 }
 
+// What is wrong with the record at `at`, which has `numbers` or more after it that belong to others; null for nothing.
+template <class Record>
+const char *problem_at(const int64_t *at, int64_t numbers) {
+  const Record *record = reinterpret_cast<const Record *>(at);
+  if (numbers * 8 < int64_t(sizeof(Record)) || record->header.bytes != sizeof(Record)) return "size";
+  return problem(*record);
+}
+
+const char *problem_at(const int64_t *at, int64_t numbers) {
+  if (numbers < 2) return "size";
+  switch (at[1]) {
+    case ATTENTION: return problem_at<AttentionRecord>(at, numbers);
+    case FEED_FORWARD: return problem_at<FeedForwardRecord>(at, numbers);
+    case EXPERTS: return problem_at<ExpertsRecord>(at, numbers);
+    case LATENT: return problem_at<LatentRecord>(at, numbers);
+    case RANKS: return problem_at<RanksRecord>(at, numbers);
+    case HEAD: return problem_at<HeadRecord>(at, numbers);
+    case EMBEDDING: return problem_at<EmbeddingRecord>(at, numbers);
+    default: return "kind";
+  }
+}
+
 // What `output_head` does; `adapters` [T], or null.
 int run_head(void **p, int64_t **shapes, const int32_t *adapters, float *out) {
-  Record record(as<const int64_t>(p[3]));
+  const auto *record = record_at<HeadRecord>(as<const int64_t>(p[3]), shapes[3][0], HEAD);
+  if (!record || record->vocabulary != shapes[4][0]) return BAD_RECORD;
   Head layer{};
-  layer.hidden = record.number(), layer.eps = record.real(), layer.softcap = record.real();
-  layer.norm = record.at<const float>(), layer.norm_bias = record.at<const float>();
-  layer.weight = record.matrix(shapes[4][0], layer.hidden), layer.additions = record.additions();
+  layer.hidden = record->hidden, layer.eps = float(record->eps), layer.softcap = float(record->softcap);
+  layer.norm = record->norm, layer.norm_bias = record->norm_bias;
+  layer.weight = record->weight.of(record->vocabulary, layer.hidden), layer.lora = LoraTable::at(record->lora);
   const int32_t *wanted = as<const int32_t>(p[1]);
   const int64_t tokens = shapes[1][0];
   std::vector<float> rows(tokens * layer.hidden);
@@ -302,18 +240,33 @@ extern "C" {
 
 const char *kernels_name() { return kernels->name; }
 
-// 0 if the instruction set is there, -1 if this build or this processor does not have it.
+// Chooses among the instruction sets of this library: 0, or -1 if it does not have this one.
 int kernels_use(const char *name) {
-  const Kernels *chosen = std::strcmp(name, "best") ? by_name(name) : best();
-  if (!chosen) return -1;
-  kernels = chosen;
+  for (const Kernels *set : sets)
+    if (!std::strcmp(set->name, name)) return kernels = set, 0;
+  return -1;
+}
+
+// 0, or -1 if the machine does not start so many; the threads there were stay.
+int kernels_set_threads(int threads) {
+  const Lock lock(one_call);
+  if (team_ && team_->size() == threads) return 0;
+  try {
+    team_ = std::make_unique<Team>(threads);
+  } catch (const std::system_error &) {
+    return -1;
+  }
   return 0;
 }
 
-void kernels_set_threads(int threads) {
-  const Lock lock(one_call);
-  if (!team_ || team_->size() != threads) team_ = std::make_unique<Team>(threads);
+// The fields of all records, to be compared with those of inference/kernels/records.py. Lives as long as the process.
+const char *kernels_records() {
+  static const std::string text = describe_records();
+  return text.c_str();
 }
+
+// What is wrong with a record, by its fields' names; null for nothing.
+const char *kernels_problem(const int64_t *record, int64_t numbers) { return problem_at(record, numbers); }
 
 // Writes x [rows, columns], float32 or (is_packed) of the format's own 16-bit elements, into the panels of a matrix as
 // its rows from `first` on.
@@ -372,51 +325,51 @@ void kernels_group_figures(const Group *group, int64_t *figures) {
   figures[0] = group->sums(), figures[1] = group->nanoseconds();
 }
 
-// Runs the halves of a program of a model without an encoder; 0, or -1 where another rank is gone.
-int32_t kernels_halves(const int64_t *program, int64_t numbers, int64_t tokens, int64_t sequences, int64_t table_width,
+// Runs the sublayers of a program of a model without an encoder; 0, or -1 where another rank is gone.
+int32_t kernels_sublayers(const int64_t *program, int64_t numbers, int64_t tokens, int64_t sequences, int64_t table_width,
                     const int32_t *positions, const int32_t *slots, const int32_t *block_tables,
                     const int32_t *query_starts, float *x) {
   Step step{};
   step.tokens = tokens, step.sequences = sequences, step.table_width = table_width;
   step.positions = positions, step.slots = slots, step.block_tables = block_tables, step.query_starts = query_starts;
-  return run_halves(program, numbers, step, x);
+  return run_sublayers(program, numbers, step, x);
 }
 
-// Inputs: 0 x [T, hidden], 1 positions, 2 slots, 3 block tables, 4 query starts, 5 program; output 6: x after all halves.
-int halves(int n, void **p, int *ranks, int64_t **shapes, const char **types, void *stream, void *extra) {
+// Inputs: 0 x [T, hidden], 1 positions, 2 slots, 3 block tables, 4 query starts, 5 program; output 6: x after all sublayers.
+int sublayers(int n, void **p, int *ranks, int64_t **shapes, const char **types, void *stream, void *extra) {
   if (n != 7) return 1;
   std::memcpy(p[6], p[0], shapes[0][0] * shapes[0][1] * 4);
-  return run_halves(as<const int64_t>(p[5]), shapes[5][0], step_of(p, shapes), as<float>(p[6]));
+  return run_sublayers(as<const int64_t>(p[5]), shapes[5][0], step_of(p, shapes), as<float>(p[6]));
 }
 
-// Inputs: those of `halves` up to 4, 5 cross tables, 6 cross lengths, 7 program; output 8.
-int cross_halves(int n, void **p, int *ranks, int64_t **shapes, const char **types, void *stream, void *extra) {
+// Inputs: those of `sublayers` up to 4, 5 cross tables, 6 cross lengths, 7 program; output 8.
+int cross_sublayers(int n, void **p, int *ranks, int64_t **shapes, const char **types, void *stream, void *extra) {
   if (n != 9) return 1;
   std::memcpy(p[8], p[0], shapes[0][0] * shapes[0][1] * 4);
   const Step step = cross_step_of(p, shapes);
-  return run_halves(as<const int64_t>(p[7]), shapes[7][0], step, as<float>(p[8]));
+  return run_sublayers(as<const int64_t>(p[7]), shapes[7][0], step, as<float>(p[8]));
 }
 
-// Inputs: those of `halves` up to 4, 5 adapters, 6 program; output 7.
-int adapted_halves(int n, void **p, int *ranks, int64_t **shapes, const char **types, void *stream, void *extra) {
+// Inputs: those of `sublayers` up to 4, 5 adapters, 6 program; output 7.
+int adapted_sublayers(int n, void **p, int *ranks, int64_t **shapes, const char **types, void *stream, void *extra) {
   if (n != 8) return 1;
   std::memcpy(p[7], p[0], shapes[0][0] * shapes[0][1] * 4);
   Step step = step_of(p, shapes);
   step.adapters = if_any(as<const int32_t>(p[5]), step.tokens);
-  return run_halves(as<const int64_t>(p[6]), shapes[6][0], step, as<float>(p[7]));
+  return run_sublayers(as<const int64_t>(p[6]), shapes[6][0], step, as<float>(p[7]));
 }
 
-// Inputs: those of `cross_halves` up to 6, 7 adapters, 8 program; output 9.
-int adapted_cross_halves(int n, void **p, int *ranks, int64_t **shapes, const char **types, void *stream, void *extra) {
+// Inputs: those of `cross_sublayers` up to 6, 7 adapters, 8 program; output 9.
+int adapted_cross_sublayers(int n, void **p, int *ranks, int64_t **shapes, const char **types, void *stream, void *extra) {
   if (n != 10) return 1;
   std::memcpy(p[9], p[0], shapes[0][0] * shapes[0][1] * 4);
   Step step = cross_step_of(p, shapes);
   step.adapters = if_any(as<const int32_t>(p[7]), step.tokens);
-  return run_halves(as<const int64_t>(p[8]), shapes[8][0], step, as<float>(p[9]));
+  return run_sublayers(as<const int64_t>(p[8]), shapes[8][0], step, as<float>(p[9]));
 }
 
 // Inputs: 0 x, 1 tokens wanted [R], 2 of these those whose logits are wanted, after a number that is not read [1 + S],
-// 3 record: hidden, eps, soft cap, norm, its bias, weight, additions, 4 as many bytes as there are tokens in the
+// 3 record, 4 as many bytes as there are tokens in the
 // vocabulary, not read; output 5: best tokens [R], their logits [R], then logits [S, vocabulary].
 int output_head(int n, void **p, int *ranks, int64_t **shapes, const char **types, void *stream, void *extra) {
   return n == 6 ? run_head(p, shapes, nullptr, as<float>(p[5])) : 1;
@@ -427,42 +380,40 @@ int adapted_output_head(int n, void **p, int *ranks, int64_t **shapes, const cha
   return n == 7 ? run_head(p, shapes, as<const int32_t>(p[5]), as<float>(p[6])) : 1;
 }
 
-// Inputs: 0 tokens, 1 record: weight, the first token and how many there are, the group whose ranks have the others or 0,
-// then as many numbers as make its length that of a row; output 2.
+// Inputs: 0 tokens, 1 record, 2 as many bytes as a row has numbers, not read; output 3: rows [T, hidden].
 int embedding(int n, void **p, int *ranks, int64_t **shapes, const char **types, void *stream, void *extra) {
-  if (n != 3) return 1;
-  const int64_t columns = shapes[1][0], count = shapes[0][0];
-  Record record(as<const int64_t>(p[1]));
-  // How many rows there are is the caller's to check, where there is no group.
-  const Matrix weight = record.matrix(0, columns);
-  const int64_t first = record.number(), rows = record.number();
-  Group *group = record.at<Group>();
-  float *out = as<float>(p[2]);
+  if (n != 4) return 1;
+  const auto *record = record_at<EmbeddingRecord>(as<const int64_t>(p[1]), shapes[1][0], EMBEDDING);
+  const int64_t columns = shapes[2][0], count = shapes[0][0];
+  if (!record || record->hidden != columns) return BAD_RECORD;
+  const Matrix weight = record->weight.of(record->tokens, columns);
+  float *out = as<float>(p[3]);
   for (int64_t t = 0; t < count; t++) {
-    const int64_t row = as<const int32_t>(p[0])[t] - first;
-    if (group && (row < 0 || row >= rows)) std::fill_n(out + t * columns, columns, 0.0f);
+    const int64_t row = as<const int32_t>(p[0])[t] - record->first_token;
+    // Of ranks that share a model one has this token; where there is one rank, the caller has checked the tokens.
+    if (row < 0 || row >= record->tokens) std::fill_n(out + t * columns, columns, 0.0f);
     else kernels->unpack(weight, row, out + t * columns);
   }
-  return group && !group->sum(out, count * columns) ? -1 : 0;
+  return record->group && !record->group->sum(out, count * columns) ? RANK_GONE : 0;
 }
 
 std::vector<int64_t> embeddingInferShape(int *ranks, int64_t **shapes, AotExtra *extra) {
-  return {shapes[0][0], shapes[1][0]};
+  return {shapes[0][0], shapes[2][0]};
 }
 
-std::vector<int64_t> halvesInferShape(int *ranks, int64_t **shapes, AotExtra *extra) {
+std::vector<int64_t> sublayersInferShape(int *ranks, int64_t **shapes, AotExtra *extra) {
   return {shapes[0][0], shapes[0][1]};
 }
 
-std::vector<int64_t> cross_halvesInferShape(int *ranks, int64_t **shapes, AotExtra *extra) {
+std::vector<int64_t> cross_sublayersInferShape(int *ranks, int64_t **shapes, AotExtra *extra) {
   return {shapes[0][0], shapes[0][1]};
 }
 
-std::vector<int64_t> adapted_halvesInferShape(int *ranks, int64_t **shapes, AotExtra *extra) {
+std::vector<int64_t> adapted_sublayersInferShape(int *ranks, int64_t **shapes, AotExtra *extra) {
   return {shapes[0][0], shapes[0][1]};
 }
 
-std::vector<int64_t> adapted_cross_halvesInferShape(int *ranks, int64_t **shapes, AotExtra *extra) {
+std::vector<int64_t> adapted_cross_sublayersInferShape(int *ranks, int64_t **shapes, AotExtra *extra) {
   return {shapes[0][0], shapes[0][1]};
 }
 

@@ -10,7 +10,6 @@
 #include <vector>
 
 #include "input.h"
-#include "products.h"
 
 namespace KERNEL_ISA {
 
@@ -37,128 +36,13 @@ struct Range {
   float *at(int64_t panel, int64_t tile) const { return sums + panel * apart() + tile * input.tile * PANEL; }
 };
 
-// `panels` panels, `stride` elements apart, times x [count][T].
-template <class Load, int T>
-inline void multiply_tile(const typename Load::Element *w, int64_t stride, int64_t panels, const float *x, int64_t count,
-                          float *sums, int64_t apart) {
-  constexpr int P = float_panels<T>();
-  int64_t p = 0;
-  for (; p + P <= panels; p += P)
-    multiply_panels<Load, P, T>(w + p * stride, stride, x, count, sums + p * apart, apart);
-  if (P > 2 && p + 2 <= panels) {
-    multiply_panels<Load, 2, T>(w + p * stride, stride, x, count, sums + p * apart, apart);
-    p += 2;
-  }
-  for (; p < panels; p++) multiply_panels<Load, 1, T>(w + p * stride, stride, x, count, sums + p * apart, apart);
-}
-
-// The block of columns from `column` on of the range's panels [panel, panel + panels), which are at `w`, times a tile.
+// In linear_float.cpp, for each type of element.
 template <class Load>
-inline void multiply_tile(const typename Load::Element *w, int64_t stride, const Range &range, int64_t panel,
-                          int64_t panels, int64_t tile, int64_t column, int64_t count) {
-  const float *x = range.input.values(tile, column);
-  float *sums = range.at(panel, tile);
-  const int64_t apart = range.apart();
-  switch (range.input.size(tile)) {
-    case 1: return multiply_tile<Load, 1>(w, stride, panels, x, count, sums, apart);
-    case 2: return multiply_tile<Load, 2>(w, stride, panels, x, count, sums, apart);
-    case 4: return multiply_tile<Load, 4>(w, stride, panels, x, count, sums, apart);
-#if defined(__AVX512F__)
-    case 8: return multiply_tile<Load, 8>(w, stride, panels, x, count, sums, apart);
-    case 12: return multiply_tile<Load, 12>(w, stride, panels, x, count, sums, apart);
-    default: return multiply_tile<Load, 16>(w, stride, panels, x, count, sums, apart);
-#else
-    case 6: return multiply_tile<Load, 6>(w, stride, panels, x, count, sums, apart);
-    default: return multiply_tile<Load, 8>(w, stride, panels, x, count, sums, apart);
-#endif
-  }
-}
+void float_range(const Range &range, std::vector<float> &scratch);
 
-template <class Load>
-inline void widen(const typename Load::Element *w, int64_t count, float *out) {
-  int64_t k = 0;
-  for (; k + LANES <= count; k += LANES) store(out + k, Load::vector(w + k));
-  for (; k < count; k++) out[k] = Load::scalar(w[k]);
-}
-
-template <class Load>
-inline void float_range(const Range &range, std::vector<float> &scratch) {
-  typedef typename Load::Element Element;
-  const int64_t columns = range.w.columns, stride = columns * PANEL, tiles = range.input.tiles;
-  const Element *w = reinterpret_cast<const Element *>(range.w.panel(range.first));
-  if (tiles == 1) return multiply_tile<Load>(w, stride, range, 0, range.panels, 0, 0, columns);
-  for (int64_t k = 0; k < columns; k += Input::BLOCK) {
-    const int64_t count = std::min(Input::BLOCK, columns - k);
-    for (int64_t panel = 0; panel < range.panels; panel += HELD_PANELS) {
-      const int64_t some = std::min(HELD_PANELS, range.panels - panel);
-      const Element *block = w + panel * stride + k * PANEL;
-      if (sizeof(Element) == sizeof(float)) {
-        for (int64_t tile = 0; tile < tiles; tile++)
-          multiply_tile<Load>(block, stride, range, panel, some, tile, k, count);
-        continue;
-      }
-      // Many tokens: convert the block once instead of once for every tile.
-      scratch.resize(HELD_PANELS * Input::BLOCK * PANEL);
-      for (int64_t p = 0; p < some; p++)
-        widen<Load>(block + p * stride, count * PANEL, scratch.data() + p * count * PANEL);
-      for (int64_t tile = 0; tile < tiles; tile++)
-        multiply_tile<LoadFloat>(scratch.data(), count * PANEL, range, panel, some, tile, k, count);
-    }
-  }
-}
-
-// The same as `multiply_tile` for `count` pairs of groups, `stride` bytes from panel to panel.
-template <Format F, int T>
-inline void quantized_tile(const uint8_t *w, int64_t stride, int64_t panels, const Input &input, int64_t tile,
-                           int64_t pair, int64_t count, float *sums, int64_t apart) {
-  constexpr int P = quantized_panels<T>();
-  const int64_t group = 2 * pair;
-  const int32_t *x = input.words(tile) + group * 8 * T, *x_sums = input.sums(tile) + group * T;
-  const float *scales = input.scales(tile) + group * T;
-  int64_t p = 0;
-  for (; p + P <= panels; p += P)
-    multiply_quantized<F, P, T>(w + p * stride, stride, x, scales, x_sums, count, sums + p * apart, apart);
-  if (P > 2 && p + 2 <= panels) {
-    multiply_quantized<F, 2, T>(w + p * stride, stride, x, scales, x_sums, count, sums + p * apart, apart);
-    p += 2;
-  }
-  for (; p < panels; p++)
-    multiply_quantized<F, 1, T>(w + p * stride, stride, x, scales, x_sums, count, sums + p * apart, apart);
-}
-
+// In linear_quantized.cpp, for each quantized format.
 template <Format F>
-inline void quantized_tile(const uint8_t *w, int64_t stride, const Range &range, int64_t panel, int64_t panels,
-                           int64_t tile, int64_t pair, int64_t count) {
-  const Input &input = range.input;
-  float *sums = range.at(panel, tile);
-  const int64_t apart = range.apart();
-  switch (input.size(tile)) {
-    case 1: return quantized_tile<F, 1>(w, stride, panels, input, tile, pair, count, sums, apart);
-    case 2: return quantized_tile<F, 2>(w, stride, panels, input, tile, pair, count, sums, apart);
-#if defined(__AVX512F__)
-    case 4: return quantized_tile<F, 4>(w, stride, panels, input, tile, pair, count, sums, apart);
-    case 8: return quantized_tile<F, 8>(w, stride, panels, input, tile, pair, count, sums, apart);
-    case 12: return quantized_tile<F, 12>(w, stride, panels, input, tile, pair, count, sums, apart);
-    default: return quantized_tile<F, 16>(w, stride, panels, input, tile, pair, count, sums, apart);
-#else
-    case 3: return quantized_tile<F, 3>(w, stride, panels, input, tile, pair, count, sums, apart);
-    default: return quantized_tile<F, 4>(w, stride, panels, input, tile, pair, count, sums, apart);
-#endif
-  }
-}
-
-template <Format F>
-inline void quantized_range(const Range &range) {
-  constexpr int64_t BLOCK = 512 / PAIR;
-  const int64_t pairs = padded(range.w.columns) / PAIR, stride = pairs * pair_bytes(F), tiles = range.input.tiles;
-  const int64_t block = tiles == 1 ? pairs : BLOCK, held = tiles == 1 ? range.panels : 1;
-  const uint8_t *w = range.w.panel(range.first);
-  for (int64_t pair = 0; pair < pairs; pair += block)
-    for (int64_t panel = 0; panel < range.panels; panel += held)
-      for (int64_t tile = 0; tile < tiles; tile++)
-        quantized_tile<F>(w + panel * stride + pair * pair_bytes(F), stride, range, panel, held, tile, pair,
-                          std::min(block, pairs - pair));
-}
+void quantized_range(const Range &range);
 
 inline void linear_range(const Range &range, std::vector<float> &scratch) {
   std::fill_n(range.sums, range.panels * range.apart(), 0.0f);

@@ -29,10 +29,17 @@ constexpr uint64_t OPEN = 1 << 15, REGION = 1 << 16, INSIDE = OPEN - 1;
 }  // namespace
 
 Team::Team(int size) : size_(size < 1 ? 1 : size) {
-  for (int thread = 1; thread < size_; thread++) workers_.emplace_back([this, thread] { work(thread); });
+  try {
+    for (int thread = 1; thread < size_; thread++) workers_.emplace_back([this, thread] { work(thread); });
+  } catch (...) {
+    stop();
+    throw;
+  }
 }
 
-Team::~Team() {
+Team::~Team() { stop(); }
+
+void Team::stop() {
   {
     std::lock_guard<std::mutex> lock(sleep_);
     stop_ = true;

@@ -20,6 +20,7 @@ using Region = std::function<void(Member &)>;
 
 class Team {
  public:
+  // Throws std::system_error if the machine does not start so many threads.
   explicit Team(int size);
   ~Team();
   int size() const { return size_; }
@@ -35,6 +36,7 @@ class Team {
   };
 
   void work(int thread);
+  void stop();
 
   int size_;
   std::vector<std::thread> workers_;
@@ -86,7 +88,7 @@ class Member {
   }
 
   // Memory that will be read soon, `bytes` for each thread in turn: fetched while this thread waits for others.
-  void expect(const uint8_t *data, int64_t bytes) {
+  void prefetch(const uint8_t *data, int64_t bytes) {
     ahead_ = data + thread_ * bytes;
     ahead_end_ = ahead_ + bytes;
   }

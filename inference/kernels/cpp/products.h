@@ -108,8 +108,8 @@ struct Dot<INT8> {
   // Only unsigned by signed bytes are multiplied, so the sign of a weight is moved to x.
   static constexpr bool CENTERED = true;
   static Sum add(Sum sum, VecI w, VecI x) {
-    const VecI size = (VecI)_mm256_abs_epi8((__m256i)w), turned = (VecI)_mm256_sign_epi8((__m256i)x, (__m256i)w);
-    return sum + add_pairs(multiply_bytes(size, turned));
+    const VecI size = (VecI)_mm256_abs_epi8((__m256i)w), signed_x = (VecI)_mm256_sign_epi8((__m256i)x, (__m256i)w);
+    return sum + add_pairs(multiply_bytes(size, signed_x));
   }
 #endif
   static Sum start(VecI correction) { return CENTERED ? VecI{} : correction; }

@@ -22,7 +22,7 @@ inline void score(const Routing &routing, float *x) {
 }
 
 // The `count` largest of x, the first of equal ones first; x is spoiled. Always indices in range, whatever x holds.
-inline void choose(std::vector<float> &x, int64_t count, int32_t *chosen) {
+inline void top_k(std::vector<float> &x, int64_t count, int32_t *chosen) {
   std::vector<bool> taken(x.size());
   for (int64_t k = 0; k < count; k++) {
     int64_t best = std::find(taken.begin(), taken.end(), false) - taken.begin();
@@ -48,7 +48,7 @@ inline void close_groups(const Routing &routing, std::vector<float> &choice) {
   std::vector<float> groups(routing.groups);
   for (int64_t g = 0; g < routing.groups; g++) groups[g] = group_score(routing, choice.data() + g * size, size);
   std::vector<int32_t> open(routing.chosen_groups);
-  choose(groups, routing.chosen_groups, open.data());
+  top_k(groups, routing.chosen_groups, open.data());
   for (int64_t g = 0; g < routing.groups; g++)
     if (std::find(open.begin(), open.end(), int32_t(g)) == open.end())
       std::fill_n(choice.begin() + g * size, size, -INFINITY);
@@ -60,7 +60,7 @@ inline void route(const Routing &routing, float *logits, int32_t *chosen, float 
   std::vector<float> choice(logits, logits + routing.experts);
   for (int64_t i = 0; routing.correction && i < routing.experts; i++) choice[i] += routing.correction[i];
   if (routing.groups > 1) close_groups(routing, choice);
-  choose(choice, routing.chosen, chosen);
+  top_k(choice, routing.chosen, chosen);
   float total = 0;
   for (int64_t k = 0; k < routing.chosen; k++) total += weights[k] = logits[chosen[k]];
   const float scale = routing.normalize ? routing.scale / (total + 1e-20f) : routing.scale;

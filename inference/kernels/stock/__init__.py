@@ -8,26 +8,26 @@ MindSpore charges some 25 microseconds for every operator of a graph with dynami
 for few operators: rotation is a gather and two products, masks and slots are made once a step and not once a layer.
 """
 
-from inference.kernels.stock.attention import AttentionHalf, StepGeometry, cache_shapes
-from inference.kernels.stock.feed_forward import ExpertsHalf, FeedForwardHalf
-from inference.kernels.stock.latent import LatentAttentionHalf
-from inference.kernels.stock.layers import Embedding, Halves, OutputHead
+from inference.kernels.stock.attention import AttentionSublayer, StepGeometry, cache_shapes
+from inference.kernels.stock.feed_forward import ExpertsSublayer, FeedForwardSublayer
+from inference.kernels.stock.latent import LatentAttentionSublayer
+from inference.kernels.stock.layers import Embedding, OutputHead, Sublayers
 from inference.kernels.stock.parameters import empty, memory, zeros
-from inference.kernels.stock.relative import RelativeAttentionHalf, SourceGeometry, TargetGeometry
+from inference.kernels.stock.relative import RelativeAttentionSublayer, SourceGeometry, TargetGeometry
 
 # Whether weights and cache can be kept narrower than float32.
 NARROW = False
 
 __all__ = [
     "NARROW",
-    "AttentionHalf",
+    "AttentionSublayer",
     "Embedding",
-    "ExpertsHalf",
-    "FeedForwardHalf",
-    "Halves",
-    "LatentAttentionHalf",
+    "ExpertsSublayer",
+    "FeedForwardSublayer",
+    "Sublayers",
+    "LatentAttentionSublayer",
     "OutputHead",
-    "RelativeAttentionHalf",
+    "RelativeAttentionSublayer",
     "SourceGeometry",
     "StepGeometry",
     "TargetGeometry",

@@ -145,7 +145,7 @@ class Attention(nn.Cell):
         return self.gather(mixed, token_index, 0)
 
 
-class AttentionHalf(nn.Cell):
+class AttentionSublayer(nn.Cell):
     """x + output(attention(qkv(norm(x)))); with a post-norm, x + post_norm(output(...))."""
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Feed-forward halves: dense, and of experts."""
+"""Feed-forward sublayers: dense, and of experts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from inference.kernels.stock.layers import (
 from inference.kernels.weight import Weight
 
 
-class FeedForwardHalf(nn.Cell):
+class FeedForwardSublayer(nn.Cell):
     """x + down(activation(gate(norm(x))) * up(norm(x))); with a post-norm, x + post_norm(down(...))."""
 
     def __init__(self, shape: FeedForwardShape, weights: Mapping[str, Weight], part: Part | None = None):
@@ -100,7 +100,7 @@ class GatedExperts(nn.Cell):
         return self.sum(self.down(gated, geometry), 0)
 
 
-class ExpertsHalf(nn.Cell):
+class ExpertsSublayer(nn.Cell):
     """x + the experts' answers to norm(x), and that of the shared expert where there is one."""
 
     def __init__(self, shape: ExpertsShape, weights: Mapping[str, Weight], part: Part | None = None):

@@ -23,7 +23,7 @@ class PerHead(nn.Cell):
         return ops.transpose(self.linear(ops.transpose(x, (1, 0, 2)), geometry), (1, 0, 2))
 
 
-class LatentAttentionHalf(nn.Cell):
+class LatentAttentionSublayer(nn.Cell):
     """x + output(attention on latents): queries are brought to the latents' space and answers back from there.
 
     The cache is [slots, rank + rope]: a position's latent, normed, and its rotated key.

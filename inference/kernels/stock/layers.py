@@ -1,4 +1,4 @@
-"""What halves of layers are made of, and what comes before and after all layers."""
+"""What sublayers are made of, and what comes before and after all layers."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class LayerNorm(nn.Cell):
 
 
 def norm_of(weights: Mapping[str, Weight], eps: float) -> RMSNorm | LayerNorm:
-    """The norm before a half: LayerNorm where it has a bias."""
+    """The norm before a sublayer: LayerNorm where it has a bias."""
     if "norm_bias" in weights:
         return LayerNorm(weights["norm"].data, weights["norm_bias"].data, eps)
     return RMSNorm(weights["norm"].data, eps)
@@ -250,19 +250,19 @@ class Embedding(nn.Cell):
         return self.sum(rows * ops.expand_dims(is_own.astype(ms.float32), 1))
 
 
-class Halves(nn.Cell):
-    """x [T, hidden] through halves of layers, one after the other.
+class Sublayers(nn.Cell):
+    """x [T, hidden] through sublayers, one after the other.
 
     The geometry is the step's; where adapters may be asked for, their numbers [T] come last.
     """
 
-    def __init__(self, halves: Sequence[nn.Cell], part: Part | None = None):
+    def __init__(self, sublayers: Sequence[nn.Cell], part: Part | None = None):
         super().__init__()
-        self.halves = nn.CellList(halves)
+        self.sublayers = nn.CellList(sublayers)
 
     def construct(self, x: Tensor, geometry: tuple) -> Tensor:
-        for half in self.halves:
-            x = half(x, geometry)
+        for sublayer in self.sublayers:
+            x = sublayer(x, geometry)
         return x
 
 

@@ -120,7 +120,7 @@ class RelativeAttention(nn.Cell):
         return self.gather(mixed, token_index, 0)
 
 
-class RelativeAttentionHalf(nn.Cell):
+class RelativeAttentionSublayer(nn.Cell):
     """x + output(attention(qkv(norm(x)))), by the scope of its shape."""
 
     def __init__(

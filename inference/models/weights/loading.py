@@ -67,6 +67,23 @@ def check_sizes(checkpoint: Checkpoint, config: AnyConfig, path: Path) -> None:
         )
 
 
+def has_own_head(checkpoint: Checkpoint, config: AnyConfig) -> bool:
+    """Whether a checkpoint holds an output head with other values than the embedding; both are read to see."""
+    found = {hugging_face_name(name, config.storage.names): tensor for name, tensor in checkpoint.items()}
+    embedding, head = found.get(EMBEDDING), found.get(HEAD)
+    if embedding is None or head is None or embedding.shape != head.shape or len(head.shape) != 2:
+        return False
+    step = max(1, PACKED_AT_ONCE // max(1, head.shape[1]))
+    for begin in range(0, head.shape[0], step):
+        end = min(begin + step, head.shape[0])
+        values = np.empty((2, end - begin, head.shape[1]), np.float32)
+        embedding.rows(begin, end).read_into(values[0])
+        head.rows(begin, end).read_into(values[1])
+        if not np.array_equal(values[0], values[1], equal_nan=True):
+            return True
+    return False
+
+
 def fit(checkpoint: Checkpoint, config: AnyConfig, path: Path) -> Pairs:
     """Pairs every tensor that the model needs with the stored one.
 

@@ -24,7 +24,7 @@ from inference.config import InferenceConfig
 from inference.config.schema import SLORA
 from inference.errors import CheckpointError, ConfigError, ModelNotFoundError
 from inference.files.read import exists, read_json_object
-from inference.files.values import POSITIVE, SIZE, is_text
+from inference.files.values import POSITIVE, SIZE, TEXTS, is_text
 from inference.kernels.formats import to_bfloat16
 from inference.kernels.weight import Addition
 from inference.models.architecture.config import ModelConfig
@@ -313,9 +313,11 @@ def read_adapter(name: str, path: Path, config: AnyConfig) -> Adapter:
     for stored in open_checkpoint(path / WEIGHTS_FILE).values():
         found = _NAME.fullmatch(stored.name)
         if not found or len(stored.shape) != 2:
+            is_whole = not found and "lora_" not in stored.name
+            what = "a whole matrix that was trained" if is_whole else "no half of a low-rank matrix (lora_A, lora_B)"
             raise CheckpointError(
-                f"{path}: '{stored.name}' is no half of a low-rank matrix (lora_A, lora_B)",
-                "only linear layers can be adapted",
+                f"{path}: '{stored.name}' is {what}",
+                "only low-rank additions to linear layers are read: merge it with PEFT, and give the merged model",
             )
         halves.setdefault(found[1], {})[found[2]] = stored
     if not halves:
@@ -403,23 +405,25 @@ class PeftConfig:
     def check_targets(self, modules: Sequence[str]) -> None:
         """Whether what is stored is what `target_modules` names: a list of names or their ends, or an expression.
 
+        A name without a module is passed over, as PEFT does: such lists are written for several families at once.
+
         Raises:
-            CheckpointError: a module that it does not name, or a name without a module.
+            CheckpointError: a module is stored that it does not name.
         """
         targets = self.values.get("target_modules")
         if targets == "all-linear":
             return
         if isinstance(targets, str):
             strange = [module for module in modules if not self._matches(targets, module)]
-            missing = []
         else:
-            names = targets if isinstance(targets, list) else []
-            named = {name: [m for m in modules if m == name or m.endswith(f".{name}")] for name in map(str, names)}
-            strange = [module for module in modules if not any(module in found for found in named.values())]
-            missing = [name for name, found in named.items() if not found]
-        if strange or missing:
-            what = f"{strange[0]} is stored and not named" if strange else f"{missing[0]} is named and not stored"
-            raise CheckpointError(f"{self.path}: target_modules does not fit {WEIGHTS_FILE}: {what}")
+            names = TEXTS.read(targets or [], f"{self.path}: target_modules", CheckpointError)
+            strange = [
+                module for module in modules if not any(module == name or module.endswith(f".{name}") for name in names)
+            ]
+        if strange:
+            raise CheckpointError(
+                f"{self.path}: target_modules does not fit {WEIGHTS_FILE}: {strange[0]} is stored and not named"
+            )
 
     def _matches(self, pattern: str, module: str) -> bool:
         try:

@@ -123,8 +123,14 @@ DISTANCES = "relative_attention_bias.weight"
 # Buffers that exporters saved beside the weights; they follow from the config.
 DERIVED = re.compile(
     r"\.rotary_emb\.(inv_freq|cos_cached|sin_cached)$|\.rotary_pos_emb\.inv_freq$|\.freqs_mgr\.|\.attn\.(masked_)?bias$"
-    r"|\.attention\.(masked_)?beta$"
+    r"|\.attention\.(masked_)?beta$|(^|\.)(position_ids|causal_mask)$|(^|\.)(rotary_emb|rope)\.(original_)?inv_freq$"
+    r"|\.(attention|self_attn)\.(masked_bias|bias|causal_mask)$"
 )
+
+
+def is_derived(name: str) -> bool:
+    """Whether a tensor is a buffer that follows from the config: masks, positions, rotary frequencies."""
+    return DERIVED.search(name) is not None
 
 
 def hugging_face_name(name: str, names: Names = ()) -> str:

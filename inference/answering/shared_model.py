@@ -1,6 +1,6 @@
-"""Models that answer batches: one of each config in a process, shared by all threads and steps of a pipeline.
+"""Models that answer batches: one per config and process, shared by all threads and steps of a pipeline.
 
-A row that fails takes nobody with it. Knows models and rows; knows nothing about Beam.
+A row that fails does not affect the others. Knows models and rows; knows nothing about Beam.
 """
 
 from __future__ import annotations
@@ -8,14 +8,15 @@ from __future__ import annotations
 import json
 import threading
 import time
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
+from inference.answering.elements import prompt_from
 from inference.api.llm import LLM, READ_AHEAD
-from inference.beam.serving.elements import prompt_from
 from inference.config import GenerationConfig, InferenceConfig
 from inference.errors import ConfigError, GenerationError, InferenceError, InputError, is_out_of_memory
 from inference.generation.record import (
@@ -26,25 +27,26 @@ from inference.generation.record import (
     completion_of,
     failed_completion,
 )
+from inference.generation.samples import SampleGatherer
 from inference.generation.text import AnswerRow, EncodedPrompt
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What came of a batch: a record for each row, in the order of the rows; and how often the batch was halved."""
+    """The results of a batch: a record per row, in order, and how often the batch was split in halves."""
 
     records: list[dict[str, Any]]
     halved: int = 0
 
 
 class Notes(Protocol):
-    """Where the records of answers are put down."""
+    """Receives the records of answers, to keep them safe."""
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """Takes a record."""
+        """Take a record."""
 
     def flush(self) -> None:
-        """Makes what was taken safe."""
+        """Make all records taken so far safe."""
 
 
 class LoadedModel:
@@ -52,10 +54,10 @@ class LoadedModel:
 
     Args:
         llm: the model.
-        model_id: what to call it in results.
+        model_id: its name in results.
 
     Attributes:
-        load_seconds: how long it took to load.
+        load_seconds: time it took to load.
     """
 
     def __init__(self, llm: LLM, model_id: str, load_seconds: float = 0.0):
@@ -72,12 +74,12 @@ class LoadedModel:
     def answer(
         self, examples: Sequence[Any], settings: Mapping[str, Any] | None = None, notes: Notes | None = None
     ) -> Answers:
-        """Answers a batch. A row that cannot be answered has a record whose `error` says why.
+        """Answer a batch. The record of a row that cannot be answered has the reason in `error`.
 
         Args:
             examples: as for `prompt_from`.
-            settings: of generation, for all rows; a row's own outrank them.
-            notes: get the records of answers as they come.
+            settings: generation settings for all rows; a row's own settings override them.
+            notes: receives the records of answers as they arrive.
 
         Raises:
             ConfigError: an unknown setting.
@@ -88,7 +90,7 @@ class LoadedModel:
         encoded = []
         for index, example in enumerate(examples):
             try:
-                encoded.append(encoder.encode(index, prompt_from(example)))
+                encoded.append(_seeded_by_name(encoder.encode(index, prompt_from(example))))
             except Exception as error:  # a template may fail in any way; whatever it is belongs to this row
                 name = example.get("custom_id") if isinstance(example, Mapping) else None
                 outcomes[index] = self._failed(str(name or ""), BAD_ROW, error)
@@ -96,7 +98,7 @@ class LoadedModel:
         with self._turns.shared():
             left = work.run(encoded)
         if left:
-            # Whatever broke the engine is among these rows: nobody else's should be there when it breaks again.
+            # One of these rows broke the engine. No other batch may be running when it breaks again.
             with self._turns.alone():
                 work.run_in_halves(left)
         if notes is not None:
@@ -111,7 +113,7 @@ class LoadedModel:
 
 @dataclass
 class _Work:
-    """The rows of one batch on their way."""
+    """One batch in progress."""
 
     model: LoadedModel
     outcomes: dict[int, dict[str, Any]]
@@ -120,15 +122,19 @@ class _Work:
     errors: dict[int, BaseException] = field(default_factory=dict)
 
     def run(self, rows: Sequence[EncodedPrompt]) -> list[EncodedPrompt]:
-        """Runs rows together; those that were under way when the engine broke."""
+        """Run rows together. Returns those that were running when the engine broke."""
         llm, left = self.model._llm, []
-        answers = (llm.model.row(source, llm.tokenizer) for source in rows)
+        answers = (llm.model.row(sample, llm.tokenizer) for source in rows for sample in source.samples)
+        gatherer = SampleGatherer()
         most = READ_AHEAD * llm.model.max_sequences
         for delivery in llm.model.background.stream(answers, most, every_token=False):
             assert isinstance(delivery.row, AnswerRow)
             answer = delivery.row.answer
             if delivery.error is None:
-                self.outcomes[answer.row] = _without_row(completion_of(answer, self.model.model_id))
+                whole = gatherer.take(answer)
+                if whole is None:
+                    continue
+                self.outcomes[answer.row] = _without_row(completion_of(whole, self.model.model_id))
                 if self.notes is not None:
                     self.notes.add(self.outcomes[answer.row])
             elif isinstance(delivery.error, InputError):
@@ -137,11 +143,12 @@ class _Work:
                 self.fail(answer.source, _kind_of(delivery.error), delivery.error)
             else:
                 self.errors[answer.row] = delivery.error
-                left.append(answer.source)
+                if answer.source.sample == 0:
+                    left.append(answer.source)
         return left
 
     def run_in_halves(self, rows: Sequence[EncodedPrompt]) -> None:
-        """Runs rows in ever smaller parts; one that breaks the engine on its own has failed."""
+        """Run rows in ever smaller parts. A row that breaks the engine alone has failed."""
         if len(rows) == 1:
             for row in self.run(rows):
                 error = self.errors[row.row]
@@ -168,7 +175,7 @@ def _without_row(completion: Completion) -> dict[str, Any]:
 
 
 class _Turns:
-    """Many at once, or one alone; whoever wants to be alone is let in before those who come later."""
+    """A lock that many may share or one may hold alone. Whoever waits to hold it alone goes before later arrivals."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -208,13 +215,13 @@ _lock = threading.Lock()
 
 
 def loaded_model(config: InferenceConfig, model_id: str, stamp: str = "") -> LoadedModel:
-    """The model of a config: the one that this process has already, or a new one.
+    """The model of a config: the one already loaded in this process, or a new one.
 
     Args:
-        stamp: tells apart what was at the same path at different times.
+        stamp: distinguishes versions at the same path.
 
     Raises:
-        InferenceError: it cannot be found or loaded.
+        InferenceError: the model cannot be found or loaded.
     """
     key = json.dumps([config.merged(), model_id, stamp], sort_keys=True, default=str)
     with _lock:
@@ -229,11 +236,19 @@ def loaded_model(config: InferenceConfig, model_id: str, stamp: str = "") -> Loa
         return model
 
 
+def _seeded_by_name(source: EncodedPrompt) -> EncodedPrompt:
+    """The row with a seed that depends on its name, because its place in a batch is an accident."""
+    name = source.prompt.custom_id
+    if source.prompt.settings.get("seed") is not None:
+        return source
+    return replace(source, seed_row=zlib.crc32(name.encode("utf-8", "surrogatepass")) if name else 0)
+
+
 def check_settings(settings: Mapping[str, Any] | None) -> None:
-    """Refuses settings of generation that are unknown or impossible.
+    """Check generation settings.
 
     Raises:
-        ConfigError: with the nearest known one.
+        ConfigError: one is unknown or impossible; the message names the nearest known one.
     """
     if settings is None:
         return

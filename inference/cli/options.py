@@ -1,0 +1,230 @@
+"""The options of the command line: groups, help, and how MindFormers' spelling of them becomes click's.
+
+Knows flags and words; knows nothing about what they do.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import click
+
+from inference.config import InferenceConfig
+from inference.config.flags import FLAGS, Flag
+
+_CALLED = Path(sys.argv[0]).name
+PROGRAM = "python -m inference" if _CALLED == "__main__.py" else _CALLED
+COMPLETION_VARIABLE = "_RUN_INFERENCE_COMPLETE"
+SHELLS = ("bash", "zsh", "fish")
+GROUPS = ("Run", "Model", "Device", "Generation", "Output", "Evaluation", "Information")
+MULTIPLE = ("--predict_data", "--options", *(flag.name for flag in FLAGS if flag.multiple))
+OVERWRITE = ("--overwrite", "--force")
+# What `--section.key value` becomes.
+KEY = "--key"
+EXAMPLES = """
+Examples:
+  python run_inference.py --config configs/demo/predict_demo.yaml --predict_data 'Once upon a time'
+  python run_inference.py --config configs/llama2/predict_llama2_7b.yaml --load_checkpoint path/to/hf_dir \\
+      --predict_data prompts.jsonl --predict_batch_size 8 --save_file out.jsonl
+  python run_inference.py --config my.yaml --predict_data - --model.model_config.seq_length 1024
+"""
+
+
+class Help(click.Command):
+    """`--help` in groups, examples below; prompts that belong to no flag are refused with a hint."""
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        own, context.params["beam"] = apart(args)
+        super().parse_args(context, own)
+        if context.args:
+            raise click.UsageError(f"'{context.args[0]}' belongs to no flag; a prompt goes after --predict_data")
+        return context.args
+
+    def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(context):
+            row = parameter.get_help_record(context)
+            if row:
+                groups.setdefault(getattr(parameter, "group", GROUPS[-1]), []).append(row)
+        for group in GROUPS:
+            with formatter.section(group):
+                formatter.write_dl(groups[group])
+
+    def format_epilog(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write(EXAMPLES)
+
+
+class GroupedOption(click.Option):
+    """An option with the heading that `--help` shows it under."""
+
+    def __init__(self, *args: Any, group: str, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.group = group
+
+
+class Offered(click.Choice):
+    """Values that the shell completes. The config layer refuses all others, and says more about them."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value
+
+
+def _config_option(flag: Flag) -> GroupedOption:
+    """The option of a flag that sets a config key. Its value stays text: the config layer gives it its type."""
+    kind = "True|False" if flag.kind is bool else flag.kind.__name__.upper()
+    return GroupedOption(
+        [flag.name],
+        group=flag.group,
+        type=Offered(flag.choices) if flag.choices else str,
+        multiple=flag.multiple,
+        metavar=None if flag.choices else {"STR": "TEXT"}.get(kind, kind),
+        # A bare --chat is --chat True.
+        **({"is_flag": False, "flag_value": "True"} if flag.kind is bool else {}),
+        help=f"{flag.help}{_default_of(flag)}",
+        hidden=not flag.acted_on,
+    )
+
+
+def _default_of(flag: Flag) -> str:
+    """The default of its key, for --help."""
+    value: Any = InferenceConfig()
+    for name in flag.path.split("."):
+        value = getattr(value, name, None)
+    return "" if value in (None, (), "") else f" [default: {value}]"
+
+
+def _own_options() -> list[GroupedOption]:
+    run, output, information = "Run", "Output", "Information"
+    return [
+        GroupedOption(
+            ["--config"], group=run, metavar="YAML", help="Model config: a file, or a preset's name (--list_models)."
+        ),
+        GroupedOption(
+            ["--predict_data"],
+            group=run,
+            multiple=True,
+            metavar="TEXT|FILE|-",
+            help="Prompts: texts; .txt (a prompt a line), .jsonl, .csv or .parquet files; - for standard input.",
+        ),
+        GroupedOption(
+            ["--options"], group=run, multiple=True, metavar="KEY=VALUE", help="Any key of the config, dotted."
+        ),
+        GroupedOption([KEY], group=run, multiple=True, hidden=True),
+        GroupedOption([*OVERWRITE, "overwrite"], group=output, is_flag=True, help="Replace a save file that exists."),
+        GroupedOption(
+            ["--resume"], group=output, is_flag=True, help="Go on with a save file that an earlier run left."
+        ),
+        GroupedOption(
+            ["--retry_failed", "--retry-failed"],
+            group=output,
+            is_flag=True,
+            help="Go on with a save file, and run the rows again that failed.",
+        ),
+        GroupedOption(["--no_echo", "--no-echo"], group=output, is_flag=True, help="Leave prompts out of records."),
+        GroupedOption(
+            ["--no-stream", "--no_stream"], group=output, is_flag=True, help="Write each answer when it is complete."
+        ),
+        GroupedOption(["--traceback"], group=output, is_flag=True, help="Show where an error came from."),
+        GroupedOption(["--check"], group=information, is_flag=True, help="Check everything, load nothing, and stop."),
+        GroupedOption(["--print_config"], group=information, is_flag=True, help="Print the merged config and stop."),
+        GroupedOption(["--list_models"], group=information, is_flag=True, help="List the presets and stop."),
+        GroupedOption(
+            ["--show_completion"],
+            group=information,
+            type=click.Choice(SHELLS),
+            help="Print the shell's completion script and stop.",
+        ),
+        GroupedOption(["--version"], group=information, is_flag=True, help="Print the version and stop."),
+    ]
+
+
+@cache
+def parameters() -> tuple[GroupedOption, ...]:
+    """All options: those of the command line itself, then one for each row of the flag table."""
+    return (*_own_options(), *(_config_option(flag) for flag in FLAGS))
+
+
+@cache
+def build_command(callback: Callable[..., int]) -> click.Command:
+    """The click command.
+
+    Args:
+        callback: takes the options by name, and `beam`, the flags that are not ours; returns the exit code.
+    """
+    return Help(
+        PROGRAM,
+        params=list(parameters()),
+        callback=callback,
+        help="Runs a language model as a YAML config says. Answers go to standard output, all else to stderr. "
+        "Any key of the config can be given as --section.key VALUE. The command line outranks the YAML, the YAML the "
+        "model's own files, and these the defaults.",
+        options_metavar="--config YAML --predict_data TEXT [OPTIONS]",
+        context_settings={
+            "max_content_width": 120,
+            "help_option_names": ["-h", "--help"],
+            "allow_extra_args": True,
+        },
+    )
+
+
+def spread(arguments: Sequence[str]) -> list[str]:
+    """MindFormers' flags take several values (`--predict_data a b`); click's are repeated. Dotted flags are options.
+
+    `--predict_data a b` becomes `--predict_data a --predict_data b`, `--a.b c` becomes `--key a.b=c`.
+
+    Raises:
+        click.UsageError: a flag without its value.
+    """
+    out: list[str] = []
+    several: str | None = None
+    waiting = iter(arguments)
+    for argument in waiting:
+        name, equals, value = argument.partition("=")
+        if name.startswith("--") and "." in name:
+            several = None
+            out += [KEY, f"{name.removeprefix('--')}={value if equals else _next_value(name, waiting)}"]
+        elif name in MULTIPLE:
+            several = name
+            out += [name, value if equals else _next_value(name, waiting)]
+        elif argument.startswith("--") or argument == "-h":
+            several = None
+            out.append(argument)
+        else:
+            out += [several, argument] if several else [argument]
+    return out
+
+
+def _next_value(flag: str, waiting: Iterator[str]) -> str:
+    value = next(waiting, None)
+    if value is None or value in flag_names():
+        raise click.UsageError(f"{flag} needs a value")
+    return value
+
+
+def apart(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Our arguments, and those that may be Beam's: flags that we do not have, each with the words after it."""
+    known = {*flag_names(), KEY, "-h", "--help"}
+    own: list[str] = []
+    other: list[str] = []
+    chosen = own
+    for argument in arguments:
+        # A value that begins with a dash is that of the flag before it.
+        if argument.startswith("--") and len(argument) > 2 and not (chosen is own and _wants_value(own)):
+            chosen = own if argument.partition("=")[0] in known else other
+        chosen.append(argument)
+    return own, other
+
+
+def _wants_value(own: Sequence[str]) -> bool:
+    """Whether the last argument is a flag that takes the next one, whatever it looks like."""
+    return bool(own) and own[-1] in (*MULTIPLE, KEY)
+
+
+@cache
+def flag_names() -> tuple[str, ...]:
+    """Every spelling of every flag."""
+    return tuple(name for option in parameters() for name in option.opts if name != KEY)

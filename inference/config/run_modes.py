@@ -1,0 +1,56 @@
+"""The run modes: one table, from which everything else that depends on a run mode is derived.
+
+Knows what each mode takes; knows nothing about how it works, which is in the module `inference.modes.<name>`. To add a
+mode, add its row here and that module, with `run(call)` and `check(call)`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class RunMode:
+    """One run mode.
+
+    Args:
+        name: what `--run_mode` calls it.
+        help: what it does, as the end of a sentence that begins with its name.
+        processes: "replicas" for ranks and copies of the model, "model" for the ranks of one copy, "one" for a single
+            process.
+        takes_prompts: whether it reads `--predict_data`.
+        resumable: whether `--resume` continues an earlier run.
+        retries_rows: whether `--retry_failed` repeats the failed rows of an earlier run.
+        takes_beam_options: whether flags that are not ours may be Beam's.
+        on_mindformers: whether MindFormers' own networks can do it.
+        works_for_all_ranks: whether its one process does the work of all the ranks that the config asks for.
+    """
+
+    name: str
+    help: str
+    processes: Literal["replicas", "model", "one"] = "model"
+    takes_prompts: bool = True
+    resumable: bool = False
+    retries_rows: bool = False
+    takes_beam_options: bool = False
+    on_mindformers: bool = False
+    works_for_all_ranks: bool = False
+
+
+_ROWS = (
+    RunMode(
+        "predict",
+        "answers prompts",
+        processes="replicas",
+        resumable=True,
+        retries_rows=True,
+        on_mindformers=True,
+    ),
+    RunMode("evaluate", "measures a model"),
+    RunMode("validate", "profiles prompts", processes="one"),
+    RunMode("convert", "packs weights", processes="one", takes_prompts=False, works_for_all_ranks=True),
+    RunMode("pipeline", "answers rows on Apache Beam", processes="one", resumable=True, takes_beam_options=True),
+    RunMode("serve", "answers requests over HTTP", processes="one", takes_prompts=False),
+)
+RUN_MODES: dict[str, RunMode] = {mode.name: mode for mode in _ROWS}

@@ -1,0 +1,140 @@
+"""Several answers to a prompt: each sample runs as a row of its own, and all are handed over as one answer.
+
+Knows encoded prompts and the events of their answers; knows nothing about engines or how results are written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from inference.generation.text import Answer, EncodedPrompt, Failure, Load, TextEvent
+
+
+class Generator(Protocol):
+    """What answers rows: one engine (`TextGenerator`), or several (`Replicas`)."""
+
+    @property
+    def has_room(self) -> bool: ...
+
+    @property
+    def busy(self) -> bool: ...
+
+    @property
+    def load(self) -> Load: ...
+
+    def add(self, source: EncodedPrompt) -> None: ...
+
+    def step(self) -> Sequence[TextEvent | Failure]: ...
+
+    def cancel(self) -> None: ...
+
+
+class SampleGatherer:
+    """Puts the finished samples of each prompt together."""
+
+    def __init__(self) -> None:
+        self._rows: dict[int, dict[int, Answer]] = {}
+        self._failed: set[int] = set()
+
+    def take(self, answer: Answer) -> Answer | None:
+        """Takes a finished answer; the prompt's first sample, with all `samples`, once the last one is there."""
+        count = answer.source.generation.num_return_sequences
+        if count == 1:
+            return answer
+        if answer.row in self._failed:
+            return None
+        found = self._rows.setdefault(answer.row, {})
+        found[answer.source.sample] = answer
+        if len(found) < count:
+            return None
+        del self._rows[answer.row]
+        found[0].samples = [found[number] for number in range(count)]
+        return found[0]
+
+    def fail(self, source: EncodedPrompt) -> bool:
+        """Takes a sample that failed, and the row with it; whether it is the first of the row to fail."""
+        if source.generation.num_return_sequences == 1:
+            return True
+        is_first = source.row not in self._failed
+        self._failed.add(source.row)
+        self._rows.pop(source.row, None)
+        return is_first
+
+
+class SampledGenerator:
+    """A generator that gives a prompt as many answers as its settings ask for (`num_return_sequences`).
+
+    The samples share the prompt's blocks of the KV cache through the prefix cache. The first one's text is shown as it
+    comes; the row is finished when all are.
+
+    Args:
+        generator: runs each sample as a row.
+    """
+
+    def __init__(self, generator: Generator):
+        self._generator = generator
+        self._gatherer = SampleGatherer()
+        # Rows of several samples that are not finished.
+        self._open: set[int] = set()
+
+    @property
+    def has_room(self) -> bool:
+        """Whether more prompts would do any good."""
+        return self._generator.has_room
+
+    @property
+    def busy(self) -> bool:
+        """Whether any answer is not finished."""
+        return self._generator.busy
+
+    @property
+    def load(self) -> Load:
+        """What there is to do."""
+        return self._generator.load
+
+    def add(self, source: EncodedPrompt) -> None:
+        """Queues a prompt, once for each sample.
+
+        Raises:
+            InputError: the engine cannot take it.
+        """
+        samples = source.samples
+        # They are alike: if the engine takes the first, it takes all.
+        for sample in samples:
+            self._generator.add(sample)
+        if len(samples) > 1:
+            self._open.add(source.row)
+
+    def step(self) -> list[TextEvent | Failure]:
+        """Runs one step; the text of each row's first sample, and the rows that are finished or failed."""
+        return [event for item in self._generator.step() for event in self._joined(item)]
+
+    def cancel(self) -> None:
+        """Drops all answers that are not finished."""
+        self._generator.cancel()
+        self._open.clear()
+
+    def _joined(self, event: TextEvent | Failure) -> list[TextEvent | Failure]:
+        source = event.source if isinstance(event, Failure) else event.answer.source
+        if source.generation.num_return_sequences == 1:
+            return [event]
+        if source.row not in self._open:
+            # Another sample of the row has failed, and with it the row.
+            return []
+        if isinstance(event, Failure):
+            self._open.remove(source.row)
+            self._gatherer.fail(source)
+            return [event]
+        return [self._of_row(event)]
+
+    def _of_row(self, event: TextEvent) -> TextEvent:
+        """The event of a sample as one of its row: only the first sample shows text."""
+        if event.answer.source.sample:
+            event = replace(event, text="", first=False)
+        whole = self._gatherer.take(event.answer) if event.finished else None
+        if whole is None:
+            return replace(event, finished=False)
+        self._open.remove(whole.row)
+        return replace(event, answer=whole)

@@ -1,0 +1,69 @@
+// Final norm and logits, with each row's largest logit found on the way.
+#pragma once
+
+#include "phases.h"
+
+namespace KERNEL_ISA {
+namespace {
+
+// The largest logit that a thread has seen of a token.
+struct Argmax {
+  float value = -INFINITY;
+  int64_t index = -1;
+  bool spoiled = false;  // by a logit that is no number
+
+  void see(const float *y, int64_t row, int64_t rows) {
+    if (rows == PANEL) {
+      VecF largest = load(y), differences = largest - largest;
+      for (int i = LANES; i < PANEL; i += LANES) {
+        const VecF some = load(y + i);
+        largest = some > largest ? some : largest;
+        differences += some - some;
+      }
+      spoiled |= sum_lanes(differences) != 0.0f;
+      if (largest_lane(largest) <= value) return;
+    }
+    for (int64_t r = 0; r < rows; r++) {
+      spoiled |= y[r] - y[r] != 0.0f;
+      if (y[r] > value) value = y[r], index = row + r;
+    }
+  }
+
+  void merge(const Argmax &other) {
+    spoiled |= other.spoiled;
+    if (other.value > value || (other.value == value && other.index < index)) value = other.value, index = other.index;
+  }
+};
+
+void head(Team &team, const Head &layer, const float *x, int64_t tokens, const int32_t *adapters, const Choice &choice) {
+  float *normed = sized(workspace.normed, tokens * layer.hidden);
+  for (int64_t t = 0; t < tokens; t++)
+    norm_row(x + t * layer.hidden, layer.norm, layer.norm_bias, layer.hidden, layer.eps, normed + t * layer.hidden);
+  workspace.input.reserve(layer.weight, normed, tokens);
+  workspace.lora.reserve(layer.lora, adapters, workspace.input);
+  std::vector<float *> logits(tokens, nullptr);
+  for (int64_t s = 0; s < choice.logit_count; s++)
+    logits[choice.logit_rows[s]] = choice.logits + s * layer.weight.rows;
+  std::vector<std::vector<Argmax>> best(team.size(), std::vector<Argmax>(tokens));
+  team.run([&](Member &me) {
+    arrange(me, workspace.input, workspace.lora);
+    const auto finish = [&](int64_t row, int64_t rows, int64_t token, const float *y) {
+      alignas(64) float capped[PANEL];
+      if (layer.softcap > 0) {
+        for (int64_t i = 0; i < PANEL; i += LANES) store(capped + i, softcap(load(y + i), layer.softcap));
+        y = capped;
+      }
+      best[me.thread()][token].see(y, row, rows);
+      if (logits[token]) std::copy_n(y, rows, logits[token] + row);
+    };
+    linear_phase(me, layer.weight, workspace.input, finish, workspace.lora);
+  });
+  for (int64_t token = 0; token < tokens; token++) {
+    for (int thread = 1; thread < team.size(); thread++) best[0][token].merge(best[thread][token]);
+    choice.best[token] = best[0][token].spoiled ? -1.0f : float(best[0][token].index);
+    choice.value[token] = best[0][token].value;
+  }
+}
+
+}  // namespace
+}  // namespace KERNEL_ISA

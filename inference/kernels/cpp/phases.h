@@ -1,0 +1,174 @@
+// The phases that sublayers are made of: each is work that all threads share, and that ends before the next begins.
+// Knows products, norms and LoRA; knows nothing of what a sublayer is.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "attention.h"
+#include "blocks.h"
+#include "linear.h"
+#include "lora.h"
+
+namespace KERNEL_ISA {
+namespace {
+
+// An expert that tokens have chosen.
+struct ActiveExpert {
+  Expert expert;
+  Input input, second;  // of its two products
+  Lora lora, lora_second;
+  float *gated;         // [its tokens, width]
+  float *answers;       // [its tokens, hidden]
+};
+
+// Memory that lives from one call to the next; only one region runs at a time.
+struct Workspace {
+  std::vector<float> normed, qkv, angles, attended, gate_up, gated, added, logits, weights, answers;
+  Input input, second, third;           // of a sublayer's products
+  Lora lora, lora_second, lora_third;
+  std::vector<ActiveExpert> experts;
+  std::vector<Input> heads, heads_second;
+  std::vector<Lora> lora_heads, lora_heads_second;
+  std::vector<float> queries, latents;
+  std::vector<int32_t> chosen, rows;
+};
+Workspace workspace;
+thread_local std::vector<float> scratch, sums;
+thread_local AttentionWork attention_work;
+
+float *sized(std::vector<float> &buffer, int64_t count) {
+  if (int64_t(buffer.size()) < count) buffer.resize(count);
+  return buffer.data();
+}
+
+// Work of several lists, one after the other.
+class Lists {
+ public:
+  void add(int64_t count) { ends_.push_back(total() + count); }
+  int64_t total() const { return ends_.empty() ? 0 : ends_.back(); }
+  // Calls work(list, place in it) for a place in all of them together.
+  template <class Work>
+  void find(int64_t i, const Work &work) const {
+    const int64_t list = std::upper_bound(ends_.begin(), ends_.end(), i) - ends_.begin();
+    work(list, list ? i - ends_[list - 1] : i);
+  }
+
+ private:
+  std::vector<int64_t> ends_;
+};
+
+// Panels that a thread takes at a time: as many as read x while it is near, and as one call of the kernels takes.
+int64_t panels_at_once(const Input &input) { return input.tiles == 1 ? 4 : 8; }
+
+// Panels that a thread takes at least, where there are as many left.
+int64_t panels_together(const Input &input) { return input.tiles == 1 || input.quantized ? 1 : HELD_PANELS; }
+
+// Lets a thread that waits fetch the first panels of the matrix that comes next.
+void prefetch(Member &me, const Matrix &w, const Input &input) {
+  constexpr int64_t MOST = 384 << 10;  // of a second-level cache
+  if (input.tiles == 1) me.prefetch(w.data, std::min(MOST, 4 * panel_bytes(w.format, w.columns)));
+}
+
+// A piece of the work that comes before a product.
+void prepare(Input &input, Lora &lora, int64_t piece) {
+  if (piece < input.pieces()) input.arrange(piece);
+  else lora.project_down(piece - input.pieces(), input);
+}
+
+// Arranges x, of `Input::reserve`, and makes of it what adapters do.
+[[gnu::noinline]] void arrange(Member &me, Input &input, Lora &lora) {
+  const int64_t pieces = input.pieces() + lora.pieces();
+  if (pieces) me.share(pieces, 1, [&](int64_t piece) { prepare(input, lora, piece); });
+}
+
+// Calls finish(row, rows, token, y) for every 16 rows or fewer of some panels and every token, with
+// y [rows] = x W^T.
+template <class Finish>
+void product_panels(const Matrix &w, const Input &input, int64_t first, int64_t panels, const Finish &finish,
+                    const Lora &lora = no_lora) {
+  float *buffer = sized(sums, panels * input.slots() * PANEL);
+  linear_range({w, first, panels, input, buffer}, scratch);
+  // Token by token, because a token's rows are neighbors where they are written to.
+  for (int64_t token = 0; token < input.tokens; token++)
+    for (int64_t panel = 0; panel < panels; panel++) {
+      const int64_t row = (first + panel) * PANEL, rows = std::min(PANEL, w.rows - row);
+      float *y = buffer + (panel * input.slots() + token) * PANEL;
+      lora.add(token, row, y);
+      finish(row, rows, token, y);
+    }
+}
+
+template <class Finish>
+void linear_phase(Member &me, const Matrix &w, Input &input, const Finish &finish,
+                  const Lora &lora = no_lora) {
+  me.share_runs(w.panels(), panels_at_once(input), panels_together(input),
+                [&](int64_t first, int64_t panels) { product_panels(w, input, first, panels, finish, lora); });
+}
+
+// out [tokens, rows] = x W^T + bias + residual, of which the last two may be null.
+[[gnu::noinline]] void linear_into(Member &me, const Matrix &w, Input &input, const float *bias, const float *residual, float *out,
+                 const Lora &lora = no_lora) {
+  const auto finish = [&](int64_t row, int64_t rows, int64_t token, const float *y) {
+    const int64_t at = token * w.rows + row;
+    for (int64_t r = 0; r < rows; r++) {
+      const float biased = bias ? y[r] + bias[row + r] : y[r];
+      out[at + r] = residual ? residual[at + r] + biased : biased;
+    }
+  };
+  linear_phase(me, w, input, finish, lora);
+}
+
+// The same for several products at once: `input_of(i)` is the input of the one that is called i.
+template <class InputOf, class LoraOf>
+void arrange_all(Member &me, int64_t count, const InputOf &input_of, const LoraOf &lora_of) {
+  Lists pieces;
+  for (int64_t i = 0; i < count; i++) pieces.add(input_of(i).pieces() + lora_of(i).pieces());
+  if (!pieces.total()) return;
+  me.share(pieces.total(), 1, [&](int64_t at) {
+    pieces.find(at, [&](int64_t i, int64_t piece) { prepare(input_of(i), lora_of(i), piece); });
+  });
+}
+
+// Calls work(i, first, panels) for runs of the panels that the products have, of which `panels_in(i)` are i's.
+template <class InputOf, class PanelsIn, class Work>
+void share_panels(Member &me, int64_t count, const InputOf &input_of, const PanelsIn &panels_in, const Work &work) {
+  Lists runs;
+  for (int64_t i = 0; i < count; i++) {
+    const int64_t most = panels_at_once(input_of(i));
+    runs.add((panels_in(i) + most - 1) / most);
+  }
+  me.share(runs.total(), 1, [&](int64_t at) {
+    runs.find(at, [&](int64_t i, int64_t run) {
+      const int64_t most = panels_at_once(input_of(i)), first = run * most;
+      work(i, first, std::min(most, panels_in(i) - first));
+    });
+  });
+}
+
+[[gnu::noinline]] void norm_phase(Member &me, const float *x, const float *weight, const float *bias, int64_t tokens, int64_t width,
+                float eps, float *out) {
+  me.share(tokens, 1, [&](int64_t t) { norm_row(x + t * width, weight, bias, width, eps, out + t * width); });
+}
+
+void add_normed_phase(Member &me, float *added, const float *norm, int64_t tokens, int64_t width, float eps, float *x) {
+  me.share(tokens, 1, [&](int64_t t) {
+    float *row = added + t * width;
+    rms_norm_row(row, norm, width, eps, row);
+    for (int64_t i = 0; i < width; i++) x[t * width + i] += row[i];
+  });
+}
+
+// x [tokens, rows] += y W^T + bias, y being `Input::reserve`d; normed before it is added where there is a norm. Of ranks
+// that share a model all but one leave out what was in x; where there is a norm, all leave x alone, and what they have
+// goes to `step.partial`.
+void add_linear(Member &me, const Matrix &w, Input &input, const float *bias, const float *norm, float eps,
+                const Step &step, float *x, const Lora &lora) {
+  if (!norm) return linear_into(me, w, input, bias, step.adds_residual ? x : nullptr, x, lora);
+  float *added = step.partial ? step.partial : workspace.added.data();
+  linear_into(me, w, input, bias, nullptr, added, lora);
+  if (!step.partial) add_normed_phase(me, added, norm, input.tokens, w.rows, eps, x);
+}
+
+}  // namespace
+}  // namespace KERNEL_ISA

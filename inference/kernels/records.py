@@ -1,0 +1,202 @@
+"""What the native kernels are told of each sublayer: records, one ctypes.Structure for each struct of `cpp/records.h`.
+
+Knows the fields; knows nothing of weights or MindSpore. `check_layout` compares all fields with the library's own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any, ClassVar
+
+import numpy as np
+
+from inference.errors import InferenceError
+
+_NUMBER, _REAL, _POINTER = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
+
+
+class RecordError(InferenceError):
+    """A record that the native kernels cannot read."""
+
+
+class RecordHeader(ctypes.Structure):
+    """What every record begins with: its size, so that no more is read than was written, and what it is."""
+
+    _fields_: ClassVar = [("bytes", _NUMBER), ("kind", _NUMBER)]
+
+
+class MatrixRecord(ctypes.Structure):
+    """The number of a matrix's format, and its address; 0 for none."""
+
+    _fields_: ClassVar = [("format", _NUMBER), ("data", _POINTER)]
+
+
+class LoraEntry(ctypes.Structure):
+    """What an adapter adds to some rows of a product: up (down x).
+
+    `offset` is where its part of down x begins among the parts of its adapter; `down` [rank, columns], `up`
+    [panels, rank, 16].
+    """
+
+    _fields_: ClassVar = [
+        *((name, _NUMBER) for name in ("first_panel", "panels", "rank", "offset")),
+        *((name, _POINTER) for name in ("down", "up")),
+    ]
+
+
+class LoraTable(ctypes.Structure):
+    """What all adapters add to one product: adapter a's entries are [starts[a - 1], starts[a])."""
+
+    _fields_: ClassVar = [("adapters", _NUMBER), ("width", _NUMBER), ("starts", _POINTER), ("list", _POINTER)]
+
+
+class Record(ctypes.Structure):
+    """A record; fields that are not given are 0."""
+
+    KIND: ClassVar[int]
+
+    def __init__(self, **fields: Any):
+        unknown = fields.keys() - {field[0] for field in self._fields_}
+        assert not unknown, unknown
+        super().__init__(RecordHeader(ctypes.sizeof(self), self.KIND), **fields)
+
+    def numbers(self) -> np.ndarray:
+        """Return the record as int64, as an operator takes it."""
+        return np.frombuffer(bytes(self), np.int64)
+
+
+class AttentionRecord(Record):
+    """x + output(attention(qkv(norm(x))))."""
+
+    KIND = 0
+    _fields_: ClassVar = [
+        ("header", RecordHeader),
+        *((name, _NUMBER) for name in ("hidden", "heads", "kv_heads", "head_size", "block_size", "window")),
+        *((name, _NUMBER) for name in ("half_cache", "scope", "reach")),
+        *((name, _REAL) for name in ("eps", "scale", "softcap")),
+        *((name, _POINTER) for name in ("norm", "norm_bias", "post_norm", "rotation", "slopes", "distances")),
+        ("qkv", MatrixRecord),
+        *((name, _POINTER) for name in ("qkv_bias", "query_norm", "key_norm")),
+        ("output", MatrixRecord),
+        *((name, _POINTER) for name in ("output_bias", "keys", "values", "qkv_lora", "output_lora")),
+    ]
+
+
+class LatentRecord(Record):
+    """x + output(attention on latents)."""
+
+    KIND = 3
+    _fields_: ClassVar = [
+        ("header", RecordHeader),
+        *((name, _NUMBER) for name in ("hidden", "heads", "query_rank", "rank", "nope", "rope", "value")),
+        *((name, _NUMBER) for name in ("block_size", "half_cache")),
+        *((name, _REAL) for name in ("eps", "latent_eps", "scale")),
+        *((name, _POINTER) for name in ("norm", "rotation")),
+        ("down", MatrixRecord),
+        *((name, _POINTER) for name in ("down_bias", "query_norm", "latent_norm")),
+        *((name, MatrixRecord) for name in ("query_up", "key_up", "value_up", "output")),
+        *((name, _POINTER) for name in ("output_bias", "cache", "down_lora", "query_up_lora")),
+        *((name, _POINTER) for name in ("key_up_lora", "value_up_lora", "output_lora")),
+    ]
+
+
+class FeedForwardRecord(Record):
+    """x + down(activation(gate(norm(x))) * up(norm(x)))."""
+
+    KIND = 1
+    _fields_: ClassVar = [
+        ("header", RecordHeader),
+        *((name, _NUMBER) for name in ("hidden", "width", "activation", "gated")),
+        ("eps", _REAL),
+        *((name, _POINTER) for name in ("norm", "norm_bias", "post_norm")),
+        ("gate_up", MatrixRecord),
+        ("gate_up_bias", _POINTER),
+        ("down", MatrixRecord),
+        *((name, _POINTER) for name in ("down_bias", "gate_up_lora", "down_lora")),
+    ]
+
+
+class ExpertsRecord(Record):
+    """x + the answers of the experts that norm(x) chooses, and that of the shared expert."""
+
+    KIND = 2
+    _fields_: ClassVar = [
+        ("header", RecordHeader),
+        *((name, _NUMBER) for name in ("hidden", "width", "shared_width", "shared_gate", "experts", "chosen")),
+        *((name, _NUMBER) for name in ("groups", "chosen_groups", "group_best", "sigmoid", "normalize")),
+        *((name, _REAL) for name in ("routed_scale", "eps")),
+        *((name, _POINTER) for name in ("norm", "correction")),
+        *((name, MatrixRecord) for name in ("router", "gate_up", "down", "shared_gate_up", "shared_down")),
+        *((name, _POINTER) for name in ("router_lora", "gate_up_lora", "down_lora")),
+        *((name, _POINTER) for name in ("shared_gate_up_lora", "shared_down_lora")),
+    ]
+
+
+class RanksRecord(Record):
+    """The ranks that have a part of each of the sublayers that follow."""
+
+    KIND = 4
+    _fields_: ClassVar = [("header", RecordHeader), ("group", _POINTER), ("adds_residual", _NUMBER)]
+
+
+class HeadRecord(Record):
+    """Final norm and logits."""
+
+    KIND = 5
+    _fields_: ClassVar = [
+        ("header", RecordHeader),
+        *((name, _NUMBER) for name in ("hidden", "vocabulary")),
+        *((name, _REAL) for name in ("eps", "softcap")),
+        *((name, _POINTER) for name in ("norm", "norm_bias")),
+        ("weight", MatrixRecord),
+        ("lora", _POINTER),
+    ]
+
+
+class EmbeddingRecord(Record):
+    """Rows of the embedding; `group` has the other tokens of the vocabulary."""
+
+    KIND = 6
+    _fields_: ClassVar = [
+        ("header", RecordHeader),
+        *((name, _NUMBER) for name in ("hidden", "first_token", "tokens")),
+        ("weight", MatrixRecord),
+        ("group", _POINTER),
+    ]
+
+
+_ALL: tuple[type[ctypes.Structure], ...] = (
+    RecordHeader,
+    MatrixRecord,
+    LoraEntry,
+    LoraTable,
+    AttentionRecord,
+    LatentRecord,
+    FeedForwardRecord,
+    ExpertsRecord,
+    RanksRecord,
+    HeadRecord,
+    EmbeddingRecord,
+)
+
+
+def describe() -> str:
+    """Return a line for each record: its name, its size, and name:offset:size of its fields (as `cpp/records.h`)."""
+    return "".join(f"{' '.join(_describe(record))}\n" for record in _ALL)
+
+
+def _describe(record: type[ctypes.Structure]) -> list[str]:
+    places = [(name, getattr(record, name)) for name, *_ in record._fields_]
+    fields = [f"{name}:{place.offset}:{place.size}" for name, place in places]
+    return [record.__name__, str(ctypes.sizeof(record)), *fields]
+
+
+def check_layout(theirs: str) -> None:
+    """Compare the library's records with these.
+
+    Raises:
+        RecordError: they differ; it names the first that does.
+    """
+    for ours, other in zip(describe().splitlines(), theirs.splitlines(), strict=True):
+        if ours != other:
+            raise RecordError(f"records.py has '{ours}', the kernels have '{other}'")

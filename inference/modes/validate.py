@@ -1,0 +1,23 @@
+"""`--run_mode validate`: a profile of prompts, and the expectations that they must meet."""
+
+from __future__ import annotations
+
+from inference.modes.call import Call
+
+
+def check(call: Call) -> str:
+    from inference.validate.command import check_validation
+
+    check_validation(call.config, call.values)
+    return "ok"
+
+
+def run(call: Call) -> int:
+    """Validate prompts.
+
+    Returns:
+        The exit code: 0, or 4 if an expectation is not met.
+    """
+    from inference.validate.command import validate
+
+    return validate(call.config, call.values)

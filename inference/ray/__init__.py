@@ -1,0 +1,14 @@
+"""Ray Data: prompts of a Dataset answered by this project's models.
+
+    import ray.data
+    from inference.ray import AnswerBatches
+
+    rows = ray.data.read_json("prompts/")
+    answers = rows.map_batches(AnswerBatches, fn_constructor_args=["demo"], compute=ray.data.ActorPoolStrategy(size=2))
+
+Nothing here imports ray before it is used.
+"""
+
+from inference.ray.answer_batches import AnswerBatches
+
+__all__ = ["AnswerBatches"]
