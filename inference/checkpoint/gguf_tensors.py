@@ -5,6 +5,12 @@ before them:
 
 Q8_0  int8 q: the value is q * d, as in our int8.
 Q4_0  16 bytes, value i in the low half of byte i, value i + 16 in the high one: (q - 8) * d, as in our int4.
+Q4_1  the same with a float16 minimum m after d: q * d + m, as in our int4_min.
+Q5_0, Q5_1  the same with a fifth bit of each value in 4 bytes before the others: (q - 16) * d, q * d + m.
+
+Q4_K and Q5_K have eight such groups in a block: d and dmin, float16, then 12 bytes of scales s and minimums m, 6 bits
+each: q * d * s - dmin * m. Two groups of Q4_K share 32 bytes, the first in the low halves. Q5_K has the fifth bits
+before them: group g's is bit g of 32 bytes.
 
 Other quantized types are dequantized by the package `gguf`. What the tensors are: `gguf_architectures`.
 """
@@ -29,14 +35,20 @@ from inference.checkpoint.gguf_names import (
     expert_names,
     our_name,
 )
-from inference.checkpoint.quantized_tensor import Codes, QuantizedTensor, narrowest_form
+from inference.checkpoint.quantized_tensor import Codes, CodeSource, QuantizedTensor
 from inference.checkpoint.tensor import Checkpoint, Segment, StoredTensor
 from inference.errors import CheckpointError
-from inference.kernels.formats import GROUP
+from inference.kernels.formats import GROUP, Format
 
 PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 # Bytes of a block of 32 values.
-BLOCKS = {"Q8_0": 34, "Q4_0": 18}
+BLOCKS = {"Q8_0": 34, "Q4_0": 18, "Q4_1": 20, "Q5_0": 22, "Q5_1": 24}
+# Bytes of 256 values.
+SUPER_BLOCKS = {"Q4_K": 144, "Q5_K": 176}
+FORMS = {
+    **{"Q8_0": Format.INT8, "Q4_0": Format.INT4, "Q4_1": Format.INT4_MIN, "Q4_K": Format.INT4_MIN},
+    **{"Q5_0": Format.INT8, "Q5_1": Format.INT8_MIN, "Q5_K": Format.INT8_MIN},
+}
 
 
 def read_gguf_config(path: Path) -> dict[str, Any]:
@@ -86,13 +98,15 @@ def _tensor(stored: GgufTensor, name: str, shape: tuple[int, ...]) -> StoredTens
     if len(shape) != 2:
         raise CheckpointError(f"{path}: tensor '{stored.name}' of type {kind} is {list(shape)}", "it must be a matrix")
     data = StoredTensor(name, "uint8", (shape[0], stored.size // max(shape[0], 1)), segments)
-    if kind not in BLOCKS:
+    if kind not in FORMS:
         source = _OtherBlocks(data, stored.kind)
         return _quantized(name, shape, segments, source, None, kind)
-    blocks = _Blocks(data, kind, shape[1])
-    lowest, highest = (-8, 7) if kind == "Q4_0" else (-128, 127)
-    form = narrowest_form(lowest, highest, blocks.groups, np.zeros((0, 0), np.float32))
-    return _quantized(name, shape, segments, blocks, form, kind)
+    return _quantized(name, shape, segments, blocks_of(data, kind, shape[1]), FORMS[kind], kind)
+
+
+def blocks_of(data: StoredTensor, kind: str, columns: int) -> CodeSource:
+    """Return the codes of blocks of a kind in FORMS; `data` is their bytes, [rows, bytes of a row]."""
+    return (_SuperBlocks if kind in SUPER_BLOCKS else _Blocks)(data, kind, columns)
 
 
 def _quantized(
@@ -112,7 +126,7 @@ def _raw(data: StoredTensor, begin: int, end: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Blocks:
-    """Rows of Q8_0 or Q4_0; `data` is their bytes [rows, bytes of a row]."""
+    """Rows of blocks of 32 values; `data` is their bytes [rows, bytes of a row]."""
 
     data: StoredTensor
     kind: str
@@ -127,13 +141,59 @@ class _Blocks:
 
     def codes(self, begin: int, end: int) -> Codes:
         blocks = _raw(self.data, begin, end).reshape(end - begin, -1, BLOCKS[self.kind])
-        scales = np.ascontiguousarray(blocks[:, :, :2]).view(np.float16)[:, :, 0].astype(np.float32)
-        q = blocks[:, :, 2:]
-        if self.kind == "Q4_0":
-            q = np.concatenate([q & 15, q >> 4], axis=2).astype(np.int16) - 8
+        scales, rest = _half(blocks, 0), blocks[:, :, 2:]
+        if self.kind == "Q8_0":
+            q = np.ascontiguousarray(rest).view(np.int8).astype(np.int16)
+            return Codes(q.reshape(end - begin, -1), scales, self.groups)
+        minimums = None
+        if self.kind.endswith("_1"):
+            minimums, rest = _half(blocks, 2), rest[:, :, 2:]
+        middle = 8
+        if self.kind.startswith("Q5"):
+            fifth = np.unpackbits(rest[:, :, :4], axis=2, bitorder="little")
+            q, middle = _nibbles(rest[:, :, 4:]) | fifth.astype(np.int16) << 4, 16
         else:
-            q = np.ascontiguousarray(q).view(np.int8).astype(np.int16)
-        return Codes(q.reshape(end - begin, -1), scales, self.groups)
+            q = _nibbles(rest)
+        if minimums is not None:
+            minimums = minimums + middle * scales
+        return Codes((q - middle).reshape(end - begin, -1), scales, self.groups, minimums)
+
+
+@dataclass(frozen=True)
+class _SuperBlocks(_Blocks):
+    """Rows of Q4_K or Q5_K."""
+
+    def codes(self, begin: int, end: int) -> Codes:
+        rows = end - begin
+        blocks = _raw(self.data, begin, end).reshape(rows, -1, SUPER_BLOCKS[self.kind])
+        scales, minimums = _six_bits(blocks[:, :, 4:16])
+        scales = scales * _half(blocks, 0)[:, :, None]
+        minimums = -minimums * _half(blocks, 2)[:, :, None]
+        pairs = blocks[:, :, -128:].reshape(rows, -1, 4, 1, 32)
+        q = np.concatenate([pairs & 15, pairs >> 4], axis=3).reshape(rows, -1, 8, 32).astype(np.int16)
+        middle = 8
+        if self.kind == "Q5_K":
+            fifth = blocks[:, :, None, 16:48] >> np.arange(8, dtype=np.uint8)[:, None] & 1
+            q, middle = q | fifth.astype(np.int16) << 4, 16
+        minimums = minimums + middle * scales
+        return Codes((q - middle).reshape(rows, -1), scales.reshape(rows, -1), self.groups, minimums.reshape(rows, -1))
+
+
+def _half(blocks: np.ndarray, at: int) -> np.ndarray:
+    """The float16 at a byte of each block, as float32."""
+    return np.ascontiguousarray(blocks[:, :, at : at + 2]).view(np.float16)[:, :, 0].astype(np.float32)
+
+
+def _nibbles(data: np.ndarray) -> np.ndarray:
+    return np.concatenate([data & 15, data >> 4], axis=2).astype(np.int16)
+
+
+def _six_bits(data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Eight scales and eight minimums, float32 [rows, blocks, 8], of 12 bytes: the last four of each in pieces."""
+    low, high, both = data[:, :, :4], data[:, :, 4:8], data[:, :, 8:]
+    scales = np.concatenate([low & 63, (both & 15) | (low >> 6) << 4], axis=2)
+    minimums = np.concatenate([high & 63, both >> 4 | (high >> 6) << 4], axis=2)
+    return scales.astype(np.float32), minimums.astype(np.float32)
 
 
 @dataclass(frozen=True)

@@ -26,33 +26,43 @@ HALF_ROUNDING = 2.0**-11
 
 @dataclass(frozen=True)
 class Codes:
-    """Rows of a quantized matrix: the value at [r, c] is codes[r, c] * scales[r, groups[c]].
+    """Rows of a quantized matrix: the value at [r, c] is codes[r, c] * scales[r, groups[c]] + minimums[r, groups[c]].
 
     Args:
         codes: int16 [rows, columns], without their zero points.
         scales: float32 [rows, groups].
         groups: the group of each column, integers [columns].
+        minimums: float32 [rows, groups]; None for zeros.
     """
 
     codes: np.ndarray
     scales: np.ndarray
     groups: np.ndarray
+    minimums: np.ndarray | None = None
 
     def values(self) -> np.ndarray:
         """float32 [rows, columns]."""
-        return self.codes * self.scales[:, self.groups]
+        values = self.codes * self.scales[:, self.groups]
+        return values if self.minimums is None else values + self.minimums[:, self.groups]
 
     def in_order(self, rows: np.ndarray) -> Codes:
         """Some rows, in another order."""
-        return replace(self, codes=self.codes[rows], scales=self.scales[rows])
+        minimums = None if self.minimums is None else self.minimums[rows]
+        return replace(self, codes=self.codes[rows], scales=self.scales[rows], minimums=minimums)
 
     def rounded(self) -> Codes:
         """With the scales that our formats hold."""
-        return replace(self, scales=self.half_scales().astype(np.float32), groups=np.arange(len(self.groups)) // GROUP)
+        minimums, groups = self.half_minimums(), np.arange(len(self.groups)) // GROUP
+        wide = None if minimums is None else minimums.astype(np.float32)
+        return replace(self, scales=self.half_scales().astype(np.float32), groups=groups, minimums=wide)
 
     def half_scales(self) -> np.ndarray:
         """float16 [rows, groups of 32 columns]."""
         return self.scales[:, self.groups[::GROUP]].astype(np.float16)
+
+    def half_minimums(self) -> np.ndarray | None:
+        """The same of the minimums."""
+        return None if self.minimums is None else self.minimums[:, self.groups[::GROUP]].astype(np.float16)
 
 
 class Source(Protocol):
@@ -111,13 +121,22 @@ class QuantizedTensor(StoredTensor):
 
     def is_held_by(self, precision: Format) -> bool:
         """Whether a format has its integers and, up to float16, its scales."""
-        return precision.quantized and self.form in (precision, Format.INT4)
+        return self.form in _HELD_BY.get(precision, ())
 
     def codes(self) -> Codes:
         """All of it, for a tensor that some format holds."""
         found = self.source.codes(self.first, self.first + self.shape[0])  # type: ignore[attr-defined]
         columns = slice(self.left, self.left + self.shape[1])
-        return Codes(found.codes[:, columns], found.scales, found.groups[columns])
+        return replace(found, codes=found.codes[:, columns], groups=found.groups[columns])
+
+
+# Which forms each format takes over as they are.
+_HELD_BY = {
+    Format.INT4: (Format.INT4,),
+    Format.INT8: (Format.INT4, Format.INT8),
+    Format.INT4_MIN: (Format.INT4, Format.INT4_MIN),
+    Format.INT8_MIN: (Format.INT4, Format.INT8, Format.INT4_MIN, Format.INT8_MIN),
+}
 
 
 def narrowest_form(lowest: int, highest: int, groups: np.ndarray, scales: np.ndarray) -> Format | None:
@@ -139,13 +158,16 @@ def narrowest_form(lowest: int, highest: int, groups: np.ndarray, scales: np.nda
 
 
 def format_for(tensors: Iterable[QuantizedTensor]) -> Format:
-    """What `engine.weight_dtype: auto` takes: int4 where it holds every tensor as it is, else int8.
+    """What `engine.weight_dtype: auto` takes: the narrowest format that holds every tensor as it is, else int8.
 
     int8 holds four bits with zero points as they are. Where it holds a tensor neither, a second rounding to int8 moves
     the weights by a tenth of what one to int4 would; 8-bit floats by a fifth of what the first rounding did, and 8 bits
     stay 8.
     """
-    return Format.INT4 if all(tensor.form is Format.INT4 for tensor in tensors) else Format.INT8
+    all_of = list(tensors)
+    fitting = (form for form in (*_HELD_BY, Format.INT8) if all(tensor.is_held_by(form) for tensor in all_of))
+    narrowest = sorted(fitting, key=lambda form: form.shape(1, 64))
+    return narrowest[0] if narrowest else Format.INT8
 
 
 def describe(tensors: Iterable[QuantizedTensor], chosen: Format) -> str:

@@ -182,7 +182,7 @@ class EngineSettings(Section):
 
     backend: Literal["auto", "native", "mindformers"] = Field("auto", description="Whose networks run.")
     kernels: Literal["auto", "native", "stock"] = Field("auto", description="Our CPU kernels, or stock operators.")
-    weight_dtype: Literal["auto", "float32", "float16", "bfloat16", "int8", "int4"] = Field(
+    weight_dtype: Literal["auto", "float32", "float16", "bfloat16", "int8", "int4", "int8_min", "int4_min"] = Field(
         "auto", description="Type of the weights in memory."
     )
     kv_cache_dtype: Literal["float32", "float16"] = Field("float32", description="Type of the KV cache.")

@@ -29,10 +29,10 @@ from inference.generation.model import GenerativeModel, make_encoder
 from inference.generation.perplexity import positions_needed as score_positions
 from inference.generation.text import EncodedPrompt, Encoder
 from inference.jobs.figures import check_target
-from inference.jobs.progress import ProgressLine, clock
 from inference.jobs.save_file import replace_file
 from inference.models.source import ModelSource, resolve
 from inference.terminal.output import load_progress, say
+from inference.terminal.progress import ProgressLine, clock
 
 
 def is_asked_for(config: InferenceConfig, values: Sequence[str]) -> bool:

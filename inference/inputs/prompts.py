@@ -13,16 +13,12 @@ from typing import Any
 
 from inference.config.generation import GenerationConfig
 from inference.errors import ConfigError, InputError, did_you_mean
+from inference.inputs.messages import normal_messages
+from inference.inputs.openai_rows import settings_and_prompt
 
 # What a row may say about the template of its chat.
 CHAT_KEYS = ("tools", "chat_template_kwargs", "continue_final_message", "add_generation_prompt")
 ROW_KEYS = ("custom_id", "prompt", "messages", "body", *CHAT_KEYS)
-# The rows of OpenAI's batch files, and what their bodies may ask for.
-OPENAI_KEYS = ("custom_id", "method", "url", "body")
-OPENAI_URLS = ("/v1/chat/completions", "/v1/completions")
-OPENAI_NAMES = {"max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens", "n": "num_return_sequences"}
-# Which model answers is the config's business, and whose account it is nobody's.
-OPENAI_WITHOUT_EFFECT = ("model", "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
 
 
 class RowError(InputError):
@@ -90,8 +86,13 @@ def name_of_row(row: Mapping[str, Any], where: str, default_id: str) -> str:
     Raises:
         RowError: its name is neither text nor a number.
     """
-    name = row.get("custom_id", default_id)
-    if not isinstance(name, (str, int)) or isinstance(name, bool):
+    name = row.get("custom_id")
+    # pandas writes no name as null or NaN, and numbers beside missing ones as 7.0.
+    if name is None or name != name:
+        return default_id
+    if isinstance(name, float) and name.is_integer():
+        name = int(name)
+    if not isinstance(name, (str, int, float)) or isinstance(name, bool):
         raise RowError(f"{where}: custom_id must be text or a number")
     return str(name)
 
@@ -104,7 +105,7 @@ def prompt_from_mapping(row: Mapping[str, Any], where: str, default_id: str) -> 
     """
     name = name_of_row(row, where, default_id)
     try:
-        return _prompt(_body(row, where) if "body" in row else row, where, name)
+        return _prompt(settings_and_prompt(row, where) if "body" in row else row, where, name)
     except InputError as error:
         raise RowError(error.what, error.hint, name) from error
 
@@ -161,10 +162,7 @@ def _chat(row: Mapping[str, Any], where: str) -> dict[str, Any]:
 def _content(row: Mapping[str, Any], where: str) -> tuple[str | None, tuple[int, ...] | None, tuple | None]:
     prompt, messages = row.get("prompt"), row.get("messages")
     if messages is not None:
-        is_list = isinstance(messages, (list, tuple)) and bool(messages)
-        if not is_list or not all(isinstance(message, Mapping) and "role" in message for message in messages):
-            raise InputError(f"{where}: messages must be a list of objects with 'role' and 'content'")
-        return None, None, tuple(dict(_check_parts(message, where)) for message in messages)
+        return None, None, normal_messages(messages, where)
     if isinstance(prompt, str):
         return check_text(prompt, where), None, None
     ids = token_ids_of(prompt)
@@ -188,17 +186,9 @@ def token_ids_of(value: Any) -> tuple[int, ...] | None:
         return None
 
 
-def _check_parts(message: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-    """A message, if the parts of its content are text."""
-    parts = message.get("content")
-    if isinstance(parts, list) and not all(
-        isinstance(part, dict) and isinstance(part.get("text"), str) for part in parts
-    ):
-        raise InputError(f"{where}: a message has a part that is no text", "only text can be answered")
-    return message
-
-
 def _row_settings(settings: dict[str, Any], where: str) -> dict[str, Any]:
+    # Clients in languages without integers write 5.0 for 5; null means that a setting is not given.
+    settings = {key: _whole(value) for key, value in settings.items() if value is not None}
     if not settings:
         return settings
     try:
@@ -210,33 +200,5 @@ def _row_settings(settings: dict[str, Any], where: str) -> dict[str, Any]:
     return settings
 
 
-def _body(row: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A row of OpenAI's batch format in our own keys."""
-    body, url = row["body"], row.get("url", OPENAI_URLS[0])
-    unknown = [key for key in row if key not in OPENAI_KEYS]
-    if unknown:
-        hint = did_you_mean(unknown[0], OPENAI_KEYS) or "settings belong into the body"
-        raise InputError(f"{where}: unknown key '{unknown[0]}' beside body", hint)
-    if not isinstance(body, dict):
-        raise InputError(f"{where}: body must be an object, got {type(body).__name__}")
-    if url not in OPENAI_URLS or row.get("method", "POST") != "POST":
-        raise InputError(
-            f"{where}: {row.get('method', 'POST')} {url} cannot be answered",
-            f"accepted: POST {' or '.join(OPENAI_URLS)}",
-        )
-    given = {key: value for key, value in body.items() if key not in OPENAI_WITHOUT_EFFECT and value is not None}
-    if given.pop("stream", False):
-        raise InputError(f"{where}: a row of a file cannot be streamed", "leave stream out")
-    chosen = {OPENAI_NAMES.get(key, key): value for key, value in given.items()}
-    _rename_logprobs(chosen)
-    # There a temperature is all that it takes to sample.
-    if "do_sample" not in chosen and (chosen.get("temperature") or "top_p" in chosen):
-        chosen["do_sample"] = True
-    return chosen
-
-
-def _rename_logprobs(body: dict[str, Any]) -> None:
-    """`logprobs: true, top_logprobs: 3` of a chat is `logprobs: 3`, as it is of a completion."""
-    top = body.pop("top_logprobs", 0)
-    if isinstance(body.get("logprobs"), bool) and body.pop("logprobs"):
-        body["logprobs"] = top
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -1,22 +1,14 @@
-"""How a job is going: a line on stderr, in place on a terminal, now and then elsewhere; and the course of it for a
-plot.
+"""How a job is going: its figures as a line, and its course for a plot.
 
-Knows figures and terminals; knows nothing about rows or engines.
+Knows figures; `inference.terminal.progress` shows them.
 """
 
 from __future__ import annotations
 
-import shutil
-import time
 from dataclasses import dataclass
-from typing import TextIO
 
-# Seconds from one line to the next: on a terminal, and elsewhere at first.
-REFRESH = 0.25
-INTERVAL = 10.0
-# Elsewhere a line comes each time the job has got older by this share, and after this many seconds at the latest.
-SHARE = 0.1
-LONGEST = 300.0
+from inference.terminal.progress import clock
+
 # Points of the course; when there are more, every other one is dropped.
 POINTS = 1000
 
@@ -94,55 +86,3 @@ class Course:
         if len(self.points) > POINTS:
             self.points = self.points[::2]
             self._interval *= 2
-
-
-class ProgressLine:
-    """The line.
-
-    Args:
-        file: stderr.
-        in_place: overwrite the line; the file is a terminal then.
-        interval: seconds from one line to the next.
-    """
-
-    def __init__(self, file: TextIO, in_place: bool, interval: float | None = None):
-        self._file, self._in_place = file, in_place
-        self._interval = interval or (REFRESH if in_place else INTERVAL)
-        self._fixed = in_place or interval is not None
-        self._shown = False
-        self.restart()
-
-    def restart(self) -> None:
-        """The next line comes an interval from now."""
-        self._next = time.perf_counter() + self._interval
-
-    @property
-    def is_due(self) -> bool:
-        """Whether it is time for the next line."""
-        return time.perf_counter() >= self._next
-
-    def show(self, text: str, seconds: float) -> None:
-        """Shows the line, `seconds` after the first row began."""
-        pause = self._interval if self._fixed else min(max(self._interval, seconds * SHARE), LONGEST)
-        self._next = time.perf_counter() + pause
-        if self._in_place:
-            width = shutil.get_terminal_size().columns - 1
-            self._file.write(f"\r{text[:width]}\x1b[K")
-        else:
-            self._file.write(f"{text}\n")
-        self._file.flush()
-        self._shown = True
-
-    def clear(self) -> None:
-        """Takes a line that is in place away, so that something else can be said."""
-        if self._in_place and self._shown:
-            self._file.write("\r\x1b[K")
-            self._file.flush()
-            self._shown = False
-
-
-def clock(seconds: float) -> str:
-    """Seconds as hours, minutes and seconds."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}"

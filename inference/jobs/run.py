@@ -16,8 +16,9 @@ from inference.errors import InputError
 from inference.generation.record import Completion, failure_of
 from inference.generation.text import EncodedPrompt, Failure, Load, TextEvent
 from inference.jobs.feed import Feed, Item
-from inference.jobs.progress import Course, Figures, ProgressLine
+from inference.jobs.progress import Course, Figures
 from inference.jobs.writer import AnswerWriter
+from inference.terminal.progress import ProgressLine
 
 # Seconds after which what was written is on the disk at the latest.
 COMMIT_AFTER = 1.0

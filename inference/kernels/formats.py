@@ -23,6 +23,8 @@ class Format(Enum):
     BFLOAT16 = "bfloat16"
     INT8 = "int8"
     INT4 = "int4"
+    INT8_MIN = "int8_min"
+    INT4_MIN = "int4_min"
 
     @property
     def code(self) -> int:
@@ -31,7 +33,16 @@ class Format(Enum):
 
     @property
     def quantized(self) -> bool:
-        return self in (Format.INT8, Format.INT4)
+        return self in _FOUR_BITS + _EIGHT_BITS
+
+    @property
+    def has_minimum(self) -> bool:
+        """Whether a group of 32 columns has a minimum besides its scale."""
+        return self in (Format.INT8_MIN, Format.INT4_MIN)
+
+    @property
+    def is_four_bits(self) -> bool:
+        return self in _FOUR_BITS
 
     @property
     def item_size(self) -> int:
@@ -41,19 +52,28 @@ class Format(Enum):
     @property
     def zero(self) -> int:
         """The quantized value that stands for 0."""
-        return 128 if self is Format.INT8 else 8
+        return 8 if self.is_four_bits else 128
 
     @property
     def words(self) -> int:
         """Words of a row in a pair of groups."""
-        return 16 if self is Format.INT8 else 8
+        return 8 if self.is_four_bits else 16
+
+    @property
+    def scale_bytes(self) -> int:
+        """Bytes of a row's scales and minimums in a pair of groups."""
+        return 2 * 2 * (1 + self.has_minimum)
 
     def shape(self, rows: int, columns: int) -> tuple[int, int]:
         """[panels, bytes of a panel] of a packed matrix."""
         row_bytes = self.item_size * columns
         if self.quantized:
-            row_bytes = -(-columns // PAIR) * (2 * 2 + 4 * self.words)
+            row_bytes = -(-columns // PAIR) * (self.scale_bytes + 4 * self.words)
         return whole_panels(rows) // PANEL, PANEL * row_bytes
+
+
+_FOUR_BITS = (Format.INT4, Format.INT4_MIN)
+_EIGHT_BITS = (Format.INT8, Format.INT8_MIN)
 
 
 def whole_panels(rows: int) -> int:
@@ -89,12 +109,15 @@ def unpack(panels: np.ndarray, weight_format: Format, rows: int, columns: int) -
         if weight_format is Format.BFLOAT16:
             return (values.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
         return values.view(np.dtype(weight_format.value)).astype(np.float32)
-    scales, words = fields  # [rows, pairs, 2] of 2 bytes, [rows, pairs, words] of 4 bytes
+    *scales, words = fields  # [rows, pairs, 2] of 2 bytes for scales and minimums, [rows, pairs, words] of 4 bytes
     values = words.view(np.uint8).reshape(len(words), -1, 2, 2 * weight_format.words)
-    if weight_format is Format.INT4:
+    if weight_format.is_four_bits:
         values = np.concatenate([values & 15, values >> 4], axis=3)
-    wide = scales.view(np.float16).astype(np.float32).reshape(len(scales), -1, 2, 1)
-    return ((values.astype(np.float32) - weight_format.zero) * wide).reshape(len(words), -1)[:rows, :columns]
+    wide = [field.view(np.float16).astype(np.float32).reshape(len(field), -1, 2, 1) for field in scales]
+    whole = (values.astype(np.float32) - weight_format.zero) * wide[0]
+    if weight_format.has_minimum:
+        whole += wide[1]
+    return whole.reshape(len(words), -1)[:rows, :columns]
 
 
 def pack(weights: np.ndarray, weight_format: Format) -> np.ndarray:
@@ -115,21 +138,32 @@ def pack_into(values: np.ndarray, weight_format: Format, panels: np.ndarray, fir
 
 
 def pack_codes_into(
-    codes: np.ndarray, scales: np.ndarray, weight_format: Format, panels: np.ndarray, first_row: int = 0
+    codes: np.ndarray,
+    scales: np.ndarray,
+    weight_format: Format,
+    panels: np.ndarray,
+    first_row: int = 0,
+    minimums: np.ndarray | None = None,
 ) -> None:
-    """The same for a matrix that is quantized already: its values are codes * scales, and none is rounded.
+    """The same for a matrix that is quantized already: its values are codes * scales + minimums, and none is rounded.
 
     Args:
         codes: integers [rows, columns], from -8 to 7 for int4, from -128 to 127 for int8.
         scales: float16 [rows, groups of 32 columns].
+        minimums: the same; None for zeros. Only formats that have minimums take others.
     """
+    assert minimums is None or weight_format.has_minimum
     rows, columns = codes.shape
     pairs = -(-columns // PAIR)
     q = np.full((rows, pairs * PAIR), weight_format.zero, np.uint8)
     q[:, :columns] = codes + weight_format.zero
-    whole = np.zeros((rows, 2 * pairs), np.float16)
-    whole[:, : scales.shape[1]] = scales
-    items = [whole.view("u2"), _words(q.reshape(rows, -1, GROUP), weight_format)]
+    items = []
+    for given in (scales, minimums)[: 1 + weight_format.has_minimum]:
+        whole = np.zeros((rows, 2 * pairs), np.float16)
+        if given is not None:
+            whole[:, : given.shape[1]] = given
+        items.append(whole.view("u2"))
+    items += [_words(q.reshape(rows, -1, GROUP), weight_format)]
     _write(items, codes.shape, weight_format, panels, first_row)
 
 
@@ -150,13 +184,16 @@ def _write(
 def _fields(panels: np.ndarray, weight_format: Format) -> list[np.ndarray]:
     """Views of packed memory, a row of the matrix to each index of the last axis (`cpp/formats.h`).
 
-    16 and 32 bit: [panels, columns, 16]. Quantized: scales [panels, pairs, 2, 16], words [panels, pairs, words, 16].
+    16 and 32 bit: [panels, columns, 16]. Quantized: scales, and minimums if it has them, [panels, pairs, 2, 16];
+    words [panels, pairs, words, 16].
     """
     if not weight_format.quantized:
         return [panels.view(f"u{weight_format.item_size}").reshape(len(panels), -1, PANEL)]
-    pairs = panels.reshape(len(panels), -1, PANEL * (2 * 2 + 4 * weight_format.words))
-    scales, words = pairs[:, :, : PANEL * 4].view("u2"), pairs[:, :, PANEL * 4 :].view("u4")
-    return [field.reshape(*field.shape[:2], -1, PANEL) for field in (scales, words)]
+    head = PANEL * weight_format.scale_bytes
+    pairs = panels.reshape(len(panels), -1, head + PANEL * 4 * weight_format.words)
+    fields = [pairs[:, :, begin : begin + PANEL * 4].view("u2") for begin in range(0, head, PANEL * 4)]
+    fields.append(pairs[:, :, head:].view("u4"))
+    return [field.reshape(*field.shape[:2], -1, PANEL) for field in fields]
 
 
 def _by_row(field: np.ndarray) -> np.ndarray:
@@ -176,18 +213,23 @@ def _items(values: np.ndarray, weight_format: Format) -> list[np.ndarray]:
     if weight_format is Format.BFLOAT16:
         return [to_bfloat16(values)]
     groups = _grouped(values)  # [rows, groups, 32]
+    minimums = []
+    if weight_format.has_minimum:
+        half = np.float32(0.5)
+        middles = (half * groups.min(axis=2) + half * groups.max(axis=2)).astype(np.float16)
+        groups = groups - middles.astype(np.float32)[:, :, None]
+        minimums = [middles.view("u2")]
     scales = _scales(groups, weight_format).astype(np.float16)
     wide = scales.astype(np.float32)[:, :, None]
     inverse = np.divide(1, wide, out=np.zeros_like(wide), where=wide != 0)
-    limit = 127 if weight_format is Format.INT8 else 7
-    lowest = -127 if weight_format is Format.INT8 else -8
+    lowest, limit = (-8, 7) if weight_format.is_four_bits else (-127, 127)
     q = (np.clip(np.rint(groups * inverse), lowest, limit) + weight_format.zero).astype(np.uint8)
-    return [scales.view("u2"), _words(q, weight_format)]
+    return [scales.view("u2"), *minimums, _words(q, weight_format)]
 
 
 def _words(q: np.ndarray, weight_format: Format) -> np.ndarray:
     """Unsigned values, uint8 [rows, groups, 32], as words."""
-    if weight_format is Format.INT4:
+    if weight_format.is_four_bits:
         q = q[:, :, : GROUP // 2] | q[:, :, GROUP // 2 :] << 4
     return np.ascontiguousarray(q).view("u4")
 
@@ -209,7 +251,7 @@ def _grouped(weights: np.ndarray) -> np.ndarray:
 def _scales(groups: np.ndarray, weight_format: Format) -> np.ndarray:
     """int8: by the largest magnitude. int4: of 24 scales around it, both signs, the one with the least error."""
     largest = np.abs(groups).max(axis=2)
-    if weight_format is Format.INT8:
+    if not weight_format.is_four_bits:
         return largest / np.float32(127)
     best, least = np.zeros_like(largest), np.full_like(largest, np.inf)
     for step in range(24):

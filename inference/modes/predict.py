@@ -22,7 +22,6 @@ from inference.inputs import RowStream
 from inference.jobs.feed import Feed
 from inference.jobs.figures import metrics_of, write_metrics, write_plot
 from inference.jobs.identity import identity_of
-from inference.jobs.progress import ProgressLine
 from inference.jobs.run import Job, Outcome
 from inference.jobs.save_file import SaveFile
 from inference.jobs.writer import AnswerWriter
@@ -31,6 +30,7 @@ from inference.modes.check import READ_AHEAD, Checked, check_run, nothing_given,
 from inference.modes.follower import join_others
 from inference.parallel.start import Ranks
 from inference.terminal.output import count, load_progress, say, summary
+from inference.terminal.progress import ProgressLine
 from inference.terminal.signals import last_words
 
 # Seconds that an input is given to come to its end, before the KV cache is made for more than is there.

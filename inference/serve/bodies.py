@@ -13,7 +13,8 @@ from typing import Any
 from inference.config.generation import GenerationConfig
 from inference.config.serve_settings import ServeSettings
 from inference.errors import did_you_mean
-from inference.inputs.prompts import OPENAI_NAMES, OPENAI_WITHOUT_EFFECT, Prompt, prompt_from_mapping
+from inference.inputs.openai_rows import OPENAI_NAMES, OPENAI_WITHOUT_EFFECT
+from inference.inputs.prompts import Prompt, prompt_from_mapping
 from inference.serve.errors import WHERE, RequestError
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"

@@ -6,17 +6,15 @@ Knows terminals; all figures come from `metrics`.
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable
 
 from inference.checkpoint.tensor import StoredTensor
 from inference.engine.metrics import RunMetrics, peak_memory
 from inference.models.weights.loading import Pairs
+from inference.terminal.progress import byte_progress
 
 # A checkpoint that loads in a blink needs no bar.
 BAR_FROM = 256 << 20
-# Seconds between plain lines where stderr is no terminal.
-INTERVAL = 5.0
 
 
 def say(text: str) -> None:
@@ -30,34 +28,8 @@ def load_progress(pairs: Pairs | None) -> Callable[[StoredTensor], None] | None:
     total = sum(segment.size for tensor, _ in pairs or [] for segment in tensor.segments)
     if total < BAR_FROM:
         return None
-    return _bar(total) if sys.stderr.isatty() else _plain(total)
-
-
-def _bar(total: int) -> Callable[[StoredTensor], None]:
-    from tqdm import tqdm
-
-    bar = tqdm(total=total, unit="B", unit_scale=True, unit_divisor=1024, leave=False)
-
-    def advance(tensor: StoredTensor) -> None:
-        bar.set_description(tensor.segments[0].path.name, refresh=False)
-        bar.update(sum(segment.size for segment in tensor.segments))
-        if bar.n >= total:
-            bar.close()
-
-    return advance
-
-
-def _plain(total: int) -> Callable[[StoredTensor], None]:
-    done, last = 0, time.monotonic()
-
-    def advance(tensor: StoredTensor) -> None:
-        nonlocal done, last
-        done += sum(segment.size for segment in tensor.segments)
-        if time.monotonic() - last >= INTERVAL:
-            last = time.monotonic()
-            say(f"loading {tensor.segments[0].path.name}: {done / 2**30:.1f} of {total / 2**30:.1f} GiB")
-
-    return advance
+    show = byte_progress(sys.stderr, total)
+    return lambda tensor: show(tensor.segments[0].path.name, sum(segment.size for segment in tensor.segments))
 
 
 def summary(metrics: RunMetrics, process_seconds: float | None) -> str:

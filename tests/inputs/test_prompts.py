@@ -93,15 +93,43 @@ class TestOpenAI:
             ({"logprobs": True}, {"logprobs": 0}),
             ({"logprobs": False}, {}),
             ({"stream": False}, {}),
+            ({"max_tokens": 5.0, "seed": 3.0, "temperature": 0.0}, {"max_new_tokens": 5, "seed": 3, "temperature": 0}),
+            ({"response_format": {"type": "text"}}, {}),
+            ({"tools": [], "tool_choice": "none"}, {}),
+            ({"tools": [{"type": "function"}], "tool_choice": "none"}, {}),
+            ({"tools": [], "tool_choice": "auto", "parallel_tool_calls": True}, {}),
+            ({"logit_bias": {}, "echo": False, "best_of": 1, "suffix": "", "modalities": ["text"]}, {}),
+            ({"user": "me", "metadata": {"a": "b"}, "store": True, "stream_options": {"include_usage": True}}, {}),
         ],
     )
     def test_settings(self, asked: dict[str, Any], settings: dict[str, Any]) -> None:
         assert parse_row(openai({"messages": CHAT, **asked}), "f:1", "0").settings == settings
 
-    def test_parts_of_text_are_left_to_the_chat_template(self) -> None:
+    def test_a_conversation_with_tools(self) -> None:
+        call = {"id": "c1", "type": "function", "function": {"name": "sum", "arguments": '{"a": 1}'}}
+        messages = [
+            {"role": "developer", "content": "Be brief.", "name": "boss"},
+            {"role": "user", "content": "1 + 1?"},
+            {"role": "assistant", "content": None, "tool_calls": [call], "refusal": None},
+            {"role": "tool", "tool_call_id": "c1", "content": [{"type": "text", "text": "2"}]},
+        ]
+        found = parse_row(openai({"messages": messages}), "f:1", "0").messages
+        assert found is not None
+        assert found[0] == {**messages[0], "role": "system"} and found[1] == messages[1]
+        parsed = {"name": "sum", "arguments": {"a": 1}}
+        assert found[2] == {"role": "assistant", "content": "", "tool_calls": [{**call, "function": parsed}]}
+        assert found[3] == {"role": "tool", "tool_call_id": "c1", "content": "2"}
+
+    @pytest.mark.parametrize("arguments", ["", "{", "3", "[" * 100_000])
+    def test_arguments_that_are_no_object_stay_text(self, arguments: str) -> None:
+        call = {"function": {"name": "f", "arguments": arguments}}
+        line = openai({"messages": [*CHAT, {"role": "assistant", "content": None, "tool_calls": [call]}]})
+        assert parse_row(line, "f:1", "0").messages[1]["tool_calls"] == [call]
+
+    def test_parts_of_text_are_joined(self) -> None:
         content = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
         prompt = parse_row(openai({"messages": [{"role": "user", "content": content}]}), "f:1", "0")
-        assert prompt.messages == ({"role": "user", "content": content},)
+        assert prompt.messages == ({"role": "user", "content": "ab"},)
 
     @pytest.mark.parametrize(
         ("line", "message"),
@@ -110,7 +138,23 @@ class TestOpenAI:
             (openai({"messages": CHAT}, method="GET"), "GET /v1/chat/completions cannot be answered"),
             (openai({"messages": CHAT, "stream": True}), "cannot be streamed"),
             (openai({"messages": CHAT, "n": 0}), "num_return_sequences"),
-            (openai({"messages": CHAT, "functions": []}), "unknown generation setting 'functions'"),
+            (openai({"messages": CHAT, "tools": [{}]}), "'tools' cannot be done in a row of a file; accepted"),
+            (openai({"messages": CHAT, "tool_choice": "required"}), "'tool_choice' cannot be done"),
+            (
+                openai({"messages": CHAT, "response_format": {"type": "json_object"}}),
+                "'response_format' cannot be done",
+            ),
+            (openai({"messages": CHAT, "best_of": 2}), "'best_of' cannot be done .*accepted: 1"),
+            (openai({"messages": CHAT, "echo": True}), "'echo' cannot be done"),
+            (openai({"messages": CHAT, "suffix": "x"}), "'suffix' cannot be done"),
+            (openai({"messages": CHAT, "modalities": ["text", "audio"]}), "'modalities' cannot be done"),
+            (openai({"messages": CHAT, "reasoning_effort": "low"}), "unknown generation setting 'reasoning_effort'"),
+            (openai({"messages": [{"role": "user", "content": None}]}), "message 1 has no content"),
+            (
+                openai({"messages": [{"role": "user", "content": 3}]}),
+                "content must be text or a list of parts",
+            ),
+            (openai({"messages": [{"role": 3, "content": "a"}]}), "message 1: role must be text"),
             (openai({"messages": CHAT}, temperature=1), "unknown key 'temperature' beside body"),
             (openai({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}), "a part that is no text"),
             (openai({}), "no prompt in this row"),
@@ -128,6 +172,15 @@ def test_a_bad_row_keeps_its_name_where_it_has_one() -> None:
         with pytest.raises(RowError) as caught:
             parse_row(line, "f:1", "12")
         assert caught.value.custom_id == name
+
+
+@pytest.mark.parametrize(
+    ("written", "name"), [("null", "12"), ("NaN", "12"), ("7", "7"), ("7.0", "7"), ("7.5", "7.5"), ('"a"', "a")]
+)
+def test_names_as_pandas_writes_them(written: str, name: str) -> None:
+    line = f'{{"custom_id": {written}, "prompt": "a", "seed": null, "max_new_tokens": 3.0}}'
+    prompt = parse_row(line, "f:1", "12")
+    assert (prompt.custom_id, prompt.settings) == (name, {"max_new_tokens": 3})
 
 
 def test_prompts_of_tables() -> None:

@@ -16,7 +16,8 @@ from toy_job import toy_job
 from inference.engine.metrics import RunMetrics
 from inference.errors import InferenceError, InputError
 from inference.jobs.figures import check_plot, check_target, metrics_of, write_metrics, write_plot
-from inference.jobs.progress import POINTS, Course, Figures, ProgressLine
+from inference.jobs.progress import POINTS, Course, Figures
+from inference.terminal.progress import ProgressLine, byte_progress
 
 
 def test_the_line() -> None:
@@ -38,10 +39,44 @@ def test_in_place_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     line.clear()
     assert out.getvalue() == ""
     line.show("more than fits", 1)
-    assert out.getvalue() == "\rmore than f\x1b[K" and not line.is_due
+    assert on_screen(out.getvalue()) == "more than f" and not line.is_due
+    line.show("short", 2)
+    assert on_screen(out.getvalue()) == "short"
     line.clear()
     line.clear()
-    assert out.getvalue() == "\rmore than f\x1b[K\r\x1b[K"
+    assert on_screen(out.getvalue()) == "" and "\n" not in out.getvalue()
+    line.show("again", 3)
+    assert on_screen(out.getvalue()) == "again"
+    line.clear()
+
+
+def on_screen(written: str) -> str:
+    """What a terminal of one line shows."""
+    shown = ""
+    for text in written.split("\r"):
+        shown = text + shown[len(text) :]
+    return shown.rstrip()
+
+
+class Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_loading_is_shown_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Screen()
+    show = byte_progress(screen, 4 << 30)
+    show("a.safetensors", 1 << 30)
+    show("b.safetensors", 3 << 30)
+    assert "4.00G" in screen.getvalue() and on_screen(screen.getvalue()) == ""
+    now = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    plain = io.StringIO()
+    show = byte_progress(plain, 4 << 30)
+    show("a.safetensors", 1 << 30)
+    now = 6.0
+    show("b.safetensors", 1 << 30)
+    assert plain.getvalue() == "loading b.safetensors: 2.0 of 4.0 GiB\n"
 
 
 def test_plain_lines_come_less_and_less_often(monkeypatch: pytest.MonkeyPatch) -> None:

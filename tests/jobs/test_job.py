@@ -444,7 +444,7 @@ def test_progress_counts_what_is_on_the_disk(tmp_path: Path, monkeypatch: pytest
             synced = len(out.read_bytes().splitlines())
 
     counted: list[tuple[int, int]] = []
-    from inference.jobs.progress import ProgressLine
+    from inference.terminal.progress import ProgressLine
 
     show = ProgressLine.show
 

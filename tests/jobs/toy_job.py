@@ -30,11 +30,11 @@ from inference.generation.samples import SampledGenerator
 from inference.generation.text import EncodedPrompt, Encoder, TextGenerator
 from inference.inputs import open_rows
 from inference.jobs.feed import Feed
-from inference.jobs.progress import ProgressLine
 from inference.jobs.run import Job, Outcome
 from inference.jobs.save_file import SaveFile
 from inference.jobs.writer import AnswerWriter
 from inference.parallel.channel import Channel, PeerLostError
+from inference.terminal.progress import ProgressLine
 
 CONTEXT = 96
 BYTES = ByteTokenizer()

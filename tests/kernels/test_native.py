@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from examples import examples
 from inference.kernels import library
 from inference.kernels.build import KernelBuildError, library_path, sets_of_this_machine
-from inference.kernels.formats import GROUP, Format, pack, unpack
+from inference.kernels.formats import GROUP, PANEL, Format, pack, unpack
 
 try:
     library_path()
@@ -29,17 +30,49 @@ def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
     library.use_instruction_set(None)
 
 
-def rounded_activations(x: np.ndarray, weight_format: Format) -> np.ndarray:
-    """x as an integer product sees it: int8 in groups of 32, symmetric."""
+def rounded_activations(x: np.ndarray, weight_format: Format) -> tuple[np.ndarray, np.ndarray]:
+    """x as an integer product sees it, int8 in groups of 32, symmetric; and how far that may be from ours.
+
+    Ours divides in float32, so that a value whose quotient is on the border of two integers may fall to either.
+    """
     if not weight_format.quantized:
-        return x.astype(np.float64)
+        return x.astype(np.float64), np.zeros(x.shape)
     tokens, columns = x.shape
     padded = np.zeros((tokens, -(-columns // GROUP) * GROUP))
     padded[:, :columns] = x
     groups = padded.reshape(tokens, -1, GROUP)
     scale = np.abs(groups).max(axis=2, keepdims=True) / 127
-    values = np.rint(np.divide(groups, scale, out=np.zeros_like(groups), where=scale > 0))
-    return (values * scale).reshape(tokens, -1)[:, :columns]
+    quotients = np.divide(groups, scale, out=np.zeros_like(groups), where=scale > 0)
+    # Two roundings of float32, of quotients up to 127.
+    is_border = np.abs(np.abs(quotients - np.floor(quotients)) - 0.5) <= 127 * 2.0**-22
+    values, doubt = np.rint(quotients) * scale, is_border * scale
+    return values.reshape(tokens, -1)[:, :columns], doubt.reshape(tokens, -1)[:, :columns]
+
+
+def parts_of(weights: np.ndarray, packed: np.ndarray, weight_format: Format) -> np.ndarray:
+    """Magnitudes of what a product sums: with minimums, those and the values without them are summed apart."""
+    if not weight_format.has_minimum:
+        return np.abs(weights)
+    rows, columns = weights.shape
+    apart = packed.copy()
+    lanes = apart.reshape(len(apart), -1, PANEL * (weight_format.scale_bytes + 4 * weight_format.words))
+    lanes[:, :, 2 * 2 * PANEL : 2 * 2 * 2 * PANEL] = 0
+    without = unpack(apart, weight_format, rows, columns)
+    return np.abs(without) + np.abs(weights - without)
+
+
+def rounding_bound(x: np.ndarray, weights: np.ndarray, extras: tuple[np.ndarray | None, ...], out: np.ndarray) -> Any:
+    """What float32 may round a product by: each of its terms and sums by 2^-24 of what is summed (Higham 2002, 3.1).
+
+    A sum of n products has n + 1 roundings and, in integer formats, a scale's two and its product's two more. Then bias
+    and residual are added, each sum rounded once.
+    """
+    roundings = weights.shape[1] + 5
+    bound = 1.01 * roundings * 2.0**-24 * (np.abs(x) @ np.abs(weights).T) + 2.0**-23 * np.abs(out)
+    for extra in extras:
+        bound = bound + (0 if extra is None else 2.0**-23 * np.abs(extra))
+    # Of products so small that float32 has no more bits for them.
+    return bound + roundings * 2.0**-126
 
 
 SIZES = st.tuples(st.integers(1, 40), st.integers(1, 70), st.integers(1, 200))
@@ -47,6 +80,7 @@ SIZES = st.tuples(st.integers(1, 40), st.integers(1, 70), st.integers(1, 200))
 
 @examples(60)
 @given(SIZES, st.sampled_from(Format), st.integers(0, 999), st.sampled_from([1e-4, 1.0, 1e4]), st.booleans())
+@example((16, 51, 7), Format.FLOAT32, 51, 1e-4, True)
 def test_linear(sizes: tuple[int, int, int], weight_format: Format, seed: int, scale: float, with_extras: bool) -> None:
     tokens, rows, columns = sizes
     generator = np.random.default_rng(seed)
@@ -55,13 +89,13 @@ def test_linear(sizes: tuple[int, int, int], weight_format: Format, seed: int, s
     bias = generator.standard_normal(rows, dtype=np.float32) if with_extras else None
     residual = generator.standard_normal((tokens, rows), dtype=np.float32) if with_extras else None
     weights = unpack(packed, weight_format, rows, columns).astype(np.float64)
-    expected = rounded_activations(x, weight_format) @ weights.T
+    seen, doubt = rounded_activations(x, weight_format)
+    expected = seen @ weights.T
     if with_extras:
         expected = residual + (expected + bias)
     got = library.linear(packed, weight_format, rows, x, bias, residual)
-    # Where x lies on the border of two int8 values either is right: one step of one element.
-    border = np.abs(x).max() / 127 * np.abs(weights).max() if weight_format.quantized else 0
-    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=scale * 1e-4 * columns**0.5 + 1.01 * border)
+    bound = rounding_bound(seen, parts_of(weights, packed, weight_format), (bias, residual), expected)
+    assert (np.abs(got - expected) <= bound + 1.01 * doubt @ np.abs(weights).T).all()
 
 
 @examples(40)
@@ -84,7 +118,7 @@ def test_long_rows_and_many_tokens(weight_format: Format) -> None:
     packed = pack(generator.standard_normal((37, 2500), dtype=np.float32), weight_format)
     x = generator.standard_normal((65, 2500), dtype=np.float32)
     weights = unpack(packed, weight_format, 37, 2500).astype(np.float64)
-    expected = rounded_activations(x, weight_format) @ weights.T
+    expected = rounded_activations(x, weight_format)[0] @ weights.T
     assert np.abs(library.linear(packed, weight_format, 37, x) - expected).max() <= 1e-3 * np.abs(expected).max()
 
 

@@ -196,7 +196,11 @@ def test_blocks_are_copied_whole(kernels: str) -> None:
     model.copy_blocks([(5, 2), (9, 7)])
     steps = [SequenceStep([33], 20, [5, 9]), SequenceStep([33], 20, [2, 7]), SequenceStep([33], 20, [3, 8])]
     here, there, elsewhere = model.step(StepBatch.build(steps, BLOCK_SIZE)).logits
-    assert np.array_equal(here, there) and not np.allclose(here, elsewhere)
+    # Stock operators may sum the rows of a batch in different orders; ours may not.
+    if kernels == "native":
+        assert np.array_equal(here, there)
+    np.testing.assert_allclose(here, there, rtol=1e-4, atol=1e-5)
+    assert not np.allclose(here, elsewhere)
 
 
 @pytest.mark.parametrize("kernels", ["native", "stock"])

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from inference.beam.pipeline.files import ANSWERS, DONE, FAILURES, READ, OutputDirectory, rows_in
-from inference.jobs.progress import ProgressLine, clock
+from inference.terminal.progress import ProgressLine, clock
 
 # Seconds between two looks.
 LOOK = 1.0

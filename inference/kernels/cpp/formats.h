@@ -9,12 +9,20 @@
 //     INT8  16 words, a byte an element, zero = 128: word i holds columns 4i to 4i + 3 of the pair
 //     INT4  8 words, 4 to a group, zero = 8: byte i of a group's 16 holds its element i in the low half, i + 16 in the
 //           high half
+//   INT8_MINIMUM, INT4_MINIMUM  the same, with minimums after a pair's scales, float16 [2 groups][16 rows]: a value is
+//                      (q - zero) * scale + minimum
 #pragma once
 
 #include <cstdint>
 
-enum Format : int32_t { FLOAT32 = 0, FLOAT16 = 1, BFLOAT16 = 2, INT8 = 3, INT4 = 4 };
-constexpr int64_t LAST_FORMAT = INT4;
+enum Format : int32_t { FLOAT32 = 0, FLOAT16 = 1, BFLOAT16 = 2, INT8 = 3, INT4 = 4, INT8_MINIMUM = 5, INT4_MINIMUM = 6 };
+constexpr int64_t LAST_FORMAT = INT4_MINIMUM;
+
+// A format with a minimum a group as the one without.
+constexpr Format without_minimum(Format format) {
+  return format == INT8_MINIMUM ? INT8 : format == INT4_MINIMUM ? INT4 : format;
+}
+constexpr bool has_minimum(Format format) { return format != without_minimum(format); }
 
 constexpr int64_t PANEL = 16;
 constexpr int64_t GROUP = 32;
@@ -23,8 +31,10 @@ constexpr int64_t PAIR = 2 * GROUP;
 constexpr int64_t SCALE_BYTES = 2 * PANEL * 2;
 constexpr int64_t WORD_BYTES = PANEL * 4;
 
-constexpr int64_t words_of_group(Format format) { return format == INT8 ? 8 : 4; }
-constexpr int64_t pair_bytes(Format format) { return SCALE_BYTES + 2 * words_of_group(format) * WORD_BYTES; }
+constexpr int64_t words_of_group(Format format) { return without_minimum(format) == INT8 ? 8 : 4; }
+// Where a pair's values begin.
+constexpr int64_t values_at(Format format) { return has_minimum(format) ? 2 * SCALE_BYTES : SCALE_BYTES; }
+constexpr int64_t pair_bytes(Format format) { return values_at(format) + 2 * words_of_group(format) * WORD_BYTES; }
 
 inline int64_t padded(int64_t columns) { return (columns + PAIR - 1) / PAIR * PAIR; }
 inline int64_t panels_of(int64_t rows) { return (rows + PANEL - 1) / PANEL; }
@@ -35,7 +45,9 @@ inline int64_t panel_bytes(Format format, int64_t columns) {
     case FLOAT16:
     case BFLOAT16: return 2 * PANEL * columns;
     case INT8:
-    case INT4: return padded(columns) / PAIR * pair_bytes(format);
+    case INT4:
+    case INT8_MINIMUM:
+    case INT4_MINIMUM: return padded(columns) / PAIR * pair_bytes(format);
   }
   return 0;
 }
@@ -46,5 +58,5 @@ struct Matrix {
   int64_t rows, columns;
   int64_t panels() const { return panels_of(rows); }
   const uint8_t *panel(int64_t index) const { return data + index * panel_bytes(format, columns); }
-  bool quantized() const { return format == INT8 || format == INT4; }
+  bool quantized() const { return format >= INT8; }
 };

@@ -52,6 +52,8 @@ inline void linear_range(const Range &range, std::vector<float> &scratch) {
     case BFLOAT16: return float_range<LoadBfloat>(range, scratch);
     case INT8: return quantized_range<INT8>(range);
     case INT4: return quantized_range<INT4>(range);
+    case INT8_MINIMUM: return quantized_range<INT8_MINIMUM>(range);
+    case INT4_MINIMUM: return quantized_range<INT4_MINIMUM>(range);
   }
 }
 

@@ -62,5 +62,7 @@ void quantized_range(const Range &range) {
 
 template void quantized_range<INT8>(const Range &);
 template void quantized_range<INT4>(const Range &);
+template void quantized_range<INT8_MINIMUM>(const Range &);
+template void quantized_range<INT4_MINIMUM>(const Range &);
 
 }  // namespace KERNEL_ISA

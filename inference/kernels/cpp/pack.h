@@ -27,12 +27,14 @@ void unpack(const Matrix &w, int64_t row, float *out) {
       case BFLOAT16: out[k] = bfloat_to_float(half(2 * at)); break;
       default: {
         const int64_t pair = k / PAIR * pair_bytes(w.format), group = k / GROUP % 2, i = k % GROUP;
-        const bool is_high = w.format == INT4 && i >= GROUP / 2;
-        const int64_t byte = w.format == INT4 ? i % (GROUP / 2) : i;
+        const bool is_four = without_minimum(w.format) == INT4, is_high = is_four && i >= GROUP / 2;
+        const int64_t byte = is_four ? i % (GROUP / 2) : i;
         const int64_t word = group * words_of_group(w.format) + byte / 4;
-        const int value = panel[pair + SCALE_BYTES + word * WORD_BYTES + lane * 4 + byte % 4];
-        const int q = w.format == INT8 ? value - 128 : (is_high ? value >> 4 : value & 15) - 8;
-        out[k] = float(q) * half_to_float(half(pair + (group * PANEL + lane) * 2));
+        const int value = panel[pair + values_at(w.format) + word * WORD_BYTES + lane * 4 + byte % 4];
+        const int q = is_four ? (is_high ? value >> 4 : value & 15) - 8 : value - 128;
+        const int64_t scale_at = pair + (group * PANEL + lane) * 2;
+        out[k] = float(q) * half_to_float(half(scale_at));
+        if (has_minimum(w.format)) out[k] += half_to_float(half(scale_at + SCALE_BYTES));
       }
     }
   }
@@ -67,8 +69,23 @@ float best_scale(Format format, const float *x) {
   return best;
 }
 
-// 32 float32 values as one row of a group: a float16 scale and words of bytes.
-void quantize_group(Format format, const float *x, uint8_t *scale_at, uint8_t *words, int64_t lane) {
+// The middle of a group's values for the formats that have minimums, as float16, and the values without it.
+uint16_t take_middle(const float *x, float *centered) {
+  const auto [least, most] = std::minmax_element(x, x + GROUP);
+  const uint16_t half = float_to_half(0.5f * *least + 0.5f * *most);
+  for (int64_t i = 0; i < GROUP; i++) centered[i] = x[i] - half_to_float(half);
+  return half;
+}
+
+// 32 float32 values as one row of a group: a float16 scale, a minimum if the format has one, and words of bytes.
+void quantize_group(Format whole, const float *x, uint8_t *scale_at, uint8_t *words, int64_t lane) {
+  const Format format = without_minimum(whole);
+  alignas(64) float centered[GROUP];
+  if (has_minimum(whole)) {
+    const uint16_t middle = take_middle(x, centered);
+    std::memcpy(scale_at + SCALE_BYTES + lane * 2, &middle, 2);
+    x = centered;
+  }
   const uint16_t half = float_to_half(best_scale(format, x));
   std::memcpy(scale_at + lane * 2, &half, 2);
   const float scale = half_to_float(half), inverse = scale != 0 ? 1.0f / scale : 0.0f;
@@ -100,7 +117,7 @@ void pack_quantized(Format format, const float *x, int64_t columns, int64_t lane
     const int64_t count = std::max<int64_t>(0, std::min(GROUP, columns - g * GROUP));
     std::copy_n(x + std::min(g * GROUP, columns), count, group);
     uint8_t *pair = panel + g / 2 * pair_bytes(format), *scales = pair + g % 2 * PANEL * 2;
-    uint8_t *words = pair + SCALE_BYTES + g % 2 * words_of_group(format) * WORD_BYTES;
+    uint8_t *words = pair + values_at(format) + g % 2 * words_of_group(format) * WORD_BYTES;
     quantize_group(format, group, scales, words, lane);
   }
 }

@@ -165,13 +165,14 @@ inline void decode(const uint8_t *p, VecI *out) {
 template <Format F, int P, int T>
 inline void multiply_quantized(const uint8_t *w, int64_t stride, const int32_t *x, const float *x_scales,
                                const int32_t *x_sums, int64_t pairs, float *sums, int64_t apart) {
-  constexpr int WORDS = int(words_of_group(F)), HALVES = F == INT8 ? 1 : 2;
-  typedef typename Dot<F>::Sum Sum;
+  constexpr Format B = without_minimum(F);
+  constexpr int WORDS = int(words_of_group(F)), HALVES = B == INT8 ? 1 : 2;
+  typedef typename Dot<B>::Sum Sum;
   VecF acc[P][T][PARTS];
   load_sums(sums, apart, acc);
   for (int64_t g = 0; g < 2 * pairs; g++) {
     const uint8_t *pair = w + g / 2 * pair_bytes(F);
-    const uint8_t *values = pair + SCALE_BYTES + (g & 1) * WORDS * WORD_BYTES;
+    const uint8_t *values = pair + values_at(F) + (g & 1) * WORDS * WORD_BYTES;
     Sum products[P][T][PARTS];
 #pragma GCC unroll 4
     for (int p = 0; p < P; p++)
@@ -179,7 +180,7 @@ inline void multiply_quantized(const uint8_t *w, int64_t stride, const int32_t *
       for (int t = 0; t < T; t++)
 #pragma GCC unroll 4
         for (int i = 0; i < PARTS; i++)
-          products[p][t][i] = Dot<F>::start(broadcast(-zero_point<F>() * x_sums[g * T + t]));
+          products[p][t][i] = Dot<B>::start(broadcast(-zero_point<B>() * x_sums[g * T + t]));
 #pragma GCC unroll 8
     for (int word = 0; word < WORDS; word++)
 #pragma GCC unroll 4
@@ -188,12 +189,12 @@ inline void multiply_quantized(const uint8_t *w, int64_t stride, const int32_t *
 #pragma GCC unroll 4
         for (int i = 0; i < PARTS; i++) {
           VecI bytes[2];
-          decode<F>(values + p * stride + word * WORD_BYTES + i * LANES * 4, bytes);
+          decode<B>(values + p * stride + word * WORD_BYTES + i * LANES * 4, bytes);
 #pragma GCC unroll 2
           for (int half = 0; half < HALVES; half++)
 #pragma GCC unroll 16
             for (int t = 0; t < T; t++)
-              products[p][t][i] = Dot<F>::add(products[p][t][i], bytes[half],
+              products[p][t][i] = Dot<B>::add(products[p][t][i], bytes[half],
                                               broadcast(x[(g * 8 + half * 4 + word) * T + t]));
         }
       }
@@ -205,8 +206,14 @@ inline void multiply_quantized(const uint8_t *w, int64_t stride, const int32_t *
             load_half(reinterpret_cast<const uint16_t *>(pair + p * stride + (g & 1) * PANEL * 2) + i * LANES);
 #pragma GCC unroll 16
         for (int t = 0; t < T; t++) {
-          const VecI sum = Dot<F>::finish(products[p][t][i], broadcast(-zero_point<F>() * x_sums[g * T + t]));
+          const VecI sum = Dot<B>::finish(products[p][t][i], broadcast(-zero_point<B>() * x_sums[g * T + t]));
           acc[p][t][i] += __builtin_convertvector(sum, VecF) * (scale * x_scales[g * T + t]);
+        }
+        if (has_minimum(F)) {
+          const uint8_t *minimums = pair + p * stride + SCALE_BYTES + (g & 1) * PANEL * 2;
+          const VecF minimum = load_half(reinterpret_cast<const uint16_t *>(minimums) + i * LANES);
+#pragma GCC unroll 16
+          for (int t = 0; t < T; t++) acc[p][t][i] += minimum * (x_scales[g * T + t] * float(x_sums[g * T + t]));
         }
       }
   }

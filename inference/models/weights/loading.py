@@ -217,10 +217,13 @@ class Destination:
             if place.order is not None:
                 found = found.in_order(place.order)
             check_finite(found.scales)
+            if found.minimums is not None:
+                check_finite(found.minimums)
             if self.memory is None:
                 self.array[first : first + len(found.codes)] = found.rounded().values()
             else:
-                pack_codes_into(found.codes, found.half_scales(), self.memory, self.array, first)
+                halves = found.half_scales(), self.memory, self.array, first, found.half_minimums()
+                pack_codes_into(found.codes, *halves)
 
     def _write_rows(self, rows: np.ndarray, first_row: int) -> None:
         """Takes values, or elements of the memory's own type."""
@@ -283,7 +286,7 @@ def formats_of(config: AnyConfig, weight_format: Format) -> dict[str, Format]:
     Embeddings and output head, where a rounding touches every token of the answer, are int8 in an int4 model. A router,
     where it may send a token to another expert, is never rounded.
     """
-    wider = Format.INT8 if weight_format is Format.INT4 else weight_format
+    wider = Format.INT8 if weight_format.is_four_bits else weight_format
 
     def chosen(name: str, shape: tuple[int, ...]) -> Format:
         # A bias of scores is small, and read once.

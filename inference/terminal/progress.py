@@ -1,0 +1,112 @@
+"""The one progress display, for loading, batch jobs, pipelines and evaluation: in place on a terminal (tqdm), now and
+then a plain line elsewhere.
+
+Knows terminals and time; the lines that it shows are its callers' business.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from typing import Any, TextIO
+
+# Seconds from one line to the next: on a terminal, and elsewhere at first.
+REFRESH = 0.25
+INTERVAL = 10.0
+# Elsewhere a line comes each time the work has got older by this share, and after this many seconds at the latest.
+SHARE = 0.1
+LONGEST = 300.0
+# Seconds between plain lines while something is loaded.
+LOADING = 5.0
+
+
+class ProgressLine:
+    """A line of text that is shown again and again.
+
+    Args:
+        file: stderr.
+        in_place: overwrite the line; the file is a terminal then.
+        interval: seconds from one line to the next.
+    """
+
+    def __init__(self, file: TextIO, in_place: bool, interval: float | None = None):
+        self._file, self._in_place = file, in_place
+        self._interval = interval or (REFRESH if in_place else INTERVAL)
+        self._fixed = in_place or interval is not None
+        self._bar: Any = None
+        self.restart()
+
+    def restart(self) -> None:
+        """Shows the next line an interval from now."""
+        self._next = time.perf_counter() + self._interval
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time for the next line."""
+        return time.perf_counter() >= self._next
+
+    def show(self, text: str, seconds: float) -> None:
+        """Shows the line, `seconds` after the work began."""
+        pause = self._interval if self._fixed else min(max(self._interval, seconds * SHARE), LONGEST)
+        self._next = time.perf_counter() + pause
+        if self._in_place:
+            width = shutil.get_terminal_size().columns - 1
+            if self._bar is None:
+                self._bar = _bar(self._file, bar_format="{desc}")
+            self._bar.set_description_str(text[:width])
+        else:
+            self._file.write(f"{text}\n")
+            self._file.flush()
+
+    def clear(self) -> None:
+        """Removes a line that is in place, so that something else can be said."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def byte_progress(file: TextIO, total: int) -> Callable[[str, int], None]:
+    """A callback that shows how far loading is; it takes the name of a file and the bytes that were read of it."""
+    return _byte_bar(file, total) if file.isatty() else _byte_lines(file, total)
+
+
+def _byte_bar(file: TextIO, total: int) -> Callable[[str, int], None]:
+    bar = _bar(file, total=total, unit="B", unit_scale=True, unit_divisor=1024)
+
+    def advance(name: str, size: int) -> None:
+        bar.set_description(name, refresh=False)
+        bar.update(size)
+        if bar.n >= total:
+            bar.close()
+
+    return advance
+
+
+def _byte_lines(file: TextIO, total: int) -> Callable[[str, int], None]:
+    done, last = 0, time.monotonic()
+
+    def advance(name: str, size: int) -> None:
+        nonlocal done, last
+        done += size
+        if time.monotonic() - last >= LOADING:
+            last = time.monotonic()
+            file.write(f"loading {name}: {done / 2**30:.1f} of {total / 2**30:.1f} GiB\n")
+            file.flush()
+
+    return advance
+
+
+def _bar(file: TextIO, **settings: Any) -> Any:
+    from tqdm import tqdm
+
+    # Its monitor is a thread that would only redraw bars which are not updated.
+    tqdm.monitor_interval = 0
+    return tqdm(file=file, leave=False, dynamic_ncols=True, **settings)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as hours, minutes and seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"

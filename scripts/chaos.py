@@ -1,0 +1,190 @@
+#!/usr/bin/env python3
+"""Kills a batch job at random moments, resumes it, and compares its records with those of a run in peace.
+
+    python scripts/chaos.py --rounds 20 -- python run_inference.py --config demo --predict_data prompts.jsonl \
+        --save_file {save_file} --resume
+    python scripts/chaos.py --rounds 20 -- bash scripts/launcher.sh "python run_inference.py --config demo \
+        --use_parallel True --predict_data prompts.jsonl --save_file {save_file} --resume" 2
+
+`{save_file}` stands for the file that the job writes. What is killed is drawn with the seed: the whole process group,
+or one of its processes, such as a rank, by SIGKILL, SIGTERM or SIGINT. Exit code 1 if a record is lost, doubled or
+changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# What differs from run to run.
+RUN_KEYS = ("ttft_seconds", "total_seconds", "cached_tokens")
+SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+# A job that was killed is down after so many seconds, all its processes included.
+DOWN = 20.0
+
+
+class ChaosError(Exception):
+    """A job that did not keep its promises."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """What happened in a round: how often the job was killed, and how often that was in its middle."""
+
+    kills: int
+    in_the_middle: int
+
+
+def read_records(path: Path) -> dict[int, dict[str, Any]]:
+    """The records by their rows, without what differs from run to run.
+
+    Raises:
+        ChaosError: half a record, or a row that is there twice.
+    """
+    data = path.read_bytes()
+    if not data.endswith(b"\n"):
+        raise ChaosError(f"{path} ends in half a record")
+    rows: dict[int, dict[str, Any]] = {}
+    for line in data.splitlines():
+        record = {key: value for key, value in json.loads(line).items() if key not in RUN_KEYS}
+        if record["row"] in rows:
+            raise ChaosError(f"{path}: row {record['row']} is there twice")
+        rows[record["row"]] = record
+    return rows
+
+
+class Job:
+    """The command as a process group of its own."""
+
+    def __init__(self, command: Sequence[str], save_file: Path):
+        words = [word.replace("{save_file}", str(save_file)) for word in command]
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the process
+        self.process = subprocess.Popen(words, stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True)
+
+    def wait(self) -> int:
+        """The exit code."""
+        return self.process.wait()
+
+    def kill(self, chance: random.Random) -> str:
+        """Sends a signal to the group or one of its processes; says which.
+
+        Raises:
+            ChaosError: something of it still runs `DOWN` seconds later.
+        """
+        group, number = self.process.pid, chance.choice(SIGNALS)
+        members = processes_of(group)
+        victim = chance.choice(members) if members and chance.random() < 0.5 else None
+        with contextlib.suppress(ProcessLookupError):
+            if victim is None:
+                os.killpg(group, number)
+            else:
+                os.kill(victim, number)
+        what = f"{signal.Signals(number).name} to {'all' if victim is None else 'one of ' + str(len(members))}"
+        limit = time.monotonic() + DOWN
+        while processes_of(group):
+            self.process.poll()
+            if time.monotonic() > limit:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(group, signal.SIGKILL)
+                raise ChaosError(f"{what}: processes {processes_of(group)} are left after {DOWN:.0f} s")
+            time.sleep(0.01)
+        self.process.wait()
+        return what
+
+    def output(self) -> str:
+        """The end of what it printed."""
+        self._log.seek(0)
+        return self._log.read()[-2000:].decode("utf-8", "replace")
+
+
+def processes_of(group: int) -> list[int]:
+    """The living processes of a session (Linux: proc(5), fields 3 and 6 of stat)."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, _, session = stat.read_text().rpartition(")")[2].split()[:4]
+            if int(session) == group and state not in "ZX":
+                found.append(int(stat.parent.name))
+    return sorted(found)
+
+
+def run_to_end(command: Sequence[str], save_file: Path) -> float:
+    """Runs the job in peace; the seconds that it took.
+
+    Raises:
+        ChaosError: it failed; rows that failed (exit code 3) are part of the result.
+    """
+    started = time.monotonic()
+    job = Job(command, save_file)
+    code = job.wait()
+    if code not in (0, 3):
+        raise ChaosError(f"the job ended with exit code {code}:\n{job.output()}")
+    return time.monotonic() - started
+
+
+def one_round(
+    command: Sequence[str], save_file: Path, expected: dict[int, dict[str, Any]], seconds: float, chance: random.Random
+) -> Round:
+    """Kills a job several times, lets it end, and compares.
+
+    Raises:
+        ChaosError: a record is lost, doubled or changed.
+    """
+    middle = 0
+    kills = chance.randint(1, 4)
+    for _ in range(kills):
+        job = Job(command, save_file)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            job.process.wait(chance.random() * seconds)
+        if job.process.poll() is None:
+            job.kill(chance)
+        done = save_file.read_bytes().count(b"\n") if save_file.exists() else 0
+        middle += 0 < done < len(expected)
+    run_to_end(command, save_file)
+    found = read_records(save_file)
+    wrong = sorted(row for row in {*found, *expected} if found.get(row) != expected.get(row))
+    if wrong:
+        raise ChaosError(f"{save_file}: rows {wrong[:10]} are lost or changed ({len(wrong)} of {len(expected)})")
+    return Round(kills, middle)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=10, help="jobs to kill (default 10)")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments and signals (default 0)")
+    parser.add_argument("command", nargs="+", help="the job, with {save_file} and --resume")
+    given = parser.parse_args(arguments)
+    chance = random.Random(given.seed)
+    with tempfile.TemporaryDirectory() as place:
+        try:
+            clean = Path(place) / "clean.jsonl"
+            seconds = run_to_end(given.command, clean)
+            expected = read_records(clean)
+            total = Round(0, 0)
+            for number in range(given.rounds):
+                ended = one_round(given.command, Path(place) / f"{number}.jsonl", expected, seconds, chance)
+                total = Round(total.kills + ended.kills, total.in_the_middle + ended.in_the_middle)
+        except ChaosError as error:
+            print(f"seed {given.seed}: {error}", file=sys.stderr)
+            return 1
+    print(
+        f"{given.rounds} jobs of {len(expected)} rows, {total.kills} kills, {total.in_the_middle} of them midway: "
+        "every row once and as in a run in peace"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
