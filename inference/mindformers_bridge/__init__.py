@@ -3,7 +3,7 @@
 `register()` hands this project's networks to MindFormers, whose own code then drives them, also on a CPU: AutoConfig
 and AutoModel, `generate`, `pipeline`, `Trainer(config).predict`. `backend` does the reverse: it runs MindFormers'
 networks and generate loop behind this project's command line. Nothing outside this package imports mindformers, and
-this file imports it only when it is asked to.
+this file imports it only in `register`.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from pathlib import Path
 from inference.errors import ConfigError
 from inference.models.architecture.registry import ALIASES, ARCHITECTURES
 
-# What run_mindformer.py's --register_path is to be: the directory of `auto_register`.
+# The value for run_mindformer.py's --register_path: the directory of `auto_register`.
 REGISTER_PATH = Path(__file__).parent
 
 
 def is_installed() -> bool:
-    """Whether there is a mindformers to import."""
+    """Whether mindformers is installed."""
     return find_spec("mindformers") is not None
 
 
 def register(replace: bool = False) -> None:
-    """Puts `InferenceModelConfig` and `InferenceForCausalLM` into MindFormerRegister, for YAMLs of both styles.
+    """Register `InferenceModelConfig` and `InferenceForCausalLM` with MindFormers, for YAMLs of both styles.
 
     Args:
-        replace: also under the names of all families that run here, such as LlamaConfig and Qwen3ForCausalLM, in the
-            place of MindFormers' own classes of these names. A YAML of MindFormers then runs as it is.
+        replace: also register them under the names of all supported families, such as LlamaConfig and Qwen3ForCausalLM,
+            in place of MindFormers' own classes. An unmodified YAML of MindFormers then runs here.
 
     Raises:
         ConfigError: mindformers is not installed.
@@ -40,7 +40,7 @@ def register(replace: bool = False) -> None:
     from inference.mindformers_bridge.network import InferenceForCausalLM, InferenceModelConfig, renamed
 
     def put(kind: str, own: type, name: str) -> None:
-        # MindFormers keeps the classes of its older and its newer YAMLs apart.
+        # MindFormers has separate registries for its older and newer YAMLs.
         for legacy in (True, False):
             MindFormerRegister.register_cls(own, kind, alias=name, legacy=legacy)
 

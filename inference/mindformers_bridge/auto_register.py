@@ -1,4 +1,4 @@
-"""For run_mindformer.py: `--register_path` is this file's directory. MindFormers copies the file and imports it when a
+"""For run_mindformer.py, with this file's directory as `--register_path`. MindFormers copies and imports this file if a
 YAML names one of its classes, as in `model.model_config.auto_register: auto_register.InferenceModelConfig`.
 """
 

@@ -1,8 +1,8 @@
 """`engine.backend: mindformers`: MindFormers' networks and generate loop behind this project's engine interface.
 
-MindFormers' loop takes a batch and runs it until its last row has ended: rows that end earlier go on being computed,
-and no row joins. That is its own limit, and stays one here. Where a row's next token is not just the likeliest one,
-this project's sampler chooses it, so that every setting of generation works and each row draws by its own seed.
+MindFormers' loop runs a batch until its last row has ended: rows that end earlier are still computed, and no row joins.
+This limit stays. If a row's next token is not simply the likeliest one, this project's sampler chooses it, so that
+every generation setting works and each row samples with its own seed.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from inference.models.runner import LoadTimes
 from inference.models.source import ModelSource
 from inference.models.weights.loading import Pairs
 
-# Of MindFormers' defaults, those that the rest depends on.
+# MindFormers' defaults that this module depends on.
 BLOCK_SIZE, NUM_BLOCKS = 16, 512
-# Keys of `engine` that are for this project's own networks.
+# Keys of `engine` that apply only to this project's own networks.
 NO_EFFECT = (
     *("kernels", "weight_dtype", "kv_cache_dtype", "kv_cache_memory"),
     *("block_size", "max_batch_tokens", "max_sequences", "prefix_cache", "threads"),
@@ -49,12 +49,12 @@ OUR_SECTIONS = ("engine", "input", "output", "pipeline", "serve")
 
 class MindFormersModel(GenerativeModel):
     """A model of MindFormers, built from the same YAML. On a CPU, where MindFormers' own networks do not run, its code
-    builds this project's under their names.
+    builds this project's networks under their names.
 
-    Args: as for `GenerativeModel`; the size of the KV cache is the YAML's `num_blocks` and `block_size`.
+    Args: as for `GenerativeModel`; the YAML's `num_blocks` and `block_size` set the size of the KV cache.
 
     Raises:
-        ConfigError: MindFormers has no such model, or something that it does not do is asked for.
+        ConfigError: MindFormers does not have the model, or does not support a setting.
         InferenceError: MindFormers cannot build or load it.
     """
 
@@ -85,14 +85,14 @@ class MindFormersModel(GenerativeModel):
 
     @property
     def num_bytes(self) -> int:
-        # On a CPU the network is this project's, which has no parameters of MindSpore's.
+        # On a CPU the network is this project's, which has no MindSpore parameters.
         return (
             sum(int(parameter.nbytes) for parameter in self.network.get_parameters()) or self.network.load().num_bytes
         )
 
     @property
     def max_sequences(self) -> int:
-        """The most rows of a batch: `predict_batch_size`, or the YAML's `batch_size`."""
+        """Maximum rows of a batch: `predict_batch_size`, or the YAML's `batch_size`."""
         config = self.source.config
         return config.predict_batch_size or config.model.model_config.batch_size or 1
 
@@ -110,13 +110,13 @@ class MindFormersEngine(BaseEngine):
     Args:
         network: a MindFormers model with its weights.
         context_length: of the model.
-        max_sequences: the most rows of a batch.
+        max_sequences: maximum rows of a batch.
     """
 
     def __init__(self, network: Any, context_length: int, max_sequences: int, metrics: RunMetrics | None = None):
         config = network.config
         self._block_size, self._num_blocks = config.block_size, config.num_blocks
-        # MindFormers' block tables have a whole number of blocks.
+        # MindFormers' block tables hold whole blocks.
         longest = min(context_length, config.seq_length) // self._block_size * self._block_size
         super().__init__(longest, max_sequences, metrics)
         self.network = network
@@ -178,7 +178,7 @@ class MindFormersEngine(BaseEngine):
         self._waiting.append(request)
 
     def _blocks(self, rows: Sequence[Request]) -> int:
-        """Blocks of cache that rows take at most: each runs as long as the one with the longest answer."""
+        """Maximum cache blocks of rows: each runs as long as the one with the longest answer."""
         longest = max((row.max_new_tokens for row in rows), default=0)
         lengths = (min(len(row.prompt_ids) + longest, self.context_length) for row in rows)
         return sum(-(-length // self._block_size) for length in lengths)
@@ -198,9 +198,9 @@ class MindFormersEngine(BaseEngine):
 
 
 class _Generation:
-    """A call of MindFormers' `generate` that stands still between tokens, in a thread of its own.
+    """A call of MindFormers' `generate` in a thread, paused between tokens.
 
-    It is the call's streamer: `put` is where the call waits until the next token is wanted, or gives up.
+    This object is the call's streamer: in `put`, the call waits until the next token is wanted, or is abandoned.
     """
 
     def __init__(self, network: Any, rows: Sequence[Request]):
@@ -212,10 +212,10 @@ class _Generation:
         self._thread = threading.Thread(target=self._run, name="mindformers", daemon=True)
 
     def advance(self) -> list[int]:
-        """Lets the call run until each row has its next token.
+        """Run the call until each row has its next token.
 
         Raises:
-            Exception: what the call raised.
+            Exception: whatever the call raised.
         """
         if self.has_begun:
             self._go_on.put(True)
@@ -228,13 +228,13 @@ class _Generation:
         return list(given)
 
     def abandon(self) -> None:
-        """Ends the call where it stands."""
+        """End the call where it is."""
         if self.has_begun:
             self._go_on.put(False)
             self._thread.join()
 
     def put(self, value: Any) -> None:
-        """Called by `generate`: with all prompts, and then with each row's next token."""
+        """Called by `generate`: first with all prompts, then with each row's next token."""
         if not self._saw_prompts:
             self._saw_prompts = True
             return
@@ -249,13 +249,13 @@ class _Generation:
         failure: BaseException | None = None
         try:
             self._network.generate(self._padded(), streamer=self, **self._settings())
-            # It ends by itself only where it has no more room than the request thought.
+            # It ends by itself only if it has less room than the request assumed.
             failure = InferenceError("it ended before the answer did")
         except _AbandonedError:
             pass
         except BaseException as error:
             failure = error
-        # What generate does where it comes to its end.
+        # What generate does at its end.
         if self._network.block_mgr:
             self._network.block_mgr.clear_cache()
         if failure:
@@ -263,7 +263,7 @@ class _Generation:
 
     @property
     def _pad(self) -> int:
-        """MindFormers takes a row's last tokens for padding if they are; so the pad token is one that ends no row."""
+        """A token that no row ends in, because MindFormers would take a row's last tokens for padding."""
         last = {row.prompt_ids[-1] for row in self._rows}
         return next(token for token in range(len(last) + 1) if token not in last)
 
@@ -272,7 +272,7 @@ class _Generation:
         return [row.prompt_ids + [pad] * (width - len(row.prompt_ids)) for row in self._rows]
 
     def _settings(self) -> dict[str, Any]:
-        """A token that ends every row may end it in MindFormers too; the engine sees to all else."""
+        """Settings for `generate`: it may stop at tokens that end every row; the engine handles everything else."""
         settings = [row.generation for row in self._rows]
         ends = [set() if given.ignore_eos else set(given.eos_token_id) for given in settings]
         return {
@@ -289,7 +289,7 @@ class _Generation:
         }
 
     def _choose(self, input_ids: Any, logits: Any) -> Any:
-        """Logits [B, vocabulary] in which the token that a row takes is the likeliest."""
+        """Logits [B, vocabulary] in which each row's chosen token is the likeliest."""
         import mindspore
 
         rows: np.ndarray = logits.astype(mindspore.float32).asnumpy()
@@ -305,20 +305,18 @@ class _Generation:
 
 
 class _AbandonedError(BaseException):
-    """Nobody waits for the rest. Not an Exception, so that nothing on the way takes it for a failure."""
+    """The call is abandoned. It is not an Exception, so that no handler on the way treats it as a failure."""
 
 
 def import_quietly() -> None:
-    """Imports mindformers, which takes 6 to 10 seconds, without its log: that would go to standard output, and to
-    `./output`.
-    """
+    """Import mindformers (6 to 10 seconds) without its log, which would go to standard output and `./output`."""
     if "mindformers" in sys.modules:
         return
     given = os.environ.get("LOCAL_DEFAULT_PATH")
     scratch = tempfile.mkdtemp(prefix="mindformers.")
     os.environ["LOCAL_DEFAULT_PATH"] = scratch
     try:
-        # Its logger has the name of the directory of its files.
+        # Its logger is named after the directory of its files.
         logger = logging.getLogger(f"mindformers{Path(scratch) / 'log'}")
         logger.addFilter(lambda record: record.levelno >= logging.ERROR)
         import mindformers  # noqa: F401
@@ -333,7 +331,7 @@ def import_quietly() -> None:
 
 @contextlib.contextmanager
 def _stdout_to_stderr() -> Iterator[None]:
-    """Standard output is for answers: what Python and MindSpore's libraries print meanwhile goes to stderr."""
+    """Send everything that Python and MindSpore's libraries print to stderr: standard output is for answers."""
     sys.stdout.flush()
     kept = os.dup(1)
     os.dup2(2, 1)
@@ -346,7 +344,7 @@ def _stdout_to_stderr() -> Iterator[None]:
 
 
 def _build(source: ModelSource) -> Any:
-    """MindFormers' model with its weights, as its own `Trainer.predict` makes it."""
+    """Build MindFormers' model with its weights, as its own `Trainer.predict` does."""
     from mindformers import AutoModel, MindFormerConfig
     from mindformers.core.context import build_context, build_mf_context
     from mindformers.tools.register.template import ConfigTemplate
@@ -359,7 +357,7 @@ def _build(source: ModelSource) -> Any:
     try:
         ConfigTemplate.apply_template(settings)
         config = MindFormerConfig(**settings)
-        # On a CPU there is nothing to set up but MindFormers' own switches.
+        # On a CPU only MindFormers' own switches need to be set up.
         (build_mf_context if config.context.device_target == "CPU" else build_context)(config)
         network = AutoModel.from_config(config)
         network.set_train(False)

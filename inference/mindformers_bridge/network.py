@@ -1,8 +1,8 @@
 """This project's networks as classes that MindFormers can build and drive.
 
-MindFormers' generate loop keeps the KV cache's block tables itself and asks the model for logits, once for all prompts
-and then for one token of each row. Both become a `StepBatch`; sampling and stopping stay MindFormers'. Its block 0 is
-our block 1, because our block 0 belongs to no sequence.
+MindFormers' generate loop manages the KV cache's block tables and asks the model for logits: first for all prompts,
+then for one token per row. Both become a `StepBatch`; MindFormers samples and stops. Its block 0 is our block 1,
+because our block 0 belongs to no sequence.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from inference.models.source import ModelSource, resolve
 from inference.models.step import SequenceStep, StepBatch
 from inference.terminal.output import say
 
-# Attributes of every MindFormers config that are no settings of a model.
+# Attributes of every MindFormers config that are not settings of a model.
 _NOT_OURS = ("_name_or_path", "_commit_hash", "checkpoint_name_or_path", "pretrained_model_dir", "is_encoder_decoder")
 _FIRST_BLOCK = NULL_BLOCK + 1
 Class = TypeVar("Class", bound=type)
@@ -33,16 +33,16 @@ Class = TypeVar("Class", bound=type)
 class InferenceModelConfig(PretrainedConfig):
     """The keys of `model.model_config`, MindFormers' or Hugging Face's.
 
-    `checkpoint_name_or_path` is anything that --load_checkpoint takes. A key that nobody knows is an error when the
-    model is built. `num_blocks` and `block_size` size the KV cache that MindFormers shares out.
+    `checkpoint_name_or_path` is anything that --load_checkpoint accepts. An unknown key is an error when the model is
+    built. `num_blocks` and `block_size` set the size of the KV cache that MindFormers allocates from.
     """
 
     model_type = "inference"
-    # What `architectures` or `model_type` would say, for a class that is registered under a family's name.
+    # The architecture of a class that is registered under a family's name; `architectures` or `model_type` override it.
     architecture: str | None = None
 
     def __init__(self, **settings: Any):
-        # Whatever parallel_config is given is for MindFormers' own networks; its default one is real.
+        # A given parallel_config is for MindFormers' own networks; the default one is complete.
         given = {name: value for name, value in settings.items() if name != "parallel_config"}
         super().__init__(**given)
         self.is_encoder_decoder = False
@@ -55,14 +55,14 @@ class InferenceModelConfig(PretrainedConfig):
         self.num_blocks = given.get("num_blocks") or max(512, self.batch_size * -(-self.seq_length // self.block_size))
 
     def inference_config(self, checkpoint: str | None = None) -> InferenceConfig:
-        """The same settings as this project's config.
+        """Convert the settings to this project's config.
 
         Raises:
-            ConfigError: a key that nobody knows.
+            ConfigError: a key is unknown.
         """
         settings = {name: _plain(value) for name, value in self.__dict__.items() if name not in _NOT_OURS}
         settings = {name: value for name, value in settings.items() if value is not None}
-        # The names of this class are no architectures.
+        # The names of this class are not architectures.
         settings.pop("type", None)
         if settings.get("model_type") == type(self).model_type:
             del settings["model_type"]
@@ -70,7 +70,7 @@ class InferenceModelConfig(PretrainedConfig):
             settings["architectures"] = [self.architecture]
         sections = {
             "model": {"model_config": settings},
-            # How blocks are shared out is MindFormers' to say.
+            # MindFormers allocates the blocks.
             "engine": {"block_size": self.block_size, "random_weights": checkpoint is None},
             "predict_batch_size": self.batch_size,
             "load_checkpoint": checkpoint,
@@ -80,8 +80,8 @@ class InferenceModelConfig(PretrainedConfig):
 
 
 class InferenceForCausalLM(PreTrainedModel):
-    """A decoder-only model of this project. It has no MindSpore parameters: weights are read straight into the kernels'
-    memory, when the first step needs them.
+    """A decoder-only model of this project. It has no MindSpore parameters: the first step reads the weights directly
+    into the kernels' memory.
     """
 
     config_class = InferenceModelConfig
@@ -89,37 +89,37 @@ class InferenceForCausalLM(PreTrainedModel):
     def __init__(self, config: InferenceModelConfig):
         super().__init__(config, auto_prefix=False)
         self.checkpoint: str | None = config.checkpoint_name_or_path
-        # What MindFormers uses itself is not there on a CPU.
+        # MindFormers' default is not available on a CPU.
         self.argmax = ops.argmax
         self._arrays: Mapping[str, Any] | None = None
         self._built: GenerativeModel | None = None
 
-    # Ways in which MindFormers brings weights.
+    # The ways in which MindFormers passes weights.
 
     def load_weights(self, weights_path: str) -> None:
-        """Takes a file or directory of weights (MindFormers' newer YAMLs)."""
+        """Use a file or directory of weights (MindFormers' newer YAMLs)."""
         self.checkpoint, self._arrays, self._built = weights_path, None, None
 
     def fuse_weight_from_ckpt(self, ckpt_dict: dict[str, Any]) -> dict[str, Any]:
-        """Takes the tensors of a .ckpt file; none are left for MindSpore to load."""
+        """Take the tensors of a .ckpt file; MindSpore has none left to load."""
         self._arrays, self._built = ckpt_dict, None
         return {}
 
     def convert_name(self, weight_name: str) -> str:
-        """Marks every safetensors file as one whose tensors go through `convert_weight_dict`."""
+        """Make MindFormers pass the tensors of every safetensors file to `convert_weight_dict`."""
         return f"inference.{weight_name}"
 
     def convert_weight_dict(self, source_dict: dict[str, Any], **settings: Any) -> dict[str, Any]:
-        """Takes the tensors of safetensors files; none are left for MindSpore to load."""
+        """Take the tensors of safetensors files; MindSpore has none left to load."""
         return self.fuse_weight_from_ckpt(source_dict)
 
-    # What the generate loop calls.
+    # The methods that the generate loop calls.
 
     def set_dynamic_inputs(self, **kwargs: Any) -> None:
-        """Nothing to do: the network takes every length."""
+        """Nothing to do: the network accepts every length."""
 
     def _set_kv_cache(self) -> None:
-        """Nothing to do: the kernels have the cache."""
+        """Nothing to do: the kernels hold the cache."""
 
     def _set_lower_triangle_mask(self) -> None:
         """Nothing to do: the kernels mask by position."""
@@ -134,14 +134,14 @@ class InferenceForCausalLM(PreTrainedModel):
         use_past: bool = False,
         **kwargs: Any,
     ) -> tuple[Tensor, np.ndarray]:
-        """Logits [B, vocabulary] of the token that follows each row.
+        """Logits [B, vocabulary] of the token after each row.
 
         Args:
             input_ids: int [B, seq_length], padded on the right.
             valid_length_each_example: int [B], tokens of each row so far.
-            block_tables: int32 [B, blocks], padded with -1; None where no cache is kept.
+            block_tables: int32 [B, blocks], padded with -1; None without a cache.
             slot_mapping: follows from `block_tables`.
-            prefill: all tokens are new, not only the last one.
+            prefill: all tokens are new, not just the last one.
         """
         rows = np.reshape(input_ids, (-1, np.shape(input_ids)[-1]))
         ends = [int(length) for length in valid_length_each_example]
@@ -158,7 +158,7 @@ class InferenceForCausalLM(PreTrainedModel):
         prefill: bool | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, None]:
-        """The same with the tokens of all rows end to end: all of them, or the last one of each."""
+        """Like `forward`, with the tokens of all rows concatenated: all tokens, or the last one of each row."""
         ends = [int(length) for length in valid_length_each_example]
         starts = [0 if prefill else end - 1 for end in ends]
         borders = np.cumsum([end - start for start, end in zip(starts, ends, strict=True)])
@@ -167,7 +167,7 @@ class InferenceForCausalLM(PreTrainedModel):
     def _logits(self, tokens: Sequence[np.ndarray], starts: Sequence[int], block_tables: np.ndarray | None) -> Tensor:
         model = self.load()
         if block_tables is None:
-            # Without use_past every step computes all tokens anew: each row has the same blocks in every step.
+            # Without use_past every step recomputes all tokens, so each row keeps the same blocks.
             count = self.config.num_blocks // len(tokens)
             block_tables = np.arange(len(tokens) * count).reshape(len(tokens), count)
         tables = block_tables + _FIRST_BLOCK
@@ -176,10 +176,10 @@ class InferenceForCausalLM(PreTrainedModel):
         return Tensor(model.runner.step(StepBatch.build(sequences, self.config.block_size)).logits)
 
     def load(self) -> GenerativeModel:
-        """The network with its weights; the first step does it if nobody has.
+        """Load the network and its weights, unless that has been done. The first step calls this.
 
         Raises:
-            InferenceError: no weights were given, or they do not fit.
+            InferenceError: there are no weights, or they do not fit.
         """
         if self._built is None:
             source = self._source()
@@ -200,13 +200,13 @@ class InferenceForCausalLM(PreTrainedModel):
 
 
 def renamed(own: Class, name: str, architecture: str) -> Class:
-    """A class of this module under a family's name, which says the architecture."""
+    """A class of this module under a family's name, with the family's architecture."""
     made: Class = type(name, (own,), {"__doc__": own.__doc__, "architecture": architecture})  # type: ignore[assignment]
     return made
 
 
 def _plain(value: Any) -> Any:
-    """A value of a YAML; None for objects that MindFormers has made of one."""
+    """A value from a YAML; None for objects that MindFormers has made from it."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 from inference.modes.call import Call
-
-
-def check(call: Call) -> str:
-    from inference.validate.command import check_validation
-
-    check_validation(call.config, call.values)
-    return "ok"
+from inference.terminal.output import count
 
 
 def run(call: Call) -> int:
-    """Validate prompts.
+    """Validates prompts.
 
     Returns:
         The exit code: 0, or 4 if an expectation is not met.
@@ -21,3 +15,10 @@ def run(call: Call) -> int:
     from inference.validate.command import validate
 
     return validate(call.config, call.values)
+
+
+def check(call: Call) -> str:
+    from inference.validate.command import check_validation
+
+    check_validation(call.config, call.values)
+    return f"{count(len(call.values), 'input')}; ok"

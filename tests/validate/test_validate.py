@@ -16,6 +16,7 @@ from inference import modes
 from inference.config import load_config
 from inference.errors import ConfigError, InputError
 from inference.inputs.prompts import Prompt
+from inference.modes.call import Call
 from inference.validate.drift import kolmogorov_smirnov, total_variation
 from inference.validate.profile import histogram, main_script, profile_of, spread
 from inference.validate.rows import DataRow
@@ -91,7 +92,7 @@ def run(tmp_path, capsys):
         config = load_config(
             {"run_mode": "validate", "pretrained_model_dir": "inference/demo", "validation": validation}
         )
-        code = modes.validate(config, [str(path)])
+        code = modes.run(Call(config, (str(path),)))
         said = capsys.readouterr()
         return code, said.out, said.err
 
