@@ -364,6 +364,36 @@ CASES |= {
         dtype=torch.bfloat16,
         written={"partial_rotary_factor": 0.5},
     ),
+    "gemma": Case(
+        "gemma",
+        sizes(head_dim=16, hidden_act="gelu_pytorch_tanh", tie_word_embeddings=True, rope_parameters=rope(10000.0)),
+        form=4,
+        dropped=("tie_word_embeddings",),
+        distinct=4,
+    ),
+    "starcoder2": Case(
+        "starcoder2",
+        sizes(
+            hidden_act="gelu_pytorch_tanh",
+            use_bias=True,
+            norm_epsilon=1e-5,
+            sliding_window=12,
+            tie_word_embeddings=True,
+            rope_parameters=rope(10000.0),
+        ),
+        form=4,
+        distinct=4,
+    ),
+    "seed_oss": Case(
+        "seed_oss",
+        sizes(head_dim=16, attention_bias=True, attention_out_bias=False, rope_parameters=rope(10000.0)),
+    ),
+    "ernie4_5": Case(
+        "ernie4_5",
+        sizes(head_dim=16, use_bias=False, tie_word_embeddings=True, rope_parameters=rope(10000.0)),
+        form=4,
+        distinct=4,
+    ),
     "gemma2": Case(
         "gemma2",
         sizes(

@@ -18,6 +18,7 @@ settings.register_profile("explore", deadline=None, max_examples=1000, print_blo
 settings.load_profile("suite")
 
 HERE = Path(__file__).parent
+pytest_plugins = ["demo_model"]
 # Files that take more than ten seconds, the longest first. With two workers (scripts/test.sh) they are begun before all
 # others: one that is begun last is waited for by a worker that has nothing left to do.
 LONG = (

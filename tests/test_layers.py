@@ -43,6 +43,7 @@ LAYERS = (
         "launcher",
         "mindformers_bridge",
         "serve",
+        "chat",
     ),
     ("modes", "cli", "__init__", "__main__"),
 )

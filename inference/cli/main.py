@@ -10,6 +10,7 @@ import atexit
 import contextlib
 import io
 import os
+import re
 import shlex
 import sys
 import traceback
@@ -32,6 +33,17 @@ from inference.launcher import RELAUNCH
 from inference.parallel.topology import is_scheduler, is_worker
 from inference.terminal.signals import begin_end, watch
 
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+# What other programs call some of our flags.
+ELSEWHERE = {
+    "prompt": "--predict_data",
+    "prompts": "--predict_data",
+    "input": "--predict_data",
+    "dtype": "--weight_dtype",
+    "quantization": "--weight_dtype",
+    "max_tokens": "--max_new_tokens",
+    "output": "--save_file",
+}
 # Where a key is looked for that is given as a flag, although it has none.
 SECTIONS = ("generation_config", "engine", "output", "context", "model.model_config", "processor.tokenizer")
 
@@ -49,9 +61,17 @@ def _run(**given: Any) -> int:
 
 
 def _with_config(given: dict[str, Any]) -> int:
-    if not given["config"]:
+    name, model = given["config"] or given["model"], given["model"]
+    if not name:
         raise click.UsageError("--config is missing; give a YAML file or a preset's name (--list_models)")
-    config = load_config(_config_file(given["config"]), overrides=_overrides(given))
+    overrides = _overrides(given)
+    if given["config"] and model:
+        overrides.insert(0, Override("pretrained_model_dir", model, "--model"))
+    if _is_model(name):
+        flag = "--config" if given["config"] else "--model"
+        config = load_config({}, overrides=[Override("pretrained_model_dir", name, flag), *overrides])
+    else:
+        config = load_config(_config_file(name), overrides=overrides)
     if given["beam"] and not RUN_MODES[config.run_mode].takes_beam_options:
         raise click.exceptions.NoSuchOption(given["beam"][0].partition("=")[0])
     if given["print_config"]:
@@ -60,6 +80,18 @@ def _with_config(given: dict[str, Any]) -> int:
         click.echo("\n".join([config.to_yaml().rstrip("\n"), *ends_as_comments(config)]))
         return 0
     return _act(config, given)
+
+
+def _is_model(name: str) -> bool:
+    """Whether a name is a model's and not a config's: its directory, a GGUF file, or `org/name` on the hub."""
+    path = Path(name)
+    with contextlib.suppress(OSError, ValueError):
+        if path.is_dir():
+            return (path / "config.json").is_file()
+        is_file = path.suffix == ".gguf" or path.is_file()
+        is_hub_name = HUB_NAME.fullmatch(name) is not None and not path.parent.exists()
+        return path.suffix == ".gguf" or (is_hub_name and not is_file and path.suffix not in (".yaml", ".yml"))
+    return False
 
 
 def _config_file(name: str) -> Path:
@@ -211,7 +243,9 @@ def _report(error: BaseException) -> int:
 
 def _nearest_flag(name: str) -> str | None:
     """For a key that has no flag of its own, how to give it; otherwise the nearest flag."""
-    key = name.lstrip("-")
+    key = name.lstrip("-").replace("-", "_")
+    if key in ELSEWHERE:
+        return f"did you mean '{ELSEWHERE[key]}'?"
     for section in SECTIONS:
         if key in known_keys(tuple(section.split("."))):
             return f"did you mean '--{section}.{key}'?"

@@ -25,6 +25,8 @@ MULTIPLE = ("--predict_data", "--options", *(flag.name for flag in FLAGS if flag
 OVERWRITE = ("--overwrite", "--force")
 # What `--section.key value` becomes.
 KEY = "--key"
+ALL_GROUPS = "all"
+HELP_GROUP = "inference.cli.help_group"
 EXAMPLES = """
 Examples:
   python run_inference.py --config configs/demo/predict_demo.yaml --predict_data 'Once upon a time'
@@ -35,7 +37,10 @@ Examples:
 
 
 class Help(click.Command):
-    """`--help` in groups, examples below; prompts that belong to no flag are refused with a hint."""
+    """`--help` shows one group of flags, `--help-all` every group; prompts that belong to no flag are refused."""
+
+    def get_help_option(self, ctx: click.Context) -> click.Option | None:
+        return None
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
         own, context.params["beam"] = apart(args)
@@ -50,12 +55,30 @@ class Help(click.Command):
             row = parameter.get_help_record(context)
             if row:
                 groups.setdefault(getattr(parameter, "group", GROUPS[-1]), []).append(row)
-        for group in GROUPS:
+        asked = context.meta.get(HELP_GROUP, GROUPS[0])
+        for group in GROUPS if asked == ALL_GROUPS else (asked,):
             with formatter.section(group):
                 formatter.write_dl(groups[group])
 
     def format_epilog(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        formatter.write(EXAMPLES)
+        asked = context.meta.get(HELP_GROUP, GROUPS[0])
+        if asked in (ALL_GROUPS, GROUPS[0]):
+            formatter.write(EXAMPLES)
+        if asked != ALL_GROUPS:
+            others = ", ".join(group.lower() for group in GROUPS if group != asked)
+            formatter.write(f"\nMore flags: --help GROUP ({others}), or --help-all for every flag.\n")
+
+
+def _show_help(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+    if value is None or value is False or context.resilient_parsing:
+        return
+    group = ALL_GROUPS if value is True else str(value).capitalize()
+    if group not in (*GROUPS, ALL_GROUPS):
+        known = ", ".join(name.lower() for name in GROUPS)
+        raise click.UsageError(f"--help: there is no group of flags '{value}'; there are {known}")
+    context.meta[HELP_GROUP] = group
+    click.echo(context.get_help())
+    context.exit()
 
 
 class GroupedOption(click.Option):
@@ -75,7 +98,7 @@ class Offered(click.Choice):
 
 def _config_option(flag: Flag) -> GroupedOption:
     """The option of a flag that sets a config key. Its value stays text: the config layer gives it its type."""
-    kind = "True|False" if flag.kind is bool else flag.kind.__name__.upper()
+    kind = "[True|False]" if flag.kind is bool else flag.kind.__name__.upper()
     return GroupedOption(
         [flag.name],
         group=flag.group,
@@ -94,7 +117,7 @@ def _default_of(flag: Flag) -> str:
     value: Any = InferenceConfig()
     for name in flag.path.split("."):
         value = getattr(value, name, None)
-    return "" if value in (None, (), "") else f" [default: {value}]"
+    return "" if value in (None, (), "", {}) else f" [default: {value}]"
 
 
 def _own_options() -> list[GroupedOption]:
@@ -102,6 +125,9 @@ def _own_options() -> list[GroupedOption]:
     return [
         GroupedOption(
             ["--config"], group=run, metavar="YAML", help="Model config: a file, or a preset's name (--list_models)."
+        ),
+        GroupedOption(
+            ["--model"], group=run, metavar="MODEL", help="A model's directory, GGUF file, preset or Hugging Face name."
         ),
         GroupedOption(
             ["--predict_data"],
@@ -138,6 +164,26 @@ def _own_options() -> list[GroupedOption]:
             type=click.Choice(SHELLS),
             help="Print the shell's completion script and stop.",
         ),
+        GroupedOption(
+            ["-h", "--help"],
+            group=information,
+            metavar="[GROUP]",
+            is_flag=False,
+            flag_value=GROUPS[0],
+            is_eager=True,
+            expose_value=False,
+            callback=_show_help,
+            help=f"Show the flags of a group: {', '.join(name.lower() for name in GROUPS)}.",
+        ),
+        GroupedOption(
+            ["--help-all", "--help_all"],
+            group=information,
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            callback=_show_help,
+            help="Show the flags of every group.",
+        ),
         GroupedOption(["--version"], group=information, is_flag=True, help="Print the version and stop."),
     ]
 
@@ -165,7 +211,6 @@ def build_command(callback: Callable[..., int]) -> click.Command:
         options_metavar="--config YAML --predict_data TEXT [OPTIONS]",
         context_settings={
             "max_content_width": 120,
-            "help_option_names": ["-h", "--help"],
             "allow_extra_args": True,
         },
     )
@@ -181,7 +226,7 @@ def spread(arguments: Sequence[str]) -> list[str]:
     """
     out: list[str] = []
     several: str | None = None
-    waiting = iter(arguments)
+    waiting = iter(map(_underscored, arguments))
     for argument in waiting:
         name, equals, value = argument.partition("=")
         if name.startswith("--") and "." in name:
@@ -198,6 +243,17 @@ def spread(arguments: Sequence[str]) -> list[str]:
     return out
 
 
+def _underscored(argument: str) -> str:
+    """A flag of ours that was typed with hyphens, as its name has it."""
+    name, equals, value = argument.partition("=")
+    own = name.replace("-", "_").replace("__", "--", 1)
+    return (
+        f"{own}{equals}{value}"
+        if name.startswith("--") and name not in flag_names() and own in flag_names()
+        else argument
+    )
+
+
 def _next_value(flag: str, waiting: Iterator[str]) -> str:
     value = next(waiting, None)
     if value is None or value in flag_names():
@@ -207,7 +263,7 @@ def _next_value(flag: str, waiting: Iterator[str]) -> str:
 
 def apart(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Our arguments, and those that may be Beam's: flags that we do not have, each with the words after it."""
-    known = {*flag_names(), KEY, "-h", "--help"}
+    known = {*flag_names(), KEY}
     own: list[str] = []
     other: list[str] = []
     chosen = own

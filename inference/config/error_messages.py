@@ -18,6 +18,7 @@ from inference.errors import ConfigError, did_you_mean
 
 BASE_KEY = "base_config"
 _MOST_SHOWN = 5  # further mistakes that one message lists
+_MOST_READ = 20  # mistakes for which a message is made; the others are counted
 # Where a misplaced key is looked for, the likeliest section first.
 _LIKELY_SECTIONS = (
     "generation_config",
@@ -32,12 +33,12 @@ _LIKELY_SECTIONS = (
 def report(problems: list[Problem], layer: Layer) -> ConfigError:
     """One error for all mistakes of a config: the first in order of lines, then the others, in one line."""
     ordered = sorted(problems, key=lambda problem: _position(layer.origin(problem.path)))
-    messages = [_message(problem, layer) for problem in ordered]
-    messages = list(dict.fromkeys(messages))
-    if len(messages) == 1:
+    messages = list(dict.fromkeys(_message(problem, layer) for problem in ordered[:_MOST_READ]))
+    number = max(len(messages), len(ordered) if len(ordered) > _MOST_READ else 0)
+    if number == 1:
         return ConfigError(messages[0])
     more = "; ".join(messages[1 : 1 + _MOST_SHOWN]) + ("; ..." if len(messages) > 1 + _MOST_SHOWN else "")
-    return ConfigError(f"{messages[0]}; and {len(messages) - 1} more: {more}")
+    return ConfigError(f"{messages[0]}; and {number - 1:,} more: {more}")
 
 
 def _position(origin: str) -> tuple[str, int]:

@@ -78,9 +78,19 @@ FLAGS: tuple[Flag, ...] = (
     Flag("--adapter_id", "adapter_id", str, "Adapter of the prompts, or of each.", _MODEL, multiple=True),
     Flag("--merge_adapter", "engine.merge_adapter", str, "Adapter that is merged into the weights.", _MODEL),
     Flag("--use_past", "model.model_config.use_past", bool, "Keep keys and values of past tokens.", _MODEL),
+    Flag(
+        "--weight_dtype",
+        "engine.weight_dtype",
+        str,
+        "Type of the weights in memory.",
+        _MODEL,
+        ("auto", "float32", "float16", "bfloat16", "int8", "int4", "int8_min", "int4_min"),
+    ),
+    Flag("--kv_cache_dtype", "engine.kv_cache_dtype", str, "Type of the KV cache.", _MODEL, ("float32", "float16")),
     Flag("--random_weights", "engine.random_weights", bool, "Run with random weights.", _MODEL),
     Flag("--device_target", "context.device_target", str, "Kind of device.", _DEVICE, ("CPU", "Ascend", "GPU")),
     Flag("--device_id", "context.device_id", int, "Number of the device on this machine.", _DEVICE),
+    Flag("--threads", "engine.threads", int, "CPU threads; all cores if unset.", _DEVICE),
     Flag("--mode", "context.mode", int, "0 compiles graphs, 1 runs eagerly.", _DEVICE),
     Flag("--max_new_tokens", f"{_GENERATION}.max_new_tokens", int, "Most tokens of an answer.", _TEXT),
     Flag("--max_length", f"{_GENERATION}.max_length", int, "Most tokens of prompt and answer.", _TEXT),
@@ -110,6 +120,12 @@ FLAGS: tuple[Flag, ...] = (
         _TEXT,
     ),
     Flag("--logprobs", f"{_GENERATION}.logprobs", int, "Report this many log probabilities.", _TEXT),
+    Flag("--json_schema", f"{_GENERATION}.structured_outputs.json", str, "File of a JSON schema of answers.", _TEXT),
+    Flag("--regex", f"{_GENERATION}.structured_outputs.regex", str, "Pattern of answers.", _TEXT),
+    Flag("--grammar", f"{_GENERATION}.structured_outputs.grammar", str, "Lark or GBNF grammar of answers.", _TEXT),
+    Flag(
+        "--choice", f"{_GENERATION}.structured_outputs.choice", str, "Text that an answer may be.", _TEXT, multiple=True
+    ),
     Flag("--chat", "processor.chat", bool, "Put prompts into the model's chat template.", _TEXT),
     Flag(
         "--chat_template_kwargs",

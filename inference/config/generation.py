@@ -16,6 +16,7 @@ from pydantic import AfterValidator, Field, ValidationError
 from inference.config.problems import problems_of
 from inference.config.values import (
     Count,
+    Free,
     LengthPenalty,
     LogitBias,
     NonNegative,
@@ -133,6 +134,13 @@ class GenerationSettings(Section):
     seed: Seed | None = Field(None, description="Seed of sampling; every integer from 0 seeds.")
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = Field(
         None, description="Report log probabilities, with this many of the most likely tokens."
+    )
+    structured_outputs: Free | None = Field(
+        None,
+        description="Form of the answer, one of json (a schema, or its file), json_object, regex, grammar, choice.",
+    )
+    response_format: Free | None = Field(
+        None, description="The same as OpenAI has it: type json_schema or json_object."
     )
     adapter_id: str | None = Field(
         None, description="Name of the adapter that answers; '' for the model as it is loaded."

@@ -176,7 +176,7 @@ def _take_alternatives(values: dict[str, Any], problems: list[Problem], layer: L
     taken = False
     for problem in problems:
         path = next((p for p in layer.alternatives if problem.path[: len(p)] == p), None)
-        if path is None or problem.unknown:
+        if path is None or problem.unknown or problem.out_of_range:
             continue
         alternative = layer.alternatives.pop(path)
         if alternative is not None:

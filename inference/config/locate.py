@@ -11,7 +11,7 @@ import re
 import textwrap
 from pathlib import Path
 
-from inference.config.presets import find_preset, is_preset, normal_name
+from inference.config.presets import find_preset, is_preset, list_presets, normal_name
 from inference.config.schema import InferenceConfig
 from inference.config.yaml_file import read_yaml
 from inference.errors import ModelNotFoundError, nearest
@@ -55,7 +55,8 @@ def locate_model(name_or_dir: str | Path, *, config: InferenceConfig | None = No
         hint = "give its directory, or a .gguf file; other files of weights go into load_checkpoint"
         raise ModelNotFoundError(f"{name} is a file, not a model directory", hint)
     if not (_NAME.match(name) or _HUB_ID.match(name)):
-        raise ModelNotFoundError(f"there is no model directory {name}", _nearest_directory(path))
+        kind = "GGUF file" if path.suffix == ".gguf" else "model directory"
+        raise ModelNotFoundError(f"there is no {kind} {name}", _nearest_directory(path))
     places = _places(name)
     found = next((place for place in places if place.is_dir() and any(place.iterdir())), None)
     return found or _fetched(name, places, hub_id_of(name, config))
@@ -119,11 +120,13 @@ def _not_found(name: str, places: list[Path], hub_id: str | None, error: Excepti
         looked += f" (${HOME_VARIABLE} is not set)"
     if hub_id is not None:
         looked += f", and the Hugging Face repository {hub_id}: {_reason(error)}"
-    target = DOWNLOADS / name
-    return ModelNotFoundError(
-        f"the model '{name}' was not found in {looked}",
-        f"put its files into {target}, or set pretrained_model_dir to their directory",
-    )
+    close = None if hub_id else nearest(name, (*DEMOS, *(preset.name for preset in list_presets())))
+    hint = f"put its files into {DOWNLOADS / name}, or set pretrained_model_dir to their directory"
+    if close:
+        hint = f"did you mean '{close}'? Otherwise {hint}"
+    if hub_id and error is not None and not isinstance(error, ImportError) and not _offline():
+        hint += "; behind a proxy set HTTPS_PROXY, for a mirror HF_ENDPOINT"
+    return ModelNotFoundError(f"the model '{name}' was not found in {looked}", hint)
 
 
 def _reason(error: Exception | None) -> str:
@@ -136,6 +139,10 @@ def _reason(error: Exception | None) -> str:
 
 def _nearest_directory(path: Path) -> str:
     parent = path.parent
-    names = sorted(entry.name for entry in parent.iterdir() if entry.is_dir()) if parent.is_dir() else []
+    names = (
+        sorted(entry.name for entry in parent.iterdir() if entry.is_dir() or entry.suffix == ".gguf")
+        if parent.is_dir()
+        else []
+    )
     close = nearest(path.name, names)
     return f"did you mean '{parent / close}'?" if close else "give a directory, a preset's name, or an org/name"

@@ -14,10 +14,12 @@ from inference.config.generation import GenerationSettings, Temperature, TopK, T
 from inference.config.values import (
     Count,
     Dtype,
+    Epsilon,
     Free,
     NonNegative,
     OptionalText,
     Positive,
+    RotaryBase,
     Section,
     Texts,
     TokenId,
@@ -72,7 +74,7 @@ class ModelSettings(Section):
 
     # Parts of a layer.
     hidden_act: OptionalText = Field(None, description="Activation of the feed-forward layer, such as silu.")
-    rms_norm_eps: Positive | None = Field(None, description="Added to the mean square in RMSNorm.")
+    rms_norm_eps: Epsilon | None = Field(None, description="Added to the mean square in RMSNorm.")
     qkv_has_bias: bool | None = Field(None, description="Bias in the query, key and value projections.")
     attention_bias: bool | None = Field(None, description="Bias in the attention projections.")
     use_qk_norm: bool | None = Field(None, description="Norm of each head's query and key.")
@@ -104,12 +106,12 @@ class ModelSettings(Section):
     initializer_range: float | None = Field(None, description="Standard deviation of random weights.")
 
     # Rotary embedding.
-    theta: Positive | None = Field(None, description="Base of the rotary frequencies.")
-    rope_theta: Positive | None = Field(None, description="Base of the rotary frequencies.")
+    theta: RotaryBase | None = Field(None, description="Base of the rotary frequencies.")
+    rope_theta: RotaryBase | None = Field(None, description="Base of the rotary frequencies.")
     rope_scaling: Free | None = Field(None, description="Rotary scaling as transformers 4 writes it.")
     rope_parameters: Free | None = Field(None, description="Rotary base and scaling as transformers 5 does.")
     rope_ratio: Positive | None = Field(None, description="Multiplies the base of the rotary frequencies (ChatGLM).")
-    rope_local_base_freq: Positive | None = Field(None, description="Base in layers with a window (Gemma 3).")
+    rope_local_base_freq: RotaryBase | None = Field(None, description="Base in layers with a window (Gemma 3).")
     partial_rotary_factor: Positive | None = Field(None, description="Part of a head that is rotated, at most 1.")
     original_max_position_embeddings: Count | None = Field(
         None, description="Longest sequence before rotary scaling (Phi-3), in tokens."

@@ -43,11 +43,13 @@ class Problem:
         path: the key, from the root.
         phrase: what is wrong with it: `must be an integer, got 'two'`.
         unknown: whether the key itself is the mistake.
+        out_of_range: whether its type is right.
     """
 
     path: KeyPath
     phrase: str
     unknown: bool = False
+    out_of_range: bool = False
 
     def sentence(self) -> str:
         """The key and what is wrong with it."""
@@ -64,7 +66,9 @@ def _problem(finding: Any) -> Problem:
     if finding["type"] in _UNKNOWN:
         return Problem(path, "is not a known key", unknown=True)
     phrase, semicolon, reason = _phrase(finding).partition(";")
-    return Problem(path, f"{phrase}, got {show(finding['input'])}{semicolon}{reason}")
+    return Problem(
+        path, f"{phrase}, got {show(finding['input'])}{semicolon}{reason}", out_of_range=finding["type"] in _LIMITS
+    )
 
 
 def _phrase(finding: Any) -> str:

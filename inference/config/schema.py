@@ -1,8 +1,8 @@
 """The config: its sections, their keys, types, units and defaults, in MindFormers' spelling.
 
 Knows what a complete config is; knows nothing about files or command lines. Sections beyond MindFormers' own
-are `engine`, `input`, `output`, `evaluate`, `validation`, `pipeline` and `serve`, and the keys `model.hub_id`,
-`model.parameters` and `processor.chat`.
+are `engine`, `input`, `output`, `evaluate`, `validation`, `pipeline`, `serve` and `chat`, and the keys
+`model.hub_id`, `model.parameters` and `processor.chat`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from inference.config.layer import KeyPath, Layer, lay_all
 from inference.config.model_settings import ModelSettings
 from inference.config.print_config import yaml_of
 from inference.config.run_modes import RUN_MODES
-from inference.config.serve_settings import ServeSettings
+from inference.config.serve_settings import ChatSettings, ServeSettings
 from inference.config.values import (
     Bytes,
     Count,
@@ -41,6 +41,7 @@ from inference.config.values import (
     Scores,
     Section,
     Seed,
+    Spelling,
     Texts,
     one_of,
 )
@@ -79,7 +80,7 @@ class ContextSettings(Section):
     mode: Annotated[int, BeforeValidator(one_of(_GRAPH_MODES, "0 (GRAPH_MODE) or 1 (PYNATIVE_MODE)"))] = Field(
         0, description="0 compiles graphs, 1 runs eagerly (40 to 80 times slower on a CPU)."
     )
-    device_target: Literal["CPU", "Ascend", "GPU"] = Field("CPU", description="Kind of device.")
+    device_target: Annotated[Literal["CPU", "Ascend", "GPU"], Spelling] = Field("CPU", description="Kind of device.")
     device_id: NonNegative = Field(0, description="Number of the device on this machine.")
     max_device_memory: OptionalText = Field(None, description="Most memory of an Ascend device, such as 58GB.")
     mempool_block_size: OptionalText = Field(None, description="Step by which an Ascend device's memory grows.")
@@ -182,16 +183,18 @@ class EngineSettings(Section):
 
     backend: Literal["auto", "native", "mindformers"] = Field("auto", description="Whose networks run.")
     kernels: Literal["auto", "native", "stock"] = Field("auto", description="Our CPU kernels, or stock operators.")
-    weight_dtype: Literal["auto", "float32", "float16", "bfloat16", "int8", "int4", "int8_min", "int4_min"] = Field(
-        "auto", description="Type of the weights in memory."
+    weight_dtype: Annotated[
+        Literal["auto", "float32", "float16", "bfloat16", "int8", "int4", "int8_min", "int4_min"], Spelling
+    ] = Field("auto", description="Type of the weights in memory.")
+    kv_cache_dtype: Annotated[Literal["float32", "float16"], Spelling] = Field(
+        "float32", description="Type of the KV cache."
     )
-    kv_cache_dtype: Literal["float32", "float16"] = Field("float32", description="Type of the KV cache.")
-    block_size: Count = Field(16, description="Tokens in a block of the KV cache.")
+    block_size: Count = Field(16, le=4096, description="Tokens in a block of the KV cache.")
     kv_cache_memory: Bytes | None = Field(
         None, description="Memory of the KV cache: bytes, or a size such as 2GiB; sized to the work if unset."
     )
-    max_batch_tokens: Count = Field(512, description="Most tokens in one step of the model.")
-    max_sequences: Count = Field(64, description="Most sequences in one step of the model.")
+    max_batch_tokens: Count = Field(512, le=1 << 20, description="Most tokens in one step of the model.")
+    max_sequences: Count = Field(64, le=1 << 16, description="Most sequences in one step of the model.")
     threads: Count | None = Field(None, le=1024, description="CPU threads; all cores if unset.")
     prefix_cache: bool = Field(True, description="Prompts that begin alike share that part of the KV cache.")
     speculation: Literal["none", "lookup", "auto"] = Field(
@@ -382,6 +385,8 @@ class InferenceConfig(Section):
     serve: ServeSettings = Field(
         default_factory=ServeSettings, description="OpenAI-compatible server (`run_mode: serve`)."
     )
+
+    chat: ChatSettings = Field(default_factory=ChatSettings, description="Chat in the terminal (`run_mode: chat`).")
 
     _layer: Layer = PrivateAttr(default_factory=Layer)
     _given: tuple[Layer, ...] = PrivateAttr(default=())

@@ -1,4 +1,4 @@
-"""`serve`: the keys of the server. Knows their types and ranges; knows nothing about servers."""
+"""`serve` and `chat`: the keys of the server and of the chat in the terminal. Knows their types and ranges alone."""
 
 from __future__ import annotations
 
@@ -37,3 +37,11 @@ class ServeSettings(Section):
         30.0, description="Seconds that running requests have to finish after SIGTERM or Ctrl-C."
     )
     page: bool = Field(True, description="Show the chat page at `/`.")
+
+
+class ChatSettings(Section):
+    """`chat`: the chat in the terminal (`run_mode: chat`)."""
+
+    system: OptionalText = Field(None, description="System prompt.")
+    history_file: OptionalText = Field(None, description="File that the conversation is read from and kept in.")
+    stats: bool = Field(False, description="Show figures after each answer.")

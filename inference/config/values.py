@@ -18,7 +18,8 @@ Count = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
-Dtype = Literal["float32", "float16", "bfloat16", "int8"]
+Epsilon = Annotated[float, Field(gt=0, lt=1)]
+RotaryBase = Annotated[float, Field(ge=2, le=1e15)]
 Free = dict[str, Any]
 
 _UNITS = {"": 1, "b": 1}
@@ -175,6 +176,26 @@ def only(*accepted: Any) -> PlainValidator:
     return PlainValidator(check)
 
 
+# What people type -> what the schema calls it.
+_SPELLINGS = {
+    "fp32": "float32",
+    "f32": "float32",
+    "fp16": "float16",
+    "f16": "float16",
+    "bf16": "bfloat16",
+    "cpu": "CPU",
+    "gpu": "GPU",
+    "ascend": "Ascend",
+    "npu": "Ascend",
+}
+
+
+def _usual_spelling(value: Any) -> Any:
+    return _SPELLINGS.get(value.lower(), value) if isinstance(value, str) else value
+
+
+Spelling = BeforeValidator(_usual_spelling)
+Dtype = Annotated[Literal["float32", "float16", "bfloat16", "int8"], Spelling]
 Bytes = Annotated[int, PlainValidator(_bytes)]
 TokenId = Annotated[int | None, PlainValidator(_token_id)]
 TokenIds = Annotated[tuple[int, ...], PlainValidator(_token_ids)]

@@ -33,6 +33,7 @@ _EXPLICIT_TYPES: dict[str, Any] = {
     f"{_STANDARD}int": int,
     f"{_STANDARD}float": (int, float),
 }
+_ANCHORS = "x-"  # top-level keys that only hold anchors for other keys
 _MOST_NODES = 200_000  # aliases of aliases grow without bound
 _DEEPEST = 100
 _LARGEST = 8 * 1024 * 1024  # bytes; someone may give the weights where the config belongs
@@ -65,14 +66,17 @@ def read_yaml(path: Path, shown: str) -> Layer:
     try:
         documents = list(yaml.compose_all(text, _Composer))
     except yaml.YAMLError as error:
-        raise _syntax_error(error, shown) from None
+        raise _syntax_error(error, shown, text) from None
     if not documents or documents[0] is None or _is_null(documents[0]):
         raise ConfigError(f"{shown} is empty", "a config is a mapping of keys, such as 'run_mode: predict'")
     if len(documents) > 1:
         raise ConfigError(f"{shown}:{_line(documents[1])}: a second document begins here", "keep one in a file")
     if not isinstance(documents[0], yaml.MappingNode):
         raise ConfigError(f"{shown} holds {_kind(documents[0])}", "a config is a mapping of keys, each 'key: value'")
-    return _Converter(shown).layer(documents[0])
+    layer = _Converter(shown).layer(documents[0])
+    for key in [key for key in layer.values if key.startswith(_ANCHORS)]:
+        layer.remove((key,))
+    return layer
 
 
 def read_flow(text: str) -> Any:
@@ -86,7 +90,7 @@ def read_flow(text: str) -> Any:
     try:
         node = yaml.compose(text, _Composer)
     except yaml.YAMLError as error:
-        raise _syntax_error(error, shown) from None
+        raise _syntax_error(error, shown, text) from None
     return None if node is None else _Converter(shown).value(node)
 
 
@@ -141,11 +145,19 @@ def _refuse_depth(text: str, shown: str) -> None:
             raise ConfigError(f"{shown}:{number}: nested more than {_DEEPEST} deep")
 
 
-def _syntax_error(error: yaml.YAMLError, shown: str) -> ConfigError:
+def _syntax_error(error: yaml.YAMLError, shown: str, text: str) -> ConfigError:
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     where = f"{shown}:{mark.line + 1}" if mark else shown
+    if mark and "\t" in _indentation(text, mark.line):
+        return ConfigError(f"{where}: not valid YAML: the line is indented with a tab", "use spaces")
     problem = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
     return ConfigError(f"{where}: not valid YAML: {problem}")
+
+
+def _indentation(text: str, number: int) -> str:
+    lines = text.splitlines()
+    line = lines[number] if number < len(lines) else ""
+    return line[: len(line) - len(line.lstrip())]
 
 
 def _is_null(node: yaml.Node) -> bool:

@@ -92,7 +92,8 @@ class Replicas:
             InputError: the engine cannot take it; another copy's engine says so by a `Failure`.
         """
         remote = min(self.remotes, key=lambda remote: remote.fullness)
-        if self._local.num_rows / self._local.capacity <= remote.fullness:
+        # A constraint is compiled here and cannot be sent.
+        if source.constraint is not None or self._local.num_rows / self._local.capacity <= remote.fullness:
             self._local.add(source)
             return
         remote.rows[source.row, source.sample] = RemoteRow.begin(source, self._local.engine.context_length)

@@ -19,6 +19,8 @@ from inference.engine.request import FinishReason, Request
 from inference.errors import InferenceError, InputError
 from inference.generation.stop_strings import HidingMatcher
 from inference.inputs.prompts import Prompt
+from inference.structured.structure import structure_of
+from inference.structured.vocabulary import vocabulary_of
 from inference.tokenizer import IncrementalDetokenizer, Tokenizer
 
 # Tokens of a prompt that stay when it is cut, even where the answer would like their room.
@@ -164,8 +166,33 @@ class Encoder:
         # A seed of its own counts for the row alone, wherever the row stands.
         seed_row = 0 if prompt.settings.get("seed") is not None else row
         return EncodedPrompt(
-            row, prompt, text, ids, generation, is_chat, cut, self.decoder_start, adapter, seed_row=seed_row
+            row,
+            prompt,
+            text,
+            ids,
+            generation,
+            is_chat,
+            cut,
+            self.decoder_start,
+            adapter,
+            seed_row=seed_row,
+            constraint=self._constraint(generation),
         )
+
+    def _constraint(self, generation: GenerationConfig) -> Callable[[], TokenConstraint] | None:
+        """What makes the constraint of an answer that must have a form; compiled here, before the row takes a slot.
+
+        Raises:
+            InputError: a form that cannot be compiled.
+        """
+        if generation.structured_outputs is None and generation.response_format is None:
+            return None
+        grammar = structure_of(generation.structured_outputs, generation.response_format)
+        if grammar is None:
+            return None
+        if self.tokenizer is None:
+            raise InputError("without a tokenizer an answer cannot have a form")
+        return vocabulary_of(self.tokenizer, self.vocab_size, generation.eos_token_id).compile(grammar)
 
     def adapter_of(self, row: int, generation: GenerationConfig) -> int:
         """The number of a prompt's adapter: the one that its settings name, or the one at its place.

@@ -250,7 +250,7 @@ def _format_of(value: str, given: str | None) -> str | None:
         return given or told
     path = Path(value)
     # A file or directory that exists was hardly meant as a prompt, if it looks like a path.
-    if (path.suffix or "/" in value) and files.exists(path):
+    if files.exists(path) and (path.suffix or "/" in value or path.is_dir()):
         if given and not path.is_dir():
             return given
         if path.is_dir():

@@ -67,12 +67,16 @@ def read_ask(body: Mapping[str, Any], path: str, settings: ServeSettings, models
     stream, options = _flag(body, "stream"), body.get("stream_options") or {}
     if not isinstance(options, dict):
         raise RequestError(400, "stream_options must be an object", "stream_options")
+    if _flag(body, "echo") and body.get("logprobs") is not None:
+        raise RequestError(400, "echo with logprobs is not supported: prompts have no log probabilities here", "echo")
     samples = _whole(body, "n", 1, settings.max_samples) or 1
     if (_whole(body, "best_of", 1, settings.max_samples) or samples) != samples:
         raise RequestError(400, "best_of must equal n: answers are not ranked here", "best_of")
     rest = {VLLM_NAMES.get(key, key): value for key, value in body.items() if key not in OWN_KEYS}
     if adapter:
         rest["adapter_id"] = adapter
+    if samples > 1:
+        rest["num_return_sequences"] = samples
     _check_length(body, settings)
     name = f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}"
     contents = [{"messages": body.get("messages")}] if chat else [{"prompt": value} for value in _prompts(body)]

@@ -61,8 +61,7 @@ class Service:
         """
         rows: list[AnswerRow] = []
         for index, prompt in enumerate(ask.prompts):
-            source = self.encoder.encode(index, prompt)
-            rows += [self._row(source) for _ in range(ask.samples)]
+            rows += [self._row(sample) for sample in self.encoder.encode(index, prompt).samples]
         return rows
 
     def start(self, rows: list[AnswerRow], every_token: bool) -> Rows:

@@ -40,8 +40,13 @@ def grammar_of(kind: str, value: Any) -> str:
 
     Raises:
         InputError: a value that is none of that kind.
+        ConfigError: llguidance is not installed.
     """
-    from llguidance import LLMatcher
+    try:
+        from llguidance import LLMatcher
+    except ImportError:
+        hint = "pip install 'mindspore-inference[structured]'"
+        raise ConfigError("structured answers need llguidance", hint) from None
 
     if kind == "json":
         return _json_grammar(_schema(value))

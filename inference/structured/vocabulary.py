@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from inference.errors import ConfigError, InputError
 from inference.structured.constraint import GrammarConstraint
@@ -115,6 +116,22 @@ class Vocabulary:
         if matcher.is_error():
             raise InputError(f"this structure cannot be compiled: {_first_line(matcher.get_error())}")
         return matcher
+
+
+_vocabularies: WeakKeyDictionary[Tokenizer, dict[tuple[int, tuple[int, ...]], Vocabulary]] = WeakKeyDictionary()
+
+
+def vocabulary_of(tokenizer: Tokenizer, size: int, ends: Collection[int]) -> Vocabulary:
+    """The vocabulary of a tokenizer, made once.
+
+    Raises:
+        ConfigError: as for `Vocabulary`.
+    """
+    known = _vocabularies.setdefault(tokenizer, {})
+    key = size, tuple(sorted(ends))
+    if key not in known:
+        known[key] = Vocabulary(tokenizer, size, ends)
+    return known[key]
 
 
 def _first_line(message: str) -> str:

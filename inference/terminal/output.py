@@ -35,9 +35,11 @@ def load_progress(pairs: Pairs | None) -> Callable[[StoredTensor], None] | None:
 def summary(metrics: RunMetrics, process_seconds: float | None) -> str:
     """The closing lines: the work, then the start-up by its parts."""
     ttft = f"{metrics.ttft * 1000:.0f} ms" if metrics.ttft is not None else "-"
+    # The first token belongs to the prompt: an answer of one token has no rate.
+    rate = f", {metrics.decode_rate:,.1f} tok/s" if metrics.decode_rate else ""
     work = (
-        f"{count(metrics.requests, 'prompt')}: {metrics.prompt_tokens} tokens in, {metrics.prefill_rate:,.0f} tok/s; "
-        f"{metrics.completion_tokens} out, {metrics.decode_rate:,.1f} tok/s; TTFT {ttft}; "
+        f"{count(metrics.requests, 'prompt')}: {metrics.prompt_tokens:,} tokens in, {metrics.prefill_rate:,.0f} tok/s; "
+        f"{metrics.completion_tokens:,} out{rate}; TTFT {ttft}; "
         f"{metrics.wall_seconds:.2f} s in all; peak memory {peak_memory() / 1e6:,.0f} MB"
     )
     work = "; ".join([work, *metrics.notes])
@@ -53,4 +55,4 @@ def summary(metrics: RunMetrics, process_seconds: float | None) -> str:
 
 def count(number: int, noun: str) -> str:
     """`1 prompt`, `2 prompts`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    return f"{number} {noun}" if number == 1 else f"{number:,} {noun}s"

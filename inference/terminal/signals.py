@@ -31,6 +31,7 @@ PATIENCE = 1.0
 _ending = threading.Lock()
 _last_words: list[Callable[[], str]] = []
 _finishers: list[Callable[[], None]] = []
+_interrupted: list[Callable[[], bool]] = []
 
 
 @cache
@@ -61,6 +62,8 @@ def _start(wait: Callable[[], int]) -> None:
 
     def run() -> NoReturn:
         number = signal.Signals(wait())
+        while number == signal.SIGINT and any(stop() for stop in _interrupted):
+            number = signal.Signals(wait())
         if _finishers:
             # A second signal ends the process at once.
             _start(wait)
@@ -87,6 +90,16 @@ def last_words(say: Callable[[], str]) -> Iterator[None]:
         yield
     finally:
         _last_words.remove(say)
+
+
+@contextmanager
+def interrupts(stop: Callable[[], bool]) -> Iterator[None]:
+    """Meanwhile Ctrl-C calls `stop`, and ends the process only if that had nothing to stop and returns False."""
+    _interrupted.append(stop)
+    try:
+        yield
+    finally:
+        _interrupted.remove(stop)
 
 
 @contextmanager

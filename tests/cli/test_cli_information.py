@@ -22,7 +22,7 @@ HEADINGS = ["Run:", "Model:", "Device:", "Generation:", "Output:", "Information:
 
 
 def test_help_is_grouped_with_defaults_and_examples(cli):
-    result = cli("--help").answered()
+    result = cli("--help-all").answered()
     assert result.err == ""
     assert [line for line in result.out.splitlines() if line in HEADINGS] == HEADINGS
     words = " ".join(result.out.split())
@@ -32,7 +32,72 @@ def test_help_is_grouped_with_defaults_and_examples(cli):
     assert "0 among all. [default: 50]" in words
     assert "[default: CPU]" in words
     assert "--key" not in result.out
-    assert cli("-h").out == result.out
+
+
+def test_help_fits_a_screen_a_group(cli):
+    first = cli("--help").answered().out
+    assert cli("-h").out == first
+    assert [line for line in first.splitlines() if line in HEADINGS] == ["Run:", "Examples:"]
+    assert "--help GROUP (model, device, generation," in first
+    device = cli("--help", "device").answered().out
+    assert "--threads INTEGER" in device or "--threads INT" in device
+    assert "--temperature" not in device and len(device.splitlines()) <= 30
+    assert cli("--help", "nosuch").error().startswith("--help: there is no group of flags 'nosuch'; there are run, ")
+    everything = cli("--help-all").out
+    assert "{}" not in everything
+    assert "--chat [True|False]" in everything
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--weight-dtype", "bf16"], "weight_dtype: "),
+        (["--kv-cache-dtype=fp16"], "kv_cache_dtype: "),
+        (["--threads", "3"], "threads: 3  # --threads"),
+        (["--max-new-tokens", "7"], "max_new_tokens: 7  # --max_new_tokens"),
+        (["--device-target", "cpu"], "device_target: "),
+    ],
+)
+def test_flags_and_values_as_people_type_them(cli, arguments, line):
+    assert line in cli.demo(*arguments, "--print_config").answered().out
+
+
+@pytest.mark.parametrize("flag", ["--config", "--model"])
+def test_a_model_needs_no_config(cli, flag):
+    demo = str(ROOT / "inference" / "demo")
+    assert cli(flag, demo, "--check").answered().out.startswith("demo: LlamaForCausalLM, ")
+    assert f'pretrained_model_dir: "some/model"  # {flag}' in cli(flag, "some/model", "--print_config").answered().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--prompt", "a"], "there is no flag --prompt; did you mean '--predict_data'?"),
+        (["--engine.threads", "100000"], "--engine.threads: engine.threads must be at most 1024, got 100000"),
+        (
+            ["--model.model_config.rms_norm_eps", "32"],
+            "--model.model_config.rms_norm_eps: model.model_config.rms_norm_eps must be less than 1, got 32",
+        ),
+    ],
+)
+def test_mistakes_at_first_use(cli, arguments, message):
+    assert cli.demo(*arguments, "--check").error() == message
+
+
+def test_a_directory_is_no_prompt(cli):
+    (cli.write("prompts/a.txt", "a").parent).is_dir()
+    message = "--predict_data: prompts is a directory; name its files: 'prompts/*.jsonl'"
+    assert cli.demo("--predict_data", "prompts", "--check").error() == message
+
+
+def test_yaml_anchors_tabs_and_many_mistakes(cli):
+    cli.write("anchors.yaml", "x-shared: &shared {top_k: 3}\ngeneration_config: *shared\n")
+    assert "top_k: 3" in cli("--config", "anchors.yaml", "--print_config").answered().out
+    cli.write("tab.yaml", "seed: 1\nengine:\n\tthreads: 2\n")
+    message = "tab.yaml:3: not valid YAML: the line is indented with a tab; use spaces"
+    assert cli("--config", "tab.yaml", "--check").error() == message
+    cli.write("many.yaml", "".join(f"key{number}: 1\n" for number in range(50_000)))
+    assert "; and 49,999 more: " in cli("--config", "many.yaml", "--check").error()
 
 
 def test_version(cli):

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inference.config import Override, load_config, parse_override
+from inference.config.run_modes import RUN_MODES
 from inference.errors import EXIT_USAGE, ConfigError
 
 
@@ -70,11 +71,11 @@ WRONG_VALUES = [
     ),
     (f"{MODEL}    num_layers: 2.0\n", "x.yaml:3: model.model_config.num_layers must be an integer, got 2.0"),
     (f"{MODEL}    num_layers: 0\n", "x.yaml:3: model.model_config.num_layers must be at least 1, got 0"),
-    (f"{MODEL}    theta: -1\n", "x.yaml:3: model.model_config.theta must be greater than 0, got -1"),
+    (f"{MODEL}    theta: -1\n", "x.yaml:3: model.model_config.theta must be at least 2, got -1"),
     (f"{MODEL}    theta: .inf\n", "x.yaml:3: model.model_config.theta must be a finite number, got inf"),
     (
-        f"{MODEL}    compute_dtype: fp16\n",
-        "x.yaml:3: model.model_config.compute_dtype must be 'float32', 'float16', 'bfloat16' or 'int8', got 'fp16'",
+        f"{MODEL}    compute_dtype: fp8\n",
+        "x.yaml:3: model.model_config.compute_dtype must be 'float32', 'float16', 'bfloat16' or 'int8', got 'fp8'",
     ),
     (
         f"{MODEL}    attn_proj_has_bias: True\n",
@@ -92,24 +93,23 @@ WRONG_VALUES = [
     ("output_dir: 7\n", "x.yaml:1: output_dir must be text (put it in quotes), got 7"),
     (
         "run_mode: train\n",
-        "x.yaml:1: run_mode must be one of predict, evaluate, convert, pipeline, got 'train'; "
+        f"x.yaml:1: run_mode must be one of {', '.join(RUN_MODES)}, got 'train'; "
         "this project runs models and does not train them",
     ),
     (
         "run_mode: eval\n",
-        "x.yaml:1: run_mode must be one of predict, evaluate, convert, pipeline, got 'eval'; "
-        "MindFormers' eval is evaluate here",
+        f"x.yaml:1: run_mode must be one of {', '.join(RUN_MODES)}, got 'eval'; MindFormers' eval is evaluate here",
     ),
     ("context: 3\n", "x.yaml:1: context must be a section, a mapping of keys, got 3"),
     ("model: []\n", "x.yaml:1: model must be a section, a mapping of keys, got []"),
-    ("serve: x\n", "x.yaml:1: serve must be a mapping of keys, got 'x'"),
+    ("serve: x\n", "x.yaml:1: serve must be a section, a mapping of keys, got 'x'"),
     (
         "context: {mode: true}\n",
         "x.yaml:1: context.mode must be 0 (GRAPH_MODE) or 1 (PYNATIVE_MODE), got true",
     ),
     (
-        "context:\n  device_target: cpu\n",
-        "x.yaml:2: context.device_target must be 'CPU', 'Ascend' or 'GPU', got 'cpu'",
+        "context:\n  device_target: tpu\n",
+        "x.yaml:2: context.device_target must be 'CPU', 'Ascend' or 'GPU', got 'tpu'",
     ),
     (
         "parallel: {parallel_mode: 9}\n",

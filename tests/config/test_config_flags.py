@@ -50,6 +50,8 @@ SAMPLES = {
     "--input_format": "csv",
     "--min_score": "exact_match=0.5",
     "--adapter": "support=./lora",
+    "--weight_dtype": "int8",
+    "--kv_cache_dtype": "float16",
     "--max_score": "perplexity=2",
     "--max_drop": "bleu=1",
 }

@@ -97,7 +97,8 @@ def test_nowhere_says_where_it_looked_and_what_to_do(monkeypatch: pytest.MonkeyP
     assert refusal("llama2_7b") == (
         "the model 'llama2_7b' was not found in home/llama2_7b, checkpoint_download/llama2_7b, "
         "and the Hugging Face repository meta-llama/Llama-2-7b-hf: ConnectionError: no route to host; "
-        "put its files into checkpoint_download/llama2_7b, or set pretrained_model_dir to their directory"
+        "put its files into checkpoint_download/llama2_7b, or set pretrained_model_dir to their directory; "
+        "behind a proxy set HTTPS_PROXY, for a mirror HF_ENDPOINT"
     )
 
 
@@ -151,3 +152,13 @@ def test_hub_id_of_the_file_is_not_that_of_a_model_named_by_a_flag() -> None:
 def test_name_that_only_the_config_knows(hub: list) -> None:
     config = load_config({"pretrained_model_dir": "mine", "model": {"hub_id": "me/mine"}})
     assert "the Hugging Face repository me/mine" in refusal("mine", config=config)
+
+
+def test_a_misspelt_preset_names_the_nearest() -> None:
+    assert "; did you mean 'demo'? Otherwise put its files into " in refusal("dmeo")
+
+
+def test_a_misspelt_gguf_file_names_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "tiny-q4.gguf").touch()
+    wrong = tmp_path / "tiny-q5.gguf"
+    assert refusal(str(wrong)) == f"there is no GGUF file {wrong}; did you mean '{tmp_path / 'tiny-q4.gguf'}'?"

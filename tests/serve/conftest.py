@@ -6,13 +6,12 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from demo_model import demo_config
 
-from inference.config import InferenceConfig, load_config
 from inference.generation.model import GenerativeModel
 from inference.serve.app import State
 from inference.serve.listen import Key, listen
@@ -53,22 +52,6 @@ class Served:
         return socket.create_connection(("127.0.0.1", self.port), timeout=60)
 
 
-def _demo_config(**sections: Any) -> InferenceConfig:
-    directory = Path(__file__).parents[2] / "inference" / "demo"
-    return load_config({"pretrained_model_dir": str(directory), **sections})
-
-
-@pytest.fixture(scope="session")
-def model(graph_mode: None) -> GenerativeModel:
-    config = _demo_config(predict_batch_size=16, engine={"kv_cache_memory": "32MiB"})
-    return GenerativeModel.from_config(config, say=print)
-
-
-@pytest.fixture(scope="session")
-def tokenizer(model: GenerativeModel) -> Tokenizer:
-    return model.source.tokenizer()
-
-
 Serve = Callable[..., Any]
 
 
@@ -78,7 +61,7 @@ def serve(model: GenerativeModel, tokenizer: Tokenizer) -> Serve:
 
     @contextmanager
     def run(key: str | None = None, **settings: Any) -> Iterator[Served]:
-        config = _demo_config(serve={"port": 0, "shutdown_seconds": 2, **settings}, predict_batch_size=16)
+        config = demo_config(serve={"port": 0, "shutdown_seconds": 2, **settings}, predict_batch_size=16)
         listener = listen(config)
         listener.key = Key(key) if key else None
         state = State(listener, config.serve.page)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Any
 
+import jsonschema
 import openai
 import pytest
 
@@ -170,3 +173,44 @@ def test_tokens_there_and_back(served, tokenizer) -> None:
         tokenizer.apply_chat_template(STORY, tokenize=False), add_special_tokens=False
     )
     assert served.post("/detokenize", {"tokens": [10**9]}).status_code == 400
+
+
+class TestForms:
+    SCHEMA: dict[str, Any] = {  # noqa: RUF012
+        "type": "object",
+        "properties": {"name": {"enum": ["Rex", "Bello"]}, "age": {"type": "integer", "minimum": 0, "maximum": 30}},
+        "required": ["name", "age"],
+        "additionalProperties": False,
+    }
+
+    @pytest.mark.parametrize("temperature", [0, 2])
+    def test_a_json_schema(self, client, temperature: float) -> None:
+        form = {"type": "json_schema", "json_schema": {"name": "dog", "schema": self.SCHEMA}}
+        settings = {"messages": STORY, "max_tokens": 200, "temperature": temperature, "seed": 1}
+        answer = client.chat.completions.create(model="demo", response_format=form, n=3, **settings)
+        for choice in answer.choices:
+            assert choice.finish_reason == "stop"
+            jsonschema.validate(json.loads(choice.message.content), self.SCHEMA)
+
+    def test_beside_others_and_to_the_token(self, client, llm) -> None:
+        """Rows with and without a form share a batch; all are as they are alone."""
+        prompts = ["Once upon a time", "The cat"]
+        rows: list[Any] = [{"prompt": prompt, "structured_outputs": {"regex": "[a-f ]{12}"}} for prompt in prompts]
+        texts = [completion.text for completion in llm.generate([*rows, *prompts], max_new_tokens=30)]
+        assert texts == [one(llm, row, max_new_tokens=30).text for row in [*rows, *prompts]]
+        assert all(re.fullmatch("[a-f ]{12}", text) for text in texts[:2])
+        more = {"structured_outputs": {"regex": "[a-f ]{12}"}}
+        assert (
+            client.completions.create(model="demo", prompt=prompts[0], max_tokens=30, extra_body=more).choices[0].text
+            == texts[0]
+        )
+
+    def test_a_form_that_cannot_be(self, client) -> None:
+        with pytest.raises(openai.BadRequestError, match="cannot be compiled"):
+            client.completions.create(model="demo", prompt="a", extra_body={"structured_outputs": {"regex": "("}})
+
+    def test_several_samples(self, client, llm) -> None:
+        answer = client.completions.create(model="demo", prompt="Once", n=3, temperature=1.5, seed=4, max_tokens=8)
+        expected = one(llm, "Once", n=3, temperature=1.5, seed=4, max_new_tokens=8)
+        assert [choice.text for choice in answer.choices] == [sample.text for sample in expected.samples]
+        assert len({choice.text for choice in answer.choices}) == 3 and answer.usage.prompt_tokens < 6

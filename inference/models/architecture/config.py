@@ -251,7 +251,7 @@ def read_model_config(values: Mapping[str, Any], family: Family, architecture: s
     layers = fields.integer("num_hidden_layers", reader=LAYERS)
     positions = _positions(fields, family)
     attention_bias = fields.flag("attention_bias", False)
-    every_bias = fields.flag("add_bias_linear", False)
+    every_bias = fields.flag("add_bias_linear", False) or fields.flag("use_bias", False)
     mlp_bias = fields.flag("mlp_bias", False) or every_bias
     context = context_length(fields)
     rope, local_rope = read_ropes(fields, family.local_rope, context)
@@ -272,7 +272,10 @@ def read_model_config(values: Mapping[str, Any], family: Family, architecture: s
         rope=rope,
         tie_embeddings=fields.flag("tie_word_embeddings", False),
         qkv_bias=fields.flag("qkv_bias", family.qkv_bias or attention_bias or every_bias),
-        output_bias=family.output_bias or every_bias or (attention_bias and family.attention_bias_on_output),
+        output_bias=family.output_bias
+        or every_bias
+        or fields.flag("attention_out_bias", False)
+        or (attention_bias and family.attention_bias_on_output),
         mlp_bias=family.mlp_bias or mlp_bias,
         down_bias=family.down_bias or mlp_bias,
         qk_norm=family.qk_norm or fields.flag("use_qk_norm", False),

@@ -34,6 +34,7 @@ OTHER_NAMES = {
     "add_qkv_bias": "qkv_bias",
     "layernorm_epsilon": "rms_norm_eps",
     "layer_norm_epsilon": "rms_norm_eps",
+    "norm_epsilon": "rms_norm_eps",
     "hidden_activation": "hidden_act",
     "activation_function": "hidden_act",
     "d_model": "hidden_size",

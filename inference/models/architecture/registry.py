@@ -58,6 +58,26 @@ GEMMA3 = replace(
     local_rope=True,
     defaults=_GEMMA_DEFAULTS | {"rope_theta": 1e6, "sliding_window_pattern": 6},
 )
+# The first Gemma has none of the later ones' further norms, windows and soft caps, and its own names are Llama's.
+GEMMA = Family(
+    "gemma",
+    scaled_embeddings=True,
+    attention_bias_on_output=True,
+    storage=Storage(norm_offset=1.0),
+    defaults={"head_dim": 256, "hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": True},
+)
+STARCODER2 = Family(
+    "starcoder2",
+    sliding="always",
+    gated=False,
+    layer_norm=True,
+    storage=Storage(tensor_names.STARCODER2),
+    defaults={"hidden_act": "gelu_pytorch_tanh", "use_bias": True, "tie_word_embeddings": True, "rms_norm_eps": 1e-5},
+)
+ERNIE4_5 = Family(
+    "ernie4_5", storage=Storage(pairs="neighbors"), defaults={"head_dim": 128, "tie_word_embeddings": True}
+)
+SEED_OSS = Family("seed_oss", defaults={"head_dim": 128, "attention_bias": True})
 GPT2 = Family(
     "gpt2",
     qkv_bias=True,
@@ -115,6 +135,10 @@ ARCHITECTURES: dict[str, Family] = {
     "Phi3ForCausalLM": PHI3,
     "Gemma2ForCausalLM": GEMMA2,
     "Gemma3ForCausalLM": GEMMA3,
+    "GemmaForCausalLM": GEMMA,
+    "Starcoder2ForCausalLM": STARCODER2,
+    "Ernie4_5ForCausalLM": ERNIE4_5,
+    "SeedOssForCausalLM": SEED_OSS,
     "GPT2LMHeadModel": GPT2,
     "TeleChat2ForCausalLM": TELECHAT2,
     "T5ForConditionalGeneration": T5,
@@ -161,6 +185,10 @@ ALIASES = {
     "Yi": "LlamaForCausalLM",
     "YiForCausalLM": "LlamaForCausalLM",
     "phi3": "Phi3ForCausalLM",
+    "gemma": "GemmaForCausalLM",
+    "starcoder2": "Starcoder2ForCausalLM",
+    "ernie4_5": "Ernie4_5ForCausalLM",
+    "seed_oss": "SeedOssForCausalLM",
     "gemma2": "Gemma2ForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM",
     "gpt2": "GPT2LMHeadModel",

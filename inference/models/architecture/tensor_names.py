@@ -142,6 +142,8 @@ GPT2: Names = (
     (r"\.output\.projection\.", ".mlp.down_proj."),
 )
 
+STARCODER2: Names = ((r"\.mlp\.c_fc\.", ".mlp.up_proj."), (r"\.mlp\.c_proj\.", ".mlp.down_proj."))
+
 TELECHAT: Names = (
     (r"^transformer\.word_embeddings\.", "model.embed_tokens."),
     (r"^transformer\.ln_f\.", "model.norm."),

@@ -1,0 +1,86 @@
+"""A conversation: messages, system prompt and settings, and the file that keeps them.
+
+Knows chats; knows nothing about models or terminals.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from inference.errors import InputError
+
+
+@dataclass
+class Conversation:
+    """What was said so far.
+
+    Args:
+        system: the system prompt; None for none.
+        settings: of generation, as `/set` changed them.
+    """
+
+    system: str | None = None
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def prompt(self) -> dict[str, Any]:
+        """The next answer's prompt, in the form of a row."""
+        head = [{"role": "system", "content": self.system}] if self.system else []
+        return {"messages": [*head, *self.messages], **self.settings}
+
+    def say(self, role: str, content: str) -> None:
+        """Adds a message."""
+        self.messages.append({"role": role, "content": content})
+
+    def take_back(self) -> str | None:
+        """Removes the last question and its answer; the question, None if there is none."""
+        while self.messages:
+            message = self.messages.pop()
+            if message["role"] == "user":
+                return str(message["content"])
+        return None
+
+    def save(self, path: Path) -> None:
+        """Writes the conversation.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        value = {"system": self.system, "messages": self.messages, "settings": self.settings}
+        try:
+            path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"{path} cannot be written ({error.strerror})") from None
+
+    @classmethod
+    def load(cls, path: Path) -> Conversation:
+        """Reads what `save` wrote.
+
+        Raises:
+            InputError: the file cannot be read, or is no conversation.
+        """
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(f"{path} cannot be read ({error.strerror})") from None
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path} is not JSON ({error})") from None
+        if not _is_conversation(value):
+            raise InputError(f"{path} is no conversation", "a file that /save wrote")
+        return cls(value.get("system"), list(value["messages"]), dict(value.get("settings") or {}))
+
+
+def _is_conversation(value: Any) -> bool:
+    messages = value.get("messages") if isinstance(value, Mapping) else None
+    if not isinstance(messages, list) or not isinstance(value.get("settings") or {}, Mapping):
+        return False
+    return isinstance(value.get("system"), (str, type(None))) and all(
+        isinstance(message, Mapping)
+        and isinstance(message.get("role"), str)
+        and isinstance(message.get("content"), str)
+        for message in messages
+    )
