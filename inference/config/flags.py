@@ -112,6 +112,13 @@ FLAGS: tuple[Flag, ...] = (
     Flag("--logit_bias", f"{_GENERATION}.logit_bias", str, "ID=NUMBER: added to logits.", _TEXT, multiple=True),
     Flag("--stop", f"{_GENERATION}.stop", str, "Text that ends an answer.", _TEXT, multiple=True),
     Flag("--ignore_eos", f"{_GENERATION}.ignore_eos", bool, "Go on past end-of-sequence tokens.", _TEXT),
+    Flag(
+        "--skip_special_tokens",
+        f"{_GENERATION}.skip_special_tokens",
+        bool,
+        "Leave special tokens out of answers.",
+        _TEXT,
+    ),
     Flag("--logprobs", f"{_GENERATION}.logprobs", int, "Report this many log probabilities.", _TEXT),
     Flag("--json_schema", f"{_GENERATION}.structured_outputs.json", str, "File of a JSON schema of answers.", _TEXT),
     Flag("--regex", f"{_GENERATION}.structured_outputs.regex", str, "Pattern of answers.", _TEXT),
@@ -120,6 +127,13 @@ FLAGS: tuple[Flag, ...] = (
         "--choice", f"{_GENERATION}.structured_outputs.choice", str, "Text that an answer may be.", _TEXT, multiple=True
     ),
     Flag("--chat", "processor.chat", bool, "Put prompts into the model's chat template.", _TEXT),
+    Flag(
+        "--chat_template_kwargs",
+        "processor.chat_template_kwargs",
+        str,
+        "Variables of the template: {enable_thinking: false}.",
+        _TEXT,
+    ),
     Flag(
         "--truncate",
         "engine.truncate",

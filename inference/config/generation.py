@@ -130,6 +130,7 @@ class GenerationSettings(Section):
     pad_token_id: TokenId = Field(None, description="Token that fills up short rows.")
     ignore_eos: bool = Field(False, description="Go on past tokens that end a sequence.")
     stop: Texts = Field((), description="Texts that end the answer when they appear: one or a list.")
+    skip_special_tokens: bool = Field(True, description="Leave special tokens out of the text of an answer.")
     seed: Seed | None = Field(None, description="Seed of sampling; every integer from 0 seeds.")
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = Field(
         None, description="Report log probabilities, with this many of the most likely tokens."

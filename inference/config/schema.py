@@ -166,6 +166,9 @@ class ProcessorSettings(Section):
     type: OptionalText = Field(None, description="MindFormers' processor class.")
     tokenizer: TokenizerSettings = Field(default_factory=TokenizerSettings, description="The tokenizer.")
     chat: bool = Field(False, description="Put each prompt into the model's chat template.")
+    chat_template_kwargs: Free | None = Field(
+        None, description="Variables of the chat template, such as enable_thinking; those of a row outrank them."
+    )
 
 
 class TrainerSettings(Section):

@@ -328,6 +328,7 @@ def make_encoder(
         decoder_start=source.model.decoder_start,
         adapters=source.adapters.numbers,
         adapter_ids=names if len(names) > 1 else (),
+        template_variables=settings.processor.chat_template_kwargs or {},
     )
 
 

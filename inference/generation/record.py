@@ -21,6 +21,10 @@ OUT_OF_MEMORY = "out_of_memory"
 DUPLICATE = "duplicate_id"
 
 
+# How models mark what they think before they answer (DeepSeek-R1, Qwen3 and others).
+THINK, END_OF_THINK = "<think>", "</think>"
+
+
 def _only_if_given() -> Any:
     """A field that JSON leaves out if it is None."""
     return field(default=None, metadata={"only_if_given": True})
@@ -55,7 +59,7 @@ class Completion:
         custom_id: name of the row, its number if it has no name.
         row: place of the row in the input, from 0.
         prompt: the prompt as the model saw it: of a chat the rendered template.
-        text: what `token_ids` decode to, without special tokens and without the stop string.
+        text: what `token_ids` decode to, without special tokens, the stop string and the reasoning.
         token_ids: every generated token, the one that ended the answer included.
         finish_reason: `stop`, `length`, or `error`.
         prompt_tokens: length of the prompt in tokens.
@@ -70,6 +74,7 @@ class Completion:
         logprobs: one entry a token of `token_ids`, if they were asked for.
         samples: every answer to the prompt, this one first, if several were asked for; each has what tells it apart.
         attempts: requests that a remote endpoint was sent for this row.
+        reasoning: what a chat model thought before it answered, if it marks that with <think>.
         value: the result of a model that does not answer in text (pipelines).
         input_digest: tells whether the row of the input is the same in a later run, if it has no name of its own.
     """
@@ -92,6 +97,7 @@ class Completion:
     logprobs: tuple[TokenLogprob, ...] | None = _only_if_given()
     samples: tuple[Completion, ...] | None = _only_if_given()
     attempts: int | None = _only_if_given()
+    reasoning: str | None = _only_if_given()
     value: Any = _only_if_given()
     input_digest: str | None = _only_if_given()
 
@@ -131,11 +137,12 @@ def completion_of(answer: Answer, model: str) -> Completion:
     """The record of a finished answer."""
     source, request = answer.source, answer.request
     timing = request.timing
+    reasoning, text = split_reasoning(answer.text, source.text) if source.is_chat else (None, answer.text)
     return Completion(
         custom_id=source.prompt.custom_id,
         row=source.row,
         prompt=source.text,
-        text=answer.text,
+        text=text,
         token_ids=tuple(request.output_ids),
         finish_reason=request.finish_reason.value if request.finish_reason else None,
         prompt_tokens=request.num_prompt_tokens,
@@ -149,7 +156,21 @@ def completion_of(answer: Answer, model: str) -> Completion:
         logprobs=None if source.generation.logprobs is None else tuple(request.logprobs),
         samples=tuple(completion_of(replace(item, samples=[]), model) for item in answer.samples) or None,
         input_digest=source.prompt.digest,
+        reasoning=reasoning,
     )
+
+
+def split_reasoning(text: str, prompt: str) -> tuple[str | None, str]:
+    """The reasoning and the answer in a chat model's text; the reasoning is None if the text does not begin with it.
+
+    Args:
+        prompt: the rendered chat; templates of some models begin the reasoning themselves.
+    """
+    begins = text.lstrip().startswith(THINK)
+    if not begins and not prompt.rstrip().endswith(THINK):
+        return None, text
+    thought, _, answer = (text.lstrip()[len(THINK) :] if begins else text).partition(END_OF_THINK)
+    return thought.strip(), answer.lstrip("\n")
 
 
 def failed_completion(

@@ -52,3 +52,45 @@ class StopMatcher:
                     longest = length
                     break
         return longest
+
+
+class HidingMatcher:
+    """A `StopMatcher` over text of which some, such as special tokens, is matched and never shown.
+
+    Args:
+        stops: as for `StopMatcher`.
+    """
+
+    def __init__(self, stops: Sequence[str] = ()):
+        self._matcher = StopMatcher(stops)
+        self._watches = any(stops)
+        # What the matcher has not let go yet: texts, and whether they are shown.
+        self._open: list[tuple[str, bool]] = []
+
+    @property
+    def matched(self) -> str | None:
+        return self._matcher.matched
+
+    def push(self, text: str, hidden: str = "") -> str:
+        """The text that can be shown now, of `text` and then `hidden`, which is not shown."""
+        if not self._watches:
+            return text
+        self._open += [(text, True), (hidden, False)]
+        return self._shown(len(self._matcher.push(text)) + len(self._matcher.push(hidden)))
+
+    def finish(self) -> str:
+        """What was held back and turned out to be no stop string."""
+        return self._shown(len(self._matcher.finish()))
+
+    def _shown(self, count: int) -> str:
+        """Of the next `count` characters those that are shown."""
+        shown = []
+        while count > 0:
+            text, is_shown = self._open.pop(0)
+            if len(text) > count:
+                self._open.insert(0, (text[count:], is_shown))
+                text = text[:count]
+            count -= len(text)
+            if is_shown:
+                shown.append(text)
+        return "".join(shown)

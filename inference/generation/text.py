@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from typing import Any
 
 from inference.config import GenerationConfig
 from inference.config.generation import sampling_setting
@@ -16,7 +17,7 @@ from inference.engine.constraint import TokenConstraint
 from inference.engine.engine import BaseEngine
 from inference.engine.request import FinishReason, Request
 from inference.errors import InferenceError, InputError
-from inference.generation.stop_strings import StopMatcher
+from inference.generation.stop_strings import HidingMatcher
 from inference.inputs.prompts import Prompt
 from inference.structured.structure import structure_of
 from inference.structured.vocabulary import vocabulary_of
@@ -107,6 +108,7 @@ class Encoder:
         notice: takes the settings of a row that is sampled only because of one of them.
         adapters: numbers of the adapters that a prompt may name.
         adapter_ids: names for the prompts that name none, in their order.
+        template_variables: what the chat template reads, beside the messages.
     """
 
     tokenizer: Tokenizer | None
@@ -118,6 +120,7 @@ class Encoder:
     decoder_start: int | None = None
     adapters: Mapping[str, int] = field(default_factory=dict)
     adapter_ids: Sequence[str] = ()
+    template_variables: Mapping[str, Any] = field(default_factory=dict)
     notice: Callable[[str], None] | None = None
 
     def encode_all(self, prompts: Iterable[Prompt]) -> list[EncodedPrompt]:
@@ -239,7 +242,9 @@ class Encoder:
             assert prompt.text is not None
             return prompt.text, self._checked(self.tokenizer.encode(prompt.text))
         messages = list(prompt.messages or [{"role": "user", "content": prompt.text}])
-        text = str(self.tokenizer.apply_chat_template(messages, tokenize=False))
+        variables = {**self.template_variables, **prompt.chat.get("chat_template_kwargs", {})}
+        given = {key: value for key, value in prompt.chat.items() if key != "chat_template_kwargs"}
+        text = str(self.tokenizer.apply_chat_template(messages, **{**variables, **given, "tokenize": False}))
         return text, self._checked(self.tokenizer.encode(text, add_special_tokens=False))
 
     def _checked(self, ids: list[int]) -> list[int]:
@@ -394,7 +399,8 @@ class AnswerRow:
 
     answer: Answer
     detokenizer: IncrementalDetokenizer
-    matcher: StopMatcher
+    matcher: HidingMatcher
+    hidden: Callable[[int], str]
     shown_tokens: int = 0
     taken_tokens: int = 0
 
@@ -405,8 +411,15 @@ class AnswerRow:
         """The row of a request that has no token yet."""
         # A continuation goes on from its prompt, so that the space before its first word is kept.
         context = source.ids if source.continues else ()
-        detokenizer = IncrementalDetokenizer(tokenizer, skip_special_tokens, context)
-        return cls(Answer(source, request), detokenizer, StopMatcher(source.generation.stop))
+        skips = skip_special_tokens and source.generation.skip_special_tokens
+        detokenizer = IncrementalDetokenizer(tokenizer, skips, context)
+        special = tokenizer.all_special_ids if skips else frozenset()
+
+        def hidden(token_id: int) -> str:
+            """The text of a token that answers are shown without."""
+            return tokenizer.token_bytes(token_id).decode("utf-8", "replace") if token_id in special else ""
+
+        return cls(Answer(source, request), detokenizer, HidingMatcher(source.generation.stop), hidden)
 
     @property
     def request(self) -> Request:
@@ -415,10 +428,12 @@ class AnswerRow:
     def advance(self, engine: BaseEngine) -> TextEvent:
         """Takes the request's new tokens."""
         request = self.answer.request
+        # With special tokens shown, the one that ended the answer is, too.
+        skips = self.answer.source.generation.skip_special_tokens
         first, text = self.taken_tokens == 0, ""
-        for token in request.answer_ids[self.shown_tokens :]:
+        for token in (request.answer_ids if skips else request.output_ids)[self.shown_tokens :]:
             self.shown_tokens += 1
-            text += self.matcher.push(self.detokenizer.push(token))
+            text += self.matcher.push(self.detokenizer.push(token), self.hidden(token))
             if self.matcher.matched is not None:
                 # Tokens that were guessed rightly after the stop string would not be there without the guess.
                 engine.cut(request, self.shown_tokens)

@@ -16,7 +16,9 @@ from inference.errors import ConfigError, InputError, did_you_mean
 from inference.inputs.messages import normal_messages
 from inference.inputs.openai_rows import settings_and_prompt
 
-ROW_KEYS = ("custom_id", "prompt", "messages", "body")
+# What a row may say about the template of its chat.
+CHAT_KEYS = ("tools", "chat_template_kwargs", "continue_final_message", "add_generation_prompt")
+ROW_KEYS = ("custom_id", "prompt", "messages", "body", *CHAT_KEYS)
 
 
 class RowError(InputError):
@@ -39,6 +41,7 @@ class Prompt:
         custom_id: the row's name in the output.
         where: what to name in errors, such as `prompts.jsonl:3`.
         settings: generation settings of this row alone.
+        chat: what the chat template is given, by the names of `CHAT_KEYS`.
         digest: of the row as it stands in its file, if the row has no name of its own.
     """
 
@@ -48,6 +51,7 @@ class Prompt:
     token_ids: tuple[int, ...] | None = None
     messages: tuple[Mapping[str, Any], ...] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    chat: Mapping[str, Any] = field(default_factory=dict)
     digest: str | None = None
 
 
@@ -136,7 +140,23 @@ def _prompt(row: Mapping[str, Any], where: str, custom_id: str) -> Prompt:
         accepted = "give either 'prompt' (text or token ids) or 'messages'"
         raise InputError(f"{where}: {'both prompt and messages' if given else 'no prompt'} in this row", accepted)
     text, ids, messages = _content(row, where)
-    return Prompt(custom_id, where, text, ids, messages, settings)
+    return Prompt(custom_id, where, text, ids, messages, settings, chat=_chat(row, where))
+
+
+def _chat(row: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """What a row says about the template of its chat."""
+    given = {key: row[key] for key in CHAT_KEYS if row.get(key) is not None}
+    tools, variables = given.get("tools"), given.get("chat_template_kwargs", {})
+    if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, Mapping) for tool in tools)):
+        raise InputError(f"{where}: tools must be a list of objects", 'such as {"type": "function", "function": {...}}')
+    if not isinstance(variables, Mapping) or not all(isinstance(name, str) for name in variables):
+        raise InputError(f"{where}: chat_template_kwargs must be an object", 'such as {"enable_thinking": false}')
+    for key in ("continue_final_message", "add_generation_prompt"):
+        if not isinstance(given.get(key, False), bool):
+            raise InputError(f"{where}: {key} must be true or false")
+    if given.get("continue_final_message") and given.get("add_generation_prompt"):
+        raise InputError(f"{where}: continue_final_message and add_generation_prompt exclude each other", "give one")
+    return given
 
 
 def _content(row: Mapping[str, Any], where: str) -> tuple[str | None, tuple[int, ...] | None, tuple | None]:

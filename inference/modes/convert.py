@@ -6,6 +6,7 @@ from pathlib import Path
 
 from inference.api.backend import check_backend
 from inference.checkpoint.gguf_names import GGUF_KEYS
+from inference.checkpoint.open import GGUF_SUFFIX
 from inference.config import InferenceConfig
 from inference.context import check_device
 from inference.errors import ConfigError, TokenizerError
@@ -17,6 +18,28 @@ from inference.modes.call import Call
 from inference.modes.check import check_run
 from inference.terminal.output import load_progress, say
 from inference.tokenizer.gguf_tokenizer import read_gguf_tokenizer
+
+# What transformers' AutoConfig goes by, which a GGUF file does not have: by the architecture's class.
+MODEL_TYPES = {
+    "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "mistral",
+    "MixtralForCausalLM": "mixtral",
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
+    "Qwen2MoeForCausalLM": "qwen2_moe",
+    "Qwen3MoeForCausalLM": "qwen3_moe",
+    "Gemma2ForCausalLM": "gemma2",
+    "Gemma3ForCausalLM": "gemma3_text",
+    "Phi3ForCausalLM": "phi3",
+    "GPT2LMHeadModel": "gpt2",
+    "InternLM2ForCausalLM": "internlm2",
+    "Glm4ForCausalLM": "glm4",
+    "GlmForCausalLM": "glm",
+    "Glm4MoeForCausalLM": "glm4_moe",
+    "DeepseekV2ForCausalLM": "deepseek_v2",
+    "DeepseekV3ForCausalLM": "deepseek_v3",
+    "T5ForConditionalGeneration": "t5",
+}
 
 
 def run(call: Call) -> int:
@@ -40,7 +63,7 @@ def convert(config: InferenceConfig, force: bool = False) -> Path:
     if not pairs or source.packed is not None:
         raise ConfigError("there is nothing to convert: the weights are random or packed already", "give a checkpoint")
     weight_format = weight_format_of(source, pairs)
-    target = Path(config.output_dir) / f"{source.name}-{weight_format.value}"
+    target = Path(config.output_dir) / f"{source.name.removesuffix(GGUF_SUFFIX)}-{weight_format.value}"
     check_converted(target, force)
     say_what_becomes_of(pairs, weight_format, say)
     try:
@@ -51,6 +74,9 @@ def convert(config: InferenceConfig, force: bool = False) -> Path:
         say(f"{error}: the slower packer is used")
         from inference.kernels.formats import pack_into
     own = {key: value for key, value in source.own_config.items() if key not in GGUF_KEYS}
+    named = own.get("architectures") or [None]
+    if "model_type" not in own and named[0] in MODEL_TYPES:
+        own["model_type"] = MODEL_TYPES[named[0]]
     write_converted(
         parts,
         own,

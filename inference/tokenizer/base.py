@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from inference.errors import InputError, TokenizerError
-from inference.tokenizer.chat import choose_template, render_chat
+from inference.tokenizer.chat import choose_template, end_with_message, render_chat
 from inference.tokenizer.joining import Joining
 from inference.tokenizer.tokenizer_config import TOKEN_NAMES, TokenizerConfig
 
@@ -285,6 +285,7 @@ class Tokenizer(ABC):
         *,
         chat_template: str | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        continue_final_message: bool = False,
         **variables: Any,
     ) -> str | list[int]:
         """The text of a chat, or its ids.
@@ -295,6 +296,7 @@ class Tokenizer(ABC):
             add_generation_prompt: end with the start of the assistant's answer.
             chat_template: a template, or the name of one of the tokenizer's own, instead of the default.
             tools: JSON schemas of functions, for templates that know them.
+            continue_final_message: end with the text of the last message, so that the answer continues it.
             variables: anything else that the template reads, such as `enable_thinking`.
 
         Raises:
@@ -306,8 +308,15 @@ class Tokenizer(ABC):
         text = render_chat(
             template,
             messages,
-            {**special, "tools": tools, "add_generation_prompt": add_generation_prompt, **variables},
+            {
+                **special,
+                "tools": tools or None,
+                "add_generation_prompt": add_generation_prompt and not continue_final_message,
+                **variables,
+            },
         )
+        if continue_final_message:
+            text = end_with_message(text, messages[-1])
         return self.encode(text, add_special_tokens=False) if tokenize else text
 
     def _template(self, given: str | None, has_tools: bool) -> str:

@@ -8,6 +8,7 @@ templates.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
@@ -18,6 +19,12 @@ from inference.tokenizer.template_sandbox import add_filter, make_environment, r
 
 if TYPE_CHECKING:
     from jinja2 import Environment, Template
+
+
+# A template that tells a text from parts, or goes through the parts.
+_READS_PARTS = re.compile(
+    r"content('\]|\"\])?\s+is\s+(not\s+)?(string|iterable|sequence)|in\s+\w+(\.content|\[.content.\])\s*[-+]?%}"
+)
 
 
 def choose_template(templates: Mapping[str, str], name: str | None, has_tools: bool) -> str:
@@ -45,10 +52,48 @@ def render_chat(template: str, messages: Sequence[Mapping[str, Any]], variables:
     """
     check_messages(messages)
     try:
-        return render(_compiled(template), {"messages": list(messages), **variables})
+        return render(_compiled(template), {"messages": _as_read(template, messages), **variables})
     # A template can raise anything, as any code can; MemoryError and RecursionError are Exceptions too.
     except Exception as error:
         raise TokenizerError(f"the chat template failed: {type(error).__name__}: {error}") from error
+
+
+def _as_read(template: str, messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The messages as a template reads them: without content that is null, and with parts joined unless it does that.
+
+    A template would write a content of null, which goes with tool calls, as the word "None".
+    """
+    reads_parts = _READS_PARTS.search(template) is not None
+    found = []
+    for message in messages:
+        content = message.get("content")
+        if "content" in message and content is None:
+            message = {**message, "content": ""}
+        elif isinstance(content, list) and not reads_parts:
+            message = {**message, "content": "".join(part["text"] for part in content)}
+        found.append(message)
+    return found
+
+
+def end_with_message(text: str, message: Mapping[str, Any]) -> str:
+    """A rendered chat without what the template puts behind its last message.
+
+    Raises:
+        InputError: the last message has no text, or the template does not write it as it is.
+    """
+    content = message.get("content")
+    if isinstance(content, list):
+        content = content[-1].get("text") if content else None
+    if not isinstance(content, str) or not content.strip():
+        raise InputError("continue_final_message needs a last message with text", "give the start of the answer")
+    at = text.rfind(content)
+    if at >= 0:
+        return text[: at + len(content)]
+    # Templates often strip a message.
+    at = text.rfind(content.strip())
+    if at < 0:
+        raise InputError("the chat template changes the last message, so that it cannot be continued")
+    return text[: at + len(content.strip())]
 
 
 def check_messages(messages: Any) -> None:

@@ -72,6 +72,27 @@ def read_gguf_tokenizer(path: Path, settings: Mapping[str, Any], usual_class: st
     return JsonTokenizer(stored.backend, config, path)
 
 
+def gguf_settings(path: Path) -> dict[str, Any]:
+    """What a file says of template, special tokens, bos and eos, as a tokenizer_config.json has it."""
+    file = open_gguf(path)
+    tokens = file.get("tokenizer.ggml.tokens") or []
+    own = _own_settings(file, tokens)
+    rule = PRE_TOKENIZERS.get(file.get("tokenizer.ggml.pre", ""))
+    if own["add_bos_token"] is None and rule is not None:
+        own["add_bos_token"] = rule.add_bos
+    return {key: value for key, value in own.items() if value is not None}
+
+
+def _own_settings(file: GgufFile, tokens: list[str]) -> dict[str, Any]:
+    named = {name: tokens[token_id] for name, token_id in _ids(file).items() if 0 <= token_id < len(tokens)}
+    return {
+        **named,
+        "add_bos_token": file.get("tokenizer.ggml.add_bos_token"),
+        "add_eos_token": file.get("tokenizer.ggml.add_eos_token"),
+        "chat_template": file.get("tokenizer.chat_template"),
+    }
+
+
 def write_gguf_tokenizer(path: Path, target: Path) -> None:
     """Writes a file's tokenizer into the directory `target`, as tokenizer.model or tokenizer.json with its config.
 
@@ -83,7 +104,9 @@ def write_gguf_tokenizer(path: Path, target: Path) -> None:
         (target / "tokenizer.model").write_bytes(stored.model)
     else:
         (target / "tokenizer.json").write_text(stored.backend.to_str(), encoding="utf-8")
-    own = {key: value for key, value in stored.own.items() if value is not None}
+    # transformers' AutoTokenizer goes by the class.
+    kind = "PreTrainedTokenizerFast" if stored.model is None else "LlamaTokenizer"
+    own = {"tokenizer_class": kind, **{key: value for key, value in stored.own.items() if value is not None}}
     text = json.dumps(own, indent=2, ensure_ascii=False)
     (target / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
 
@@ -103,14 +126,7 @@ def _read(file: GgufFile) -> _Stored:
             f"read are {', '.join(MODELS)}; give --processor.tokenizer.tokenizer_file the model's tokenizer.json",
         )
     types = file.get("tokenizer.ggml.token_type") or [NORMAL] * len(tokens)
-    own: dict[str, Any] = {
-        name: tokens[token_id] for name, token_id in _ids(file).items() if 0 <= token_id < len(tokens)
-    }
-    own |= {
-        "add_bos_token": file.get("tokenizer.ggml.add_bos_token"),
-        "add_eos_token": file.get("tokenizer.ggml.add_eos_token"),
-        "chat_template": file.get("tokenizer.chat_template"),
-    }
+    own = _own_settings(file, tokens)
     if model in SENTENCEPIECE:
         # llama.cpp puts the space that begins a text after a special token too, as Llama 2's tokenizer.json does.
         own["legacy"] = True

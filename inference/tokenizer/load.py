@@ -16,7 +16,7 @@ from inference.tokenizer.json_tokenizer import read_json_tokenizer
 from inference.tokenizer.pre_tokenizers import PRE_TOKENIZERS
 from inference.tokenizer.sentencepiece_tokenizer import read_sentencepiece
 from inference.tokenizer.tiktoken_file import is_tiktoken, read_tiktoken
-from inference.tokenizer.tokenizer_config import TokenizerConfig, read_tokenizer_config
+from inference.tokenizer.tokenizer_config import TOKEN_NAMES, TokenizerConfig, read_tokenizer_config
 
 # Settings that name a file.
 FILE_KEYS = ("tokenizer_file", "vocab_file")
@@ -54,11 +54,19 @@ def load_tokenizer(
 def _loaded(directory: str | Path | None, settings: Mapping[str, Any], usual_class: str | None) -> Tokenizer:
     root = None if directory is None else Path(directory)
     if root is not None and root.suffix == GGUF_SUFFIX and root.is_file():
-        if not any(settings.get(key) for key in FILE_KEYS):
-            from inference.tokenizer.gguf_tokenizer import read_gguf_tokenizer
+        from inference.tokenizer.gguf_tokenizer import gguf_settings, read_gguf_tokenizer
 
+        if not any(settings.get(key) for key in FILE_KEYS):
             return read_gguf_tokenizer(root, settings, usual_class)
-        root = root.parent
+        # Another vocabulary, with the file's own template and those of its special tokens that are in it.
+        bare = load_tokenizer(root.parent, settings=settings, usual_class=usual_class)
+        own = {
+            key: value
+            for key, value in gguf_settings(root).items()
+            if key not in TOKEN_NAMES or bare.token_to_id(value) is not None
+        }
+        given = {key: value for key, value in settings.items() if value is not None}
+        return load_tokenizer(root.parent, settings={**own, **given}, usual_class=usual_class)
     path = _named_file(root, settings) or _found_file(root)
     is_json, beside = path.suffix == ".json", _config_directory(path, root)
     if is_json or is_tiktoken(path):

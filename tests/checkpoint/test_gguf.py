@@ -281,6 +281,10 @@ def test_settings_and_another_tokenizer_win(tmp_path) -> None:
     assert load_tokenizer(path, settings={"chat_template": "x"}).config.chat_templates == {"default": "x"}
     other = GOLDENS / "tokenizers" / "spm" / "tokenizer.model"
     assert len(load_tokenizer(path, settings={"vocab_file": str(other)})) == len(load_tokenizer(other.parent))
+    named = load_tokenizer(path, settings={"tokenizer_file": str(directory / "tokenizer.json")})
+    assert named.chat_template == original.chat_template
+    assert (named.eos_token_id, named.pad_token_id) == (original.eos_token_id, original.pad_token_id)
+    assert named.config.add_bos_token is False
     assert source_of(path).generation.eos_token_id == (original.eos_token_id,)
     assert len(AutoTokenizer.from_pretrained(path)) == len(original)
     both = {"pretrained_model_dir": str(path), "load_checkpoint": str(directory)}
