@@ -158,9 +158,7 @@ class BackgroundEngine:
                 self.cancel(request)
 
     async def stream_async(self, row: Row[Event]) -> AsyncGenerator[Event, None]:
-        """Yields the events of one row, in an event loop. Closing the iterator or cancelling its task cancels the
-        row.
-        """
+        """Yields the events of one row in an event loop. Closing the iterator or cancelling its task cancels the row."""
         import asyncio
 
         loop = asyncio.get_running_loop()
@@ -237,9 +235,7 @@ class BackgroundEngine:
 
 @cache
 def _running() -> weakref.WeakSet[BackgroundEngine]:
-    """Returns the engines that may have a thread. The first call registers an exit handler, which stops them before
-    MindSpore shuts down.
-    """
+    """Returns the engines that may have a thread. The first call registers their stop, to run before MindSpore ends."""
     engines: weakref.WeakSet[BackgroundEngine] = weakref.WeakSet()
 
     def stop() -> None:

@@ -20,8 +20,7 @@ class TokenConstraint(Protocol):
     """
 
     def allowed(self) -> np.ndarray | None:
-        """Returns the tokens that may come next: bool [N], N at most the vocabulary's size; ids from N on are
-        forbidden.
+        """Returns which tokens may come next: bool [N], N at most the vocabulary's size. Ids from N on may not.
 
         None allows every token. The end-of-sequence tokens are ordinary tokens here: allow one where the answer may
         end.

@@ -130,9 +130,7 @@ class BaseEngine(ABC):
             self.metrics.completion_tokens -= dropped
 
     def advance(self, row: Row[Event]) -> Event | None:
-        """Returns a row's event for its new tokens; None if the row has failed, with the reason in its request's
-        `error`.
-        """
+        """Returns a row's event for its new tokens; None if it has failed, with the reason in its request's `error`."""
         if row.request.error is None:
             try:
                 return row.advance(self)
@@ -163,8 +161,7 @@ class Engine(BaseEngine):
         model: computes the logits of a step.
         max_sequences: the most rows in a step.
         max_batch_tokens: the most tokens in a step; longer prompts are split into chunks.
-        prefix_cache: requests with a common prefix share its blocks, also with requests of earlier engines on the
-        model.
+        prefix_cache: requests with a common prefix share its blocks, even those of earlier engines.
         metrics: counts the work done.
         lookup: guess tokens from the row's own text; this does not change answers.
 

@@ -35,9 +35,7 @@ class Percentiles:
         self.greatest = max(self.greatest, other.greatest)
 
     def percentile(self, percent: float) -> float | None:
-        """Returns the time that `percent` of all times do not exceed (nearest rank), within 0.5 %; None without
-        times.
-        """
+        """Returns the time that `percent` of all do not exceed (nearest rank), within 0.5 %; None without times."""
         rank = max(math.ceil(self.count * percent / 100), 1)
         for bucket in sorted(self._counts):
             rank -= self._counts[bucket]

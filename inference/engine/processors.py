@@ -220,9 +220,7 @@ def _bar_suppressed_at_begin(scores: np.ndarray, request: Request) -> None:
 
 
 def _begins(request: Request) -> bool:
-    """Returns whether the next token is the first one that is not forced: the first, or the second after a forced
-    one.
-    """
+    """Returns whether the next token is the first one that is not forced."""
     forced = request.generation.forced_bos_token_id is not None and len(request.prompt_ids) == 1
     return len(request.output_ids) == int(forced)
 

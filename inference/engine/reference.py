@@ -9,9 +9,7 @@ from inference.models.step import SequenceStep, StepBatch
 
 
 def generate(model: StepModel, request: Request) -> list[int]:
-    """Returns the answer's token ids, including the one that ends it. Uses the cache as scratch memory within a
-    step.
-    """
+    """Returns the answer's token ids, including the one that ends it. Uses the cache only within a step."""
     generation = request.generation
     blocks = range(1, model.num_blocks)
     model.blocks.forget()

@@ -34,9 +34,7 @@ class FinishReason(str, Enum):
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """Natural log probability of a chosen token, before any sampling filter, and the likeliest tokens at its
-    position.
-    """
+    """Natural log probability of a chosen token, before any sampling filter, and those of the likeliest tokens."""
 
     token_id: int
     logprob: float

@@ -46,9 +46,7 @@ def choose(logits: np.ndarray, request: Request) -> int:
 
 
 def needs_logits(request: Request, ahead: int = 0) -> bool:
-    """Returns whether choosing the next token, or one of the `ahead` after it, takes more than the row's largest
-    logit.
-    """
+    """Returns whether the next token, or one of the `ahead` after it, takes more than its row's largest logit."""
     generation = request.generation
     if not generation.greedy or generation.logprobs is not None or request.constraint is not None:
         return True
@@ -139,9 +137,7 @@ def _above_eta(probabilities: np.ndarray, epsilon: float) -> np.ndarray:
 
 
 def _kept(weights: np.ndarray, ahead: np.ndarray, whole: float, generation: GenerationConfig) -> int:
-    """Returns how many of the likeliest tokens top-p and min-p keep; `ahead` holds the running sums of their
-    weights.
-    """
+    """Returns how many of the likeliest tokens top-p and min-p keep; `ahead` is the running sum of their weights."""
     # A token with a logit of -inf cannot be chosen, whatever top_k is.
     kept = (weights >= generation.min_p) & (weights > 0)
     if generation.top_p < 1:

@@ -73,9 +73,7 @@ class StepCost:
         self.sums = [0.98 * total + term for total, term in zip(self.sums, terms, strict=True)]
 
     def share_of_token(self, tokens: int) -> float:
-        """Returns the time of one more token as a share of a step of `tokens`; 0 until steps of different sizes were
-        timed.
-        """
+        """Returns the time of one more token as a share of a step of `tokens`; 0 while all steps had the same size."""
         count, x, xx, y, xy = self.sums
         spread = count * xx - x * x
         if count < 2 or spread < 1e-6 * max(xx, 1.0):
@@ -125,9 +123,7 @@ class Speculation:
         return guessed[:length]
 
     def _worthwhile(self, share: float, rows: int) -> int:
-        """Returns how many guessed tokens pay off: a right one saves the row's part of a step; each costs its own
-        time.
-        """
+        """Returns how many guessed tokens pay off: a right one saves its row's part of a step; each one costs time."""
         price = self.cost.share_of_token(rows) * rows
         length, chance = 0, share
         while length < LONGEST and chance > max(price, 0.15):
