@@ -158,7 +158,7 @@ class BackgroundEngine:
                 self.cancel(request)
 
     async def stream_async(self, row: Row[Event]) -> AsyncGenerator[Event, None]:
-        """Yields the events of one row in an event loop. Closing the iterator or cancelling its task cancels the row."""
+        """Yields one row's events in an event loop. Closing the iterator or cancelling its task cancels the row."""
         import asyncio
 
         loop = asyncio.get_running_loop()
