@@ -82,7 +82,7 @@ class LoadedModel:
             notes: receives the records of answers as they arrive.
 
         Raises:
-            ConfigError: an unknown setting.
+            ConfigError: a setting is unknown.
         """
         llm = self._llm
         encoder = llm.model.encoder(llm.tokenizer, **(settings or {}))

@@ -21,7 +21,7 @@ from inference.generation.ranks import load
 from inference.terminal.output import say
 from inference.tokenizer import Tokenizer, load_tokenizer
 
-# Keys that a caller may set beside those of the model and of generation, and their paths in a config.
+# Keys that a caller may set besides those of the model and of generation, and their paths in a config.
 _ELSEWHERE = {
     "checkpoint_name_or_path": "load_checkpoint",
     "load_checkpoint": "load_checkpoint",

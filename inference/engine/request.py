@@ -72,7 +72,7 @@ class Request:
         min_new_tokens: the fewest tokens before an end-of-sequence token may be chosen.
         seed: the seed of sampling. The engine derives it from the settings' seed, the row and the sample, or draws one.
         adapter: its number in the model; 0 for none.
-        cache_key: what keys and values depend on beside the tokens, such as the adapter; requests with different
+        cache_key: what keys and values depend on besides the tokens, such as the adapter; requests with different
             cache keys share no blocks.
         source_ids: token ids that the encoder reads; None for models without one.
         row: its index in the run; part of its seed, so that equal prompts get different samples.

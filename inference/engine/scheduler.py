@@ -129,7 +129,7 @@ class Scheduler:
     def _add_guesses(self, planned: list[Scheduled], budget: int) -> int:
         """Adds guesses to decoding rows, with blocks and tokens that no other row needs; returns the budget left."""
         assert self.guess is not None
-        # A step with prompt tokens is compute-bound already: guesses would not be nearly free.
+        # A step with prompt tokens is compute-bound already, so guesses would cost time.
         if any(item.count > 1 for item in planned):
             return budget
         for item in planned:

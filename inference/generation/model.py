@@ -205,7 +205,7 @@ class GenerativeModel:
             one another, as in transformers.
 
         Raises:
-            ConfigError: an unknown setting.
+            ConfigError: a setting is unknown.
             InputError: a prompt is empty or does not fit the context.
         """
         try:
@@ -289,7 +289,7 @@ def check_no_fork() -> None:
     """Refuses to load a model in a fork of a process that has loaded one.
 
     Raises:
-        InferenceError: this process is such a fork.
+        InferenceError: this process is a fork of one that loaded a model.
     """
     if not _loaded_in:
         _loaded_in.append(os.getpid())

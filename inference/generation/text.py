@@ -108,7 +108,7 @@ class Encoder:
         notice: called with the setting that makes a row sampled without do_sample.
         adapters: numbers of the adapters that a prompt may name.
         adapter_ids: adapter names for the prompts that name none, in the order of the prompts.
-        template_variables: variables of the chat template, beside the messages.
+        template_variables: variables of the chat template, besides the messages.
     """
 
     tokenizer: Tokenizer | None

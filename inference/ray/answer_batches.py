@@ -34,8 +34,8 @@ ASKED = ("prompt", "messages", "custom_id")
 class AnswerBatches:
     """Answers the rows of a batch.
 
-    Adds the columns `text`, `finish_reason`, `prompt_tokens`, `completion_tokens`, `total_seconds`, `model` and
-    `error`.
+    Adds the columns `text`, `finish_reason`, `prompt_tokens`, `completion_tokens`, `total_seconds`, `model`
+    and `error`.
 
     A row needs a column `prompt` or `messages`. A row that cannot be answered gets the reason in `error` and no text;
     it raises no exception, so Ray does not retry the batch. Each actor loads the model once and uses as many threads as
@@ -62,7 +62,7 @@ class AnswerBatches:
         self._model: LoadedModel | None = None
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Answer a batch, a mapping of columns. Keeps the order and number of rows.
+        """Answer a batch, a mapping of columns. Keep the order and number of rows.
 
         Raises:
             InputError: there is no column of prompts, or the batch already has a column that would be added.
