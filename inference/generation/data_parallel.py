@@ -4,8 +4,8 @@ Rank 0 gives each row to the replica with the most room, and collects all answer
 answers the rows that it receives.
 
 Messages from rank 0: `open` (load the model, with a KV cache for so many positions), `rows`, `end`. From the others:
-`ready`, `events`, `failed`, `figures`. Knows channels and engines; knows nothing about files, or the ranks of a
-replica.
+`ready`, `events`, `failed`, `figures`. Knows channels and engines; knows nothing about files or the ranks
+of a replica.
 """
 
 from __future__ import annotations

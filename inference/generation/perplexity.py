@@ -133,7 +133,7 @@ def _nats_of_parts(model: StepModel, group: Sequence[Continuation], steps: Seque
 
 
 def _negative_log_likelihood(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Computes logits [n, vocabulary], targets [n] -> nats [n]."""
+    """Computes nats [n] from logits [n, vocabulary] and targets [n]."""
     largest = logits.max(axis=1, keepdims=True)
     total = np.log(np.exp(logits - largest).sum(axis=1)) + largest[:, 0]
     return total - logits[np.arange(len(targets)), targets]

@@ -25,7 +25,7 @@ from inference.tokenizer import IncrementalDetokenizer, Tokenizer
 
 # The fewest tokens to keep of a truncated prompt, even if the answer then has less room.
 MINIMUM_KEPT = 16
-# Requests that wait in the engine beside the running ones, so that a row that ends is replaced at once.
+# How many requests wait in the engine besides the running ones, so that a row that ends is replaced at once.
 WAITING = 4
 
 
