@@ -57,7 +57,7 @@ class Admission:
 
 
 def check_client(request: Request, listener: Listener) -> None:
-    """Rejects a client without the key. If no key is needed, rejects cross-site requests from foreign web pages.
+    """Rejects a client without the key. If no key is needed, rejects foreign web pages that use DNS rebinding.
 
     Raises:
         RequestError: status 401 or 403.

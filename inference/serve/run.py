@@ -50,7 +50,7 @@ class HttpServer:
             server_header=False,
             backlog=BACKLOG,
             timeout_keep_alive=KEEP_ALIVE,
-            # Reserve the last second for cancelled requests to finish.
+            # Allow at least one second, so that cancelled requests can finish.
             timeout_graceful_shutdown=max(1, round(patience)),
         )
         config.load()

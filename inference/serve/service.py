@@ -46,7 +46,7 @@ class Service:
 
     @property
     def models(self) -> Mapping[str, str]:
-        """Returns the adapter by the model name that clients use; "" for the base model."""
+        """Adapter by the model name that clients use; "" for the base model."""
         return {**{name: name for name in self.encoder.adapters}, **dict.fromkeys(self.names, "")}
 
     async def in_thread(self, work: Callable[..., Result], *arguments: object) -> Result:
