@@ -145,8 +145,9 @@ class Client:
         return RemoteFailure(kind, message, tries, response.status), self._asked(response, pause)
 
     def _asked(self, response: Response, pause: float) -> float:
-        """Return the seconds to wait: as many as the endpoint asks for, else `pause`. If it asks, all other requests
-        wait too.
+        """Return the seconds to wait: as many as the endpoint asks for, else `pause`.
+
+        If the endpoint asks for a wait, all other requests wait too.
         """
         asked = retry_after(response.retry_after)
         if asked is None:

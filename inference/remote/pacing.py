@@ -54,8 +54,9 @@ class RateLimit:
 
 
 def backoff(attempt: int, first: float, longest: float, draw: Callable[[], float] = random.random) -> float:
-    """Return the seconds to wait before a retry: exponential in `attempt` (from 0), times a random factor between 1/2
-    and 1, so that rows that failed together are not retried together.
+    """Return the seconds to wait before a retry: exponential in `attempt` (from 0), with random jitter.
+
+    The random factor between 1/2 and 1 keeps rows that failed together from being retried together.
     """
     return min(first * 2.0 ** min(attempt, 60), longest) * (0.5 + 0.5 * draw())
 

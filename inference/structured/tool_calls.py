@@ -58,9 +58,7 @@ def _json_call(item: Any) -> Call | None:
 
 
 def _mistral_calls(text: str) -> list[Call]:
-    """Parses `[{"name", "arguments"}, ...]`; later models use `NAME[ARGS]{...}`, optionally with `[CALL_ID]`
-    between.
-    """
+    """Parses `[{"name", "arguments"}, ...]`, or `NAME[ARGS]{...}` of later models, optionally with `[CALL_ID]`."""
     listed = json_calls(text)
     if listed:
         return listed

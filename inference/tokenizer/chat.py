@@ -58,8 +58,7 @@ def render_chat(template: str, messages: Sequence[Mapping[str, Any]], variables:
 
 
 def _as_read(template: str, messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Returns the messages as the template expects them: without null content, and with parts joined unless the
-    template joins them itself.
+    """Prepares messages for the template: drops null content, and joins parts unless the template reads parts.
 
     A template would render the null content of a message with tool calls as the word "None".
     """

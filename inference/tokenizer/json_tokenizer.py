@@ -177,9 +177,7 @@ class _Decoder:
         return Joining(self.lead, mark_each_byte=self.byte_fallback)
 
     def to_bytes(self, token: str) -> bytes:
-        """Returns the bytes of one token: decoded from its byte-level spelling, or after all steps have been
-        applied.
-        """
+        """Returns the bytes of one token, by its byte-level spelling or by applying all steps."""
         if self.byte_level:
             return _byte_level(token)
         for step in self.steps:
@@ -243,8 +241,9 @@ def _fallback_byte(token: str) -> str | bytes:
 
 
 def _byte_level_alphabet() -> dict[str, int]:
-    """Maps each character of byte-level BPE (GPT-2) to its byte: a printable byte is spelled as itself, the others are
-    spelled as characters from U+0100 on.
+    """Maps each character of byte-level BPE (GPT-2) to its byte.
+
+    A printable byte is spelled as itself; the others are spelled as characters from U+0100 on.
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(printable)]

@@ -1,6 +1,6 @@
-"""Reads a tokenizer's config files (tokenizer_config.json, special_tokens_map.json, added_tokens.json and chat
-templates) and applies the settings of a MindFormers YAML on top.
+"""Reads a tokenizer's config files and applies the settings of a MindFormers YAML on top.
 
+The files are tokenizer_config.json, special_tokens_map.json, added_tokens.json and chat templates.
 Knows the file formats of transformers 4 and 5; knows nothing about vocabularies.
 """
 
@@ -54,10 +54,10 @@ class TokenizerConfig:
 def read_tokenizer_config(
     directory: Path, settings: Mapping[str, Any], usual_class: str | None = None
 ) -> TokenizerConfig:
-    """Reads the config files in `directory`; `settings` (keys as in tokenizer_config.json, None if unset) override
-    them.
+    """Reads the config files in `directory`.
 
     Args:
+        settings: override the files; keys as in tokenizer_config.json, None if unset.
         usual_class: default tokenizer class, if neither files nor settings name one.
 
     Raises:
@@ -180,8 +180,9 @@ def _added_token(value: Mapping[str, Any], path: Path) -> AddedToken:
 
 
 def _chat_templates(directory: Path, given: Mapping[str, Any], merged: Mapping[str, Any], path: Path) -> dict[str, str]:
-    """Returns templates by name, in order of precedence: settings, chat_template.jinja, tokenizer_config.json,
-    chat_template.json.
+    """Returns templates by name.
+
+    Order of precedence: settings, chat_template.jinja, tokenizer_config.json, chat_template.json.
     """
     if "chat_template" in given:
         return _named_templates(given["chat_template"], path)
