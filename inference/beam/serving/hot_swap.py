@@ -68,8 +68,8 @@ class Trial:
 
     Args:
         rows: prompts that it must answer, as for `MindSporeModelHandler`. A mapping may have a `reference`, which the
-            answer must equal, except for blanks at its ends.
-        judge: given the records of the answers, returns why the model is no good, or None.
+            answer must equal, apart from surrounding whitespace.
+        judge: takes the records of the answers; returns why the model is rejected, or None to accept it.
     """
 
     rows: Sequence[Any] = ()
