@@ -272,7 +272,7 @@ class _Split(beam.DoFn):
 
 
 def our_handler(handler: ModelHandler) -> MindSporeModelHandler | None:
-    """Our handler, unwrapped from Beam's wrappers; None if there are several, it is not ours, or it has no model."""
+    """Our handler, unwrapped from Beam's wrappers; None if there are several, it is not ours, or it has no config."""
     while handler is not None and not isinstance(handler, MindSporeModelHandler):
         handler = getattr(handler, "_unkeyed", None) or getattr(handler, "_base", None)
     return handler if handler is not None and handler.has_model else None

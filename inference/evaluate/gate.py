@@ -28,8 +28,7 @@ class Gate:
         at_least: lower bounds of scores.
         at_most: upper bounds of scores.
         max_drop: how much worse than the other model a score may be, in whichever direction is worse. The drop is
-        measured
-            at the better bound of the difference's interval, so that only a significant drop fails.
+            measured at the better bound of the difference's interval, so that only a significant drop fails.
     """
 
     at_least: Mapping[str, float] = field(default_factory=dict)

@@ -45,9 +45,7 @@ _WORDS = re.compile(r"\s+|\S+")
 
 @dataclass(frozen=True)
 class Marked:
-    """A text with its differences from another one marked: words that the other lacks, and positions of missing
-    words.
-    """
+    """A text with its differences from another one marked: extra words, and positions of missing words."""
 
     text: str
     other: str

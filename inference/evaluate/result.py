@@ -28,9 +28,7 @@ Differences = dict[str, dict[str, Difference]]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How intervals are computed: from `samples` resamplings, a share `confidence` of which lies within the
-    interval.
-    """
+    """How to compute intervals: each contains the share `confidence` of `samples` resamplings."""
 
     samples: int = 1000
     confidence: float = 0.95

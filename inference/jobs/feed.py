@@ -47,7 +47,7 @@ class Feed:
 
     Args:
         encode: encodes a prompt; raises InferenceError if it cannot be used.
-        ahead: most rows to read ahead.
+        ahead: maximum number of rows to read ahead.
         done: rows to skip.
 
     Attributes:

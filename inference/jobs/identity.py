@@ -28,7 +28,7 @@ SAMPLE = 4096
 # Number of tokens whose bytes are hashed, and a text that most tokenizers split differently.
 TOKENS = 4096
 TEXT = "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich. 日本語 🙂 x += 1234567890\n\t"
-# Most bytes read of a file's first line.
+# Maximum number of bytes read from a file's first line.
 HEAD = 64 << 10
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from inference.terminal.progress import clock
 
-# Most points in a course; beyond that, every other point is dropped.
+# Maximum number of points in a course; beyond that, every other point is dropped.
 POINTS = 1000
 
 

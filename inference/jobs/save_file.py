@@ -28,7 +28,7 @@ from inference.terminal.signals import WRITING
 
 Identity = Mapping[str, Any]
 FORMAT = 1
-# More rows than any input has.
+# Row numbers are below this; no input has as many rows.
 GREATEST_ROW = 1 << 62
 # In bytes; no sidecar of ours is this long.
 LARGEST_SIDECAR = 16 << 20
@@ -422,9 +422,7 @@ def _read_records(path: Path, retry: bool) -> tuple[DoneRows, int, bool]:
 
 
 def _tidy(path: Path, ordered: bool) -> None:
-    """Rewrites a save file of whole lines: keeps the newest record of each row, in the place of the oldest or
-    sorted.
-    """
+    """Rewrites a save file: keeps the newest record of each row, sorted or in the place of the oldest."""
     newest = NumberTable(-1)  # byte offset of the newest record of each row
     with path.open("rb") as file, path.open("rb") as copied:
         place, last, is_tidy = 0, -1, True

@@ -18,7 +18,7 @@ from inference.jobs.records import RENDERERS, Result
 from inference.jobs.save_file import Appender, SaveFile
 from inference.terminal.signals import WRITING
 
-# Most rows that may be open in ordered output, as a multiple of the rows that run at once.
+# Maximum number of open rows in ordered output, as a multiple of the rows that run at once.
 WAITING = 16
 
 
@@ -91,7 +91,7 @@ class AnswerWriter:
     Args:
         form: text, json or mindformers.
         model: name of the model in records.
-        rows_at_once: most rows that run at once.
+        rows_at_once: maximum number of rows that run at once.
         ordered: write records in the order of the rows; text and mindformers always do.
         stream: print text as it is generated (text only).
         echo: include the prompts.
@@ -151,7 +151,7 @@ class AnswerWriter:
         self._finish(failed.row, failed)
 
     def flush(self) -> None:
-        """Writes all records that are due to the kernel; `commit` brings them to the disk.
+        """Hands all due records to the kernel; `commit` brings them to the disk.
 
         Raises:
             InferenceError: they could not be written; whole records stay.

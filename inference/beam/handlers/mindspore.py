@@ -58,9 +58,8 @@ class MindSporeModelHandler(PromptHandler, ModelHandler[Any, PredictionResult, S
         max_batch_duration_secs: longest time that a row may wait for others, across bundles.
         max_batch_weight: maximum total weight of a batch's rows.
         element_size_fn: returns the weight of an element; by default the number of its prompt's tokens.
-        batch_length_fn: returns the length of an element, to batch rows of similar length; by default the number of its
-        prompt's
-            tokens, if boundaries are given.
+        batch_length_fn: returns the length of an element, to batch rows of similar length; by default the number of
+            its prompt's tokens, if boundaries are given.
         batch_bucket_boundaries: lengths at which buckets begin.
         large_model: share one model between all processes of a machine.
         model_copies: number of models per machine.

@@ -29,9 +29,7 @@ class PromptHandler:
         return self._named or self.namespace
 
     def get_num_bytes(self, batch: Sequence[Any]) -> int:
-        """The size of the batch's prompts, bytes. If any element is not a prompt, return Beam's own size of the
-        batch.
-        """
+        """Size of the batch's prompts, bytes; Beam's own size of the batch if any element is not a prompt."""
         sizes = [num_bytes(example) for example in self._examples(batch)]
         known = [size for size in sizes if size is not None]
         return sum(known) if len(known) == len(sizes) else int(super().get_num_bytes(batch))  # type: ignore[misc]

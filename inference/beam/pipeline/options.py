@@ -39,8 +39,8 @@ def pipeline_options(given: Sequence[str], unchecked: Sequence[str], known_flags
     _check_values(given)
     options = PipelineOptions([*given, *unchecked])
     if runner_name(options) in LOCAL:
-        # Without this option, the local runner would first try to download the binary of another runner. No trigger is
-        # used here.
+        # This option keeps the local runner in this process. Without it, the runner would first try to download the
+        # binary of another runner. No trigger is used here.
         options.view_as(TypeOptions).allow_unsafe_triggers = True
         # Its workers write to this terminal.
         if not any(word.partition("=")[0] == LOG_LEVEL for word in given):

@@ -247,7 +247,7 @@ def _check_read(plan: Plan, rows: int) -> None:
 
 
 def _is_no_stop(record: logging.LogRecord) -> bool:
-    """Log filter: False for the traceback of too many failures, which is reported in one line at the end."""
+    """Log filter: False for a TooManyFailuresError, which is reported in one line at the end."""
     said = record.exc_info[1] if record.exc_info else None
     return not isinstance(said, TooManyFailuresError) and TooManyFailuresError.__name__ not in record.getMessage()
 

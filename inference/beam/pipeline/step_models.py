@@ -1,7 +1,7 @@
 """The model handler of a step, and the functions that make its examples and its answers.
 
 Knows the three kinds of handlers: this project's, a remote endpoint, and any class by its dotted path. Dotted paths
-come from the user's own config, so importing them is safe.
+come from the user's own config, so they are trusted.
 """
 
 from __future__ import annotations
