@@ -58,8 +58,7 @@ class StoredTensor:
 
     Args:
         window: for a tensor that is some columns of a stored one: the first column, the last + 1, and the number
-        stored. The
-            segments then cover whole rows.
+            stored. The segments then cover whole rows.
         is_part: the bytes around it in the file are not needed, so the system should not read ahead.
     """
 

@@ -251,7 +251,11 @@ def _locate(config: InferenceConfig) -> tuple[Path | None, Path | None]:
 
 
 def _model_directory(config: InferenceConfig, checkpoint: Path | None) -> Path | None:
-    """Returns the weights' own directory if it has a config.json, or a GGUF file, before anything the YAML names."""
+    """Returns where the model's files are: beside the weights if they come with a config.json, else where the YAML
+    says.
+
+    A GGUF file is a whole model, so it is returned itself.
+    """
     if checkpoint is not None and is_gguf(checkpoint):
         return checkpoint
     if checkpoint is not None and is_file(_directory_of(checkpoint) / CONFIG_FILE):

@@ -97,8 +97,7 @@ class LeadingRunner:
         Raises:
             PeerLostError: a follower is gone.
             InferenceError: this rank's part failed; the followers wait for it in the middle of the step, so none of
-            them
-                can continue.
+                them can continue.
         """
         for channel in self._links.followers:
             channel.send(STEP, batch.fields())
