@@ -52,9 +52,7 @@ _PART = re.compile(r"(.*-)(\d{5})(-of-)(\d{5})(\.gguf)")
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """A tensor: its file, its type as a number and a name, its shape (rows first) and where its bytes lie in the
-    file.
-    """
+    """A tensor: its file, its type as a number and a name, its shape (rows first) and the bytes it has in the file."""
 
     path: Path
     name: str

@@ -251,10 +251,9 @@ def _locate(config: InferenceConfig) -> tuple[Path | None, Path | None]:
 
 
 def _model_directory(config: InferenceConfig, checkpoint: Path | None) -> Path | None:
-    """Returns where the model's files are: beside the weights if they come with a config.json, else where the YAML
-    says.
+    """Returns the directory of the model's files: that of the weights if it has a config.json, else the YAML's.
 
-    A GGUF file is a whole model, so it is returned itself.
+    A GGUF file is returned itself, because it is a whole model.
     """
     if checkpoint is not None and is_gguf(checkpoint):
         return checkpoint

@@ -173,8 +173,8 @@ class StepResult:
 
     @classmethod
     def of_logits(cls, logits: np.ndarray, batch: StepBatch, first_token: int = 0) -> StepResult:
-        """Builds the result from all logits [R, vocabulary], or from a part of the vocabulary that starts at
-        `first_token`.
+        """Builds the result from logits [R, vocabulary], or from those of a part of the vocabulary from
+        `first_token` on.
         """
         # A NaN makes the row's maximum NaN. A token with -inf cannot be chosen; the row fails only if all are -inf.
         value = logits.max(axis=1)

@@ -188,7 +188,7 @@ class Family:
     """What differs between families that share the decoder block.
 
     Args:
-        qkv_bias, output_bias, mlp_bias, down_bias: biases that the family always has, whatever the config says.
+        qkv_bias, output_bias, mlp_bias, down_bias: biases that the family always has, regardless of the config.
         attention_bias_on_output: `attention_bias` also adds a bias to the output projection.
         sliding: which layers may have a window: none (never), all (always), those that the config's switches choose
             (optional), or all but every n-th (pattern).
@@ -368,8 +368,9 @@ BAICHUAN1_VOCABULARY = 64000
 
 
 def _intermediate_size(fields: Fields, hidden: int) -> int:
-    """Returns the given size, a multiple of `hidden`, or Llama's: 2/3 of 4 * hidden, scaled, a multiple of
-    `multiple_of`.
+    """Returns the given size, or a multiple of `hidden`, or Llama's size.
+
+    Llama's is 2/3 of 4 * hidden, scaled, and rounded up to a multiple of `multiple_of`.
     """
     if fields.get("intermediate_size") is not None:
         return fields.integer("intermediate_size", reader=WIDTH)
@@ -385,8 +386,9 @@ def _intermediate_size(fields: Fields, hidden: int) -> int:
 
 
 def _windows(fields: Fields, family: Family, layers: int) -> tuple[int | None, ...]:
-    """Returns each layer's window, from `layer_types` if given, else (before transformers 4.53) `max_window_layers` or
-    a pattern.
+    """Returns each layer's window.
+
+    `layer_types` decides if it is given; before transformers 4.53, `max_window_layers` or a pattern did.
     """
     slides = family.sliding in ("always", "pattern")
     slides = slides or (family.sliding == "optional" and fields.flag("use_sliding_window", False))

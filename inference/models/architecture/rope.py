@@ -70,16 +70,12 @@ def _linear(rope: RopeConfig, size: int) -> np.ndarray:
 
 
 def _ntk(rope: RopeConfig, size: int) -> np.ndarray:
-    """NTK-aware scaling (bloc97 2023): change the base to stretch the longest wave by `factor` and keep the
-    shortest.
-    """
+    """NTK-aware scaling (bloc97 2023): the new base stretches the longest wave by `factor` and keeps the shortest."""
     return _frequencies(rope.theta * rope.factor ** (size / (size - 2)), size)
 
 
 def _dynamic(rope: RopeConfig, size: int) -> np.ndarray:
-    """Dynamic NTK scaling (emozilla 2023): stretch as much as the length needs; not at all up to the original
-    context.
-    """
+    """Dynamic NTK (emozilla 2023): stretch as much as the length needs; not at all up to the original context."""
     length = max(rope.length, rope.original_max_positions)
     stretch = rope.factor * length / rope.original_max_positions - (rope.factor - 1)
     return _frequencies(rope.theta * stretch ** (size / (size - 2)), size)

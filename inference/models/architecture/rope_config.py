@@ -155,8 +155,8 @@ def _factors(fields: Fields, scaling: Fields, key: str) -> tuple[float, ...]:
 def _stretched(rope: RopeConfig, fields: Fields, scaling: Fields, context: int) -> RopeConfig:
     """Sets NTK scaling from a given factor, or from the length by the rule of TeleChat and MindFormers.
 
-    The rule: for n - 1 doublings of the length (rounded up), the factor is 2^n - 1, and cosine and sine grow by a tenth
-    of its logarithm.
+    The rule: for n - 1 doublings of the length (rounded up), the factor is 2^n - 1. Cosine and sine grow by a tenth of
+    the logarithm of length / trained length.
     """
     if scaling.get("factor") is not None:
         return rope

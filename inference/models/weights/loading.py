@@ -165,9 +165,9 @@ class Destination:
     Args:
         array: writable; plain float32 rows, or packed uint8 in `memory`'s format.
         memory: the format that the array is packed in; None for plain rows.
-        precision: the format to which the values are rounded. Packing rounds them anyway; plain memory stores the
-        values
-            after rounding to `precision`, so that stock operators compute with the same weights.
+        precision: the format to which the values are rounded. Packing rounds them anyway; plain memory stores them
+        after
+            rounding to `precision`, so that stock operators compute with the same weights.
         pack_into: function that packs rows.
     """
 
@@ -245,9 +245,7 @@ class Destination:
             self.pack_into(values, self.memory, self.array, first_row)
 
     def _read(self, tensor: StoredTensor, place: TensorPlace) -> np.ndarray:
-        """Reads the tensor's values, or its raw elements if the memory has the same 16-bit type and needs no
-        conversion.
-        """
+        """Reads the tensor's values, or its raw elements if the memory has the same 16-bit type."""
         memory = self.memory
         if memory and tensor.dtype == memory.value and memory.item_size == 2 and not place.is_computed:
             elements = np.empty(tensor.shape, np.uint16)
@@ -301,9 +299,7 @@ def formats_of(config: AnyConfig, weight_format: Format) -> dict[str, Format]:
 
 
 def memory_layout(shape: tuple[int, ...], memory: Format | None) -> tuple[str, tuple[int, ...]]:
-    """Returns (type, shape) of a parameter of this shape in memory: packed in `memory` for matrices, else plain
-    float32.
-    """
+    """Returns (type, shape) of a parameter in memory: packed in `memory` for matrices, else plain float32."""
     if memory is None or len(shape) == 1:
         return Format.FLOAT32.value, shape
     return PACKED, memory.shape(*shape)

@@ -89,7 +89,7 @@ class Adapter:
     """An adapter for a model: its additions, by the tensors' names as in Hugging Face's Llama.
 
     Args:
-        name: by which rows ask for it.
+        name: the name by which rows select it.
         path: its directory.
     """
 
@@ -208,9 +208,7 @@ def _as_stored(rows: np.ndarray, place: TensorPlace) -> np.ndarray:
 
 
 def as_published(config: AnyConfig) -> AnyConfig:
-    """Returns the config with the tensor layout that its family publishes; GGUF and some MindFormers files reorder
-    rows.
-    """
+    """Returns the config with its family's published tensor layout; GGUF and some MindFormers files reorder rows."""
     if not isinstance(config, ModelConfig):
         return config
     usual = ARCHITECTURES[config.architecture].storage
@@ -298,7 +296,7 @@ def read_adapter(name: str, path: Path, config: AnyConfig) -> Adapter:
     """Opens an adapter of a model; reads only the headers of its tensor files.
 
     Args:
-        name: by which rows ask for it.
+        name: the name by which rows select it.
         path: a directory written by PEFT's `save_pretrained`.
         config: the config of the model that it was trained for.
 
@@ -406,7 +404,7 @@ class PeftConfig:
         return default
 
     def check_targets(self, modules: Sequence[str]) -> None:
-        """Checks the stored modules against `target_modules`: a list of names or endings of names, or a regular
+        """Checks the stored modules against `target_modules`: a list of names or their endings, or a regular
         expression.
 
         Like PEFT, ignores names that match no module, because such lists are often written for several families.

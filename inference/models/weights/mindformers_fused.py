@@ -29,7 +29,7 @@ CHUNK = 1 << 22
 
 @dataclass(frozen=True, kw_only=True)
 class PickedTensor(StoredTensor):
-    """Some rows of a tensor: of every `period` rows, the `count` rows from `offset` on."""
+    """Some rows of a tensor: `count` rows from `offset` on in every `period` rows."""
 
     whole: StoredTensor
     period: int

@@ -74,7 +74,7 @@ class JoinedTensor(StoredTensor):
     """The rows of two tensors, joined in one.
 
     Args:
-        parts: the two tensors.
+        parts: the two tensors; their axes after the first are equal.
         order: for each row, its index in the rows of the first part followed by those of the second.
     """
 

@@ -297,9 +297,7 @@ def _experts_places(hidden: int, experts: ExpertsConfig, mlp: str, stored: Conta
 
 
 def _mindformers_experts(prefix: str, count: int, hidden: int, width: int) -> Iterator[TensorPlace]:
-    """Yields all experts as two tensors, each expert transposed: [count * hidden, 2 * width], [count * width,
-    hidden].
-    """
+    """Yields two tensors of all experts, each transposed: [count * hidden, 2 * width] and [count * width, hidden]."""
     shapes = (count * 2 * whole_panels(width), hidden), (count * whole_panels(hidden), width)
     takes = partial(mindformers_gate_up, experts=count), partial(mindformers_down, experts=count)
     stored = (count * hidden, 2 * width), (count * width, hidden)
