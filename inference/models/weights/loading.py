@@ -166,8 +166,7 @@ class Destination:
         array: writable; plain float32 rows, or packed uint8 in `memory`'s format.
         memory: the format that the array is packed in; None for plain rows.
         precision: the format to which the values are rounded. Packing rounds them anyway; plain memory stores them
-        after
-            rounding to `precision`, so that stock operators compute with the same weights.
+            after rounding to `precision`, so that stock operators compute with the same weights.
         pack_into: function that packs rows.
     """
 

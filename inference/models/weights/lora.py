@@ -137,7 +137,7 @@ class Adapter:
 
         Raises:
             CheckpointError: the whole model lacks a tensor that the adapter changes, or the rank's checkpoint has it
-            fused.
+                fused.
         """
         published = replace(shard, model=as_published(shard.model))
         self._check(tensor_places(published.model, self.parts))
@@ -404,8 +404,7 @@ class PeftConfig:
         return default
 
     def check_targets(self, modules: Sequence[str]) -> None:
-        """Checks the stored modules against `target_modules`: a list of names or their endings, or a regular
-        expression.
+        """Checks the stored modules against `target_modules`: a list of names or their endings, or an expression.
 
         Like PEFT, ignores names that match no module, because such lists are often written for several families.
 

@@ -53,7 +53,7 @@ class Scheme:
         bits: bits per weight.
         group_size: columns that share a scale; None for whole rows.
         block: rows and columns that share a scale, for 8-bit floats; None for one scale per row or for the whole
-        matrix.
+            matrix.
     """
 
     method: str

@@ -506,7 +506,7 @@ def check_split(config: AnyConfig, size: int, weight_format: Format | None, wher
 
     Raises:
         ConfigError: the model cannot be split; names the first size that fails and the nearest numbers of ranks that
-        work.
+            work.
     """
     if size == 1:
         return
