@@ -173,7 +173,7 @@ class StepResult:
 
     @classmethod
     def of_logits(cls, logits: np.ndarray, batch: StepBatch, first_token: int = 0) -> StepResult:
-        """Builds the result from logits [R, vocabulary], or from those of the vocabulary's part from `first_token` on."""
+        """Builds the result from logits [R, vocabulary], or those of a part of the vocabulary from `first_token` on."""
         # A NaN makes the row's maximum NaN. A token with -inf cannot be chosen; the row fails only if all are -inf.
         value = logits.max(axis=1)
         best = np.where(np.isfinite(value), logits.argmax(axis=1) + first_token, -1)
