@@ -502,7 +502,7 @@ def check_split(config: AnyConfig, size: int, weight_format: Format | None, wher
 
     Args:
         weight_format: format of the weights in memory; None if it is not known.
-        where: the file to name in the error.
+        where: the setting to name in the error.
 
     Raises:
         ConfigError: the model cannot be split; names the first size that fails and the nearest numbers of ranks that
