@@ -58,7 +58,7 @@ class Input {
     for (int64_t k = begin; k < end; k += BLOCK) interleave(piece / parts(), k);
   }
 
-  // Of a tile.
+  // Tokens of a tile.
   int size(int64_t index) const { return index + 1 < tiles ? tile : last_; }
 
   // A token's original values.
