@@ -162,7 +162,7 @@ class RankGroup:
     Args:
         memory: `group_bytes` bytes shared by all ranks, initially zero; None to use `connections`.
         connections: file descriptors of a leader's sockets to its followers in rank order, or of a follower's socket
-           to its leader.
+            to its leader.
     """
 
     def __init__(self, rank: int, size: int, memory: np.ndarray | None, connections: Sequence[int] = ()):

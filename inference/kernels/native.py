@@ -130,7 +130,7 @@ class AdapterTable:
     """The adapters' additions to a matrix: a LoraTable and everything that it points to.
 
     Attributes:
-       address: of the table; 0 if nothing is added. The holder of the address must keep this object alive.
+        address: of the table; 0 if nothing is added. The holder of the address must keep this object alive.
     """
 
     def __init__(self, weight: Weight | None):

@@ -26,8 +26,8 @@ class Machine:
     """The best of several passes.
 
     Args:
-       bandwidth: bytes per second that all threads together read.
-       flops: float32 operations per second of all threads; a multiply-add counts as two.
+        bandwidth: bytes per second that all threads together read.
+        flops: float32 operations per second of all threads; a multiply-add counts as two.
     """
 
     bandwidth: float

@@ -30,10 +30,10 @@ class Peer:
     """A third-party program.
 
     Args:
-       title: its name in tables.
-       packages: packages that its interpreter must be able to import.
-       dtypes: the weight formats that it supports.
-       install: what to install if it is missing.
+        title: its name in tables.
+        packages: packages that its interpreter must be able to import.
+        dtypes: the weight formats that it supports.
+        install: what to install if it is missing.
     """
 
     title: str
@@ -150,7 +150,7 @@ def prepare(case: Case, say: Callable[[str], None]) -> None:
     """Create the file that a peer reads, if it is missing or older than the checkpoint.
 
     Raises:
-       CallError: it cannot be created.
+        CallError: it cannot be created.
     """
     for call in case.calls:
         if "file" not in call.job:

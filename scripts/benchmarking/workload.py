@@ -43,9 +43,9 @@ class Run:
     """The result of one run.
 
     Args:
-       first: seconds until every row had its first token.
-       rate: tokens/s of all rows together after that, while all were running; 0 if there were no further tokens.
-       ids: the new ids of each row.
+        first: seconds until every row had its first token.
+        rate: tokens/s of all rows together after that, while all were running; 0 if there were no further tokens.
+        ids: the new ids of each row.
     """
 
     first: float
