@@ -74,6 +74,11 @@ class StoredTensor:
         """Bytes of its elements."""
         return math.prod(self.shape) * ITEM_SIZES[self.dtype]
 
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes that hold the tensor, as the files' headers say."""
+        return sum(segment.size for segment in self.segments)
+
     def read_into(self, out: np.ndarray) -> None:
         """Copies the tensor into `out`, a C-contiguous float32 array with as many elements, converting as it goes."""
         flat = out.reshape(-1)

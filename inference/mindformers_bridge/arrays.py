@@ -17,6 +17,10 @@ class ArrayTensor(StoredTensor):
 
     array: np.ndarray
 
+    @property
+    def stored_bytes(self) -> int:
+        return self.array.nbytes
+
     def read_into(self, out: np.ndarray) -> None:
         np.copyto(out.reshape(self.shape), self.array)
 

@@ -275,6 +275,8 @@ class _Generation:
         """Settings for `generate`: it may stop at tokens that end every row; the engine handles everything else."""
         settings = [row.generation for row in self._rows]
         ends = [set() if given.ignore_eos else set(given.eos_token_id) for given in settings]
+        # The batch is set up once, for its last token too: a penalty applies only after the first.
+        chosen_here = any(needs_logits(row, ahead=row.max_new_tokens) for row in self._rows)
         return {
             "max_new_tokens": max(row.max_new_tokens for row in self._rows),
             "eos_token_id": sorted(set.intersection(*ends)),
@@ -285,7 +287,7 @@ class _Generation:
             "repetition_penalty": 1.0,
             "renormalize_logits": False,
             "return_dict_in_generate": False,
-            "logits_processor": [self._choose] if any(needs_logits(row) for row in self._rows) else None,
+            "logits_processor": [self._choose] if chosen_here else None,
         }
 
     def _choose(self, input_ids: Any, logits: Any) -> Any:

@@ -17,7 +17,7 @@ from inference.beam.pipeline.progress import Standing, Work
 from inference.beam.pipeline.row_state import RowState
 from inference.beam.pipeline.steps import graph_of
 from inference.config.schema import PipelineSettings
-from inference.jobs.progress import ProgressLine
+from inference.terminal.progress import ProgressLine
 
 LOUD = {"steps": {"loud": {"handler": "pipeline_handlers.Shout"}}}
 

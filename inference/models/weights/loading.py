@@ -58,7 +58,7 @@ def check_sizes(checkpoint: Checkpoint, config: AnyConfig, path: Path) -> None:
             f"{path} does not fit the config: it holds {len(checkpoint)} tensors, and the config says "
             f"{config.num_layers} layers"
         )
-    size = sum(segment.size for tensor in checkpoint.values() for segment in tensor.segments)
+    size = sum(tensor.stored_bytes for tensor in checkpoint.values())
     # No format takes less than a bit for a weight.
     if config.num_parameters > 8 * size:
         raise CheckpointError(
