@@ -86,7 +86,8 @@ _MODEL_CONFIG = _words("""
     length_penalty_weight initializer_factor
     is_encoder_decoder is_decoder attn_implementation _attn_implementation use_mrope rope_interleaved
     output_attentions output_hidden_states return_dict output_router_logits num_labels
-    resid_pdrop embd_pdrop attn_pdrop embedding_dropout summary_type summary_use_proj summary_activation
+    resid_pdrop embd_pdrop attn_pdrop embedding_dropout residual_dropout
+    summary_type summary_use_proj summary_activation
     summary_proj_to_labels summary_first_dropout task_specific_params n_ctx reorder_and_upcast_attn
     gradient_checkpointing z_loss_weight cache_implementation chunk_size_feed_forward
     _sliding_window_pattern logn masked_softmax_fusion flash_attn skip_bias_add skip_bias_add_qkv slow_but_exact
@@ -176,6 +177,7 @@ RENAMED: dict[KeyPath, KeyPath] = {
     (*MODEL, "n_head"): (*MODEL, "num_attention_heads"),
     (*MODEL, "layernorm_epsilon"): (*MODEL, "rms_norm_eps"),
     (*MODEL, "layer_norm_epsilon"): (*MODEL, "rms_norm_eps"),
+    (*MODEL, "norm_epsilon"): (*MODEL, "rms_norm_eps"),
     (*MODEL, "rotary_base"): (*MODEL, "rope_theta"),
     (*MODEL, "init_method_std"): (*MODEL, "initializer_range"),
     (*MODEL, "layernorm_compute_dtype"): (*MODEL, "layernorm_compute_type"),

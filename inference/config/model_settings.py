@@ -77,11 +77,13 @@ class ModelSettings(Section):
     rms_norm_eps: Epsilon | None = Field(None, description="Added to the mean square in RMSNorm.")
     qkv_has_bias: bool | None = Field(None, description="Bias in the query, key and value projections.")
     attention_bias: bool | None = Field(None, description="Bias in the attention projections.")
+    attention_out_bias: bool | None = Field(None, description="Bias in the attention output projection (Seed-OSS).")
     use_qk_norm: bool | None = Field(None, description="Norm of each head's query and key.")
     mlp_bias: bool | None = Field(None, description="Bias in the feed-forward projections.")
     tie_word_embeddings: bool | None = Field(None, description="Output layer shares the embedding's weights.")
     bias: bool | None = Field(None, description="Bias in the attention projections (InternLM 2).")
     add_bias_linear: bool | None = Field(None, description="Bias in every projection.")
+    use_bias: bool | None = Field(None, description="Bias in every projection (StarCoder2, ERNIE 4.5).")
     query_pre_attn_scalar: Positive | None = Field(
         None, description="Scores are divided by its root; head_dim if unset."
     )

@@ -249,6 +249,8 @@ def _format_of(value: str, given: str | None) -> str | None:
     told = format_of_name(value)
     if told is not None:
         return given or told
+    # Before anything asks for a path: that of an empty text is the working directory.
+    check_text(value, "--predict_data")
     path = Path(value)
     # A value that looks like a path and exists is hardly meant as a prompt.
     if files.exists(path) and (path.suffix or "/" in value or path.is_dir()):
@@ -262,7 +264,6 @@ def _format_of(value: str, given: str | None) -> str | None:
             f"--predict_data: {value} is a file, but none of {', '.join(SUFFIXES)}",
             "say what it is with --input_format, or give it through -",
         )
-    check_text(value, "--predict_data")
     return None
 
 
