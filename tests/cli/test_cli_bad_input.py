@@ -24,7 +24,6 @@ model:
 
 FLAGS = [
     (["--predict_btach_size", "3"], "there is no flag --predict_btach_size; did you mean '--predict_batch_size'?"),
-    (["--max-new-tokens", "3"], "there is no flag --max-new-tokens; did you mean '--max_new_tokens'?"),
     (["--max_lenght", "3"], "there is no flag --max_lenght; did you mean '--max_length'?"),
     (["--num_beams", "2"], "there is no flag --num_beams; did you mean '--generation_config.num_beams'?"),
     (["--num_layers", "2"], "there is no flag --num_layers; did you mean '--model.model_config.num_layers'?"),
@@ -67,7 +66,7 @@ def test_flags(cli, arguments, message):
 
 
 DEVICES = [
-    (["--device_target", "ascend"], "context.device_target must be 'CPU', 'Ascend' or 'GPU', got 'ascend'"),
+    (["--device_target", "ascendd"], "context.device_target must be 'CPU', 'Ascend' or 'GPU', got 'ascendd'"),
     (["--device_target", "GPU"], "MindSpore 2.9 has no GPU backend; give --device_target CPU or Ascend"),
     (["--device_id", "1"], "--device_id: there is no CPU device 1; a machine's CPU is device 0"),
     (["--device_target", "Ascend", "--device_id", "999"], "Ascend device 999 is not there, this machine has "),
