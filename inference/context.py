@@ -1,6 +1,6 @@
-"""The execution context: device, graph or eager mode, threads. The only module that touches them.
+"""The execution context: device, graph or eager mode, threads. The only module that sets them.
 
-A device that is not there is refused before MindSpore is imported.
+Rejects a missing device before MindSpore is imported.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from inference.config import InferenceConfig, load_config
 from inference.errors import DeviceError
 from inference.parallel.topology import check_topology, is_scheduler, is_worker
 
-# msrun's number of a rank among those on its machine.
+# Variable in which msrun passes a rank's local number on its machine.
 LOCAL_RANK = "DEVICE_ID"
-# Each Ascend device that the driver knows has a file of this name.
+# Device files that the Ascend driver creates, one per device.
 ASCEND_DEVICES = "davinci[0-9]*"
-# What `build_context` was last told about ranks, as keys of the config.
+# Config keys about ranks from the last call of `build_context`.
 _told: dict[str, Any] = {}
 _PROTOBUF = "google.protobuf"
 _PROTOBUF_VARIABLE = "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION"
@@ -32,10 +32,10 @@ _PROTOBUF_VARIABLE = "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION"
 
 @dataclass(frozen=True)
 class Context:
-    """What the process runs on.
+    """The device and settings that the process runs with.
 
     Args:
-        import_seconds: how long `import mindspore` took; 0 where it was imported before.
+        import_seconds: how long `import mindspore` took; 0 if it was already imported.
     """
 
     device_target: str
@@ -45,10 +45,10 @@ class Context:
 
 
 def check_device(config: InferenceConfig) -> None:
-    """Refuses a device that is not there, without importing MindSpore.
+    """Checks that the device exists, without importing MindSpore.
 
     Raises:
-        DeviceError: no such device on this machine.
+        DeviceError: this machine has no such device.
     """
     target, number = config.context.device_target, device_number(config)
     where = config.origin("context.device_target")
@@ -68,16 +68,16 @@ def check_device(config: InferenceConfig) -> None:
 
 
 def build_context(config: InferenceConfig | Mapping[str, Any] | None = None, **sections: Any) -> Context:
-    """Sets MindSpore up for this process. One that msrun started beside the ranks, so that they find one another, does
-    that here, and ends with them (`SystemExit`).
+    """Sets up MindSpore for this process. In the scheduler process that msrun starts so that ranks can find one
+    another, runs the scheduler here and exits when the ranks end (`SystemExit`).
 
     Args:
         config: a config, or a mapping with MindFormers' sections `context`, `parallel`, `parallel_config`.
-        sections: the same sections by name.
+        sections: the same sections as keyword arguments.
 
     Raises:
-        ConfigError: an unknown key or a value that cannot be used.
-        DeviceError: the device is not there.
+        ConfigError: a key is unknown, or a value is invalid.
+        DeviceError: the device does not exist.
     """
     if not isinstance(config, InferenceConfig):
         config = load_config({**(config or {}), **sections})
@@ -107,10 +107,10 @@ def build_context(config: InferenceConfig | Mapping[str, Any] | None = None, **s
 
 
 def _set_device(target: str, number: int) -> None:
-    """Chooses the device. One that is in use already, as after `mindspore.communication.init`, cannot be changed.
+    """Selects the device. It cannot be changed once in use, for example after `mindspore.communication.init`.
 
     Raises:
-        DeviceError: another one is in use.
+        DeviceError: this process already uses another device.
     """
     import mindspore
 
@@ -124,12 +124,12 @@ def _set_device(target: str, number: int) -> None:
 
 
 def ranks_told() -> Mapping[str, Any]:
-    """Keys of the config with which `build_context` was told that this process is one of several ranks."""
+    """Returns the config keys in the last call of `build_context` that make this process one of several ranks."""
     return _told
 
 
 def device_number(config: InferenceConfig) -> int:
-    """The device of this process: of the ranks on a machine with several, each has one of its own."""
+    """Returns the device number of this process; each rank on a machine has its own device."""
     given = config.context.device_id
     if not (config.use_parallel and is_worker()) or config.context.device_target == "CPU":
         return given
@@ -137,8 +137,8 @@ def device_number(config: InferenceConfig) -> int:
 
 
 def import_mindspore() -> float:
-    """Imports MindSpore quietly; the seconds that it took."""
-    # Its warnings (an old Ascend driver, a slow file system) are for its developers; 3 shows errors only.
+    """Imports MindSpore with its warnings off; returns how many seconds that took."""
+    # Its warnings (an old Ascend driver, a slow file system) are for developers; 3 shows errors only.
     os.environ.setdefault("GLOG_v", "3")
     started = time.perf_counter()
     with _own_protobuf():
@@ -148,10 +148,10 @@ def import_mindspore() -> float:
 
 @contextmanager
 def _own_protobuf() -> Iterator[None]:
-    """Lets what is imported meanwhile have a google.protobuf of its own, in Python.
+    """Gives modules imported in this block their own copy of google.protobuf, in the pure Python implementation.
 
-    MindSpore's generated code is of a protoc that protobuf's C library refuses, and that library is in use where Beam
-    or TensorFlow were imported first: the import would end the process.
+    MindSpore's code was generated by a version of protoc that protobuf's C library rejects. If Beam or TensorFlow was
+    imported first, that library is already loaded, and importing MindSpore would abort the process.
     """
     if "mindspore" in sys.modules or _PROTOBUF not in sys.modules:
         yield
@@ -171,7 +171,7 @@ def _own_protobuf() -> Iterator[None]:
 
 
 def _taken_away(package: str) -> dict[str, ModuleType]:
-    """A package and its modules, out of the table of what is imported."""
+    """Removes a package and its submodules from `sys.modules`; returns them."""
     names = [name for name in sys.modules if name == package or name.startswith(f"{package}.")]
     return {name: sys.modules.pop(name) for name in names}
 
@@ -189,10 +189,10 @@ def _set_ascend(config: InferenceConfig) -> None:
 
 
 def available_memory(root: Path = Path("/")) -> int:
-    """Memory that this process can still take, bytes: what the kernel calls available, within its control groups.
+    """Returns the memory that this process can still allocate, in bytes: MemAvailable, capped by its control groups.
 
     Args:
-        root: where /proc and /sys are.
+        root: directory that contains /proc and /sys.
     """
     for line in (root / "proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
@@ -200,8 +200,8 @@ def available_memory(root: Path = Path("/")) -> int:
     raise DeviceError("/proc/meminfo does not say how much memory is available")
 
 
-# Of version 2 and 1 of Linux' control groups: where they are, the files of limit and use, and what of the use is file
-# cache that the kernel gives back.
+# For versions 2 and 1 of Linux control groups: mount point, limit file, usage file, and the statistic for file cache
+# that counts as usage but that the kernel can reclaim.
 _GROUPS = (
     ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
     ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -209,7 +209,7 @@ _GROUPS = (
 
 
 def _left_in_groups(root: Path) -> Iterator[int]:
-    """What each control group around this process, such as a container's, still lets it take."""
+    """Yields the bytes that remain in each control group of this process, such as a container's."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -218,7 +218,7 @@ def _left_in_groups(root: Path) -> Iterator[int]:
         if number != "0" and "memory" not in controllers.split(","):
             continue
         mount, limit, used, cache = _GROUPS[number != "0"]
-        # In a container the path may be the host's, and the group of the container is what is mounted.
+        # In a container, the path may be the host's while the mounted group is the container's own.
         parts = Path(path).parts[1:]
         for depth in range(len(parts), -1, -1):
             yield from _left(root.joinpath(mount, *parts[:depth]), limit, used, cache)

@@ -1,8 +1,8 @@
-"""Errors that a person can act on: what was wrong, what is accepted, what to do next.
+"""Errors that a user can act on: what is wrong, what is accepted, what to do next.
 
-Knows exit codes and how a message is put together; knows nothing about configs, models or terminals. Every
-error that the project raises on purpose derives from `InferenceError`; the command line prints `str(error)` as one
-line on stderr and exits with `error.exit_code`.
+Knows exit codes and how to build a message; knows nothing about configs, models or terminals. Every error that the
+project raises deliberately derives from `InferenceError`; the command line prints `str(error)` as one line on stderr
+and exits with `error.exit_code`.
 """
 
 from __future__ import annotations
@@ -12,27 +12,27 @@ from collections.abc import Iterable
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
-# The run went to its end, or to --max_errors, and some rows have no answer.
+# The run completed, or reached --max_errors, and some rows have no answer.
 EXIT_ROWS_FAILED = 3
-# An evaluation that does not keep its thresholds.
+# An evaluation missed a threshold, or a validation an expectation.
 EXIT_GATE = 4
-# And the number of the signal that ended the run, as a shell has it.
+# Plus the number of the signal that ended the run, as in a shell.
 SIGNALLED = 128
 
 
-# Characters of a message; a damaged file may have names of any length.
+# Longest message in characters; names in a damaged file can have any length.
 LONGEST_MESSAGE = 1500
 
 
 def _shortened(message: str) -> str:
-    """A message without its middle if it is too long."""
+    """Cuts out the middle of a message that is too long."""
     if len(message) <= LONGEST_MESSAGE:
         return message
     return f"{message[: LONGEST_MESSAGE // 2]} ... {message[-LONGEST_MESSAGE // 2 :]}"
 
 
 class InferenceError(Exception):
-    """A failure at run time that is not the user's mistake.
+    """A runtime failure that is not the user's mistake.
 
     Args:
         what: what went wrong and where, without a full stop at the end.
@@ -49,21 +49,21 @@ class InferenceError(Exception):
 
 
 class UserError(InferenceError):
-    """A mistake in what the user gave: a flag, a file, a setting."""
+    """A mistake in user input: a flag, a file, a setting."""
 
     exit_code = EXIT_USAGE
 
 
 class ConfigError(UserError):
-    """A YAML file, a flag or a setting that cannot be used."""
+    """An invalid YAML file, flag or setting."""
 
 
 class InputError(UserError):
-    """A prompt or a file of prompts that cannot be used."""
+    """An invalid prompt or prompt file."""
 
 
 class ModelNotFoundError(UserError):
-    """A model directory, preset name or checkpoint that is not where it was looked for."""
+    """A model directory, preset or checkpoint that cannot be found."""
 
 
 class CheckpointError(UserError):
@@ -75,29 +75,29 @@ class TokenizerError(UserError):
 
 
 class GenerationError(InferenceError):
-    """A prompt that the model failed on, and on it alone: the others go on."""
+    """A failure of the model on one prompt; the other prompts continue."""
 
 
 class DeviceError(UserError):
-    """A device that was asked for and is not there."""
+    """A requested device that does not exist or cannot be used."""
 
 
-# What MindSpore and the devices' allocators say.
+# Out-of-memory messages of MindSpore and the device allocators.
 _MEMORY_WORDS = ("out of memory", "bad_alloc", "allocate memory failed", "memory not enough", "cannot allocate memory")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there is no memory left."""
+    """Returns whether an error means that memory ran out."""
     return isinstance(error, MemoryError) or any(word in str(error).lower() for word in _MEMORY_WORDS)
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name closest to `name`, or None when nothing is close."""
+    """Returns the known name closest to `name`, or None if none is close."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return matches[0] if matches else None
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str | None:
-    """`did you mean 'x'?` for the known name closest to `name`, or None."""
+    """Returns `did you mean 'x'?` for the known name closest to `name`, or None."""
     match = nearest(name, known)
     return f"did you mean '{match}'?" if match else None

@@ -1,4 +1,4 @@
-"""Lines that a user should see, from code that knows no terminal and is not handed a `say`."""
+"""Shows notices to the user from code that knows nothing about terminals and is not passed a `say`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from functools import lru_cache
 
 @lru_cache(maxsize=1024)
 def notice(text: str) -> None:
-    """Writes a line to stderr, once a process."""
+    """Writes a line to stderr, once per process."""
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()

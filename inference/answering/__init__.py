@@ -1,7 +1,7 @@
-"""Batches of rows in, records out: the part that every data engine (Beam, Ray) shares.
+"""Answers batches of rows with records: the part that all data engines (Beam, Ray) share.
 
-    elements       rows of an engine as prompts
+    elements       converts elements of a pipeline to prompts
     shared_model   models that answer batches, one per config and process
 
-Knows no engine. The failure of a row stays its own, and the rows of a batch run together.
+Knows no data engine. The rows of a batch run together; one that fails does not affect the others.
 """

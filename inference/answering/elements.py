@@ -1,6 +1,6 @@
 """Turns elements of a pipeline into prompts, and measures them in bytes and tokens.
 
-Knows rows, and the form of Beam's PredictionResult; knows nothing about batches, models in memory, or Beam.
+Knows rows, and the shape of Beam's PredictionResult; knows nothing about batches, loaded models, or Beam itself.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ class Unusable:
 
 
 def prepared(example: Any, prepare: Callable[[Any], Any] | None) -> Any:
-    """What a user's function makes of an element; `Unusable` if it raises. The element itself without a function."""
+    """Applies a user's function to an element; `Unusable` if it raises. Without a function, returns the element."""
     if prepare is None:
         return example
     try:
         return prepare(example)
-    except Exception as error:  # whatever the user's function raises belongs to this row
+    except Exception as error:  # an error of the user's function belongs to this row alone
         return Unusable(f"prepare: {type(error).__name__}: {error}")
 
 
 def is_result(example: Any) -> bool:
-    """Whether an element is a PredictionResult, the output of another RunInference."""
+    """Returns whether an element is a PredictionResult, the output of another RunInference."""
     return isinstance(example, tuple) and hasattr(example, "inference") and hasattr(example, "example")
 
 
 def prompt_from(example: Any) -> Prompt:
-    """The prompt in an element.
+    """Returns the prompt of an element.
 
     An element is a text, token ids, or a mapping as in a line of a .jsonl file: `prompt` or `messages`, optionally
     `custom_id` and generation settings; a row of OpenAI's batch format works too. If it is a PredictionResult, the
@@ -72,7 +72,7 @@ def prompt_from(example: Any) -> Prompt:
 
 
 def _answer_as_prompt(inference: Any) -> Prompt:
-    """The answer of another model as a prompt."""
+    """Makes a prompt from the answer of another model."""
     if not isinstance(inference, Mapping) or "finish_reason" not in inference:
         return prompt_from(inference)
     if inference.get("error") is not None:
@@ -81,7 +81,7 @@ def _answer_as_prompt(inference: Any) -> Prompt:
 
 
 def num_bytes(example: Any) -> int | None:
-    """Bytes of an element: UTF-8 for texts, 4 per token id, JSON for mappings; None for anything else."""
+    """Returns the bytes of an element: UTF-8 for texts, 4 per token id, JSON for mappings; None for anything else."""
     if is_result(example):
         inference = example.inference
         return num_bytes(inference["text"] if isinstance(inference, Mapping) and "text" in inference else inference)
@@ -108,7 +108,7 @@ class TokenLength:
 
     Args:
         config: of the model whose tokenizer counts.
-        prepare: makes a handler's example of an element.
+        prepare: converts an element to a handler's example.
     """
 
     def __init__(self, config: InferenceConfig, prepare: Callable[[Any], Any] | None = None):
@@ -116,7 +116,7 @@ class TokenLength:
         self._encoder: Encoder | None = None
 
     def __call__(self, element: Any) -> int:
-        """Tokens, at least 1."""
+        """Returns the number of tokens, at least 1."""
         if self._encoder is None:
             source = resolve(self._config)
             self._encoder = make_encoder(source, source.tokenizer())
@@ -130,7 +130,7 @@ class TokenLength:
 
 
 def without_key(element: Any) -> Any:
-    """The example of a keyed element, a pair whose second part is an example; anything else unchanged."""
+    """Returns the example of a keyed element, a pair whose second part is an example; anything else unchanged."""
     if (
         isinstance(element, tuple)
         and not is_result(element)
@@ -146,6 +146,6 @@ def _is_array(value: Any) -> bool:
 
 
 def _listed(ids: Any) -> list[Any]:
-    """The items of a list, tuple or array; numpy integers become Python's."""
+    """Lists the items of a list, tuple or array; converts numpy scalars to Python's."""
     items = ids.tolist() if hasattr(ids, "tolist") else list(ids)
     return [item.item() if hasattr(item, "item") and not hasattr(item, "__len__") else item for item in items]

@@ -40,17 +40,17 @@ class Answers:
 
 
 class Notes(Protocol):
-    """Receives the records of answers, to keep them safe."""
+    """Receives the records of answers and stores them."""
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Take a record."""
 
     def flush(self) -> None:
-        """Make all records taken so far safe."""
+        """Store all records taken so far durably."""
 
 
 class LoadedModel:
-    """A loaded model, for any number of threads.
+    """A loaded model that any number of threads can use.
 
     Args:
         llm: the model.
@@ -74,7 +74,7 @@ class LoadedModel:
     def answer(
         self, examples: Sequence[Any], settings: Mapping[str, Any] | None = None, notes: Notes | None = None
     ) -> Answers:
-        """Answer a batch. The record of a row that cannot be answered has the reason in `error`.
+        """Answer a batch. If a row cannot be answered, its record has the reason in `error`.
 
         Args:
             examples: as for `prompt_from`.
@@ -82,7 +82,7 @@ class LoadedModel:
             notes: receives the records of answers as they arrive.
 
         Raises:
-            ConfigError: an unknown setting.
+            ConfigError: a setting is unknown.
         """
         llm = self._llm
         encoder = llm.model.encoder(llm.tokenizer, **(settings or {}))
@@ -91,7 +91,7 @@ class LoadedModel:
         for index, example in enumerate(examples):
             try:
                 encoded.append(_seeded_by_name(encoder.encode(index, prompt_from(example))))
-            except Exception as error:  # a template may fail in any way; whatever it is belongs to this row
+            except Exception as error:  # a template may raise anything; the error belongs to this row alone
                 name = example.get("custom_id") if isinstance(example, Mapping) else None
                 outcomes[index] = self._failed(str(name or ""), BAD_ROW, error)
         work = _Work(self, outcomes, notes)
@@ -148,7 +148,7 @@ class _Work:
         return left
 
     def run_in_halves(self, rows: Sequence[EncodedPrompt]) -> None:
-        """Run rows in ever smaller parts. A row that breaks the engine alone has failed."""
+        """Run rows in ever smaller parts. A row that breaks the engine by itself fails."""
         if len(rows) == 1:
             for row in self.run(rows):
                 error = self.errors[row.row]
@@ -170,12 +170,12 @@ def _kind_of(error: BaseException) -> str:
 
 
 def _without_row(completion: Completion) -> dict[str, Any]:
-    """The record of a pipeline's row: it has no number, and perhaps no name."""
+    """Make the record of a pipeline's row, which has no number and may have no name."""
     return replace(completion, row=None, custom_id=completion.custom_id or None).as_dict()
 
 
 class _Turns:
-    """A lock that many may share or one may hold alone. Whoever waits to hold it alone goes before later arrivals."""
+    """A shared/exclusive lock. A thread that waits for exclusive use goes before later arrivals."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -215,7 +215,7 @@ _lock = threading.Lock()
 
 
 def loaded_model(config: InferenceConfig, model_id: str, stamp: str = "") -> LoadedModel:
-    """The model of a config: the one already loaded in this process, or a new one.
+    """Return the model of a config: the one already loaded in this process, or a new one.
 
     Args:
         stamp: distinguishes versions at the same path.
@@ -237,7 +237,7 @@ def loaded_model(config: InferenceConfig, model_id: str, stamp: str = "") -> Loa
 
 
 def _seeded_by_name(source: EncodedPrompt) -> EncodedPrompt:
-    """The row with a seed that depends on its name, because its place in a batch is an accident."""
+    """Derive the row's seed from its name, because its position in a batch is arbitrary."""
     name = source.prompt.custom_id
     if source.prompt.settings.get("seed") is not None:
         return source

@@ -1,1 +1,1 @@
-"""What a program imports: AutoConfig, AutoTokenizer, AutoModel, LLM, pipeline."""
+"""The Python API: AutoConfig, AutoTokenizer, AutoModel, LLM and pipeline."""

@@ -1,6 +1,6 @@
 """AutoConfig, AutoTokenizer, AutoModel: MindFormers' factories.
 
-A model is named by a preset (`llama2_7b`), a YAML file, a Hugging Face directory or repository id.
+The name of a model is a preset (`llama2_7b`), a YAML file, a Hugging Face directory or a repository id.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from inference.generation.ranks import load
 from inference.terminal.output import say
 from inference.tokenizer import Tokenizer, load_tokenizer
 
-# Keys that a caller may set beside those of the model and of generation, and where they belong in a config.
+# Keys that a caller may set besides those of the model and of generation, and their paths in a config.
 _ELSEWHERE = {
     "checkpoint_name_or_path": "load_checkpoint",
     "load_checkpoint": "load_checkpoint",
@@ -36,10 +36,10 @@ YAML_SUFFIXES = (".yaml", ".yml")
 
 
 class AutoConfig:
-    """A model's config that can still be changed, key by key, before a model is built from it.
+    """A model's config, whose keys can be changed before a model is built from it.
 
-    `config.use_past = False` sets a key of `model.model_config`, `config.num_layers` reads one. A key that nobody
-    knows is an error when it is set.
+    `config.use_past = False` sets a key of `model.model_config`; `config.num_layers` reads one. Setting an unknown key
+    is an error.
     """
 
     def __init__(self, config: InferenceConfig):
@@ -47,11 +47,11 @@ class AutoConfig:
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, **settings: Any) -> AutoConfig:
-        """The config of a preset, a YAML file, a directory or a Hugging Face repository.
+        """Loads the config of a preset, a YAML file, a directory or a Hugging Face repository.
 
         Raises:
-            ModelNotFoundError: there is no such thing.
-            ConfigError: an unknown setting.
+            ModelNotFoundError: there is no model of this name.
+            ConfigError: a setting is unknown.
         """
         config = cls(_config_of(str(name_or_path)))
         for key, value in settings.items():
@@ -60,7 +60,7 @@ class AutoConfig:
 
     @staticmethod
     def show_support_list() -> list[str]:
-        """Names of the presets."""
+        """Returns the names of the presets."""
         return [preset.name for preset in list_presets()]
 
     @property
@@ -70,7 +70,7 @@ class AutoConfig:
 
     def __getattr__(self, key: str) -> Any:
         config: InferenceConfig = object.__getattribute__(self, "_config")
-        # Some keys are in both sections; the generation has them merged.
+        # Some keys are in both sections; `generation()` merges them.
         if key in GenerationConfig.model_fields:
             return getattr(config.generation(), key)
         if key in ModelSettings.model_fields:
@@ -91,7 +91,7 @@ class AutoTokenizer:
 
         Args:
             name_or_path: a preset, a YAML file, a directory or a Hugging Face repository id.
-            settings: keys of tokenizer_config.json, which win over the file's.
+            settings: keys of tokenizer_config.json; they override the file's.
         """
         name = str(name_or_path)
         if not (name.endswith(YAML_SUFFIXES) or is_preset(name)):
@@ -112,11 +112,11 @@ class AutoModel:
 
         Args:
             name_or_path: a preset, a YAML file, a directory or a Hugging Face repository id.
-            settings: `checkpoint_name_or_path`, keys of `model.model_config`, such as use_past, and for a program that
-                msrun started `use_parallel` and `model_parallel`.
+            settings: `checkpoint_name_or_path`, keys of `model.model_config` such as use_past, and, for a program
+                started by msrun, `use_parallel` and `model_parallel`.
 
         Raises:
-            SystemExit: on all ranks but the first, when the first has let go of the model.
+            SystemExit: on all ranks but the first, once the first has closed the model.
         """
         return AutoModel.from_config(AutoConfig.from_pretrained(name_or_path, **settings))
 
@@ -136,7 +136,7 @@ class AutoModel:
 
 
 def _with_ranks(config: InferenceConfig) -> InferenceConfig:
-    """The config with what `build_context` was told about ranks, unless a caller said otherwise of this model."""
+    """Adds the parallel settings given to `build_context`, unless the caller has set them for this model."""
     told = ranks_told()
     if not told or config.use_parallel or config.origin("use_parallel") == "use_parallel":
         return config

@@ -1,4 +1,4 @@
-"""Whose networks run: `engine.backend`."""
+"""Chooses whose networks run the model, this project's or MindFormers': `engine.backend`."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ def check_backend(config: InferenceConfig) -> None:
     """Refuses a backend that cannot run.
 
     Raises:
-        ConfigError: MindFormers is asked for and is not installed, or does not do what else is asked for.
+        ConfigError: MindFormers is selected, but is not installed or does not support another setting.
     """
     if config.engine.backend == "mindformers" and (obstacle := _obstacle(config)):
         raise ConfigError(f"{config.origin('engine.backend')}: engine.backend mindformers: {obstacle}", "give native")
 
 
 def choose_model_class(config: InferenceConfig) -> type[GenerativeModel]:
-    """The class of the model; `auto` is MindFormers' on an Ascend device where it is installed, and said on stderr.
+    """Returns the class of the model; `auto` uses MindFormers on Ascend if it is installed, and reports it on stderr.
 
     Raises:
         ConfigError: the backend cannot run.

@@ -1,4 +1,4 @@
-"""`LLM`: a model and its tokenizer for programs that have many prompts, or many callers.
+"""`LLM`: a model and its tokenizer, for programs with many prompts or many callers.
 
 All calls, from any thread or event loop, share one running engine: their rows run together.
 """
@@ -27,24 +27,24 @@ from inference.inputs.prompts import Prompt, prompt_from_mapping, prompt_of, tok
 from inference.terminal.output import say
 from inference.tokenizer import Tokenizer
 
-# Rows that are read before they can run, as multiples of those that run: a step never waits for the next prompt.
+# How many rows to read, as a multiple of those that run, so that a step never waits for the next prompt.
 READ_AHEAD = 2
 PromptLike = str | Sequence[int] | Mapping[str, Any] | Prompt
 Prompts = PromptLike | Iterable[PromptLike]
 
 
 class LLM:
-    """A loaded model that answers.
+    """A loaded model that answers prompts.
 
     Args:
         model: a preset's name, a directory, a YAML file or a Hugging Face repository; a config, as an object or as a
-            mapping of its sections; or a model that is loaded already.
-        tokenizer: the model's own where none is given.
+            mapping of its sections; or a model that is already loaded.
+        tokenizer: by default the model's own.
         settings: as for `AutoConfig.from_pretrained`, such as `predict_batch_size`, or keys of `engine`, such as
             `weight_dtype`.
 
     Raises:
-        InferenceError: the model cannot be found or loaded; or this process is a fork of one that loaded a model.
+        InferenceError: the model cannot be found or loaded, or this process is a fork of one that loaded a model.
     """
 
     _is_closed = False
@@ -72,40 +72,40 @@ class LLM:
 
     @property
     def metrics(self) -> RunMetrics:
-        """What the shared engine has done so far."""
+        """The metrics of the shared engine so far."""
         return self.model.metrics
 
     def generate(self, prompts: Prompts, *, return_errors: bool = False, **settings: Any) -> Iterator[Completion]:
         """Answers prompts; yields the answers in the order of the prompts.
 
-        Prompts are read while they are needed, so their number does not matter. An answer that is complete waits for
-        those before it; `as_completed` does not. Closing the iterator cancels those that are under way.
+        Prompts are read only as needed, so there can be any number of them. A complete answer waits for those before
+        it; `as_completed` does not wait. Closing the iterator cancels the prompts in progress.
 
         Args:
-            prompts: one or many: a text, token ids, the messages of a chat, or a mapping as in a .jsonl file: `prompt`
-                or `messages`, and if wanted `custom_id` and settings of its own.
-            return_errors: yield a row that cannot run, or on which the model fails, with its error, instead of raising
-                the error.
-            settings: of generation, for all prompts; those of a prompt outrank them.
+            prompts: one or many. Each is a text, token ids, the messages of a chat, or a mapping as in a .jsonl file:
+                `prompt` or `messages`, optionally with `custom_id` and its own settings.
+            return_errors: if a prompt cannot run or the model fails on it, yield a completion with its `error` instead
+                of raising the error.
+            settings: generation settings for all prompts; a prompt's own settings override them.
 
         Raises:
-            ConfigError: an unknown setting; at once.
-            InferenceError: the LLM is closed; at once.
-            InputError: a prompt that cannot be used; when it is read.
-            GenerationError: a prompt that the model failed on.
+            ConfigError: a setting is unknown; raised at once.
+            InferenceError: the LLM is closed; raised at once.
+            InputError: a prompt cannot be used; raised when it is read.
+            GenerationError: the model failed on a prompt.
         """
         return _in_order(self.as_completed(prompts, return_errors=return_errors, **settings))
 
     def as_completed(self, prompts: Prompts, *, return_errors: bool = False, **settings: Any) -> Iterator[Completion]:
-        """As `generate`, but yields each answer as it finishes; its `index` is the place of its prompt."""
+        """Does the same as `generate`, but yields each answer as it finishes; `index` is the index of its prompt."""
         given: Any = [prompts] if _is_one(prompts) else prompts
         return self._completions(enumerate(given), self._encoder(settings), return_errors)
 
     def chat(self, messages: Sequence[Mapping[str, Any]], **settings: Any) -> Completion:
-        """The answer to a chat: messages with `role` and `content`, put into the model's chat template.
+        """Answers a chat: messages with `role` and `content`, put into the model's chat template.
 
         Raises:
-            InputError: messages that cannot be used, or a model without a chat template.
+            InputError: the messages cannot be used, or the model has no chat template.
         """
         (completion,) = self.generate({"messages": list(messages)}, **settings)
         return completion
@@ -150,27 +150,28 @@ class LLM:
         yield from refused
 
     def stream(self, prompt: PromptLike, **settings: Any) -> TextStream:
-        """Begins to answer one prompt, and gives its text as it comes. Several streams run side by side.
+        """Starts to answer one prompt; returns a stream of its text. Several streams can run side by side.
 
         Raises:
-            ConfigError: an unknown setting.
-            InputError: a prompt that cannot be used.
+            ConfigError: a setting is unknown.
+            InputError: the prompt cannot be used.
         """
         return TextStream(self, self._encoder(settings).encode(0, as_prompt(prompt, 0)))
 
     def agenerate(self, prompt: PromptLike, **settings: Any) -> AsyncTextStream:
-        """The same in an event loop: `await` it for the whole answer, or iterate over its text with `async for`.
+        """Does the same in an event loop: `await` the result for the whole answer, or iterate over it with `async for`.
 
-        The row begins when the stream is first asked, and is cancelled when it is closed or its task is cancelled.
+        The prompt starts when the stream is first awaited, and is cancelled when the stream is closed or its task is
+        cancelled.
 
         Raises:
-            ConfigError: an unknown setting.
-            InputError: a prompt that cannot be used.
+            ConfigError: a setting is unknown.
+            InputError: the prompt cannot be used.
         """
         return AsyncTextStream(self, self._encoder(settings).encode(0, as_prompt(prompt, 0)))
 
     def close(self) -> None:
-        """Cancels all prompts that are under way. Calls are refused afterwards; another LLM can use the model."""
+        """Cancels all prompts in progress and refuses later calls. Another LLM can still use the model."""
         self._is_closed = True
         self.model.background.close()
 
@@ -192,10 +193,10 @@ class LLM:
 
 
 class TextStream:
-    """Text of an answer as it comes.
+    """Iterates over the text of an answer as it is generated.
 
     Attributes:
-        completion: the whole answer, once it is there.
+        completion: the whole answer; None until it is complete.
     """
 
     def __init__(self, llm: LLM, source: EncodedPrompt):
@@ -221,7 +222,7 @@ class TextStream:
         raise StopIteration
 
     def close(self) -> None:
-        """Lets go of the row, if it is not finished."""
+        """Cancels the prompt, if it is not finished."""
         self._ended = True
         self._background.cancel(self._row.request)
 
@@ -231,10 +232,10 @@ class TextStream:
 
 
 class AsyncTextStream:
-    """Text of an answer as it comes, in an event loop.
+    """Iterates over the text of an answer as it is generated, in an event loop.
 
     Attributes:
-        completion: the whole answer, once it is there.
+        completion: the whole answer; None until it is complete.
     """
 
     def __init__(self, llm: LLM, source: EncodedPrompt):
@@ -259,22 +260,22 @@ class AsyncTextStream:
         return self.result().__await__()
 
     async def result(self) -> Completion:
-        """The whole answer, when it is there."""
+        """Waits for the whole answer and returns it."""
         async for _ in self._pieces:
             pass
         assert self.completion is not None
         return self.completion
 
     async def aclose(self) -> None:
-        """Lets go of the row, if it is not finished."""
+        """Cancels the prompt, if it is not finished."""
         await self._pieces.aclose()
 
 
 def as_prompt(value: PromptLike, index: int) -> Prompt:
-    """A prompt in any of its forms.
+    """Converts a prompt from any of its forms.
 
     Raises:
-        InputError: it is none, or empty.
+        InputError: the value is not a prompt, or is empty.
     """
     where, name = f"prompt {index + 1}", str(index)
     if isinstance(value, Prompt):
@@ -289,7 +290,7 @@ def _is_one(prompts: Any) -> bool:
 
 
 def _is_chat(value: Any) -> bool:
-    """Whether these are the messages of a chat, and not rows of prompts."""
+    """Returns whether the value is the messages of a chat, not a list of prompts."""
     return isinstance(value, (list, tuple)) and bool(value) and all(map(_is_message, value))
 
 
@@ -298,7 +299,7 @@ def _is_message(value: Any) -> bool:
 
 
 def _in_order(completions: Iterator[Completion]) -> Iterator[Completion]:
-    """Completions by their index; one that comes early is kept until its turn."""
+    """Yields completions in the order of their index; one that arrives early waits for its turn."""
     early: dict[int | None, Completion] = {}
     turn = 0
     for completion in completions:

@@ -1,4 +1,4 @@
-"""`pipeline(task="text_generation", ...)`: MindFormers' high-level call, on the engine."""
+"""`pipeline(task="text_generation", ...)`: MindFormers' high-level call, run by the engine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from inference.generation.text import EncodedPrompt
 from inference.inputs.prompts import Prompt, prompt_of
 from inference.tokenizer import Tokenizer
 
-# Each task, and the key of its results. What is done is the model's business, by what its prompts ask for.
+# The tasks, and the keys of their results. A task does not change how the model runs: the prompt says what to do.
 TASKS = {
     "text_generation": "text_generation_text",
     "text-generation": "text_generation_text",
@@ -24,7 +24,7 @@ TASKS = {
 }
 Input = str | Mapping[str, Any]
 Inputs = Input | Sequence[Input]
-# MindFormers' name for what it reads, and where it reads it in a mapping if `keys` does not say so.
+# MindFormers' name for the input in `keys`, and the key to read from a mapping if `keys` does not name another.
 SOURCE, TEXT = "src_language", "text"
 
 
@@ -32,11 +32,11 @@ class TextGenerationPipeline:
     """Continues texts.
 
     Args:
-        model: runs them.
-        tokenizer: the model's.
-        streamer: shows text as it comes.
-        key: of the results.
-        settings: of generation, for every call.
+        model: the model to run.
+        tokenizer: the model's tokenizer.
+        streamer: receives text as it is generated.
+        key: the key of the results.
+        settings: generation settings for every call.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class TextGenerationPipeline:
         **settings: Any,
     ):
         self.model, self.tokenizer, self.streamer, self.key = model, tokenizer, streamer, key
-        model.generation_config.updated(**settings)  # refuses settings that make no sense
+        model.generation_config.updated(**settings)  # raises an error if a setting is invalid
         self._settings = settings
 
     def __repr__(self) -> str:
@@ -66,28 +66,28 @@ class TextGenerationPipeline:
         return_errors: bool = False,
         **settings: Any,
     ) -> list[dict[str, Any]]:
-        """Generates.
+        """Generates an answer to each input.
 
         Args:
             inputs: one text or several; a mapping stands for the text under its key `text`.
-            batch_size: how many inputs run together at most; by default as many as the model has room for.
+            batch_size: the most inputs that run together; by default as many as the model has room for.
             keys: `{"src_language": key}`: the key of a mapping to read instead of `text`.
             add_special_tokens: begin each prompt with the tokens that the model expects, such as bos.
-            streamer: instead of the pipeline's own; or one for each input, so that all can be followed at once.
-            return_full_text: put the prompt before its answer, as MindFormers does. A model with an encoder gives
-                its answer alone.
-            return_errors: an input that cannot run, or on which the model fails, has a result without a text, and with
-                its error, instead of raising the error.
-            settings: of generation, for this call.
+            streamer: replaces the pipeline's own; or one for each input, so that all can be followed at once.
+            return_full_text: put the prompt before its answer, as MindFormers does. A model with an encoder always
+                returns the answer alone.
+            return_errors: if an input cannot run or the model fails on it, return a result with its error and no text
+                instead of raising the error.
+            settings: generation settings for this call.
 
         Returns:
             `{"text_generation_text": [text]}` for each input, in order, under the key of the pipeline's task; with
             `return_errors`, `{"text_generation_text": [], "error": error}` for one without an answer.
 
         Raises:
-            ConfigError: an unknown setting.
-            InputError: an input that is empty or does not fit the model's context.
-            GenerationError: an input that the model failed on.
+            ConfigError: a setting is unknown.
+            InputError: an input is empty or does not fit the model's context.
+            GenerationError: the model failed on an input.
         """
         given = streamer or self.streamer
         shown = given if isinstance(given, BaseStreamer) or given is None else SeparateStreamers(given)
@@ -101,7 +101,7 @@ class TextGenerationPipeline:
                     f"{len(shown)} streamers for {len(encoded)} inputs", "give one for each, or a single one"
                 )
         except InferenceError:
-            # Whoever iterates over the streamer in another thread would wait for ever.
+            # Close it, or a consumer that iterates over the streamer in another thread would wait forever.
             if shown is not None:
                 shown.close()
             raise
@@ -148,7 +148,7 @@ class TextGenerationPipeline:
 
 
 def _texts(inputs: Inputs, key: str) -> list[Any]:
-    """The texts of inputs.
+    """Returns the texts of inputs.
 
     Raises:
         InputError: a mapping lacks the key.
@@ -175,20 +175,20 @@ def pipeline(
     streamer: BaseStreamer | None = None,
     **settings: Any,
 ) -> TextGenerationPipeline:
-    """A pipeline for a task.
+    """Makes a pipeline for a task.
 
     Args:
-        task: `text_generation`; `translation` (also `translation_en_to_de`) and `summarization` differ in the key of
-            their results only: the prompt says what is asked, as in `translate English to German: ...`.
+        task: `text_generation`; `translation` (also `translation_en_to_de`) and `summarization` differ only
+            in the key of their results: the prompt says what to do, as in `translate English to German: ...`.
         model: a model, or the name of one.
-        tokenizer: the model's; taken from where the model came from if it is not given.
-        image_processor, audio_processor: in MindFormers' places for them; there is no model for images or sounds.
-        backend: `ms`, MindFormers' only one.
-        streamer: shows text as it comes.
-        settings: of generation, for every call.
+        tokenizer: by default the model's own.
+        image_processor, audio_processor: refused; present because MindFormers has them in these positions.
+        backend: `ms`, the only backend of MindFormers.
+        streamer: receives text as it is generated.
+        settings: generation settings for every call.
 
     Raises:
-        ConfigError: an unknown task or setting, or a processor.
+        ConfigError: the task or a setting is unknown, or a processor is given.
     """
     for name, processor in (("image_processor", image_processor), ("audio_processor", audio_processor)):
         if processor is not None:

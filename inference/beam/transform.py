@@ -30,10 +30,10 @@ class FailedRowError(InferenceError):
 class RunInference(base.RunInference):
     """Beam's RunInference for any model handler, with these differences:
 
-    - `with_exception_handling()`: a row that cannot be answered is a dead letter of its own, in Beam's form: a batch of
-      one, and (type, message, traceback) of its error. Without it, the row's result holds the error.
-    - A model is replaced on every runner, in batch and streaming: of all values of `model_metadata_pcoll` in an
-      element's window, the one with the latest timestamp counts; the workers themselves check `watch_model_pattern`.
+    - `with_exception_handling()`: each row that cannot be answered becomes its own dead letter, in Beam's form: a batch
+      of one, and (type, message, traceback) of its error. Without it, the row's result holds the error.
+    - A model is replaced on every runner, in batch and streaming: among the values of `model_metadata_pcoll` in an
+      element's window, the one with the latest timestamp applies; the workers themselves check `watch_model_pattern`.
       With our handler the new model is loaded beside the old one and validated. If it fails, it is rejected, with the
       metric `model_rollbacks` and a line in the log.
     - A handler that returns fewer or more results than rows is an error.
@@ -43,9 +43,9 @@ class RunInference(base.RunInference):
         model_handler: ours, one of Beam's, or a wrapper such as KeyedModelHandler.
         clock: provides `time_ns()`.
         inference_args: for our handlers, generation settings for all rows.
-        metrics_namespace: the handler's by default.
-        model_metadata_pcoll: of ModelMetadata, or of lists of KeyModelPathMapping.
-        watch_model_pattern: glob of model files; the newest is used.
+        metrics_namespace: namespace of the metrics; the handler's by default.
+        model_metadata_pcoll: PCollection of ModelMetadata, or of lists of KeyModelPathMapping.
+        watch_model_pattern: glob pattern of model files; the newest file is used.
         interval: seconds between two checks of the pattern.
         stop_timestamp: seconds since the epoch after which the pattern is no longer checked.
         model_identifier: steps with the same identifier share a model that is shared across processes.
@@ -108,7 +108,7 @@ class RunInference(base.RunInference):
         return results, RunInferenceDLQ(failed, bad_before, bad_after)
 
     def _answered(self, batches: beam.PCollection) -> tuple[beam.PCollection, beam.PCollection | None]:
-        """The results; with exception handling, also the batches that raised."""
+        """Run inference. Returns the results and, with exception handling, the batches that raised."""
         handler, updates = self._model_handler, self._model_metadata_pcoll
         at_runtime = updates is not None or self._timeout is not None
         answer = _Answer(handler, self._clock, self._metrics_namespace, at_runtime, self._model_tag)
@@ -127,7 +127,7 @@ class RunInference(base.RunInference):
         return results, bad
 
     def _on_failure(self) -> Any:
-        """The callback for a batch that raised: after a timeout it has the model reloaded, as Beam does."""
+        """The callback for a batch that raised: after a timeout it triggers a model reload, as Beam does."""
         handler, tag, timeout = self._model_handler, self._model_tag, self._timeout
         if timeout is None or not handler.should_garbage_collect_on_timeout():
             return None
@@ -151,7 +151,7 @@ class RunInference(base.RunInference):
 
 
 class _Answer(base._RunInferenceDoFn):
-    """Beam's DoFn; it also checks the number of results, and looks for new models between batches."""
+    """Beam's DoFn, which here also checks the number of results, and checks for new models between batches."""
 
     _pattern: Pattern | None = None
     _poll: Poll | None = None
@@ -186,7 +186,7 @@ class _Answer(base._RunInferenceDoFn):
             self._exchange(ours, update)
             update = None
         elif isinstance(update, list) and self._model is None:
-            # Beam would answer the first batch with the models that are to be replaced.
+            # Otherwise Beam would answer the first batch with the models that are about to be replaced.
             self.update_model(None)
         if self._pattern is not None:
             self._take_name()
@@ -208,10 +208,10 @@ class _Answer(base._RunInferenceDoFn):
         return _Collector(self._metrics_namespace or self._model_handler.get_metrics_namespace(), prefix)
 
     def _take_name(self, has_begun: bool = True) -> None:
-        """Count under the name of the current model.
+        """Count metrics under the name of the current model.
 
         Args:
-            has_begun: another model was loaded before; if not, the load that was measured is this model's.
+            has_begun: whether another model was loaded before; if not, the measured load is this model's.
         """
         if our_handler(self._model_handler) is None or self._model is None:
             return
@@ -238,10 +238,10 @@ class _Answer(base._RunInferenceDoFn):
 
 
 class _Collector(base._MetricsCollector):
-    """Beam's collector; it counts every load, even if several happen within one bundle.
+    """Beam's metrics collector, which here counts every load, even if several happen within one bundle.
 
     Attributes:
-        loads: loads not counted yet: milliseconds, bytes.
+        loads: loads not counted yet: (milliseconds, bytes).
     """
 
     def __init__(self, namespace: str, prefix: str = ""):
@@ -272,7 +272,7 @@ class _Split(beam.DoFn):
 
 
 def our_handler(handler: ModelHandler) -> MindSporeModelHandler | None:
-    """Our handler, also inside Beam's wrappers; None if there are several, if it is not ours, or if it is a fake."""
+    """Our handler, unwrapped from Beam's wrappers; None if there are several, it is not ours, or it has no config."""
     while handler is not None and not isinstance(handler, MindSporeModelHandler):
         handler = getattr(handler, "_unkeyed", None) or getattr(handler, "_base", None)
     return handler if handler is not None and handler.has_model else None

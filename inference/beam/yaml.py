@@ -9,7 +9,7 @@ A YAML file imports it by naming one of its transforms as a Python provider:
           AnswerPrompts: inference.beam.yaml.AnswerPrompts
 
 `RunInference` then knows `MindSporeModelHandler` and `OpenAIModelHandler`. `AnswerPrompts` puts answers into columns,
-and rows without an answer into an output of their own.
+and can send failed rows to a separate output.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from inference.beam.handlers.openai import OpenAIModelHandler
 from inference.beam.transform import RunInference
 from inference.errors import ConfigError
 
-# Keys of a record that become columns, with their types for Beam.
+# Keys of a record that become columns, with their Beam types.
 ANSWER: list[tuple[str, Any]] = [
     ("text", Optional[str]),  # noqa: UP045  # Beam's schemas do not know `str | None` on Python 3.10
     ("finish_reason", Optional[str]),  # noqa: UP045
@@ -44,8 +44,8 @@ class _Provider(ModelHandlerProvider):
     """The common part of both handlers: takes a row's `prompt` or `messages`, and returns the columns of `ANSWER`.
 
     Args:
-        preprocess: Beam YAML's function from a row to the handler's element.
-        postprocess: Beam YAML's function of a PredictionResult.
+        preprocess: Beam YAML's function that maps a row to the handler's element.
+        postprocess: Beam YAML's function that maps a PredictionResult to an output.
     """
 
     def __init__(self, handler: Any, preprocess: Any = None, postprocess: Any = None):
@@ -106,7 +106,7 @@ def answer_of(result: PredictionResult) -> beam.Row:
 
 
 def _plain(value: Any) -> Any:
-    """A value of a row as plain Python; in YAML, messages have Beam's types."""
+    """Convert a value of a row to plain Python; in YAML, messages have Beam's types."""
     if hasattr(value, "_asdict"):
         value = value._asdict()
     if isinstance(value, Mapping):
@@ -118,9 +118,9 @@ class AnswerPrompts(beam.PTransform):
     """Answers rows: adds the columns of an answer to each.
 
     Args:
-        config: of the model, as for `MindSporeModelHandler`.
+        config: config of the model, as for `MindSporeModelHandler`.
         settings: generation settings for all rows.
-        error_handling: Beam YAML's: `{output: NAME}` puts rows without an answer into an output of that name.
+        error_handling: as in Beam YAML: `{output: NAME}` sends failed rows to an output of that name.
     """
 
     def __init__(

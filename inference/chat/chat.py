@@ -1,6 +1,6 @@
-"""The loop of a chat: a turn is read, done if it is a command, and answered otherwise.
+"""The chat loop: reads a turn, then runs it if it is a command, or answers it.
 
-Knows conversations, turns and how they are shown; knows nothing about configs.
+Knows conversations, turns and their display; knows nothing about configs.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ class Chat:
     """A chat with a model.
 
     Args:
-        encoder: with the settings that `/set` changes.
-        show: takes lines for the person, which are no answers.
-        history: the file that the conversation is read from and kept in, if any.
-        dims: what the model thinks is shown dim.
-        stats: show figures after each answer.
+        encoder: encodes prompts; holds the settings that `/set` changes.
+        show: displays a line to the user that is not part of an answer.
+        history: the file that the conversation is loaded from and saved to, if any.
+        dims: show the model's thinking dimmed.
+        stats: show statistics after each answer.
 
     Attributes:
-        failed: turns without an answer.
+        failed: number of turns without an answer.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Chat:
         self._is_running = False
 
     def run(self, turns: Iterable[str]) -> None:
-        """Answers turns until there are no more."""
+        """Answers turns until the input ends."""
         for turn in turns:
             try:
                 if turn.startswith("/"):
@@ -71,10 +71,10 @@ class Chat:
                 self._show(f"error: {error}")
 
     def ask(self, text: str) -> None:
-        """Answers a question; the answer appears as it comes.
+        """Answers a question, and streams the answer to the screen.
 
         Raises:
-            InferenceError: it cannot be answered; it is forgotten.
+            InferenceError: the question cannot be answered; it is removed from the conversation.
         """
         self.conversation.say("user", text)
         try:
@@ -97,7 +97,7 @@ class Chat:
             self.conversation.save(self._history)
 
     def interrupt(self) -> bool:
-        """Stops the answer under way, from any thread; whether there was one."""
+        """Stops the answer in progress, from any thread; returns whether there was one."""
         turn = self._turn
         if not self._is_running or turn is None:
             return False
@@ -105,7 +105,7 @@ class Chat:
         return True
 
     def figures(self) -> str:
-        """What the last answer cost; nothing before the first."""
+        """Returns statistics of the last answer; empty before the first answer."""
         if self._turn is None:
             return ""
         request = self._turn.request

@@ -1,6 +1,6 @@
-"""What the commands of a chat do. A command is a row of `COMMANDS`.
+"""The commands of a chat. Each command is a row of `COMMANDS`.
 
-Knows conversations and settings; what it returns is for the terminal to show.
+Knows conversations and settings; leaves display to the terminal.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Command:
     """A command.
 
     Args:
-        argument: what follows its name, for the help; nothing if it takes none.
-        act: does it; returns a line to show, or nothing.
+        argument: the argument's name, for the help; empty if there is none.
+        act: runs the command; returns a line to show, or an empty string.
     """
 
     name: str
@@ -62,7 +62,7 @@ def _path(argument: str) -> Path:
 
 
 def _set(chat: Chat, argument: str) -> str:
-    """Without an argument, what is set."""
+    """Changes a setting; without an argument, lists the settings."""
     settings = chat.conversation.settings
     if not argument:
         return ", ".join(f"{name} {value}" for name, value in settings.items()) or "nothing is set"
@@ -110,10 +110,10 @@ COMMANDS = (
 
 
 def run_command(chat: Chat, line: str) -> str:
-    """Does what a line that begins with / says.
+    """Runs a line that begins with /.
 
     Raises:
-        InputError: there is no such command, or it cannot be done.
+        InputError: there is no such command, or it fails.
     """
     name, _, argument = line.removeprefix("/").partition(" ")
     found = next((row for row in COMMANDS if row.name == name), None)

@@ -1,4 +1,4 @@
-"""A conversation: messages, system prompt and settings, and the file that keeps them.
+"""A conversation: messages, system prompt and settings, and the file that stores them.
 
 Knows chats; knows nothing about models or terminals.
 """
@@ -16,11 +16,11 @@ from inference.errors import InputError
 
 @dataclass
 class Conversation:
-    """What was said so far.
+    """The conversation so far.
 
     Args:
         system: the system prompt; None for none.
-        settings: of generation, as `/set` changed them.
+        settings: generation settings changed by `/set`.
     """
 
     system: str | None = None
@@ -28,7 +28,7 @@ class Conversation:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def prompt(self) -> dict[str, Any]:
-        """The next answer's prompt, in the form of a row."""
+        """Returns the prompt of the next answer, in the format of a row."""
         head = [{"role": "system", "content": self.system}] if self.system else []
         return {"messages": [*head, *self.messages], **self.settings}
 
@@ -37,7 +37,7 @@ class Conversation:
         self.messages.append({"role": role, "content": content})
 
     def take_back(self) -> str | None:
-        """Removes the last question and its answer; the question, None if there is none."""
+        """Removes the last question and its answer; returns the question, or None if there is none."""
         while self.messages:
             message = self.messages.pop()
             if message["role"] == "user":
@@ -45,7 +45,7 @@ class Conversation:
         return None
 
     def save(self, path: Path) -> None:
-        """Writes the conversation.
+        """Saves the conversation to a file.
 
         Raises:
             InputError: the file cannot be written.
@@ -58,10 +58,10 @@ class Conversation:
 
     @classmethod
     def load(cls, path: Path) -> Conversation:
-        """Reads what `save` wrote.
+        """Loads a conversation written by `save`.
 
         Raises:
-            InputError: the file cannot be read, or is no conversation.
+            InputError: the file cannot be read, or is not a conversation.
         """
         try:
             value = json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""How turns are read and answers are shown: by a person at a terminal, or line by line through a pipe.
+"""Reads turns and shows answers, interactively at a terminal or line by line through a pipe.
 
 Knows terminals; knows nothing about models.
 """
@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, TextIO
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
 
-# What begins and ends a text of several lines.
+# Delimiter of a multi-line turn.
 BLOCK = '"""'
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 THINKING = ("<think>", "</think>")
 
 
 def read_turns(lines: Iterator[str]) -> Iterator[str]:
-    """Turns out of lines: each line is one, a block between two `\"\"\"` is one, blank lines are none."""
+    """Groups lines into turns: one per line, or one per block between two `\"\"\"`; skips blank lines."""
     for line in lines:
         turn = line.rstrip("\n")
         if turn.lstrip().startswith(BLOCK):
@@ -35,12 +35,12 @@ def read_turns(lines: Iterator[str]) -> Iterator[str]:
 
 
 def piped_lines() -> Iterator[str]:
-    """Lines of standard input, as they come."""
+    """Yields lines of standard input as they arrive."""
     yield from iter(sys.stdin.readline, "")
 
 
 def typed_lines(commands: Sequence[str]) -> Iterator[str]:
-    """Lines that a person types, with editing and completion of commands, until Ctrl-D. Ctrl-C clears a line."""
+    """Yields typed lines until Ctrl-D, with line editing and completion of commands. Ctrl-C clears a line."""
     session = _session(commands)
     while True:
         try:
@@ -60,7 +60,7 @@ def _session(commands: Sequence[str]) -> PromptSession[str]:
 
 
 class AnswerPrinter:
-    """Writes an answer as it comes; on a terminal, what a model thinks is dim."""
+    """Writes an answer as it is generated; dims the model's thinking on a terminal."""
 
     def __init__(self, file: TextIO, dims: bool):
         self._file, self._dims = file, dims
@@ -68,7 +68,7 @@ class AnswerPrinter:
         self._thinks = False
 
     def write(self, text: str) -> None:
-        """Adds text."""
+        """Writes text, except for a possible start of a mark at its end."""
         if not self._dims:
             self._put(text)
             return
@@ -77,7 +77,7 @@ class AnswerPrinter:
             before, _, self._held = self._held.partition(mark)
             self._put(before + (PLAIN if self._thinks else DIM))
             self._thinks = not self._thinks
-        # The mark may have begun.
+        # Hold back a suffix that may be the start of the mark.
         kept = next((size for size in range(len(mark) - 1, 0, -1) if mark.startswith(self._held[-size:])), 0)
         kept = min(kept, len(self._held))
         self._put(self._held[: len(self._held) - kept])

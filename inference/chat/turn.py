@@ -1,4 +1,4 @@
-"""One answer under way: its text as it comes, until it ends or is stopped.
+"""One answer in progress: streams its text until it ends or is stopped.
 
 Knows the background engine; knows nothing about terminals.
 """
@@ -19,7 +19,7 @@ class Turn:
     """An answer.
 
     Attributes:
-        stopped: `stop` was called before it ended.
+        stopped: `stop` was called before the answer ended.
     """
 
     def __init__(self, model: GenerativeModel, tokenizer: Tokenizer, source: EncodedPrompt):
@@ -30,7 +30,7 @@ class Turn:
 
     @property
     def request(self) -> Request:
-        """The engine's view: counts of tokens, and times."""
+        """The engine's request, with token counts and times."""
         return self._row.request
 
     @property
@@ -39,10 +39,10 @@ class Turn:
         return self._row.answer.text
 
     def __iter__(self) -> Iterator[str]:
-        """The text as it comes.
+        """Yields the text as it is generated.
 
         Raises:
-            InferenceError: the model failed on it.
+            InferenceError: the model failed to generate the answer.
         """
         self._background.submit(self._row, self._deliveries.put)
         while not self.stopped and (delivery := self._deliveries.get()) is not None:
@@ -53,7 +53,7 @@ class Turn:
                 return
 
     def stop(self) -> None:
-        """Ends the answer where it is. To be called from any thread."""
+        """Stops the answer at its current length. May be called from any thread."""
         self.stopped = True
         self._background.cancel(self.request)
         self._deliveries.put(None)

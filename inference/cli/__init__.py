@@ -1,4 +1,4 @@
-"""The command line. `inference.cli:main` is the console script."""
+"""The command line. `inference.cli:main` is the entry point of the console script."""
 
 from inference.cli.main import main
 

@@ -1,7 +1,7 @@
-"""The command line: flags to config, config to a mode, errors to one line and an exit code.
+"""The command line: turns flags into a config, runs its mode, and turns errors into one line and an exit code.
 
-Knows flags, help and exit codes; all work is in `modes`. Imports nothing heavy, so that `--help` and a mistyped flag
-answer at once.
+Knows flags, help and exit codes; `modes` does all the work. Imports nothing heavy, so that `--help` and a mistyped
+flag answer at once.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from inference.parallel.topology import is_scheduler, is_worker
 from inference.terminal.signals import begin_end, watch
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-# What other programs call some of our flags.
+# Other programs' names for some of our flags.
 ELSEWHERE = {
     "prompt": "--predict_data",
     "prompts": "--predict_data",
@@ -44,7 +44,7 @@ ELSEWHERE = {
     "max_tokens": "--max_new_tokens",
     "output": "--save_file",
 }
-# Where a key is looked for that is given as a flag, although it has none.
+# Sections in which to look for a key that was given as a flag but has none.
 SECTIONS = ("generation_config", "engine", "output", "context", "model.model_config", "processor.tokenizer")
 
 
@@ -83,7 +83,9 @@ def _with_config(given: dict[str, Any]) -> int:
 
 
 def _is_model(name: str) -> bool:
-    """Whether a name is a model's and not a config's: its directory, a GGUF file, or `org/name` on the hub."""
+    """Returns whether a name is that of a model, not of a config: a directory, a GGUF file, or `org/name` on the
+    hub.
+    """
     path = Path(name)
     with contextlib.suppress(OSError, ValueError):
         if path.is_dir():
@@ -95,14 +97,14 @@ def _is_model(name: str) -> bool:
 
 
 def _config_file(name: str) -> Path:
-    """A file, or the preset of that name; a plain word that is neither is taken for a preset's name."""
+    """Returns a config file or the preset of that name; a plain word that is neither is treated as a preset name."""
     path = Path(name)
     is_word = path.name == name and not path.suffix and not path.exists()
     return find_preset(name) if is_word or (is_preset(name) and not path.is_file()) else path
 
 
 def _act(config: InferenceConfig, given: dict[str, Any]) -> int:
-    # Here and not above: these import tokenizers and models, which --help need not wait for.
+    # Imported here because these import tokenizers and models, which would slow down --help.
     from inference import modes
     from inference.terminal.output import count, say
 
@@ -128,7 +130,7 @@ def _act(config: InferenceConfig, given: dict[str, Any]) -> int:
 
 
 def resume_command(arguments: Sequence[str]) -> str:
-    """The command line that goes on with a run of these arguments, through the launcher where that started it."""
+    """Returns the command line that resumes a run with these arguments, through the launcher if that started it."""
     program = ["python", sys.argv[0]] if PROGRAM.endswith(".py") else PROGRAM.split()
     kept = [argument for argument in arguments if argument not in (*OVERWRITE, "--resume")]
     line = shlex.join([*program, *arguments_without_secrets(kept), "--resume"])
@@ -137,7 +139,7 @@ def resume_command(arguments: Sequence[str]) -> str:
 
 
 def _overrides(given: dict[str, Any]) -> list[Override]:
-    """In the order of the flag table, then --options and dotted flags, which name keys exactly."""
+    """Lists the overrides in the order of the flag table, then --options and dotted flags, which name keys exactly."""
     overrides = []
     for flag in FLAGS:
         value = given[flag.name.lstrip("-")]
@@ -181,8 +183,8 @@ def _show_completion(shell: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Runs the command line and ends the process: 0 done, 1 a failure, 2 a mistake of the user's, 3 rows
-    that failed, 4 a threshold that was not kept, 128 + number of the signal that ended it (130 for Ctrl-C).
+    """Runs the command line and exits with 0 for success, 1 for a failure, 2 for a user error, 3 for failed rows, 4 for
+    a missed threshold, or 128 + the number of the signal that ended the process (130 for Ctrl-C).
     """
     _prepare_streams()
     watch()
@@ -211,9 +213,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _prepare_streams() -> None:
-    """Files and pipes get UTF-8, whatever the locale; a terminal keeps its encoding, and what that cannot show is `?`.
+    """Sets the encoding of stdout and stderr: UTF-8 for files and pipes, whatever the locale. A terminal keeps its own
+    encoding, and characters that it cannot show become `?`.
 
-    A shell's `>&-` leaves None in the place of a stream: what is written to it goes nowhere.
+    A shell's `>&-` leaves None in place of a stream; it is replaced by the null device.
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
@@ -224,7 +227,7 @@ def _prepare_streams() -> None:
 
 
 def _report(error: BaseException) -> int:
-    """Says what went wrong in one line; the exit code."""
+    """Reports an error in one line; returns the exit code."""
     if isinstance(error, click.exceptions.NoSuchOption):
         return _fail(f"there is no flag {error.option_name}", _nearest_flag(error.option_name), EXIT_USAGE)
     if isinstance(error, click.ClickException):
@@ -232,7 +235,7 @@ def _report(error: BaseException) -> int:
     if isinstance(error, InferenceError):
         return _fail(str(error), None, error.exit_code)
     if isinstance(error, SystemExit):
-        # click's own answer to a reader of standard output that has gone: nobody is left to tell.
+        # click raises this if the reader of standard output is gone: there is nobody to report it to.
         return error.code if isinstance(error.code, int) else EXIT_FAILURE
     if is_out_of_memory(error):
         return _fail("out of memory", "take a smaller model, or set engine.kv_cache_memory", EXIT_FAILURE)
@@ -242,7 +245,7 @@ def _report(error: BaseException) -> int:
 
 
 def _nearest_flag(name: str) -> str | None:
-    """For a key that has no flag of its own, how to give it; otherwise the nearest flag."""
+    """Returns a hint for an unknown flag: how to set the key if there is one of that name, else the nearest flag."""
     key = name.lstrip("-").replace("-", "_")
     if key in ELSEWHERE:
         return f"did you mean '{ELSEWHERE[key]}'?"
@@ -259,16 +262,16 @@ def _fail(what: str, hint: str | None, code: int) -> int:
 
 
 def _leave(code: int, failed: bool = False) -> NoReturn:
-    """Exits at once: MindSpore's threads can take a second to end, and Python would try a full disk again, and give
-    its own exit code for that.
+    """Exits immediately. A normal exit can wait a second for MindSpore's threads; on a full disk, Python would also try
+    to write again and replace the exit code by its own.
 
     Args:
-        failed: other ranks may be gone, whom MindSpore's communication would wait for.
+        failed: whether other ranks may be gone; MindSpore's communication would wait for them.
     """
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
             stream.flush()
-    # Otherwise MindSpore's scheduler would look for this rank for half a minute, and call its end a failure.
+    # Otherwise MindSpore's scheduler would wait half a minute for this rank and report its exit as a failure.
     if is_worker() and not failed and "mindspore.communication" in sys.modules:
         atexit._run_exitfuncs()
     os._exit(code)

@@ -1,6 +1,6 @@
-"""The options of the command line: groups, help, and how MindFormers' spelling of them becomes click's.
+"""The options of the command line: groups, help, and the conversion of MindFormers' syntax to click's.
 
-Knows flags and words; knows nothing about what they do.
+Knows flags and their text; knows nothing about what they do.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SHELLS = ("bash", "zsh", "fish")
 GROUPS = ("Run", "Model", "Device", "Generation", "Output", "Evaluation", "Information")
 MULTIPLE = ("--predict_data", "--options", *(flag.name for flag in FLAGS if flag.multiple))
 OVERWRITE = ("--overwrite", "--force")
-# What `--section.key value` becomes.
+# The option that `--section.key value` is rewritten to.
 KEY = "--key"
 ALL_GROUPS = "all"
 HELP_GROUP = "inference.cli.help_group"
@@ -37,7 +37,7 @@ Examples:
 
 
 class Help(click.Command):
-    """`--help` shows one group of flags, `--help-all` every group; prompts that belong to no flag are refused."""
+    """The command: `--help` shows one group of flags, `--help-all` all of them; prompts without a flag are rejected."""
 
     def get_help_option(self, ctx: click.Context) -> click.Option | None:
         return None
@@ -82,7 +82,7 @@ def _show_help(context: click.Context, parameter: click.Parameter, value: Any) -
 
 
 class GroupedOption(click.Option):
-    """An option with the heading that `--help` shows it under."""
+    """An option with its heading in `--help`."""
 
     def __init__(self, *args: Any, group: str, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -90,14 +90,14 @@ class GroupedOption(click.Option):
 
 
 class Offered(click.Choice):
-    """Values that the shell completes. The config layer refuses all others, and says more about them."""
+    """Values for shell completion. Accepts any value: the config layer rejects others with a better message."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         return value
 
 
 def _config_option(flag: Flag) -> GroupedOption:
-    """The option of a flag that sets a config key. Its value stays text: the config layer gives it its type."""
+    """Makes the option of a flag that sets a config key. Its value stays text: the config layer converts it."""
     kind = "[True|False]" if flag.kind is bool else flag.kind.__name__.upper()
     return GroupedOption(
         [flag.name],
@@ -105,7 +105,7 @@ def _config_option(flag: Flag) -> GroupedOption:
         type=Offered(flag.choices) if flag.choices else str,
         multiple=flag.multiple,
         metavar=None if flag.choices else {"STR": "TEXT"}.get(kind, kind),
-        # A bare --chat is --chat True.
+        # A bare --chat means --chat True.
         **({"is_flag": False, "flag_value": "True"} if flag.kind is bool else {}),
         help=f"{flag.help}{_default_of(flag)}",
         hidden=not flag.acted_on,
@@ -113,7 +113,7 @@ def _config_option(flag: Flag) -> GroupedOption:
 
 
 def _default_of(flag: Flag) -> str:
-    """The default of its key, for --help."""
+    """Returns the default of the flag's key, for --help."""
     value: Any = InferenceConfig()
     for name in flag.path.split("."):
         value = getattr(value, name, None)
@@ -190,16 +190,16 @@ def _own_options() -> list[GroupedOption]:
 
 @cache
 def parameters() -> tuple[GroupedOption, ...]:
-    """All options: those of the command line itself, then one for each row of the flag table."""
+    """Returns all options: those of the command line itself, then one for each row of the flag table."""
     return (*_own_options(), *(_config_option(flag) for flag in FLAGS))
 
 
 @cache
 def build_command(callback: Callable[..., int]) -> click.Command:
-    """The click command.
+    """Builds the click command.
 
     Args:
-        callback: takes the options by name, and `beam`, the flags that are not ours; returns the exit code.
+        callback: takes the options by name, and `beam`, the flags that we do not have; returns the exit code.
     """
     return Help(
         PROGRAM,
@@ -217,12 +217,13 @@ def build_command(callback: Callable[..., int]) -> click.Command:
 
 
 def spread(arguments: Sequence[str]) -> list[str]:
-    """MindFormers' flags take several values (`--predict_data a b`); click's are repeated. Dotted flags are options.
+    """Rewrites MindFormers' syntax to click's.
 
-    `--predict_data a b` becomes `--predict_data a --predict_data b`, `--a.b c` becomes `--key a.b=c`.
+    MindFormers' flags take several values, click's are repeated: `--predict_data a b` becomes
+    `--predict_data a --predict_data b`. Dotted flags set a config key: `--a.b c` becomes `--key a.b=c`.
 
     Raises:
-        click.UsageError: a flag without its value.
+        click.UsageError: a flag has no value.
     """
     out: list[str] = []
     several: str | None = None
@@ -244,7 +245,7 @@ def spread(arguments: Sequence[str]) -> list[str]:
 
 
 def _underscored(argument: str) -> str:
-    """A flag of ours that was typed with hyphens, as its name has it."""
+    """Rewrites one of our flags that was typed with hyphens to its name with underscores."""
     name, equals, value = argument.partition("=")
     own = name.replace("-", "_").replace("__", "--", 1)
     return (
@@ -262,13 +263,13 @@ def _next_value(flag: str, waiting: Iterator[str]) -> str:
 
 
 def apart(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Our arguments, and those that may be Beam's: flags that we do not have, each with the words after it."""
+    """Splits arguments into ours and those for Beam: flags that we do not have, each with the words after it."""
     known = {*flag_names(), KEY}
     own: list[str] = []
     other: list[str] = []
     chosen = own
     for argument in arguments:
-        # A value that begins with a dash is that of the flag before it.
+        # A value may begin with dashes: it belongs to the flag before it.
         if argument.startswith("--") and len(argument) > 2 and not (chosen is own and _wants_value(own)):
             chosen = own if argument.partition("=")[0] in known else other
         chosen.append(argument)
@@ -276,11 +277,11 @@ def apart(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _wants_value(own: Sequence[str]) -> bool:
-    """Whether the last argument is a flag that takes the next one, whatever it looks like."""
+    """Returns whether the last argument is a flag that takes the next argument, whatever it looks like."""
     return bool(own) and own[-1] in (*MULTIPLE, KEY)
 
 
 @cache
 def flag_names() -> tuple[str, ...]:
-    """Every spelling of every flag."""
+    """Returns every spelling of every flag."""
     return tuple(name for option in parameters() for name in option.opts if name != KEY)

@@ -1,6 +1,6 @@
-"""The config layer: YAML files, presets and overrides in, one frozen and checked config out.
+"""The config layer: turns YAML files, presets and overrides into one frozen, validated config.
 
-Imports neither MindSpore nor anything that does.
+Imports neither MindSpore nor anything that imports it.
 """
 
 from inference.config.generation import (

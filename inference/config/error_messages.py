@@ -1,6 +1,6 @@
-"""One line for all mistakes of a config: where each is, what it is, and the nearest key that is known.
+"""Reports all mistakes in a config in one line: the location of each, what is wrong, and the nearest known key.
 
-Knows which keys there are; knows nothing about how they are checked.
+Knows which keys exist; knows nothing about how values are validated.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from inference.config.schema import InferenceConfig
 from inference.errors import ConfigError, did_you_mean
 
 BASE_KEY = "base_config"
-_MOST_SHOWN = 5  # further mistakes that one message lists
-_MOST_READ = 20  # mistakes for which a message is made; the others are counted
-# Where a misplaced key is looked for, the likeliest section first.
+_MOST_SHOWN = 5  # mistakes that a message lists after the first
+_MOST_READ = 20  # mistakes that get a message; the rest are only counted
+# Sections in which to look for a misplaced key, likeliest first.
 _LIKELY_SECTIONS = (
     "generation_config",
     "engine",
@@ -31,7 +31,7 @@ _LIKELY_SECTIONS = (
 
 
 def report(problems: list[Problem], layer: Layer) -> ConfigError:
-    """One error for all mistakes of a config: the first in order of lines, then the others, in one line."""
+    """Returns one error that lists all mistakes in a config on one line, in order of line number."""
     ordered = sorted(problems, key=lambda problem: _position(layer.origin(problem.path)))
     messages = list(dict.fromkeys(_message(problem, layer) for problem in ordered[:_MOST_READ]))
     number = max(len(messages), len(ordered) if len(ordered) > _MOST_READ else 0)
@@ -57,7 +57,7 @@ def _message(problem: Problem, layer: Layer) -> str:
 
 
 def _suggestion(section: KeyPath, key: str) -> str | None:
-    """The same name in another section, or else the nearest name in this one."""
+    """Suggests the same key in another section, or else the nearest key in this one."""
     for name in _LIKELY_SECTIONS:
         other = tuple(name.split("."))
         if other != section and key in known_keys(other):
@@ -66,10 +66,10 @@ def _suggestion(section: KeyPath, key: str) -> str | None:
 
 
 def known_keys(section: KeyPath) -> list[str]:
-    """The keys of a section: those of the schema first, then those that are known and not acted on."""
+    """Lists the keys of a section: those in the schema first, then the known keys that have no effect."""
     kind: Any = InferenceConfig
     for name in section:
-        # The sections of a mapping of sections are all of one class.
+        # All sections in a mapping of sections have the same class.
         kind = get_args(kind)[1] if get_origin(kind) is dict else _section_types(kind).get(str(name))
     renamed = [str(old[-1]) for old in (*RENAMED, *NEGATED) if old[:-1] == section]
     base = [BASE_KEY] if not section else []
@@ -77,7 +77,7 @@ def known_keys(section: KeyPath) -> list[str]:
 
 
 def _section_types(kind: Any) -> dict[str, Any]:
-    """The keys of a section's class, each with the class of its own section, if it is one."""
+    """Maps each key of a section's class to its type; a key that is itself a section maps to that section's class."""
     if is_dataclass(kind):
         return get_type_hints(kind)
     if isinstance(kind, type) and issubclass(kind, BaseModel):

@@ -1,4 +1,4 @@
-"""The flags that set a key of the config: MindFormers' `run_mindformer.py`, meant as there, and ours.
+"""The flags that set a config key: those of MindFormers' `run_mindformer.py`, with the same meaning, and ours.
 
 A plain table from which the command line is built; knows nothing about click. Flags that set no key
 (`--config`, `--options`, `--predict_data`, `--check`, ...) belong to the command line itself.
@@ -17,14 +17,14 @@ class Flag:
     """One flag.
 
     Args:
-        name: with its dashes.
-        path: the key that it sets, dotted.
-        kind: the type of its value: str, int, float or bool (`True` or `False` typed out, as in MindFormers).
-        help: one line.
+        name: name, with its dashes.
+        path: dotted key that the flag sets.
+        kind: type of its value: str, int, float or bool (spelled `True` or `False`, as in MindFormers).
+        help: one-line help text.
         group: heading in `--help`.
-        choices: the accepted values, where they are few.
-        multiple: whether it takes several values.
-        acted_on: False for flags that only training or conversion uses; they are accepted and reported.
+        choices: accepted values, if there are only a few.
+        multiple: whether the flag takes several values.
+        acted_on: False for flags that only training or conversion uses; they are accepted and reported as unused.
     """
 
     name: str

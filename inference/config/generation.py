@@ -1,7 +1,7 @@
-"""How text is generated: the settings, their ranges, and the order in which sources outrank one another.
+"""Generation settings: their names, their ranges, and the precedence of their sources.
 
-Knows generation settings as MindFormers and Hugging Face spell them; knows nothing about files of a config,
-models or tensors.
+Knows generation settings as MindFormers and Hugging Face spell them; knows nothing about config files, models or
+tensors.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from inference.config.values import (
 from inference.errors import ConfigError, did_you_mean
 
 GENERATION_FILE = "generation_config.json"
-# In Hugging Face's files and without effect here: bookkeeping, and what only beam search reads.
+# Keys in Hugging Face's files that have no effect here: bookkeeping, and settings that only beam search reads.
 IGNORED_KEYS = frozenset(
     {
         "_from_model_config",
@@ -55,8 +55,8 @@ IGNORED_KEYS = frozenset(
         "use_cache",
     }
 )
-# Known, and accepted only where they change nothing. A model's own file may ask for them; that is passed
-# over.
+# Known settings that are accepted only at a value that changes nothing. If a model's own file sets them, they are
+# ignored.
 NOT_SUPPORTED_YET = frozenset(
     {
         "num_beams",
@@ -80,7 +80,7 @@ Cutoff = Annotated[float, Field(ge=0, lt=1)]
 
 
 class GenerationSettings(Section):
-    """What one source says about generation; `given()` tells set keys from defaults."""
+    """The generation settings of one source; `given()` returns only the keys that were set."""
 
     max_length: Count | None = Field(None, description="Most tokens of prompt and answer together.")
     max_new_tokens: Count | None = Field(
@@ -155,10 +155,10 @@ class GenerationSettings(Section):
 
 
 class GenerationConfig(GenerationSettings):
-    """The complete settings of generation.
+    """The complete generation settings.
 
     Raises:
-        ConfigError: an unknown setting, or a value of the wrong type or out of range.
+        ConfigError: a setting is unknown, or a value has the wrong type or is out of range.
     """
 
     def __init__(self, **settings: Any):
@@ -170,16 +170,16 @@ class GenerationConfig(GenerationSettings):
 
     @property
     def greedy(self) -> bool:
-        """Whether each token is the most likely one."""
+        """Whether decoding is greedy: each token is the most likely one."""
         return not self.do_sample or self.temperature == 0
 
     @property
     def has_cutoff(self) -> bool:
-        """Whether tokens are left out by their probability in the whole distribution."""
+        """Whether tokens are filtered by their probability in the full distribution."""
         return self.typical_p < 1 or self.epsilon_cutoff > 0 or self.eta_cutoff > 0
 
     def new_token_limit(self, prompt_tokens: int, context_length: int) -> int:
-        """The most tokens that may come after `prompt_tokens`, at least 0, within the model's context."""
+        """Returns how many tokens may follow `prompt_tokens` within the model's context, at least 0."""
         room = context_length - prompt_tokens
         if self.max_new_tokens is not None:
             room = min(room, self.max_new_tokens)
@@ -188,16 +188,16 @@ class GenerationConfig(GenerationSettings):
         return max(room, 0)
 
     def new_token_minimum(self, prompt_tokens: int) -> int:
-        """The fewest tokens to generate after `prompt_tokens` before the sequence may end."""
+        """Returns how many tokens must follow `prompt_tokens` before the sequence may end."""
         if self.min_new_tokens is not None:
             return self.min_new_tokens
         return max(self.min_length - prompt_tokens, 0)
 
     def updated(self, **settings: Any) -> GenerationConfig:
-        """A copy with some settings changed; None leaves a setting as it is.
+        """Returns a copy with some settings changed; None leaves a setting unchanged.
 
         Raises:
-            ConfigError: an unknown setting, or a value of the wrong type or out of range.
+            ConfigError: a setting is unknown, or a value has the wrong type or is out of range.
         """
         return merge_generation_config(self, with_sampling(settings))
 
@@ -211,25 +211,25 @@ ALIASES = {
     "stop_strings": "stop",
     "typical": "typical_p",
 }
-# What a setting that is not supported says where it asks for nothing.
+# Values at which an unsupported setting changes nothing.
 NEUTRAL: Mapping[str, Any] = {"num_beams": 1, "guidance_scale": 1.0, "penalty_alpha": 0, "num_assistant_tokens": 20}
-# Settings that mean nothing unless tokens are drawn.
+# Settings that matter only if tokens are sampled.
 SAMPLING_SETTINGS = ("temperature", "top_p", "top_k")
 
 Layers = GenerationSettings | Mapping[str, Any] | None
 
 
 def merge_generation_config(*layers: Layers) -> GenerationConfig:
-    """The settings of several sources as one; later sources outrank earlier ones.
+    """Merges the settings of several sources; later sources override earlier ones.
 
-    The order to give them in: the model's own `generation_config.json`, the YAML's `model.model_config`, the
-    YAML's `generation_config`, the command line or the request. Of `max_length` and `max_new_tokens` the one
-    from the later source counts and the other is dropped; from one source, `max_new_tokens` counts, as in
-    Hugging Face.
+    Pass them in this order: the model's own `generation_config.json`, the YAML's `model.model_config`, the YAML's
+    `generation_config`, the command line or the request. If both `max_length` and `max_new_tokens` are set, the one
+    from the later source wins and the other is dropped; if one source sets both, `max_new_tokens` wins, as in Hugging
+    Face.
 
     Raises:
-        ConfigError: an unknown setting, a value of the wrong type or out of range, or settings that exclude
-            each other.
+        ConfigError: a setting is unknown, a value has the wrong type or is out of range, or settings are mutually
+            exclusive.
     """
     merged: dict[str, Any] = {}
     for layer in layers:
@@ -246,19 +246,19 @@ def merge_generation_config(*layers: Layers) -> GenerationConfig:
 
 
 def read_generation_file(path: Path) -> GenerationSettings:
-    """The settings of a model's `generation_config.json`; no settings if there is no such file.
+    """Reads the settings in a model's `generation_config.json`; returns empty settings if the file does not exist.
 
-    Unknown settings and those that are not supported are left out, since the file is the model's and not the user's:
+    Skips unknown and unsupported settings, because the file belongs to the model and not to the user;
     `ignored_settings` names them. A value of the wrong type is an error.
 
     Raises:
-        ConfigError: the file is not JSON, or a value in it is of the wrong type or out of range.
+        ConfigError: the file is not JSON, or a value in it has the wrong type or is out of range.
     """
     return settings_from_model(_read(path), str(path))
 
 
 def ignored_settings(path: Path) -> list[str]:
-    """The settings of a model's `generation_config.json` that ask for something and are not acted on.
+    """Lists the settings in a model's `generation_config.json` that would change the output but are ignored.
 
     Raises:
         ConfigError: the file is not JSON.
@@ -284,10 +284,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def settings_from_model(settings: Mapping[str, Any], origin: str) -> GenerationSettings:
-    """The generation settings among `settings` of a model's own files.
+    """Picks the generation settings from `settings`, which come from a model's own files.
 
     Raises:
-        ConfigError: a value of the wrong type or out of range; the message begins with `origin`.
+        ConfigError: a value has the wrong type or is out of range; the message begins with `origin`.
     """
     supported = GenerationSettings.model_fields.keys() - NOT_SUPPORTED_YET
     known = {name: value for name, value in _normal_spelling(settings).items() if name in supported}
@@ -298,14 +298,15 @@ def settings_from_model(settings: Mapping[str, Any], origin: str) -> GenerationS
 
 
 def with_sampling(settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The settings of one call, row or command line, with `do_sample` on where they ask for it by another setting."""
+    """Returns the settings of one call, row or command line, with `do_sample` on if another setting implies it."""
     return {**settings, "do_sample": True} if sampling_setting(settings) else settings
 
 
 def sampling_setting(settings: Mapping[str, Any]) -> str | None:
-    """The setting that makes sampling the meaning of these, such as temperature, where do_sample is not among them.
+    """Returns the setting that implies sampling, such as temperature, or None.
 
-    Every tool of the field samples then. MindFormers and transformers, in a file, do not, and files keep their meaning.
+    Nothing implies sampling if do_sample is set or temperature is 0. Other tools sample here too. MindFormers and
+    transformers do not if the setting is in a file, so files keep that meaning.
     """
     if settings.get("do_sample") is not None or settings.get("temperature") == 0:
         return None
@@ -321,7 +322,7 @@ def _given(layer: Layers) -> dict[str, Any]:
 
 
 def _normal_spelling(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings under other tools' names under ours, which outrank them."""
+    """Renames settings from other tools' names to ours; a setting already under our name wins."""
     normal = _without_nulls(settings)
     for name, ours in ALIASES.items():
         value = normal.pop(name, None)
@@ -332,7 +333,7 @@ def _normal_spelling(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _join_logprobs(settings: dict[str, Any]) -> None:
-    """OpenAI's `logprobs: true, top_logprobs: 3` is `logprobs: 3`, as its completions have it."""
+    """Turns OpenAI's chat form `logprobs: true, top_logprobs: 3` into the completions form `logprobs: 3`."""
     top = settings.pop("top_logprobs", None)
     if isinstance(settings.get("logprobs"), bool):
         if settings.pop("logprobs"):

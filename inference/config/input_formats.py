@@ -1,27 +1,27 @@
-"""The formats of prompt files: the one table that flags, the config's schema, messages and readers use.
+"""The formats of prompt files: the single table used by flags, the config schema, messages and readers.
 
-Knows names and suffixes; `inference.inputs` knows how each is read.
+Knows names and suffixes; `inference.inputs` knows how to read each format.
 """
 
 from __future__ import annotations
 
 from typing import Literal, NamedTuple, get_args
 
-# The longest line of a file of prompts, bytes: a file without newlines must not fill the memory.
+# Longest line of a prompt file in bytes, so that a file without newlines cannot fill memory.
 MAX_LINE_BYTES = 64 << 20
 FormatName = Literal["txt", "jsonl", "csv", "parquet"]
 FORMAT_NAMES: tuple[FormatName, ...] = get_args(FormatName)
-# Suffixes of compressed files. What a file is compressed with is told by its first bytes, not by these.
+# Suffixes of compressed files. The compression format is detected from a file's first bytes, not from its suffix.
 COMPRESSED_SUFFIXES = (".gz", ".zst")
 
 
 class InputFormat(NamedTuple):
-    """How a format behaves.
+    """Properties of a format.
 
     Args:
         row: what a row is, for documentation.
-        is_table: it has named columns.
-        is_compressible: it may be compressed as a whole and come through standard input.
+        is_table: whether it has named columns.
+        is_compressible: whether it may be compressed as a whole and read from standard input.
     """
 
     row: str
@@ -38,7 +38,7 @@ FORMATS: dict[str, InputFormat] = {
 
 
 def suffixes_of(*names: str) -> tuple[str, ...]:
-    """The suffixes of files of these formats, compressed ones last."""
+    """Returns the file suffixes of these formats, compressed ones last."""
     compressed = [
         f".{name}{suffix}" for name in names if FORMATS[name].is_compressible for suffix in COMPRESSED_SUFFIXES
     ]
@@ -49,7 +49,7 @@ SUFFIXES = suffixes_of(*FORMATS)
 
 
 def format_of_name(name: str) -> str | None:
-    """The format that a file's name tells; None if it tells none."""
+    """Returns the format that a file's suffix implies; None if it implies none."""
     lower = name.lower()
     if not lower.endswith(SUFFIXES):
         return None

@@ -1,7 +1,7 @@
-"""Keys that are known and not acted on, other names of the same key, and keys that exclude each other.
+"""Known keys that have no effect, alternative names of keys, and mutually exclusive keys.
 
-Tables only. The keys are MindFormers' (1.0 to 2.1) and Hugging Face's; a key in none of these tables and in
-no section of the schema is a mistake.
+Tables only. The keys come from MindFormers (1.0 to 2.1) and Hugging Face; a key that is in neither these tables nor
+the schema is a mistake.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# Training, evaluation, profiling, checkpoint conversion, and services of one vendor's cloud.
+# Training, evaluation, profiling, checkpoint conversion, and one vendor's cloud services.
 _ROOT = _words("""
     runner_config runner_wrapper optimizer lr_schedule grouped_lr_schedule train_dataset train_dataset_task
     eval_dataset eval_dataset_task predict_dataset callbacks eval_callbacks metric do_eval eval_step_interval
@@ -86,7 +86,8 @@ _MODEL_CONFIG = _words("""
     length_penalty_weight initializer_factor
     is_encoder_decoder is_decoder attn_implementation _attn_implementation use_mrope rope_interleaved
     output_attentions output_hidden_states return_dict output_router_logits num_labels
-    resid_pdrop embd_pdrop attn_pdrop embedding_dropout summary_type summary_use_proj summary_activation
+    resid_pdrop embd_pdrop attn_pdrop embedding_dropout residual_dropout
+    summary_type summary_use_proj summary_activation
     summary_proj_to_labels summary_first_dropout task_specific_params n_ctx reorder_and_upcast_attn
     gradient_checkpointing z_loss_weight cache_implementation chunk_size_feed_forward
     _sliding_window_pattern logn masked_softmax_fusion flash_attn skip_bias_add skip_bias_add_qkv slow_but_exact
@@ -94,7 +95,7 @@ _MODEL_CONFIG = _words("""
     id2label label2id problem_type tie_encoder_decoder add_cross_attention
 """)
 
-# Families that this project does not run, which the registry refuses by name before any of these matters, and how
+# Keys of families that this project does not run (the registry rejects those by name first), and keys for how
 # MindFormers trains and lays out experts.
 _OTHER_FAMILIES = _words("""
     capacity_factor aux_loss_factor router_aux_loss_coef router_jitter_noise router_dense_type
@@ -156,7 +157,7 @@ TYPED_BUT_NOT_ACTED_ON: dict[KeyPath, frozenset[str]] = {
     ),
 }
 
-# MindFormers' other names of a key. Renamed as a layer is read, so that only one name is left.
+# MindFormers' alternative names of keys. They are renamed when a layer is read, so that each key has only one name.
 RENAMED: dict[KeyPath, KeyPath] = {
     ("save_file",): ("output", "save_file"),
     ("generation_config", "max_decode_length"): ("generation_config", "max_length"),
@@ -176,6 +177,7 @@ RENAMED: dict[KeyPath, KeyPath] = {
     (*MODEL, "n_head"): (*MODEL, "num_attention_heads"),
     (*MODEL, "layernorm_epsilon"): (*MODEL, "rms_norm_eps"),
     (*MODEL, "layer_norm_epsilon"): (*MODEL, "rms_norm_eps"),
+    (*MODEL, "norm_epsilon"): (*MODEL, "rms_norm_eps"),
     (*MODEL, "rotary_base"): (*MODEL, "rope_theta"),
     (*MODEL, "init_method_std"): (*MODEL, "initializer_range"),
     (*MODEL, "layernorm_compute_dtype"): (*MODEL, "layernorm_compute_type"),
@@ -192,12 +194,13 @@ RENAMED: dict[KeyPath, KeyPath] = {
     (*MODEL, "qk_pos_emb_head_dim"): (*MODEL, "qk_rope_head_dim"),
     (*MODEL, "mtp_num_layers"): (*MODEL, "num_nextn_predict_layers"),
 }
-# MindFormers' name of the opposite.
+# MindFormers' keys with the opposite meaning.
 NEGATED: dict[KeyPath, KeyPath] = {
     (*MODEL, "untie_embeddings_and_output_weights"): (*MODEL, "tie_word_embeddings"),
 }
 
-# Names that stay, since models know all of a group: setting two to different values in one source is a mistake.
+# Names that are kept because models know every name of a group. Setting two of them to different values in one source
+# is a mistake.
 _SPELLINGS = (
     "hidden_size d_model",
     "intermediate_size d_ff",
@@ -234,7 +237,7 @@ SYNONYMS: tuple[tuple[KeyPath, ...], ...] = tuple(
 
 _LENGTHS = ("max_length", "max_decode_length", "max_new_tokens")
 _SHARED = sorted(GENERATION_KEYS - set(_LENGTHS))
-# Of each group only the latest source's keys count.
+# In each group, only the keys from the latest source count.
 RIVALS: tuple[tuple[KeyPath, ...], ...] = (
     *SYNONYMS,
     tuple((*section, name) for section in (MODEL, ("generation_config",)) for name in _LENGTHS),

@@ -1,7 +1,7 @@
-"""One source of settings, and how several are laid over one another with a record of who set what.
+"""One source of settings, and how to merge several while recording where each key was set.
 
-Knows nested mappings and where each key came from; knows neither YAML nor which keys exist. A layer may be a
-file, a Python mapping or one command-line override; later layers win. Mappings merge key by key, all else is
+Knows nested mappings and where each key came from; knows neither YAML nor which keys exist. A layer may be a file, a
+Python mapping or one command-line override; later layers win. Mappings are merged key by key; any other value is
 replaced.
 """
 
@@ -25,8 +25,8 @@ class Layer:
     Args:
         values: nested dicts with text keys.
         origins: for each key (as a path from the root), where it was set: `file:line` or a flag's name.
-        alternatives: for a value typed on a command line, how else its text can be read; taken when the first
-            reading does not suit the key's type (`stop=no` is text, although a plain `no` reads as false).
+        alternatives: for a value typed on a command line, the other way to parse its text; used if the first does
+            not fit the key's type (`stop=no` is text, although a plain `no` parses as false).
     """
 
     values: dict[Any, Any] = field(default_factory=dict)
@@ -38,7 +38,7 @@ class Layer:
         return self.get(path) is not None
 
     def get(self, path: KeyPath) -> Any:
-        """The value at `path`, or None."""
+        """Returns the value at `path`, or None."""
         node: Any = self.values
         for key in path:
             if not isinstance(node, dict) or key not in node:
@@ -47,7 +47,7 @@ class Layer:
         return node
 
     def put(self, path: KeyPath, value: Any) -> None:
-        """Sets `path`, making the mappings above it where there are none."""
+        """Sets `path`, creating missing parent mappings."""
         node = self.values
         for key in path[:-1]:
             child = node.get(key)
@@ -57,7 +57,7 @@ class Layer:
         node[path[-1]] = value
 
     def remove(self, path: KeyPath) -> Any:
-        """Takes `path` and what is below it out, with its origins; its value, or None where it is not set."""
+        """Removes `path` and everything below it, with their origins; returns its value, or None if it is not set."""
         parent = self.get(path[:-1]) if len(path) > 1 else self.values
         if not isinstance(parent, dict) or path[-1] not in parent:
             return None
@@ -65,7 +65,7 @@ class Layer:
         return parent.pop(path[-1])
 
     def move(self, old: KeyPath, new: KeyPath) -> None:
-        """Renames `old` to `new`; its origin and its other reading go with it."""
+        """Renames `old` to `new`, and moves its origin and its alternative with it."""
         origin = self.origin(old)
         if old in self.alternatives:
             self.alternatives[new] = self.alternatives.pop(old)
@@ -73,18 +73,18 @@ class Layer:
         self.origins[new] = origin
 
     def origin(self, path: KeyPath) -> str:
-        """Where `path`, or the nearest key above it that has an origin, was set; `default` for neither."""
+        """Returns where `path`, or its nearest ancestor with an origin, was set; `default` if there is none."""
         for length in range(len(path), 0, -1):
             if path[:length] in self.origins:
                 return self.origins[path[:length]]
         return "default"
 
     def lay(self, top: Layer, rivals: Sequence[Sequence[KeyPath]] = ()) -> None:
-        """Lays `top` over this layer.
+        """Merges `top` into this layer; `top` wins.
 
         Args:
-            rivals: groups of keys of which the latest layer's alone counts: where `top` sets one of a group,
-                the others of the group are dropped from this layer.
+            rivals: groups of mutually exclusive keys: if `top` sets one key of a group, the other keys of the group
+                are dropped from this layer.
         """
         for group in rivals:
             unset = [path for path in group if not top.has(path)]
@@ -95,7 +95,7 @@ class Layer:
         self.alternatives.update(top.alternatives)
 
     def copy(self) -> Layer:
-        """An independent copy."""
+        """Returns an independent copy."""
         return Layer(copy.deepcopy(self.values), dict(self.origins), dict(self.alternatives))
 
     def _merge(self, base: dict[str, Any], top: dict[str, Any], path: KeyPath) -> None:
@@ -113,7 +113,7 @@ class Layer:
 
 
 def lay_all(layers: Iterable[Layer], rivals: Sequence[Sequence[KeyPath]] = ()) -> Layer:
-    """The layers laid over one another, the last on top."""
+    """Merges the layers into one; later layers win."""
     merged = Layer()
     for layer in layers:
         merged.lay(layer, rivals)
@@ -121,10 +121,10 @@ def lay_all(layers: Iterable[Layer], rivals: Sequence[Sequence[KeyPath]] = ()) -
 
 
 def layer_from_mapping(source: Mapping[str, Any], origin: str = MAPPING_ORIGIN) -> Layer:
-    """A layer of a Python user's mapping; every key's origin is `origin`.
+    """Makes a layer from a Python mapping; every key gets the origin `origin`.
 
     Raises:
-        ConfigError: a key that is not text.
+        ConfigError: a key is not text.
     """
     layer = Layer()
     layer.values = _plain_mapping(source, (), origin)
@@ -158,7 +158,7 @@ def _paths(values: Mapping[str, Any], above: KeyPath) -> Iterator[KeyPath]:
 
 
 def dotted(path: KeyPath) -> str:
-    """`('a', 'b', 0)` as `a.b[0]`."""
+    """Formats `('a', 'b', 0)` as `a.b[0]`."""
     text = ""
     for key in path:
         text += f"[{key}]" if isinstance(key, int) else f".{key}" if text else key

@@ -1,6 +1,6 @@
-"""Loads a config: files, their base configs and overrides, laid over one another, checked, and frozen.
+"""Loads a config: merges files, their base configs and overrides, validates the result and freezes it.
 
-Knows the order of sources; the keys are in `schema` and `known_keys`, the words of a mistake in `report`.
+Knows the order of sources; `schema` and `known_keys` have the keys, `error_messages` the wording of mistakes.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ def load_config(source: str | Path | Mapping[str, Any], *, overrides: Sequence[O
     """Loads a config.
 
     Args:
-        source: the path of a YAML file, or a mapping of the same keys. `base_config` in a file names a file,
-            or a list of files, relative to it; they are laid under it, mapping by mapping, later ones over
-            earlier ones.
-        overrides: settings that outrank the file, later ones over earlier ones.
+        source: path of a YAML file, or a mapping with the same keys. `base_config` in a file names a file or a list
+            of files, relative to it. Their settings are merged key by key: later base configs override earlier ones,
+            and the file overrides them all.
+        overrides: settings that override the file; later ones win.
 
     Raises:
-        ConfigError: a file that cannot be read, a key that nobody knows, or a value that cannot be used. One
-            line that begins with `file:line` or the flag, and lists every mistake.
+        ConfigError: a file cannot be read, a key is unknown, or a value is invalid. The message is one line that begins
+            with `file:line` or the flag, and lists every mistake.
     """
     if isinstance(source, Mapping):
         layers, sources = [layer_from_mapping(source)], []
@@ -54,25 +54,23 @@ def load_config(source: str | Path | Mapping[str, Any], *, overrides: Sequence[O
 
 
 def override_config(config: InferenceConfig, overrides: Sequence[Override]) -> InferenceConfig:
-    """A copy of `config` with further overrides laid over it.
+    """Returns a copy of `config` with further overrides applied.
 
     Raises:
-        ConfigError: a key that nobody knows, or a value that cannot be used.
+        ConfigError: a key is unknown, or a value is invalid.
     """
     return _build([*config._given, *_layers(overrides)], config.sources)
 
 
 def _layers(overrides: Sequence[Override]) -> list[Layer]:
-    """The layers of a command line, in which a key may be there again, but not in another spelling and with another
-    value.
-    """
+    """Makes the layers of a command line. A key may be repeated, but not under another name with a different value."""
     layers = [override.layer() for override in overrides]
     _renamed(lay_all(layers))
     return layers
 
 
 def _files(path: Path, shown: str, children: tuple[str, ...]) -> Iterator[tuple[Layer, str]]:
-    """The file's base configs, lowest first, then the file itself."""
+    """Yields the layers of the file's base configs, lowest precedence first, then that of the file itself."""
     layer = read_yaml(path, shown)
     line = layer.origin((BASE_KEY,))
     for name in _base_names(layer.remove((BASE_KEY,)), line):
@@ -93,7 +91,7 @@ def _base_names(value: Any, where: str) -> list[str]:
 
 
 def _renamed(layer: Layer) -> Layer:
-    """The layer with one name for each key; two names with different values in one layer are a mistake."""
+    """Renames keys so that each has one name; two names with different values in one layer are a mistake."""
     for old, new in [*RENAMED.items(), *NEGATED.items()]:
         value = layer.get(old)
         if value is None:
@@ -119,7 +117,7 @@ def _refuse_difference(layer: Layer, first: KeyPath, second: KeyPath) -> None:
 
 
 def _apart(path: KeyPath, other: KeyPath) -> str:
-    """A key's name without what it has in common with the other."""
+    """Returns a key's dotted name without the prefix that it shares with the other key."""
     common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(path[:-1], other[:-1], strict=False)))
     return dotted(path[common:])
 
@@ -133,7 +131,7 @@ def _build(given: Sequence[Layer], sources: Iterable[str]) -> InferenceConfig:
 
 
 def _split_unused(values: Any, path: KeyPath) -> tuple[Any, list[KeyPath]]:
-    """The values that something acts on, and the paths of those that nothing does."""
+    """Splits values into those that have an effect and the paths of those that have none."""
     if not isinstance(values, dict):
         return values, []
     kept, unused = {}, []
@@ -150,7 +148,7 @@ def _split_unused(values: Any, path: KeyPath) -> tuple[Any, list[KeyPath]]:
 
 
 def _without_nulls(values: dict[str, Any], path: KeyPath) -> dict[str, Any]:
-    """A null key counts as absent, except for the model, where it takes a key of config.json away."""
+    """Drops null keys, except those of the model, where null removes a key of config.json."""
     if path == _MODEL_CONFIG:
         return values
     return {
@@ -171,7 +169,7 @@ def _validated(values: dict[str, Any], layer: Layer) -> InferenceConfig:
 
 
 def _take_alternatives(values: dict[str, Any], problems: list[Problem], layer: Layer) -> bool:
-    """Reads again, the other way, what a command line gave and did not suit; whether there was any."""
+    """Replaces invalid command-line values by their alternatives; returns whether there were any."""
     checked = Layer(values)
     taken = False
     for problem in problems:

@@ -1,7 +1,7 @@
-"""Finds the directory of a model: one that is given, the packaged demo, a named one on disk, or one on a hub.
+"""Finds the directory of a model: a given directory, the packaged demo, a named model on disk, or one on a hub.
 
-Knows where models are kept and how they are fetched; knows nothing about what is in them. Only weights in
-safetensors, JSON and tokenizer files are ever fetched: no pickles and no code.
+Knows where models are kept and how to download them; knows nothing about their contents. Downloads only safetensors
+weights, JSON and tokenizer files: no pickles and no code.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*\Z")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*\Z")
 _WANTED = ("*.safetensors", "*.json", "*.model", "*.jinja", "merges.txt", "vocab.txt")
 _UNWANTED = ("consolidated*", "original/*", "onnx/*", "*/*")
-_LONGEST_REASON = 160  # characters of a download's error that a message repeats
+_LONGEST_REASON = 160  # characters of a download error to repeat in a message
 _TRUE_WORDS = ("1", "ON", "YES", "TRUE")
 
 
 def locate_model(name_or_dir: str | Path, *, config: InferenceConfig | None = None) -> Path:
-    """The directory of a model.
+    """Finds the directory of a model.
 
-    In this order: `demo` and `demo_t5` come with the package; an existing directory or GGUF file is itself; a name is
-    looked for in `$INFERENCE_MODEL_HOME/<name>` and `./checkpoint_download/<name>`; then the preset's `model.hub_id`,
-    or an `org/name`, is fetched with huggingface_hub, from its cache alone where HF_HUB_OFFLINE is set.
+    Tries, in this order: `demo` and `demo_t5`, which come with the package; an existing directory or GGUF file;
+    `$INFERENCE_MODEL_HOME/<name>` and `./checkpoint_download/<name>`; a download of the preset's `model.hub_id`, or of
+    an `org/name`, with huggingface_hub, which uses only its cache if HF_HUB_OFFLINE is set.
 
     Args:
         name_or_dir: a directory, a preset's name, or a Hugging Face repository id.
-        config: the config that names it, for its `model.hub_id`.
+        config: the config that names the model, for its `model.hub_id`.
 
     Raises:
-        ModelNotFoundError: it is nowhere; the message says where it was looked for and what to do.
+        ModelNotFoundError: the model was not found; the message says where the search went and what to do.
     """
     name = str(name_or_dir)
     if name in DEMOS:
@@ -63,10 +63,10 @@ def locate_model(name_or_dir: str | Path, *, config: InferenceConfig | None = No
 
 
 def hub_id_of(name: str, config: InferenceConfig | None = None) -> str | None:
-    """The Hugging Face repository of a named model, or None.
+    """Returns the Hugging Face repository of a named model, or None.
 
-    A `model.hub_id` in the config counts before the preset's own, so that a copy of a preset can name another
-    repository; not so where the command line named the model.
+    A `model.hub_id` in the config overrides the preset's own, so that a copy of a preset can name another repository,
+    unless the command line named the model.
     """
     if _HUB_ID.match(name):
         return name
@@ -106,7 +106,7 @@ def _fetched(name: str, places: list[Path], hub_id: str | None) -> Path:
                 local_files_only=_offline(),
             )
         )
-    except Exception as error:  # whatever a network, a proxy, a full disk or the hub does, the answer is one line
+    except Exception as error:  # the network, a proxy, a full disk, the hub: report any failure in one line
         raise _not_found(name, places, hub_id, error) from None
 
 

@@ -1,7 +1,7 @@
-"""`model.model_config`: the sizes of a model, as MindFormers or as Hugging Face's config.json spells them.
+"""`model.model_config`: the sizes of a model, as MindFormers or Hugging Face's config.json spells them.
 
-Knows the keys and their types; knows nothing about what a model does with them. No key has a default here:
-where a YAML does not set one, the model's own config.json, or the family's rule, decides.
+Knows the keys and their types; knows nothing about what a model does with them. No key has a default here: if a YAML
+does not set a key, the model's own config.json or the family's rule decides.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from inference.config.values import (
 
 
 def _rope_factor(value: Any) -> Any:
-    """Llama 3's extend_method takes a mapping, the others a number."""
+    """Validates the RoPE factor: a mapping for Llama 3's extend_method, a number for the others."""
     if isinstance(value, dict) or value is None:
         return value
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
@@ -42,14 +42,14 @@ def _as_tuple(value: Any) -> Any:
 
 
 class ModelSettings(Section):
-    """What a YAML says about the model; every key may be absent."""
+    """The model settings of a YAML; every key is optional."""
 
-    # Which model.
+    # Model identity.
     type: OptionalText = Field(None, description="MindFormers' config class, such as LlamaConfig.")
     architectures: Texts | None = Field(None, description="Hugging Face's architecture class, in a list.")
     model_type: OptionalText = Field(None, description="Hugging Face's family name, such as llama.")
 
-    # Sizes: MindFormers' name and Hugging Face's where they differ.
+    # Sizes: MindFormers' name, and Hugging Face's if it differs.
     vocab_size: Count | None = Field(None, description="Rows of the embedding, in tokens.")
     hidden_size: Count | None = Field(None, description="Width of the residual stream.")
     intermediate_size: Count | None = Field(None, description="Width of the feed-forward layer.")
@@ -77,11 +77,13 @@ class ModelSettings(Section):
     rms_norm_eps: Epsilon | None = Field(None, description="Added to the mean square in RMSNorm.")
     qkv_has_bias: bool | None = Field(None, description="Bias in the query, key and value projections.")
     attention_bias: bool | None = Field(None, description="Bias in the attention projections.")
+    attention_out_bias: bool | None = Field(None, description="Bias in the attention output projection (Seed-OSS).")
     use_qk_norm: bool | None = Field(None, description="Norm of each head's query and key.")
     mlp_bias: bool | None = Field(None, description="Bias in the feed-forward projections.")
     tie_word_embeddings: bool | None = Field(None, description="Output layer shares the embedding's weights.")
     bias: bool | None = Field(None, description="Bias in the attention projections (InternLM 2).")
     add_bias_linear: bool | None = Field(None, description="Bias in every projection.")
+    use_bias: bool | None = Field(None, description="Bias in every projection (StarCoder2, ERNIE 4.5).")
     query_pre_attn_scalar: Positive | None = Field(
         None, description="Scores are divided by its root; head_dim if unset."
     )
@@ -123,7 +125,7 @@ class ModelSettings(Section):
         None, description="Factor of PI and NTK, a mapping for LINEAR, LLAMA3 and YARN."
     )
 
-    # Windows.
+    # Sliding windows.
     sliding_window: NonNegative | None = Field(None, description="Positions a token looks back; null for all.")
     use_sliding_window: bool | None = Field(None, description="Whether Qwen uses its sliding_window.")
     max_window_layers: NonNegative | None = Field(None, description="Qwen's layers below this see everything.")
@@ -133,9 +135,9 @@ class ModelSettings(Section):
 
     sliding_window_pattern: Count | None = Field(None, description="Every n-th layer sees everything (Gemma).")
 
-    # How MindFormers' own checkpoints lay out their rows.
+    # Row layout of MindFormers' own checkpoints.
     use_rearrange_rope: bool | None = Field(None, description="ChatGLM's rotary pairs are stored as halves.")
-    # T5, which shares the sizes above under these names or those.
+    # T5: accepts its own names for the sizes above, or the names above.
     d_model: Count | None = Field(None, description="Width of the residual stream.")
     d_kv: Count | None = Field(None, description="Width of a head.")
     d_ff: Count | None = Field(None, description="Width of the feed-forward layer.")
@@ -147,7 +149,7 @@ class ModelSettings(Section):
     start_token_id: TokenId = Field(None, description="Token that begins an answer.")
     decoder_start_token_id: TokenId = Field(None, description="Token that begins an answer.")
 
-    # Experts: Hugging Face's names; MindFormers' legacy ones are in moe_config.
+    # Experts: Hugging Face's names; MindFormers' legacy names are in moe_config.
     num_experts: Count | None = Field(None, description="Experts of a layer (Qwen).")
     num_local_experts: Count | None = Field(None, description="Experts of a layer (Mixtral).")
     n_routed_experts: Count | None = Field(None, description="Experts of a layer (DeepSeek, GLM).")
@@ -182,14 +184,14 @@ class ModelSettings(Section):
     v_head_dim: Count | None = Field(None, description="Size of a head's value.")
     rope_interleave: bool | None = Field(None, description="DeepSeek-V3 rotates neighboring pairs.")
 
-    # Types of the stored weights.
+    # Data types of the stored weights.
     torch_dtype: OptionalText = Field(None, description="Type of the stored weights (transformers 4).")
     dtype: OptionalText = Field(None, description="Type of the stored weights (transformers 5).")
     quantization_config: Free | None = Field(
         None, description="How they are quantized: gptq, awq, compressed-tensors, fp8."
     )
 
-    # Generation; outranked by the section generation_config.
+    # Generation; the section generation_config overrides these.
     max_decode_length: Count | None = Field(None, description="Most tokens of prompt and answer together.")
     max_length: Count | None = Field(None, description="The same; outranks max_decode_length.")
     max_new_tokens: Count | None = Field(None, description="Most tokens of the answer.")
@@ -208,7 +210,7 @@ class ModelSettings(Section):
     checkpoint_name_or_path: OptionalText = Field(None, description="Checkpoint, or the name of a model.")
     pet_config: Free | None = Field(None, description="MindFormers' adapters: those of pet_type slora.")
 
-    # For an Ascend device; nothing else acts on them.
+    # Used only on an Ascend device.
     batch_size: Count | None = Field(None, description="Rows of a static batch.")
     block_size: Count | None = Field(None, description="Tokens in a block of the paged cache.")
     num_blocks: Count | None = Field(None, description="Blocks of the paged cache.")
@@ -223,7 +225,7 @@ class ModelSettings(Section):
     embedding_init_type: Dtype | None = Field(None, description="Type of the embedding in memory.")
     residual_dtype: Dtype | None = Field(None, description="Type of the residual stream.")
 
-    # Known to MindFormers; accepted only where they change nothing.
+    # MindFormers' settings that are accepted only at a value that changes nothing.
     has_relative_bias: Annotated[bool, only(True)] | None = Field(None, description="T5's bias by distance.")
     scale_output: Annotated[bool, only(True)] | None = Field(
         None, description="T5's scaling before a tied output layer."
@@ -241,18 +243,18 @@ class ModelSettings(Section):
     )
 
     def given(self) -> dict[str, Any]:
-        """Everything that was set, as plain values; a null that was set is there as None."""
+        """Returns all settings that were set, as plain values; an explicit null is kept as None."""
         return {name: _plain(getattr(self, name)) for name in type(self).model_fields if name in self.model_fields_set}
 
     def given_architecture(self) -> dict[str, Any]:
-        """The keys of the architecture that were set, spelled as in the YAML; they outrank config.json.
+        """Returns the architecture keys that were set, spelled as in the YAML; they override config.json.
 
-        A null that was set is there as None: as if config.json did not have the key.
+        An explicit null is kept as None and removes the key from config.json.
         """
         return {name: value for name, value in self.given().items() if name in ARCHITECTURE_KEYS}
 
     def generation(self) -> GenerationSettings:
-        """The settings of generation that were set here."""
+        """Returns the generation settings that were set here."""
         given = {name: getattr(self, name) for name in self.model_fields_set & GENERATION_KEYS}
         length = given.pop("max_decode_length", None)
         if given.get("max_length") is None:
@@ -265,7 +267,7 @@ def _plain(value: Any) -> Any:
 
 
 def _names(first: str, last: str) -> frozenset[str]:
-    """The fields from `first` to `last`, in the order of the class."""
+    """Returns the names of the fields from `first` to `last`, inclusive, in class order."""
     names = list(ModelSettings.model_fields)
     return frozenset(names[names.index(first) : names.index(last) + 1])
 

@@ -1,6 +1,6 @@
-"""Settings from a command line: `a.b=c` as a typed value, and as a layer over the files.
+"""Settings from a command line: parses `a.b=c` into a typed value and a layer that overrides the files.
 
-Knows the text of one setting; knows nothing about which keys exist nor about click.
+Knows the text of one setting; knows nothing about which keys exist or about click.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _NUMBER_LIST = re.compile(r"[^,\s]+(?:\s*,\s*[^,\s]+)+\Z")
 
 @dataclass(frozen=True)
 class Override:
-    """One setting that outranks the files.
+    """One setting that overrides the files.
 
     Args:
-        path: the key, dotted: `generation_config.top_k`.
-        value: its value; text is also read as `parse_value` does where the key's type is not text.
-        origin: the flag, for messages: `--top_k`.
-        text: what was typed, where `value` was parsed from it.
+        path: dotted key: `generation_config.top_k`.
+        value: its value; if the key's type is not text, text is also parsed with `parse_value`.
+        origin: flag to name in messages: `--top_k`.
+        text: the typed text, if `value` was parsed from it.
     """
 
     path: str
@@ -37,7 +37,7 @@ class Override:
     text: str | None = None
 
     def layer(self) -> Layer:
-        """The layer of this one setting.
+        """Returns a layer with this one setting.
 
         Raises:
             ConfigError: `path` is not a dotted key.
@@ -73,11 +73,10 @@ def parse_override(assignment: str, origin: str = "--options") -> Override:
 
 
 def parse_value(text: str) -> Any:
-    """The value of text typed on a command line.
+    """Parses a value typed on a command line.
 
-    Unquoted text is read as in YAML (`True`, `3`, `1e-5`, `null`), `[...]`, `{...}` and quoted text as YAML's
-    flow style, which includes JSON; `1,2` is a list of numbers, as in MindFormers' `--options`. All else is
-    text.
+    Parses unquoted text as YAML does (`True`, `3`, `1e-5`, `null`), and `[...]`, `{...}` and quoted text as YAML's flow
+    style, which includes JSON; `1,2` is a list of numbers, as in MindFormers' `--options`. Anything else is text.
     """
     stripped = text.strip()
     if stripped[:1] in ("[", "{", '"', "'"):
@@ -93,7 +92,7 @@ def _parse_flow(flow: str, text: str) -> Any:
     try:
         return json.loads(flow)
     except (ValueError, RecursionError):
-        pass  # YAML's flow style is wider: it needs no quotes
+        pass  # not JSON; YAML's flow style also allows unquoted text
     try:
         return read_flow(flow)
     except ConfigError:

@@ -1,6 +1,6 @@
-"""The presets: YAML files that ship with the project, found by a model's name.
+"""The presets: YAML files that ship with the project, looked up by model name.
 
-Knows where they are and what their names look like; knows nothing about weights.
+Knows where they are and how they are named; knows nothing about weights.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ class Preset:
     """One preset.
 
     Args:
-        name: what it is called: `qwen2_5_7b`.
+        name: name of the preset: `qwen2_5_7b`.
         path: its YAML file.
         family: the directory it is in: `qwen2_5`.
-        parameters: weights of the model, a count; None where the file does not say.
+        parameters: number of parameters of the model; None if the file does not give it.
         hub_id: the Hugging Face repository of the weights, if there is one.
     """
 
@@ -38,21 +38,21 @@ class Preset:
 
 
 def presets_directory() -> Path:
-    """`configs/` of the repository that this package runs from, or else the copy inside the package."""
+    """Returns `configs/` of the repository that this package runs from, or else the copy inside the package."""
     beside = _PACKAGE.parent / "configs"
-    # In site-packages a `configs` may be someone else's: MindFormers installs one.
+    # In site-packages, `configs` may belong to another package: MindFormers installs one.
     is_repository = (_PACKAGE.parent / "run_inference.py").is_file() and beside.is_dir()
     return beside if is_repository else _PACKAGE / "configs"
 
 
 def find_preset(name: str) -> Path:
-    """The YAML file of a preset.
+    """Finds the YAML file of a preset.
 
     Args:
-        name: `qwen2_5_7b`; `Qwen2.5-7B` is the same.
+        name: name of the preset; `qwen2_5_7b` and `Qwen2.5-7B` are equivalent.
 
     Raises:
-        ModelNotFoundError: there is no such preset; the message names the nearest.
+        ModelNotFoundError: there is no such preset; the message names the nearest one.
     """
     paths = _paths()
     key = normal_name(name)
@@ -63,18 +63,18 @@ def find_preset(name: str) -> Path:
 
 
 def is_preset(name: str) -> bool:
-    """Whether `name` names a preset."""
+    """Returns whether `name` is the name of a preset."""
     return normal_name(name) in _paths()
 
 
 def list_presets() -> list[Preset]:
-    """All presets, by family and size."""
+    """Lists all presets, sorted by family and size."""
     presets = [_preset(name, path) for name, path in _paths().items()]
     return sorted(presets, key=lambda preset: (preset.family, preset.parameters or 0, preset.name))
 
 
 def normal_name(name: str) -> str:
-    """`Qwen2.5-7B` as `qwen2_5_7b`."""
+    """Normalizes a name: `Qwen2.5-7B` becomes `qwen2_5_7b`."""
     return re.sub(r"[-.\s]", "_", name.lower())
 
 

@@ -1,6 +1,6 @@
-"""A config as YAML text that reads back to the same config, secrets aside; a comment on each key says where it was set.
+"""Writes a config as YAML that loads as the same config, except for secrets; comments say where each key was set.
 
-Knows how to write values; which keys there are it learns from the config that it is given.
+Knows how to write values; takes the keys from the given config.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from inference.config.layer import KeyPath, Layer
 from inference.config.secrets import without_secrets
 
 _PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*\Z")
-# Sections in which an absent key means something else than its default: the model's own files decide.
+# Sections in which an absent key does not mean its default: the model's own files decide.
 _SPARSE: tuple[KeyPath, ...] = (("model", "model_config"), ("generation_config",))
 
 
 def yaml_of(config: BaseModel, layer: Layer) -> str:
-    """The YAML of `config`, whose settings came from `layer`."""
+    """Formats `config`, whose settings came from `layer`, as YAML."""
     return "\n".join(_lines(_tree(config, layer.values, ()), layer, ())) + "\n"
 
 
 def _tree(section: Any, given: dict[str, Any], path: KeyPath) -> dict[str, Any]:
-    """What to print: set keys as they were set, then defaults, then keys that the schema does not have."""
+    """Returns what to print: keys as they were set, then defaults, then keys that are not in the schema."""
     tree: dict[str, Any] = {}
     for name in _field_names(section):
         value, raw, here = getattr(section, name), given.get(name), (*path, name)
@@ -74,7 +74,7 @@ def _key(key: str) -> str:
 
 
 def flow(value: Any) -> str:
-    """One value in YAML's flow style; text is always quoted, so that it stays text."""
+    """Formats one value in YAML's flow style; text is always quoted, so that it stays text."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -89,6 +89,6 @@ def flow(value: Any) -> str:
 
 
 def _quoted(text: str) -> str:
-    # PyYAML's emitter knows every character that YAML wants escaped.
+    # PyYAML's emitter escapes every character that YAML requires to be escaped.
     dumped: str = yaml.dump(text, default_style='"', allow_unicode=True, width=float("inf"))
     return dumped.rstrip("\n")

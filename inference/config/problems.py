@@ -1,4 +1,4 @@
-"""What is wrong with a value, in words: pydantic's findings as phrases that a person can act on.
+"""Turns pydantic's errors into phrases that a user can act on.
 
 Knows pydantic's error types; knows nothing about files, lines or which keys would have been right.
 """
@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from inference.config.layer import KeyPath, dotted
 
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
-_LONGEST_VALUE = 60  # characters of a wrong value that a message repeats
+_LONGEST_VALUE = 60  # characters of a wrong value to repeat in a message
 _PHRASES: dict[str, str] = {
     "int_type": "must be an integer",
     "int_from_float": "must be an integer",
@@ -40,10 +40,10 @@ class Problem:
     """One wrong value.
 
     Args:
-        path: the key, from the root.
+        path: key, from the root.
         phrase: what is wrong with it: `must be an integer, got 'two'`.
-        unknown: whether the key itself is the mistake.
-        out_of_range: whether its type is right.
+        unknown: whether the key itself is unknown.
+        out_of_range: whether the value has the right type but is out of range.
     """
 
     path: KeyPath
@@ -52,12 +52,12 @@ class Problem:
     out_of_range: bool = False
 
     def sentence(self) -> str:
-        """The key and what is wrong with it."""
+        """Returns the key and what is wrong with it."""
         return f"{dotted(self.path)} {self.phrase}"
 
 
 def problems_of(error: ValidationError) -> list[Problem]:
-    """Every finding of one validation, in pydantic's order."""
+    """Lists all problems of one validation error, in pydantic's order."""
     return [_problem(finding) for finding in error.errors(include_url=False)]
 
 
@@ -88,7 +88,7 @@ def _lowered(message: str) -> str:
 
 
 def show(value: Any) -> str:
-    """A wrong value as messages repeat it: in YAML's words, and short."""
+    """Formats a wrong value for a message: as YAML spells it, and shortened."""
     if value is None:
         return "nothing"
     if isinstance(value, bool):

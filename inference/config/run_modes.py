@@ -1,7 +1,7 @@
-"""The run modes: one table, from which everything else that depends on a run mode is derived.
+"""The run modes: one table from which everything that depends on a run mode is derived.
 
-Knows what each mode takes; knows nothing about how it works, which is in the module `inference.modes.<name>`. To add a
-mode, add its row here and that module, with `run(call)` and `check(call)`.
+Knows what each mode accepts; knows nothing about its implementation, which is in the module `inference.modes.<name>`.
+To add a mode, add its row here and that module, with `run(call)` and `check(call)`.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ class RunMode:
     """One run mode.
 
     Args:
-        name: what `--run_mode` calls it.
+        name: its value of `--run_mode`.
         help: what it does, as the end of a sentence that begins with its name.
-        processes: "replicas" for ranks and copies of the model, "model" for the ranks of one copy, "one" for a single
-            process.
+        processes: "replicas" for several copies of the model, each on one or more ranks, "model" for the ranks of one
+            copy, "one" for a single process.
         takes_prompts: whether it reads `--predict_data`.
         resumable: whether `--resume` continues an earlier run.
         retries_rows: whether `--retry_failed` repeats the failed rows of an earlier run.
-        takes_beam_options: whether flags that are not ours may be Beam's.
-        on_mindformers: whether MindFormers' own networks can do it.
-        works_for_all_ranks: whether its one process does the work of all the ranks that the config asks for.
+        takes_beam_options: whether unknown flags are passed on to Beam.
+        on_mindformers: whether it works with MindFormers' own networks.
+        works_for_all_ranks: whether its single process does the work of all ranks that the config asks for.
     """
 
     name: str

@@ -1,6 +1,6 @@
-"""The config: its sections, their keys, types, units and defaults, in MindFormers' spelling.
+"""The config schema: sections, keys, types, units and defaults, in MindFormers' spelling.
 
-Knows what a complete config is; knows nothing about files or command lines. Sections beyond MindFormers' own
+Knows what a complete config is; knows nothing about files or command lines. The additions to MindFormers' sections
 are `engine`, `input`, `output`, `evaluate`, `validation`, `pipeline`, `serve` and `chat`, and the keys
 `model.hub_id`, `model.parameters` and `processor.chat`.
 """
@@ -111,7 +111,7 @@ class ParallelSettings(Section):
 
 
 class ParallelConfig(Section):
-    """`parallel_config`: how many devices share what."""
+    """`parallel_config`: how the model is split and copied across devices."""
 
     data_parallel: Count = Field(1, description="Copies of the model.")
     model_parallel: Count = Field(
@@ -130,7 +130,7 @@ class ArchSettings(Section):
 # A dataclass, because a pydantic model cannot have a key called model_config.
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class ModelSection:
-    """`model`: which model, and its sizes."""
+    """`model`: the model and its sizes."""
 
     arch: ArchSettings = field(default_factory=ArchSettings)
     model_config: ModelSettings = field(default_factory=ModelSettings)
@@ -139,7 +139,7 @@ class ModelSection:
 
 
 class TokenizerSettings(Section):
-    """`processor.tokenizer`: the tokenizer, where the model directory's own is not to be used."""
+    """`processor.tokenizer`: a tokenizer to use instead of the one in the model directory."""
 
     type: OptionalText = Field(None, description="MindFormers' tokenizer class.")
     vocab_file: OptionalText = Field(None, description="tokenizer.model, or Qwen's vocab.json.")
@@ -216,7 +216,7 @@ class EngineSettings(Section):
 
 
 class InputSettings(Section):
-    """`input`: how files of prompts are read."""
+    """`input`: how prompt files are read."""
 
     format: FormatName | None = Field(
         None, description="Format of files and standard input; told by the file's suffix if unset, txt for stdin."
@@ -227,7 +227,7 @@ class InputSettings(Section):
 
 
 class OutputSettings(Section):
-    """`output`: what is written, and where."""
+    """`output`: what to write, and where."""
 
     format: Literal["text", "json", "mindformers"] | None = Field(
         None, description="Form of the answers; json for a save file that ends in .jsonl, and text, if unset."
@@ -244,7 +244,7 @@ class OutputSettings(Section):
 
     @property
     def form(self) -> str:
-        """The form of the answers, also where `format` is unset."""
+        """The output format of answers: `format`, or if it is unset, the one that the save file's suffix implies."""
         by_name = "json" if (self.save_file or "").lower().endswith(".jsonl") else "text"
         return self.format or by_name
 
@@ -272,7 +272,7 @@ class EvaluateSettings(Section):
 
 
 class ValidateSettings(Section):
-    """`validation`: what a set of prompts must look like."""
+    """`validation`: the expectations that a set of prompts must meet."""
 
     label_key: OptionalText = Field(None, description="Key of JSON rows whose values are counted, such as a class.")
     baseline: Texts | None = Field(None, description="Files of prompts to compare with: how far the data has drifted.")
@@ -283,7 +283,7 @@ class ValidateSettings(Section):
 
 
 class StepSettings(Section):
-    """`pipeline.steps.NAME`: one model of a pipeline, and what it is asked."""
+    """`pipeline.steps.NAME`: one model of a pipeline and its prompt."""
 
     config: OptionalText = Field(None, description="A model of ours: a YAML file or a preset; this config if unset.")
     options: Free = Field(default_factory=dict, description="Keys of that config to set, dotted.")
@@ -305,7 +305,7 @@ class StepSettings(Section):
 
 
 class PipelineSettings(Section):
-    """`pipeline`: rows through one or several models on Apache Beam."""
+    """`pipeline`: runs rows through one or more models on Apache Beam."""
 
     steps: dict[str, StepSettings] = Field(
         default_factory=dict, description="Models by name; one step with this config's own if unset."
@@ -332,7 +332,7 @@ class PipelineSettings(Section):
 
 
 class InferenceConfig(Section):
-    """The whole config: frozen, complete, with a record of where each key was set. Made by `load_config`."""
+    """The whole config: frozen and complete, with a record of where each key was set. Created by `load_config`."""
 
     seed: Seed | None = Field(None, description="Seed of sampling, an integer from 0.")
     run_mode: Annotated[str, BeforeValidator(_run_mode)] = Field(
@@ -394,56 +394,55 @@ class InferenceConfig(Section):
     _unused: tuple[KeyPath, ...] = PrivateAttr(default=())
 
     def __eq__(self, other: object) -> bool:
-        """Configs are equal when their settings are, wherever those were set."""
+        """Compares settings only; where they were set does not matter."""
         return isinstance(other, InferenceConfig) and self.__dict__ == other.__dict__
 
-    __hash__ = None  # type: ignore[assignment]  # free sections are dicts
+    __hash__ = None  # type: ignore[assignment]  # free-form sections are dicts
 
     @property
     def rows_at_once(self) -> int:
-        """The most rows in a step: `predict_batch_size` where it is set."""
+        """The maximum number of rows per step: `predict_batch_size` if it is set."""
         return self.predict_batch_size or self.engine.max_sequences
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """The files that were read, the one named by the user last."""
+        """The files that were read; the file that the user named is the last."""
         return self._sources
 
     @property
     def unused_keys(self) -> list[tuple[str, str]]:
-        """Keys that are known and that nothing acts on: dotted key, and where it was set."""
+        """Known keys that have no effect, as pairs of dotted key and where it was set."""
         return [(".".join(map(str, path)), self._layer.origin(path)) for path in self._unused]
 
     def origin(self, path: str) -> str:
-        """Where a dotted key was set: `file:line`, a flag, `mapping`, or `default`."""
+        """Returns where a dotted key was set: `file:line`, a flag, `mapping`, or `default`."""
         key = tuple(path.split("."))
         return self._layer.origin(key) if self._layer.has(key) else "default"
 
     def merged(self) -> dict[str, Any]:
-        """Everything that was set, as plain values, with the keys that nothing here acts on; a copy."""
+        """Returns a copy of everything that was set, as plain values, including the keys that have no effect."""
         return copy.deepcopy(self._layer.values)
 
     def as_given(self) -> dict[str, Any]:
-        """The same in the spelling of the files and flags, where `merged` has one name for each key; a copy."""
+        """Returns a copy like `merged`, but with keys spelled as in the files and flags instead of normalized."""
         return lay_all(self._given).values
 
     def to_yaml(self) -> str:
-        """The merged config as YAML, each key with its origin; `load_config` reads back an equal config."""
+        """Formats the merged config as YAML, each key with its origin; `load_config` loads an equal config from it."""
         return yaml_of(self, self._layer)
 
     def generation(self, model: Layers = None, request: Layers = None) -> GenerationConfig:
-        """The settings of generation from all sources.
+        """Merges the generation settings from all sources.
 
         Args:
-            model: the model's own, from `read_generation_file`; outranked by the config.
-            request: those of one prompt or call; outranks the config.
+            model: the model's own settings, from `read_generation_file`; the config overrides them.
+            request: settings of one prompt or call; they override the config.
 
         Raises:
-            ConfigError: settings of `request` that are unknown or out of range, or settings that exclude each
-                other.
+            ConfigError: settings of `request` are unknown or out of range, or settings are mutually exclusive.
         """
         seed = None if self.seed is None else {"seed": self.seed}
-        # Several are for a prompt each.
+        # Several adapters mean one for each prompt.
         adapter = {"adapter_id": self.adapter_id[0]} if self.adapter_id and len(self.adapter_id) == 1 else None
         from_model_section = self.model.model_config.generation()
         sampled = {"do_sample": True} if self.sampling_flag else None
@@ -452,9 +451,10 @@ class InferenceConfig(Section):
 
     @property
     def sampling_flag(self) -> str | None:
-        """The flag that turns sampling on, such as --temperature; None where do_sample alone decides.
+        """The flag that turns sampling on, such as --temperature; None if do_sample alone decides.
 
-        Files keep their meaning, MindFormers' too; of a command line, `do_sample` has to be on it to be kept.
+        Settings in files, including MindFormers', keep their meaning: only flags can imply sampling. On a command line
+        with such flags, do_sample counts only if the command line itself sets it.
         """
         typed = {
             name: getattr(self.generation_config, name)
@@ -465,10 +465,10 @@ class InferenceConfig(Section):
         return name and self.origin(f"generation_config.{name}")
 
     def check_supported(self) -> None:
-        """Refuses what loads, because MindFormers knows it, and does not run yet.
+        """Rejects MindFormers' settings that load but are not supported yet.
 
         Raises:
-            ConfigError: other adapters than LoRA's or quantized weights are asked for.
+            ConfigError: the config asks for an adapter type or a quantization method that is not supported.
         """
         for path, key, what in _NOT_YET:
             asked = self._layer.get(path)
@@ -479,13 +479,15 @@ class InferenceConfig(Section):
                 raise ConfigError(f"{where} asks for {what} ({value}), which are not supported yet", "remove it")
 
     def check_adapters(self, key: str, names: Iterable[str | None], known: Iterable[str]) -> None:
-        """Refuses names of adapters that are not there.
+        """Rejects names of unknown adapters.
 
         Args:
-            key: that has the names; None and '' are none.
+            key: key that holds the names, for the message.
+            names: names to check; None and '' mean no adapter.
+            known: names of the adapters that exist.
 
         Raises:
-            ConfigError: the first one.
+            ConfigError: a name is unknown; the message names the first such name.
         """
         known = list(known)
         unknown = next((name for name in names if name and name not in known), None)
@@ -494,15 +496,15 @@ class InferenceConfig(Section):
 
 
 def adapters_hint(names: Iterable[str]) -> str:
-    """What to do where an adapter is not known."""
+    """Returns a hint for an unknown adapter."""
     known = ", ".join(names)
     return f"there are {known}" if known else "name it and its directory with --adapter NAME=DIRECTORY"
 
 
-# Quantized checkpoints that are read.
+# Quantization methods of checkpoints that can be read.
 QUANT_METHODS = ("gptq", "awq", "compressed-tensors", "fp8", "fbgemm_fp8")
 _MODEL = ("model", "model_config")
-# MindFormers' adapters that are chosen by the row: `pet_config.adapter_path` is a directory with their names.
+# MindFormers' adapter type for adapters chosen per row: `pet_config.adapter_path` is a directory with their names.
 SLORA = "slora"
 _NOT_YET = (
     ((*_MODEL, "pet_config"), "pet_type", "adapters"),

@@ -1,4 +1,4 @@
-"""What must not be shown: passwords, tokens and keys, cut out of texts and out of printed settings.
+"""Removes secrets (passwords, tokens and keys) from text and from printed settings.
 
 Knows how secrets are spelled; knows nothing about who prints what.
 """
@@ -11,12 +11,12 @@ from html import unescape
 from typing import Any
 
 MASK = "***"
-# A part of a secret with so many characters gives enough of it away to be cut out.
+# Length in characters from which a part of a secret is masked.
 PART = 8
-# Beyond this many characters a text is cut before it is searched. Nobody reads so much of an error.
+# A longer text is cut to this many characters before it is searched. Nobody reads that much of an error.
 LONGEST = 256 << 10
 
-# One character and how else it may be written: as in JSON (any number of times over), in a URL, in HTML.
+# Escaped forms of one character: in JSON (escaped any number of times), in a URL, in HTML.
 _ESCAPE = re.compile(
     r"""\\+u(?P<unicode>[0-9a-fA-F]{4})
       | \\+x(?P<hex>[0-9a-fA-F]{2})
@@ -25,7 +25,7 @@ _ESCAPE = re.compile(
       | \\+(?P<plain>["'/\\])""",
     re.VERBOSE,
 )
-# Names of settings, headers and options whose values are secrets. `eos_token` and `max_tokens` are none.
+# Names of settings, headers and options whose values are secrets. `eos_token` and `max_tokens` are not secrets.
 _NAME = re.compile(
     r"(?:^|[_\-.])(?:passw(?:or)?d|passphrase|secret|credentials?|authorization|api[_-]?key"
     r"|(?:access|account|private|secret|session|sas|auth|encryption)[_-]?key)s?$"
@@ -33,16 +33,16 @@ _NAME = re.compile(
     r"|(?:^|[_\-.])(?:secret|password|api[_-]?key)(?:[_\-.]|$)",
     re.IGNORECASE,
 )
-# What a URL has before its host: "user:password@".
+# User information before the host in a URL: "user:password@".
 _IN_URL = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.\-]*://)[^/?#\s\"'@]*(?::[^/?#\s\"']*)?@")
 _IN_QUERY = re.compile(r"(?P<name>[?&][A-Za-z0-9_.\-]+)=[^&#\s\"']+")
 _OPTION = re.compile(r"(?P<flag>--?)(?P<name>[^=\s]+)(?P<value>=.*)?", re.DOTALL)
 
 
 def redact(text: str, secret: str | None) -> str:
-    """A text without a secret: neither all of it nor a part of `PART` characters or more, however it is escaped.
+    """Masks a secret in a text, and every part of it of at least `PART` characters, however it is escaped.
 
-    To be called before a text is shortened: of a secret across the cut nothing would be found.
+    Call this before a text is shortened: a secret that the cut splits would not be found.
     """
     if not secret:
         return text
@@ -64,13 +64,13 @@ def _as_written(text: str) -> tuple[str, Sequence[tuple[int, int]]]:
 
 
 def _one_for_one(text: str) -> str:
-    """In lower case, with as many characters as before."""
+    """Lowercases a text without changing its number of characters."""
     lowered = text.lower()
     return lowered if len(lowered) == len(text) else "".join(c.lower() if c.isascii() else c for c in text)
 
 
 def _decoded(text: str) -> tuple[str, Sequence[tuple[int, int]]]:
-    """The characters that a text stands for, each with where it begins and ends."""
+    """Decodes escapes and lowercases; returns the characters, and where each begins and ends in the text."""
     characters: list[str] = []
     places: list[tuple[int, int]] = []
     end = 0
@@ -108,12 +108,12 @@ def _masked(text: str, hidden: bytearray) -> str:
 
 
 def is_secret_name(name: str) -> bool:
-    """Whether a setting, header or option of this name holds a secret: `api_key`, `s3_secret_access_key`."""
+    """Returns whether a setting, header or option of this name holds a secret: `api_key`, `s3_secret_access_key`."""
     return _NAME.search(name.lstrip("-")) is not None and not name.endswith("_variable")
 
 
 def without_secrets(value: Any) -> Any:
-    """Settings with `***` in place of secrets: values of keys that name one, and user and password in URLs."""
+    """Replaces secrets in settings by `***`: values of keys that name a secret, and user and password in URLs."""
     if isinstance(value, Mapping):
         return {key: MASK if _holds_secret(key, item) else without_secrets(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -126,7 +126,7 @@ def _holds_secret(key: Any, value: Any) -> bool:
 
 
 def without_password(text: str) -> str:
-    """A text whose URLs have neither user nor password, nor keys and signatures among their parameters."""
+    """Masks the user, password, keys and signatures in the URLs of a text."""
     text = _IN_URL.sub(lambda found: f"{found['scheme']}{MASK}@", text)
     return _IN_QUERY.sub(lambda found: f"{found['name']}={MASK}" if _is_parameter(found["name"]) else found[0], text)
 
@@ -137,7 +137,7 @@ def _is_parameter(name: str) -> bool:
 
 
 def arguments_without_secrets(arguments: Sequence[str]) -> list[str]:
-    """A command's arguments with `***` in place of secrets: `--api_key=x`, `--api_key x`, and passwords in URLs."""
+    """Replaces secrets in a command's arguments by `***`: `--api_key=x`, `--api_key x`, and passwords in URLs."""
     shown: list[str] = []
     is_secret = False
     for argument in arguments:

@@ -1,4 +1,4 @@
-"""`serve` and `chat`: the keys of the server and of the chat in the terminal. Knows their types and ranges alone."""
+"""`serve` and `chat`: the keys of the server and of the terminal chat. Knows only their types and ranges."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ServeSettings(Section):
 
 
 class ChatSettings(Section):
-    """`chat`: the chat in the terminal (`run_mode: chat`)."""
+    """`chat`: the terminal chat (`run_mode: chat`)."""
 
     system: OptionalText = Field(None, description="System prompt.")
     history_file: OptionalText = Field(None, description="File that the conversation is read from and kept in.")

@@ -1,7 +1,7 @@
 """The types of settings beyond Python's own: token ids, byte counts, lists that may be written as one item.
 
-Knows single values; knows nothing about sections or files. Each validator says what it accepts; the message
-that a person reads is put together in `problems`.
+Knows single values; knows nothing about sections or files. Each validator says what it accepts; `problems` builds the
+message that the user reads.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)\Z", re.IGNORECASE)
 
 
 class Section(BaseModel):
-    """A frozen section of the config that accepts no key but its own."""
+    """A frozen section of the config that rejects unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
 
     def given(self) -> dict[str, Any]:
-        """The settings that were set, null ones left out."""
+        """Returns the settings that were set, without nulls."""
         return {
             name: getattr(self, name)
             for name in type(self).model_fields
@@ -59,7 +59,7 @@ def _is_token_id(value: Any) -> bool:
 
 
 def _token_id(value: Any) -> int | None:
-    # Configs of old checkpoints say -1 for "none".
+    # Configs of old checkpoints use -1 for "none".
     if value is None or (_is_token_id(value) and value == -1):
         return None
     if not _is_token_id(value) or value < 0:
@@ -86,7 +86,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _number_of(key: Any) -> Any:
-    """JSON has no keys but texts."""
+    """Converts a key of digits to an integer, because JSON allows only text keys."""
     return int(key) if isinstance(key, str) and key.isdecimal() else key
 
 
@@ -152,7 +152,7 @@ def _empty_is_none(value: Any) -> Any:
 
 
 def one_of(accepted: Iterable[tuple[Any, Any]], wording: str) -> Callable[[Any], Any]:
-    """A validator that maps each accepted spelling to its meaning and refuses all else; True is not 1."""
+    """Makes a validator that maps each accepted spelling to its meaning and rejects anything else; True is not 1."""
     table = tuple(accepted)
 
     def check(value: Any) -> Any:
@@ -165,7 +165,7 @@ def one_of(accepted: Iterable[tuple[Any, Any]], wording: str) -> Callable[[Any],
 
 
 def only(*accepted: Any) -> PlainValidator:
-    """For settings that exist elsewhere and not yet here: accepts the values that change nothing."""
+    """Makes a validator for a setting that is not supported yet: accepts only the values that change nothing."""
     wording = " or ".join(str(value).lower() if isinstance(value, bool) else str(value) for value in accepted)
 
     def check(value: Any) -> Any:
@@ -176,7 +176,7 @@ def only(*accepted: Any) -> PlainValidator:
     return PlainValidator(check)
 
 
-# What people type -> what the schema calls it.
+# Spelling in a config -> name in the schema.
 _SPELLINGS = {
     "fp32": "float32",
     "f32": "float32",

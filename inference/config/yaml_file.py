@@ -1,8 +1,7 @@
 """Reads a YAML file into a layer: plain values, and the line of every key.
 
-Knows YAML, its quirks and the ways a file can be unreadable; knows nothing about which keys exist. Nothing in
-the file is ever constructed beyond null, booleans, numbers, text, lists and mappings, whatever its tags ask
-for.
+Knows YAML, its quirks and the ways a file can be unreadable; knows nothing about which keys exist. Constructs only
+null, booleans, numbers, text, lists and mappings, whatever the tags in the file ask for.
 """
 
 from __future__ import annotations
@@ -34,14 +33,14 @@ _EXPLICIT_TYPES: dict[str, Any] = {
     f"{_STANDARD}float": (int, float),
 }
 _ANCHORS = "x-"  # top-level keys that only hold anchors for other keys
-_MOST_NODES = 200_000  # aliases of aliases grow without bound
+_MOST_NODES = 200_000  # limit, because aliases of aliases can grow exponentially
 _DEEPEST = 100
-_LARGEST = 8 * 1024 * 1024  # bytes; someone may give the weights where the config belongs
+_LARGEST = 8 * 1024 * 1024  # bytes; catches weights given in place of a config
 _BRACKETS = re.compile(r"[][{}]")
 
 
 class _Composer(_SafeLoader):
-    """Composes nodes and leaves what unquoted text means to `resolve_plain`."""
+    """Composes nodes; leaves the interpretation of unquoted text to `resolve_plain`."""
 
     yaml_implicit_resolvers: dict[Any, Any] = {}
 
@@ -54,12 +53,12 @@ def read_yaml(path: Path, shown: str) -> Layer:
     """Reads one file; `base_config` is left in place.
 
     Args:
-        path: the file.
-        shown: what errors and origins call it.
+        path: file to read.
+        shown: name of the file in errors and origins.
 
     Raises:
-        ConfigError: the file is missing, unreadable, empty, not UTF-8, not YAML, or not a mapping, has a key
-            twice, or asks for a Python object.
+        ConfigError: the file is missing, unreadable, empty, not UTF-8, not YAML or not a mapping, has a duplicate key,
+            or asks for a Python object.
     """
     text = _read_text(path, shown)
     _refuse_depth(text, shown)
@@ -80,7 +79,7 @@ def read_yaml(path: Path, shown: str) -> Layer:
 
 
 def read_flow(text: str) -> Any:
-    """The value of one piece of YAML, such as `[1, 2]` or `"text"`.
+    """Parses one YAML value, such as `[1, 2]` or `"text"`.
 
     Raises:
         ConfigError: `text` is not YAML, or asks for a Python object.
@@ -133,7 +132,7 @@ def _nearest_file(path: Path, shown: str) -> str:
 
 
 def _refuse_depth(text: str, shown: str) -> None:
-    """Stops what would overflow the parser's stack: brackets or indentation far deeper than any config."""
+    """Rejects brackets or indentation so deep that they would overflow the parser's stack."""
     depth = 0
     for number, line in enumerate(text.splitlines(), start=1):
         indentation = len(line) - len(line.lstrip(" -?"))
@@ -175,13 +174,13 @@ def _kind(node: yaml.Node) -> str:
 
 
 class _Converter:
-    """Turns composed nodes into plain values, noting the line of every key."""
+    """Converts composed nodes to plain values and records the line of every key."""
 
     def __init__(self, shown: str):
         self.shown = shown
         self.result = Layer()
         self.nodes = 0
-        self.open: set[int] = set()  # nodes being converted, to find one that contains itself
+        self.open: set[int] = set()  # nodes being converted, to detect a node that contains itself
 
     def layer(self, node: yaml.MappingNode) -> Layer:
         self.result.values = self._mapping(node, ())
@@ -211,7 +210,7 @@ class _Converter:
         return values
 
     def _pairs(self, node: yaml.MappingNode) -> list[tuple[str, yaml.Node, yaml.Node]]:
-        """The mapping's own pairs, then those of its `<<` merges that it does not have itself."""
+        """Returns the mapping's own pairs, then the pairs from its `<<` merges whose keys it does not have itself."""
         own: dict[str, tuple[str, yaml.Node, yaml.Node]] = {}
         merged: dict[str, tuple[str, yaml.Node, yaml.Node]] = {}
         for key_node, value_node in node.value:
@@ -239,7 +238,7 @@ class _Converter:
             self.open.discard(id(source))
 
     def _key(self, node: yaml.Node) -> str:
-        # The text itself, so that `on:` and `1:` are the keys 'on' and '1'.
+        # Use the raw text, so that `on:` and `1:` are the keys 'on' and '1'.
         if not isinstance(node, yaml.ScalarNode):
             raise ConfigError(f"{self._at(node)}: a key must be text, not {_kind(node)}")
         if node.tag not in (_PLAIN, _TEXT):

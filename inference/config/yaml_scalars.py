@@ -1,9 +1,8 @@
-"""How plain text becomes a value: the one set of rules for YAML files and for the command line.
+"""Resolves plain scalars: the single set of rules for YAML files and the command line.
 
-Knows null, booleans, numbers and text; knows nothing about files, keys or the schema. The rules are YAML
-1.1's, as PyYAML and so MindFormers read them, with four differences: `1e-5` is a number, `None` is null,
-`2024-01-01` stays text, and a number with a leading zero or a colon (octal and base 60 in YAML 1.1) stays
-text.
+Knows null, booleans, numbers and text; knows nothing about files, keys or the schema. The rules are those of YAML 1.1
+as implemented by PyYAML, and therefore MindFormers, with four differences: `1e-5` is a number, `None` is null,
+`2024-01-01` stays text, and a number with a leading zero or a colon (octal and base 60 in YAML 1.1) stays text.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ _DIGITS = r"[0-9]+(?:_[0-9]+)*"
 _INTEGER = re.compile(r"[-+]?(?:0|[1-9][0-9]*(?:_[0-9]+)*|0x[0-9a-fA-F]+|0o[0-7]+)\Z")
 _FLOAT = re.compile(rf"[-+]?(?:{_DIGITS}(?:\.(?:{_DIGITS})?)?|\.{_DIGITS})(?:[eE][-+]?[0-9]+)?\Z")
 _SPECIAL_FLOAT = re.compile(r"([-+]?)\.(inf|nan)\Z", re.IGNORECASE)
-_LONGEST_NUMBER = 400  # characters; longer than any float, and short of where Python refuses to make an int
+_LONGEST_NUMBER = 400  # characters; longer than any float, below Python's limit for parsing an int
 
 
 def resolve_plain(text: str) -> object:
-    """The value of unquoted `text`: None, a bool, an int, a float, or the text itself."""
+    """Returns the value of unquoted `text`: None, a bool, an int, a float, or the text itself."""
     if text in _NULLS:
         return None
     if text in _BOOLEANS:

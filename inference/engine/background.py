@@ -1,7 +1,7 @@
-"""One running engine for every caller: a thread that steps while there is anything to do.
+"""One running engine for all callers: a thread that runs steps as long as there are rows.
 
-Callers in any thread, or in an event loop, hand in rows and take out what each step gives; their rows run together.
-Knows requests; what a token means is the row's own business.
+Callers in any thread or event loop submit rows and receive the events of each step; their rows run together. Knows
+requests; does not know what tokens mean, which is up to the row.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from inference.errors import InferenceError
 
 
 def check_process(process: int) -> None:
-    """Refuses to go on in a fork: MindSpore's threads and locks are the parent's, and waiting for them never ends.
+    """Refuses to run in a fork: MindSpore's threads and locks belong to the parent, and waiting for them never ends.
 
     Args:
         process: the id of the process that loaded a model.
 
     Raises:
-        InferenceError: it is another one.
+        InferenceError: this is another process.
     """
     if os.getpid() != process:
         raise InferenceError(
@@ -42,7 +42,7 @@ def check_process(process: int) -> None:
 
 @dataclass(frozen=True)
 class Delivery(Generic[Event]):
-    """What a step gave a row: an event, or the error that ended it; `last` if nothing follows."""
+    """The result of a step for a row: an event, or the error that ended the row; `last` if nothing follows."""
 
     row: Row[Event]
     event: Event | None
@@ -54,10 +54,10 @@ class Delivery(Generic[Event]):
         return self.row.request
 
     def unwrap(self) -> Event:
-        """The event.
+        """Returns the event.
 
         Raises:
-            BaseException: the error.
+            BaseException: the error that ended the row.
         """
         if self.error is not None:
             raise self.error
@@ -73,10 +73,10 @@ class _Entry:
 
 
 class BackgroundEngine:
-    """Runs rows in a thread of its own, which ends when there are none.
+    """Runs rows in its own thread, which ends when there are none.
 
     Args:
-        open_engine: gives an engine on which nobody else runs meanwhile.
+        open_engine: opens an engine that no one else uses while it is open.
     """
 
     def __init__(self, open_engine: Callable[[], AbstractContextManager[BaseEngine]]):
@@ -91,16 +91,16 @@ class BackgroundEngine:
 
     @property
     def engine(self) -> BaseEngine | None:
-        """The engine that runs rows now, for its figures; None while there are no rows."""
+        """The engine that is running rows, for its metrics; None if there are no rows."""
         return self._engine
 
     def submit(self, row: Row[Event], deliver: Callable[[Delivery[Event]], None], every_token: bool = True) -> None:
-        """Lets a row join the running batch.
+        """Adds a row to the running batch.
 
         Args:
-            row: a row that was never submitted before; it takes its tokens in the engine's thread.
-            deliver: called in the engine's thread; a row whose `deliver` raises is let go of.
-            every_token: deliver something for each token; otherwise for the last one alone.
+            row: a row that was not submitted before; its `advance` is called in the engine's thread.
+            deliver: called in the engine's thread; a row is cancelled if its `deliver` raises RuntimeError.
+            every_token: deliver an event for each step that yields tokens; otherwise for the last one only.
 
         Raises:
             InferenceError: this process is a fork of the engine's.
@@ -115,13 +115,13 @@ class BackgroundEngine:
                 self._thread.start()
 
     def cancel(self, request: Request) -> None:
-        """Lets go of a row, if it is not finished: its place and its blocks are free after the step in hand."""
+        """Cancels a row, if it is not finished: its slot and its blocks are free after the current step."""
         with self._lock:
             if self._entries.pop(request, None) is not None:
                 self._left.append(request)
 
     def close(self) -> None:
-        """Lets go of all rows, and waits for the step in hand. Whoever waits for a row gets an error."""
+        """Cancels all rows and waits for the current step. Callers that wait for a row get an error."""
         with self._lock:
             thread, rows = self._thread, [entry.row for entry in self._entries.values()]
             self._left.extend(row.request for row in rows)
@@ -134,10 +134,10 @@ class BackgroundEngine:
     def stream(
         self, rows: Iterable[Row[Event]], most: int, every_token: bool = True
     ) -> Generator[Delivery[Event], None, None]:
-        """What all rows get, as it comes.
+        """Yields the deliveries of all rows as they arrive.
 
-        `rows` is read while it is needed, so that at most `most` are under way or finished and not yet taken. Closing
-        the iterator lets go of the rows that are not finished.
+        `rows` is read only as needed, so that at most `most` rows are running, or finished but not yet consumed.
+        Closing the iterator cancels the unfinished rows.
         """
         deliveries: queue.SimpleQueue[Delivery[Event]] = queue.SimpleQueue()
         source = iter(rows)
@@ -158,7 +158,7 @@ class BackgroundEngine:
                 self.cancel(request)
 
     async def stream_async(self, row: Row[Event]) -> AsyncGenerator[Event, None]:
-        """Events of one row, in an event loop. Closing the iterator, or cancelling its task, lets go of the row."""
+        """Yields one row's events in an event loop. Closing the iterator or cancelling its task cancels the row."""
         import asyncio
 
         loop = asyncio.get_running_loop()
@@ -178,7 +178,7 @@ class BackgroundEngine:
             self.cancel(row.request)
 
     def _run(self) -> None:
-        """The thread: steps until no row is left."""
+        """Runs steps until no row is left; the body of the thread."""
         try:
             with self._open() as engine:
                 self._engine = engine
@@ -195,7 +195,7 @@ class BackgroundEngine:
                 self._deliver(Delivery(row, None, True, error))
 
     def _take_changes(self, engine: BaseEngine) -> bool:
-        """Lets rows in and out; False, and the thread is no more, where none is left."""
+        """Adds new rows and removes cancelled ones; returns False, which ends the thread, if none is left."""
         with self._lock:
             entered, self._entered = self._entered, []
             left, self._left = self._left, []
@@ -229,13 +229,13 @@ class BackgroundEngine:
         try:
             entry.deliver(delivery)
         except RuntimeError:
-            # The event loop that waited for it is closed.
+            # The event loop that waited for the row is closed.
             self.cancel(delivery.request)
 
 
 @cache
 def _running() -> weakref.WeakSet[BackgroundEngine]:
-    """Engines that may have a thread. Made when the first one starts, so that it is stopped before MindSpore ends."""
+    """Returns the engines that may have a thread. The first call registers their stop, to run before MindSpore ends."""
     engines: weakref.WeakSet[BackgroundEngine] = weakref.WeakSet()
 
     def stop() -> None:

@@ -1,4 +1,4 @@
-"""The engine: takes requests, runs steps, and chooses tokens; rows join and leave the batch at every step.
+"""The engine: takes requests, runs steps and chooses tokens. Rows can join and leave the batch at every step.
 
 Knows token ids; knows nothing about text, files or terminals.
 """
@@ -28,23 +28,23 @@ EventOf = TypeVar("EventOf", covariant=True)
 
 
 class Row(Protocol[EventOf]):
-    """A request, and what to make of its tokens."""
+    """A request, and how its tokens become events."""
 
     @property
     def request(self) -> Request: ...
 
     def advance(self, engine: BaseEngine) -> EventOf:
-        """Takes the tokens that are new: one, or more where guesses were right. May end the request."""
+        """Takes the new tokens: one, or more if guesses were right. May end the request."""
         ...
 
 
 class BaseEngine(ABC):
-    """What every engine does: takes requests, gives each its tokens step by step, and counts.
+    """Base of all engines: takes requests, generates their tokens step by step, and counts metrics.
 
     Attributes:
         context_length: the most tokens of a prompt and its answer.
         max_sequences: the most rows that run together.
-        metrics: of what was done.
+        metrics: of the work done.
     """
 
     def __init__(self, context_length: int, max_sequences: int, metrics: RunMetrics | None = None):
@@ -71,25 +71,25 @@ class BaseEngine(ABC):
 
     @abstractmethod
     def step(self) -> list[Request]:
-        """Runs one step; the requests that got a token in it, some of them finished by it, and those that failed.
+        """Runs one step; returns the requests that got a token, which may have finished them, and those that failed.
 
         Raises:
-            InferenceError: no request can go on.
+            InferenceError: no request can continue.
         """
 
     @abstractmethod
     def finish(self, request: Request, reason: FinishReason) -> None:
-        """Ends a request from outside: a stop string was seen, or the caller let go of it."""
+        """Ends a request from outside: a stop string was found, or the caller cancelled it."""
 
     @abstractmethod
     def close(self) -> None:
-        """Lets go of every request that is not finished, and of what it holds."""
+        """Cancels every unfinished request and releases its resources."""
 
     def add(self, request: Request) -> None:
         """Queues a request.
 
         Raises:
-            InputError: an empty prompt, or more tokens than the context or the cache can hold.
+            InputError: the prompt is empty, or there are more tokens than the context or the cache can hold.
         """
         length = len(request.prompt_ids) + request.max_new_tokens
         if not request.num_prompt_tokens or not request.prompt_ids:
@@ -113,40 +113,40 @@ class BaseEngine(ABC):
         """Takes a request that fits the context."""
 
     def fail(self, request: Request, error: Exception) -> None:
-        """Ends a request that goes no further, which leaves all others as they are."""
+        """Ends a request with an error, without affecting any other."""
         if isinstance(error, InferenceError):
             request.error = GenerationError(error.what, error.hint)
         else:
             request.error = GenerationError(f"request {request.request_id}: {type(error).__name__}: {error}")
         self.finish(request, FinishReason.ERROR)
-        # Also if its last token was the one that nobody could make anything of.
+        # Set the reason again: the request may have finished already, with the token that caused the error.
         request.finish_reason = FinishReason.ERROR
 
     def cut(self, request: Request, length: int) -> None:
-        """Drops what a request generated after its first `length` tokens: a stop string was complete with these."""
+        """Drops the tokens that a request generated after its first `length`, which completed a stop string."""
         dropped = len(request.output_ids) - length
         del request.output_ids[length:], request.logprobs[length:]
         if request.finished:
             self.metrics.completion_tokens -= dropped
 
     def advance(self, row: Row[Event]) -> Event | None:
-        """What a row makes of its newest token; None if it has failed, in which case its request has the `error`."""
+        """Returns a row's event for its new tokens; None if it has failed, with the reason in its request's `error`."""
         if row.request.error is None:
             try:
                 return row.advance(self)
-            except Exception as error:  # whatever it is, it is this row's own
+            except Exception as error:  # any error belongs to this row alone
                 self.fail(row.request, error)
         return None
 
     def run(self) -> Iterator[Request]:
-        """Steps until nothing is left; yields each request as it finishes."""
+        """Runs steps until no request is left; yields each request as it finishes."""
         while self.busy:
             for request in self.step():
                 if request.finished:
                     yield request
 
     def _append(self, request: Request, token: int) -> None:
-        """Gives a request its next token, which may be its last."""
+        """Appends a request's next token, and finishes the request if it is the last."""
         request.append(token)
         if token in request.generation.eos_token_id and not request.generation.ignore_eos:
             self.finish(request, FinishReason.STOP)
@@ -155,18 +155,18 @@ class BaseEngine(ABC):
 
 
 class Engine(BaseEngine):
-    """Runs requests on a model until each has its answer.
+    """Runs requests on a model until each is answered.
 
     Args:
-        model: gives the logits of a step.
+        model: computes the logits of a step.
         max_sequences: the most rows in a step.
-        max_batch_tokens: the most tokens in a step; longer prompts go in chunks.
-        prefix_cache: requests that begin alike share the blocks of that beginning, also with those of earlier engines.
-        metrics: counts what is done.
-        lookup: guess tokens from the row's own text; answers stay the same.
+        max_batch_tokens: the most tokens in a step; longer prompts are split into chunks.
+        prefix_cache: requests with a common prefix share its blocks, even those of earlier engines.
+        metrics: counts the work done.
+        lookup: guess tokens from the row's own text; this does not change answers.
 
     Attributes:
-        speculation: guesses at tokens, and how many were right.
+        speculation: guesses tokens, and counts how many were right.
     """
 
     def __init__(
@@ -232,16 +232,16 @@ class Engine(BaseEngine):
         if tokens == len(ready) + guessed:
             self.speculation.cost.note(tokens, seconds)
         right = self.speculation.accepted - accepted
-        # A wrong guess is no token of a prompt.
+        # A wrong guess must not count as a prompt token.
         self.metrics.step(seconds, tokens - guessed + right, len(ready) + right)
         return ready
 
     def _advance(self, planned: Sequence[Scheduled]) -> list[Request]:
-        """Computes what was planned; the requests that came to their next token. Nothing has changed if it raises."""
+        """Computes a plan; returns the requests that got their next token. Changes nothing if it raises."""
         sources = [_source(item.request) for item in planned if item.encodes]
         if sources:
             self.model.encode(StepBatch.build(sources, self.model.block_size))
-        # The rows of the step's logits that belong to each item: one, and one more for each guess.
+        # The rows of the step's logits that belong to each item: one, plus one for each guess.
         ends = list(itertools.accumulate(1 + len(item.guesses) for item in planned))
         rows = [range(end - 1 - len(item.guesses), end) for item, end in zip(planned, ends, strict=True)]
         full = [
@@ -260,13 +260,13 @@ class Engine(BaseEngine):
             if at_end:
                 try:
                     self._take_tokens(item, [(int(result.best[row]), logits.get(row)) for row in own])
-                except Exception as error:  # whatever it is, it is this row's own
+                except Exception as error:  # any error belongs to this row alone
                     self.fail(item.request, error)
                 ready.append(item.request)
         return ready
 
     def _take_tokens(self, item: Scheduled, found: Sequence[tuple[int, np.ndarray | None]]) -> None:
-        """Appends the next token, and those after it for as long as the guesses are what is chosen."""
+        """Appends the next token, and further ones as long as each guess is the token that was chosen."""
         request, right = item.request, 0
         self._take_token(request, *found[0])
         for guess, after in zip(item.guesses, found[1:], strict=True):
@@ -279,11 +279,10 @@ class Engine(BaseEngine):
             self.speculation.note(request, len(item.guesses), right)
 
     def _advance_apart(self, planned: Sequence[Scheduled]) -> list[Request]:
-        """The same after the model failed on all rows together: each goes by itself, so that one that the model cannot
-        compute takes nobody with it.
+        """Runs each row by itself after the model failed on all together, so that only rows it cannot compute fail.
 
         Raises:
-            Exception: the model does nothing any more.
+            Exception: the model does not work at all any more.
         """
         ready: list[Request] = []
         failed: dict[Request, Exception] = {}
@@ -301,7 +300,7 @@ class Engine(BaseEngine):
         return [*ready, *failed]
 
     def _take_token(self, request: Request, best: int, logits: np.ndarray | None) -> None:
-        """Appends the next token: the best, or one chosen from the logits where the request needs them."""
+        """Appends the next token: the best one, or one chosen from the logits if the request needs them."""
         generation = request.generation
         if best < 0:
             raise GenerationError(
@@ -317,7 +316,7 @@ class Engine(BaseEngine):
 
 
 def _is_of_all(error: Exception) -> bool:
-    """Whether no row can go on: a rank is gone, or there is too little memory for so many."""
+    """Returns whether the error stops all rows: a rank is gone, or memory has run out."""
     return isinstance(error, InferenceError) or is_out_of_memory(error)
 
 

@@ -1,4 +1,4 @@
-"""Counts and times of a run, and what they add up to. Never prints.
+"""Counts and times of a run, and their totals over ranks and replicas. Never prints.
 
 Each metric is one field of `RunMetrics`, which says who counts it. JSON, the closing lines, and the sums over ranks and
 replicas derive from the fields.
@@ -20,9 +20,9 @@ from inference.engine.percentiles import Percentiles
 from inference.engine.request import FinishReason, Request
 
 # Who counts a metric.
-# REQUEST: `finished`, from a request; rank 0 does so for the requests that other replicas answered, too.
-# STEP: the engine of each replica; the others send theirs to rank 0 when they end.
-# RUN: this process, for itself.
+# REQUEST: `finished` counts it, from a request; on rank 0 also for requests that other replicas answered.
+# STEP: the engine of each replica counts it; the other replicas send their values to rank 0 when they end.
+# RUN: this process counts it for itself.
 REQUEST, STEP, RUN = "request", "step", "run"
 
 
@@ -30,7 +30,7 @@ REQUEST, STEP, RUN = "request", "step", "run"
 class StartupTimes:
     """Seconds before the first prompt could run, by part.
 
-    `python` is from the start of the process to the import of MindSpore: the interpreter, the config, the tokenizer
+    `python` runs from the start of the process to the import of MindSpore: the interpreter, the config, the tokenizer
     and all checks.
     """
 
@@ -41,11 +41,11 @@ class StartupTimes:
 
 
 def _metric(counted_by: str, default: Any = 0, note: str | None = None) -> Any:
-    """A metric.
+    """Declares a metric.
 
     Args:
-        default: its first value, or a class that makes it.
-        note: what the closing line says of it, unless it is zero.
+        default: the initial value, or a class to call for it.
+        note: text for the closing line; left out if the value is zero.
     """
     metadata = {"counted_by": counted_by, "note": note}
     if isinstance(default, type):
@@ -55,15 +55,15 @@ def _metric(counted_by: str, default: Any = 0, note: str | None = None) -> Any:
 
 @dataclass
 class RunMetrics:
-    """What happened in a run; `startup` apart from the work itself."""
+    """The metrics of a run; `startup` is kept apart from the work itself."""
 
     startup: StartupTimes = _metric(RUN, StartupTimes)
     requests: int = _metric(REQUEST)
     prompt_tokens: int = _metric(REQUEST)
     reused_tokens: int = _metric(REQUEST, note="{:,} tokens from the prefix cache")
-    """Prompt tokens that the prefix cache had."""
+    """Prompt tokens found in the prefix cache."""
     preemptions: int = _metric(REQUEST, note="{:,} preempted")
-    """How often a row gave its blocks to an older one."""
+    """How often a row had to give its blocks to an older one."""
     completion_tokens: int = _metric(REQUEST)
     prefill_seconds: float = _metric(STEP, 0.0)
     decode_seconds: float = _metric(STEP, 0.0)
@@ -71,13 +71,13 @@ class RunMetrics:
     ttft_seconds: Percentiles = _metric(REQUEST, Percentiles)
     tpot_seconds: Percentiles = _metric(REQUEST, Percentiles)
     row_seconds: Percentiles = _metric(REQUEST, Percentiles)
-    """From the arrival of a request to its last token."""
+    """Seconds from the arrival of a request to its last token."""
     decode_tokens: int = _metric(STEP)
     rows_by_replica: list[int] = _metric(RUN, list)
-    """Requests that each replica of the model has answered, if there are several."""
+    """Requests answered by each replica of the model; empty if there is only one."""
 
     def finished(self, request: Request) -> None:
-        """Counts a finished request. One that was cancelled or has failed has no latency."""
+        """Counts a finished request. One that was cancelled or that failed adds no latency."""
         self.requests += 1
         self.prompt_tokens += request.num_prompt_tokens
         self.reused_tokens += request.num_reused
@@ -93,7 +93,7 @@ class RunMetrics:
             self.tpot_seconds.add((timing.total - timing.ttft) / (len(request.output_ids) - 1))
 
     def step(self, seconds: float, tokens: int, chosen: int) -> None:
-        """Counts a step that computed `tokens` and chose `chosen` next ones."""
+        """Counts a step that computed `tokens` tokens and chose `chosen` new ones."""
         if tokens > chosen:
             self.prefill_seconds += seconds
         else:
@@ -101,7 +101,7 @@ class RunMetrics:
             self.decode_tokens += chosen
 
     def add_replica(self, other: RunMetrics) -> None:
-        """Adds what another replica did at the same time: the rates of both add up."""
+        """Adds the work that another replica did at the same time: the rates of both add up."""
         prefill_tokens = self._computed + other._computed
         prefill, decode = self.prefill_rate + other.prefill_rate, self.decode_rate + other.decode_rate
         self.rows_by_replica = [*(self.rows_by_replica or [self.requests]), other.requests]
@@ -111,22 +111,22 @@ class RunMetrics:
                 mine.update(theirs)
             else:
                 setattr(self, name, mine + theirs)
-        # The seconds in which all replicas would have done the work together.
+        # The seconds that all replicas together would have taken for the work.
         self.prefill_seconds = prefill_tokens / prefill if prefill else 0.0
         self.decode_seconds = self.decode_tokens / decode if decode else 0.0
 
     def step_figures(self) -> dict[str, Any]:
-        """What a replica sends to rank 0 when it ends."""
+        """Returns the metrics that a replica sends to rank 0 when it ends."""
         return {name: getattr(self, name) for name in names_counted_by(STEP)}
 
     def take_step_figures(self, figures: Mapping[str, Any]) -> None:
-        """Takes what a replica has sent."""
+        """Takes the metrics that a replica has sent."""
         for name in names_counted_by(STEP):
             setattr(self, name, figures[name])
 
     @property
     def notes(self) -> list[str]:
-        """Metrics that are worth a word in the closing line."""
+        """Notes for the closing line."""
         noted = [(item.metadata["note"], getattr(self, item.name)) for item in fields(self)]
         return [note.format(value) for note, value in noted if note and value]
 
@@ -141,23 +141,23 @@ class RunMetrics:
 
     @property
     def prefill_rate(self) -> float:
-        """Prompt tokens computed a second, over the steps that had prompt tokens."""
+        """Prompt tokens computed per second, over the steps that had prompt tokens."""
         return self._computed / self.prefill_seconds if self.prefill_seconds else 0.0
 
     @property
     def decode_rate(self) -> float:
-        """New tokens a second, over the steps that only decoded."""
+        """New tokens per second, over the steps that only decoded."""
         return self.decode_tokens / self.decode_seconds if self.decode_seconds else 0.0
 
     def as_dict(self) -> dict[str, Any]:
-        """All metrics, for JSON."""
+        """Returns all metrics, for JSON."""
         values = {item.name: _plain(getattr(self, item.name)) for item in fields(self)}
         rates = {"prefill_tokens_per_second": self.prefill_rate, "decode_tokens_per_second": self.decode_rate}
         return {**values, **rates, "peak_memory_bytes": peak_memory()}
 
 
 def names_counted_by(*who: str) -> list[str]:
-    """The names of the metrics that are counted by one of these."""
+    """Returns the names of the metrics counted by any of `who`."""
     return [item.name for item in fields(RunMetrics) if item.metadata["counted_by"] in who]
 
 
@@ -168,14 +168,14 @@ def _plain(value: Any) -> Any:
 
 
 def process_age() -> float:
-    """Seconds since this process started, as the kernel counts them (Linux: proc(5), field 22 of stat)."""
+    """Returns the seconds since this process started, as the kernel counts them (Linux: proc(5), field 22 of stat)."""
     fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
     uptime = float(Path("/proc/uptime").read_text().split()[0])
     return uptime - int(fields[19]) / os.sysconf("SC_CLK_TCK")
 
 
 def peak_memory() -> int:
-    """Peak memory of this process, bytes."""
+    """Returns the peak memory of this process in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # Linux counts kibibytes, macOS bytes.
     return peak if sys.platform == "darwin" else peak * 1024

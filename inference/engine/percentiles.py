@@ -8,15 +8,15 @@ from __future__ import annotations
 import math
 from collections import Counter
 
-# Buckets this much wider than the one before: a percentile is off by half of it at most.
+# Each bucket is wider than the one before by this factor: a percentile is off by half of the increase at most.
 GROWTH = 1.01
-# Shorter times, seconds, are counted as this.
+# Seconds; shorter times are counted as this.
 SHORTEST = 1e-6
 PERCENTILES = (50, 90, 99)
 
 
 class Percentiles:
-    """Times in seconds, of which about a thousand buckets are kept, however many there are."""
+    """Times in seconds, kept in about a thousand buckets, however many there are."""
 
     def __init__(self) -> None:
         self._counts: Counter[int] = Counter()
@@ -29,13 +29,13 @@ class Percentiles:
         self.greatest = max(self.greatest, seconds)
 
     def update(self, other: Percentiles) -> None:
-        """Takes all times of another."""
+        """Adds all times of another."""
         self._counts.update(other._counts)
         self.count += other.count
         self.greatest = max(self.greatest, other.greatest)
 
     def percentile(self, percent: float) -> float | None:
-        """The time that `percent` of all times do not exceed (nearest rank), to 0.5 %; None where there is none."""
+        """Returns the time that `percent` of all do not exceed (nearest rank), within 0.5 %; None without times."""
         rank = max(math.ceil(self.count * percent / 100), 1)
         for bucket in sorted(self._counts):
             rank -= self._counts[bucket]
@@ -44,9 +44,9 @@ class Percentiles:
         return None
 
     def as_dict(self) -> dict[str, float | None]:
-        """`p50`, `p90` and `p99`, and the greatest."""
+        """Returns `p50`, `p90`, `p99` and `max`."""
         return {f"p{p}": self.percentile(p) for p in PERCENTILES} | {"max": self.greatest if self.count else None}
 
     def buckets(self) -> list[tuple[float, int]]:
-        """Times and how often they came, the shortest first."""
+        """Returns times and how often they occurred, the shortest first."""
         return [(SHORTEST * GROWTH**bucket, self._counts[bucket]) for bucket in sorted(self._counts)]

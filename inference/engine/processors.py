@@ -1,8 +1,8 @@
-"""Logits processors: what changes a row's logits before a token is chosen, in the order of transformers.
+"""Logits processors: they change a row's logits before a token is chosen, in the same order as in transformers.
 
 Each processor is a small function on the logits and the request, and says when it applies. Source of the formulas and
 of the order: `transformers.generation.logits_process` and `GenerationMixin._get_logits_processor`; the frequency and
-presence penalties are OpenAI's (API reference). Knows one row at a time; knows nothing about how a token is drawn.
+presence penalties are OpenAI's (API reference). Knows one row at a time; knows nothing about how a token is sampled.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class Processor:
     """One change to the logits.
 
     Args:
-        asked: whether the settings ask for it at all.
+        asked: whether the settings enable it.
         apply: changes the logits [vocabulary] in place.
-        due: whether it changes the next token's logits; not called unless it is asked for.
+        due: whether it changes the next token's logits; called only if `asked` is true.
     """
 
     asked: Callable[[GenerationConfig], object]
@@ -34,14 +34,14 @@ class Processor:
 
 
 def due_processors(request: Request) -> list[Processor]:
-    """The processors of the request's next token, in order."""
+    """Returns the processors that apply to the request's next token, in order."""
     if request.processors is None:
         request.processors = tuple(processor for processor in PROCESSORS if processor.asked(request.generation))
     return [processor for processor in request.processors if processor.due(request)]
 
 
 def processed(logits: np.ndarray, request: Request) -> np.ndarray:
-    """The logits after every processor and the request's constraint; the same array where nothing changes.
+    """Applies every processor and the request's constraint; returns the same array if nothing changes.
 
     Args:
         logits: float32 [vocabulary].
@@ -73,7 +73,7 @@ def _mask(scores: np.ndarray, allowed: np.ndarray | None) -> None:
 
 
 def _counted(request: Request, with_prompt: bool) -> TokenCounts:
-    """The counts of the request's tokens, brought up to date."""
+    """Updates the counts of the request's tokens and returns them."""
     counts = request.seen if with_prompt else request.generated
     if counts is None:
         counts = TokenCounts(request.prompt_ids if with_prompt else ())
@@ -87,7 +87,7 @@ def _counted(request: Request, with_prompt: bool) -> TokenCounts:
 
 
 def _within(scores: np.ndarray, ids: Iterable[int]) -> list[int]:
-    """The ids that the vocabulary has: a list of a model's own file may name others."""
+    """Keeps the ids that are in the vocabulary: a list from a model's file may contain others."""
     return [token for token in ids if token < scores.size]
 
 
@@ -104,23 +104,23 @@ def _bias_sequences(scores: np.ndarray, request: Request) -> None:
 
 
 def _ends_before_last(request: Request, sequence: Sequence[int]) -> bool:
-    """Whether the request's tokens end with all of `sequence` but its last."""
+    """Returns whether the request's tokens end with `sequence` without its last token."""
     before = list(sequence[:-1])
     if not before:
         return True
-    # transformers compares only where the whole sequence would fit into what there is so far.
+    # Like transformers, compare only if there are at least as many tokens as the whole sequence has.
     start = request.num_tokens - len(before)
     return request.num_tokens >= len(sequence) and request.tokens(start, len(before)) == before
 
 
 def _penalize_source(scores: np.ndarray, request: Request) -> None:
-    """Above 1, makes tokens of the prompt likelier (for models that tend to leave the prompt's matter)."""
+    """Makes the prompt's tokens likelier if the penalty is above 1 (for models that stray from the prompt)."""
     source = request.prompt_ids if request.source_ids is None else request.source_ids
     _scale(scores, np.unique(np.asarray(source)), 1 / request.generation.encoder_repetition_penalty)
 
 
 def _penalize_repetition(scores: np.ndarray, request: Request) -> None:
-    """CTRL: Keskar et al. 2019."""
+    """Penalizes tokens that occurred before (CTRL, Keskar et al. 2019)."""
     _scale(scores, _counted(request, with_prompt=True).ids, request.generation.repetition_penalty)
 
 
@@ -131,7 +131,7 @@ def _scale(scores: np.ndarray, ids: np.ndarray, penalty: float) -> None:
 
 
 def _penalize_counts(scores: np.ndarray, request: Request) -> None:
-    """Subtracts a part for each time that a token was generated, and one for having been generated at all."""
+    """Subtracts one penalty for each time a token was generated, and another if it was generated at all."""
     generation, counted = request.generation, _counted(request, with_prompt=False)
     penalties = generation.frequency_penalty * counted.counts + generation.presence_penalty
     scores[counted.ids] = scores[counted.ids].astype(np.float64) - penalties
@@ -150,7 +150,7 @@ def _bar_ngrams_of_source(scores: np.ndarray, request: Request) -> None:
 
 
 def _completions(text: Sequence[int], tokens: Sequence[int], size: int) -> np.ndarray:
-    """The tokens that follow the last `size - 1` of `tokens` anywhere in `text`."""
+    """Returns the tokens that follow the last `size - 1` of `tokens` anywhere in `text`."""
     before = size - 1
     if len(tokens) < before or len(text) < size:
         return np.empty(0, np.int64)
@@ -168,7 +168,7 @@ def _bar(scores: np.ndarray, ids: np.ndarray) -> None:
 def _bar_bad_words(scores: np.ndarray, request: Request) -> None:
     generation = request.generation
     for words in generation.bad_words_ids:
-        # transformers lets a sequence end although its end is listed.
+        # Like transformers, ignore an end-of-sequence token that is listed as a bad word.
         if not (len(words) == 1 and words[0] in generation.eos_token_id) and _ends_before_last(request, words):
             scores[_within(scores, words[-1:])] = -np.inf
 
@@ -182,7 +182,7 @@ def is_too_short_to_end(request: Request) -> bool:
 
 
 def _force(scores: np.ndarray, ids: Sequence[int]) -> None:
-    """Leaves these tokens alone to choose from."""
+    """Allows only these tokens."""
     kept = _within(scores, ids)
     scores[:] = -np.inf
     scores[kept] = 0
@@ -199,7 +199,7 @@ def _force_end(scores: np.ndarray, request: Request) -> None:
 
 
 def _favor_end(scores: np.ndarray, request: Request) -> None:
-    """Raises the end's logit ever more, once the answer is longer than `start` tokens."""
+    """Raises the logits of the end-of-sequence tokens more and more once the answer is longer than `start` tokens."""
     assert request.generation.exponential_decay_length_penalty is not None
     start, factor = request.generation.exponential_decay_length_penalty
     ids = _within(scores, request.generation.eos_token_id)
@@ -220,7 +220,7 @@ def _bar_suppressed_at_begin(scores: np.ndarray, request: Request) -> None:
 
 
 def _begins(request: Request) -> bool:
-    """Whether the next token is the first that is free: after a forced one, the second."""
+    """Returns whether the next token is the first one that is not forced."""
     forced = request.generation.forced_bos_token_id is not None and len(request.prompt_ids) == 1
     return len(request.output_ids) == int(forced)
 

@@ -1,4 +1,4 @@
-"""The short reference loop: one prompt, every token recomputed at every step. The engine is held to its answers."""
+"""The reference loop: one prompt, every token recomputed at every step. The engine must give the same answers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from inference.models.step import SequenceStep, StepBatch
 
 
 def generate(model: StepModel, request: Request) -> list[int]:
-    """The answer's token ids, the one that ends it included. Uses the cache as scratch memory within a step only."""
+    """Returns the answer's token ids, including the one that ends it. Uses the cache only within a step."""
     generation = request.generation
     blocks = range(1, model.num_blocks)
     model.blocks.forget()

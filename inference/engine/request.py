@@ -1,6 +1,6 @@
-"""One sequence: its prompt, settings, progress through the cache, and what came of it.
+"""One sequence: its prompt, settings, progress through the cache, and answer.
 
-Plain data; knows nothing about text, tensors or how it is scheduled.
+Plain data; knows nothing about text, tensors or scheduling.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ class FinishReason(str, Enum):
     STOP = "stop"
     """An end-of-sequence token or a stop string."""
     LENGTH = "length"
-    """The most new tokens, or the end of the model's context."""
+    """The limit of new tokens, or the end of the model's context, was reached."""
     CANCELLED = "cancelled"
-    """The caller let go of it."""
+    """The caller cancelled it."""
     ERROR = "error"
-    """It goes no further; its `error` says why."""
+    """It failed; its `error` says why."""
 
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """Natural log probability of a chosen token, before any sampling filter, and the likeliest tokens beside it."""
+    """Natural log probability of a chosen token, before any sampling filter, and those of the likeliest tokens."""
 
     token_id: int
     logprob: float
@@ -43,7 +43,7 @@ class TokenLogprob:
 
 @dataclass
 class Timing:
-    """Points in time, `time.perf_counter()` seconds; None while they have not come."""
+    """Points in time, in `time.perf_counter()` seconds; None if not reached yet."""
 
     arrived: float = field(default_factory=time.perf_counter)
     first_token: float | None = None
@@ -56,28 +56,28 @@ class Timing:
 
     @property
     def total(self) -> float | None:
-        """From arrival to the last token, seconds."""
+        """Time from arrival to the last token, seconds."""
         return None if self.finished is None else self.finished - self.arrived
 
 
 @dataclass(eq=False)
 class Request:
-    """A prompt on its way to an answer.
+    """A prompt and its answer in progress.
 
     Args:
         request_id: unique within an engine.
-        prompt_ids: the prompt's token ids, at least one; of a model with an encoder the one that begins an answer.
-        generation: the settings.
-        max_new_tokens: the most tokens to generate, already held within the model's context.
-        min_new_tokens: the fewest before an end-of-sequence token may be chosen.
-        seed: of sampling. The engine makes it of the settings' seed, the row and the sample, or draws one.
-        adapter: by its number in the model; 0 for none.
-        cache_key: what decides keys and values beside the tokens, such as the name of an adapter; requests whose
-            keys differ share nothing.
-        source_ids: what the encoder reads; None in models without one.
-        row: its place in the run; part of its seed, so that equal prompts get different samples.
+        prompt_ids: the prompt's token ids, at least one; for a model with an encoder, the token that begins an answer.
+        generation: the generation settings.
+        max_new_tokens: the most tokens to generate; already limited to the model's context.
+        min_new_tokens: the fewest tokens before an end-of-sequence token may be chosen.
+        seed: the seed of sampling. The engine derives it from the settings' seed, the row and the sample, or draws one.
+        adapter: its number in the model; 0 for none.
+        cache_key: what keys and values depend on besides the tokens, such as the adapter; requests with different
+            cache keys share no blocks.
+        source_ids: token ids that the encoder reads; None for models without one.
+        row: its index in the run; part of its seed, so that equal prompts get different samples.
         sample: its number among the samples of its prompt.
-        constraint: which tokens may come next, such as a grammar's.
+        constraint: decides which tokens may come next, such as a grammar.
     """
 
     request_id: str
@@ -93,28 +93,28 @@ class Request:
     sample: int = 0
     constraint: TokenConstraint | None = None
     processors: tuple[Processor, ...] | None = None
-    """Those that the settings ask for; None before the first token."""
+    """The logits processors that the settings enable; None before the first token."""
     seen: TokenCounts | None = None
-    """The counts of prompt and answer, as far as a penalty needed them."""
+    """Token counts of prompt and answer; None until a penalty needs them."""
     generated: TokenCounts | None = None
-    """The counts of the answer."""
+    """Token counts of the answer; None until a penalty needs them."""
     lookup: Lookup | None = None
-    """What speculation knows of its text."""
+    """The index of its text for prompt lookup (speculation)."""
     output_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     error: InferenceError | None = None
     block_table: list[int] = field(default_factory=list)
     source_table: list[int] = field(default_factory=list)
-    """The blocks of the source, none before it is encoded."""
+    """The blocks of the source; empty before it is encoded."""
     num_cached: int = 0
     """Tokens whose keys and values are in the cache."""
     block_hashes: list[bytes] = field(default_factory=list)
-    """Of the first full blocks of prompt and answer, as far as the scheduler needed them."""
+    """Hashes of the first full blocks of prompt and answer, as many as the scheduler has needed."""
     num_reused: int = 0
-    """Tokens of the prompt that were in the cache before the request came."""
+    """Tokens of the prompt that were in the cache before the request arrived."""
     times_put_back: int = 0
-    """How often its blocks went to an older row."""
+    """How often it was preempted: its blocks went to an older row."""
     timing: Timing = field(default_factory=Timing)
 
     @property
@@ -129,7 +129,7 @@ class Request:
 
     @property
     def most_cached(self) -> int:
-        """The most tokens that it can ever have in the cache: the last one that is chosen never enters it."""
+        """The most tokens that it can ever have in the cache: the last chosen token never enters it."""
         return len(self.prompt_ids) + self.max_new_tokens - 1
 
     @property
@@ -139,11 +139,11 @@ class Request:
 
     @property
     def num_prompt_tokens(self) -> int:
-        """Tokens that were given."""
+        """Tokens of the input: of the source if there is one, otherwise of the prompt."""
         return len(self.prompt_ids) if self.source_ids is None else len(self.source_ids)
 
     def most_blocks(self, block_size: int) -> int:
-        """The most blocks of cache that it can ever hold."""
+        """Returns the most blocks of cache that it can ever hold."""
         return -(-self.source_length // block_size) + -(-self.most_cached // block_size)
 
     @property
@@ -162,14 +162,14 @@ class Request:
         return self.output_ids[:-1] if ended else self.output_ids
 
     def tokens(self, start: int, count: int) -> list[int]:
-        """`count` tokens of prompt and answer together, from position `start`."""
+        """Returns `count` tokens of prompt and answer together, starting at position `start`."""
         prompt = len(self.prompt_ids)
         if start >= prompt:
             return self.output_ids[start - prompt : start - prompt + count]
         return (self.prompt_ids[start : start + count] + self.output_ids)[:count]
 
     def append(self, token_id: int) -> None:
-        """Takes the next token, and notes the time of the first."""
+        """Appends the next token, and records the time of the first."""
         self.output_ids.append(token_id)
         if self.constraint is not None:
             self.constraint.advance(token_id)

@@ -1,7 +1,7 @@
 """Chooses the next token from a row of logits: a chain of small pure functions and an explicit seed.
 
-Knows one row at a time, so that a row's choice depends on nothing but its own logits, settings and seed. The random
-number of a row's n-th token is a function of (seed, n) alone: it does not matter what ran before it or beside it.
+Knows one row at a time, so a row's choice depends only on its own logits, settings and seed. The random number of a
+row's n-th token is a function of (seed, n) alone, whatever ran before it or beside it.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from inference.engine.request import Request, TokenLogprob
 if TYPE_CHECKING:
     from inference.config import GenerationConfig
 
-# Of a seed that is made here: every reader of JSON keeps such an integer whole.
+# Bits of a seed drawn here: every JSON reader represents such an integer exactly.
 SEED_BITS = 53
 _WORD = (1 << 64) - 1
 _MAGNITUDE, _INDEX = 0x7FFFFFFF, 0xFFFFFFFF
-# A difference of float32 numbers divided by this is still a float64.
+# The lowest temperature used: a difference of float32 numbers divided by it still fits a float64.
 COLDEST = 1e-200
-# Values of which only the largest is looked at first, where the largest of all are sought.
+# The group size when searching for the largest values: at first only the maximum of each group is compared.
 GROUP = 32
-# How many of the likeliest tokens to look at, one after the other, until they decide.
+# How many of the likeliest tokens to try, in turn, until they are enough to sample from.
 HEADS = (256, 4096)
 
 
 def choose(logits: np.ndarray, request: Request) -> int:
-    """The id of the request's next token.
+    """Chooses the id of the request's next token.
 
     Args:
         logits: float32 [vocabulary].
@@ -46,7 +46,7 @@ def choose(logits: np.ndarray, request: Request) -> int:
 
 
 def needs_logits(request: Request, ahead: int = 0) -> bool:
-    """Whether the next token, or one of the `ahead` after it, takes more than the largest logit of its row."""
+    """Returns whether the next token, or one of the `ahead` after it, takes more than its row's largest logit."""
     generation = request.generation
     if not generation.greedy or generation.logprobs is not None or request.constraint is not None:
         return True
@@ -54,7 +54,7 @@ def needs_logits(request: Request, ahead: int = 0) -> bool:
 
 
 def seed_of(seed: int, row: int, sample: int) -> int:
-    """The seed of one sample of one row of a run. Row 0's first sample has the run's own seed."""
+    """Returns the seed of one sample of one row of a run. The first sample of row 0 gets the run's own seed."""
     if row == sample == 0:
         return seed
     digest = hashlib.blake2b(f"{seed} {row} {sample}".encode(), digest_size=8).digest()
@@ -62,7 +62,7 @@ def seed_of(seed: int, row: int, sample: int) -> int:
 
 
 def uniform(seed: int, position: int) -> float:
-    """A number in [0, 1) that (seed, position) determines. Philox is counter-based (Salmon et al. 2011)."""
+    """Returns a number in [0, 1) determined by (seed, position). Philox is counter-based (Salmon et al. 2011)."""
     key = np.array([seed & _WORD, seed >> 64 & _WORD], np.uint64)
     return float(np.random.Generator(np.random.Philox(counter=[0, 0, 0, position], key=key)).random())
 
@@ -70,21 +70,21 @@ def uniform(seed: int, position: int) -> float:
 def distribution(
     scores: np.ndarray, generation: GenerationConfig, enough: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ids and probabilities to sample from, the likeliest first: temperature, then top-k, top-p and min-p.
+    """Returns ids and probabilities to sample from, the likeliest first.
 
-    Typical sampling and the epsilon and eta cutoffs follow: transformers' order. Equal logits are ordered by id, so
-    that the result is reproducible.
+    Applies temperature, top-k, top-p and min-p, then typical sampling and the epsilon and eta cutoffs, as transformers
+    orders them. Equal logits are ordered by id, so that the result is reproducible.
 
     Args:
         scores: [vocabulary].
-        enough: tokens whose probabilities add up to more than this need not be followed by the others.
+        enough: return no more tokens once their probabilities add up to more than this.
     """
     limit = min(generation.top_k or scores.size, scores.size)
     total = _weights(scores, float(scores.max()), generation).sum() if limit == scores.size else None
     filtered = generation.top_p < 1 or generation.min_p > 0
     if generation.has_cutoff:
         enough = np.inf
-    # Of a whole vocabulary a few hundred tokens nearly always decide, and are found far faster than all are sorted.
+    # A few hundred tokens are nearly always enough, and finding them is far faster than sorting the whole vocabulary.
     heads = [head for head in HEADS if head < limit] if total is not None else []
     for count in (*heads, limit):
         ids = _largest(scores, count)
@@ -102,7 +102,7 @@ def distribution(
 
 
 def _cut_off(ids: np.ndarray, probabilities: np.ndarray, generation: GenerationConfig) -> tuple[np.ndarray, np.ndarray]:
-    """What typical sampling and the cutoffs by probability leave, one after the other."""
+    """Applies typical sampling, then the epsilon and eta cutoffs."""
     for value, keep in (
         (generation.typical_p % 1, _typical),
         (generation.epsilon_cutoff, _above_epsilon),
@@ -115,7 +115,7 @@ def _cut_off(ids: np.ndarray, probabilities: np.ndarray, generation: GenerationC
 
 
 def _typical(probabilities: np.ndarray, mass: float) -> np.ndarray:
-    """The fewest tokens of this probability whose surprise is nearest to the entropy (Meister et al. 2022)."""
+    """Keeps the fewest tokens, nearest in surprise to the entropy, that reach this mass (Meister et al. 2022)."""
     surprise = -np.log(probabilities)
     distance = np.abs(surprise - (probabilities * surprise).sum())
     order = np.argsort(distance, kind="stable")
@@ -126,51 +126,51 @@ def _typical(probabilities: np.ndarray, mass: float) -> np.ndarray:
 
 
 def _above_epsilon(probabilities: np.ndarray, epsilon: float) -> np.ndarray:
-    """The tokens of at least this probability, and the likeliest (Hewitt et al. 2022)."""
+    """Keeps the tokens of at least this probability, and the likeliest one (Hewitt et al. 2022)."""
     return probabilities >= min(epsilon, probabilities[0])
 
 
 def _above_eta(probabilities: np.ndarray, epsilon: float) -> np.ndarray:
-    """The same with a bound that falls where the distribution is flat (Hewitt et al. 2022)."""
+    """Does the same with a bound that is lower for a flat distribution (Hewitt et al. 2022)."""
     entropy = -(probabilities * np.log(probabilities)).sum()
     return _above_epsilon(probabilities, min(epsilon, np.sqrt(epsilon) * np.exp(-entropy)))
 
 
 def _kept(weights: np.ndarray, ahead: np.ndarray, whole: float, generation: GenerationConfig) -> int:
-    """How many of the likeliest tokens top-p and min-p leave; `ahead` are the running sums of their weights."""
-    # A logit of -inf is a token that cannot be chosen, however many are wanted.
+    """Returns how many of the likeliest tokens top-p and min-p keep; `ahead` is the running sum of their weights."""
+    # A token with a logit of -inf cannot be chosen, whatever top_k is.
     kept = (weights >= generation.min_p) & (weights > 0)
     if generation.top_p < 1:
-        # A token stays while those before it do not add up to top_p; the first always does.
+        # Keep a token if those before it add up to less than top_p; the first is always kept.
         kept &= ahead - weights < generation.top_p * whole
     return int(np.count_nonzero(kept))
 
 
 def _weights(scores: np.ndarray, best: float, generation: GenerationConfig) -> np.ndarray:
-    """Probabilities as multiples of the largest, whose score is `best`."""
-    # The difference first, and no temperature under COLDEST, so that nothing overflows near 0.
+    """Returns probabilities relative to the largest, whose score is `best`."""
+    # Subtract first, and use no temperature below COLDEST, so that nothing overflows near 0.
     weights = scores.astype(np.float64)
-    # In place: fresh memory for a whole vocabulary costs more than the arithmetic.
+    # Compute in place: allocating memory for a whole vocabulary costs more than the arithmetic.
     weights -= best
     weights /= max(generation.temperature, COLDEST)
     return np.exp(weights, out=weights)
 
 
 def token_logprob(logits: np.ndarray, token_id: int, alternatives: int) -> TokenLogprob:
-    """The log probability of a token under the model itself, before penalties and filters."""
+    """Returns the log probability of a token under the model itself, before penalties and filters."""
     shifted = logits.astype(np.float64) - float(logits.max())
     logprobs = shifted - np.log(np.exp(shifted).sum())
     top = _largest(logits, min(alternatives, logits.size)) if alternatives else ()
-    # A token that cannot be chosen has no logarithm that JSON could hold.
+    # Leave out tokens with a log probability of -inf, which JSON cannot represent.
     alike = tuple((int(i), float(logprobs[i])) for i in top if logprobs[i] > -np.inf)
     return TokenLogprob(token_id, float(logprobs[token_id]), alike)
 
 
 def _largest(values: np.ndarray, count: int) -> np.ndarray:
-    """Indices of the `count` largest values, the largest first; equal values in the order of their indices."""
+    """Returns the indices of the `count` largest values, the largest first; equal values are ordered by index."""
     indices = np.arange(count) if count == values.size else (values >= _bound(values, count)).nonzero()[0]
-    # One sort of integers that hold value and index: several times faster than a stable one of indices by value. The
-    # bits of a float32 are ordered as its values are, with those of negative numbers turned round; 0 makes -0.0 0.0.
+    # Sort integers that combine value and index: several times faster than a stable argsort. The bits of a float32 sort
+    # like its value once those of negative numbers are flipped; adding 0 turns -0.0 into 0.0.
     bits = (values[indices] + np.float32(0)).view(np.int32).astype(np.int64)
     keys = (np.where(bits < 0, bits ^ _MAGNITUDE, bits) << 32) - indices
     keys.sort()
@@ -178,9 +178,9 @@ def _largest(values: np.ndarray, count: int) -> np.ndarray:
 
 
 def _bound(values: np.ndarray, count: int) -> np.floating:
-    """A bound that at least `count` values reach, and not many more.
+    """Returns a bound that at least `count` values reach, and not many more.
 
-    Values are put into groups: where `count` groups have a maximum that reaches the bound, so do `count` values.
+    Values are divided into groups: if the maxima of `count` groups reach the bound, at least `count` values do.
     """
     height = min(GROUP, values.size // count)
     width = values.size // height

@@ -1,9 +1,9 @@
-"""Which sequences go through the model in the next step, and which blocks of the KV cache are whose.
+"""Chooses which sequences go through the model in the next step, and assigns the blocks of the KV cache.
 
-Touches no tensors: a plan is a list of (request, number of tokens). Waiting requests join whenever there is room;
-long prompts go in chunks beside the rows that decode; when blocks run out, the youngest row gives its own back and is
-computed again later, so the oldest always gets on and nothing can deadlock. A request that begins like one before it
-takes over the blocks of that beginning.
+Touches no tensors: a plan is a list of (request, number of tokens). Waiting requests join whenever there is room. Long
+prompts run in chunks beside the rows that decode. When blocks run out, the youngest row is preempted: it gives its
+blocks back and is computed again later, so the oldest row always makes progress and nothing can deadlock. A request
+that shares a prefix with an earlier one reuses the blocks of that prefix.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from inference.engine.request import Request
 from inference.errors import InputError
 from inference.models.block_pool import BlockPool, chain
 
-# A waiting row joins when it and every row that runs can still grow by this many blocks: one that joins too early is
-# put back at once, and computed anew. In a simulation of 300 rows and a cache for a few of them, 2 took the least time;
-# 0 computed seven times as many tokens twice.
+# A waiting row joins if it and every running row can still grow by this many blocks: a row that joins too early is
+# preempted at once and computed again. In a simulation of 300 rows with cache for a few of them, 2 took the least time;
+# with 0, seven times as many tokens were computed twice.
 ROOM = 2
 
 
 @dataclass(eq=False, slots=True)
 class Scheduled:
-    """`count` tokens of a request, from its first that is not cached, go through the model now.
+    """A part of a step: `count` tokens of a request, starting at its first uncached one.
 
     Args:
-        copy: a block, and the one that its content is to be copied into before the step.
-        encodes: its source goes through the encoder before.
-        guesses: tokens that may follow, to be checked in the same step; `count` leaves them out.
+        copy: a block, and the block to copy its content into before the step.
+        encodes: run the request's source through the encoder first.
+        guesses: tokens that may follow, to check in the same step; `count` does not include them.
     """
 
     request: Request
@@ -40,7 +40,7 @@ class Scheduled:
 
     @property
     def tokens(self) -> int:
-        """Tokens that are computed, those of the source and guesses included."""
+        """Tokens that are computed, including those of the source and the guesses."""
         return self.count + len(self.guesses) + (self.request.source_length if self.encodes else 0)
 
     @property
@@ -56,9 +56,9 @@ class Scheduler:
         pool: the blocks of the model's KV cache.
         max_sequences: the most rows in a step.
         max_batch_tokens: the most tokens in a step.
-        prefix_cache: share the blocks of common beginnings.
-        guess: gives tokens that may follow a request's newest one, knowing how many rows decode and how many tokens it
-            may give; None for none.
+        prefix_cache: share the blocks of common prefixes.
+        guess: given a request, the number of rows that decode and the most tokens to return, returns tokens that may
+            follow the request's newest one; None to make no guesses.
     """
 
     def __init__(
@@ -74,13 +74,13 @@ class Scheduler:
         self.max_sequences = max_sequences
         self.max_batch_tokens = max(max_batch_tokens, max_sequences)
         self.prefix_cache = prefix_cache
-        # Both in the order of arrival; dicts, because rows leave from anywhere.
+        # Both in the order of arrival; dicts, because any row may leave.
         self.waiting: OrderedDict[Request, None] = OrderedDict()
         self.running: dict[Request, None] = {}
 
     @property
     def capacity(self) -> int:
-        """The most tokens that one sequence can hold in the cache."""
+        """The most tokens of one sequence that fit into the cache."""
         return self.pool.capacity * self.pool.block_size
 
     @property
@@ -91,7 +91,7 @@ class Scheduler:
         """Queues a request.
 
         Raises:
-            InputError: its prompt and answer together could never fit into the cache.
+            InputError: its prompt and answer together can never fit into the cache.
         """
         block_size = self.pool.block_size
         needed = request.source_length + request.most_cached
@@ -103,13 +103,13 @@ class Scheduler:
         self.waiting[request] = None
 
     def plan(self) -> list[Scheduled]:
-        """The next step's work: rows that run first, oldest first, then as many waiting ones as fit."""
+        """Plans the next step: running rows, the oldest first, then as many waiting ones as fit."""
         budget = self.max_batch_tokens
         block_size = self.pool.block_size
         planned: list[Scheduled] = []
         rows = list(self.running)
         for index, request in enumerate(rows, 1):
-            # Every row still to come is left at least a token, so that a long prompt stalls nobody.
+            # Leave at least one token for each remaining row, so that a long prompt stalls no other row.
             count = min(request.num_uncached, budget - (len(self.running) - index))
             end = request.num_cached + count
             if end > len(request.block_table) * block_size and not self._make_room(request, end):
@@ -121,15 +121,15 @@ class Scheduler:
         is_full = not self.waiting or len(self.running) >= self.max_sequences
         if self.guess is not None and is_full and len(planned) == len(self.running):
             budget = self._add_guesses(planned, budget)
-        # A step that put a row back lets none in.
+        # Admit no row in a step that preempted one.
         if len(self.running) == len(rows) and self.waiting:
             self._admit(planned, budget)
         return planned
 
     def _add_guesses(self, planned: list[Scheduled], budget: int) -> int:
-        """Lets rows that decode check guesses, with blocks and tokens that nobody else needs; returns what is left."""
+        """Adds guesses to decoding rows, with blocks and tokens that no other row needs; returns the budget left."""
         assert self.guess is not None
-        # A prompt that is computed uses the processor's arithmetic by itself.
+        # A step with prompt tokens is compute-bound already, so guesses would cost time.
         if any(item.count > 1 for item in planned):
             return budget
         for item in planned:
@@ -141,7 +141,7 @@ class Scheduler:
         return budget
 
     def advance(self, item: Scheduled) -> None:
-        """Notes that an item of the plan is computed: its blocks that are full now can be shared."""
+        """Records that an item of the plan was computed: its blocks that are now full can be shared."""
         request, block_size = item.request, self.pool.block_size
         first = request.num_cached // block_size
         request.num_cached += item.count
@@ -152,18 +152,18 @@ class Scheduler:
                 self.pool.publish(request.block_table[index], hashes[index])
 
     def finish(self, request: Request) -> None:
-        """Forgets a request, wherever it is, and gives up its blocks."""
+        """Removes a request, running or waiting, and releases its blocks."""
         self.running.pop(request, None)
         self.waiting.pop(request, None)
         self._release(request)
 
     def discard(self, request: Request) -> None:
-        """Forgets a request that failed: what it computed is shared with nobody who comes later."""
+        """Removes a failed request: later requests must not share the blocks that it computed."""
         self.pool.retract(request.block_table[request.num_reused // self.pool.block_size :])
         self.finish(request)
 
     def _make_room(self, request: Request, tokens: int) -> bool:
-        """Grows the request's table, taking blocks from the youngest rows; False if it was itself put back."""
+        """Grows the request's block table, preempting the youngest rows; False if the request itself was preempted."""
         while not self.pool.grow(request.block_table, tokens):
             youngest, _ = self.running.popitem()
             self._release(youngest)
@@ -180,14 +180,14 @@ class Scheduler:
         self.pool.release(request.source_table)
 
     def _admit(self, planned: list[Scheduled], budget: int) -> None:
-        """Lets waiting requests in, in the order of their arrival, while there are rows, tokens and blocks."""
+        """Admits waiting requests in the order of arrival, as long as there are rows, tokens and blocks."""
         if budget <= 0 or len(self.running) >= self.max_sequences:
             return
         computing = self._computing(planned)
         encoding = False
         while self.waiting and budget > 0 and len(self.running) < self.max_sequences:
             request = next(iter(self.waiting))
-            # A source is encoded in one piece: the first of a step however long it is, others while there is room.
+            # A source is encoded in one piece: the first of a step whatever its length, others only if they fit.
             if encoding and request.source_length >= budget:
                 return
             item = self._begin(request, max(1, budget - request.source_length), computing)
@@ -201,7 +201,7 @@ class Scheduler:
             encoding |= item.encodes
 
     def _begin(self, request: Request, budget: int, computing: set[bytes]) -> Scheduled | None:
-        """Gives a waiting request its first blocks; None, and no change, where it is better off waiting."""
+        """Gives a waiting request its first blocks; returns None, changing nothing, if it should keep waiting."""
         pool = self.pool
         shares = self._shares(request)
         hashes = self._hashes(request, request.num_tokens // pool.block_size) if shares else []
@@ -209,9 +209,9 @@ class Scheduler:
         if len(found) < len(hashes) and hashes[len(found)] in computing:
             # Another row computes the very next block in this step.
             return None
-        # The last token goes through the model in any case: its logits choose the next one.
+        # The last token must go through the model in any case: its logits choose the next one.
         reused = min(len(found) * pool.block_size, request.num_tokens - 1)
-        # It is written into the last block then, which others must not notice.
+        # It is then written into the last reused block, which must not change for other requests.
         written = reused < len(found) * pool.block_size
         copied = written and pool.is_held(found[-1])
         if self.running:
@@ -234,13 +234,13 @@ class Scheduler:
         return Scheduled(request, count, copy, encodes=request.source_ids is not None)
 
     def _growth(self, request: Request) -> int:
-        """Blocks that a row still takes until it has all its tokens and `ROOM` blocks more, or is done."""
+        """Returns the blocks that a row still needs to hold all its tokens and `ROOM` blocks more, or to finish."""
         ahead = min(request.num_tokens + ROOM * self.pool.block_size, request.most_cached)
         missing = self.pool.blocks_for(request.source_length) - len(request.source_table)
         return missing + self.pool.blocks_for(ahead) - len(request.block_table)
 
     def _computing(self, planned: list[Scheduled]) -> set[bytes]:
-        """Hashes of the blocks of prompts that this step works on."""
+        """Returns the hashes of the prompt blocks that this step computes."""
         block_size, keys = self.pool.block_size, set()
         for item in planned:
             request = item.request
@@ -250,11 +250,11 @@ class Scheduler:
         return keys
 
     def _shares(self, request: Request) -> bool:
-        # A request that asks for no past is computed anew at every step; what a decoder keeps depends on its source.
+        # Without use_past every step recomputes the request; a decoder's keys and values depend on its source.
         return self.prefix_cache and request.generation.use_past and request.source_ids is None
 
     def _hashes(self, request: Request, count: int) -> list[bytes]:
-        """The hashes of the request's first blocks, at least `count`; computed once."""
+        """Returns the hashes of the request's first blocks, at least `count`; each is computed once."""
         hashes, size = request.block_hashes, self.pool.block_size
         for index in range(len(hashes), count):
             parent = hashes[-1] if hashes else request.cache_key

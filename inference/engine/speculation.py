@@ -1,8 +1,8 @@
-"""Speculation: guesses at a row's next tokens, which the model checks in the step that computes the row's own token.
+"""Speculation: guesses a row's next tokens, which the model checks in the step that computes the row's next token.
 
 A guess never changes an answer. The engine chooses every token as it would without one, from the logits of that
-position and the random number of (seed, position), and keeps going through the guesses while they are what it chose. So
-a wrong guess costs time alone, and this module weighs whether guesses pay.
+position and the random number of (seed, position), and accepts guesses for as long as they match its choices. A wrong
+guess only costs time, so this module estimates whether guesses pay off.
 
 Knows token ids and times; knows nothing about models, tensors or scheduling. Prompt lookup: Saxena 2023.
 """
@@ -14,39 +14,39 @@ from dataclasses import dataclass, field
 
 from inference.engine.request import Request
 
-# Tokens that must be alike before a guess is made: two are alike by accident too often.
+# Tokens that must match before a guess is made: two match by chance too often.
 NGRAM = 3
-# The most tokens of a guess.
+# The most tokens in a guess.
 LONGEST = 16
-# How fast the shares and times follow what happens.
+# The smoothing factor of the share of right guesses: the higher, the slower it changes.
 SLOWNESS = 0.9
-# Of guessed tokens that are right, assumed before there were any.
+# The share of guessed tokens assumed to be right before any were checked.
 HOPE = 0.6
-# A row whose guesses do not pay tries again after so many tokens.
+# A row whose guesses do not pay off tries again after this many tokens.
 PAUSE = 64
 
 
 @dataclass
 class Lookup:
-    """What a row's own text says about how it goes on: the continuation of the last place that reads alike."""
+    """Guesses from a row's own text: the tokens that followed the last occurrence of its newest NGRAM tokens."""
 
     tokens: list[int]
     ends: dict[tuple[int, ...], int] = field(default_factory=dict)
-    """Where each run of NGRAM tokens ended last, the one at the very end left out."""
+    """Where each NGRAM of tokens last ended, except for the one at the very end of the text."""
     indexed: int = NGRAM
     taken: int = 0
     """Tokens of the answer that are in `tokens`."""
     share: float = HOPE
-    """Of guessed tokens, those that were right, lately."""
+    """The recent share of guessed tokens that were right."""
     paused_until: int = 0
 
     @classmethod
     def of(cls, request: Request) -> Lookup:
-        """Over the request's source and prompt; its answer follows as it grows."""
+        """Starts with the request's source and prompt; `guess` adds its answer as it grows."""
         return cls([*(request.source_ids or ()), *request.prompt_ids])
 
     def guess(self, output_ids: Sequence[int], most: int) -> list[int]:
-        """At most `most` tokens that may follow; none where nothing reads alike."""
+        """Returns at most `most` tokens that may follow; none if there is no match."""
         self.tokens += output_ids[self.taken :]
         self.taken = len(output_ids)
         for end in range(self.indexed, len(self.tokens)):
@@ -56,24 +56,24 @@ class Lookup:
         return [] if start is None else self.tokens[start : start + most]
 
     def note(self, guessed: int, right: int) -> None:
-        """Takes how a guess went. What follows the first wrong token of a guess says nothing."""
+        """Records how many tokens of a guess were right. Tokens after the first wrong one are not counted."""
         for token in range(min(right + 1, guessed)):
             self.share = SLOWNESS * self.share + (1 - SLOWNESS) * (token < right)
 
 
 @dataclass
 class StepCost:
-    """Seconds of a decode step as a line over its tokens, fitted to what steps took (least squares, old ones fade)."""
+    """Seconds of a decode step as a linear function of its tokens: a least-squares fit in which old steps fade."""
 
     sums: list[float] = field(default_factory=lambda: [0.0] * 5)
 
     def note(self, tokens: int, seconds: float) -> None:
-        """Takes what a step took."""
+        """Records the time of a step."""
         terms = (1.0, tokens, tokens * tokens, seconds, tokens * seconds)
         self.sums = [0.98 * total + term for total, term in zip(self.sums, terms, strict=True)]
 
     def share_of_token(self, tokens: int) -> float:
-        """The seconds of one more token, as a share of a step of `tokens`; 0 while all steps were alike."""
+        """Returns the time of one more token as a share of a step of `tokens`; 0 while all steps had the same size."""
         count, x, xx, y, xy = self.sums
         spread = count * xx - x * x
         if count < 2 or spread < 1e-6 * max(xx, 1.0):
@@ -88,8 +88,8 @@ class Speculation:
     """Guesses for the rows of an engine.
 
     Attributes:
-        proposed: tokens that were guessed and checked.
-        accepted: of these, the right ones.
+        proposed: guessed tokens that were checked.
+        accepted: guessed tokens that were right.
     """
 
     lookup: bool = False
@@ -98,10 +98,10 @@ class Speculation:
     cost: StepCost = field(default_factory=StepCost)
 
     def guess(self, request: Request, rows: int, budget: int) -> list[int]:
-        """Tokens that may follow a request's newest one.
+        """Returns tokens that may follow a request's newest one.
 
         Args:
-            rows: that decode in this step.
+            rows: rows that decode in this step.
             budget: the most tokens.
         """
         most = min(budget, LONGEST, request.max_new_tokens - len(request.output_ids) - 1)
@@ -123,7 +123,7 @@ class Speculation:
         return guessed[:length]
 
     def _worthwhile(self, share: float, rows: int) -> int:
-        """How many guessed tokens pay: a right one saves a row's part of a step, any costs its own time."""
+        """Returns how many guessed tokens pay off: a right one saves its row's part of a step; each one costs time."""
         price = self.cost.share_of_token(rows) * rows
         length, chance = 0, share
         while length < LONGEST and chance > max(price, 0.15):
@@ -131,7 +131,7 @@ class Speculation:
         return length
 
     def note(self, request: Request, guessed: int, right: int) -> None:
-        """Takes how many of a request's guessed tokens were right."""
+        """Records how many of a request's guessed tokens were right."""
         self.proposed += guessed
         self.accepted += right
         if request.lookup is not None:

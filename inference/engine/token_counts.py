@@ -1,4 +1,4 @@
-"""How often each token occurred in a sequence, kept as arrays so that a penalty is one vector operation.
+"""Counts how often each token occurred in a sequence, as arrays, so that a penalty is one vector operation.
 
 Knows token ids; knows nothing about requests or penalties.
 """
@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-# Room for distinct tokens at first; doubled when it is used up.
+# Initial capacity in distinct tokens; doubled when it is full.
 _ROOM = 64
 
 
@@ -21,7 +21,7 @@ class TokenCounts:
         self._ids = np.zeros(_ROOM, np.int64)
         self._counts = np.zeros(_ROOM)
         self.total = 0
-        """Tokens counted, repeated ones included."""
+        """Tokens counted, including repeated ones."""
         for token in tokens:
             self.add(token)
 

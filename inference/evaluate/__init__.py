@@ -1,7 +1,7 @@
-"""Evaluation: scores of a model's answers, with confidence intervals, comparison and thresholds.
+"""Evaluation: scores of a model's answers, with confidence intervals, comparisons and thresholds.
 
 examples   rows with references, from files
-answers    a model's answers to them
+answers    a model's answers to these rows
 scores     metrics as sums over rows
 bootstrap  confidence intervals
 result     all figures of an evaluation, as JSON

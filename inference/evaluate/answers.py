@@ -24,11 +24,11 @@ class Answered:
     """An example and a model's answer.
 
     Args:
-        prompt: as text.
+        prompt: the prompt as text.
         text: the answer; empty if there is none.
-        error: why there is no answer.
+        error: why there is no answer; None if there is one.
         reference_nats: negative log likelihood of the first reference; None if it could not be measured.
-        reference_tokens: number of its tokens.
+        reference_tokens: number of tokens in the first reference.
     """
 
     custom_id: str
@@ -46,12 +46,12 @@ class Answered:
     reference_tokens: int = 0
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Convert to JSON values."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Answered:
-        """Back from JSON.
+        """Restore from JSON values.
 
         Raises:
             TypeError: keys are missing or unknown.
@@ -99,8 +99,8 @@ def answer_examples(
 def encode_reference(encoder: Encoder, row: int, example: Example) -> Continuation | None:
     """Encode a prompt with its first reference; None if they do not fit.
 
-    The two are encoded as one text, because a token may span both. If an encoder reads the prompt, the reference is a
-    text of its own, and its end token counts too.
+    The two are encoded as one text, because a token may span both. If the model has an encoder that reads the prompt,
+    the reference is encoded separately, and its end token counts too.
     """
     tokenizer = encoder.tokenizer
     assert tokenizer is not None

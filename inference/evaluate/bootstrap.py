@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Maximum number of drawn values in memory.
+# Maximum number of sampled values in memory.
 BLOCK = 4 << 20
 
 
@@ -36,7 +36,7 @@ class Difference(Interval):
 def interval(
     statistics: np.ndarray, value: Callable[[np.ndarray], float], samples: int, confidence: float, seed: int
 ) -> Interval:
-    """The interval of a score. `value` turns the sum of statistics [rows, k] into the score."""
+    """Compute the interval of a score. `value` turns the sum over rows of statistics [rows, k] into the score."""
     scores = np.array([value(total) for total in _totals(statistics, samples, seed)])
     return Interval(value(statistics.sum(axis=0)), *_bounds(scores, confidence))
 
@@ -49,8 +49,8 @@ def difference(
     confidence: float,
     seed: int,
 ) -> Difference:
-    """The interval of the difference of two models' scores; row i of both statistics belongs to the same example."""
-    # The same seed draws the same rows for both.
+    """Compute the interval of the difference of two scores; row i of both statistics belongs to the same example."""
+    # The same seed samples the same rows for both.
     pairs = zip(_totals(one, samples, seed), _totals(other, samples, seed), strict=True)
     scores = np.array([value(left) - value(right) for left, right in pairs])
     measured = value(one.sum(axis=0)) - value(other.sum(axis=0))
@@ -59,7 +59,7 @@ def difference(
 
 
 def _totals(statistics: np.ndarray, samples: int, seed: int) -> Iterator[np.ndarray]:
-    """Sums [k] over samples of the rows, drawn with replacement, each as large as the data."""
+    """Yield sums [k] over samples of the rows, drawn with replacement, each as large as the data."""
     rows = len(statistics)
     generator = np.random.default_rng(seed)
     block = max(BLOCK // max(rows, 1), 1)

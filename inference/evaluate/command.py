@@ -1,6 +1,6 @@
 """`--run_mode evaluate` on prompts with references: checks everything, then runs the models one after the other.
 
-Knows configs, files and streams; the modules beside it measure.
+Knows configs, files and output streams; the other modules of this package measure.
 """
 
 from __future__ import annotations
@@ -65,10 +65,10 @@ def evaluate_answers(config: InferenceConfig, values: Sequence[str]) -> int:
 
 
 def check_evaluation(config: InferenceConfig, values: Sequence[str]) -> Ready:
-    """Find every mistake that can be found without computing.
+    """Check everything that can be checked before the models run.
 
     Raises:
-        InferenceError: the first mistake.
+        InferenceError: the first mistake found.
     """
     settings = config.evaluate
     sampling = Sampling(settings.bootstrap_samples, settings.confidence, config.seed or 0)
@@ -78,7 +78,7 @@ def check_evaluation(config: InferenceConfig, values: Sequence[str]) -> Ready:
     gate.check_names(sorted({name for example in examples for name in example.slices}))
     references = [example.references for example in examples]
     metrics = choose_metrics(settings.metrics, say, references)
-    # A threshold needs its metric, whether that is asked for or not.
+    # A threshold needs its metric, even if that metric was not requested.
     missing = gate.metric_names() - {metric.name for metric in metrics}
     metrics += choose_metrics(sorted(missing), say)
     for target, flag in ((settings.result_file, "--result_file"), (settings.report_file, "--report_file")):
@@ -138,13 +138,13 @@ class _Model:
             try:
                 encoded.append(self.encoder.encode(row, example.prompt))
             except InferenceError:
-                continue  # the row gets its error when it is answered
+                continue  # the error is reported when the row is answered
         return encoded
 
 
 @dataclass(frozen=True)
 class Ready:
-    """A checked evaluation with nothing computed yet; `other` is the model to compare with."""
+    """An evaluation that has been checked but not run; `other` is the model to compare with."""
 
     examples: Sequence[Example]
     metrics: Sequence[Metric]
@@ -155,7 +155,7 @@ class Ready:
 
 
 class _Progress:
-    """Shows on stderr how many rows are answered."""
+    """Shows the number of answered rows on stderr."""
 
     def __init__(self, model: str, total: int):
         self._line = ProgressLine(sys.stderr, sys.stderr.isatty())
@@ -174,7 +174,7 @@ class _Progress:
 
 
 def _other(config: InferenceConfig, metrics: Sequence[Metric], sampling: Sampling) -> _Model | Evaluation | None:
-    """The model to compare with. Its config is used as it is in its file: flags apply to the first model."""
+    """The model to compare with. Its config is used as written in its file: flags apply only to the first model."""
     name = config.evaluate.compare_with
     if name is None:
         return None
@@ -194,7 +194,7 @@ def _write(config: InferenceConfig, evaluation: Evaluation, verdicts: Sequence[V
 
 
 def _print(config: InferenceConfig, evaluation: Evaluation) -> None:
-    """Print a line per slice and metric; or JSON without the answers."""
+    """Print a line per slice and metric, or JSON without the answers."""
     if config.output.format == "json":
         values = evaluation.as_dict()
         del values["answers"]

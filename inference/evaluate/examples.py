@@ -24,7 +24,7 @@ class Example:
 
     Args:
         references: one or more correct answers; perplexity is measured on the first.
-        slices: names of the parts of the data that it belongs to, such as `sum` or `language=de`.
+        slices: names of the slices of the data that it belongs to, such as `sum` or `language=de`.
     """
 
     prompt: Prompt
@@ -33,10 +33,10 @@ class Example:
 
 
 def read_examples(values: Sequence[str], reference_key: str, slice_key: str) -> list[Example]:
-    """Read all rows of files. A reference is a text or a list of texts; a slice is one of these or a mapping.
+    """Read all rows of files. A reference is a text or a list of texts; a slice may also be a mapping.
 
     Raises:
-        InputError: a file is missing or is not .jsonl, or a row (named by its line) cannot be used.
+        InputError: a file does not exist or is not .jsonl, or a row cannot be used; the message names its line.
     """
     examples = [example for value in values for example in _file_examples(value, reference_key, slice_key)]
     if not examples:
@@ -82,7 +82,7 @@ def _objects(value: str) -> Iterator[tuple[int, dict[str, Any], str]]:
 
 
 def _key(row: Mapping[str, Any], key: str, where: str) -> str:
-    """`reference`, or `references` if the row has that."""
+    """The key of the references: `key`, or its plural if the row has that."""
     plural = f"{key}s"
     if key in row and plural in row:
         raise RowError(f"{where}: both '{key}' and '{plural}' in this row", "keep one")

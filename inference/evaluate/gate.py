@@ -1,7 +1,7 @@
 """Thresholds that an evaluation must meet.
 
-A score is named by its metric (`exact_match`) or by metric and slice (`exact_match@sum`). There are also `failed`, the
-number of rows without an answer, and the percentiles `latency_p50`, `latency_p90`, `latency_p99`, `ttft_p50`,
+A score is named by its metric (`exact_match`) or by metric and slice (`exact_match@sum`). Other names are `failed`, the
+number of failed rows, and the percentiles `latency_p50`, `latency_p90`, `latency_p99`, `ttft_p50`,
 `ttft_p90`, `ttft_p99`.
 """
 
@@ -27,8 +27,8 @@ class Gate:
     Args:
         at_least: lower bounds of scores.
         at_most: upper bounds of scores.
-        max_drop: how much worse than the other model a score may be, in whichever direction is worse. The bound of the
-            difference's interval that is nearer to zero counts, so only a certain drop fails.
+        max_drop: how much worse than the other model a score may be, in whichever direction is worse. The drop is
+            measured at the better bound of the difference's interval, so that only a significant drop fails.
     """
 
     at_least: Mapping[str, float] = field(default_factory=dict)
@@ -46,7 +46,7 @@ class Gate:
         """Check the names of scores and slices, before anything is computed.
 
         Args:
-            slices: the existing slices; None if they are not known.
+            slices: the existing slices; None if unknown.
 
         Raises:
             ConfigError: a score or slice is unknown.
@@ -74,11 +74,11 @@ class Verdict:
     passed: bool
 
     def __str__(self) -> str:
-        return f"{self.threshold}: {round(self.value, 4) + 0.0:.4f}"  # never -0.0000
+        return f"{self.threshold}: {round(self.value, 4) + 0.0:.4f}"  # avoids -0.0000
 
 
 def check_gate(evaluation: Evaluation, gate: Gate) -> list[Verdict]:
-    """Check all thresholds. A score that is not a number meets none.
+    """Check all thresholds. A NaN score meets none.
 
     Raises:
         ConfigError: a name is unknown, or `max_drop` is given without another model.

@@ -1,7 +1,7 @@
-"""Reports as one HTML file: texts, tables, and small plots as SVG (bars, intervals, distributions, histograms).
+"""Builds reports as one HTML file: texts, tables, and small SVG plots (bars, intervals, distributions, histograms).
 
 Knows texts and numbers; knows nothing about models. The markup is in `page.jinja`, where Jinja escapes every text. A
-page loads nothing and runs no script.
+page loads no other file and runs no script.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ svg text { font: 11px system-ui, sans-serif; fill: #333 }
 """
 WIDTH, LABELS, ROW, BAR = 440, 150, 22, 14
 AXIS, GRID, INK = "#888", "#ddd", "#222"
-# Longer texts are not compared word by word: the time grows with the square of their length.
+# Longer texts are not compared word by word: the time is quadratic in their length.
 MOST_WORDS = 1000
 _WORDS = re.compile(r"\s+|\S+")
 
 
 @dataclass(frozen=True)
 class Marked:
-    """A text with its differences from another one marked: words that the other lacks, and places of missing words."""
+    """A text with its differences from another one marked: extra words, and positions of missing words."""
 
     text: str
     other: str
@@ -54,7 +54,7 @@ class Marked:
         return _macro("marked", list(self._pieces()))
 
     def _pieces(self) -> Iterator[tuple[str, str | None]]:
-        """Parts of the text; a marked one with the words that it lacks."""
+        """Yield pieces of the text; a marked piece comes with the words of the other text that it lacks."""
         ours, theirs = _WORDS.findall(self.text), _WORDS.findall(self.other)
         if len(ours) > MOST_WORDS or len(theirs) > MOST_WORDS:
             yield self.text, None
@@ -146,19 +146,19 @@ def paragraph(text: str, kind: str = "") -> Markup:
 
 
 def together(parts: Sequence[Markup]) -> Markup:
-    """Parts one after the other."""
+    """Join parts one after the other."""
     from markupsafe import Markup
 
     return Markup("").join(parts)
 
 
 def columns(parts: Sequence[Markup]) -> Markup:
-    """Parts side by side if the page is wide enough, one below the other if not."""
+    """Place parts side by side if the page is wide enough, else one below the other."""
     return _macro("columns", parts)
 
 
 def plots(figures: Sequence[Markup]) -> Markup:
-    """Figures in as many columns as fit."""
+    """Place figures in as many columns as fit."""
     return _macro("plots", figures)
 
 
@@ -170,7 +170,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Markup:
 
 
 def show(value: str | float | None) -> str:
-    """A cell: four significant digits; a dash for anything that is not a number."""
+    """The text of a cell: four significant digits for a number; a dash for None, NaN and infinity."""
     if isinstance(value, str):
         return value
     if value is None or not math.isfinite(value):
@@ -181,7 +181,7 @@ def show(value: str | float | None) -> str:
 
 
 def interval(low: float, high: float) -> str:
-    """A cell with the bounds of an interval."""
+    """The text of a cell with the bounds of an interval."""
     return f"{show(low)} to {show(high)}" if math.isfinite(low) and math.isfinite(high) else "-"
 
 
@@ -197,7 +197,7 @@ def ticks(low: float, high: float, wanted: int = 6) -> list[float]:
 
 
 def round_up(value: float) -> float:
-    """The end of an axis from 0 on which `value` has its place: the next tick."""
+    """The end of an axis that starts at 0 and includes `value`: the next tick."""
     if not value > 0:
         return 1.0
     marks = ticks(0, value)
@@ -214,8 +214,8 @@ def bars(
     """Horizontal bars with their intervals: group to series to (value, low, high).
 
     Args:
-        most: end of the axis, which begins at 0; above the largest bound if None.
-        unit: of the values, after the numbers of the axis.
+        most: end of the axis, which begins at 0; None to fit the largest bound.
+        unit: unit of the values, shown after the numbers of the axis.
     """
     finite = [
         bound for group in values.values() for triple in group.values() for bound in triple if math.isfinite(bound)
@@ -254,7 +254,7 @@ def _bar(
 
 
 def intervals(title: str, values: Mapping[str, tuple[float, float, float]]) -> Markup:
-    """Points with their intervals around a line at zero: name to (value, low, high). Each has a scale of its own."""
+    """Points with their intervals around a line at zero: name to (value, low, high). Each has its own scale."""
     shapes: list[Shape] = []
     y, middle, half = 4.0, (WIDTH + LABELS) / 2, (WIDTH - LABELS) / 2 - 12
     for name, triple in values.items():
@@ -272,7 +272,7 @@ def intervals(title: str, values: Mapping[str, tuple[float, float, float]]) -> M
 
 
 def distributions(title: str, values: Mapping[str, Sequence[tuple[float, int]]], unit: str) -> Markup:
-    """Cumulative distributions: series to (value, count), the smallest value first."""
+    """Cumulative distributions: series to (value, count), smallest value first."""
     series = _series({"": values})
     bottom, top, left, right = 170.0, 10.0, 44.0, WIDTH - 24.0
     points = [value for found in values.values() for value, _ in found]
@@ -302,7 +302,7 @@ def histogram(title: str, values: Mapping[str, Sequence[tuple[float, float, int]
     """Vertical bars: series to bins (begin, end, count). Several series stand side by side within a bin.
 
     Args:
-        unit: of the bins' bounds.
+        unit: unit of the bins' bounds.
     """
     series = _series({"": values})
     bottom, top, left, right = 170.0, 10.0, 56.0, WIDTH - 24.0
@@ -352,5 +352,5 @@ def _figure(title: str, legend: Mapping[str, str], shapes: Sequence[Shape], heig
 
 
 def _label(x: float, y: float, text: str, anchor: str) -> Text:
-    """A text that is shortened to its place, and whole in its tip."""
+    """A text shortened to fit, with the whole text as its tooltip."""
     return Text(x, y, text if len(text) <= 24 else f"{text[:23]}…", anchor, text)

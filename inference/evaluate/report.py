@@ -17,15 +17,15 @@ from inference.evaluate.scores import METRICS
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-# Names of an answer's times, for people.
+# Display names of an answer's times.
 TIMES = {"ttft_seconds": "time to first token", "total_seconds": "time to last token"}
 
-# Number of rows on the page, the worst first.
+# Number of rows on the page, worst first.
 SHOWN = 100
 
 
 def report(evaluation: Evaluation, verdicts: Sequence[Verdict]) -> str:
-    """The whole page."""
+    """Render the whole page."""
     other = evaluation.comparison
     title = f"Evaluation of {evaluation.model}" + (f" beside {name_of_other(evaluation, other)}" if other else "")
     parts = [html.paragraph(_first_line(evaluation))]
@@ -42,7 +42,7 @@ def report(evaluation: Evaluation, verdicts: Sequence[Verdict]) -> str:
 
 
 def name_of_other(evaluation: Evaluation, other: Comparison) -> str:
-    """A name for the other model that differs from the first one's: both may be the same model with other settings."""
+    """A display name that tells the other model apart: both may be the same model with different settings."""
     return f"{other.model} (compared)" if other.model == evaluation.model else other.model
 
 
@@ -77,7 +77,7 @@ def _scores(evaluation: Evaluation, name: str) -> Markup:
 
 
 def _score_plots(evaluation: Evaluation) -> list[Markup]:
-    """One figure per metric, with bars for all slices."""
+    """One plot per metric, with bars for all slices."""
     sides: dict[str, Scores] = {evaluation.model: evaluation.scores}
     if evaluation.comparison:
         sides[name_of_other(evaluation, evaluation.comparison)] = evaluation.comparison.scores
@@ -110,7 +110,7 @@ def _differences(other: Comparison, evaluation: Evaluation) -> Markup:
 
 
 def verdict_of(metric: str, low: float, high: float) -> str:
-    """`better`, `worse`, `the same`, or that the difference may be chance."""
+    """`better`, `worse`, `the same`, `may be chance`, or `not measured`."""
     if not (math.isfinite(low) and math.isfinite(high)):
         return "not measured"
     if low <= 0 <= high:

@@ -1,4 +1,4 @@
-"""The figures of an evaluation: scores with intervals, for all rows and each slice, also compared with another model.
+"""The figures of an evaluation: scores with intervals, for all rows and each slice, and compared with another model.
 
 They can be written as JSON and read back, so that a later evaluation can be compared with them.
 """
@@ -28,7 +28,7 @@ Differences = dict[str, dict[str, Difference]]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How intervals are computed: from `samples` resamplings, of which the share `confidence` lies within."""
+    """How to compute intervals: each contains the share `confidence` of `samples` resamplings."""
 
     samples: int = 1000
     confidence: float = 0.95
@@ -50,7 +50,7 @@ class Evaluation:
     """The result of evaluating a model.
 
     Attributes:
-        scores: by slice (`all` first) and metric.
+        scores: scores by slice (`all` first) and metric.
     """
 
     model: str
@@ -69,7 +69,7 @@ class Evaluation:
 
     @property
     def num_failed(self) -> int:
-        """Rows without an answer."""
+        """Number of rows without an answer."""
         return sum(row.error is not None for row in self.rows)
 
     @property
@@ -93,7 +93,7 @@ class Evaluation:
         """The rows of examples, given as names and references.
 
         Raises:
-            InputError: this evaluation was made on other examples.
+            InputError: this evaluation used different examples.
         """
         same = "compare models on the same rows"
         rows = {row.custom_id: row for row in self.rows}
@@ -111,7 +111,7 @@ class Evaluation:
         """Compare with another model's evaluation on the same examples.
 
         Raises:
-            InputError: it was made on other examples.
+            InputError: the other evaluation used different examples.
         """
         rows = other.rows_of([(row.custom_id, row.references) for row in self.rows])
         theirs = {metric.name: metric.statistics(rows) for metric in self.metrics}
@@ -136,7 +136,7 @@ class Evaluation:
         }
 
     def as_dict(self) -> dict[str, Any]:
-        """All figures, for JSON; NaN becomes null."""
+        """All figures as JSON values; NaN becomes None."""
         values: dict[str, Any] = {
             "format": FORMAT,
             "model": self.model,

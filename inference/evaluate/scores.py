@@ -1,11 +1,11 @@
 """Scores of answers. Each is computed from sums over rows, so any subset or resampling of the rows can be scored
 without reading the texts again.
 
-`exact_match`: the answer equals a reference, except for spaces around and between words.
-`token_f1`: the F1 of the words of answer and reference, as SQuAD 1.1 counts them (Rajpurkar et al., 2016): lower case,
-without punctuation and English articles; for the best reference.
-`bleu`, `chrf`: sacrebleu's, over all rows (Post, 2018; Popovic, 2015), 0 to 100.
-`perplexity`: e to the mean negative log likelihood of a token of the first reference, given the prompt.
+`exact_match`: the answer equals a reference, ignoring whitespace around and between words.
+`token_f1`: the word F1 of answer and reference, as in SQuAD 1.1 (Rajpurkar et al., 2016): lower case, without
+punctuation and English articles; for the best reference.
+`bleu`, `chrf`: corpus scores of sacrebleu (Post, 2018; Popovic, 2015), 0 to 100.
+`perplexity`: exp of the mean negative log likelihood per token of the first reference, given the prompt.
 `latency`: mean seconds from a row's arrival to its last token.
 """
 
@@ -35,9 +35,9 @@ class Metric:
 
     Args:
         statistics: turns rows into numbers that can be summed, [rows, k].
-        value: turns such a sum [k] into the score; NaN if there is nothing to score.
-        most: the best possible score; None if there is no bound.
-        unit: of the score; empty for a plain number.
+        value: turns a sum [k] over rows into the score; NaN if there is nothing to score.
+        most: the highest possible score; None if there is no bound.
+        unit: unit of the score; empty for a plain number.
     """
 
     name: str
@@ -54,12 +54,12 @@ class Metric:
 
 
 def normalized(text: str) -> str:
-    """A text with single spaces between words."""
+    """The text with single spaces between words and none around them."""
     return " ".join(text.split())
 
 
 def words(text: str) -> list[str]:
-    """The words of a text as SQuAD counts them."""
+    """The words of a text, as SQuAD defines them."""
     return _ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split()
 
 
@@ -113,7 +113,7 @@ def _sacrebleu(name: str, higher_is_better: bool, kind: str) -> Metric:
 
     def statistics(rows: Sequence[Answered]) -> np.ndarray:
         most = max((len(row.references) for row in rows), default=1)
-        # A row with fewer references than another has None in their place.
+        # Pad rows that have fewer references with None.
         columns = [[row.references[i] if i < len(row.references) else None for row in rows] for i in range(most)]
         texts = [row.text.strip() for row in rows]
         return np.array(the_scorer()._extract_corpus_statistics(texts, columns), np.float64)
@@ -136,18 +136,18 @@ METRICS = {
     )
 }
 FROM_SACREBLEU = ("bleu", "chrf")
-# BLEU counts runs of up to so many words. Where references are shorter, it is 0 whatever the answers are.
+# Longest n-gram that BLEU counts. If the references are shorter, BLEU is 0 whatever the answers are.
 BLEU_WORDS = 4
 
 
 def choose_metrics(
     names: Sequence[str] | None, say: Callable[[str], None], references: Sequence[Sequence[str]] = ()
 ) -> list[Metric]:
-    """The metrics of these names; if none is named, all that are available and mean something for the references.
+    """Choose the metrics with these names; if none is given, all that are available and meaningful for the references.
 
     Args:
         say: called with a line for each metric that is left out.
-        references: of each row; empty if they are not known.
+        references: references of each row; empty if unknown.
 
     Raises:
         ConfigError: a name is unknown, or its package is not installed.
@@ -174,6 +174,6 @@ def choose_metrics(
 
 
 def _are_short(references: Sequence[Sequence[str]]) -> bool:
-    """Whether more than half of the rows have no reference that BLEU can count a whole run of words in."""
+    """Whether more than half of the rows have only references shorter than BLEU's longest n-gram."""
     long = sum(any(len(text.split()) >= BLEU_WORDS for text in texts) for texts in references)
     return 2 * long < len(references)

@@ -1,4 +1,4 @@
-"""Reads files that other programs wrote: regular files only, JSON, and values checked by type and range.
+"""Reads files that other programs wrote: regular files only, JSON, and values validated by type and range.
 
-Knows types, ranges and what to say about a wrong value; knows no key of any format.
+Knows types, ranges and how to report a wrong value; knows no key of any format.
 """

@@ -1,6 +1,6 @@
 """Opens files that a user named: regular files only, and JSON objects, with errors that name the path.
 
-A fifo or a device would block for ever or never end, so both are refused before they are opened.
+Reading a FIFO or a device could block forever or never end, so both are rejected before they are opened.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ _KINDS = (
 
 
 def exists(path: Path) -> bool:
-    """Whether there is anything at a path; False for a name that no file system takes."""
+    """Returns whether a path exists; False for a name that no file system accepts."""
     return os.path.exists(path)  # noqa: PTH110  (Path.exists raises OSError for a name that is too long)
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is a regular file at a path; False for a name that no file system takes."""
+    """Returns whether a path is a regular file; False for a name that no file system accepts."""
     return os.path.isfile(path)  # noqa: PTH113
 
 
 def check_regular(path: Path, error: type[InferenceError] = CheckpointError) -> os.stat_result:
-    """The state of a regular file, following links.
+    """Checks that a path is a regular file, following links; returns its status.
 
     Raises:
-        error: there is none, or it is a directory, a named pipe, a socket or a device.
+        error: the path does not exist, or is a directory, a named pipe, a socket or a device.
     """
     try:
         state = path.stat()
@@ -50,10 +50,10 @@ def check_regular(path: Path, error: type[InferenceError] = CheckpointError) -> 
 
 
 def read_text(path: Path, error: type[InferenceError] = ConfigError) -> str:
-    """The text of a regular file in UTF-8, without the byte order mark that some editors put first.
+    """Reads a regular file as UTF-8, without the byte order mark that some editors add.
 
     Raises:
-        error: it cannot be read, or is no UTF-8.
+        error: the file cannot be read, or is not UTF-8.
     """
     check_regular(path, error)
     try:
@@ -65,10 +65,10 @@ def read_text(path: Path, error: type[InferenceError] = ConfigError) -> str:
 
 
 def read_json_object(path: Path, error: type[InferenceError] = ConfigError) -> dict[str, Any]:
-    """The object that a JSON file holds.
+    """Reads the object in a JSON file.
 
     Raises:
-        error: it cannot be read, is no JSON, is nested too deeply, or holds something other than an object.
+        error: the file cannot be read, is not JSON, is nested too deeply, or is not an object.
     """
     text = read_text(path, error)
     try:

@@ -1,1 +1,1 @@
-"""Generation: choosing tokens, knowing when to stop, and running many sequences at once."""
+"""Text generation: encodes prompts, runs them on engines, detects where answers end, and decodes them."""

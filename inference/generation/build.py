@@ -1,6 +1,6 @@
-"""From a `ModelSource` to a runner: which kernels run it, in which weight format, with how much KV cache.
+"""Builds a runner from a `ModelSource`: chooses the kernels, the weight format and the size of the KV cache.
 
-Says what a user should know through a `say` that is handed in; knows nothing about terminals.
+Reports to the user through the `say` that it is given; knows nothing about terminals.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Say = Callable[[str], None]
 
 
 def runner_class(config: AnyConfig) -> type[ModelRunner]:
-    """What runs a model of this architecture."""
+    """Returns the class that runs a model of this architecture."""
     if isinstance(config, T5Config):
         from inference.models.encoder_decoder import EncoderDecoderRunner
 
@@ -36,10 +36,10 @@ def runner_class(config: AnyConfig) -> type[ModelRunner]:
 
 
 def weight_format_of(source: ModelSource, pairs: Pairs | None) -> Format:
-    """The format that `engine.weight_dtype` asks for; `auto` is what the checkpoint is stored in.
+    """Returns the format that `engine.weight_dtype` selects; `auto` is the format of the checkpoint.
 
     Raises:
-        ConfigError: another format than the one that the weights are packed in.
+        ConfigError: the weights are packed in another format.
     """
     name = source.config.engine.weight_dtype
     if source.packed is not None:
@@ -54,14 +54,14 @@ def weight_format_of(source: ModelSource, pairs: Pairs | None) -> Format:
 
 
 def say_what_becomes_of(pairs: Pairs | None, weight_format: Format, say: Say) -> None:
-    """Says what a quantized checkpoint is read into; nothing about others."""
+    """Reports the format into which a quantized checkpoint is converted; says nothing for other checkpoints."""
     quantized = quantized_tensors(pairs)
     if quantized:
         say(describe(quantized, weight_format))
 
 
 def choose_kernels(config: InferenceConfig, say: Say) -> ModuleType:
-    """The kernels that `engine.kernels` asks for; `say` is told where they are not the fast ones."""
+    """Returns the kernels that `engine.kernels` selects; reports it if they are not the fast ones."""
     chosen = kernels.choose(
         config.engine.kernels,
         device_target=config.context.device_target,
@@ -84,7 +84,7 @@ def build_runner(
     progress: Callable[[StoredTensor], None] | None = None,
     ranks: Ranks | None = None,
 ) -> ModelRunner:
-    """What this process has of a model, loaded; not compiled yet."""
+    """Loads this process's part of a model; does not compile it."""
     engine = source.config.engine
     weight_format = weight_format_of(source, pairs)
     if ranks is None or ranks.topology.rank == 0:
@@ -110,11 +110,11 @@ def build_runner(
 def share(
     source: ModelSource, pairs: Pairs | None, kernels: ModuleType, ranks: Ranks, positions: int | None, row: int
 ) -> tuple[int, tuple[int | None, int]]:
-    """Blocks of cache that this rank has room for, and what they were asked for."""
+    """Returns the number of cache blocks that this rank has room for, and the (positions, row) it was computed for."""
     weight_format, shard = format_in_memory(source, pairs, kernels), source.shard(ranks.topology.model_rank)
     return num_blocks(source, positions, weight_format, row, shard, ranks.links.sharing_memory), (positions, row)
 
 
 def format_in_memory(source: ModelSource, pairs: Pairs | None, kernels: ModuleType) -> Format | None:
-    """The format of the matrices; None for plain float32."""
+    """Returns the format of the matrices in memory; None for plain float32."""
     return weight_format_of(source, pairs) if kernels.NARROW else None

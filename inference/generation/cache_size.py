@@ -1,4 +1,4 @@
-"""How much KV cache a model gets: what the work needs, within the memory that is free.
+"""Sizes a model's KV cache: as much as the work needs, within the free memory.
 
 Knows prompts, weights and memory; knows nothing about kernels, engines or terminals.
 """
@@ -19,12 +19,12 @@ from inference.models.weights.sharding import Shard
 
 
 def positions_needed(prompts: Iterable[EncodedPrompt], source: ModelSource) -> int:
-    """Positions of cache with which none of the prompts has to wait for another's to become free."""
+    """Returns the cache positions with which no prompt has to wait for another to free its own."""
     return sum(sorted(_lengths(prompts, source), reverse=True)[: source.config.rows_at_once])
 
 
 def longest_row(prompts: Iterable[EncodedPrompt], source: ModelSource) -> int:
-    """Positions of cache that the longest of the prompts needs with its answer."""
+    """Returns the cache positions that the longest prompt needs together with its answer."""
     return max(_lengths(prompts, source), default=1)
 
 
@@ -32,7 +32,7 @@ def _lengths(prompts: Iterable[EncodedPrompt], source: ModelSource) -> Iterator[
     block = source.config.engine.block_size
     for prompt in prompts:
         request = prompt.request(source.model.context_length)
-        # Samples may share the prompt's blocks; where that is turned off, each has its own.
+        # Count the prompt for each sample: they share its blocks only if the prefix cache is on.
         yield from [request.most_blocks(block) * block] * prompt.generation.num_return_sequences
 
 
@@ -44,22 +44,22 @@ def num_blocks(
     shard: Shard | None = None,
     sharing: int = 1,
 ) -> int:
-    """Blocks of cache to allocate, the null block included.
+    """Returns the number of cache blocks to allocate, including the null block.
 
-    `engine.kv_cache_memory` decides where it is set. Otherwise it is what the work needs, or where that is not known
-    what `max_sequences` rows of the longest kind need, up to half of the memory that the weights leave free. Memory
-    of blocks that are never used is never touched.
+    Uses `engine.kv_cache_memory` if it is set. Otherwise allocates as much as the work needs, or, if that is unknown,
+    as much as `max_sequences` rows of full context length need, up to half of the memory that the weights leave free.
+    Blocks that are never used take no physical memory.
 
     Args:
-        positions: what the work needs.
-        weight_format: of the matrices in memory, None for plain float32.
-        row: positions that there must be.
-        shard: what this process has of the model.
-        sharing: processes that share the memory.
+        positions: positions that the work needs; None if unknown.
+        weight_format: the format of the matrices in memory; None for plain float32.
+        row: the least number of positions: those of the longest row.
+        shard: the part of the model in this process.
+        sharing: the number of processes that share the memory.
 
     Raises:
-        InferenceError: weights and the smallest cache do not fit into memory.
-        ConfigError: `engine.kv_cache_memory` is too little for a row.
+        InferenceError: the weights and the smallest cache do not fit into memory.
+        ConfigError: `engine.kv_cache_memory` is too small for a row.
     """
     settings, model = source.config.engine, (shard or source.shard()).config
     size = kv_cache.block_bytes(model, settings.block_size, settings.kv_cache_dtype == "float16")

@@ -1,8 +1,11 @@
-"""Several copies of a model as one (data parallel): rank 0 gives each row to the copy with the most room, and takes all
-answers; the leader of every other copy answers the rows that it gets.
+"""Data parallel: several copies (replicas) of a model used as one.
+
+Rank 0 gives each row to the replica with the most room, and collects all answers. The leader of every other replica
+answers the rows that it receives.
 
 Messages from rank 0: `open` (load the model, with a KV cache for so many positions), `rows`, `end`. From the others:
-`ready`, `events`, `failed`, `figures`. Knows channels and engines; knows nothing about files, or who shares a copy.
+`ready`, `events`, `failed`, `figures`. Knows channels and engines; knows nothing about files or the ranks
+of a replica.
 """
 
 from __future__ import annotations
@@ -27,11 +30,11 @@ from inference.parallel.channel import Channel, Message, PeerLostError
 
 OPEN, ROWS, END = "open", "rows", "end"
 READY, EVENTS, FAILED, FIGURES = "ready", "events", "failed", "figures"
-# Seconds for which a replica keeps tokens back, to tell them together; an answer that is complete goes at once.
+# Seconds for which a replica collects tokens to send them together; it sends a complete answer at once.
 TOGETHER = 0.02
-# Seconds for which rank 0 waits for events, before it looks for new rows.
+# Seconds for which rank 0 waits for events before it looks for new rows.
 LOOK = 0.02
-# Seconds for which rank 0 waits for the figures of a replica that is to end.
+# Seconds for which rank 0 waits for the metrics of replicas at the end.
 FAREWELL = 5.0
 
 
@@ -41,7 +44,7 @@ class Remote:
 
     channel: Channel
     capacity: int = 0
-    """The most rows that do it any good; 0 until it is ready."""
+    """The most rows that it can use at a time; 0 until it is ready."""
     rows: dict[tuple[int, int], RemoteRow] = field(default_factory=dict)
     load: Load = field(default_factory=Load)
     metrics: RunMetrics = field(default_factory=RunMetrics)
@@ -53,11 +56,11 @@ class Remote:
 
 
 class Replicas:
-    """All copies of a model, to be used like one `TextGenerator`.
+    """All replicas of a model, used like one `TextGenerator`.
 
     Args:
-        local: rank 0's own.
-        channels: to the leaders of the others, which have been told to open.
+        local: the generator of rank 0's own replica.
+        channels: to the leaders of the other replicas, which have already been sent `open`.
     """
 
     def __init__(self, local: TextGenerator, channels: Iterable[Channel]):
@@ -70,7 +73,7 @@ class Replicas:
 
     @property
     def has_room(self) -> bool:
-        """Whether more prompts would do any good."""
+        """Whether more prompts can be used now."""
         return self._local.has_room or any(len(remote.rows) < remote.capacity for remote in self.remotes)
 
     @property
@@ -80,19 +83,19 @@ class Replicas:
 
     @property
     def load(self) -> Load:
-        """What there is to do, in all copies; of their KV caches the mean."""
+        """The load of all replicas; `kv_use` is the mean of their KV caches."""
         loads = [self._local.load, *(remote.load for remote in self.remotes)]
         share = sum(load.kv_use for load in loads) / len(loads)
         return Load(sum(load.running for load in loads), sum(load.waiting for load in loads), share)
 
     def add(self, source: EncodedPrompt) -> None:
-        """Gives a prompt to the copy with the most room, rank 0's own first.
+        """Gives a prompt to the replica with the most room; rank 0's own goes first in a tie.
 
         Raises:
-            InputError: the engine cannot take it; another copy's engine says so by a `Failure`.
+            InputError: rank 0's engine cannot take it; for another replica `step` returns a `Failure`.
         """
         remote = min(self.remotes, key=lambda remote: remote.fullness)
-        # A constraint is compiled here and cannot be sent.
+        # A constraint is compiled on rank 0 and cannot be sent.
         if source.constraint is not None or self._local.num_rows / self._local.capacity <= remote.fullness:
             self._local.add(source)
             return
@@ -100,10 +103,10 @@ class Replicas:
         remote.channel.send(ROWS, rows=[row_fields(source)])
 
     def step(self) -> list[TextEvent | Failure]:
-        """Runs one step of the own engine, if it has anything to do; what came of that, and from the others meanwhile.
+        """Runs one step of rank 0's engine, if it has work; returns its events and those received from the others.
 
         Raises:
-            PeerLostError: a copy is gone, and its rows with it.
+            PeerLostError: a replica is gone, and its rows with it.
         """
         events: list[TextEvent | Failure] = []
         if self._local.busy:
@@ -118,13 +121,13 @@ class Replicas:
         return events
 
     def cancel(self) -> None:
-        """Lets go of all answers that are not finished; nothing can be added afterwards."""
+        """Cancels all unfinished answers; nothing can be added afterwards."""
         self._local.cancel()
         for remote in self.remotes:
             remote.rows.clear()
 
     def close(self, metrics: RunMetrics) -> None:
-        """Lets the other copies end, and adds their figures to rank 0's."""
+        """Ends the other replicas and adds their metrics to rank 0's."""
         for remote in self.remotes:
             with contextlib.suppress(PeerLostError):
                 remote.channel.send(END)
@@ -168,7 +171,7 @@ class Replicas:
 
 @dataclass(eq=False)
 class _Untold:
-    """What came of a row since it was last told."""
+    """The progress of a row that has not been sent yet."""
 
     request: Request
     tokens: list[int] = field(default_factory=list)
@@ -176,11 +179,11 @@ class _Untold:
 
 
 class Replica:
-    """The life of another copy of the model: answers what rank 0 sends until that is to end.
+    """Any replica but rank 0's: answers the rows that rank 0 sends, until rank 0 ends it.
 
     Args:
         channel: to rank 0.
-        generation: the settings of all rows.
+        generation: the settings common to all rows.
     """
 
     def __init__(self, channel: Channel, generator: TextGenerator, generation: GenerationConfig, metrics: RunMetrics):
@@ -190,7 +193,7 @@ class Replica:
         self._told = 0.0
 
     def run(self) -> None:
-        """Answers rows.
+        """Answers rows until rank 0 sends `end`.
 
         Raises:
             PeerLostError: rank 0 is gone.
@@ -211,11 +214,11 @@ class Replica:
         generator.cancel()
 
     def say_farewell(self) -> None:
-        """Tells rank 0 the figures of the run: the last message."""
+        """Sends the metrics of the run to rank 0, as the last message."""
         self._channel.send(FIGURES, **self._metrics.step_figures())
 
     def _take_messages(self) -> bool:
-        """Takes what has come, and waits for it where there is nothing to do; False when it is to end."""
+        """Handles the messages received, waiting for one if there is no work; returns False after `end`."""
         while True:
             if not self._generator.busy:
                 heartbeat.idle()
@@ -259,7 +262,7 @@ class Replica:
 
 
 def _read(channel: Channel, take: Callable[[Any], None]) -> None:
-    """Receives in a thread of its own, so that two sides that send at once never wait for one another."""
+    """Receives in a separate thread, so that two sides that send at once never block each other."""
 
     def read() -> None:
         try:

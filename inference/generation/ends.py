@@ -1,8 +1,8 @@
-"""Which tokens end an answer, and which file says so.
+"""Finds the tokens that end an answer, and the files that name them.
 
-Knows model sources and tokenizers; what ends a sequence while it runs is the engine's business.
+Knows model sources and tokenizers; ending a sequence while it runs is the engine's task.
 
-The ends are a union, because each file alone is often wrong: fine-tuned models list `<|endoftext|>` in
+The result is the union over all files, because each alone is often wrong: fine-tuned models list `<|endoftext|>` in
 generation_config.json while their template ends a turn with `<|im_end|>`.
 """
 
@@ -14,7 +14,7 @@ from inference.config import GenerationConfig
 from inference.models.source import ModelSource
 from inference.tokenizer import Tokenizer
 
-# What llama.cpp takes for an end of a turn by its name alone (src/llama-vocab.cpp), if it is a control token.
+# Control tokens that llama.cpp takes as the end of a turn by their names alone (src/llama-vocab.cpp).
 END_NAMES = (
     "<|eot_id|>",
     "<|im_end|>",
@@ -39,22 +39,23 @@ END_NAMES = (
     "<\uff5cend\u2581of\u2581sentence\uff5c>",
     "[e~[",
 )
-# With all tokens of a row there, `<|end|>` ends a message and not the turn; `</s>` is plain text beside the last.
+# If a vocabulary has all tokens of a row, `<|end|>` ends a message and not the turn.
 _MESSAGE_ENDS = (("<|return|>", "<|call|>", "<|end|>"), ("<|calls|>", "<|flush|>", "<|end|>"))
+# If a vocabulary has both, `</s>` is plain text.
 _PLAIN_END = ("<|tool_response>", "</s>")
 
 
 def with_ends(source: ModelSource, tokenizer: Tokenizer | None, generation: GenerationConfig) -> GenerationConfig:
-    """The model's settings with every token that ends an answer; as they are if they have other ends already."""
+    """Adds every token that ends an answer to the settings, unless their ends differ from the model's."""
     if generation.eos_token_id != source.generation.eos_token_id:
         return generation
     return generation.updated(eos_token_id=list(ends_of_answer(source, tokenizer)))
 
 
 def ends_of_answer(source: ModelSource, tokenizer: Tokenizer | None) -> dict[int, str]:
-    """Ids of the tokens that end an answer, each with what says so.
+    """Returns the ids of the tokens that end an answer, each with the source that names it.
 
-    A user's own eos_token_id, in generation_config or on the command line, stands alone.
+    An eos_token_id given by the user, in generation_config or on the command line, replaces all others.
     """
     if source.ends_are_given:
         origin = source.config.origin("generation_config.eos_token_id")
@@ -85,7 +86,7 @@ def _ends_of_tokenizer(tokenizer: Tokenizer) -> Iterable[tuple[int, str]]:
 
 
 def describe_ends(source: ModelSource, tokenizer: Tokenizer | None) -> list[str]:
-    """A line for each end: its id, its text and what says so."""
+    """Returns a line for each end token: its id, its text and the source that names it."""
     lines = []
     for token_id, origin in ends_of_answer(source, tokenizer).items():
         token = tokenizer.id_to_token(token_id) if tokenizer is not None else None

@@ -1,6 +1,6 @@
 """A model that generates: network, cache and settings, with MindFormers' `generate`.
 
-Knows engines and what they run; `build` makes the runner, `cache_size` sizes its cache. Knows nothing about terminals.
+Knows engines and runners; `build` builds the runner, `cache_size` sizes its cache. Knows nothing about terminals.
 """
 
 from __future__ import annotations
@@ -45,21 +45,21 @@ class GenerativeModel:
     """A loaded model.
 
     Args:
-        source: what was found out about it.
-        pairs: its tensors (`source.pairs()`), None for random weights.
-        positions: how many positions of KV cache the work needs; None where that is not known.
-        row: how many of them its longest row needs at least.
+        source: the resolved model.
+        pairs: its tensors (`source.pairs()`); None for random weights.
+        positions: positions of KV cache that the work needs; None if unknown.
+        row: positions that the longest row needs.
         progress: called with each tensor as it is loaded.
-        ranks: with whom the model is shared; this rank is their leader. None for a model of this process alone.
-        kernels: chosen already; None to choose them as the config says.
+        ranks: the ranks that share the model, led by this one; None for a model in this process alone.
+        kernels: the kernels to use; None to choose them by the config.
         say: takes lines for the user, such as which kernels run the model.
 
     Attributes:
-        times: that loading and compiling took.
-        runner: what this process has of the model.
+        times: how long loading and compiling took.
+        runner: the part of the model in this process.
         stepper: the whole model.
-        background: the engine that all calls share; `engine()` gives one of the caller's own.
-        metrics: of what `background` did.
+        background: the engine that all calls share; `engine()` opens one for the caller alone.
+        metrics: the metrics of `background`.
 
     Raises:
         InferenceError: there is too little memory.
@@ -92,14 +92,14 @@ class GenerativeModel:
             blocks = agree_on_blocks(ranks.links, lambda: share(source, pairs, chosen, ranks, positions, row))
             self.runner = build_runner(source, pairs, chosen, blocks, say, progress, ranks)
             leading = LeadingRunner(self.runner, ranks.links)
-            # Also when nobody needs the model any more, and when a program ends without a word.
+            # Close it also when the model is garbage-collected or the program ends without closing it.
             self._let_go = weakref.finalize(self, leading.close)
             self.stepper = leading
         self.runner.compile()
         self.times = self.runner.times
 
     def _set_up(self, source: ModelSource, say: Say) -> None:
-        """What every model has, whatever runs it."""
+        """Sets up what every model has, whatever runs it."""
         check_no_fork()
         self.source = source
         ignored = ignored_settings(source.directory / GENERATION_FILE) if source.directory else []
@@ -107,7 +107,7 @@ class GenerativeModel:
             say(f"{GENERATION_FILE}: without effect here: {', '.join(ignored)}")
         self.generation_config = source.generation
         self._process = os.getpid()
-        # Two threads that step at once would write into each other's cache.
+        # Two threads that ran steps at once would overwrite each other's cache.
         self._lock = threading.Lock()
         self.metrics = RunMetrics()
         self.background = BackgroundEngine(lambda: self.engine(self.metrics))
@@ -139,7 +139,7 @@ class GenerativeModel:
 
     @contextmanager
     def engine(self, metrics: RunMetrics | None = None) -> Iterator[BaseEngine]:
-        """An engine on this model; one at a time.
+        """Opens an engine on this model; only one can be open at a time.
 
         Raises:
             InferenceError: this process is a fork of the one that loaded the model.
@@ -150,7 +150,7 @@ class GenerativeModel:
             try:
                 yield engine
             finally:
-                # After an error: the blocks belong to the model, and later engines need them.
+                # Close it even after an error: the blocks belong to the model, and later engines need them.
                 engine.close()
 
     def _new_engine(self, metrics: RunMetrics | None) -> BaseEngine:
@@ -165,12 +165,12 @@ class GenerativeModel:
         )
 
     def close(self) -> None:
-        """Lets go of the other ranks, if there are any. Nothing can be computed afterwards."""
+        """Releases the other ranks, if there are any. The model cannot compute afterwards."""
         if self._let_go is not None:
             self._let_go()
 
     def describe_cache(self) -> str:
-        """The size of the KV cache, in a line for people."""
+        """Describes the size of the KV cache in a line for the user."""
         settings, runner = self.source.config.engine, self.runner
         half = settings.kv_cache_dtype == "float16" and runner.kernels.NARROW
         size = runner.blocks.capacity * kv_cache.block_bytes(runner.config, runner.block_size, half)
@@ -181,7 +181,7 @@ class GenerativeModel:
         )
 
     def encoder(self, tokenizer: Tokenizer, **settings: Any) -> Encoder:
-        """Turns prompts into ids for this model; `settings` of generation outrank the model's own."""
+        """Returns an encoder for this model; generation `settings` override the model's own."""
         generation = with_ends(self.source, tokenizer, self.generation_config)
         return make_encoder(self.source, tokenizer, generation.updated(**settings))
 
@@ -196,23 +196,23 @@ class GenerativeModel:
 
         Args:
             input_ids: one prompt, or several. Padding is not recognized: give rows as long as they are.
-            generation_config: instead of the model's own settings.
-            streamer: gets the ids of a single prompt through `put` and `end`.
-            settings: over the settings, such as max_new_tokens.
+            generation_config: replaces the model's own settings.
+            streamer: receives the ids of a single prompt through `put` and `end`.
+            settings: settings to override, such as max_new_tokens.
 
         Returns:
-            For each prompt its ids and those of its answer; of several answers (`num_return_sequences`), one after the
-            other, as in transformers.
+            For each prompt, its ids followed by those of its answer; several answers (`num_return_sequences`) follow
+            one another, as in transformers.
 
         Raises:
-            ConfigError: an unknown setting.
-            InputError: a prompt that is empty or does not fit the context.
+            ConfigError: a setting is unknown.
+            InputError: a prompt is empty or does not fit the context.
         """
         try:
             generation = (generation_config or self.generation_config).updated(**settings)
             return self._generate(_rows(input_ids), generation, streamer)
         finally:
-            # Also after an error: nobody must wait for text that does not come.
+            # End it even after an error, so that no consumer waits for text that never comes.
             if streamer is not None:
                 streamer.end()
 
@@ -243,12 +243,12 @@ class GenerativeModel:
         streamer: BaseStreamer | SeparateStreamers | None = None,
         return_errors: bool = False,
     ) -> list[list[str] | InferenceError]:
-        """The texts of every prompt's answers, in the order of the prompts; the first is shown to `streamer` as it
-        comes.
+        """Returns the texts of every prompt's answers, in the order of the prompts.
 
         Args:
-            return_errors: in the place of a text that there is not, because the prompt cannot run or the model fails on
-                it, return the error instead of raising it.
+            streamer: receives the text of each prompt's first answer as it is generated.
+            return_errors: if a prompt cannot run or the model fails on it, return the error in place of its texts
+                instead of raising it.
         """
         found: dict[int, list[str] | InferenceError] = {}
         sources, gatherer = list(prompts), SampleGatherer()
@@ -277,11 +277,11 @@ class GenerativeModel:
         return [found[source.row] for source in sources]
 
     def row(self, source: EncodedPrompt, tokenizer: Tokenizer) -> AnswerRow:
-        """A prompt as a row of `background`."""
+        """Makes a row for `background` from a prompt."""
         return AnswerRow.begin(source, source.request(self.config.context_length), tokenizer)
 
 
-# The first process that loaded a model: forks inherit the number.
+# The id of the first process that loaded a model; forks inherit it.
 _loaded_in: list[int] = []
 
 
@@ -289,7 +289,7 @@ def check_no_fork() -> None:
     """Refuses to load a model in a fork of a process that has loaded one.
 
     Raises:
-        InferenceError: this is such a process.
+        InferenceError: this process is a fork of one that loaded a model.
     """
     if not _loaded_in:
         _loaded_in.append(os.getpid())
@@ -313,7 +313,7 @@ class _Tokens:
 def make_encoder(
     source: ModelSource, tokenizer: Tokenizer | None, generation: GenerationConfig | None = None
 ) -> Encoder:
-    """The encoder of a model, with its own settings of generation unless others are given."""
+    """Returns the encoder of a model, with the model's own generation settings unless others are given."""
     if generation is None:
         generation = with_ends(source, tokenizer, source.generation)
     settings = source.config

@@ -1,8 +1,8 @@
-"""Perplexity: how surprised a model is by texts that it did not write.
+"""Perplexity: how well a model predicts given texts.
 
-Knows token ids; documents are scored side by side through the same flat step that generates. A document that is
-longer than the model's context is scored in pieces that follow one another, each from an empty context; an answer
-given its prompt, or given what an encoder reads, is scored in its whole context.
+Knows token ids. Documents are scored side by side, by the same flat step that generates. A document that is longer than
+the model's context is scored in consecutive pieces, each from an empty context; an answer to a prompt, or to an
+encoder's source, is scored in its whole context.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import numpy as np
 from inference.models.runner import StepModel
 from inference.models.step import SequenceStep, StepBatch
 
-# Logits of all tokens of a step are held at once.
+# The most tokens in a step; the logits of all of them are in memory at once.
 TOKENS_AT_ONCE = 512
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Score:
-    """Over all documents: predicted tokens, and the sum of their negative log likelihoods in nats."""
+    """The number of predicted tokens, and the sum of their negative log likelihoods in nats."""
 
     tokens: int
     nats: float
@@ -40,9 +40,9 @@ class Continuation(NamedTuple):
 
     Args:
         tokens: ids that fit the model's context.
-        start: place (from 1) of the first one that counts, given all those before it.
-        adapter: by its number in the model; 0 for none.
-        source: ids of what an encoder reads, of a model that has one.
+        start: index (at least 1) of the first token to score, given all those before it.
+        adapter: its number in the model; 0 for none.
+        source: ids that the encoder reads, for models with one.
     """
 
     tokens: Sequence[int]
@@ -55,7 +55,7 @@ def score(model: StepModel, documents: Iterable[Sequence[int]], adapter: int = 0
     """Scores every token of every document but the first, given those before it.
 
     Args:
-        adapter: by its number in the model; 0 for none.
+        adapter: its number in the model; 0 for none.
     """
     tokens, nats = 0, 0.0
     model.blocks.forget()
@@ -73,7 +73,7 @@ def score(model: StepModel, documents: Iterable[Sequence[int]], adapter: int = 0
 
 
 def score_continuations(model: StepModel, rows: Iterable[Continuation]) -> list[Score]:
-    """Scores the ends of sequences, each in its whole length; a score for each row."""
+    """Scores the ends of sequences, each in its whole context; returns a score for each row."""
     scores = []
     model.blocks.forget()
     for group in _groups(rows, lambda row: len(row.tokens) + len(row.source)):
@@ -84,7 +84,7 @@ def score_continuations(model: StepModel, rows: Iterable[Continuation]) -> list[
             model.encode(StepBatch.build(read, model.block_size))
         nats = [0.0] * len(group)
         longest = max(len(row.tokens) for row in group)
-        # A row that is longer than a step has a group of its own, and goes through in parts.
+        # A row that is longer than a step is a group by itself, and runs in parts.
         for begin in range(0, longest, TOKENS_AT_ONCE):
             steps = [
                 SequenceStep(
@@ -103,23 +103,23 @@ def score_continuations(model: StepModel, rows: Iterable[Continuation]) -> list[
 
 
 def positions_needed(block_size: int, longest: int = 0, has_encoder: bool = False) -> int:
-    """Positions of cache that `score` uses, and `score_continuations` where no row is longer than `longest`.
+    """Returns the cache positions that `score` needs, or `score_continuations` if no row is longer than `longest`.
 
     Args:
-        has_encoder: a row has a source, too, which counts to its length.
+        has_encoder: rows also have a source, which counts toward their length.
     """
-    # Pieces of two tokens each fill a block with hardly anything; of three, two blocks.
+    # In the worst case pieces have two tokens, each in a block of its own; with a source, three tokens in two blocks.
     blocks = TOKENS_AT_ONCE * 2 // 3 if has_encoder else TOKENS_AT_ONCE // 2
     return blocks * block_size + max(TOKENS_AT_ONCE, longest + block_size)
 
 
 def _nats_of_parts(model: StepModel, group: Sequence[Continuation], steps: Sequence[SequenceStep]) -> Iterator[float]:
-    """Runs a part of each row, which begins at a place of the row; the nats of the tokens that it predicts."""
+    """Runs one part of each row; yields for each row the nats of the tokens that the part predicts."""
     wanted: list[int] = []
     targets: list[Sequence[int]] = []
     offset = 0
     for row, step in zip(group, steps, strict=True):
-        # The logits of a token are for the one that follows it.
+        # The logits at a token predict the one that follows it.
         first, end = max(row.start - 1, step.start), min(step.start + len(step.tokens), len(row.tokens) - 1)
         wanted += range(offset + first - step.start, offset + end - step.start)
         targets.append(row.tokens[first + 1 : end + 1])
@@ -133,7 +133,7 @@ def _nats_of_parts(model: StepModel, group: Sequence[Continuation], steps: Seque
 
 
 def _negative_log_likelihood(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """logits [n, vocabulary], targets [n] -> nats [n]."""
+    """Computes nats [n] from logits [n, vocabulary] and targets [n]."""
     largest = logits.max(axis=1, keepdims=True)
     total = np.log(np.exp(logits - largest).sum(axis=1)) + largest[:, 0]
     return total - logits[np.arange(len(targets)), targets]
@@ -148,7 +148,7 @@ def _pieces(documents: Iterable[Sequence[int]], length: int) -> Iterator[Sequenc
 
 
 def _groups(items: Iterable[Item], length: Callable[[Item], int]) -> Iterator[list[Item]]:
-    """As many at once as a step has room for; one that is longer alone."""
+    """Groups items so that each group fits into a step; an item that is longer is a group by itself."""
     group: list[Item] = []
     for item in items:
         if group and sum(map(length, group)) + length(item) > TOKENS_AT_ONCE:
@@ -160,7 +160,7 @@ def _groups(items: Iterable[Item], length: Callable[[Item], int]) -> Iterator[li
 
 
 def _blocks(lengths: Iterable[int], block_size: int) -> list[range]:
-    """Blocks for sequences of these lengths, one after the other; block 0 stays free."""
+    """Assigns consecutive blocks to sequences of these lengths; block 0 stays free."""
     tables, block = [], 1
     for length in lengths:
         count = -(-length // block_size)

@@ -1,7 +1,7 @@
-"""A process among the ranks of a run: how it joins the others, and what it does where it does not lead.
+"""A process among the ranks of a run: joins the others, and follows the leader if it is not the leader itself.
 
-All ranks but the first say on standard error, which is their log, who they are and how far: where one is killed, stands
-still or has to be looked at, its last line tells the stage, and its first the process.
+All ranks but the first report their process and their progress on standard error, which is their log. If a rank is
+killed or hangs, the first line of its log names the process and the last line the stage.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ READY = "ready"
 
 
 def announce(topology: Topology) -> None:
-    """Says which rank this process is, as its first words."""
+    """Reports which rank this process is, as the first line of its log."""
     part = f"part {topology.model_rank + 1} of {topology.model_parallel}"
     copy = f", copy {topology.replica + 1} of {topology.data_parallel}" if topology.data_parallel > 1 else ""
     say_stage(topology, f"process {os.getpid()} on {socket.gethostname()}, {part} of the model{copy}")
 
 
 def say_stage(topology: Topology, stage: str) -> None:
-    """Says how far this rank is. Rank 0 says what one process would, and so nothing here."""
+    """Reports the stage of this rank. Rank 0 reports nothing here: its output is that of a single process."""
     if not topology.is_root:
         print(f"rank {topology.rank} of {topology.world_size}: {stage}", file=sys.stderr, flush=True)
 
@@ -43,15 +43,15 @@ def say_stage(topology: Topology, stage: str) -> None:
 def join_ranks(
     config: InferenceConfig, topology: Topology, say: Say, lost: Callable[[str], None] | None = None
 ) -> tuple[ModuleType, Ranks | None]:
-    """The kernels, and the other ranks of a parallel run, which this waits for; None for a process alone.
+    """Waits for the other ranks of a parallel run; returns the kernels and the ranks, None for a single process.
 
     Args:
         topology: this process's place among the ranks.
         say: takes lines for the user.
-        lost: what to do when one of them is lost later, instead of a line on stderr; is to end the process.
+        lost: called if a rank is lost later, instead of printing a line to stderr; must end the process.
 
     Raises:
-        PeerLostError: a rank does not come.
+        PeerLostError: a rank does not join.
     """
     kernels = choose_kernels(config, say)
     if topology.world_size == 1:
@@ -66,7 +66,7 @@ def join_ranks(
 
 
 def run_follower(source: ModelSource, pairs: Pairs | None, kernels: ModuleType, ranks: Ranks, say: Say) -> None:
-    """Loads this rank's part of a model and does what the leader says, until that is done.
+    """Loads this rank's part of a model and runs the leader's commands until the leader ends.
 
     Raises:
         PeerLostError: the leader is gone.
@@ -81,14 +81,14 @@ def run_follower(source: ModelSource, pairs: Pairs | None, kernels: ModuleType, 
 
 
 def load(model_class: type[GenerativeModel], config: InferenceConfig, say: Say) -> GenerativeModel:
-    """A model for a program of its user's own, which msrun may have started as several ranks.
+    """Loads a model for a user's own program, which msrun may have started as several ranks.
 
-    Rank 0 gets the model. The others stay here and compute their part, until rank 0 lets go of the model, at the latest
-    when its program ends; then they end too, by `SystemExit`. So all that follows in the program is done once.
+    Returns the model on rank 0. The other ranks stay in this call and compute their part until rank 0 closes the model,
+    at the latest when its program ends; then they raise `SystemExit`. So only rank 0 runs the rest of the program.
 
     Raises:
-        ConfigError: several copies of the model, which only run_inference.py shares rows out to.
-        InferenceError: it has a model already.
+        ConfigError: data_parallel is above 1; only run_inference.py distributes rows over several replicas.
+        InferenceError: the program has loaded a model already.
         PeerLostError: another rank is gone.
     """
     topology = check_topology(config)

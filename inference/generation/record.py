@@ -1,7 +1,7 @@
-"""The record of an answer: one dataclass, whoever asked for it and wherever it goes.
+"""The record of an answer: one dataclass for all callers and outputs.
 
 Python callers get it as an object; the command line, save files and pipelines write it as JSON (`as_dict`). A field
-that is added here appears in all of them. Knows answers; knows nothing about files or forms of output.
+added here appears in all of them. Knows answers; knows nothing about files or output formats.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from inference.engine.request import TokenLogprob
 from inference.errors import InferenceError, InputError
 from inference.generation.text import Answer, EncodedPrompt
 
-# Why a row has no answer. Remote endpoints have kinds of their own (`inference.remote`).
+# Why a row has no answer. Remote endpoints add their own kinds (`inference.remote`).
 BAD_ROW = "bad_row"
 MODEL_FAILED = "model_failed"
 OUT_OF_MEMORY = "out_of_memory"
@@ -21,12 +21,12 @@ OUT_OF_MEMORY = "out_of_memory"
 DUPLICATE = "duplicate_id"
 
 
-# How models mark what they think before they answer (DeepSeek-R1, Qwen3 and others).
+# The tags around a model's reasoning before its answer (DeepSeek-R1, Qwen3 and others).
 THINK, END_OF_THINK = "<think>", "</think>"
 
 
 def _only_if_given() -> Any:
-    """A field that JSON leaves out if it is None."""
+    """Declares a field that JSON leaves out if it is None."""
     return field(default=None, metadata={"only_if_given": True})
 
 
@@ -37,7 +37,7 @@ class ErrorRecord:
     Args:
         type: one of the kinds above.
         message: one line.
-        line: line of the input file, from 1; None if the row is in no file.
+        line: line of the input file, from 1; None if the row is not from a file.
     """
 
     type: str
@@ -53,30 +53,31 @@ class ErrorRecord:
 
 @dataclass(frozen=True)
 class Completion:
-    """An answer, or the error of a row that has none. A value that nobody knows is None.
+    """An answer, or the error of a row that has none. Unknown values are None.
 
     Args:
         custom_id: name of the row, its number if it has no name.
         row: place of the row in the input, from 0.
-        prompt: the prompt as the model saw it: of a chat the rendered template.
-        text: what `token_ids` decode to, without special tokens, the stop string and the reasoning.
-        token_ids: every generated token, the one that ended the answer included.
+        prompt: the prompt as the model saw it; the rendered template for a chat.
+        text: the decoded `token_ids`, without special tokens, the stop string and the reasoning.
+        token_ids: every generated token, including the one that ended the answer.
         finish_reason: `stop`, `length`, or `error`.
         prompt_tokens: length of the prompt in tokens.
         completion_tokens: length of `token_ids`.
-        cached_tokens: tokens of the prompt that the prefix cache had.
+        cached_tokens: tokens of the prompt that were found in the prefix cache.
         ttft_seconds: from the arrival of the row in the engine to its first token.
         total_seconds: from the arrival of the row to its last token.
         model: name of the model.
         error: why there is no answer.
         seed: the seed, if the answer was sampled.
         truncated_tokens: tokens that were cut from the prompt to fit the context.
-        logprobs: one entry a token of `token_ids`, if they were asked for.
-        samples: every answer to the prompt, this one first, if several were asked for; each has what tells it apart.
-        attempts: requests that a remote endpoint was sent for this row.
-        reasoning: what a chat model thought before it answered, if it marks that with <think>.
+        logprobs: one entry per token of `token_ids`, if requested.
+        samples: every answer to the prompt, this one first, if several were requested; JSON has only the fields that
+            differ (`SAMPLE_FIELDS`).
+        attempts: requests sent to a remote endpoint for this row.
+        reasoning: the reasoning of a chat model before its answer, if it is marked with <think>.
         value: the result of a model that does not answer in text (pipelines).
-        input_digest: tells whether the row of the input is the same in a later run, if it has no name of its own.
+        input_digest: identifies the content of the input row in a later run, if the row has no name.
     """
 
     custom_id: str | None
@@ -103,14 +104,14 @@ class Completion:
 
     @property
     def index(self) -> int | None:
-        """Place of the prompt among those given: the same as `row`."""
+        """The index of the prompt among those given: the same as `row`."""
         return self.row
 
     def as_dict(self, echo: bool = True) -> dict[str, Any]:
-        """The record as JSON has it.
+        """Returns the record for JSON.
 
         Args:
-            echo: with the prompt.
+            echo: include the prompt.
         """
         values = {item.name: getattr(self, item.name) for item in _FIELDS}
         if not echo:
@@ -128,13 +129,13 @@ class Completion:
 
 _FIELDS = fields(Completion)
 _ONLY_IF_GIVEN = {item.name for item in _FIELDS if item.metadata.get("only_if_given")}
-# What the samples of a prompt differ in.
+# The fields in which the samples of a prompt differ.
 SAMPLE_FIELDS = ("text", "token_ids", "finish_reason", "completion_tokens", "seed", "logprobs")
 FIELD_NAMES = tuple(item.name for item in _FIELDS)
 
 
 def completion_of(answer: Answer, model: str) -> Completion:
-    """The record of a finished answer."""
+    """Makes the record of a finished answer."""
     source, request = answer.source, answer.request
     timing = request.timing
     reasoning, text = split_reasoning(answer.text, source.text) if source.is_chat else (None, answer.text)
@@ -161,10 +162,10 @@ def completion_of(answer: Answer, model: str) -> Completion:
 
 
 def split_reasoning(text: str, prompt: str) -> tuple[str | None, str]:
-    """The reasoning and the answer in a chat model's text; the reasoning is None if the text does not begin with it.
+    """Splits a chat model's text into reasoning and answer; the reasoning is None if the text does not begin with it.
 
     Args:
-        prompt: the rendered chat; templates of some models begin the reasoning themselves.
+        prompt: the rendered chat; the templates of some models end with the opening <think>.
     """
     begins = text.lstrip().startswith(THINK)
     if not begins and not prompt.rstrip().endswith(THINK):
@@ -185,7 +186,7 @@ def failed_completion(
     attempts: int | None = None,
     input_digest: str | None = None,
 ) -> Completion:
-    """The record of a row without an answer."""
+    """Makes the record of a row without an answer."""
     return Completion(
         custom_id,
         row,
@@ -199,7 +200,7 @@ def failed_completion(
 
 
 def failure_of(source: EncodedPrompt, error: InferenceError) -> Completion:
-    """The record of a prompt that was encoded and that the engine refused or failed on."""
+    """Makes the record of an encoded prompt that the engine refused or failed on."""
     prompt = source.prompt
     name, _, line = prompt.where.rpartition(":")
     return failed_completion(
@@ -213,7 +214,7 @@ def failure_of(source: EncodedPrompt, error: InferenceError) -> Completion:
 
 
 def kind_of(error: BaseException) -> str:
-    """The kind of an error: the row's fault or the model's."""
+    """Returns the kind of an error: the row's fault or the model's."""
     return BAD_ROW if isinstance(error, InputError) else MODEL_FAILED
 
 

@@ -1,6 +1,6 @@
 """Rows and answers as messages between the replicas of a model: plain fields that JSON can hold.
 
-Knows what each side already has: rank 0 the prompts, every replica the settings that all rows share.
+Knows what each side already has: rank 0 has the prompts, and every replica has the settings common to all rows.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Fields = Mapping[str, Any]
 
 
 def row_fields(source: EncodedPrompt) -> dict[str, Any]:
-    """What a replica needs of a row to answer it."""
+    """Returns the fields of a row that a replica needs to answer it."""
     return {
         "row": source.row,
         "sample": source.sample,
@@ -33,10 +33,10 @@ def row_fields(source: EncodedPrompt) -> dict[str, Any]:
 
 
 def row_of(fields: Fields, generation: GenerationConfig) -> EncodedPrompt:
-    """The row again, without its text.
+    """Rebuilds a row from its fields, without its text.
 
     Args:
-        generation: the settings of all rows.
+        generation: the settings common to all rows.
     """
     settings = fields["settings"]
     prompt = Prompt(fields["id"], "", token_ids=tuple(fields["ids"]), settings=settings)
@@ -55,13 +55,14 @@ def row_of(fields: Fields, generation: GenerationConfig) -> EncodedPrompt:
 
 
 def key_of(fields: Fields) -> tuple[int, int]:
-    """The row and the sample that a message is about."""
+    """Returns the row and the sample that a message is about."""
     return fields["row"], fields["sample"]
 
 
 def event_fields(key: tuple[int, int], tokens: list[int], text: str, request: Request) -> dict[str, Any]:
-    """What came of a row since its last event, and all about it once it is finished. Times are in seconds since the row
-    came to the replica.
+    """Returns the progress of a row since its last event, and its results once it is finished.
+
+    Times are in seconds since the row reached the replica.
     """
     fields: dict[str, Any] = {
         "row": key[0],
@@ -90,11 +91,11 @@ class RemoteRow:
 
     @classmethod
     def begin(cls, source: EncodedPrompt, context_length: int) -> RemoteRow:
-        """A row that is about to be sent."""
+        """Makes a row that is about to be sent."""
         return cls(Answer(source, source.request(context_length)))
 
     def advance(self, fields: Fields) -> TextEvent:
-        """Takes what the replica says."""
+        """Applies an event from the replica."""
         request = self.answer.request
         timing = request.timing
         tokens, first = fields["tokens"], not request.output_ids

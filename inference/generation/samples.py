@@ -1,4 +1,4 @@
-"""Several answers to a prompt: each sample runs as a row of its own, and all are handed over as one answer.
+"""Several answers to a prompt: each sample runs as its own row, and all are returned as one answer.
 
 Knows encoded prompts and the events of their answers; knows nothing about engines or how results are written.
 """
@@ -13,7 +13,7 @@ from inference.generation.text import Answer, EncodedPrompt, Failure, Load, Text
 
 
 class Generator(Protocol):
-    """What answers rows: one engine (`TextGenerator`), or several (`Replicas`)."""
+    """Answers rows on one engine (`TextGenerator`) or several (`Replicas`)."""
 
     @property
     def has_room(self) -> bool: ...
@@ -32,14 +32,14 @@ class Generator(Protocol):
 
 
 class SampleGatherer:
-    """Puts the finished samples of each prompt together."""
+    """Gathers the finished samples of each prompt."""
 
     def __init__(self) -> None:
         self._rows: dict[int, dict[int, Answer]] = {}
         self._failed: set[int] = set()
 
     def take(self, answer: Answer) -> Answer | None:
-        """Takes a finished answer; the prompt's first sample, with all `samples`, once the last one is there."""
+        """Takes a finished answer; once all are there, returns the prompt's first sample with `samples` filled in."""
         count = answer.source.generation.num_return_sequences
         if count == 1:
             return answer
@@ -54,7 +54,7 @@ class SampleGatherer:
         return found[0]
 
     def fail(self, source: EncodedPrompt) -> bool:
-        """Takes a sample that failed, and the row with it; whether it is the first of the row to fail."""
+        """Records that a sample, and so its row, has failed; returns whether it is the first of the row to fail."""
         if source.generation.num_return_sequences == 1:
             return True
         is_first = source.row not in self._failed
@@ -66,8 +66,8 @@ class SampleGatherer:
 class SampledGenerator:
     """A generator that gives a prompt as many answers as its settings ask for (`num_return_sequences`).
 
-    The samples share the prompt's blocks of the KV cache through the prefix cache. The first one's text is shown as it
-    comes; the row is finished when all are.
+    The samples share the prompt's blocks of the KV cache through the prefix cache. The text of the first sample is
+    shown as it is generated; the row is finished when all samples are.
 
     Args:
         generator: runs each sample as a row.
@@ -76,12 +76,12 @@ class SampledGenerator:
     def __init__(self, generator: Generator):
         self._generator = generator
         self._gatherer = SampleGatherer()
-        # Rows of several samples that are not finished.
+        # Unfinished rows with several samples.
         self._open: set[int] = set()
 
     @property
     def has_room(self) -> bool:
-        """Whether more prompts would do any good."""
+        """Whether more prompts can be used now."""
         return self._generator.has_room
 
     @property
@@ -91,7 +91,7 @@ class SampledGenerator:
 
     @property
     def load(self) -> Load:
-        """What there is to do."""
+        """The current load."""
         return self._generator.load
 
     def add(self, source: EncodedPrompt) -> None:
@@ -101,18 +101,18 @@ class SampledGenerator:
             InputError: the engine cannot take it.
         """
         samples = source.samples
-        # They are alike: if the engine takes the first, it takes all.
+        # The samples are alike: if the engine takes the first, it takes all.
         for sample in samples:
             self._generator.add(sample)
         if len(samples) > 1:
             self._open.add(source.row)
 
     def step(self) -> list[TextEvent | Failure]:
-        """Runs one step; the text of each row's first sample, and the rows that are finished or failed."""
+        """Runs one step; returns the text of each row's first sample, and the rows that finished or failed."""
         return [event for item in self._generator.step() for event in self._joined(item)]
 
     def cancel(self) -> None:
-        """Drops all answers that are not finished."""
+        """Cancels all unfinished answers."""
         self._generator.cancel()
         self._open.clear()
 
@@ -121,7 +121,7 @@ class SampledGenerator:
         if source.generation.num_return_sequences == 1:
             return [event]
         if source.row not in self._open:
-            # Another sample of the row has failed, and with it the row.
+            # The row has failed already, because another of its samples has.
             return []
         if isinstance(event, Failure):
             self._open.remove(source.row)
@@ -130,7 +130,7 @@ class SampledGenerator:
         return [self._of_row(event)]
 
     def _of_row(self, event: TextEvent) -> TextEvent:
-        """The event of a sample as one of its row: only the first sample shows text."""
+        """Turns the event of a sample into one of its row: only the first sample shows text."""
         if event.answer.source.sample:
             event = replace(event, text="", first=False)
         whole = self._gatherer.take(event.answer) if event.finished else None

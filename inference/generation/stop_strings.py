@@ -1,6 +1,6 @@
-"""Stop strings: found across the borders of tokens, and never shown in part.
+"""Stop strings: found across token boundaries, and never shown in part.
 
-Knows text only; what ends a sequence by token id is the engine's business.
+Knows text only; ending a sequence by token id is the engine's task.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class StopMatcher:
         self.matched: str | None = None
 
     def push(self, text: str) -> str:
-        """The text that can be shown now. After a match, `matched` is the stop string and all else is dropped."""
+        """Returns the text that can be shown now. A match sets `matched` and drops all later text."""
         if self.matched is not None:
             return ""
         if not self._stops:
@@ -29,7 +29,7 @@ class StopMatcher:
         self._held += text
         found = [(at, stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if found:
-            # The first to be complete, of several the longest: so it does not matter how the text was cut.
+            # Take the stop string that completes first, the longest of several: so the chunking does not matter.
             at, self.matched = min(found, key=lambda match: (match[0] + len(match[1]), match[0]))
             shown, self._held = self._held[:at], ""
             return shown
@@ -39,12 +39,12 @@ class StopMatcher:
         return shown
 
     def finish(self) -> str:
-        """What was held back and turned out to be no stop string."""
+        """Returns the text that was held back and is not part of a stop string."""
         held, self._held = self._held, ""
         return held
 
     def _longest_beginning(self) -> int:
-        """Length of the longest end of the held text that begins a stop string."""
+        """Returns the length of the longest suffix of the held text that is a prefix of a stop string."""
         longest = 0
         for stop in self._stops:
             for length in range(min(len(stop) - 1, len(self._held)), longest, -1):
@@ -55,7 +55,7 @@ class StopMatcher:
 
 
 class HidingMatcher:
-    """A `StopMatcher` over text of which some, such as special tokens, is matched and never shown.
+    """A `StopMatcher` for text some of which, such as special tokens, is matched but never shown.
 
     Args:
         stops: as for `StopMatcher`.
@@ -64,7 +64,7 @@ class HidingMatcher:
     def __init__(self, stops: Sequence[str] = ()):
         self._matcher = StopMatcher(stops)
         self._watches = any(stops)
-        # What the matcher has not let go yet: texts, and whether they are shown.
+        # Texts that the matcher still holds back, and whether they are shown.
         self._open: list[tuple[str, bool]] = []
 
     @property
@@ -72,18 +72,18 @@ class HidingMatcher:
         return self._matcher.matched
 
     def push(self, text: str, hidden: str = "") -> str:
-        """The text that can be shown now, of `text` and then `hidden`, which is not shown."""
+        """Takes `text`, then `hidden`, which is never shown; returns the text that can be shown now."""
         if not self._watches:
             return text
         self._open += [(text, True), (hidden, False)]
         return self._shown(len(self._matcher.push(text)) + len(self._matcher.push(hidden)))
 
     def finish(self) -> str:
-        """What was held back and turned out to be no stop string."""
+        """Returns the text that was held back and is not part of a stop string."""
         return self._shown(len(self._matcher.finish()))
 
     def _shown(self, count: int) -> str:
-        """Of the next `count` characters those that are shown."""
+        """Returns those of the next `count` characters that are shown."""
         shown = []
         while count > 0:
             text, is_shown = self._open.pop(0)

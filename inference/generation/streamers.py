@@ -1,7 +1,7 @@
-"""Streamers: where text goes while it is being generated.
+"""Streamers: they receive text while it is generated.
 
-Rows are kept apart: the first row that is not finished is shown as it grows, and the others wait for their turn. The
-names and `put`/`end` are those of MindFormers and Hugging Face.
+Rows are kept apart: the first unfinished row is shown as it grows, and the others wait for their turn. The class names
+and `put`/`end` are those of MindFormers and Hugging Face.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from inference.tokenizer import IncrementalDetokenizer, Tokenizer
 
 
 class BaseStreamer:
-    """Takes text row by row; `on_finalized_text` gets it in the order of the rows."""
+    """Takes text of any row; passes it to `on_finalized_text` in the order of the rows."""
 
     def __init__(self, skip_prompt: bool = False):
         self.skip_prompt = skip_prompt
@@ -27,7 +27,7 @@ class BaseStreamer:
         self._finished: set[int] = set()
 
     def prompt(self, row: int, text: str) -> None:
-        """Adds a row's prompt, where prompts are shown."""
+        """Adds a row's prompt, if prompts are shown."""
         if not self.skip_prompt:
             self.write(row, text)
 
@@ -39,7 +39,7 @@ class BaseStreamer:
             self._pending.setdefault(row, []).append(text)
 
     def finish(self, row: int) -> None:
-        """Ends a row; the next ones that are complete or under way follow at once."""
+        """Ends a row; emits the text collected for the following rows, up to the first unfinished one."""
         self._finished.add(row)
         while self._current in self._finished:
             self.on_finalized_text("", stream_end=True)
@@ -47,7 +47,7 @@ class BaseStreamer:
             self._emit("".join(self._pending.pop(self._current, [])))
 
     def close(self) -> None:
-        """Ends the stream: no row follows. The streamer can be used again afterwards."""
+        """Ends the stream. The streamer can be used again afterwards."""
         self._reset()
 
     def _emit(self, text: str) -> None:
@@ -60,10 +60,10 @@ class BaseStreamer:
 
 
 class SeparateStreamers:
-    """Gives each row to a streamer of its own, so that several rows can be followed at once.
+    """Gives each row its own streamer, so that several rows can be followed at once.
 
     Args:
-        streamers: one for each row, in their order.
+        streamers: one for each row, in the order of the rows.
     """
 
     def __init__(self, streamers: Sequence[BaseStreamer]):
@@ -92,13 +92,13 @@ class SeparateStreamers:
 
 
 class TextStreamer(BaseStreamer):
-    """Prints text as it comes, each row on lines of its own.
+    """Prints text as it is generated, each row on its own lines.
 
     Args:
-        tokenizer: decodes what is given to `put`.
-        skip_prompt: leave the prompt out.
-        skip_special_tokens: leave special tokens out of what `put` decodes.
-        file: where to print; standard output as it is at the time, where none is given.
+        tokenizer: decodes the ids given to `put`.
+        skip_prompt: do not print the prompt.
+        skip_special_tokens: leave special tokens out of the text that `put` decodes.
+        file: where to print; by default `sys.stdout` at the time of printing.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class TextStreamer(BaseStreamer):
         self._saw_prompt = False
 
     def put(self, value: int | Iterable[int]) -> None:
-        """Takes token ids of a single row: the prompt's first, then one or more at a time."""
+        """Takes token ids of a single row: first the whole prompt, then one or more at a time."""
         ids = [int(i) for i in value] if isinstance(value, Iterable) else [int(value)]
         text = "".join(self._detokenizer.push(token_id) for token_id in ids)
         if self._saw_prompt or not self.skip_prompt:
@@ -140,10 +140,10 @@ class TextStreamer(BaseStreamer):
 
 
 class TextIteratorStreamer(TextStreamer):
-    """Gives text to a consumer in another thread, which iterates over it.
+    """Passes text to a consumer in another thread, which iterates over it.
 
     Args:
-        timeout: seconds to wait for the next piece before `queue.Empty` is raised; None waits for ever.
+        timeout: seconds to wait for the next piece before raising `queue.Empty`; None waits forever.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class TextIteratorStreamer(TextStreamer):
             self._queue.put(text)
 
     def close(self) -> None:
-        """Ends the iteration, also when the generation failed."""
+        """Ends the iteration, even if the generation failed."""
         super().close()
         self._queue.put(None)
 

@@ -1,4 +1,4 @@
-"""From prompts to answers in text: encodes, feeds the engine, and turns tokens back into text as they come.
+"""From prompts to text: encodes prompts, runs them on an engine, and decodes tokens as they are generated.
 
 Knows tokenizers and stop strings; knows nothing about files, terminals or how results are shown.
 """
@@ -23,26 +23,26 @@ from inference.structured.structure import structure_of
 from inference.structured.vocabulary import vocabulary_of
 from inference.tokenizer import IncrementalDetokenizer, Tokenizer
 
-# Tokens of a prompt that stay when it is cut, even where the answer would like their room.
+# The fewest tokens to keep of a truncated prompt, even if the answer then has less room.
 MINIMUM_KEPT = 16
-# Requests that wait in the engine beside those that run, so that a row that ends is replaced at once.
+# How many requests wait in the engine besides the running ones, so that a row that ends is replaced at once.
 WAITING = 4
 
 
 @dataclass
 class EncodedPrompt:
-    """A prompt that fits the model: its ids, its text where it has one, and its settings.
+    """A prompt that fits the model: its ids, its text if it has one, and its settings.
 
     Args:
-        row: its place in the input.
+        row: its index in the input.
         text: as given; the rendered template for a chat, the decoded ids for token ids.
-        is_chat: the answer is a text of its own, and no continuation of the prompt's.
+        is_chat: the answer stands by itself and does not continue the prompt's text.
         truncated: how many tokens were cut off.
-        decoder_start: the token that begins an answer, where a decoder answers what an encoder reads.
-        adapter: by its number in the model; 0 for none.
+        decoder_start: the token that begins an answer, for models with an encoder; None for others.
+        adapter: its number in the model; 0 for none.
         sample: its number among the samples of the prompt.
-        seed_row: what tells its seed from those of the run's other rows; 0 where the seed is the row's own.
-        constraint: makes what restricts the tokens of an answer, such as a grammar; called once for each sample.
+        seed_row: distinguishes its seed from those of the run's other rows; 0 if the row has its own seed.
+        constraint: makes the constraint of an answer, such as a grammar; called once for each sample.
     """
 
     row: int
@@ -60,25 +60,25 @@ class EncodedPrompt:
 
     @property
     def continues(self) -> bool:
-        """Whether the answer goes on from the prompt's text."""
+        """Whether the answer continues the prompt's text."""
         return not self.is_chat and self.decoder_start is None
 
     @property
     def heading(self) -> str:
-        """What `echo` puts before the answer: what is no continuation stands on a line of its own."""
+        """The text that `echo` prints before the answer; with an encoder the prompt gets its own line."""
         return self.text if self.decoder_start is None else f"{self.text}\n"
 
     def full_text(self, answer: str) -> str:
-        """The prompt and its answer as one text; the answer alone where it is an answer to what an encoder reads."""
+        """Returns the prompt and its answer as one text; the answer alone for models with an encoder."""
         return self.text + answer if self.decoder_start is None else answer
 
     @property
     def samples(self) -> list[EncodedPrompt]:
-        """The prompt once for each answer that it is to have."""
+        """The prompt once for each requested answer."""
         return [self, *(replace(self, sample=number) for number in range(1, self.generation.num_return_sequences))]
 
     def request(self, context_length: int) -> Request:
-        """The engine's view of it."""
+        """Makes the engine's request for the prompt."""
         prompt_ids = self.ids if self.decoder_start is None else [self.decoder_start]
         return Request(
             self.prompt.custom_id,
@@ -100,15 +100,15 @@ class Encoder:
     """Turns prompts into ids that fit the model's context.
 
     Args:
-        tokenizer: None where all prompts are token ids.
+        tokenizer: None if all prompts are token ids.
         chat: put every prompt into the tokenizer's chat template.
-        truncate: the side to cut a prompt that is too long, or None to refuse it.
-        decoder_start: the token that begins an answer, of a model with an encoder; there a prompt and its answer have
-            the context's length each.
-        notice: takes the settings of a row that is sampled only because of one of them.
+        truncate: the side on which to cut a prompt that is too long; None to refuse it.
+        decoder_start: the token that begins an answer, for models with an encoder; prompt and answer
+            may then each be as long as the context.
+        notice: called with the setting that makes a row sampled without do_sample.
         adapters: numbers of the adapters that a prompt may name.
-        adapter_ids: names for the prompts that name none, in their order.
-        template_variables: what the chat template reads, beside the messages.
+        adapter_ids: adapter names for the prompts that name none, in the order of the prompts.
+        template_variables: variables of the chat template, besides the messages.
     """
 
     tokenizer: Tokenizer | None
@@ -124,15 +124,15 @@ class Encoder:
     notice: Callable[[str], None] | None = None
 
     def encode_all(self, prompts: Iterable[Prompt]) -> list[EncodedPrompt]:
-        """All prompts, in order.
+        """Encodes all prompts, in order.
 
         Raises:
-            InputError: a prompt that cannot be encoded or does not fit; the message says which.
+            InputError: a prompt cannot be encoded or does not fit; the message names it.
         """
         return [self.encode(row, prompt) for row, prompt in enumerate(prompts)]
 
     def encode(self, row: int, prompt: Prompt) -> EncodedPrompt:
-        """One prompt."""
+        """Encodes one prompt."""
         try:
             return self._encode(row, prompt)
         except InferenceError as error:
@@ -156,14 +156,14 @@ class Encoder:
                     f"the prompt has {len(ids)} tokens, at most {limit} {reason} ({self._limit_name(generation)})",
                     "shorten it, or cut it with --truncate left or right",
                 )
-            # Cut so far that the whole answer has room, if that leaves anything of the prompt.
+            # Cut enough to leave room for the whole answer, but keep MINIMUM_KEPT tokens of the prompt.
             answer = (generation.max_new_tokens or 1) - 1 if self.decoder_start is None else 0
             keep = max(limit - answer, min(limit, MINIMUM_KEPT))
             excess = len(ids) - keep
             ids = ids[excess:] if self.truncate == "left" else ids[:keep]
         is_chat = prompt.token_ids is None and (self.chat or prompt.messages is not None)
         cut = max(excess, 0)
-        # A seed of its own counts for the row alone, wherever the row stands.
+        # If the row has its own seed, its results do not depend on its index.
         seed_row = 0 if prompt.settings.get("seed") is not None else row
         return EncodedPrompt(
             row,
@@ -180,10 +180,10 @@ class Encoder:
         )
 
     def _constraint(self, generation: GenerationConfig) -> Callable[[], TokenConstraint] | None:
-        """What makes the constraint of an answer that must have a form; compiled here, before the row takes a slot.
+        """Compiles the constraint of a structured answer, before the row takes a slot; returns a factory of it.
 
         Raises:
-            InputError: a form that cannot be compiled.
+            InputError: the constraint cannot be compiled.
         """
         if generation.structured_outputs is None and generation.response_format is None:
             return None
@@ -195,10 +195,10 @@ class Encoder:
         return vocabulary_of(self.tokenizer, self.vocab_size, generation.eos_token_id).compile(grammar)
 
     def adapter_of(self, row: int, generation: GenerationConfig) -> int:
-        """The number of a prompt's adapter: the one that its settings name, or the one at its place.
+        """Returns the number of a prompt's adapter: the one that its settings name, or the one for its row.
 
         Raises:
-            InputError: there is none of that name, or none at that place.
+            InputError: there is no adapter of that name, or none for that row.
         """
         name = generation.adapter_id
         if name is None and self.adapter_ids:
@@ -215,7 +215,7 @@ class Encoder:
         return self.adapters[name]
 
     def _limit(self, generation: GenerationConfig) -> int:
-        """The most prompt tokens that leave room for one new token; all, where the answer has room of its own."""
+        """Returns the most prompt tokens that leave room for a new one; with an encoder, the whole context."""
         if self.decoder_start is not None:
             return self.context_length
         if generation.max_new_tokens is None and generation.max_length is not None:
@@ -259,7 +259,7 @@ class Encoder:
 
 
 def sampling_notice(say: Callable[[str], None]) -> Callable[[str], None]:
-    """Says once for each setting that rows are sampled because of it."""
+    """Returns a function that reports, once per setting, that rows are sampled because of it."""
 
     @cache
     def notice(setting: str) -> None:
@@ -276,7 +276,7 @@ class Answer:
     request: Request
     text: str = ""
     samples: list[Answer] = field(default_factory=list)
-    """Every answer to the prompt, this one first, where several were asked for and all are complete."""
+    """Every answer to the prompt, this one first, if several were requested and all are complete."""
 
     @property
     def row(self) -> int:
@@ -290,8 +290,12 @@ class Answer:
 
 @dataclass(frozen=True)
 class TextEvent:
-    """New text of an answer, perhaps none, from at least one new token; `first` and `finished` with the first and the
-    last of it.
+    """New text of an answer, possibly empty, from at least one new token.
+
+    Args:
+        finished: it is the last event of the answer.
+        first: it is the first event of the answer.
+        tokens: the number of new tokens.
     """
 
     answer: Answer
@@ -303,9 +307,7 @@ class TextEvent:
 
 @dataclass(frozen=True)
 class Failure:
-    """A prompt that was taken and gets no answer: one that the engine cannot run (InputError), or on which the model
-    failed.
-    """
+    """An accepted prompt without an answer: the engine cannot run it (InputError), or the model failed on it."""
 
     source: EncodedPrompt
     error: InferenceError
@@ -313,7 +315,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Load:
-    """What an engine has to do: rows that run and wait, and the share of its KV cache that they hold, 0 to 1."""
+    """The load of an engine: running and waiting rows, and the share of its KV cache in use, 0 to 1."""
 
     running: int = 0
     waiting: int = 0
@@ -321,7 +323,7 @@ class Load:
 
 
 class TextGenerator:
-    """Runs encoded prompts on an engine; each step gives their text as it comes.
+    """Runs encoded prompts on an engine; each step returns their new text.
 
     Args:
         skip_special_tokens: leave special tokens out of the text.
@@ -335,22 +337,22 @@ class TextGenerator:
 
     @property
     def capacity(self) -> int:
-        """The most prompts that do any good: every row of the next step should have one, and a few wait."""
+        """The most prompts that can be used at a time: one for each row of a step, and a few that wait."""
         return self.engine.max_sequences + WAITING
 
     @property
     def num_rows(self) -> int:
-        """Prompts that are not finished."""
+        """The number of unfinished prompts."""
         return self.engine.num_running + self.engine.num_waiting
 
     @property
     def has_room(self) -> bool:
-        """Whether more prompts would do any good."""
+        """Whether more prompts can be used now."""
         return self.num_rows < self.capacity
 
     @property
     def load(self) -> Load:
-        """What there is to do."""
+        """The current load."""
         engine = self.engine
         return Load(engine.num_running, engine.num_waiting, engine.kv_use)
 
@@ -370,7 +372,7 @@ class TextGenerator:
         self._rows[request] = self._row(source, request)
 
     def step(self) -> list[TextEvent | Failure]:
-        """Runs one step of the engine; the text that came of it, and the prompts that failed."""
+        """Runs one step of the engine; returns the new text and the prompts that failed."""
         events: list[TextEvent | Failure] = []
         for request in self.engine.step():
             row = self._rows[request]
@@ -384,7 +386,7 @@ class TextGenerator:
         return events
 
     def cancel(self) -> None:
-        """Lets go of all answers that are not finished."""
+        """Cancels all unfinished answers."""
         for request in self._rows:
             self.engine.finish(request, FinishReason.CANCELLED)
         self._rows.clear()
@@ -395,7 +397,7 @@ class TextGenerator:
 
 @dataclass(eq=False)
 class AnswerRow:
-    """An answer and what turns its tokens into text."""
+    """An answer, with the state that turns its tokens into text."""
 
     answer: Answer
     detokenizer: IncrementalDetokenizer
@@ -408,15 +410,15 @@ class AnswerRow:
     def begin(
         cls, source: EncodedPrompt, request: Request, tokenizer: Tokenizer, skip_special_tokens: bool = True
     ) -> AnswerRow:
-        """The row of a request that has no token yet."""
-        # A continuation goes on from its prompt, so that the space before its first word is kept.
+        """Makes the row of a request that has no tokens yet."""
+        # Decode a continuation after its prompt, so that the space before its first word is kept.
         context = source.ids if source.continues else ()
         skips = skip_special_tokens and source.generation.skip_special_tokens
         detokenizer = IncrementalDetokenizer(tokenizer, skips, context)
         special = tokenizer.all_special_ids if skips else frozenset()
 
         def hidden(token_id: int) -> str:
-            """The text of a token that answers are shown without."""
+            """Returns the text of a token that is not shown in answers."""
             return tokenizer.token_bytes(token_id).decode("utf-8", "replace") if token_id in special else ""
 
         return cls(Answer(source, request), detokenizer, HidingMatcher(source.generation.stop), hidden)
@@ -428,14 +430,14 @@ class AnswerRow:
     def advance(self, engine: BaseEngine) -> TextEvent:
         """Takes the request's new tokens."""
         request = self.answer.request
-        # With special tokens shown, the one that ended the answer is, too.
+        # If special tokens are shown, show the one that ended the answer as well.
         skips = self.answer.source.generation.skip_special_tokens
         first, text = self.taken_tokens == 0, ""
         for token in (request.answer_ids if skips else request.output_ids)[self.shown_tokens :]:
             self.shown_tokens += 1
             text += self.matcher.push(self.detokenizer.push(token), self.hidden(token))
             if self.matcher.matched is not None:
-                # Tokens that were guessed rightly after the stop string would not be there without the guess.
+                # Drop tokens after the stop string: they exist only because speculation guessed them right.
                 engine.cut(request, self.shown_tokens)
                 break
         if request.finished:

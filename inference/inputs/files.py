@@ -1,7 +1,7 @@
-"""Bytes and lines of a file or of standard input, decompressed on the way. Nothing is read before it is asked for.
+"""Reads bytes and lines of a file or standard input lazily, and decompresses them on the way.
 
-Memory stays bounded whatever the file holds: decompression goes by small chunks, and long lines are cut. The first
-bytes tell what a file is compressed with, whatever its name. Knows nothing about rows.
+Memory stays bounded whatever the file holds: decompression works in small chunks, and long lines are truncated. The
+compression is detected from the first bytes, not from the name. Knows nothing about rows.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ STDIN = "-"
 STDIN_NAME = "standard input"
 GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 MAGIC_NUMBERS = (GZIP, ZSTD)
-# Compressed bytes that are decompressed at once. A block of zstd makes 128 KiB of 4 bytes (RFC 8878), so that these
-# make 8 MiB at most.
+# Compressed bytes to decompress at once. A zstd block can turn 4 bytes into 128 KiB (RFC 8878), so a chunk expands to
+# at most 8 MiB.
 CHUNK = 256
 BUFFER = 64 << 10
-# A line that is longer than this many times the limit ends the input: its end may never come.
+# A line longer than this many times the limit ends the input: it may never end.
 HOPELESS = 16
-# So many blank lines in a row end the input, too.
+# More consecutive blank lines than this also end the input.
 BLANK_LINES = 1_000_000
 
 
@@ -41,8 +41,8 @@ class ByteFile:
         max_line_bytes: the longest line that is kept whole.
 
     Attributes:
-        name: what to call it in errors.
-        size: bytes as stored; None if that is not known.
+        name: the name to use in errors.
+        size: size as stored, bytes; None if unknown.
     """
 
     def __init__(self, value: str, opener: Callable[[], IO[bytes]] | None = None, max_line_bytes: int = MAX_LINE_BYTES):
@@ -57,17 +57,17 @@ class ByteFile:
 
     @property
     def consumed(self) -> int:
-        """Stored bytes that are used up: those of the lines that were taken, or what the decompressor has taken."""
+        """Stored bytes consumed so far, by the lines yielded or by the decompressor."""
         if self._is_compressed and self._stored is not None:
             return self._stored.count
         return self._parsed
 
     @contextlib.contextmanager
     def open(self) -> Iterator[IO[bytes]]:
-        """The bytes, decompressed.
+        """Opens the file and decompresses it.
 
         Raises:
-            InputError: the file cannot be read or is damaged, or the package that decompresses it is missing.
+            InputError: the file cannot be read or is damaged, or the package to decompress it is missing.
         """
         try:
             with self._open_stored() as stored:
@@ -76,7 +76,7 @@ class ByteFile:
                 self._is_compressed = head in MAGIC_NUMBERS
                 self._stored = _Counted(whole)
                 if head == GZIP:
-                    # It has a buffer of its own; a second one would lose the lines before the place of a cut.
+                    # GzipFile has its own buffer; a second one would lose the lines before a truncation.
                     yield cast(IO[bytes], gzip.GzipFile(fileobj=cast(IO[bytes], self._stored)))
                 elif head == ZSTD:
                     yield io.BufferedReader(_Zstd(self._stored, self.name), BUFFER)
@@ -101,16 +101,16 @@ class ByteFile:
             yield sys.stdin.buffer
 
     def seekable(self) -> Path | IO[bytes]:
-        """What a reader that needs random access can open."""
+        """A path or file for a reader that needs random access."""
         assert self.path is not None
         return self.path if self._opener is None else self._opener()
 
     def lines(self) -> Iterator[tuple[int, bytes]]:
-        """The lines with their numbers, from 1, and with their ends. Only a newline ends a line. Of a line that is
-        longer than `max_line_bytes`, that many bytes and one more are kept (`is_too_long`).
+        """Yields the lines with their numbers, from 1, and their line endings. Only a newline ends a line. A line
+        longer than `max_line_bytes` is truncated to that many bytes plus one (`is_too_long`).
 
         Raises:
-            InputError: as `open`; or a line, or a run of blank lines, seems to have no end.
+            InputError: as for `open`; or a line, or a run of blank lines, seems endless.
         """
         number = blank_lines = blank_bytes = 0
         with self.open() as file:
@@ -127,7 +127,7 @@ class ByteFile:
                 self._pass_over_rest(file, line, number)
 
     def is_too_long(self, line: bytes) -> bool:
-        """Whether a line of `lines` is cut."""
+        """Whether a line of `lines` is truncated."""
         return len(line) > self.max_line_bytes
 
     def _pass_over_rest(self, file: IO[bytes], line: bytes, number: int) -> None:
@@ -144,17 +144,17 @@ class ByteFile:
 
 
 def is_blank(line: bytes) -> bool:
-    """Whether a line has nothing but spaces, those of other scripts included."""
+    """Whether a line holds only whitespace, Unicode whitespace included."""
     if not line.strip():
         return True
     return len(line) < 100 and not line.isascii() and not line.decode("utf-8-sig", "replace").strip()
 
 
 def check_file(value: str, suffixes: tuple[str, ...]) -> None:
-    """Refuses a prompt file that does not exist.
+    """Rejects a prompt file that does not exist.
 
     Raises:
-        InputError: with the nearest name that exists.
+        InputError: there is no such file; the hint gives the nearest name that exists.
     """
     path = Path(value)
     if not exists(path) or path.is_dir():
@@ -162,7 +162,7 @@ def check_file(value: str, suffixes: tuple[str, ...]) -> None:
 
 
 def exists(path: Path) -> bool:
-    """Whether there is such a path; False for a text that cannot be one."""
+    """Whether a path exists; False for a text that cannot be a path."""
     try:
         return path.exists()
     except (OSError, ValueError):  # too long for a path, or with a null character
@@ -175,7 +175,7 @@ def _file_hint(path: Path) -> str:
 
 
 def _head(stored: Any) -> bytes:
-    """As many of the first bytes as it takes to tell the compression: a short line that is typed is not held up."""
+    """Reads just enough bytes to detect the compression, so that a short typed line is not held up."""
     head = b""
     while head not in MAGIC_NUMBERS and any(magic.startswith(head) for magic in MAGIC_NUMBERS):
         byte = stored.read(1)
@@ -186,11 +186,11 @@ def _head(stored: Any) -> bytes:
 
 
 class _Joined(io.RawIOBase):
-    """The bytes that were read to tell the compression, then the rest."""
+    """The bytes read to detect the compression, then the rest."""
 
     def __init__(self, head: bytes, rest: Any):
         self._head = head
-        # `read1` returns what is there; so does `read` of a raw file.
+        # `read1` returns the bytes available, as does `read` of a raw file.
         self._read = getattr(rest, "read1", rest.read)
 
     def readable(self) -> bool:
@@ -204,7 +204,7 @@ class _Joined(io.RawIOBase):
 
 
 class _Counted:
-    """A file whose bytes are counted as a decompressor takes them."""
+    """A file that counts the bytes a decompressor takes."""
 
     def __init__(self, file: Any):
         self._file = file
@@ -222,7 +222,7 @@ class _Counted:
 
 
 class _Zstd(io.RawIOBase):
-    """Frames of zstd, one after the other. The package's own reader does not notice that the last one is cut off."""
+    """Decompresses consecutive zstd frames. The package's own reader does not detect a truncated last frame."""
 
     def __init__(self, stored: _Counted, name: str):
         try:

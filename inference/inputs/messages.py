@@ -1,6 +1,6 @@
-"""Messages of a chat as clients send them, in the form that chat templates of models expect.
+"""Converts chat messages from the form clients send to the form that chat templates expect.
 
-Knows messages; knows nothing about any one template.
+Knows messages; knows nothing about any particular template.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from typing import Any
 from inference.errors import InputError
 
 FORM = "messages must be a list of objects with 'role' and 'content'"
-# Parts of a content that hold text, and the key that has it.
+# Content parts that hold text, and the key of that text.
 TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 
 
 def normal_messages(messages: Any, where: str) -> tuple[dict[str, Any], ...]:
-    """The messages of a chat.
+    """Normalizes the messages of a chat.
 
-    Content that is null beside tool calls becomes empty, parts of text become one text, and arguments of tool calls
-    become objects, as templates expect, in place of the JSON text of OpenAI's API. `developer`, OpenAI's newer name of
-    the role `system`, becomes that: most templates pass over a role that they do not know, without a word.
+    Null content beside tool calls becomes an empty text. Text parts are joined into one text. Arguments of tool calls
+    become objects, as templates expect, instead of the JSON text of OpenAI's API. `developer`, OpenAI's newer name for
+    the role `system`, becomes `system`: most templates silently skip a role that they do not know.
 
     Raises:
-        InputError: they are no messages; the message begins with `where`.
+        InputError: the messages are invalid; the error begins with `where`.
     """
     is_list = isinstance(messages, (list, tuple)) and bool(messages)
     if not is_list or not all(isinstance(message, Mapping) and "role" in message for message in messages):
@@ -36,7 +36,7 @@ def _normal(message: Mapping[str, Any], place: str, where: str) -> dict[str, Any
     role, content = message["role"], message.get("content")
     if not isinstance(role, str) or not role:
         raise InputError(f"{place}: role must be text")
-    # Null means that a key is not given, in OpenAI's API and in what pandas writes.
+    # Null means that the key is not given, both in OpenAI's API and in what pandas writes.
     normal = {key: value for key, value in message.items() if value is not None}
     normal["role"] = "system" if role == "developer" else role
     if "tool_calls" in normal:
@@ -80,6 +80,6 @@ def _tool_call(call: Mapping[str, Any]) -> dict[str, Any]:
         return dict(call)
     try:
         parsed = json.loads(arguments)
-    except (ValueError, RecursionError):  # a model's own words, perhaps not JSON: the template gets them as they are
+    except (ValueError, RecursionError):  # written by a model, perhaps not JSON: pass to the template unchanged
         return dict(call)
     return {**call, "function": {**function, "arguments": parsed}} if isinstance(parsed, dict) else dict(call)

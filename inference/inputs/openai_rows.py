@@ -1,7 +1,7 @@
-"""Rows of OpenAI's batch files in this project's own keys.
+"""Converts rows of OpenAI's batch files to this project's own keys.
 
-Clients send many keys that ask for nothing, which are taken; a key that asks for something that cannot be done fails
-its row by name. Knows the form of a request; knows nothing about files, templates or models.
+Clients send many keys that have no effect; these are accepted. A key that requests something unsupported fails its row,
+and the error names the key. Knows the format of a request; knows nothing about files, templates or models.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from inference.errors import InputError, did_you_mean
 OPENAI_KEYS = ("custom_id", "method", "url", "body")
 OPENAI_URLS = ("/v1/chat/completions", "/v1/completions")
 OPENAI_NAMES = {"max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens", "n": "num_return_sequences"}
-# Which model answers is the config's business; whose account it is, and where the answer is kept, is nobody's.
+# The config chooses the model; accounts and stored responses do not apply here.
 OPENAI_WITHOUT_EFFECT = (
     "model",
     "user",
@@ -34,7 +34,7 @@ def _is_text_format(value: Any) -> bool:
     return isinstance(value, Mapping) and value.get("type", "text") == "text"
 
 
-# Keys that may be there as long as they ask for nothing: what is accepted, and how to say it.
+# Keys that are accepted only with values that have no effect: the test of a value, and the hint.
 HARMLESS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "stream": (lambda value: value is False, "a row of a file cannot be streamed: leave stream out"),
     "echo": (lambda value: value is False, "accepted: false; --echo puts prompts before answers"),
@@ -54,7 +54,7 @@ def settings_and_prompt(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The body of a row of OpenAI's batch format, in our own keys.
 
     Raises:
-        InputError: it is no such row, or asks for something that cannot be done.
+        InputError: the row has another format, or requests something unsupported.
     """
     body, url, method = row["body"], row.get("url", OPENAI_URLS[0]), row.get("method", "POST")
     unknown = [key for key in row if key not in OPENAI_KEYS]
@@ -69,7 +69,7 @@ def settings_and_prompt(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     given = _without_harmless(given, where)
     chosen = {OPENAI_NAMES.get(key, key): value for key, value in given.items()}
     _rename_logprobs(chosen)
-    # In OpenAI's API a temperature is all that it takes to sample.
+    # In OpenAI's API, giving a temperature is enough to turn on sampling.
     if "do_sample" not in chosen and (chosen.get("temperature") or "top_p" in chosen):
         chosen["do_sample"] = True
     return chosen
@@ -78,7 +78,7 @@ def settings_and_prompt(row: Mapping[str, Any], where: str) -> dict[str, Any]:
 def _without_harmless(body: dict[str, Any], where: str) -> dict[str, Any]:
     if body.get("tool_choice") == "none":
         body = {key: value for key, value in body.items() if key != "tools"}
-    # A setting of the model's that can be done is no matter of this table.
+    # A supported generation setting is not covered by this table.
     kept = {key: value for key, value in body.items() if key not in HARMLESS or _is_setting(key, value)}
     for key, value in body.items():
         if key not in kept:
@@ -95,7 +95,7 @@ def _is_setting(key: str, value: Any) -> bool:
 
 
 def _rename_logprobs(body: dict[str, Any]) -> None:
-    """`logprobs: true, top_logprobs: 3` of a chat is `logprobs: 3`, as it is of a completion."""
+    """Rewrites `logprobs: true, top_logprobs: 3` of a chat as `logprobs: 3`, the form of a completion."""
     top = body.pop("top_logprobs", 0)
     if isinstance(body.get("logprobs"), bool) and body.pop("logprobs"):
         body["logprobs"] = top

@@ -1,6 +1,6 @@
-"""What a row of input may say: a prompt as text, token ids or a chat, its name, and settings of its own.
+"""The content of an input row: a prompt as text, token ids or a chat, a name, and its own settings.
 
-Knows rows; knows nothing about the files that they come from, tokenizers or models.
+Knows rows; knows nothing about the files they come from, tokenizers or models.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from inference.errors import ConfigError, InputError, did_you_mean
 from inference.inputs.messages import normal_messages
 from inference.inputs.openai_rows import settings_and_prompt
 
-# What a row may say about the template of its chat.
+# Keys of a row that control its chat template.
 CHAT_KEYS = ("tools", "chat_template_kwargs", "continue_final_message", "add_generation_prompt")
 ROW_KEYS = ("custom_id", "prompt", "messages", "body", *CHAT_KEYS)
 
 
 class RowError(InputError):
-    """A row that makes no sense.
+    """An invalid row.
 
     Args:
-        custom_id: its name, where it could be read.
+        custom_id: its name, if it could be read.
     """
 
     def __init__(self, what: str, hint: str | None = None, custom_id: str | None = None):
@@ -39,10 +39,10 @@ class Prompt:
 
     Args:
         custom_id: the row's name in the output.
-        where: what to name in errors, such as `prompts.jsonl:3`.
+        where: location to name in errors, such as `prompts.jsonl:3`.
         settings: generation settings of this row alone.
-        chat: what the chat template is given, by the names of `CHAT_KEYS`.
-        digest: of the row as it stands in its file, if the row has no name of its own.
+        chat: options for the chat template; the keys are `CHAT_KEYS`.
+        digest: digest of the row as stored in its file, if the row has no custom_id.
     """
 
     custom_id: str
@@ -56,20 +56,20 @@ class Prompt:
 
 
 def parse_row(line: str, where: str, default_id: str) -> Prompt:
-    """One line of a .jsonl file: an object with `prompt` (text or token ids) or `messages`, and settings; or a row of
-    OpenAI's batch format, which has these in `body`.
+    """Parses one line of a .jsonl file: an object with `prompt` (text or token ids) or `messages`, and settings; or a
+    row of OpenAI's batch format, which has these in `body`.
 
     Raises:
-        RowError: no JSON, no prompt, or an unknown or impossible setting; the message begins with `where`.
+        RowError: not JSON, no prompt, or an unknown or invalid setting; the message begins with `where`.
     """
     return prompt_from_mapping(parse_object(line, where), where, default_id)
 
 
 def parse_object(line: str, where: str) -> dict[str, Any]:
-    """The JSON object on a line.
+    """Parses the JSON object on a line.
 
     Raises:
-        RowError: there is none; the message begins with `where`.
+        RowError: the line is not a JSON object; the message begins with `where`.
     """
     try:
         row = json.loads(line)
@@ -87,7 +87,7 @@ def name_of_row(row: Mapping[str, Any], where: str, default_id: str) -> str:
         RowError: its name is neither text nor a number.
     """
     name = row.get("custom_id")
-    # pandas writes no name as null or NaN, and numbers beside missing ones as 7.0.
+    # pandas writes a missing name as null or NaN, and then the numbers in that column as 7.0.
     if name is None or name != name:
         return default_id
     if isinstance(name, float) and name.is_integer():
@@ -98,10 +98,10 @@ def name_of_row(row: Mapping[str, Any], where: str, default_id: str) -> str:
 
 
 def prompt_from_mapping(row: Mapping[str, Any], where: str, default_id: str) -> Prompt:
-    """The prompt of such an object.
+    """Makes the prompt of a parsed row.
 
     Raises:
-        RowError: as `parse_row`.
+        RowError: as for `parse_row`.
     """
     name = name_of_row(row, where, default_id)
     try:
@@ -111,10 +111,10 @@ def prompt_from_mapping(row: Mapping[str, Any], where: str, default_id: str) -> 
 
 
 def prompt_of(value: Any, where: str, custom_id: str) -> Prompt:
-    """A prompt that is a text, or token ids in any sequence.
+    """Makes a prompt from a text or a sequence of token ids.
 
     Raises:
-        RowError: it is neither, or empty; the message begins with `where`.
+        RowError: the value is neither, or is empty; the message begins with `where`.
     """
     try:
         return _prompt({"prompt": value}, where, custom_id)
@@ -123,7 +123,7 @@ def prompt_of(value: Any, where: str, custom_id: str) -> Prompt:
 
 
 def check_text(text: str, where: str) -> str:
-    """The text, if there is anything in it.
+    """Returns the text if it is not blank.
 
     Raises:
         InputError: it is empty or blank; the message begins with `where`.
@@ -144,7 +144,7 @@ def _prompt(row: Mapping[str, Any], where: str, custom_id: str) -> Prompt:
 
 
 def _chat(row: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """What a row says about the template of its chat."""
+    """The chat template options of a row."""
     given = {key: row[key] for key in CHAT_KEYS if row.get(key) is not None}
     tools, variables = given.get("tools"), given.get("chat_template_kwargs", {})
     if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, Mapping) for tool in tools)):
@@ -174,11 +174,11 @@ def _content(row: Mapping[str, Any], where: str) -> tuple[str | None, tuple[int,
 
 
 def token_ids_of(value: Any) -> tuple[int, ...] | None:
-    """The integers of a list, a tuple or an array of one dimension; None for all else."""
+    """The integers of a list, a tuple or a one-dimensional array; None for anything else."""
     if isinstance(value, (str, bytes, Mapping)) or not hasattr(value, "__getitem__"):
         return None
     try:
-        # An array of one number is an index too, and so is True.
+        # `operator.index` also accepts True and arrays of one element.
         if any(isinstance(token, bool) or hasattr(token, "__len__") for token in value):
             return None
         return tuple(operator.index(token) for token in value)
@@ -187,7 +187,7 @@ def token_ids_of(value: Any) -> tuple[int, ...] | None:
 
 
 def _row_settings(settings: dict[str, Any], where: str) -> dict[str, Any]:
-    # Clients in languages without integers write 5.0 for 5; null means that a setting is not given.
+    # Clients in languages without integers write 5.0 for 5; null means that the setting is not given.
     settings = {key: _whole(value) for key, value in settings.items() if value is not None}
     if not settings:
         return settings

@@ -1,6 +1,6 @@
-"""Rows from everything that `--predict_data` names, one after the other, numbered throughout.
+"""Rows from everything that `--predict_data` names, one after the other, with consecutive numbers.
 
-Knows which format a name stands for; a row is parsed only when somebody asks for its prompt.
+Knows which format a file name stands for; a row is parsed only when its prompt is requested.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from inference.inputs import files, tables
 from inference.inputs.files import STDIN, ByteFile, is_blank
 from inference.inputs.prompts import Prompt, RowError, check_text, parse_row, prompt_of
 
-# The rows of files that are smaller than this together, bytes, are counted before the first is answered.
+# In bytes. If the files together are no larger, their rows are counted before the first is answered.
 COUNTED = 1 << 20
 
 
@@ -27,11 +27,11 @@ class Row:
     """A row that has not been parsed.
 
     Args:
-        number: its place among all rows, from 0.
-        name: of the file that it is in.
-        line: on which it begins, from 1; None for an argument.
+        number: its index among all rows, from 0.
+        name: name of its file.
+        line: line on which it begins, from 1; None for an argument.
         parse: makes its prompt; raises RowError.
-        content: the row as it stands in its file; None for an argument.
+        content: the row as stored in its file; None for an argument.
     """
 
     number: int
@@ -42,12 +42,12 @@ class Row:
 
     @property
     def where(self) -> str:
-        """What to name in errors."""
+        """The location to name in errors."""
         return self.name if self.line is None else f"{self.name}:{self.line}"
 
     @property
     def digest(self) -> str | None:
-        """Tells whether the row is still the same in a later run; None for an argument."""
+        """A digest that lets a later run detect a changed row; None for an argument."""
         if self.content is None:
             return None
         data = self.content if isinstance(self.content, bytes) else self.content.encode("utf-8", "replace")
@@ -55,13 +55,13 @@ class Row:
 
 
 class RowStream:
-    """All rows of an input; to be iterated over once.
+    """All rows of an input; can be iterated over once.
 
     Attributes:
         count: rows so far.
         blank_lines: blank lines so far.
-        texts_only: no row has a name of its own.
-        known_count: rows in all, if that is known.
+        texts_only: whether no row can have a custom_id.
+        known_count: total number of rows, if known.
     """
 
     def __init__(
@@ -97,13 +97,13 @@ class RowStream:
         return file
 
     def _known_count(self) -> int | None:
-        """Rows in all; None if files are too large to be counted, or hold something that cannot be read."""
+        """The total number of rows; None if the files are too large to count or cannot be read."""
         sizes = [file.size for index, file in self._files.items() if self._values[index][1] != "parquet"]
         if None in sizes or sum(size or 0 for size in sizes) > COUNTED:
             return None
         try:
             return sum(1 if form is None else self._rows_of(value, form) for value, form in self._values)
-        except InputError:  # it is reported when its turn comes
+        except InputError:  # reported when its turn comes
             return None
 
     def _rows_of(self, value: str, form: str) -> int:
@@ -122,7 +122,7 @@ class RowStream:
 
     @property
     def arguments(self) -> Iterator[Prompt]:
-        """The prompts that are arguments themselves."""
+        """The prompts given as arguments."""
         return (
             Prompt(str(index), f"prompt {index + 1}", text=value)
             for index, (value, form) in enumerate(self._values)
@@ -131,16 +131,16 @@ class RowStream:
 
     @property
     def inputs(self) -> list[tuple[str, str | None]]:
-        """Every value, and the format of those that are files."""
+        """Every value, with its format if it is a file."""
         return list(self._values)
 
     @property
     def empty_files(self) -> list[str]:
-        """Files so far that hold no prompt."""
+        """Files read so far that hold no prompt."""
         return self._empty_files
 
     def expected(self) -> float | None:
-        """How many rows there will be: what is known, or else estimated from the share of the bytes that are parsed."""
+        """The expected number of rows: known, or else estimated from the share of the bytes parsed so far."""
         if self.known_count is not None:
             return self.known_count
         sizes = [file.size for file in self._files.values()]
@@ -189,17 +189,18 @@ def open_rows(
     id_column: str = "custom_id",
     max_line_bytes: int = MAX_LINE_BYTES,
 ) -> RowStream:
-    """The rows of every value: `-` is standard input, a name with one of the suffixes a file, a pattern such as
-    `in/*.txt` all files that it matches, anything else a prompt.
+    """Opens the rows of every value. `-` is standard input, a name with one of the suffixes is a file, a pattern such
+    as `in/*.txt` is all files that it matches, and anything else is a prompt.
 
     Args:
-        prompt_format: of files and standard input; told by the suffix if None, and lines of text from standard input.
+        prompt_format: format of files and standard input; if None, the suffix decides, and standard input is lines of
+            text.
         prompt_column: column of the prompts in tables.
-        id_column: column of the rows' names in tables that have such a column.
+        id_column: column of the rows' names, in tables that have it.
         max_line_bytes: a longer line is a bad row.
 
     Raises:
-        InputError: no value, an empty prompt, a file that is missing or has no such column.
+        InputError: there is no value, a prompt is empty, a file does not exist, or a table lacks the column.
     """
     stream = RowStream(values, prompt_format, prompt_column, id_column, max_line_bytes)
     if not values:
@@ -208,14 +209,14 @@ def open_rows(
 
 
 def no_prompt() -> InputError:
-    """There is nothing to do."""
+    """The error for an input without prompts."""
     return InputError(
         "there is no prompt", f"give --predict_data a text, a file ({', '.join(SUFFIXES)}), or - for stdin"
     )
 
 
 def _expanded(values: Sequence[str]) -> Iterator[str]:
-    """The values, each pattern replaced by the files that it matches, in the order of their names.
+    """Yields the values, with each pattern replaced by the files that it matches, sorted by name.
 
     Raises:
         InputError: a pattern matches nothing.
@@ -224,7 +225,7 @@ def _expanded(values: Sequence[str]) -> Iterator[str]:
         if not _is_pattern(value):
             yield value
             continue
-        matches = glob.glob(value, recursive=True)  # noqa: PTH207  # paths keep the form that was given
+        matches = glob.glob(value, recursive=True)  # noqa: PTH207  # keep paths in the form given
         found = sorted(path for path in matches if not Path(path).is_dir())
         if not found:
             raise InputError(f"--predict_data: {value} matches no file", "look at the directory and the suffix")
@@ -232,7 +233,7 @@ def _expanded(values: Sequence[str]) -> Iterator[str]:
 
 
 def _is_pattern(value: str) -> bool:
-    """Whether a value is a pattern of files: it has a wildcard, and a suffix of ours or an existing directory."""
+    """Whether a value is a file pattern: it has a wildcard, and either a known suffix or an existing directory."""
     if not glob.has_magic(value) or "\n" in value or files.exists(Path(value)):
         return False
     parts = Path(value).parts
@@ -248,8 +249,10 @@ def _format_of(value: str, given: str | None) -> str | None:
     told = format_of_name(value)
     if told is not None:
         return given or told
+    # Before anything asks for a path: that of an empty text is the working directory.
+    check_text(value, "--predict_data")
     path = Path(value)
-    # A file or directory that exists was hardly meant as a prompt, if it looks like a path.
+    # A value that looks like a path and exists is hardly meant as a prompt.
     if files.exists(path) and (path.suffix or "/" in value or path.is_dir()):
         if given and not path.is_dir():
             return given
@@ -261,7 +264,6 @@ def _format_of(value: str, given: str | None) -> str | None:
             f"--predict_data: {value} is a file, but none of {', '.join(SUFFIXES)}",
             "say what it is with --input_format, or give it through -",
         )
-    check_text(value, "--predict_data")
     return None
 
 
@@ -274,7 +276,7 @@ def _line_parser(data: bytes, line: int, form: str, max_line_bytes: int) -> Call
 
 
 def decode_line(data: bytes, line: int, where: str, max_line_bytes: int = MAX_LINE_BYTES) -> str:
-    """The text of a line, without its end.
+    """Decodes a line, without its line ending.
 
     Raises:
         RowError: it is too long, or not UTF-8; the message begins with `where`.
@@ -289,7 +291,7 @@ def decode_line(data: bytes, line: int, where: str, max_line_bytes: int = MAX_LI
 
 
 def table_parser(cell: Any, name: Any) -> Callable[[str, str], Prompt]:
-    """Makes the prompt of a table's row from its two cells."""
+    """Returns a function that makes the prompt of a table row from its two cells."""
 
     def parse(where: str, number: str) -> Prompt:
         custom_id = number if name in (None, "") else str(name)

@@ -1,6 +1,6 @@
-"""Tables of prompts: .csv and .parquet, of which one column is the prompt and one may name the row.
+"""Tables of prompts: .csv and .parquet files in which one column is the prompt and another may name the row.
 
-Other columns are passed over. Knows columns; what a prompt may be is `prompts`' business.
+Other columns are ignored. Knows columns; `prompts` decides what a prompt may be.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from inference.errors import InputError, did_you_mean
 from inference.inputs.files import HOPELESS, ByteFile
 
-# Rows of a .parquet file that are in memory at once.
+# Rows of a .parquet file held in memory at once.
 BATCH = 256
 Cell = Any
 _QUOTES = 'a text with a comma, a newline or a quote belongs in quotes, and a quote in it is written ""'
@@ -20,14 +20,14 @@ _NOTHING: tuple[int, list[str]] = (0, [])
 
 
 def csv_header(file: ByteFile) -> list[str]:
-    """The names of a .csv file's columns; not for standard input, which can be read only once."""
+    """The column names of a .csv file; not for standard input, which can be read only once."""
     return next(_records(file), _NOTHING)[1]
 
 
 def csv_rows(file: ByteFile, prompt_column: str, id_column: str) -> Iterator[tuple[int, Cell, Cell]]:
-    """Line, prompt and name (or None) of each row.
+    """Yields the line, prompt and name (or None) of each row.
 
-    A row that cannot be read has an `InputError` in the place of its prompt.
+    A row that cannot be read has an `InputError` instead of its prompt.
 
     Raises:
         InputError: there is no such column.
@@ -49,22 +49,22 @@ def csv_rows(file: ByteFile, prompt_column: str, id_column: str) -> Iterator[tup
 
 
 def parquet_header(file: ByteFile) -> list[str]:
-    """The names of a .parquet file's columns."""
+    """The column names of a .parquet file."""
     return list(_parquet(file).schema_arrow.names)
 
 
 def parquet_count(file: ByteFile) -> int:
-    """Its rows."""
+    """The number of rows in a .parquet file."""
     return int(_parquet(file).metadata.num_rows)
 
 
 def parquet_rows(file: ByteFile, prompt_column: str, id_column: str) -> Iterator[tuple[int, Cell, Cell]]:
-    """Number (from 1), prompt and name (or None) of each row."""
+    """Yields the number (from 1), prompt and name (or None) of each row."""
     table = _parquet(file)
     header = list(table.schema_arrow.names)
     column_of(header, prompt_column, file.name)
     columns = [prompt_column, *([id_column] if id_column in header else [])]
-    # pyarrow 19 finds fault with a file without rows.
+    # pyarrow 19 fails on a file without rows.
     if not table.metadata.num_rows:
         return
     number = 0
@@ -80,10 +80,10 @@ def parquet_rows(file: ByteFile, prompt_column: str, id_column: str) -> Iterator
 
 
 def column_of(header: Sequence[str], wanted: str, name: str) -> int:
-    """Where a column is.
+    """The index of a column.
 
     Raises:
-        InputError: nowhere, or in two places; with the columns that there are.
+        InputError: no column, or more than one, has this name; the hint lists the columns.
     """
     if header.count(wanted) == 1:
         return header.index(wanted)
@@ -98,10 +98,10 @@ def column_of(header: Sequence[str], wanted: str, name: str) -> int:
 
 
 def _records(file: ByteFile) -> Iterator[tuple[int, Any]]:
-    """Records of a .csv file with the lines on which they begin; an `InputError` for one that cannot be read."""
+    """Yields the first line and the cells of each .csv record; an `InputError` for one that cannot be read."""
     csv.field_size_limit(file.max_line_bytes)
     lines = _Lines(file)
-    # Strict: otherwise a quote that is never closed makes one prompt of all rows after it, without a word.
+    # Strict: otherwise an unclosed quote silently turns all later rows into one prompt.
     reader = csv.reader(lines, strict=True)
     while True:
         line = reader.line_num + 1
@@ -129,8 +129,8 @@ class _Lines:
     """The lines of a .csv file as text, for the reader of records.
 
     Attributes:
-        record_bytes: length of the lines since the last record.
-        too_long: number of the last line that was cut.
+        record_bytes: length of the lines since the last record, bytes.
+        too_long: number of the last truncated line.
     """
 
     def __init__(self, file: ByteFile):
@@ -147,7 +147,7 @@ class _Lines:
             self.too_long = number
         if self.record_bytes > HOPELESS * self._file.max_line_bytes:
             raise InputError(f"{self._file.name}:{number}: a record of this file has no end", _QUOTES)
-        # A byte that is not UTF-8 becomes half of a surrogate pair, which no text has.
+        # A byte that is not UTF-8 becomes a lone surrogate, which no valid text contains.
         return line.decode("utf-8-sig" if number == 1 else "utf-8", "surrogateescape")
 
 
@@ -169,6 +169,6 @@ def _damaged(file: ByteFile, error: Exception) -> InputError:
 
 
 Reader = Callable[[ByteFile, str, str], Iterator[tuple[int, Cell, Cell]]]
-# How each format of tables is read.
+# How to read each table format.
 READERS: dict[str, Reader] = {"csv": csv_rows, "parquet": parquet_rows}
 HEADERS: dict[str, Callable[[ByteFile], list[str]]] = {"csv": csv_header, "parquet": parquet_header}

@@ -1,7 +1,7 @@
-"""Reads ahead: a thread parses and encodes rows while the model works on those before them, and waits when it is
-some rows ahead.
+"""Reads ahead: a thread parses and encodes rows while the model works on earlier ones, and waits when it is far
+enough ahead.
 
-Knows rows and what encodes them; knows nothing about engines or results.
+Knows rows and how to encode them; knows nothing about engines or results.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from inference.parallel import heartbeat
 
 @dataclass
 class DoneRows:
-    """What earlier runs left.
+    """The rows that earlier runs have done.
 
     Args:
-        numbers: the rows that are not to be done again.
-        names: the names that these rows took.
-        fingerprints: of what identifies each of them: its digest, or its name.
-        failed: how many of them failed.
+        numbers: the rows to skip.
+        names: the names that these rows use.
+        fingerprints: a hash of each row's digest, or of its name if it has no digest.
+        failed: how many of these rows failed.
     """
 
     numbers: NumberSet = field(default_factory=NumberSet)
@@ -38,7 +38,7 @@ class DoneRows:
     failed: int = 0
 
 
-# A row that can be answered, or the record of one that cannot.
+# An encoded row, or the record of a row that cannot be answered.
 Item = EncodedPrompt | Completion
 
 
@@ -46,13 +46,13 @@ class Feed:
     """Encoded rows, in the order of the input.
 
     Args:
-        encode: makes an encoded prompt; raises InferenceError for one that cannot be used.
-        ahead: the most rows to be ahead.
-        done: rows to leave out.
+        encode: encodes a prompt; raises InferenceError if it cannot be used.
+        ahead: maximum number of rows to read ahead.
+        done: rows to skip.
 
     Attributes:
-        error: what ended the input before its end; every row before it has been given out by then.
-        skipped: rows left out.
+        error: the error that ended the input early; set after every row before it has been queued.
+        skipped: number of rows skipped.
     """
 
     def __init__(
@@ -81,16 +81,16 @@ class Feed:
 
     @property
     def num_ready(self) -> int:
-        """Rows that wait to be taken."""
+        """Rows that are ready to be taken."""
         return self._queue.qsize() + len(self._pushed_back)
 
     @property
     def all_read(self) -> bool:
-        """Whether the input's end has been seen, so that `rows.count` is final."""
+        """Whether the input has been read to its end, so that `rows.count` is final."""
         return self._complete.is_set()
 
     def take(self, wait: bool) -> Item | None:
-        """The next row; None at the end, and without `wait` also if none is ready."""
+        """Returns the next row; None at the end, or if no row is ready and `wait` is False."""
         if self._pushed_back:
             return self._pushed_back.pop(0)
         if self._over:
@@ -107,9 +107,9 @@ class Feed:
         return item
 
     def whole(self, seconds: float) -> list[Item] | None:
-        """All rows that are left, if the read-ahead holds them; None if there are more, or more may come.
+        """Returns all remaining rows if the read-ahead holds them all; None if there are more, or more may come.
 
-        They are still to be taken. Waits at most `seconds` for an input that is slow.
+        Does not take them. Waits at most `seconds` for a slow input.
         """
         limit = time.monotonic() + seconds
         while not self._complete.is_set() and self._queue.qsize() < self._ahead and time.monotonic() < limit:
@@ -132,20 +132,20 @@ class Feed:
                     self._queue.put(self._item(row))
             if self.skipped < len(self._done.numbers):
                 raise self._changed(f"{len(self._done.numbers) - self.skipped:,} rows that have a record are gone")
-        except Exception as error:  # whatever it is belongs to the thread that takes
+        except Exception as error:  # the thread that takes rows raises it
             self.error = error
         self._complete.set()
         self._queue.put(None)
 
     def _check_same(self, row: Row) -> None:
-        """Refuses a row that has a record and is not the row that it was.
+        """Rejects a row that has a record but has changed since.
 
         Raises:
-            InputError: with its place.
+            InputError: the row has changed; the message names its file and line.
         """
         expected = self._done.fingerprints[row.number]
         digest, name = row.digest, str(row.number)
-        # An argument has neither; the job's identity covers it.
+        # An argument has no digest; the identity of the job covers it.
         if not expected or digest is None or expected == fingerprint(digest):
             return
         if not self.rows.texts_only:
@@ -175,7 +175,7 @@ class Feed:
         except RowError as error:
             custom_id, problem = error.custom_id or str(row.number), error
             digest = row.digest if custom_id == str(row.number) else None
-        # Rows without names of their own are named by their numbers, which never meet.
+        # Rows without a custom_id are named by their numbers, which are unique.
         if not self.rows.texts_only and not self._done.names.add(custom_id):
             message = f"{row.where}: custom_id '{custom_id}' is that of an earlier row too; give each row its own"
             return failed_completion(custom_id, row.number, DUPLICATE, message, line=row.line)

@@ -1,4 +1,4 @@
-"""A job's figures as JSON and as a picture.
+"""Writes a job's figures as JSON and as a plot.
 
 Knows files and matplotlib; all figures come from `metrics` and from the job's course.
 """
@@ -19,7 +19,7 @@ from inference.jobs.save_file import replace_file
 
 
 def metrics_of(outcome: Outcome, metrics: RunMetrics, model: str, earlier: int) -> dict[str, Any]:
-    """All figures of a run. Times are in seconds, memory in bytes; percentiles are of the rows that were answered."""
+    """All figures of a run. Times are in seconds, memory in bytes; percentiles cover the answered rows."""
     return {
         "model": model,
         "rows": outcome.rows,
@@ -34,15 +34,15 @@ def metrics_of(outcome: Outcome, metrics: RunMetrics, model: str, earlier: int) 
 
 
 def write_metrics(path: Path, figures: dict[str, Any]) -> None:
-    """Writes them, as a whole or not at all."""
+    """Writes the figures as JSON, atomically."""
     replace_file(path, json.dumps(figures, indent=1, ensure_ascii=False).encode() + b"\n")
 
 
 def check_target(path: Path, what: str) -> None:
-    """Refuses a place that nothing can be written to, before a model is loaded.
+    """Rejects a path that cannot be written, before a model is loaded.
 
     Raises:
-        InputError: the directory is not there, or it is one itself.
+        InputError: its directory does not exist, or the path is itself a directory.
     """
     if path.is_dir() or not path.parent.is_dir():
         problem = "is a directory" if path.is_dir() else f"cannot be made: there is no directory {path.parent}"
@@ -50,7 +50,7 @@ def check_target(path: Path, what: str) -> None:
 
 
 def check_plot(path: Path) -> None:
-    """Refuses a plot that could not be made at the end of the run.
+    """Rejects a plot that could not be drawn at the end of the run.
 
     Raises:
         InputError: matplotlib is not installed, or does not know the suffix.
@@ -66,7 +66,7 @@ def check_plot(path: Path) -> None:
 
 
 def write_plot(path: Path, outcome: Outcome, metrics: RunMetrics, model: str) -> None:
-    """Draws the course of a run, tokens a second, rows and KV cache, and the distribution of its latencies."""
+    """Draws the course of a run (tokens per second, rows, KV cache) and the distribution of its latencies."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -103,7 +103,7 @@ def write_plot(path: Path, outcome: Outcome, metrics: RunMetrics, model: str) ->
 
 
 def _rates(seconds: Sequence[float], totals: Sequence[int]) -> tuple[list[float], list[float]]:
-    """Change a second between neighboring points."""
+    """The rate of change per second between neighboring points."""
     pairs = list(zip(seconds, totals, strict=True))
     steps = [(end, (b - a) / (end - start)) for (start, a), (end, b) in pairwise(pairs) if end > start]
     return [end for end, _ in steps], [rate for _, rate in steps]

@@ -1,7 +1,7 @@
-"""What decides the text of an answer: the settings, and digests of checkpoint, tokenizer and input.
+"""Everything that determines the text of an answer: the settings, and digests of checkpoint, tokenizer and input.
 
-A job is resumed only if all of this is the same. What decides speed alone (threads, batch sizes, memory, ranks) is left
-out.
+A job is resumed only if all of this is unchanged. Settings that affect speed alone (threads, batch sizes, memory,
+ranks) are left out.
 Knows configs and checkpoints; never imports mindspore.
 """
 
@@ -23,19 +23,19 @@ from inference.models.weights.lora import Adapter
 from inference.tokenizer import Tokenizer
 
 ENGINE_KEYS = ("backend", "kernels", "qkv_layout", "weight_dtype", "kv_cache_dtype", "truncate")
-# Of each tensor so many bytes from its middle are read: to read all of a big checkpoint takes minutes.
+# Bytes read from the middle of each tensor: reading all of a large checkpoint takes minutes.
 SAMPLE = 4096
-# Tokens whose bytes are looked at, and a text that most tokenizers cut differently.
+# Number of tokens whose bytes are hashed, and a text that most tokenizers split differently.
 TOKENS = 4096
 TEXT = "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich. 日本語 🙂 x += 1234567890\n\t"
-# At most so many bytes of it.
+# Maximum number of bytes read from a file's first line.
 HEAD = 64 << 10
 
 
 def identity_of(
     source: ModelSource, pairs: Pairs | None, tokenizer: Tokenizer, generation: GenerationConfig, rows: RowStream
 ) -> dict[str, Any]:
-    """Dotted keys and values, as JSON has them."""
+    """The identity of a job: dotted keys with JSON values."""
     return {
         **model_identity(source, pairs, tokenizer, generation),
         **{f"input.{key}": value for key, value in source.config.input.model_dump(mode="json").items()},
@@ -46,7 +46,7 @@ def identity_of(
 def model_identity(
     source: ModelSource, pairs: Pairs | None, tokenizer: Tokenizer, generation: GenerationConfig
 ) -> dict[str, Any]:
-    """The part of it that is not the input."""
+    """The part of the identity that does not depend on the input."""
     config = source.config
     random = f"random, seed {config.seed or 0}"
     return {
@@ -65,7 +65,7 @@ def checkpoint_tensors(source: ModelSource, pairs: Pairs) -> Iterator[StoredTens
     """The tensors of the whole checkpoint, however many ranks share the model.
 
     Args:
-        pairs: those of one rank.
+        pairs: the pairs of one rank.
     """
     if source.ranks == 1:
         whole = [pairs]
@@ -77,7 +77,7 @@ def checkpoint_tensors(source: ModelSource, pairs: Pairs) -> Iterator[StoredTens
 
 
 def adapter_identity(source: ModelSource) -> dict[str, Any]:
-    """The part of it that is adapters; nothing where there are none."""
+    """The part of the identity that describes adapters; empty if there are none."""
     if not source.adapters.all:
         return {}
     config = source.config
@@ -89,13 +89,13 @@ def adapter_identity(source: ModelSource) -> dict[str, Any]:
 
 
 def adapter_digest(adapter: Adapter) -> str:
-    """Of its scales, and of its tensors as of a checkpoint's."""
+    """Digest of an adapter: its scales, and its tensors as in `tensors_digest`."""
     scales = sorted((name, part.scale) for name, part in adapter.parts.items())
     return f"{_short(repr(scales).encode())} {tensors_digest(adapter.tensors)}"
 
 
 def tensors_digest(tensors: Iterable[StoredTensor]) -> str:
-    """Of every tensor's name, type and shape, and of a sample of its bytes; not of the names and places of files."""
+    """Digest of every tensor's name, dtype, shape and a sample of its bytes; independent of file names and offsets."""
     digest = blake2b(digest_size=16)
     files: dict[Path, int] = {}
     try:
@@ -113,7 +113,7 @@ def tensors_digest(tensors: Iterable[StoredTensor]) -> str:
 
 
 def tokenizer_digest(tokenizer: Tokenizer) -> str:
-    """Of its settings and templates, of tokens from all over its vocabulary, and of a text that it has encoded."""
+    """Digest of a tokenizer: its settings and templates, tokens sampled from its vocabulary, and an encoded text."""
     digest = blake2b(repr(tokenizer.config).encode("utf-8", "replace"), digest_size=16)
     digest.update(f"{len(tokenizer)} {tokenizer.encode(TEXT)}".encode())
     for token in range(0, len(tokenizer), max(len(tokenizer) // TOKENS, 1)):
@@ -122,8 +122,8 @@ def tokenizer_digest(tokenizer: Tokenizer) -> str:
 
 
 def input_digests(inputs: Iterable[tuple[str, str | None]]) -> list[str]:
-    """Of each value: of a prompt all, of a file its first line, for rows may have been added since; nothing can be said
-    of standard input.
+    """Digest of each value: all of a prompt, but only the first line of a file, since rows may have been added.
+    Standard input has no digest.
     """
     digests = []
     for value, form in inputs:

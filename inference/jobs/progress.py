@@ -1,6 +1,6 @@
-"""How a job is going: its figures as a line, and its course for a plot.
+"""The progress of a job: its figures as a line, and its course for a plot.
 
-Knows figures; `inference.terminal.progress` shows them.
+Knows figures; `inference.terminal.progress` displays them.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from inference.terminal.progress import clock
 
-# Points of the course; when there are more, every other one is dropped.
+# Maximum number of points in a course; beyond that, every other point is dropped.
 POINTS = 1000
 
 
@@ -18,11 +18,12 @@ class Figures:
     """A job at one moment.
 
     Args:
-        done: rows that are out, and on the disk if there is a save file; those of earlier runs and failed ones too.
-        earlier: of these, rows of earlier runs.
-        expected: rows in all, where that can be known or guessed; exact or not.
-        prompt_tokens: tokens of prompts that went through the model in this run.
-        kv_use: share of the KV cache, 0 to 1.
+        done: rows written, and on the disk if there is a save file; includes failed rows and those of earlier runs.
+        earlier: how many of these come from earlier runs.
+        expected: total number of rows, if known or estimated.
+        exact: whether `expected` is known rather than estimated.
+        prompt_tokens: prompt tokens that went through the model in this run.
+        kv_use: share of the KV cache in use, 0 to 1.
     """
 
     done: int = 0
@@ -37,7 +38,7 @@ class Figures:
     kv_use: float = 0.0
 
     def line(self, seconds: float) -> str:
-        """All of it in a line, `seconds` after the first row began."""
+        """Formats the figures as one line, `seconds` after the first row began."""
         seconds = max(seconds, 1e-9)
         total = "" if self.expected is None else f" of {'' if self.exact else 'about '}{self.expected:,.0f}"
         parts = [
@@ -54,7 +55,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Point:
-    """A moment of a job's course."""
+    """One sample of a job's course."""
 
     seconds: float
     rows: int
@@ -66,7 +67,7 @@ class Point:
 
 
 class Course:
-    """What a job did when, in at most `POINTS` points."""
+    """The figures of a job over time, in at most `POINTS` points."""
 
     def __init__(self) -> None:
         self.points: list[Point] = []
@@ -77,7 +78,7 @@ class Course:
         return seconds >= self._next
 
     def add(self, seconds: float, figures: Figures) -> None:
-        """Takes a point."""
+        """Adds a point."""
         self._next = seconds + self._interval
         f = figures
         self.points.append(

@@ -1,6 +1,6 @@
-"""An answer as a line of output: JSON, MindFormers' result, or text.
+"""Renders an answer as a line of output: JSON, MindFormers' result, or text.
 
-Knows forms; knows nothing about files or models.
+Knows output formats; knows nothing about files or models.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from inference.generation.text import Answer, EncodedPrompt
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a row.
+    """The outcome of a row.
 
     Args:
-        source: the prompt of an answer; None if the row failed.
+        source: the prompt that was answered; None if the row failed.
     """
 
     completion: Completion
@@ -31,7 +31,7 @@ class Result:
 
     @classmethod
     def of(cls, outcome: Answer | Completion, model: str) -> Result:
-        """The result of an answer, or of a row that failed."""
+        """Makes the result of an answer or of a failed row."""
         if isinstance(outcome, Completion):
             return cls(replace(outcome, model=model))
         return cls(completion_of(outcome, model), outcome.source)
@@ -43,19 +43,19 @@ def render_json(result: Result, echo: bool) -> str:
     line = json.dumps(made, ensure_ascii=False)
     try:
         line.encode()
-    except UnicodeEncodeError:  # JSON can name half of a surrogate pair, UTF-8 cannot hold it
+    except UnicodeEncodeError:  # JSON can escape a lone surrogate, UTF-8 cannot encode it
         line = json.dumps(made)
     return line
 
 
 def render_mindformers(result: Result, echo: bool) -> str:
-    """MindFormers' result: the prompt and its answer as one text, in a list; an empty list for a row that failed."""
+    """MindFormers' result: a list with the prompt and its answer as one text; an empty list for a failed row."""
     texts = [] if result.source is None else [result.source.full_text(text) for text in result.texts]
     return json.dumps({"text_generation_text": texts}, ensure_ascii=False)
 
 
 def render_text(result: Result, echo: bool) -> str | None:
-    """The answer, after its prompt with `echo`; None for a row that failed."""
+    """The answer, preceded by its prompt if `echo`; None for a failed row."""
     if result.source is None:
         return None
     heading = result.source.heading if echo else ""

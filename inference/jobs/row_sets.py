@@ -1,4 +1,4 @@
-"""Sets of rows that stay small however many rows there are, and whatever their numbers.
+"""Compact sets and tables of rows, for any number of rows and any row numbers.
 
 Knows numbers and hashes; knows nothing about rows.
 """
@@ -9,19 +9,19 @@ from array import array
 from hashlib import blake2b
 
 _EMPTY = 0
-# Numbers to a block; a set or table has only the blocks that hold anything.
+# Numbers per block; a set or table allocates only the blocks that hold something.
 BLOCK = 1 << 16
 
 
 class NumberSet:
-    """Numbers from 0, one bit each in blocks of `BLOCK`."""
+    """A set of integers from 0, one bit each, in blocks of `BLOCK`."""
 
     def __init__(self) -> None:
         self._blocks: dict[int, bytearray] = {}
         self._count = 0
 
     def add(self, number: int) -> bool:
-        """Adds a number; False if it was there."""
+        """Adds a number; returns False if it was already present."""
         block, place = divmod(number, BLOCK)
         bits = self._blocks.get(block)
         if bits is None:
@@ -43,10 +43,10 @@ class NumberSet:
 
 
 class NumberTable:
-    """A whole number of 64 bits for each number from 0, in blocks of `BLOCK`.
+    """A table that maps integers from 0 to signed 64-bit integers, in blocks of `BLOCK`.
 
     Args:
-        default: the value of a number that has none.
+        default: the value of a number that has not been set.
     """
 
     def __init__(self, default: int):
@@ -70,9 +70,9 @@ class NumberTable:
 
 
 class NameSet:
-    """Names, as hashes of 64 bits in a table that is at most 3/5 full: 13 to 27 bytes a name.
+    """A set of names, stored as 64-bit hashes in a table that is at most 3/5 full: 13 to 27 bytes per name.
 
-    Of ten million names two have the same hash with a probability of 3e-6.
+    Among ten million names, two have the same hash with a probability of 3e-6.
     """
 
     def __init__(self) -> None:
@@ -80,7 +80,7 @@ class NameSet:
         self._count = 0
 
     def add(self, name: str) -> bool:
-        """Adds a name; False if it was there."""
+        """Adds a name; returns False if it was already present."""
         if not self._put(_hash(name)):
             return False
         self._count += 1
@@ -107,7 +107,7 @@ class NameSet:
 
 
 def fingerprint(text: str) -> int:
-    """A hash of 63 bits that is never 0."""
+    """A 63-bit hash that is never 0."""
     return (_hash(text) >> 1) or 1
 
 

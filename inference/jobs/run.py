@@ -1,6 +1,7 @@
-"""The job itself: takes rows from the feed, puts them through the engine, and hands what comes of them to the writer.
+"""The main loop of a job: takes rows from the feed, runs them through the engine, and passes the results to the writer.
 
-Knows the order of things; knows nothing about forms, files or models. The model is loaded when there is a row for it.
+Knows the order of these steps; knows nothing about formats, files or models. The model is loaded when the first row
+needs it.
 """
 
 from __future__ import annotations
@@ -20,30 +21,30 @@ from inference.jobs.progress import Course, Figures
 from inference.jobs.writer import AnswerWriter
 from inference.terminal.progress import ProgressLine
 
-# Seconds after which what was written is on the disk at the latest.
+# Longest time between commits to the disk, seconds.
 COMMIT_AFTER = 1.0
 
 
 @dataclass
 class Outcome:
-    """What became of the rows of this run; `failed` ones included in `rows`."""
+    """The outcome of this run; `rows` includes the `failed` ones."""
 
     rows: int = 0
     failed: int = 0
     cut: int = 0
-    """Prompts that were cut to the model's context."""
+    """Prompts that were truncated to the model's context."""
     first_failure: str | None = None
     stopped: bool = False
-    """There were more failures than allowed: rows are left."""
+    """Whether the job stopped early because too many rows failed."""
     seconds: float = 0.0
-    """Since the model was there."""
+    """Time since the model was loaded."""
     first_token: float | None = None
-    """Age of the process, in seconds, when the first token was there."""
+    """Age of the process at the first token, seconds."""
     course: Course = field(default_factory=Course)
 
 
 class Generator(Protocol):
-    """What answers rows: one engine (`TextGenerator`), or several (`Replicas`)."""
+    """Answers rows: one engine (`TextGenerator`) or several (`Replicas`)."""
 
     @property
     def has_room(self) -> bool: ...
@@ -62,16 +63,16 @@ class Generator(Protocol):
 
 
 class Job:
-    """One run of rows.
+    """One run over the rows of an input.
 
     Args:
-        feed: gives rows.
-        writer: takes answers and failures.
+        feed: supplies rows.
+        writer: receives answers and failures.
         open_generator: loads the model; called with the first row that can be answered.
-        progress: shows how it goes, None for nothing.
-        complain: is told of each failure; None where the form has a place for them.
-        max_errors: how many rows may fail before the job stops; None for any number.
-        earlier: rows of earlier runs that are in the output.
+        progress: displays the progress; None to display nothing.
+        complain: called with the message of each failure; None if the output format records failures itself.
+        max_errors: how many rows may fail before the job stops; None for no limit.
+        earlier: number of rows of earlier runs that are in the output.
     """
 
     def __init__(
@@ -95,10 +96,10 @@ class Job:
         self.outcome = Outcome()
 
     def run(self) -> Outcome:
-        """Runs all rows to their end.
+        """Runs all rows to completion.
 
         Raises:
-            InferenceError: the input broke off, or the output cannot be written. What was written by then is whole.
+            InferenceError: the input ended early, or the output cannot be written. Records already written are whole.
         """
         outcome = self.outcome
         try:
@@ -125,7 +126,7 @@ class Job:
         return outcome
 
     def _fill(self, stack: ExitStack) -> bool:
-        """Gives the engine all rows that are ready and that it has room for; False when there is nothing left to do."""
+        """Adds ready rows to the engine while it has room; returns False when there is nothing left to do."""
         while True:
             if self.outcome.stopped:
                 return False
@@ -147,11 +148,11 @@ class Job:
             return
         self._writer.expect(item.row)
         if self._generator is None:
-            # What failed before is out by then: loading may take minutes.
+            # Write earlier failures first: loading may take minutes.
             self._writer.flush()
             self._generator = stack.enter_context(self._open(item))
             self._started = time.perf_counter()
-            # The course begins before the first step, so that its tokens are on it.
+            # The course begins before the first step, so that it includes the tokens of that step.
             self.outcome.course.add(0.0, self._figures())
             if self._progress:
                 self._progress.restart()
@@ -186,7 +187,7 @@ class Job:
         self._writer.take(event)
 
     def _note(self) -> None:
-        """Hands over what is complete; commits, and shows how it goes, when it is time to."""
+        """Flushes complete records; commits and displays the progress when they are due."""
         self._writer.flush()
         now = time.perf_counter()
         is_due = self._progress is not None and self._progress.is_due

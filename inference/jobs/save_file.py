@@ -1,12 +1,11 @@
-"""The save file: whole lines and no half ones, whatever happens, and what an earlier run left in it.
+"""The save file: writes whole lines only, whatever happens, and reads what an earlier run left.
 
-A line reaches the kernel in one piece as soon as it is complete, so killing the process loses no line; it reaches the
-disk with the next `commit`, and only then is it counted. What belongs to a line is cut off again when the disk is full
-in the middle of it, or by the next run if the process was killed there. Beside the file, `<file>.job` says what made
-it.
+A line reaches the kernel in one piece as soon as it is complete, so killing the process loses no line. It reaches the
+disk with the next `commit`, and is counted only then. A partial line is cut off: at once if the disk fills up in the
+middle of it, or by the next run if the process was killed there. The sidecar, `<file>.job`, records what made the file.
 
-A row that failed and is run again has two records until its job ends: then the file is replaced by one in which the
-newer record stands in the older one's place. Knows nothing about models.
+A failed row that is run again has two records until the job ends. Then the file is replaced by one in which the newer
+record takes the older one's place. Knows nothing about models.
 """
 
 from __future__ import annotations
@@ -29,9 +28,9 @@ from inference.terminal.signals import WRITING
 
 Identity = Mapping[str, Any]
 FORMAT = 1
-# More rows than any input has.
+# Row numbers are below this; no input has as many rows.
 GREATEST_ROW = 1 << 62
-# No sidecar of ours is this long, bytes.
+# In bytes; no sidecar of ours is this long.
 LARGEST_SIDECAR = 16 << 20
 
 
@@ -39,10 +38,10 @@ class Appender:
     """Appends whole lines to a file descriptor.
 
     Args:
-        name: what to call it in errors.
+        name: the name to use in errors.
 
     Attributes:
-        num_lines: whole lines that were written.
+        num_lines: whole lines written.
         end: size of a regular file after the last line, bytes.
     """
 
@@ -56,7 +55,7 @@ class Appender:
         """Writes all of `data`, which ends with a newline.
 
         Raises:
-            OSError: not all could be written; a regular file has whole lines of it then, and no half one.
+            OSError: not all of it could be written; a regular file then holds whole lines only.
         """
         start = os.fstat(self.fd).st_size
         written = 0
@@ -64,7 +63,7 @@ class Appender:
             while written < len(data):
                 written += os.write(self.fd, data[written:])
         except OSError:
-            # Not if another process wrote in between.
+            # Do not truncate if another process wrote in between.
             keep = data.rfind(b"\n", 0, written) + 1
             if self.is_regular and keep < written and os.fstat(self.fd).st_size == start + written:
                 os.ftruncate(self.fd, start + keep)
@@ -76,18 +75,18 @@ class Appender:
 
 
 class SaveFile:
-    """The file that records go to. It is made, or its old content lost, when there is a first record for it, and not by
-    a run that fails before.
+    """The file that records are written to. It is created, or its old content discarded, when the first record is
+    written; a run that fails earlier leaves it alone.
 
     Args:
         path: a regular file, or anything else that can be written.
-        identity: what decides the texts of the answers; None where the file cannot be gone on with.
-        overwrite: its old content may go.
-        resume: go on after its old content, which must be of the same identity.
-        retry: run the rows of the old content again that failed.
+        identity: what determines the text of the answers; None if the file cannot be resumed.
+        overwrite: allow its old content to be discarded.
+        resume: continue after its old content, which must have the same identity.
+        retry: rerun the rows that failed in the old content.
 
     Raises:
-        InputError: the file exists, cannot be written, or is another job's.
+        InputError: the file exists, cannot be written, or belongs to another job.
     """
 
     def __init__(
@@ -101,12 +100,12 @@ class SaveFile:
         self.path = path
         self._identity = dict(identity) if identity is not None else None
         self._overwrite, self._retry = overwrite, retry
-        # Whether a row may be there twice.
+        # Whether a row may have two records.
         self._is_untidy = False
         self._appender: Appender | None = None
         self._num_earlier = 0
         self.num_durable = 0
-        """Rows on the disk, those of earlier runs included."""
+        """Rows on the disk, including those of earlier runs."""
         self.done = DoneRows()
         check_writable(path, overwrite or resume)
         if resume:
@@ -114,19 +113,19 @@ class SaveFile:
 
     @property
     def can_resume(self) -> bool:
-        """Whether a later run could go on with it."""
+        """Whether a later run could resume it."""
         return self._identity is not None and (not self.path.exists() or self.path.is_file())
 
     @property
     def num_written(self) -> int:
-        """Rows in the file, those of earlier runs included."""
+        """Rows in the file, including those of earlier runs."""
         return self._num_earlier + (self._appender.num_lines if self._appender else 0)
 
     def append(self, lines: list[str]) -> None:
-        """Writes lines; they survive this process from here on.
+        """Writes lines; from then on they survive the end of this process.
 
         Raises:
-            InferenceError: the disk is full, or the reader of a pipe has gone; no half line is left.
+            InferenceError: the disk is full, or the reader of a pipe has gone; no partial line is left.
         """
         with WRITING:
             if self._appender is None:
@@ -137,8 +136,8 @@ class SaveFile:
                 raise self._failure(error) from error
 
     def commit(self) -> None:
-        """Brings what was written to the disk, and counts it."""
-        # Rows that come while the disk is at work belong to the next time.
+        """Flushes what was written to the disk, and counts it."""
+        # Rows that arrive during the fsync belong to the next commit.
         written, appender = self.num_written, self._appender
         if appender is not None and appender.is_regular:
             self._check_in_place(appender)
@@ -158,7 +157,7 @@ class SaveFile:
                 if state.st_size >= appender.end:
                     return
                 raise self._lost(f"was cut to {state.st_size:,} of {appender.end:,} bytes", "the others are lost")
-        # Linux tells where an open file is now.
+        # Linux reports the current path of an open file.
         link = Path(f"/proc/self/fd/{appender.fd}")
         place = link.readlink() if link.is_symlink() else None
         if state.st_nlink and place is not None:
@@ -171,7 +170,7 @@ class SaveFile:
         return InferenceError(f"the save file {self.path} {what} while the job ran: {records}, {where}")
 
     def _rescue(self, appender: Appender) -> Path | None:
-        """Copies what a removed file held to a new one beside it; None if that cannot be done."""
+        """Copies the content of a removed file to a new file beside it; returns None if that fails."""
         place = self.path.with_name(f"{self.path.name}.rescued")
         try:
             with place.open("xb") as file, open(os.dup(appender.fd), "rb") as lost:  # noqa: PTH123  # a descriptor
@@ -182,23 +181,23 @@ class SaveFile:
         return place
 
     def tidy(self, ordered: bool) -> None:
-        """Leaves each row there once, if any was run again, and all in their order if they are to be.
+        """Keeps one record of each row if any row was rerun, and sorts the records by row if `ordered`.
 
-        The file is replaced as a whole: whatever happens meanwhile, the old one is there until the new one is.
+        The file is replaced atomically: the old one stays in place until the new one is complete.
 
         Raises:
-            InferenceError: there is no room for the new one.
+            InferenceError: there is no room for the new file.
         """
         if self._appender is None or not self._appender.is_regular or self._identity is None:
             return
-        # Rows of one run are in order already.
+        # The rows of a single run are already in order.
         if self._is_untidy or (ordered and self._num_earlier):
             self.commit()
             _tidy(self.path.resolve(), ordered)
 
     def close(self) -> None:
         if self._appender is not None:
-            # What could not be written has been reported.
+            # A failed write has already been reported.
             with contextlib.suppress(OSError):
                 os.close(self._appender.fd)
             self._num_earlier = self.num_written
@@ -224,33 +223,33 @@ class SaveFile:
         self._lock(fd)
         if not self._overwrite and os.fstat(fd).st_size:
             raise _exists(self.path)
-        # In this order: an old answer is never beside the new sidecar.
+        # In this order, so that old answers never stand beside the new sidecar.
         os.ftruncate(fd, 0)
         if self._identity is not None:
             _write_sidecar(self.path, self._identity)
         sync_directory(self.path.parent)
 
     def _lock(self, fd: int) -> None:
-        """Two runs that write the same file would both do every row."""
+        """Locks the file: two runs that write the same one would both do every row."""
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # A run that ended meanwhile may have put another file in its place.
+            # A run that has just ended may have replaced the file.
             if not os.path.samestat(os.fstat(fd), self.path.stat()):
                 raise BlockingIOError
-            # What a run that was killed left.
+            # A killed run may have left its temporary file.
             _temporary(self.path.resolve()).unlink(missing_ok=True)
         except BlockingIOError:
             raise InputError(f"another run is writing {self.path}", "wait for it, or give another name") from None
         except OSError:
-            # A file system without locks: nothing can be said.
+            # The file system has no locks, so other runs cannot be detected.
             return
 
     def _take_up(self) -> None:
-        """Finds out what is there, and cuts off half a line at the end."""
+        """Reads the existing records, and cuts off a partial line at the end."""
         if self._identity is None:
             raise InputError("--resume goes on with records", "give --output_format json and a --save_file")
         if not self.path.exists() or not self.path.stat().st_size:
-            # There is nothing to go on with: it is begun.
+            # There is nothing to resume: start a new file.
             self._overwrite = True
             return
         if not self.path.is_file():
@@ -272,20 +271,20 @@ class SaveFile:
 
 
 def sidecar_of(path: Path) -> Path:
-    """The file beside a save file that says what made it."""
+    """The path of the sidecar, the file beside a save file that records what made it."""
     return path.with_name(path.name + ".job")
 
 
 def _access(path: Path) -> int:
-    """A regular file is opened for reading as well, so that it can be copied if it is removed; a pipe is not."""
+    """The open mode. A regular file is also opened for reading, so that it can be copied if removed; a pipe is not."""
     return os.O_RDWR if not path.exists() or path.is_file() else os.O_WRONLY
 
 
 def check_writable(path: Path, overwrite: bool) -> None:
-    """Refuses a file that exists or cannot be made, before a model is loaded.
+    """Rejects a file that exists or cannot be created, before a model is loaded.
 
     Raises:
-        InputError: with what to do instead.
+        InputError: the file cannot be used; the hint says what to do instead.
     """
     if path.is_dir():
         raise InputError(f"the save file {path} is a directory", "give the name of a file")
@@ -299,12 +298,12 @@ def check_writable(path: Path, overwrite: bool) -> None:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Writes a file so that it is there as a whole or not at all; a pipe or a device is written to and stays one.
+    """Writes a file atomically; a pipe or a device is written to, not replaced.
 
     Raises:
-        InferenceError: it cannot be written.
+        InferenceError: the file cannot be written.
     """
-    # /dev/stdout may be a regular file, which others write to as well.
+    # /dev/stdout may be a regular file that others also write to.
     if not path.exists() or (path.is_file() and Path("/dev") not in path.absolute().parents):
         _replace(path.resolve(), iter([data]))
         return
@@ -333,12 +332,12 @@ def _replace(path: Path, parts: Iterator[bytes], mode: int | None = None) -> Non
 
 
 def _temporary(path: Path) -> Path:
-    """Always the same name: what a killed process left of it goes with the next one."""
+    """The name of the temporary file. It is always the same, so the next run removes what a killed one left."""
     return path.with_name(f".{path.name}.tmp")
 
 
 def sync_directory(directory: Path) -> None:
-    """Brings the names in a directory to the disk; not every file system does that."""
+    """Flushes the entries of a directory to the disk; not every file system supports that."""
     with contextlib.suppress(OSError):
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -358,10 +357,10 @@ def _write_sidecar(path: Path, identity: Identity) -> None:
 
 
 def _check_same(path: Path, identity: Identity) -> None:
-    """Refuses to go on where the answers would not be those of one run.
+    """Refuses to resume if the answers would differ from those of a single run.
 
     Raises:
-        InputError: with what differs.
+        InputError: something differs; the message names it.
     """
     sidecar = sidecar_of(path)
     again = "--overwrite begins anew"
@@ -374,10 +373,10 @@ def _check_same(path: Path, identity: Identity) -> None:
         raise InputError(f"--resume: there is no {sidecar}, so nobody can tell what made {path}", again) from None
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"--resume: {sidecar} cannot be read ({error})", again) from error
-    # Through JSON and back, so that a tuple is a list.
+    # A round trip through JSON turns tuples into lists.
     new = json.loads(json.dumps({"format": FORMAT, **identity}))
     for key in sorted({*old, *new}):
-        # Files may have been added at the end; a row that is another now is noticed when its turn comes.
+        # Files may have been added at the end; a changed row is detected when its turn comes.
         is_added_input = key.startswith("predict_data.") and key not in old
         if not is_added_input and old.get(key) != new.get(key):
             was, now = (json.dumps(side.get(key), ensure_ascii=False) for side in (old, new))
@@ -385,13 +384,14 @@ def _check_same(path: Path, identity: Identity) -> None:
 
 
 def _read_records(path: Path, retry: bool) -> tuple[DoneRows, int, bool]:
-    """What a save file holds; how long its whole lines are, bytes; and whether a row is, or will be, there twice.
+    """Returns the rows of a save file, the length of its whole lines in bytes, and whether any row has, or will have,
+    two records.
 
     Args:
-        retry: rows that failed are not done.
+        retry: do not count failed rows as done.
 
     Raises:
-        InputError: a line before the last is no record, or a row is there again that had not failed.
+        InputError: a line before the last is not a record, or a row that had not failed has a second record.
     """
     done = DoneRows()
     failed, answered, whole, twice = NumberSet(), NumberSet(), 0, False
@@ -414,7 +414,7 @@ def _read_records(path: Path, retry: bool) -> tuple[DoneRows, int, bool]:
                 done.failed += (error is not None) - again
                 if not (isinstance(error, dict) and error.get("type") == DUPLICATE):
                     done.names.add(str(record.get("custom_id")))
-                # A row that failed may have been mended in its place.
+                # A failed row may have been corrected in the input.
                 if error is None:
                     done.fingerprints[row] = fingerprint(str(record.get("input_digest") or record.get("custom_id")))
             whole += len(line)
@@ -422,8 +422,8 @@ def _read_records(path: Path, retry: bool) -> tuple[DoneRows, int, bool]:
 
 
 def _tidy(path: Path, ordered: bool) -> None:
-    """Rewrites a save file of whole lines: of each row the newest record, in the place of the oldest or in order."""
-    newest = NumberTable(-1)  # where the record of each row begins
+    """Rewrites a save file: keeps the newest record of each row, sorted or in the place of the oldest."""
+    newest = NumberTable(-1)  # byte offset of the newest record of each row
     with path.open("rb") as file, path.open("rb") as copied:
         place, last, is_tidy = 0, -1, True
         for line in file:
@@ -446,7 +446,7 @@ def _tidy(path: Path, ordered: bool) -> None:
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
-    """The record on a line; None for half of one."""
+    """The record on a line; None if the line is partial or is not a record."""
     if not line.endswith(b"\n"):
         return None
     try:

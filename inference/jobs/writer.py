@@ -1,7 +1,7 @@
-"""Answers on their way out: in the form that was asked for, in their order, to standard output and the save file.
+"""Writes answers in the requested format and order, to standard output and the save file.
 
-Rows are never interleaved: records go out when they are complete, and text that grows belongs to the first row that is
-not complete, while the others wait. Knows nothing about models.
+Rows are never interleaved: a record is written when it is complete, and only the first incomplete row streams its text
+while the others wait. Knows nothing about models.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from inference.jobs.records import RENDERERS, Result
 from inference.jobs.save_file import Appender, SaveFile
 from inference.terminal.signals import WRITING
 
-# Rows that may be complete and wait for an earlier one, as a multiple of the rows that run at once.
+# Maximum number of open rows in ordered output, as a multiple of the rows that run at once.
 WAITING = 16
 
 
 class TextShow:
-    """Text that grows, on a terminal: the first open row as it comes, the others after it.
+    """Prints text: the first open row as it is generated, the others after it.
 
     Args:
-        stream: show text while it grows, and not only when it is complete.
-        echo: put each prompt before its answer.
+        stream: print text as it is generated, rather than when it is complete.
+        echo: print each prompt before its answer.
     """
 
     def __init__(self, file: TextIO, stream: bool, echo: bool):
         self._file, self._stream, self._echo = file, stream, echo
-        # Text of each row that is not out yet; the first row is the one that shows.
+        # Unprinted text of each row; the first row is the one being printed.
         self._pending: OrderedDict[int, list[str]] = OrderedDict()
         self._ended: set[int] = set()
-        # Rows with text that are not ended.
+        # Rows that have text but have not ended.
         self._begun: set[int] = set()
 
     def expect(self, row: int) -> None:
@@ -53,14 +53,14 @@ class TextShow:
         if any(pending):
             self._begun.add(answer.row)
         if event.finished:
-            # The others of several answers to a prompt, each from a line of its own.
+            # Further samples of the same prompt, each on a new line.
             pending += [f"\n{sample.text}" for sample in answer.samples[1:]]
             pending.append("\n")
             self._end(answer.row)
         self._show()
 
     def leave_out(self, row: int) -> None:
-        """Ends a row that gets no answer: what is shown of it ends its line, and the rest is not shown."""
+        """Ends a row that gets no answer: ends the line if any of it was printed, and drops the rest."""
         if row in self._begun:
             self._pending[row][:] = ["\n"] if row == next(iter(self._pending)) else []
         self._end(row)
@@ -91,11 +91,11 @@ class AnswerWriter:
     Args:
         form: text, json or mindformers.
         model: name of the model in records.
-        rows_at_once: how many rows run at most.
-        ordered: records in the order of the rows; text and mindformers' form always are.
-        stream: show text while it grows (form text only).
-        echo: with the prompts.
-        stdout: where answers go, besides the save file; None for nowhere.
+        rows_at_once: maximum number of rows that run at once.
+        ordered: write records in the order of the rows; text and mindformers always do.
+        stream: print text as it is generated (text only).
+        echo: include the prompts.
+        stdout: stream for the answers, besides the save file; None for no stream.
     """
 
     def __init__(
@@ -116,22 +116,22 @@ class AnswerWriter:
         self._save_file = save_file
         self._show = TextShow(stdout, stream, echo) if stdout is not None and form == "text" else None
         self._out = stdout if form != "text" else None
-        # Rows that are not written, in their order; the line of those that are complete.
+        # Unwritten rows in their order, each with its line once it is complete.
         self._open: OrderedDict[int, str | None] = OrderedDict()
         self._complete: set[int] = set()
         self._due: list[str] = []
         self._num_due = 0
         self._num_handed = 0
         self.num_out = 0
-        """Rows of this run that are out; on the disk, if there is a save file."""
+        """Rows of this run that have been written; on the disk if there is a save file."""
 
     @property
     def has_room(self) -> bool:
-        """Whether another row may begin: the complete ones that wait for their turn are not too many."""
+        """Whether another row may begin: not too many rows are waiting for their turn."""
         return not self._ordered or len(self._open) < self._most_waiting
 
     def expect(self, row: int) -> None:
-        """Says that a row begins; rows begin in their order."""
+        """Announces that a row begins; rows begin in their order."""
         self._open[row] = None
         if self._show:
             self._show.expect(row)
@@ -144,17 +144,17 @@ class AnswerWriter:
             self._finish(event.answer.row, event.answer)
 
     def fail(self, failed: Completion) -> None:
-        """Takes a row that has begun and gets no answer."""
+        """Takes the record of a row that has begun and failed."""
         assert failed.row is not None
         if self._show:
             self._show.leave_out(failed.row)
         self._finish(failed.row, failed)
 
     def flush(self) -> None:
-        """Hands over all records that are due: to the kernel, and with `commit` to the disk.
+        """Hands all due records to the kernel; `commit` brings them to the disk.
 
         Raises:
-            InferenceError: they could not be written; whole ones stay.
+            InferenceError: they could not be written; whole records stay.
         """
         lines, number = self._due, self._num_due
         self._due, self._num_due = [], 0
@@ -165,7 +165,7 @@ class AnswerWriter:
         self._num_handed += number
 
     def commit(self) -> None:
-        """Brings all that was handed over to the disk."""
+        """Flushes all written records to the disk."""
         number = self._num_handed
         if self._save_file:
             self._save_file.commit()
@@ -188,14 +188,14 @@ class AnswerWriter:
 
 
 def _print(file: TextIO, lines: list[str]) -> None:
-    """Prints whole lines, or none."""
+    """Prints whole lines only."""
     data = "".join(f"{line}\n" for line in lines).encode("utf-8", "replace")
     with WRITING:
         try:
             file.flush()
             Appender(file.fileno(), "standard output").append(data)
         except BrokenPipeError as error:
-            # Python would try again at exit, and complain again.
+            # Otherwise Python would write again at exit, and fail again.
             os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
             raise InferenceError("the reader of standard output has gone") from error
         except OSError as error:

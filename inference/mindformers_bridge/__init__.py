@@ -1,9 +1,9 @@
 """The bridge to MindFormers (extra `mindformers`), in both directions.
 
-`register()` hands this project's networks to MindFormers, whose own code then drives them, also on a CPU: AutoConfig
-and AutoModel, `generate`, `pipeline`, `Trainer(config).predict`. `backend` does the reverse: it runs MindFormers'
-networks and generate loop behind this project's command line. Nothing outside this package imports mindformers, and
-this file imports it only in `register`.
+`register()` registers this project's networks with MindFormers, whose own code then drives them, also on a CPU:
+AutoConfig and AutoModel, `generate`, `pipeline`, `Trainer(config).predict`. `backend` does the reverse: it runs
+MindFormers' networks and generate loop behind this project's command line. Nothing outside this package imports
+mindformers, and this file imports it only in `register`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def is_installed() -> bool:
 
 
 def register(replace: bool = False) -> None:
-    """Register `InferenceModelConfig` and `InferenceForCausalLM` with MindFormers, for YAMLs of both styles.
+    """Register `InferenceModelConfig` and `InferenceForCausalLM` with MindFormers, for YAML files of both styles.
 
     Args:
         replace: also register them under the names of all supported families, such as LlamaConfig and Qwen3ForCausalLM,
@@ -40,7 +40,7 @@ def register(replace: bool = False) -> None:
     from inference.mindformers_bridge.network import InferenceForCausalLM, InferenceModelConfig, renamed
 
     def put(kind: str, own: type, name: str) -> None:
-        # MindFormers has separate registries for its older and newer YAMLs.
+        # MindFormers has separate registries for its older and newer YAML styles.
         for legacy in (True, False):
             MindFormerRegister.register_cls(own, kind, alias=name, legacy=legacy)
 

@@ -1,4 +1,4 @@
-"""Makes tensors that MindSpore has already loaded look like a checkpoint on disk."""
+"""Presents tensors that MindSpore has already loaded as a checkpoint on disk."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ArrayTensor(StoredTensor):
 
 
 def checkpoint_of(parameters: Mapping[str, Any]) -> Checkpoint:
-    """The tensors of a dict of MindSpore parameters, without scalars such as a training's step count."""
+    """The tensors of a dict of MindSpore parameters, without scalars such as the step count of a training run."""
     return {name: _tensor(name, _values(value)) for name, value in parameters.items() if value.ndim}
 
 

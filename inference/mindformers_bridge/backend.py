@@ -1,8 +1,8 @@
 """`engine.backend: mindformers`: MindFormers' networks and generate loop behind this project's engine interface.
 
-MindFormers' loop runs a batch until its last row has ended: rows that end earlier are still computed, and no row joins.
-This limit stays. If a row's next token is not simply the likeliest one, this project's sampler chooses it, so that
-every generation setting works and each row samples with its own seed.
+MindFormers' loop runs a batch until its last row has ended: it still computes rows that have ended, and no row can
+join. This limit stays. Unless a row's next token is simply the most likely one, this project's sampler chooses it, so
+that every generation setting works and each row samples with its own seed.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ OUR_SECTIONS = ("engine", "input", "output", "pipeline", "serve")
 
 
 class MindFormersModel(GenerativeModel):
-    """A model of MindFormers, built from the same YAML. On a CPU, where MindFormers' own networks do not run, its code
+    """A MindFormers model, built from the same YAML. On a CPU, where MindFormers' own networks do not run, its code
     builds this project's networks under their names.
 
     Args: as for `GenerativeModel`; the YAML's `num_blocks` and `block_size` set the size of the KV cache.
@@ -85,14 +85,14 @@ class MindFormersModel(GenerativeModel):
 
     @property
     def num_bytes(self) -> int:
-        # On a CPU the network is this project's, which has no MindSpore parameters.
+        # On a CPU, the network is one of ours, which has no MindSpore parameters.
         return (
             sum(int(parameter.nbytes) for parameter in self.network.get_parameters()) or self.network.load().num_bytes
         )
 
     @property
     def max_sequences(self) -> int:
-        """Maximum rows of a batch: `predict_batch_size`, or the YAML's `batch_size`."""
+        """Maximum number of rows in a batch: `predict_batch_size`, or the YAML's `batch_size`."""
         config = self.source.config
         return config.predict_batch_size or config.model.model_config.batch_size or 1
 
@@ -109,8 +109,8 @@ class MindFormersEngine(BaseEngine):
 
     Args:
         network: a MindFormers model with its weights.
-        context_length: of the model.
-        max_sequences: maximum rows of a batch.
+        context_length: context length of the model, tokens.
+        max_sequences: maximum number of rows in a batch.
     """
 
     def __init__(self, network: Any, context_length: int, max_sequences: int, metrics: RunMetrics | None = None):
@@ -178,7 +178,7 @@ class MindFormersEngine(BaseEngine):
         self._waiting.append(request)
 
     def _blocks(self, rows: Sequence[Request]) -> int:
-        """Maximum cache blocks of rows: each runs as long as the one with the longest answer."""
+        """Maximum number of cache blocks of rows: each runs as long as the row with the longest answer."""
         longest = max((row.max_new_tokens for row in rows), default=0)
         lengths = (min(len(row.prompt_ids) + longest, self.context_length) for row in rows)
         return sum(-(-length // self._block_size) for length in lengths)
@@ -200,7 +200,8 @@ class MindFormersEngine(BaseEngine):
 class _Generation:
     """A call of MindFormers' `generate` in a thread, paused between tokens.
 
-    This object is the call's streamer: in `put`, the call waits until the next token is wanted, or is abandoned.
+    This object is the call's streamer: in `put`, the call waits until the next token is requested or the call is
+    abandoned.
     """
 
     def __init__(self, network: Any, rows: Sequence[Request]):
@@ -215,7 +216,7 @@ class _Generation:
         """Run the call until each row has its next token.
 
         Raises:
-            Exception: whatever the call raised.
+            Exception: the error that the call raised.
         """
         if self.has_begun:
             self._go_on.put(True)
@@ -228,7 +229,7 @@ class _Generation:
         return list(given)
 
     def abandon(self) -> None:
-        """End the call where it is."""
+        """End the call at its current token."""
         if self.has_begun:
             self._go_on.put(False)
             self._thread.join()
@@ -243,19 +244,19 @@ class _Generation:
             raise _AbandonedError
 
     def end(self) -> None:
-        """Called by `generate` at its end."""
+        """Called by `generate` when it ends."""
 
     def _run(self) -> None:
         failure: BaseException | None = None
         try:
             self._network.generate(self._padded(), streamer=self, **self._settings())
-            # It ends by itself only if it has less room than the request assumed.
+            # The call ends by itself only if it has less room than the request assumed.
             failure = InferenceError("it ended before the answer did")
         except _AbandonedError:
             pass
         except BaseException as error:
             failure = error
-        # What generate does at its end.
+        # Clear the cache, as `generate` does when it ends.
         if self._network.block_mgr:
             self._network.block_mgr.clear_cache()
         if failure:
@@ -263,7 +264,7 @@ class _Generation:
 
     @property
     def _pad(self) -> int:
-        """A token that no row ends in, because MindFormers would take a row's last tokens for padding."""
+        """A token that no prompt ends with, because MindFormers would take such an ending for padding."""
         last = {row.prompt_ids[-1] for row in self._rows}
         return next(token for token in range(len(last) + 1) if token not in last)
 
@@ -291,7 +292,7 @@ class _Generation:
         }
 
     def _choose(self, input_ids: Any, logits: Any) -> Any:
-        """Logits [B, vocabulary] in which each row's chosen token is the likeliest."""
+        """Return logits [B, vocabulary] in which the chosen token of each row is the most likely."""
         import mindspore
 
         rows: np.ndarray = logits.astype(mindspore.float32).asnumpy()
@@ -307,7 +308,7 @@ class _Generation:
 
 
 class _AbandonedError(BaseException):
-    """The call is abandoned. It is not an Exception, so that no handler on the way treats it as a failure."""
+    """The call was abandoned. Not an Exception, so that no handler on the way treats it as a failure."""
 
 
 def import_quietly() -> None:
@@ -318,7 +319,7 @@ def import_quietly() -> None:
     scratch = tempfile.mkdtemp(prefix="mindformers.")
     os.environ["LOCAL_DEFAULT_PATH"] = scratch
     try:
-        # Its logger is named after the directory of its files.
+        # Its logger is named after the directory of its log files.
         logger = logging.getLogger(f"mindformers{Path(scratch) / 'log'}")
         logger.addFilter(lambda record: record.levelno >= logging.ERROR)
         import mindformers  # noqa: F401
@@ -359,7 +360,7 @@ def _build(source: ModelSource) -> Any:
     try:
         ConfigTemplate.apply_template(settings)
         config = MindFormerConfig(**settings)
-        # On a CPU only MindFormers' own switches need to be set up.
+        # On a CPU, only MindFormers' own switches need to be set up.
         (build_mf_context if config.context.device_target == "CPU" else build_context)(config)
         network = AutoModel.from_config(config)
         network.set_train(False)
@@ -378,15 +379,15 @@ def _build(source: ModelSource) -> Any:
 
 
 def mindformers_settings(source: ModelSource) -> dict[str, Any]:
-    """The keys of the YAML and the command line as they were given, with files where they were found."""
+    """The keys of the YAML and the command line as given, with the paths of the files that were found."""
     settings = source.config.as_given()
     for section in OUR_SECTIONS:
         settings.pop(section, None)
     model = settings.setdefault("model", {}).setdefault("model_config", {})
-    # The older style names a config class, the newer one has it from config.json.
+    # The older style names a config class; the newer one takes it from config.json.
     settings.setdefault("use_legacy", "type" in model)
     settings["run_mode"] = "predict"
-    # MindFormers' default is another.
+    # MindFormers has a different default.
     settings["context"] = {**(settings.get("context") or {}), "device_target": source.config.context.device_target}
     # Choosing tokens needs the logits of all rows at once.
     settings["postprocess_use_numpy"] = False

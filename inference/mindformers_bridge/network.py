@@ -24,14 +24,14 @@ from inference.models.source import ModelSource, resolve
 from inference.models.step import SequenceStep, StepBatch
 from inference.terminal.output import say
 
-# Attributes of every MindFormers config that are not settings of a model.
+# Attributes of every MindFormers config that are not model settings.
 _NOT_OURS = ("_name_or_path", "_commit_hash", "checkpoint_name_or_path", "pretrained_model_dir", "is_encoder_decoder")
 _FIRST_BLOCK = NULL_BLOCK + 1
 Class = TypeVar("Class", bound=type)
 
 
 class InferenceModelConfig(PretrainedConfig):
-    """The keys of `model.model_config`, MindFormers' or Hugging Face's.
+    """The keys of `model.model_config`, under MindFormers' or Hugging Face's names.
 
     `checkpoint_name_or_path` is anything that --load_checkpoint accepts. An unknown key is an error when the model is
     built. `num_blocks` and `block_size` set the size of the KV cache that MindFormers allocates from.
@@ -42,7 +42,7 @@ class InferenceModelConfig(PretrainedConfig):
     architecture: str | None = None
 
     def __init__(self, **settings: Any):
-        # A given parallel_config is for MindFormers' own networks; the default one is complete.
+        # A given parallel_config applies only to MindFormers' own networks; the default one is complete.
         given = {name: value for name, value in settings.items() if name != "parallel_config"}
         super().__init__(**given)
         self.is_encoder_decoder = False
@@ -62,7 +62,7 @@ class InferenceModelConfig(PretrainedConfig):
         """
         settings = {name: _plain(value) for name, value in self.__dict__.items() if name not in _NOT_OURS}
         settings = {name: value for name, value in settings.items() if value is not None}
-        # The names of this class are not architectures.
+        # The names of this config class are not architectures.
         settings.pop("type", None)
         if settings.get("model_type") == type(self).model_type:
             del settings["model_type"]
@@ -94,10 +94,10 @@ class InferenceForCausalLM(PreTrainedModel):
         self._arrays: Mapping[str, Any] | None = None
         self._built: GenerativeModel | None = None
 
-    # The ways in which MindFormers passes weights.
+    # Methods through which MindFormers passes weights.
 
     def load_weights(self, weights_path: str) -> None:
-        """Use a file or directory of weights (MindFormers' newer YAMLs)."""
+        """Use a file or directory of weights (newer YAML style)."""
         self.checkpoint, self._arrays, self._built = weights_path, None, None
 
     def fuse_weight_from_ckpt(self, ckpt_dict: dict[str, Any]) -> dict[str, Any]:
@@ -113,7 +113,7 @@ class InferenceForCausalLM(PreTrainedModel):
         """Take the tensors of safetensors files; MindSpore has none left to load."""
         return self.fuse_weight_from_ckpt(source_dict)
 
-    # The methods that the generate loop calls.
+    # Methods that the generate loop calls.
 
     def set_dynamic_inputs(self, **kwargs: Any) -> None:
         """Nothing to do: the network accepts every length."""
@@ -134,14 +134,14 @@ class InferenceForCausalLM(PreTrainedModel):
         use_past: bool = False,
         **kwargs: Any,
     ) -> tuple[Tensor, np.ndarray]:
-        """Logits [B, vocabulary] of the token after each row.
+        """Compute the logits [B, vocabulary] of the token after each row.
 
         Args:
             input_ids: int [B, seq_length], padded on the right.
-            valid_length_each_example: int [B], tokens of each row so far.
+            valid_length_each_example: int [B], length of each row so far, tokens.
             block_tables: int32 [B, blocks], padded with -1; None without a cache.
-            slot_mapping: follows from `block_tables`.
-            prefill: all tokens are new, not just the last one.
+            slot_mapping: unused, since it follows from `block_tables`.
+            prefill: whether all tokens are new, not just the last one.
         """
         rows = np.reshape(input_ids, (-1, np.shape(input_ids)[-1]))
         ends = [int(length) for length in valid_length_each_example]
@@ -167,7 +167,7 @@ class InferenceForCausalLM(PreTrainedModel):
     def _logits(self, tokens: Sequence[np.ndarray], starts: Sequence[int], block_tables: np.ndarray | None) -> Tensor:
         model = self.load()
         if block_tables is None:
-            # Without use_past every step recomputes all tokens, so each row keeps the same blocks.
+            # Without use_past, every step recomputes all tokens, so each row can keep the same blocks.
             count = self.config.num_blocks // len(tokens)
             block_tables = np.arange(len(tokens) * count).reshape(len(tokens), count)
         tables = block_tables + _FIRST_BLOCK
@@ -176,7 +176,7 @@ class InferenceForCausalLM(PreTrainedModel):
         return Tensor(model.runner.step(StepBatch.build(sequences, self.config.block_size)).logits)
 
     def load(self) -> GenerativeModel:
-        """Load the network and its weights, unless that has been done. The first step calls this.
+        """Load the network and its weights, unless they are loaded. The first step calls this.
 
         Raises:
             InferenceError: there are no weights, or they do not fit.
@@ -200,13 +200,13 @@ class InferenceForCausalLM(PreTrainedModel):
 
 
 def renamed(own: Class, name: str, architecture: str) -> Class:
-    """A class of this module under a family's name, with the family's architecture."""
+    """Make a subclass with the name and the architecture of a family."""
     made: Class = type(name, (own,), {"__doc__": own.__doc__, "architecture": architecture})  # type: ignore[assignment]
     return made
 
 
 def _plain(value: Any) -> Any:
-    """A value from a YAML; None for objects that MindFormers has made from it."""
+    """Convert a value from a YAML file; None for objects that MindFormers has made from one."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,7 +1,7 @@
-"""What the command line can do, without the command line: each run mode is the module of its name.
+"""The run modes, independent of the command line: each mode is the module of its name.
 
-A mode's module has `run(call)`, which returns the exit code, and `check(call)`, which loads nothing and returns what
-would run. Its row is in `inference.config.run_modes`.
+A mode's module has `run(call)`, which returns the exit code, and `check(call)`, which loads nothing and returns a
+description of what would run. Its row is in `inference.config.run_modes`.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ def run(call: Call) -> int:
 
 
 def check(call: Call) -> str:
-    """Finds every mistake that can be found without computing; returns what would run.
+    """Finds every mistake that can be found without computing; returns a description of what would run.
 
     Raises:
-        InferenceError: the first one.
+        InferenceError: the first mistake.
     """
     check_call(call)
     return _module(call).check(call)

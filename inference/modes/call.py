@@ -1,4 +1,4 @@
-"""What the command line asks of a run mode. Knows nothing about how a run mode does it."""
+"""A call of a run mode by the command line. Knows nothing about how run modes work."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class Call:
     """One run.
 
     Args:
-        values: prompts, and files of prompts.
-        beam_options: flags that are not ours.
-        overwrite: replace output that exists.
-        resume: continue from output that exists.
+        values: prompts and prompt files.
+        beam_options: flags that we do not have, for Beam.
+        overwrite: replace existing output.
+        resume: continue from existing output.
         retry_failed: with `resume`, run the failed rows again.
         resume_command: the command that continues this run, shown if it ends early.
     """
@@ -46,5 +46,5 @@ class Call:
 
     @property
     def may_exist(self) -> bool:
-        """Whether output that exists is no mistake."""
+        """Whether the output may already exist."""
         return self.overwrite or self.resume

@@ -1,4 +1,4 @@
-"""`--run_mode chat`: turns at a terminal, or line by line through a pipe."""
+"""`--run_mode chat`: a chat at a terminal, or line by line through a pipe."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What every run mode checks before anything is computed.
+"""Checks that every run mode makes before it computes anything.
 
-Everything that can be wrong with config, model, checkpoint, tokenizer and prompts is found before MindSpore is
-imported, so that a mistake costs half a second and not half a minute.
+Finds mistakes in the config, model, checkpoint, tokenizer and prompts before MindSpore is imported, so that a mistake
+costs half a second and not half a minute.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from inference.parallel.topology import WORLD_SIZE, Topology, world_size
 from inference.terminal.output import count, say
 from inference.tokenizer import Tokenizer
 
-# Rows that are read and encoded ahead, beside those that the engine has.
+# Rows to read and encode ahead, in addition to those in the engine.
 READ_AHEAD = 32
 
 
 @dataclass(frozen=True)
 class Checked:
-    """A run of which everything but the rows of files has been checked, and nothing has been computed."""
+    """A run that has been checked, except for the rows of files; nothing has been computed yet."""
 
     config: InferenceConfig
     topology: Topology
@@ -50,15 +50,15 @@ class Checked:
 
     @property
     def rows_at_once(self) -> int:
-        """The most rows that run, in all copies of the model."""
+        """The maximum number of rows that run at the same time, across all copies of the model."""
         return self.config.rows_at_once * self.topology.data_parallel
 
 
 def check_call(call: Call) -> None:
-    """Refuses what the run mode would ignore.
+    """Rejects options that the run mode would ignore.
 
     Raises:
-        ConfigError: a flag, or a number of processes, that the mode has no use for.
+        ConfigError: a flag or a number of processes that the mode does not support.
     """
     for flag, given, able in (
         ("resume", call.resume and not call.retry_failed, "resumable"),
@@ -79,7 +79,7 @@ def check_call(call: Call) -> None:
 
 
 def check_run(call: Call, encodes_prompts: bool = True) -> str:
-    """Checks everything, every row of the input included; returns what would run."""
+    """Checks everything, including every row of the input; returns a description of what would run."""
     ready, number = check_rows(call, encodes_prompts)
     model = ready.source.model
     return (
@@ -90,17 +90,17 @@ def check_run(call: Call, encodes_prompts: bool = True) -> str:
 
 
 def check_rows(call: Call, encodes_prompts: bool = True) -> tuple[Checked, int]:
-    """Finds every mistake that can be found without computing; also the number of prompts.
+    """Finds every mistake that can be found without computing; returns the checked run and the number of prompts.
 
     Args:
         encodes_prompts: False for texts that may be longer than the context.
 
     Raises:
-        InferenceError: the first one.
+        InferenceError: the first mistake.
     """
     rows = rows_of(call.config, call.values) if call.values else None
     ready = prepare(call, rows, encodes_prompts)
-    # Before many ranks start no row is read: a bad one is a record of the run, and standard input is rank 0's.
+    # With several ranks, read no rows in advance: the run records bad rows, and standard input belongs to rank 0.
     if rows is None or WORLD_SIZE in os.environ:
         return ready, 0
     encode = ready.encoder.encode if encodes_prompts else _not_encoded
@@ -119,10 +119,10 @@ def check_rows(call: Call, encodes_prompts: bool = True) -> tuple[Checked, int]:
 
 
 def prepare(call: Call, rows: RowStream | None, encodes_prompts: bool = True) -> Checked:
-    """Checks everything but the rows of files.
+    """Checks everything except the rows of files.
 
     Args:
-        rows: None where there are none to be seen yet.
+        rows: rows of the input; None if there are none yet.
         encodes_prompts: False for texts that may be longer than the context.
 
     Raises:
@@ -146,20 +146,20 @@ def prepare(call: Call, rows: RowStream | None, encodes_prompts: bool = True) ->
 
 
 def rows_of(config: InferenceConfig, values: Sequence[str]) -> RowStream:
-    """The rows of prompts and files of prompts, which are read as they are asked for."""
+    """Opens the rows of prompts and prompt files; they are read lazily."""
     given = config.input
     return open_rows(values, given.format, given.prompt_column, given.id_column, given.max_line_bytes)
 
 
 def nothing_given(rows: RowStream) -> InputError:
-    """What to raise where an input came to its end without a prompt."""
+    """Returns the error for an input without any prompt."""
     if len(rows.empty_files) == len(rows.inputs) == 1 and rows.inputs[0][0] != STDIN:
         return InputError(f"the prompt file {rows.empty_files[0]} holds no prompt")
     return no_prompt()
 
 
 def say_what_is_used(job: Checked) -> None:
-    """No silent fallback: what was asked for and is not there is named."""
+    """Reports every fallback: names what was requested but is not available."""
     if job.pairs is None:
         say("weights are random, as asked: the answers mean nothing")
     if flag := job.config.sampling_flag:

@@ -1,4 +1,4 @@
-"""`--run_mode convert`: a checkpoint with its weights packed, whole or by rank."""
+"""`--run_mode convert`: writes a checkpoint with packed weights, whole or sharded by rank."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from inference.modes.check import check_run
 from inference.terminal.output import load_progress, say
 from inference.tokenizer.gguf_tokenizer import read_gguf_tokenizer
 
-# What transformers' AutoConfig goes by, which a GGUF file does not have: by the architecture's class.
+# The model_type that transformers' AutoConfig needs and a GGUF file lacks, by architecture class.
 MODEL_TYPES = {
     "LlamaForCausalLM": "llama",
     "MistralForCausalLM": "mistral",
@@ -52,7 +52,7 @@ def check(call: Call) -> str:
 
 
 def convert(config: InferenceConfig, force: bool = False) -> Path:
-    """Writes the model in `engine.weight_dtype` to `<output_dir>/<model>-<weight_dtype>`; prints where."""
+    """Writes the model in `engine.weight_dtype` to `<output_dir>/<model>-<weight_dtype>` and prints the path."""
     from inference.kernels.build import KernelBuildError
 
     check_device(config)
@@ -92,7 +92,7 @@ def convert(config: InferenceConfig, force: bool = False) -> Path:
 
 
 def _with_tokenizer(source: ModelSource) -> Path | None:
-    """Where a converted model's tokenizer comes from; None, which is said, where a GGUF file's is not read."""
+    """Returns where to get a converted model's tokenizer; reports and returns None if a GGUF file's cannot be read."""
     if source.directory is not None and is_gguf(source.directory):
         try:
             read_gguf_tokenizer(source.directory, {})

@@ -1,4 +1,4 @@
-"""What `--print_config` says of the tokens that end an answer."""
+"""The comments of `--print_config` about the tokens that end an answer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from inference.models.source import resolve
 
 
 def ends_as_comments(config: InferenceConfig) -> list[str]:
-    """YAML comments: each token that ends an answer, and what says so. None for a model that is not on this disk."""
+    """Returns YAML comments: each token that ends an answer, and its source. Empty if the model is not on this disk."""
     given = config.load_checkpoint or config.pretrained_model_dir
     if not given or not (given in DEMOS or Path(given).expanduser().exists()):
         return []

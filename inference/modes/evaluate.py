@@ -1,4 +1,4 @@
-"""`--run_mode evaluate`: against references where rows have them, and by the perplexity of texts otherwise."""
+"""`--run_mode evaluate`: compares answers with references if rows have them, else measures perplexity of texts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from inference.terminal.output import count, load_progress, say
 
 
 def run(call: Call) -> int:
-    """Measures the model.
+    """Evaluates the model.
 
     Returns:
         The exit code: 0, 3 if rows failed, or 4 if a threshold was missed.
@@ -51,7 +51,7 @@ def _check_source(source: ModelSource) -> None:
 
 
 def evaluate_texts(call: Call) -> int:
-    """Perplexity over texts, a document for each prompt; one line on standard output."""
+    """Measures perplexity over texts, one document per prompt; prints one line on standard output."""
     config = call.config
     rows = rows_of(config, call.values)
     prompts = [row.parse() for row in rows]

@@ -1,4 +1,4 @@
-"""The other ranks of a run: how rank 0 joins them, and what they do, whatever the mode."""
+"""The ranks other than rank 0: how rank 0 connects to them, and what they do in every run mode."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from inference.terminal.signals import end
 
 
 def join_others(config: InferenceConfig, topology: Topology) -> tuple[ModuleType, Ranks | None]:
-    """The kernels, and the other ranks. Where one of them is lost, this process ends as by Ctrl-C: records whole, and
-    how to go on.
+    """Returns the kernels and the other ranks. If a rank is lost, this process ends as on Ctrl-C: its records are
+    complete, and it reports how to resume.
     """
     return join_ranks(config, topology, say, lambda what: end(what, EXIT_FAILURE))
 
 
 def assist(call: Call) -> None:
-    """What all ranks but the first do: they compute their part of the model, or answer rows that rank 0 sends, and
-    write nothing but how far they are.
+    """Runs a rank other than rank 0: computes its part of the model, or answers rows that rank 0 sends. Writes nothing
+    but progress.
 
     Raises:
         PeerLostError: another rank is gone.
@@ -53,7 +53,7 @@ def assist(call: Call) -> None:
 
 
 def _replicate(source: ModelSource, pairs: Pairs | None, kernels: ModuleType, ranks: Ranks) -> None:
-    """Another copy of the model: answers rows until rank 0 says that there are no more."""
+    """Runs another copy of the model: answers rows until rank 0 sends no more."""
     channel = ranks.links.root
     assert channel is not None
     tokenizer, metrics = source.tokenizer(), RunMetrics()

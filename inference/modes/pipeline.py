@@ -1,4 +1,4 @@
-"""`--run_mode pipeline`: rows through Apache Beam, which nothing else imports."""
+"""`--run_mode pipeline`: runs rows through Apache Beam. No other run mode imports Beam."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def check(call: Call) -> str:
 
 
 def _beam_pipeline() -> Any:
-    """The module that runs pipelines; nothing else imports Beam, which warns of packages that nobody asked for."""
+    """Imports the module that runs pipelines, with logging off: Beam warns about optional packages when imported."""
     logging.disable(logging.WARNING)
     try:
         from inference.beam.pipeline import run

@@ -33,7 +33,7 @@ from inference.terminal.output import count, load_progress, say, summary
 from inference.terminal.progress import ProgressLine
 from inference.terminal.signals import last_words
 
-# Seconds that an input is given to come to its end, before the KV cache is made for more than is there.
+# Seconds to wait for the input to end before allocating a KV cache for more rows than have arrived.
 SETTLING = 0.2
 
 
@@ -119,13 +119,13 @@ def _writer(ready: Checked, save_file: SaveFile | None) -> AnswerWriter:
         stream=on_terminal if output.stream is None else output.stream,
         echo=(form == "json") if output.echo is None else output.echo,
         save_file=save_file,
-        # A person who has a file made of the records would rather see how it goes.
+        # If the records go to a file, show progress on the terminal instead of the records.
         stdout=None if save_file and form == "json" and on_terminal else sys.stdout,
     )
 
 
 def _progress(config: InferenceConfig) -> ProgressLine | None:
-    """None where answers appear on the same terminal."""
+    """Returns the progress line; None if answers appear on the same terminal."""
     answers_shown = sys.stdout.isatty() and not (config.output.form == "json" and config.output.save_file)
     return None if answers_shown and sys.stderr.isatty() else ProgressLine(sys.stderr, sys.stderr.isatty())
 
@@ -138,7 +138,7 @@ def _generator(ready: Checked, feed: Feed, first: EncodedPrompt, metrics: RunMet
     metrics.startup.mindspore = context.import_seconds
     rest = feed.whole(SETTLING)
     encoded = [first, *(item for item in rest or () if isinstance(item, EncodedPrompt))]
-    # Where rows are still to come, nobody knows how long they are: there is room for the longest that the model takes.
+    # If rows are still to come, their length is unknown: reserve room for the longest that the model accepts.
     positions = None if rest is None else positions_needed(encoded, ready.source)
     row = longest_row(encoded, ready.source)
     progress = load_progress(ready.pairs)
@@ -168,7 +168,7 @@ def _generator(ready: Checked, feed: Feed, first: EncodedPrompt, metrics: RunMet
 
 
 def _go_on(save_file: SaveFile | None, again: str) -> str:
-    """How to go on with a run that ends early; nothing where that cannot be done."""
+    """Returns how to resume a run that ends early; empty if it cannot be resumed."""
     if save_file is None or not save_file.can_resume or not save_file.num_written:
         return ""
     return f"{count(save_file.num_written, 'row')} in {save_file.path}, go on with: {again}"

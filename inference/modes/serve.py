@@ -1,4 +1,4 @@
-"""`--run_mode serve`: a model behind OpenAI's HTTP interface."""
+"""`--run_mode serve`: serves a model over OpenAI's HTTP API."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ PACKAGES = ("starlette", "uvicorn", "prometheus_client")
 
 
 def check_packages() -> None:
-    """Refuses to go on without the packages of the extra `serve`.
+    """Checks that the packages of the extra `serve` are installed.
 
     Raises:
-        ConfigError: one is missing.
+        ConfigError: a package is missing.
     """
     for name in PACKAGES:
         if importlib.util.find_spec(name) is None:
@@ -58,6 +58,6 @@ def run(call: Call) -> NoReturn:
             say(f"{ready.source.name} answers at {listener.url}/v1 (chat page: {listener.url}/)")
             server.join()
             if state.is_ending:
-                # The thread that heard the signal ends the process.
+                # The thread that received the signal ends the process.
                 threading.Event().wait(config.serve.shutdown_seconds)
     raise InferenceError("the HTTP server ended by itself", "its log says why")

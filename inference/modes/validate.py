@@ -1,4 +1,4 @@
-"""`--run_mode validate`: a profile of prompts, and the expectations that they must meet."""
+"""`--run_mode validate`: profiles prompts and checks them against expectations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ray Data: prompts of a Dataset answered by this project's models.
+"""Ray Data: answers the prompts of a Dataset with this project's models.
 
     import ray.data
     from inference.ray import AnswerBatches
@@ -6,7 +6,7 @@
     rows = ray.data.read_json("prompts/")
     answers = rows.map_batches(AnswerBatches, fn_constructor_args=["demo"], compute=ray.data.ActorPoolStrategy(size=2))
 
-Nothing here imports ray before it is used.
+Importing this package does not import ray.
 """
 
 from inference.ray.answer_batches import AnswerBatches

@@ -17,7 +17,7 @@ from inference.config import InferenceConfig, Override, load_config, override_co
 from inference.errors import ConfigError, InputError
 from inference.models.source import resolve
 
-# Columns of an answer, and the value of a row without one.
+# Columns of an answer, and their values for a row without an answer.
 ANSWER: dict[str, Any] = {
     "text": None,
     "finish_reason": "error",
@@ -32,13 +32,15 @@ ASKED = ("prompt", "messages", "custom_id")
 
 
 class AnswerBatches:
-    """Answers the rows of a batch: adds the columns `text`, `finish_reason`, `prompt_tokens`, `completion_tokens`,
-    `total_seconds`, `model` and `error`.
+    """Answers the rows of a batch.
 
-    A row needs a column `prompt` or `messages`. A row that cannot be answered has the reason in `error` and no text; it
-    raises nothing, so Ray repeats no batch because of a row. Each actor loads the model once, and computes with as many
-    threads as Ray has given it CPUs; the weights of a converted directory are mapped, so the actors of a machine share
-    them in memory.
+    Adds the columns `text`, `finish_reason`, `prompt_tokens`, `completion_tokens`, `total_seconds`, `model`
+    and `error`.
+
+    A row needs a column `prompt` or `messages`. A row that cannot be answered gets the reason in `error` and no text;
+    it raises no exception, so Ray does not retry the batch. Each actor loads the model once and uses as many threads as
+    Ray has given it CPUs. The weights of a converted directory are memory-mapped, so the actors of a machine share
+    them.
 
     Args:
         config: a preset's name, a directory, a YAML file, a Hugging Face repository, or a mapping of a config's
@@ -60,10 +62,10 @@ class AnswerBatches:
         self._model: LoadedModel | None = None
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Answer a batch, a mapping of columns. The order and number of rows stay.
+        """Answer a batch, a mapping of columns. Keep the order and number of rows.
 
         Raises:
-            InputError: there is no column of prompts, or a column has the name of one that would be added.
+            InputError: there is no column of prompts, or the batch already has a column that would be added.
         """
         taken = sorted(set(batch) & set(ANSWER))
         if taken:
@@ -96,7 +98,7 @@ def _config_of(config: str | Mapping[str, Any]) -> InferenceConfig:
 
 
 def _with_threads(config: InferenceConfig) -> InferenceConfig:
-    """A config with as many threads as this actor has CPUs, if it does not say how many; unchanged outside Ray."""
+    """Set the config's threads to the CPUs of this actor, unless it sets them itself; outside Ray, change nothing."""
     import ray
 
     if config.origin("engine.threads") != "default" or not ray.is_initialized():
@@ -113,13 +115,13 @@ def _value(record: Mapping[str, Any], name: str) -> Any:
 
 
 def _column(values: Sequence[Any]) -> np.ndarray:
-    """A column; texts that may be missing stay Python objects."""
+    """Make a column; texts, which may be missing, stay Python objects."""
     has_text = any(isinstance(value, str) or value is None for value in values)
     return np.array(values, dtype=object) if has_text else np.array(values)
 
 
 def _plain(value: Any) -> Any:
-    """A value of Ray's as JSON has it."""
+    """Convert a value from Ray to JSON types."""
     if isinstance(value, np.ndarray):
         return [_plain(item) for item in value]
     if isinstance(value, Mapping):

@@ -1,10 +1,10 @@
 """Models behind an OpenAI-compatible HTTP endpoint.
 
-    endpoint   its address and limits
+    endpoint   an endpoint's address and limits
     payload    builds request bodies, reads responses
-    http       POST requests, each with one deadline for all of it
-    pacing     rate limit and backoff
-    client     answers rows: an answer or a failure for each
+    http       sends POST requests, each with one overall deadline
+    pacing     rate limiting and backoff
+    client     sends rows; returns an answer or a failure for each
 
 Knows nothing about Beam; never imports mindspore.
 """

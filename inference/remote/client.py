@@ -1,6 +1,6 @@
-"""Asks a remote model: an answer or a failure for each row, whatever the endpoint does.
+"""Sends rows to a remote model: returns an answer or a failure for each row, whatever the endpoint does.
 
-A failed row is retried alone, never with the rows beside it. Knows what may be retried; knows nothing about Beam.
+A failed row is retried alone, never together with other rows. Knows what may be retried; knows nothing about Beam.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class RemoteFailure:
 
 
 class Client:
-    """Asks an endpoint. Any number of threads may use it; they share its limits.
+    """Sends rows to an endpoint. Any number of threads may share a client and its limits.
 
     Raises:
         ConfigError: the key's variable is not set, or the environment names an unusable proxy.
@@ -87,7 +87,7 @@ class Client:
         """Answer prompts; the outcomes are in the order of the prompts.
 
         Args:
-            tell: called with each outcome as soon as it is there, in any thread.
+            tell: called with each outcome as soon as it is available, in any thread.
         """
 
         def ask(prompt: Prompt) -> RemoteAnswer | RemoteFailure:
@@ -98,7 +98,7 @@ class Client:
         return list(self._threads.map(ask, prompts))
 
     def answer(self, prompt: Prompt, settings: Mapping[str, Any] | None = None) -> RemoteAnswer | RemoteFailure:
-        """Answer one prompt, with as many retries as it takes."""
+        """Answer one prompt, with retries up to the endpoint's limit."""
         try:
             body = request_body(self.endpoint, prompt, settings or {})
         except InputError as error:
@@ -120,7 +120,7 @@ class Client:
         self._transport.close()
 
     def _named(self, failure: RemoteFailure) -> RemoteFailure:
-        """A failure whose message begins with the endpoint's host and does not contain the key."""
+        """Prefix a failure's message with the endpoint's host, and remove the key from it."""
         return replace(failure, message=self.endpoint.redacted(f"{self.endpoint.host}: {failure.message}"))
 
     def _try(self, body: bytes, attempt: int) -> tuple[Reply | RemoteFailure, float | None]:
@@ -145,7 +145,10 @@ class Client:
         return RemoteFailure(kind, message, tries, response.status), self._asked(response, pause)
 
     def _asked(self, response: Response, pause: float) -> float:
-        """Seconds to wait: as many as the endpoint asks for, if it does. All other requests then wait too."""
+        """Return the seconds to wait: as many as the endpoint asks for, else `pause`.
+
+        If the endpoint asks for a wait, all other requests wait too.
+        """
         asked = retry_after(response.retry_after)
         if asked is None:
             return pause

@@ -125,7 +125,7 @@ class Endpoint:
         return parts._replace(path=parts.path.rstrip("/") + APIS[self.api], fragment="").geturl()
 
     def redacted(self, text: str) -> str:
-        """A text without the key. Call it before the text is shortened."""
+        """Remove the key from a text. Call this before shortening the text."""
         return redact(text, self.key())
 
     def _parts(self) -> SplitResult:

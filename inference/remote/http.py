@@ -1,7 +1,7 @@
-"""POST requests to an endpoint, each with one deadline for all of it.
+"""Sends POST requests to an endpoint, each with one overall deadline.
 
-Knows HTTP through httpx; knows nothing about what is sent. Redirects are not followed: they would take the key
-elsewhere.
+Knows HTTP through httpx; knows nothing about the contents of requests. Does not follow redirects, which would send the
+key to another host.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from inference.remote.endpoint import Endpoint
 if TYPE_CHECKING:
     import httpx
 
-# The longest response that is read, bytes.
+# Maximum size of a response, in bytes.
 LONGEST = 32 << 20
-# Seconds that an idle connection is kept.
+# Seconds until an idle connection is closed.
 KEEP = 60.0
 
 
 class TransportError(Exception):
-    """No whole response came."""
+    """No complete response was received."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Response:
 
 @dataclass
 class _Exchange:
-    """What is known of one request so far."""
+    """The progress of one request."""
 
     opened_connection: bool = False
     received: int = 0
@@ -46,18 +46,18 @@ class _Exchange:
     parts: list[bytes] = field(default_factory=list)
 
     async def trace(self, event: str, about: Any) -> None:
-        """Called by httpx's transport for each of its steps."""
+        """Handles a trace event of httpx's transport."""
         if event == "connection.connect_tcp.started":
             self.opened_connection = True
 
 
 class Transport:
-    """Connections to an endpoint, which any number of threads use; as many at once as its `concurrency` says.
+    """A pool of connections to an endpoint, at most `concurrency` of them, shared by any number of threads.
 
-    They are opened when they are needed, and kept. A proxy that the environment names (`https_proxy`, `http_proxy`,
-    `all_proxy`, `no_proxy`; also with a user and a password) is used. httpx's own time limits are for single reads,
-    which a server that sends a byte now and then never exceeds. So the requests run in an event loop, in a thread of
-    its own, where a deadline ends them wherever they are.
+    Connections are opened on demand and reused. Proxies in the environment (`https_proxy`, `http_proxy`, `all_proxy`,
+    `no_proxy`; also with a user and a password) are respected. httpx's own timeouts apply to single reads, so a server
+    that sends a byte now and then never exceeds them. Requests therefore run in an event loop in its own thread, where
+    a deadline can cancel them at any point.
 
     Raises:
         ConfigError: the environment names a proxy or certificates that cannot be used.
@@ -71,7 +71,7 @@ class Transport:
         limits = httpx.Limits(max_connections=most, max_keepalive_connections=most, keepalive_expiry=KEEP)
         try:
             self._client = httpx.AsyncClient(limits=limits, timeout=None)
-        except Exception as error:  # httpx lets through whatever its parts raise; the texts may hold a password
+        except Exception as error:  # httpx passes on any error of its parts; messages may contain a password
             raise ConfigError(
                 f"remote: no connection can be set up ({type(error).__name__})",
                 "look at http_proxy, https_proxy, all_proxy, SSL_CERT_FILE and SSL_CERT_DIR in the environment",
@@ -79,14 +79,14 @@ class Transport:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="remote-http", daemon=True)
         self._thread.start()
-        # A transport that nobody closes takes its thread with it.
+        # Stop the thread when an unclosed transport is garbage-collected.
         weakref.finalize(self, _stop, self._loop)
 
     def post(self, body: bytes) -> Response:
         """Sends a request and reads its response.
 
         Raises:
-            TransportError: the connection failed, broke off, or took longer than the endpoint's `timeout` in all.
+            TransportError: the connection failed or was lost, or the request took longer than the endpoint's `timeout`.
         """
         return asyncio.run_coroutine_threadsafe(self._post(body), self._loop).result()
 
@@ -117,7 +117,7 @@ class Transport:
         try:
             return await self._sent(body, exchange)
         except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
-            # A server may close a kept connection between two requests; it has not looked at this one then.
+            # A server may close an idle connection between two requests. It has not processed this request then.
             if exchange.opened_connection or exchange.received or exchange.expected is not None:
                 raise
             return await self._sent(body, exchange)
@@ -153,11 +153,11 @@ def _stop(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def _cause(error: BaseException) -> str:
-    """What the system says of a failed connection, which httpx has at the bottom of its own errors."""
+    """Returns the operating system's message for a failed connection, from the innermost cause of httpx's error."""
     found: BaseException | None = error
     while found is not None:
         if isinstance(found, OSError) and found.strerror:
-            # asyncio puts a text of its own in the place of the system's.
+            # asyncio replaces the system's message with its own.
             return os.strerror(found.errno) if found.errno and found.errno > 0 else found.strerror
         found = found.__cause__ or found.__context__ or _first_of_group(found)
     return str(error) or type(error).__name__

@@ -1,6 +1,6 @@
 """Rate limiting, backoff, and the Retry-After header.
 
-Knows clocks; of HTTP it knows only the format of Retry-After.
+Knows clocks; knows nothing about HTTP except the format of Retry-After.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from datetime import timezone
 from email.utils import parsedate_to_datetime
 
-# Size of a burst after a pause, as seconds' worth of the rate.
+# Size of a burst after a pause, in seconds of the rate.
 BURST = 1.0
 
 
@@ -31,7 +31,7 @@ class RateLimit:
     ):
         self._per_second, self._clock, self._sleep = per_second, clock, sleep
         self._lock = threading.Lock()
-        # When the next request is due if there are no bursts (generic cell rate algorithm).
+        # Time at which the next request is due without bursts (generic cell rate algorithm).
         self._due = -float("inf")
         self._not_before = -float("inf")
 
@@ -48,20 +48,21 @@ class RateLimit:
             self._sleep(begin - now)
 
     def hold(self, seconds: float) -> None:
-        """Let no request begin for some time, because the endpoint asked for that."""
+        """Hold all requests for some time, because the endpoint asked for it."""
         with self._lock:
             self._not_before = max(self._not_before, self._clock() + seconds)
 
 
 def backoff(attempt: int, first: float, longest: float, draw: Callable[[], float] = random.random) -> float:
-    """Seconds to wait before a retry: exponential in `attempt` (from 0), times a random factor between 1/2 and 1, so
-    that rows that failed together are not retried together.
+    """Return the seconds to wait before a retry: exponential in `attempt` (from 0), with random jitter.
+
+    The random factor between 1/2 and 1 keeps rows that failed together from being retried together.
     """
     return min(first * 2.0 ** min(attempt, 60), longest) * (0.5 + 0.5 * draw())
 
 
 def retry_after(value: str | None, now: Callable[[], float] = time.time) -> float | None:
-    """Seconds that a Retry-After header asks for: a number or a date (RFC 9110, 10.2.3); None for anything else."""
+    """Parse a Retry-After header, a number or a date (RFC 9110, 10.2.3), as seconds; None for anything else."""
     if value is None:
         return None
     text = value.strip()

@@ -108,7 +108,7 @@ def read_reply(endpoint: Endpoint, data: bytes) -> Reply:
 
 
 def error_message(endpoint: Endpoint, data: bytes) -> str:
-    """The message of an error response, in OpenAI's format or any other; shortened, and without the key."""
+    """Return the message of an error response, in OpenAI's or any other format; shortened, and without the key."""
     try:
         body = json.loads(data)
     except (ValueError, RecursionError):
@@ -137,6 +137,6 @@ def _count(value: Any) -> int | None:
 
 
 def _shown(endpoint: Endpoint, data: bytes) -> str:
-    # The key is cut out first: part of a key would survive the shortening.
+    # Remove the key before shortening, or part of it could remain.
     text = " ".join(endpoint.redacted(data.decode("utf-8", "replace")).split())
     return f"{text[:200]}..." if len(text) > 200 else text or "(nothing)"

@@ -1,7 +1,7 @@
-"""Answers in OpenAI's forms: `chat.completion` and `text_completion`, whole and as the parts of a stream.
+"""Answers in OpenAI's formats: `chat.completion` and `text_completion`, whole and streamed as chunks.
 
-A whole answer is made of the same parts as a stream, so that both say the same. Knows these forms; knows nothing about
-HTTP.
+A whole answer is built from the same parts as a stream, so both have the same contents. Knows these formats; knows
+nothing about HTTP.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ DONE = b"data: [DONE]\n\n"
 
 
 class MessageReader(Protocol):
-    """Turns the text of a chat's answer into changes of the message (`delta`), as it comes."""
+    """Converts the text of a chat answer into message deltas as it arrives."""
 
     @property
     def has_calls(self) -> bool:
@@ -33,7 +33,7 @@ class MessageReader(Protocol):
 
 
 class PlainReader:
-    """All text is the message's content."""
+    """Treats all text as the message's content."""
 
     has_calls = False
 
@@ -48,11 +48,11 @@ class Answers:
     """All answers of one request.
 
     Args:
-        model: its name, as the client called it.
-        rows: sample after sample of prompt after prompt.
-        tokenizer: gives tokens their text, where log probabilities are asked for.
-        make_reader: reads one answer of a chat.
-        finished: told each row that has its answer.
+        model: the model's name in the client's request.
+        rows: the samples of the first prompt, then those of the next, and so on.
+        tokenizer: converts tokens to text if log probabilities are requested.
+        make_reader: makes the reader of one chat answer.
+        finished: called with the request of each finished row.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Answers:
         self._head = {"id": ask.name, "object": kind, "created": int(time.time()), "model": model}
 
     async def whole(self, rows: Rows) -> dict[str, Any]:
-        """All answers as one object, when they are there."""
+        """Waits for all answers and returns them as one object."""
         async for pieces in rows:
             for piece in pieces:
                 self._choices[piece.choice].add(piece)
@@ -79,7 +79,7 @@ class Answers:
         return {**self._head, "choices": [choice.whole() for choice in self._choices], "usage": self._usage()}
 
     async def events(self, rows: Rows) -> AsyncIterator[bytes]:
-        """The parts of a stream, as server-sent events."""
+        """Streams the chunks as server-sent events."""
         if self._ask.chat:
             self._head["object"] = "chat.completion.chunk"
             for choice in self._choices:
@@ -113,7 +113,7 @@ class Answers:
 
 
 def usage_of(prompt: int, completion: int, cached: int) -> dict[str, Any]:
-    """Counts of tokens in OpenAI's form."""
+    """Returns token counts in OpenAI's format."""
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
@@ -123,7 +123,7 @@ def usage_of(prompt: int, completion: int, cached: int) -> dict[str, Any]:
 
 
 def as_event(value: Mapping[str, Any]) -> bytes:
-    """A server-sent event."""
+    """Formats a server-sent event."""
     return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 
@@ -138,11 +138,11 @@ class _Choice:
         self._parts: list[dict[str, Any]] = []
 
     def add(self, piece: Piece) -> None:
-        """Takes what has come, for `whole`."""
+        """Adds a piece to the answer that `whole` returns."""
         self._parts += self.parts(piece)
 
     def whole(self) -> dict[str, Any]:
-        """The answer as one object."""
+        """Returns the answer as one object."""
         reason = self._parts[-1]["finish_reason"]
         if not self._ask.chat:
             text = "".join(part["text"] for part in self._parts)
@@ -157,7 +157,7 @@ class _Choice:
         return {"index": self._index, "message": message, "logprobs": logprobs, "finish_reason": reason}
 
     def parts(self, piece: Piece) -> list[dict[str, Any]]:
-        """What a piece adds to the stream; nothing as long as its text is held back."""
+        """Returns the chunks that a piece adds to the stream; empty while its text is held back."""
         reason = self._reason(piece)
         if not self._ask.chat:
             text = piece.text
@@ -183,7 +183,7 @@ class _Choice:
         return parts
 
     def part(self, delta: Mapping[str, Any], reason: str | None = None) -> dict[str, Any]:
-        """A part of a chat's stream."""
+        """Makes one chunk of a chat stream."""
         return {"index": self._index, "delta": dict(delta), "logprobs": None, "finish_reason": reason}
 
     def _reason(self, piece: Piece) -> str | None:
@@ -191,7 +191,7 @@ class _Choice:
         return reason.value if piece.finished and reason is not None else None
 
     def _fresh(self, piece: Piece) -> list[TokenLogprob] | None:
-        """The log probabilities that were not told yet."""
+        """Returns the log probabilities that have not been sent yet."""
         request = self._row.request
         if request.generation.logprobs is None:
             return None
@@ -233,18 +233,18 @@ class _Choice:
 
 
 def token_text(tokenizer: Tokenizer, token: int) -> str:
-    """A token as text: its own characters, or its name where it has none."""
+    """Returns a token's text, or its name if it has no text."""
     data = tokenizer.token_bytes(token)
     return data.decode("utf-8", "replace") if data else tokenizer.id_to_token(token) or ""
 
 
 def finite(logprob: float) -> float:
-    """A log probability that JSON can hold: OpenAI has -9999 for those that are as good as impossible."""
+    """Clamps a log probability to OpenAI's minimum of -9999, because JSON cannot represent minus infinity."""
     return max(logprob, -9999.0)
 
 
 def merge_delta(message: dict[str, Any], delta: Mapping[str, Any]) -> None:
-    """Adds a change to a message, as clients do: texts are appended, calls are joined by their index."""
+    """Merges a delta into a message as clients do: appends texts and joins tool calls by index."""
     for key, value in delta.items():
         if key == "tool_calls":
             calls = message.setdefault("tool_calls", [])
@@ -262,7 +262,7 @@ def merge_delta(message: dict[str, Any], delta: Mapping[str, Any]) -> None:
 
 
 def _joined(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Log probabilities of several parts as one."""
+    """Joins the log probabilities of several parts."""
     if not parts:
         return None
     joined: dict[str, Any] = {}

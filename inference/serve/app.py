@@ -1,6 +1,6 @@
-"""Which path is answered by what.
+"""The routes of the server: maps each path to its endpoint.
 
-Knows HTTP through Starlette; what is asked and answered is the other modules' business.
+Knows HTTP through Starlette; leaves the contents of requests and answers to the other modules.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from inference.serve.service import Service
 from inference.serve.texts import detokenize, tokenize
 
 PAGE = Path(__file__).with_name("page")
-# The page runs its own script and style, and nothing of any other host.
+# The page may load only its own script and style, and nothing from another host.
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -46,7 +46,7 @@ Act = Callable[[Service, Request], Awaitable[Response]]
 
 
 class State:
-    """Where a server stands: `service` once the model is loaded, `failure` once it cannot answer any more."""
+    """State of a server: `service` is set once the model is loaded, `failure` once it can no longer answer."""
 
     def __init__(self, listener: Listener, page: bool = True):
         self.listener, self.page = listener, page
@@ -56,7 +56,7 @@ class State:
 
 
 def build_app(state: State) -> Starlette:
-    """The application."""
+    """Builds the application."""
     routes = [
         Route("/health", _plain(state, _health), methods=["GET"]),
         Route("/ready", _plain(state, _ready), methods=["GET"]),
@@ -88,7 +88,7 @@ def build_app(state: State) -> Starlette:
 
 
 def _file(name: str) -> Callable[[Request], Awaitable[Response]]:
-    """A file of the chat page."""
+    """Makes the endpoint of one file of the chat page."""
     data, (kind, _) = (PAGE / name).read_bytes(), mimetypes.guess_type(name)
 
     async def endpoint(request: Request) -> Response:
@@ -98,7 +98,7 @@ def _file(name: str) -> Callable[[Request], Awaitable[Response]]:
 
 
 def _plain(state: State, act: Callable[[State], Response]) -> Callable[[Request], Awaitable[Response]]:
-    """An endpoint that anybody may ask, whatever the state."""
+    """Wraps an endpoint that needs no key and answers in any state."""
 
     async def endpoint(request: Request) -> Response:
         return act(state)
@@ -107,7 +107,7 @@ def _plain(state: State, act: Callable[[State], Response]) -> Callable[[Request]
 
 
 def _guarded(state: State, act: Act) -> Callable[[Request], Awaitable[Response]]:
-    """An endpoint for clients that may ask, once there is a model; each failure is an answer in OpenAI's form."""
+    """Wraps an endpoint that checks the client and needs a loaded model; reports failures in OpenAI's format."""
 
     async def endpoint(request: Request) -> Response:
         service = state.service
@@ -132,21 +132,21 @@ def _guarded(state: State, act: Act) -> Callable[[Request], Awaitable[Response]]
 
 
 def _log(request: Request, error: Exception, told: RequestError) -> None:
-    """What a server's owner must know: a line, and where it came from if nobody expected it."""
+    """Logs an error for the server's operator: one line, with a traceback if the error is unexpected."""
     sys.stderr.write(f"{request.method} {request.url.path}: {told.status}: {type(error).__name__}: {error}\n")
     if told.code == "internal_error":
         traceback.print_exception(error)
 
 
 def _health(state: State) -> Response:
-    """Whether the process lives and can still answer."""
+    """Reports whether the process is alive and can still answer."""
     if state.failure is not None:
         return JSONResponse({"status": "failed", "reason": state.failure}, 503)
     return JSONResponse({"status": "ok"})
 
 
 def _ready(state: State) -> Response:
-    """Whether a request would be answered now."""
+    """Reports whether the server is ready for requests."""
     if state.failure is not None:
         return JSONResponse({"status": "failed", "reason": state.failure}, 503)
     if state.is_ending or state.service is None:
@@ -196,7 +196,7 @@ async def _detokenize(service: Service, request: Request) -> Response:
 
 
 async def _generate(service: Service, request: Request) -> Response:
-    """`/v1/chat/completions` and `/v1/completions`."""
+    """Answers `/v1/chat/completions` and `/v1/completions`."""
     body = await read_body(request, service.settings)
     ask = read_ask(body, request.scope["route"].path, service.settings, service.models)
     with ExitStack() as place:
@@ -209,17 +209,17 @@ async def _generate(service: Service, request: Request) -> Response:
         async with _cancelled_with_client(request.receive, running):
             if not ask.stream:
                 return JSONResponse(await answers.whole(running))
-            # A prompt that the engine refuses gets a status of its own.
+            # Wait for the first output, so that a prompt rejected by the engine still gets its own HTTP status.
             await running.begun()
         return _EventStream(answers, running, place.pop_all())
 
 
 @asynccontextmanager
 async def _cancelled_with_client(receive: Receive, running: Rows) -> AsyncIterator[None]:
-    """Lets go of the rows as soon as their client leaves.
+    """Cancels the rows as soon as their client disconnects.
 
     Raises:
-        ClientDisconnect: it has left.
+        ClientDisconnect: the client has disconnected.
     """
 
     async def watch() -> None:
@@ -238,14 +238,14 @@ async def _cancelled_with_client(receive: Receive, running: Rows) -> AsyncIterat
 
 
 class _EventStream(Response):
-    """Answers as server-sent events, sent as fast as the client reads.
+    """Streams answers as server-sent events, as fast as the client reads.
 
     Args:
-        place: what is given back at the end.
+        place: resources to release at the end.
     """
 
     def __init__(self, answers: Answers, running: Rows, place: ExitStack):
-        # A proxy must not hold the events back.
+        # Keep proxies from buffering the events.
         super().__init__(
             media_type="text/event-stream", headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         )
@@ -261,7 +261,7 @@ class _EventStream(Response):
                 await send({"type": "http.response.body", "body": b""})
 
     async def _events(self) -> AsyncIterator[bytes]:
-        """The events; an error on the way is the last one."""
+        """Yields the events; an error during the stream becomes the last event."""
         try:
             async for data in self._answers.events(self._running):
                 yield data

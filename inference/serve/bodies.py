@@ -1,6 +1,6 @@
-"""The body of a request for text as prompts and settings: OpenAI's keys, vLLM's further ones, and our own.
+"""Parses the body of a generation request into prompts and settings: OpenAI's keys, vLLM's extensions, and our own.
 
-Knows what a body may say; knows nothing about tokens, or how answers are written.
+Knows the keys of a body; knows nothing about tokens or the format of answers.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from inference.inputs.prompts import Prompt, prompt_from_mapping
 from inference.serve.errors import WHERE, RequestError
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
-# vLLM's names of settings, beside OpenAI's.
+# vLLM's names of settings, in addition to OpenAI's.
 VLLM_NAMES = {"min_tokens": "min_new_tokens"}
-# Read here, and not by the layers below.
+# Keys read here and not by the layers below.
 OWN_KEYS = ("model", "stream", "stream_options", "n", "best_of", "echo", "prompt", "messages")
 
 
 @dataclass(frozen=True)
 class Ask:
-    """What a request for text asks for.
+    """A parsed generation request.
 
     Args:
-        name: of the request; its answer carries it.
-        prompts: one for a chat.
-        model: as the client called it; None for the server's own.
-        samples: answers to each prompt.
-        stream: send the text as it comes.
-        include_usage: end a stream with the counts of tokens.
-        continuous_usage: let every part of a stream carry them.
+        name: the request's id, which its answer carries.
+        prompts: the prompts; exactly one for a chat.
+        model: name in the client's request; None for the server's own model.
+        samples: number of answers per prompt.
+        stream: send the text as it is generated.
+        include_usage: end a stream with token counts.
+        continuous_usage: include token counts in every chunk of a stream.
         echo: put the prompt before its answer.
     """
 
@@ -51,14 +51,14 @@ class Ask:
 
 
 def read_ask(body: Mapping[str, Any], path: str, settings: ServeSettings, models: Mapping[str, str]) -> Ask:
-    """What a body asks for.
+    """Parses a body.
 
     Args:
-        models: by each name that a client may call, the adapter that answers; "" for the model itself.
+        models: adapter by the model name that clients use; "" for the base model.
 
     Raises:
-        RequestError: a key that nobody knows, or a value that cannot be used.
-        InputError: what the layers below find wrong with prompt or settings.
+        RequestError: a key is unknown, or a value is invalid.
+        InputError: the layers below reject the prompt or the settings.
     """
     chat = path == CHAT
     _check_keys(body, chat)
@@ -99,10 +99,10 @@ def read_ask(body: Mapping[str, Any], path: str, settings: ServeSettings, models
 
 
 def adapter_of(model: str | None, models: Mapping[str, str]) -> str:
-    """The adapter that answers to a model's name; "" for none.
+    """Returns the adapter for a model name; "" for the base model.
 
     Raises:
-        RequestError: status 404: there is no model of that name.
+        RequestError: status 404 if there is no model of that name.
     """
     if not model:
         return ""
@@ -113,20 +113,20 @@ def adapter_of(model: str | None, models: Mapping[str, str]) -> str:
 
 
 def read_prompt(content: Mapping[str, Any], path: str, name: str, number: int | None = None) -> Prompt:
-    """A prompt and its settings.
+    """Reads a prompt and its settings.
 
     Args:
-        number: its place in the request, where that has several.
+        number: position of the prompt in the request, if there are several.
 
     Raises:
-        InputError: prompt or settings that cannot be used.
+        InputError: the prompt or the settings are invalid.
     """
     where = WHERE if number is None else f"{WHERE} {number}"
     return prompt_from_mapping({"custom_id": name, "url": path, "body": content}, where, name)
 
 
 def _prompts(body: Mapping[str, Any]) -> Sequence[Any]:
-    """The prompts of a completion: a text, token ids, or a list of either."""
+    """Reads the prompts of a completion: a text, token ids, or a list of either."""
     prompt = body.get("prompt")
     several = isinstance(prompt, list) and bool(prompt) and all(isinstance(item, (str, list)) for item in prompt)
     return prompt if several else [prompt]  # type: ignore[return-value]
@@ -141,7 +141,7 @@ def _check_keys(body: Mapping[str, Any], chat: bool) -> None:
 
 
 def known_keys(chat: bool) -> set[str]:
-    """Every key that a body may have."""
+    """Returns every key that a body may have."""
     other = "prompt" if chat else "messages"
     taken = {"top_logprobs"} if chat else set()
     known = {*GenerationConfig.model_fields, *OPENAI_NAMES, *OPENAI_WITHOUT_EFFECT, *VLLM_NAMES, *OWN_KEYS, *taken}
@@ -172,7 +172,7 @@ def _text(body: Mapping[str, Any], key: str) -> str | None:
 
 
 def _whole(body: Mapping[str, Any], key: str, least: int, most: int) -> int | None:
-    """An integer, also if a client wrote it as 1.0."""
+    """Reads an integer; accepts 1.0 for 1."""
     value = body.get(key)
     if value is None:
         return None
@@ -184,10 +184,10 @@ def _whole(body: Mapping[str, Any], key: str, least: int, most: int) -> int | No
 
 
 def texts_or_ids(body: Mapping[str, Any], key: str, most: int) -> list[str | list[int]]:
-    """The inputs of a request for vectors: a text, token ids, or a list of either.
+    """Reads the inputs of an embeddings request: a text, token ids, or a list of either.
 
     Raises:
-        RequestError: none of these, or too many.
+        RequestError: the input is none of these, or there are too many.
     """
     value = body.get(key)
     items: Iterable[Any] = value if isinstance(value, list) and value and not isinstance(value[0], int) else [value]

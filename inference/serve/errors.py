@@ -1,6 +1,6 @@
-"""Errors in OpenAI's form: `{"error": {"message", "type", "param", "code"}}` and an HTTP status.
+"""Errors in OpenAI's format: `{"error": {"message", "type", "param", "code"}}` and an HTTP status.
 
-Knows statuses and that form; knows nothing about what went wrong.
+Knows HTTP statuses and that format; knows nothing about the causes of errors.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from starlette.responses import JSONResponse
 
 from inference.errors import GenerationError, InferenceError, UserError, is_out_of_memory
 
-# What prompts of a request are called in messages of the layers below; a client knows its request.
+# How error messages of the layers below refer to a request's prompt.
 WHERE = "request"
 _PREFIX = re.compile(rf"^{WHERE}( \S+)?: ")
 
 
 class RequestError(Exception):
-    """A request that gets no answer.
+    """A request was rejected or failed.
 
     Args:
-        status: of HTTP.
+        status: HTTP status.
         message: what is wrong and what to do about it.
-        param: the key of the body that is wrong, where it is one.
-        code: a word that programs can act on.
-        headers: of the response.
+        param: the invalid key of the body, if the error is about one.
+        code: a machine-readable error code.
+        headers: extra headers of the response.
     """
 
     def __init__(
@@ -43,22 +43,22 @@ class RequestError(Exception):
 
     @property
     def body(self) -> dict[str, Any]:
-        """The error as an object."""
+        """Returns the error as an object."""
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
     @property
     def kind(self) -> str:
-        """OpenAI's word for this status."""
+        """OpenAI's error type for this status."""
         special = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
         return special.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
 
     def response(self) -> JSONResponse:
-        """The whole response."""
+        """Builds the HTTP response."""
         return JSONResponse(self.body, self.status, self.headers)
 
 
 def as_request_error(error: BaseException) -> RequestError:
-    """Any error as what a client is told: a mistake of its own is 400, all else 500; a traceback is never shown."""
+    """Converts any error for the client: 400 if the client caused it, else 500; never includes a traceback."""
     if isinstance(error, RequestError):
         return error
     if isinstance(error, UserError):

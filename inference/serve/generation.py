@@ -1,6 +1,6 @@
-"""The rows of a request: they join the running batch, their text is followed, and they leave it with their client.
+"""The rows of a request: adds them to the running batch, follows their text, and cancels them if the client leaves.
 
-Knows the background engine; knows nothing about HTTP or the form of answers.
+Knows the background engine; knows nothing about HTTP or the format of answers.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from inference.serve.inbox import Inbox
 
 
 class LeftError(Exception):
-    """Nobody waits for the rows any more: they were let go of."""
+    """The rows were cancelled because nobody waits for them."""
 
 
 @dataclass
 class Piece:
-    """What was added to an answer since its last piece.
+    """The addition to an answer since its previous piece.
 
     Args:
-        choice: which answer of the request, from 0.
-        tokens: of the answer so far.
-        finished: nothing follows.
+        choice: index of the answer in the request, from 0.
+        tokens: number of tokens in the answer so far.
+        finished: this is the last piece.
     """
 
     choice: int
@@ -37,12 +37,12 @@ class Piece:
 
 
 class Rows:
-    """The rows of one request, as the event loop sees them.
+    """The rows of one request, for use in the event loop.
 
-    A reader that is slow gets more text at once; nothing waits for it.
+    A slow reader gets larger pieces; it never blocks the engine.
 
     Args:
-        every_token: follow the text as it grows; otherwise there is one piece for each row.
+        every_token: deliver a piece per step; otherwise deliver one piece per row.
     """
 
     def __init__(
@@ -61,14 +61,14 @@ class Rows:
     ) -> Callable[[Delivery[TextEvent]], None]:
         def deliver(delivery: Delivery[TextEvent]) -> None:
             event = delivery.event
-            # The only event of a row holds the text of its last token alone.
+            # If not every_token, the row's only event has just the text of its last token.
             text = "" if event is None else event.text if every_token else row.answer.text
             inbox.put(self, Piece(choice, row, text, row.shown_tokens, delivery.last, delivery.error))
 
         return deliver
 
     def take(self, piece: Piece) -> None:
-        """Takes a piece from the engine."""
+        """Receives a piece from the engine."""
         earlier = self._waiting.get(piece.choice)
         if earlier is not None:
             piece.text = earlier.text + piece.text
@@ -76,29 +76,29 @@ class Rows:
         self._arrived.set()
 
     def cancel(self) -> None:
-        """Lets go of the rows that are not finished."""
+        """Cancels the unfinished rows."""
         self._left = True
         for row in self._rows:
             self._engine.cancel(row.request)
         self._arrived.set()
 
     async def begun(self) -> None:
-        """Waits until there is something to show.
+        """Waits for the first output.
 
         Raises:
             LeftError: `cancel` was called.
-            BaseException: what ended a row before.
+            BaseException: the error that ended a row before its first output.
         """
         await self._arrived.wait()
         self._check()
         _raise_first(self._waiting.values())
 
     async def __aiter__(self) -> AsyncIterator[list[Piece]]:
-        """What has come, for each answer one piece at most.
+        """Yields the pieces that have arrived, at most one per answer.
 
         Raises:
             LeftError: `cancel` was called.
-            BaseException: what ended a row without an answer.
+            BaseException: the error that ended a row without an answer.
         """
         while self._open:
             await self._arrived.wait()

@@ -1,6 +1,6 @@
-"""From the engine's thread to an event loop: whatever a step gives wakes the loop once, not once for each row.
+"""Carries items from the engine's thread to an event loop: wakes the loop once per step, not once per row.
 
-Knows threads and loops; what is carried is the receivers' business.
+Knows threads and loops; knows nothing about the items.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ ItemOf = TypeVar("ItemOf", contravariant=True)
 
 
 class Receiver(Protocol[ItemOf]):
-    """Takes items in the loop's thread."""
+    """Receives items in the loop's thread."""
 
     def take(self, item: ItemOf) -> None: ...
 
@@ -30,7 +30,7 @@ class Inbox(Generic[Item]):
         self._scheduled = False
 
     def put(self, receiver: Receiver[Item], item: Item) -> None:
-        """Hands over an item from any thread.
+        """Queues an item; may be called from any thread.
 
         Raises:
             RuntimeError: the loop is closed.

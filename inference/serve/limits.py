@@ -1,4 +1,4 @@
-"""Who may ask, how long a body may be, and how many prompts wait.
+"""Request limits: which clients are allowed, how long a body may be, and how many prompts may wait.
 
 Knows limits; knows nothing about models.
 """
@@ -19,14 +19,14 @@ from inference.config.serve_settings import ServeSettings
 from inference.serve.errors import RequestError
 from inference.serve.listen import Listener
 
-# Names of this machine's own address, as browsers send them.
+# Names of the loopback address in the Host header of browsers.
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
-# Seconds after which a client may ask again.
+# Seconds until a client may retry.
 RETRY_AFTER = 1
 
 
 class Admission:
-    """Counts the prompts that run or wait, and refuses those beyond the limit."""
+    """Counts the running and waiting prompts, and rejects those beyond the limit."""
 
     def __init__(self, rows_at_once: int, max_waiting: int):
         self._limit = rows_at_once + max_waiting
@@ -36,10 +36,10 @@ class Admission:
 
     @contextmanager
     def enter(self, rows: int) -> Iterator[None]:
-        """Holds a place for each row of a request.
+        """Reserves a slot for each row of a request while the context is open.
 
         Raises:
-            RequestError: status 429; status 400 if it could never be let in.
+            RequestError: status 429 if the server is busy; status 400 if the request exceeds the limit by itself.
         """
         if rows > self._limit:
             raise RequestError(400, f"a request of {rows} prompts; this server takes at most {self._limit} at once")
@@ -57,7 +57,7 @@ class Admission:
 
 
 def check_client(request: Request, listener: Listener) -> None:
-    """Refuses a client without the key; and, where no key is needed, a foreign web page that asks in a user's name.
+    """Rejects a client without the key. If no key is needed, rejects foreign web pages that use DNS rebinding.
 
     Raises:
         RequestError: status 401 or 403.
@@ -68,7 +68,7 @@ def check_client(request: Request, listener: Listener) -> None:
             message = "the API key is missing or wrong; send it as 'Authorization: Bearer KEY'"
             raise RequestError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
         return
-    # A page whose name is made to resolve to this machine (DNS rebinding) sends that name.
+    # In a DNS rebinding attack, the Host header carries the foreign page's name.
     host = request.headers.get("host", "")
     name = host if host.endswith("]") else host.rpartition(":")[0] or host
     if listener.loopback and name.lower() not in LOOPBACK_HOSTS:
@@ -77,14 +77,14 @@ def check_client(request: Request, listener: Listener) -> None:
 
 
 async def read_body(request: Request, settings: ServeSettings) -> dict[str, Any]:
-    """The JSON object that a request carries.
+    """Reads the JSON object in a request's body.
 
     Raises:
-        RequestError: it is too long, comes too slowly, or is no JSON object.
-        ClientDisconnect: the client left.
+        RequestError: the body is too long, arrives too slowly, or is not a JSON object.
+        ClientDisconnect: the client disconnected.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    # A foreign web page cannot send this type without asking first.
+    # A foreign web page cannot send this content type without a CORS preflight.
     if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
         raise RequestError(415, "the body must be JSON; send the header 'Content-Type: application/json'")
     try:
@@ -113,14 +113,14 @@ async def _collect(request: Request, most: int) -> bytes:
 
 
 def parse_body(data: bytes) -> dict[str, Any]:
-    """The object in a body.
+    """Parses the JSON object in a body.
 
     Raises:
-        RequestError: no UTF-8, no JSON, or no object.
+        RequestError: the body is not UTF-8, not JSON, or not an object.
     """
     try:
         text = data.decode("utf-8-sig")
-        # json.loads would take UTF-16 too, and lets half a surrogate pair through, which no tokenizer can encode.
+        # json.loads also accepts UTF-16, and lone surrogates, which no tokenizer can encode.
         body = json.loads(text, parse_constant=_no_constant)
         if "\\u" in text:
             json.dumps(body, ensure_ascii=False).encode()
@@ -142,6 +142,6 @@ def _no_constant(name: str) -> Any:
 
 
 async def wait_for_disconnect(receive: Receive) -> None:
-    """Returns when the client has left. The body must have been read."""
+    """Returns once the client has disconnected. The body must already have been read."""
     while (await receive())["type"] != "http.disconnect":
         pass

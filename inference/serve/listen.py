@@ -1,6 +1,6 @@
-"""The address, the certificate and the key of a server, checked before anything is loaded.
+"""A server's address, certificate and key, checked before anything is loaded.
 
-Knows sockets and TLS; knows nothing about HTTP. The key itself is never kept, only a digest of it.
+Knows sockets and TLS; knows nothing about HTTP. Stores only a digest of the key, never the key itself.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ BACKLOG = 1024
 
 
 class Key:
-    """The key that clients must send; compared in constant time."""
+    """The key that clients must send, compared in constant time."""
 
     def __init__(self, text: str):
         self._digest = hashlib.sha256(text.encode()).digest()
 
     def matches(self, text: str) -> bool:
-        """Whether `text` is the key. Takes the same time whichever characters differ."""
+        """Returns whether `text` is the key, in a time that does not depend on which characters differ."""
         return hmac.compare_digest(self._digest, hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest())
 
 
 @dataclass
 class Listener:
-    """What a server listens with.
+    """A bound socket with its key and TLS settings.
 
     Args:
         key: None if clients need none.
         tls: None for plain HTTP.
-        loopback: only this machine can reach it.
+        loopback: only this machine can reach the socket.
     """
 
     socket: socket.socket
@@ -62,10 +62,10 @@ class Listener:
 
 
 def listen(config: InferenceConfig) -> Listener:
-    """Takes the port. Connections are accepted once a server runs on the socket.
+    """Binds the port. Connections are accepted once a server runs on the socket.
 
     Raises:
-        ConfigError: the key is not there, the certificate cannot be read, the address needs a key, or the port is in
+        ConfigError: the key is missing, the certificate cannot be read, the address needs a key, or the port is in
             use.
     """
     key, tls = _key(config), _tls(config)
@@ -105,7 +105,7 @@ def _tls(config: InferenceConfig) -> ssl.SSLContext | None:
             raise ConfigError(f"{config.origin(f'serve.{name}')}: serve.{name} {path} is not a file")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
-        # A key that needs a password would ask for it on the terminal.
+        # Without this callback, an encrypted key would prompt for its password on the terminal.
         context.load_cert_chain(certificate, key, password=lambda: "")
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", None) or error
@@ -117,7 +117,7 @@ def _tls(config: InferenceConfig) -> ssl.SSLContext | None:
 
 
 def _is_loopback(host: str) -> bool:
-    """Whether an address is this machine's own."""
+    """Returns whether an address is a loopback address."""
     if host == "localhost":
         return True
     with suppress(ValueError):
@@ -135,7 +135,7 @@ def _bound(settings: ServeSettings, origin: str) -> socket.socket:
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
-        # Two sockets may be bound to a port with SO_REUSEADDR, but only one can listen.
+        # With SO_REUSEADDR two sockets can bind the same port, but only one can listen.
         bound.listen(BACKLOG)
     except OSError as error:
         bound.close()

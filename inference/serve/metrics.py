@@ -1,6 +1,6 @@
-"""Figures of a server in Prometheus' form, by vLLM's names where they mean the same.
+"""Server metrics in Prometheus' format, under vLLM's names if they have the same meaning.
 
-Knows prometheus_client; counts what it is told and asks the engine for the rest.
+Knows prometheus_client; counts requests and responses, and reads the rest from the engine.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Figures:
-    """Counts the requests of a server.
+    """Collects the metrics of a server.
 
     Args:
-        model_name: the label of all figures.
+        model_name: label of all metrics.
     """
 
     def __init__(self, model_name: str, model: GenerativeModel, admission: Admission):
@@ -54,7 +54,7 @@ class Figures:
         self._answer = histogram("request_generation_tokens", "Tokens of the answer.", TOKENS)
 
     def finished(self, request: Request) -> None:
-        """Counts a row that has its answer."""
+        """Counts a finished row."""
         timing, count = request.timing, len(request.output_ids)
         if request.finish_reason is not None:
             self._success.labels(self._name, request.finish_reason.value).inc()
@@ -71,14 +71,14 @@ class Figures:
         self._http.labels(path, str(status)).inc()
 
     def text(self) -> bytes:
-        """All figures as Prometheus reads them."""
+        """Returns all metrics in Prometheus' text format."""
         from prometheus_client import generate_latest
 
         return generate_latest(self._registry)
 
 
 class _EngineFigures:
-    """What the engine itself knows, read when it is asked for."""
+    """Metrics read from the engine on each scrape."""
 
     def __init__(self, model_name: str, model: GenerativeModel, admission: Admission):
         self._name, self._model, self._admission = model_name, model, admission

@@ -1,4 +1,4 @@
-"""The HTTP server: it runs in a thread of its own, so that it answers while the model loads, and ends when told.
+"""The HTTP server: runs in its own thread, so that it answers while the model loads, and shuts down on request.
 
 Knows uvicorn; knows nothing about models.
 """
@@ -16,15 +16,15 @@ import uvicorn
 from inference.serve.app import State, build_app
 from inference.serve.listen import BACKLOG
 
-# Seconds after which the interpreter lets another thread run. The engine's thread waits for the lock after each step,
-# for 5 ms by default, which is longer than many a step.
+# The interpreter's thread switch interval, in seconds. The engine's thread waits for the GIL after each step; the
+# default of 5 ms is longer than many steps.
 SWITCH_INTERVAL = 0.0005
-# Seconds that a kept connection may be idle.
+# Seconds that a keep-alive connection may be idle.
 KEEP_ALIVE = 75
 
 
 class _Uvicorn(uvicorn.Server):
-    """Leaves signals alone: the command line hears them."""
+    """Installs no signal handlers: the command line handles signals."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -32,11 +32,11 @@ class _Uvicorn(uvicorn.Server):
 
 
 class HttpServer:
-    """Serves in a thread.
+    """Runs the server in a thread.
 
     Args:
-        state: what is served; it may change at any time.
-        patience: seconds that running requests have to finish once the server is to end.
+        state: the state to serve; it may change at any time.
+        patience: seconds that running requests have to finish after shutdown begins.
     """
 
     def __init__(self, state: State, patience: float):
@@ -50,7 +50,7 @@ class HttpServer:
             server_header=False,
             backlog=BACKLOG,
             timeout_keep_alive=KEEP_ALIVE,
-            # The last second is for those that are cancelled to notice.
+            # Allow at least one second, so that cancelled requests can finish.
             timeout_graceful_shutdown=max(1, round(patience)),
         )
         config.load()
@@ -59,18 +59,18 @@ class HttpServer:
         self._thread = threading.Thread(target=self._run, name="http", daemon=True)
 
     def start(self) -> None:
-        """Begins to answer."""
+        """Starts the server."""
         sys.setswitchinterval(SWITCH_INTERVAL)
         self._thread.start()
 
     def stop(self) -> None:
-        """Accepts no connection any more, and waits until the running requests are answered or their time is up."""
+        """Stops accepting connections, and waits until the running requests finish or their time is up."""
         self._state.is_ending = True
         self._server.should_exit = True
         self.join(self._patience + 2)
 
     def join(self, timeout: float | None = None) -> None:
-        """Waits until the server has ended."""
+        """Waits until the server has stopped."""
         self._thread.join(timeout)
 
     def _run(self) -> None:

@@ -1,4 +1,4 @@
-"""The model and what all requests share: encoder, names of models, places in the queue, figures.
+"""The model and the state shared by all requests: encoder, model names, queue slots, metrics.
 
 Knows the API's model; knows nothing about HTTP.
 """
@@ -26,11 +26,11 @@ Result = TypeVar("Result")
 
 
 class Service:
-    """A loaded model as requests see it.
+    """A loaded model, for use by requests.
 
     Args:
-        model: that answers.
-        encoder: with the settings that requests may change.
+        model: the model that answers.
+        encoder: encodes prompts; holds the default settings, which requests may override.
     """
 
     def __init__(self, config: InferenceConfig, model: GenerativeModel, tokenizer: Tokenizer, encoder: Encoder):
@@ -41,23 +41,23 @@ class Service:
         self.admission = Admission(model.max_sequences, self.settings.max_waiting)
         self.figures = Figures(self.names[0], model, self.admission)
         self._inbox: Inbox[Piece] | None = None
-        # One thread: tokenizers are not all safe for several, and more would only take the engine's cores.
+        # Use one thread: not all tokenizers are thread-safe, and more threads would compete with the engine for cores.
         self._threads = ThreadPoolExecutor(1, "encode")
 
     @property
     def models(self) -> Mapping[str, str]:
-        """By each name that a client may call, the adapter that answers; "" for the model itself."""
+        """Adapter by the model name that clients use; "" for the base model."""
         return {**{name: name for name in self.encoder.adapters}, **dict.fromkeys(self.names, "")}
 
     async def in_thread(self, work: Callable[..., Result], *arguments: object) -> Result:
-        """Runs what takes more than a moment beside the event loop."""
+        """Runs slow work in the encoder thread, so that it does not block the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, functools.partial(work, *arguments))
 
     def rows(self, ask: Ask) -> list[AnswerRow]:
-        """The rows of a request: sample after sample of prompt after prompt.
+        """Makes the rows of a request: the samples of the first prompt, then those of the next, and so on.
 
         Raises:
-            InputError: a prompt that cannot be encoded or does not fit.
+            InputError: a prompt cannot be encoded or does not fit.
         """
         rows: list[AnswerRow] = []
         for index, prompt in enumerate(ask.prompts):
@@ -65,7 +65,7 @@ class Service:
         return rows
 
     def start(self, rows: list[AnswerRow], every_token: bool) -> Rows:
-        """Lets rows join the running batch. To be called in the event loop."""
+        """Adds rows to the running batch. Call it in the event loop."""
         if self._inbox is None:
             self._inbox = Inbox(asyncio.get_running_loop())
         return Rows(self.model.background, self._inbox, rows, every_token)

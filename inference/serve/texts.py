@@ -1,4 +1,4 @@
-"""`/tokenize` and `/detokenize`, in vLLM's forms.
+"""Answers `/tokenize` and `/detokenize`, in vLLM's formats.
 
 Knows tokenizers; knows nothing about HTTP or the engine.
 """
@@ -14,16 +14,16 @@ from inference.serve.bodies import CHAT, COMPLETIONS, read_prompt
 from inference.serve.errors import RequestError
 from inference.serve.service import Service
 
-# The most ids in a request; each is a few bytes of a body.
+# Maximum number of ids in a request; each takes a few bytes of the body.
 MOST_IDS = 1 << 20
 OWN_KEYS = ("model", "add_special_tokens", "return_token_strs")
 
 
 def tokenize(service: Service, body: Mapping[str, Any]) -> dict[str, Any]:
-    """The ids of a prompt, or of a chat as its template makes it.
+    """Encodes a prompt, or a chat rendered with its template.
 
     Raises:
-        RequestError, InputError: what cannot be encoded.
+        RequestError, InputError: the input cannot be encoded.
     """
     special, wants_texts = body.get("add_special_tokens", True), body.get("return_token_strs", False)
     if not isinstance(special, bool) or not isinstance(wants_texts, bool):
@@ -44,15 +44,15 @@ def tokenize(service: Service, body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def encoded(service: Service, content: Mapping[str, Any], path: str = COMPLETIONS) -> EncodedPrompt:
-    """A prompt as its ids."""
+    """Encodes a prompt."""
     return service.encoder.encode(0, read_prompt(content, path, "0"))
 
 
 def detokenize(service: Service, body: Mapping[str, Any]) -> dict[str, Any]:
-    """The text of ids.
+    """Decodes ids to text.
 
     Raises:
-        RequestError, InputError: ids that the vocabulary does not have.
+        RequestError, InputError: an id is outside the vocabulary.
     """
     ids = body.get("tokens")
     if not isinstance(ids, list) or not all(type(token) is int for token in ids) or len(ids) > MOST_IDS:

@@ -1,10 +1,10 @@
-"""Answers of a given form: JSON schemas, regular expressions, grammars, choices, and calls of tools.
+"""Structured output: JSON schemas, regular expressions, grammars, choices, and tool calls.
 
-    structure    what a setting asks for, as a grammar
-    vocabulary   a tokenizer's tokens as bytes, as grammars need them
-    constraint   which tokens a grammar allows next
-    tools        tools of a request: which may be called, and the grammar of a call that must come
-    tool_calls   calls in a model's answer, family by family
+    structure    converts settings to a grammar
+    vocabulary   a tokenizer's tokens as bytes, for grammars
+    constraint   the tokens that a grammar allows next
+    tools        a request's tools: which may be called, and the grammar of a required call
+    tool_calls   parses tool calls in a model's answer, by family
 
-Knows tokenizers; knows nothing about engines, files of prompts or HTTP. llguidance is imported where it is used.
+Knows tokenizers; knows nothing about engines, prompt files or HTTP. llguidance is imported only when it is used.
 """

@@ -1,6 +1,6 @@
-"""Which tokens a grammar allows next: the engine's `TokenConstraint` on a matcher of llguidance's.
+"""The tokens that a grammar allows next: implements the engine's `TokenConstraint` with llguidance.
 
-Knows token ids; belongs to one answer.
+Knows token ids; each constraint belongs to one answer.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ class GrammarConstraint:
     """Restricts one answer to a grammar.
 
     Args:
-        matcher: at the grammar's beginning; it is this constraint's own.
-        size: of the vocabulary.
-        ends: tokens that end an answer; allowed where the grammar is satisfied.
+        matcher: in the grammar's initial state; owned by this constraint.
+        size: size of the vocabulary.
+        ends: tokens that end an answer; allowed once the grammar accepts the text.
     """
 
     def __init__(self, matcher: LLMatcher, size: int, ends: Sequence[int]):
@@ -28,7 +28,7 @@ class GrammarConstraint:
         self._is_over = False
 
     def allowed(self) -> np.ndarray:
-        """The tokens that may come next: bool [vocabulary]."""
+        """Returns the mask of allowed next tokens: bool [vocabulary]."""
         over = self._is_over or self._matcher.is_stopped()
         if over:
             mask = np.zeros(self._size, bool)
@@ -42,11 +42,11 @@ class GrammarConstraint:
         return mask
 
     def advance(self, token_id: int) -> None:
-        """Takes the token that was chosen."""
+        """Advances the grammar by the sampled token."""
         self._is_over = self._is_over or token_id in self._ends or self._matcher.is_stopped()
         if not self._is_over:
             self._matcher.consume_token(token_id)
 
     def forced(self) -> Sequence[int]:
-        """Tokens that must come next."""
+        """Returns the tokens that must come next."""
         return [] if self._is_over or self._matcher.is_stopped() else self._matcher.compute_ff_tokens()

@@ -1,4 +1,4 @@
-"""What a setting asks of an answer's form, as a grammar for llguidance.
+"""Converts the settings for structured output to a grammar for llguidance.
 
 The settings are vLLM's `structured_outputs` (`json`, `json_object`, `regex`, `grammar`, `choice`) and OpenAI's
 `response_format`. Knows these and their grammars; knows nothing about tokens.
@@ -15,17 +15,17 @@ from inference.errors import ConfigError, InputError, did_you_mean
 
 KINDS = ("json", "json_object", "regex", "grammar", "choice")
 FORMATS = ("text", "json_object", "json_schema")
-# Room for indented JSON, and an end to it: a model that only adds white space would never finish.
+# Allow indented JSON, but limit white space: a model that only adds white space would never finish.
 WHITE_SPACE = r"[\x20\x0A\x09]{0,20}"
-# The longest schema or grammar, characters.
+# Maximum length of a schema or grammar, in characters.
 LONGEST = 1 << 20
 
 
 def structure_of(structured_outputs: Mapping[str, Any] | None, response_format: Mapping[str, Any] | None) -> str | None:
-    """The grammar that both settings ask for; None if they ask for none.
+    """Returns the grammar that either setting requests; None if neither does.
 
     Raises:
-        InputError: settings that make no sense, or both at once.
+        InputError: a setting is invalid, or both are given.
     """
     asked = _from_format(response_format)
     if structured_outputs:
@@ -36,10 +36,10 @@ def structure_of(structured_outputs: Mapping[str, Any] | None, response_format: 
 
 
 def grammar_of(kind: str, value: Any) -> str:
-    """The grammar of one kind of structure.
+    """Returns the grammar of one kind of structure.
 
     Raises:
-        InputError: a value that is none of that kind.
+        InputError: the value is invalid for that kind.
         ConfigError: llguidance is not installed.
     """
     try:
@@ -57,13 +57,13 @@ def grammar_of(kind: str, value: Any) -> str:
     if not isinstance(value, str) or not value or len(value) > LONGEST:
         raise InputError(f"{kind} must be a text of at most {LONGEST:,} characters")
     if kind == "regex":
-        # Both ends are fixed anyway; llguidance knows no anchors.
+        # Patterns always match the whole answer; llguidance does not support anchors.
         return LLMatcher.grammar_from_regex(value.removeprefix("^").removesuffix("$"))
     return _any_grammar(value)
 
 
 def _from_format(value: Mapping[str, Any] | None) -> tuple[str, Any] | None:
-    """OpenAI's `response_format`."""
+    """Reads OpenAI's `response_format` as a kind and its value."""
     if value is None:
         return None
     kind = value.get("type") if isinstance(value, Mapping) else None
@@ -80,7 +80,7 @@ def _from_format(value: Mapping[str, Any] | None) -> tuple[str, Any] | None:
 
 
 def _only(value: Any) -> tuple[str, Any]:
-    """The one kind in vLLM's `structured_outputs`."""
+    """Reads the single kind in vLLM's `structured_outputs`, with its value."""
     if not isinstance(value, Mapping):
         raise InputError("structured_outputs must be a mapping", f"such as one with {KINDS[0]}")
     given = {key: item for key, item in value.items() if item is not None and item is not False}
@@ -93,7 +93,7 @@ def _only(value: Any) -> tuple[str, Any]:
 
 
 def _schema(value: Any) -> Any:
-    """A JSON schema: as an object, as text, or the name of a .json file."""
+    """Reads a JSON schema given as an object, as text, or as the name of a .json file."""
     if isinstance(value, str):
         text = value
         if value.endswith(".json"):
@@ -130,11 +130,11 @@ def _choice_grammar(value: Any) -> str:
 
 
 def _any_grammar(text: str) -> str:
-    """A grammar in Lark's form, or in llama.cpp's GBNF, which has `::=`."""
+    """Reads a grammar in Lark's syntax or in llama.cpp's GBNF, recognized by its `::=`."""
     from llguidance import LLMatcher
     from llguidance.gbnf_to_lark import any_to_lark
 
     try:
         return LLMatcher.grammar_from_lark(any_to_lark(text))
-    except Exception as error:  # whatever the converter stumbles over is in the text
+    except Exception as error:  # any error of the converter is caused by the text
         raise InputError(f"the grammar cannot be read ({error})") from None

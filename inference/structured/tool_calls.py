@@ -1,7 +1,7 @@
-"""Calls of tools in a model's answer: how each family writes them, and a reader that takes them out of a stream.
+"""Tool calls in a model's answer: the format of each family, and a reader that extracts calls from a stream.
 
-A family is a row of `FORMATS`. Knows the marks that models write; knows nothing about HTTP. Sources: the chat templates
-of the models themselves, on Hugging Face.
+A family is a row of `FORMATS`. Knows the marks that models write; knows nothing about HTTP. Sources: the models' chat
+templates on Hugging Face.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ Call = tuple[str, str]
 
 @dataclass(frozen=True)
 class ToolFormat:
-    """How a family writes calls.
+    """A family's format of tool calls.
 
     Args:
-        mark: what a template has if its model writes them so.
-        begin: what a call begins with.
-        end: what it ends with; None if only the answer's end does.
-        parse: the calls between the two; nothing if it is no call.
+        mark: text in the chat template that identifies this format.
+        begin: marks that begin a call.
+        end: the mark that ends a call; None if a call lasts to the end of the answer.
+        parse: parses the calls between the marks; empty if the text is not a call.
     """
 
     name: str
@@ -36,7 +36,7 @@ class ToolFormat:
 
 
 def json_calls(text: str) -> list[Call]:
-    """`{"name", "arguments"}`, or `parameters` in its place; one, several in a list, or several after `;`."""
+    """Parses `{"name", "arguments"}` (or `parameters`): one call, a list of calls, or calls separated by `;`."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -58,7 +58,7 @@ def _json_call(item: Any) -> Call | None:
 
 
 def _mistral_calls(text: str) -> list[Call]:
-    """`[{"name", "arguments"}, ...]`, or in later models `NAME[ARGS]{...}`, perhaps with `[CALL_ID]` between."""
+    """Parses `[{"name", "arguments"}, ...]`, or `NAME[ARGS]{...}` of later models, optionally with `[CALL_ID]`."""
     listed = json_calls(text)
     if listed:
         return listed
@@ -72,7 +72,7 @@ def _mistral_calls(text: str) -> list[Call]:
 
 
 def _deepseek_calls(text: str) -> list[Call]:
-    """`function<｜tool▁sep｜>NAME` and a fenced block (V3, R1), or `NAME<｜tool▁sep｜>{...}` (V3.1)."""
+    """Parses `function<｜tool▁sep｜>NAME` and a fenced block (V3, R1), or `NAME<｜tool▁sep｜>{...}` (V3.1)."""
     calls = []
     for part in re.findall(r"<｜tool▁call▁begin｜>(.*?)<｜tool▁call▁end｜>", text, re.DOTALL):
         head, _, rest = part.partition("<｜tool▁sep｜>")
@@ -85,7 +85,7 @@ def _deepseek_calls(text: str) -> list[Call]:
 
 
 def _glm_calls(text: str) -> list[Call]:
-    """`NAME`, then `<arg_key>K</arg_key><arg_value>V</arg_value>` for each argument (4.5); or JSON."""
+    """Parses `NAME`, then `<arg_key>K</arg_key><arg_value>V</arg_value>` for each argument (4.5); or JSON."""
     name, *rest = re.split(r"<arg_key>", text.strip())
     if not re.fullmatch(r"[\w.-]+\s*", name):
         return json_calls(text)
@@ -122,15 +122,15 @@ JSON = FORMATS[-1]
 
 
 def format_of(template: str) -> ToolFormat:
-    """How a model with this chat template writes its calls."""
+    """Returns the tool-call format of a model with this chat template."""
     return next(row for row in FORMATS if row.mark in template)
 
 
 class ToolCallReader:
-    """Takes calls out of an answer, as it comes; what is no call stays content.
+    """Extracts calls from a streamed answer; all other text remains content.
 
     Args:
-        form: how the model writes them.
+        form: the model's tool-call format.
     """
 
     def __init__(self, form: ToolFormat):
@@ -143,11 +143,11 @@ class ToolCallReader:
 
     @property
     def has_calls(self) -> bool:
-        """Whether there was a call."""
+        """Whether a call has been found."""
         return self._count > 0
 
     def push(self, text: str) -> Iterable[Mapping[str, Any]]:
-        """What is certain after `text`: changes of the message, as OpenAI streams them."""
+        """Adds `text`; returns the message deltas that are now certain, in OpenAI's streaming format."""
         self._text += text
         deltas: list[dict[str, Any]] = []
         while self._advance(deltas):
@@ -155,7 +155,7 @@ class ToolCallReader:
         return deltas
 
     def finish(self) -> Iterable[Mapping[str, Any]]:
-        """What the end of the answer makes certain."""
+        """Ends the answer; returns the remaining message deltas."""
         deltas: list[dict[str, Any]] = []
         if self._in_call:
             self._close(self._text, self._opened + self._text, deltas)
@@ -165,7 +165,7 @@ class ToolCallReader:
         return deltas
 
     def _advance(self, deltas: list[dict[str, Any]]) -> bool:
-        """Takes one step through the text; False if more must come first."""
+        """Parses one step of the text; returns False if more text is needed."""
         if self._in_call:
             end = self._form.end
             if end is None or end not in self._text:
@@ -178,7 +178,7 @@ class ToolCallReader:
         if found:
             place, mark = min(found)
             self._content(self._text[:place], deltas)
-            # A bare brace belongs to the call itself.
+            # A bare brace is part of the call itself.
             self._opened = "" if len(mark) == 1 else mark
             self._text = self._text[place:] if len(mark) == 1 else self._text[place + len(mark) :]
             self._in_call = True
@@ -189,7 +189,7 @@ class ToolCallReader:
         return False
 
     def _begins(self) -> list[str]:
-        """What may begin a call now: a bare brace only where nothing but white space came before."""
+        """Returns the marks that may begin a call now: a bare brace only if nothing but white space came before."""
         fresh = not self._has_content and not self._count
         start = self._text.lstrip()[:1]
         return [mark for mark in self._form.begin if len(mark) > 1 or (fresh and start in ("", mark))]
@@ -207,7 +207,7 @@ class ToolCallReader:
             deltas.append({"tool_calls": [{"index": index, "function": {"arguments": arguments}}]})
 
     def _content(self, text: str, deltas: list[dict[str, Any]]) -> None:
-        # White space around calls is their own.
+        # Drop white space around calls.
         if not text or (not text.strip() and (self._count or not self._has_content)):
             return
         self._has_content = True
@@ -215,5 +215,5 @@ class ToolCallReader:
 
 
 def _overlap(text: str, mark: str) -> int:
-    """How many of the last characters of `text` may begin `mark`."""
+    """Returns the length of the longest suffix of `text` that may begin `mark`."""
     return next((size for size in range(min(len(text), len(mark) - 1), 0, -1) if mark.startswith(text[-size:])), 0)

@@ -1,6 +1,6 @@
-"""The tools of a request: which may be called, and the grammar of a call that must come.
+"""The tools of a request: which may be called, and the grammar of a required call.
 
-Knows OpenAI's `tools` and `tool_choice`; knows nothing about how a model writes its calls.
+Knows OpenAI's `tools` and `tool_choice`; knows nothing about the format of a model's calls.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ class Tools:
     """Tools that a request offers.
 
     Args:
-        given: as the request has them; the model's template shows them.
-        must: one of them must be called.
-        name: that which must be; None for any.
+        given: the tools as in the request; passed to the model's chat template.
+        must: whether a tool must be called.
+        name: the tool that must be called; None for any.
     """
 
     given: tuple[Mapping[str, Any], ...]
@@ -34,7 +34,7 @@ class Tools:
         return [tool["function"]["name"] for tool in self.given]
 
     def schema(self) -> dict[str, Any] | None:
-        """The JSON schema of an answer that must call a tool: the call, or a list of calls; None if none must come."""
+        """Returns the JSON schema of a required call or list of calls; None if no call is required."""
         if not self.must:
             return None
         calls = [_call_schema(tool["function"]) for tool in self.given if self.name in (None, tool["function"]["name"])]
@@ -43,10 +43,10 @@ class Tools:
 
 
 def read_tools(tools: Any, choice: Any) -> Tools | None:
-    """What `tools` and `tool_choice` ask for; None if no tool may be called.
+    """Reads `tools` and `tool_choice`; returns None if no tool may be called.
 
     Raises:
-        InputError: they make no sense.
+        InputError: either is invalid.
     """
     if tools in (None, []):
         if choice not in (None, "none", "auto"):

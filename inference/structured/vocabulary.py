@@ -1,7 +1,7 @@
-"""A tokenizer's tokens as bytes, and the grammars that were compiled for them.
+"""A tokenizer's tokens as bytes, and a cache of grammars compiled for them.
 
-Compiling takes from milliseconds to a second, so it is done when a prompt is encoded, never between two steps, and
-remembered.
+Compiling takes milliseconds to a second, so it is done when a prompt is encoded, never between two steps, and the
+result is cached.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from inference.tokenizer import Tokenizer
 if TYPE_CHECKING:
     import llguidance
 
-# Compiled grammars that are kept.
+# Maximum number of cached grammars.
 REMEMBERED = 128
-# Sentencepiece puts a space before the first word of a text; it stands before this, and is cut off with it.
+# Text to encode first and then remove, because sentencepiece adds a space at the start of a text.
 BEFORE = "\x02"
 
 
 class _Tokens:
-    """What llguidance asks of a tokenizer."""
+    """The tokenizer interface that llguidance requires."""
 
     def __init__(self, tokenizer: Tokenizer, size: int, ends: Collection[int]):
         self._tokenizer = tokenizer
@@ -38,12 +38,13 @@ class _Tokens:
         self._longest = max(map(len, self.tokens))
 
     def _bytes(self, token: int, is_special: bool) -> bytes:
-        # A special token stands for no text, whatever its name; a byte that no UTF-8 has keeps it out of grammars.
+        # A special token never represents text, so start its bytes with one that is invalid in UTF-8: no grammar
+        # matches it.
         data = b"" if is_special else self._tokenizer.token_bytes(token)
         return data or b"\xff" + f"[{token}]".encode()
 
     def __call__(self, text: bytes) -> list[int]:
-        """Tokens that stand for exactly these bytes, as the tokenizer would choose them after other text."""
+        """Encodes bytes to tokens with exactly these bytes, as the tokenizer would after other text."""
         ids = self._tokenizer.encode_text(BEFORE + text.decode("utf-8", "replace"), allow_special=False)
         pieces = [self.tokens[token] for token in ids]
         for start in range(len(ids) + 1):
@@ -52,7 +53,7 @@ class _Tokens:
         return self._greedy(text)
 
     def _greedy(self, text: bytes) -> list[int]:
-        """The longest token that fits, again and again."""
+        """Encodes bytes by repeatedly taking the longest matching token."""
         found: list[int] = []
         place = 0
         while place < len(text):
@@ -69,11 +70,11 @@ class Vocabulary:
     """Compiles grammars for the tokens of a model.
 
     Args:
-        size: of the model's vocabulary; it may be larger than the tokenizer's.
+        size: size of the model's vocabulary; it may exceed the tokenizer's.
         ends: tokens that end an answer.
 
     Raises:
-        ConfigError: llguidance is not installed, or no token ends an answer.
+        ConfigError: llguidance is not installed, or there is no token that ends an answer.
     """
 
     def __init__(self, tokenizer: Tokenizer, size: int, ends: Collection[int]):
@@ -91,10 +92,10 @@ class Vocabulary:
         self._compiled: OrderedDict[str, llguidance.LLMatcher] = OrderedDict()
 
     def compile(self, grammar: str) -> Callable[[], GrammarConstraint]:
-        """What makes the constraint of an answer, for each sample one.
+        """Compiles a grammar; returns a factory that makes one constraint per sample.
 
         Raises:
-            InputError: a grammar that cannot be compiled.
+            InputError: the grammar cannot be compiled.
         """
         matcher = self._compiled.get(grammar)
         if matcher is None:
@@ -110,7 +111,7 @@ class Vocabulary:
         from llguidance import LLMatcher
 
         matcher = LLMatcher(self._tokens, grammar, log_level=0)
-        # The first mask finds what compiling puts off.
+        # Computing the first mask finds errors that compilation defers.
         if not matcher.is_error():
             matcher.compute_bitmask()
         if matcher.is_error():
@@ -122,7 +123,7 @@ _vocabularies: WeakKeyDictionary[Tokenizer, dict[tuple[int, tuple[int, ...]], Vo
 
 
 def vocabulary_of(tokenizer: Tokenizer, size: int, ends: Collection[int]) -> Vocabulary:
-    """The vocabulary of a tokenizer, made once.
+    """Returns the vocabulary of a tokenizer; makes it at the first call.
 
     Raises:
         ConfigError: as for `Vocabulary`.

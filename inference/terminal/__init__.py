@@ -1,1 +1,1 @@
-"""What a person at the terminal sees and sends: lines, progress, signals."""
+"""Interaction with the terminal: output lines, progress, signals."""

@@ -1,4 +1,4 @@
-"""What is said on stderr: the load bar, and the closing figures. Answers never go here.
+"""Output on stderr: messages, the load bar and the closing figures. Answers never go to stderr.
 
 Knows terminals; all figures come from `metrics`.
 """
@@ -13,18 +13,18 @@ from inference.engine.metrics import RunMetrics, peak_memory
 from inference.models.weights.loading import Pairs
 from inference.terminal.progress import byte_progress
 
-# A checkpoint that loads in a blink needs no bar.
+# Smallest checkpoint in bytes with a load bar; smaller ones load almost instantly.
 BAR_FROM = 256 << 20
 
 
 def say(text: str) -> None:
-    """One line on stderr."""
+    """Writes one line to stderr."""
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
 
 
 def load_progress(pairs: Pairs | None) -> Callable[[StoredTensor], None] | None:
-    """A callback that shows how far loading is, in bytes and by file; None for a small checkpoint."""
+    """Returns a callback that shows load progress in bytes, with the file name; None for a small checkpoint."""
     total = sum(segment.size for tensor, _ in pairs or [] for segment in tensor.segments)
     if total < BAR_FROM:
         return None
@@ -33,9 +33,9 @@ def load_progress(pairs: Pairs | None) -> Callable[[StoredTensor], None] | None:
 
 
 def summary(metrics: RunMetrics, process_seconds: float | None) -> str:
-    """The closing lines: the work, then the start-up by its parts."""
+    """Returns the closing lines: the work done, then the parts of the startup time."""
     ttft = f"{metrics.ttft * 1000:.0f} ms" if metrics.ttft is not None else "-"
-    # The first token belongs to the prompt: an answer of one token has no rate.
+    # The first token counts as part of the prompt, so an answer of one token has no rate.
     rate = f", {metrics.decode_rate:,.1f} tok/s" if metrics.decode_rate else ""
     work = (
         f"{count(metrics.requests, 'prompt')}: {metrics.prompt_tokens:,} tokens in, {metrics.prefill_rate:,.0f} tok/s; "
@@ -54,5 +54,5 @@ def summary(metrics: RunMetrics, process_seconds: float | None) -> str:
 
 
 def count(number: int, noun: str) -> str:
-    """`1 prompt`, `2 prompts`."""
+    """Formats a number with its noun: `1 prompt`, `2 prompts`."""
     return f"{number} {noun}" if number == 1 else f"{number:,} {noun}s"

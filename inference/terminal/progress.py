@@ -1,7 +1,7 @@
-"""The one progress display, for loading, batch jobs, pipelines and evaluation: in place on a terminal (tqdm), now and
-then a plain line elsewhere.
+"""The progress display for loading, batch jobs, pipelines and evaluation: in place on a terminal (tqdm), occasional
+plain lines elsewhere.
 
-Knows terminals and time; the lines that it shows are its callers' business.
+Knows terminals and time; the callers provide the lines.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
-# Seconds from one line to the next: on a terminal, and elsewhere at first.
+# Seconds between lines: on a terminal, and elsewhere at the start.
 REFRESH = 0.25
 INTERVAL = 10.0
-# Elsewhere a line comes each time the work has got older by this share, and after this many seconds at the latest.
+# Elsewhere, the interval grows to this share of the elapsed time, and to this many seconds at most.
 SHARE = 0.1
 LONGEST = 300.0
-# Seconds between plain lines while something is loaded.
+# Seconds between plain lines while a file is loading.
 LOADING = 5.0
 
 
 class ProgressLine:
-    """A line of text that is shown again and again.
+    """A line of text that is updated repeatedly.
 
     Args:
-        file: stderr.
-        in_place: overwrite the line; the file is a terminal then.
-        interval: seconds from one line to the next.
+        file: stream to write to, usually stderr.
+        in_place: whether to overwrite the line; requires a terminal.
+        interval: seconds between lines.
     """
 
     def __init__(self, file: TextIO, in_place: bool, interval: float | None = None):
@@ -38,16 +38,16 @@ class ProgressLine:
         self.restart()
 
     def restart(self) -> None:
-        """Shows the next line an interval from now."""
+        """Schedules the next line one interval from now."""
         self._next = time.perf_counter() + self._interval
 
     @property
     def is_due(self) -> bool:
-        """Whether it is time for the next line."""
+        """Returns whether it is time for the next line."""
         return time.perf_counter() >= self._next
 
     def show(self, text: str, seconds: float) -> None:
-        """Shows the line, `seconds` after the work began."""
+        """Shows the line, `seconds` after the work started."""
         pause = self._interval if self._fixed else min(max(self._interval, seconds * SHARE), LONGEST)
         self._next = time.perf_counter() + pause
         if self._in_place:
@@ -60,14 +60,14 @@ class ProgressLine:
             self._file.flush()
 
     def clear(self) -> None:
-        """Removes a line that is in place, so that something else can be said."""
+        """Clears a line shown in place, so that other output can be written."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
 
 
 def byte_progress(file: TextIO, total: int) -> Callable[[str, int], None]:
-    """A callback that shows how far loading is; it takes the name of a file and the bytes that were read of it."""
+    """Returns a callback that shows load progress; it takes a file name and the number of bytes read from that file."""
     return _byte_bar(file, total) if file.isatty() else _byte_lines(file, total)
 
 
@@ -100,13 +100,13 @@ def _byte_lines(file: TextIO, total: int) -> Callable[[str, int], None]:
 def _bar(file: TextIO, **settings: Any) -> Any:
     from tqdm import tqdm
 
-    # Its monitor is a thread that would only redraw bars which are not updated.
+    # Disable tqdm's monitor thread, which only redraws bars that are not updated.
     tqdm.monitor_interval = 0
     return tqdm(file=file, leave=False, dynamic_ncols=True, **settings)
 
 
 def clock(seconds: float) -> str:
-    """Seconds as hours, minutes and seconds."""
+    """Formats seconds as hours, minutes and seconds."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}"

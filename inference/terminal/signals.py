@@ -1,10 +1,11 @@
-"""Ctrl-C, and the signals by which schedulers and closed terminals end a process: one line on stderr and the exit code
-128 + number, whatever the process is doing.
+"""Handles Ctrl-C and the signals that schedulers and closed terminals send: ends the process with one line on stderr
+and exit code 128 + signal number, whatever the process is doing.
 
-MindSpore puts a handler of its own in the place of Python's for SIGINT each time a graph runs, and an exception that
-passes through its import or its compiler leaves a crash, log lines and files behind. So nothing is raised: a thread
-hears of the signals. SIGINT is blocked, and the thread waits for it. The others must not be blocked, for programs that
-this one starts would inherit that and could not be ended; for them the thread reads what Python's own handler writes.
+MindSpore replaces Python's SIGINT handler with its own each time a graph runs, and an exception that passes through its
+import or its compiler causes a crash and leaves log lines and files behind. So handlers raise nothing; a thread
+receives the signals. SIGINT is blocked, and a thread waits for it. The other signals must not be blocked, because child
+processes would inherit the mask and could not be terminated; for them, a thread reads the signal numbers that Python's
+own handler writes to a pipe.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from typing import NoReturn
 
 from inference.errors import SIGNALLED
 
-# What to call the end by each signal.
+# What to report for each signal.
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
-# Held while a record is written: an interrupt waits until it is whole.
+# Held while a record is written: an interrupt waits until the record is complete.
 WRITING = threading.Lock()
-# Seconds to wait for that; a pipe that nobody reads may block for ever.
+# Seconds to wait for that; a pipe that nobody reads may block forever.
 PATIENCE = 1.0
-# Taken by the thread that ends the process: one says why.
+# Taken by the thread that ends the process, so that only one reports why.
 _ending = threading.Lock()
 _last_words: list[Callable[[], str]] = []
 _finishers: list[Callable[[], None]] = []
@@ -36,10 +37,10 @@ _interrupted: list[Callable[[], bool]] = []
 
 @cache
 def watch() -> None:
-    """Ends the process on these signals from now on. To be called before other threads start: they inherit the mask."""
-    # A shell that starts a job in the background has SIGINT ignored, nohup SIGHUP.
+    """Ends the process on these signals from now on. Call it before other threads start: they inherit the mask."""
+    # A shell ignores SIGINT for background jobs; nohup ignores SIGHUP.
     heard = [number for number in WORDS if signal.getsignal(number) is not signal.SIG_IGN]
-    # MindSpore would hear it where it is ignored, too.
+    # Block SIGINT even if it is ignored, because MindSpore would handle it.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     if signal.SIGINT in heard:
         _start(lambda: signal.sigwait({signal.SIGINT}))
@@ -50,15 +51,15 @@ def watch() -> None:
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         for number in others:
             signal.signal(number, lambda *_: None)
-        # Other handlers of Python's write there, too.
+        # Python's other signal handlers also write to this pipe.
         numbers = (os.read(reader, 1)[0] for _ in count())
         _start(lambda: next(number for number in numbers if number in others))
-        # What a child is sent is not this process' business.
+        # A forked child must not pass its signals to this process.
         os.register_at_fork(after_in_child=lambda: _forget(others))
 
 
 def _start(wait: Callable[[], int]) -> None:
-    """A thread that ends the process by the signal that `wait` returns."""
+    """Starts a thread that ends the process when `wait` returns a signal."""
 
     def run() -> NoReturn:
         number = signal.Signals(wait())
@@ -84,7 +85,7 @@ def _forget(numbers: Iterable[signal.Signals]) -> None:
 
 @contextmanager
 def last_words(say: Callable[[], str]) -> Iterator[None]:
-    """What an early end has to add to its line meanwhile; `say` is called when no record is being written."""
+    """In this block, adds the text of `say` to the line of an early exit; calls it when no record is being written."""
     _last_words.append(say)
     try:
         yield
@@ -94,7 +95,9 @@ def last_words(say: Callable[[], str]) -> Iterator[None]:
 
 @contextmanager
 def interrupts(stop: Callable[[], bool]) -> Iterator[None]:
-    """Meanwhile Ctrl-C calls `stop`, and ends the process only if that had nothing to stop and returns False."""
+    """In this block, Ctrl-C calls `stop`; it ends the process only if `stop` returns False (there was nothing to
+    stop).
+    """
     _interrupted.append(stop)
     try:
         yield
@@ -104,8 +107,8 @@ def interrupts(stop: Callable[[], bool]) -> Iterator[None]:
 
 @contextmanager
 def finishing(finish: Callable[[], None]) -> Iterator[None]:
-    """Meanwhile a signal calls `finish` before it ends the process, so that what runs may come to its end. A second
-    signal does not wait for that.
+    """In this block, a signal calls `finish` before it ends the process, so that running work can complete. A second
+    signal ends the process without waiting.
     """
     _finishers.append(finish)
     try:
@@ -116,10 +119,12 @@ def finishing(finish: Callable[[], None]) -> Iterator[None]:
 
 
 def begin_end() -> bool:
-    """Whether this thread is to say why the process ends; if not, waits for the one that says so to end it."""
+    """Returns whether this thread should report why the process ends; if not, first gives the thread that does time to
+    end the process.
+    """
     if _ending.acquire(blocking=False):
         return True
-    # That one may wait for a pipe that nobody reads.
+    # The reporting thread may block on a pipe that nobody reads.
     time.sleep(PATIENCE)
     return False
 
@@ -130,7 +135,7 @@ def end(what: str, code: int) -> NoReturn:
         os._exit(code)
     WRITING.acquire(timeout=PATIENCE)
     more = "".join(f"; {words}" for words in [say() for say in _last_words] if words)
-    # On a terminal the cursor is after "^C", or in the middle of an answer.
+    # On a terminal, the cursor is after "^C" or in the middle of an answer.
     start = "\n" if os.isatty(2) else ""
     # The terminal may be gone.
     with suppress(OSError):

@@ -1,7 +1,7 @@
-"""Text to token ids and back: sentencepiece and tokenizer.json, chat templates, streaming.
+"""Converts text to token ids and back: sentencepiece, tokenizer.json, chat templates, streaming.
 
-Knows nothing of models, MindSpore or prompts' files. sentencepiece, tokenizers and jinja2 are imported when a
-tokenizer is loaded or a template is used, so that importing this package costs next to nothing.
+Knows nothing about models, MindSpore or prompt files. sentencepiece, tokenizers and jinja2 are imported when a
+tokenizer is loaded or a template is used, so importing this package is cheap.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A token that is looked for in a text as a whole, before the model of the vocabulary sees it."""
+"""A token that is matched as a whole in the text before the vocabulary's model runs."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class AddedToken:
-    """Such a token.
+    """An added token.
 
     Args:
-        lstrip, rstrip: it takes the white space before and after it along.
-        after: it is looked for right behind this text only; None for anywhere.
+        lstrip, rstrip: the token also absorbs the white space before or after it.
+        after: match the token only directly after this text; None to match it anywhere.
     """
 
     content: str

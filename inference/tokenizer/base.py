@@ -1,8 +1,7 @@
-"""What every tokenizer does; knows nothing of files, models or MindSpore.
+"""The interface of all tokenizers; knows nothing about files, models or MindSpore.
 
-The names and defaults are those of Hugging Face and MindFormers tokenizers, as far as inference needs them. A
-new kind of tokenizer gives five small methods: encode plain text, a token's bytes, a token's name, an id, the
-size.
+Names and defaults follow the Hugging Face and MindFormers tokenizers, as far as inference needs them. A new kind of
+tokenizer implements five small methods: `encode_text`, `token_bytes`, `id_to_token`, `token_to_id` and `vocab_size`.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ PADDINGS = (False, True, "longest", "max_length", "do_not_pad")
 
 
 class Tokenizer(ABC):
-    """Text to token ids and back.
+    """Converts text to token ids and back.
 
     Args:
         config: special tokens, chat templates and flags.
-        joining: how the bytes of tokens become text.
+        joining: how to turn the bytes of tokens into text.
     """
 
     def __init__(self, config: TokenizerConfig | None = None, joining: Joining | None = None):
@@ -35,30 +34,28 @@ class Tokenizer(ABC):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.vocab_size} tokens)"
 
-    # What a kind of tokenizer gives.
+    # Implemented by each kind of tokenizer.
 
     @abstractmethod
     def encode_text(self, text: str, allow_special: bool = True) -> list[int]:
-        """Ids of `text` with nothing added; without `allow_special` special tokens in it are plain
-        characters.
-        """
+        """Encodes `text` without adding tokens. If not `allow_special`, special tokens in it are plain characters."""
 
     @abstractmethod
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes that a token stands for; empty for an id that is in no vocabulary. O(1)."""
+        """Returns the bytes of a token; empty for an id outside the vocabulary. O(1)."""
 
     @abstractmethod
     def id_to_token(self, token_id: int) -> str | None:
-        """The token as the vocabulary spells it; None for an id that is in no vocabulary."""
+        """Returns the token as spelled in the vocabulary; None for an id outside the vocabulary."""
 
     @abstractmethod
     def token_to_id(self, token: str) -> int | None:
-        """The id of a token as the vocabulary spells it, or None."""
+        """Returns the id of a token spelled as in the vocabulary, or None if there is none."""
 
     @property
     @abstractmethod
     def vocab_size(self) -> int:
-        """Tokens of the vocabulary, without added ones; `len(tokenizer)` counts these too."""
+        """Size of the vocabulary without added tokens; `len(tokenizer)` includes them."""
 
     def __len__(self) -> int:
         return self.vocab_size
@@ -67,15 +64,15 @@ class Tokenizer(ABC):
         return True
 
     def default_prefix(self) -> list[int]:
-        """Ids before every text when no setting says otherwise."""
+        """Ids placed before every text by default."""
         return []
 
     def default_suffix(self) -> list[int]:
-        """Ids after every text when no setting says otherwise."""
+        """Ids placed after every text by default."""
         return []
 
     def special_ids(self) -> Iterable[int]:
-        """Ids that the vocabulary itself marks as special, beside those named by the config."""
+        """Ids that the vocabulary itself marks as special, in addition to those in the config."""
         return ()
 
     # Special tokens.
@@ -117,7 +114,7 @@ class Tokenizer(ABC):
 
     @cached_property
     def all_special_ids(self) -> frozenset[int]:
-        """Ids that `skip_special_tokens` leaves out."""
+        """Ids that `skip_special_tokens` skips."""
         named = {self.token_to_id(content) for content in self.config.special_contents}
         return frozenset({token_id for token_id in named if token_id is not None} | set(self.special_ids()))
 
@@ -127,30 +124,29 @@ class Tokenizer(ABC):
 
     @property
     def chat_template(self) -> str | None:
-        """The default chat template, if there is one."""
+        """The default chat template, or None."""
         return self.config.chat_templates.get("default")
 
     # Text to ids.
 
     def encode(self, text: str, add_special_tokens: bool = True, *, allow_special: bool = True) -> list[int]:
-        """Token ids of `text`.
+        """Encodes `text` as token ids.
 
         Args:
             text: any text.
-            add_special_tokens: put the tokens around it that the model expects, such as bos.
-            allow_special: read special tokens that are spelled out in the text as these tokens, as Hugging
-                Face does. Give False for text that is not trusted: then `<|im_end|>` in it is only
-                characters.
+            add_special_tokens: add the tokens that the model expects around a text, such as bos.
+            allow_special: parse special tokens spelled out in the text, as Hugging Face does. Pass False for
+                untrusted text, so that `<|im_end|>` in it is encoded as plain characters.
 
         Raises:
-            InputError: not text, or text that is not Unicode (half of a surrogate pair).
+            InputError: `text` is not a string, or is not valid Unicode (contains a lone surrogate).
         """
         check_text(text)
         ids = self.encode_text(text, allow_special)
         return [*self._prefix, *ids, *self._suffix] if add_special_tokens else ids
 
     def tokenize(self, text: str, add_special_tokens: bool = False) -> list[str]:
-        """The tokens of `text` as the vocabulary spells them."""
+        """Splits `text` into tokens, spelled as in the vocabulary."""
         return [self.id_to_token(token_id) or "" for token_id in self.encode(text, add_special_tokens)]
 
     @cached_property
@@ -179,10 +175,10 @@ class Tokenizer(ABC):
     # Ids to text.
 
     def decode(self, token_ids: int | Iterable[int], skip_special_tokens: bool = True) -> str:
-        """The text of `token_ids` (one id, a list or an array); ids in no vocabulary stand for nothing.
+        """Decodes `token_ids` (one id, a list or an array); skips ids outside the vocabulary.
 
-        Bytes that are no UTF-8 become U+FFFD. In a run of byte tokens whole characters are kept, as
-        sentencepiece does; the tokenizers package replaces the whole run.
+        Invalid UTF-8 becomes U+FFFD. Valid characters in a run of byte tokens are kept, as in sentencepiece; the
+        tokenizers package replaces the whole run.
         """
         ids = [int(i) for i in token_ids] if isinstance(token_ids, Iterable) else [int(token_ids)]
         skipped = self.all_special_ids if skip_special_tokens else frozenset()
@@ -190,19 +186,17 @@ class Tokenizer(ABC):
         return self.joining.text([chunk for chunk in chunks if chunk])
 
     def batch_decode(self, sequences: Iterable[Iterable[int]], skip_special_tokens: bool = True) -> list[str]:
-        """`decode` of each row."""
+        """Decodes each row."""
         return [self.decode(ids, skip_special_tokens) for ids in sequences]
 
     def convert_ids_to_tokens(self, ids: int | Iterable[int]) -> str | None | list[str | None]:
-        """Tokens as the vocabulary spells them, of one id or of several; None for an id in no vocabulary."""
+        """Converts one id or several to tokens spelled as in the vocabulary; None for an id outside it."""
         if isinstance(ids, Iterable):
             return [self.id_to_token(int(i)) for i in ids]
         return self.id_to_token(int(ids))
 
     def convert_tokens_to_ids(self, tokens: str | Iterable[str]) -> int | None | list[int | None]:
-        """Ids of one token or of several; the id of unk_token (None without one) for a token that is not
-        there.
-        """
+        """Converts one token or several to ids; an unknown token gets the id of unk_token, or None without one."""
         if not isinstance(tokens, str):
             return [self._id_or_unk(token) for token in tokens]
         return self._id_or_unk(tokens)
@@ -223,16 +217,16 @@ class Tokenizer(ABC):
         max_length: int | None = None,
         return_tensors: str | None = None,
     ) -> dict[str, Any]:
-        """`input_ids` and `attention_mask` (1 for a token, 0 for padding) of one text or of several.
+        """Returns `input_ids` and `attention_mask` (1 for a token, 0 for padding) of one text or several.
 
         Args:
-            text: one text gives flat lists, several give a list of lists.
+            text: one text gives flat lists; several give lists of lists.
             add_special_tokens: as in `encode`.
-            padding: False; True or `longest`: to the longest row; `max_length`: to `max_length`. The padding
-                is pad_token, or else unk_token, or else eos_token; the mask tells it from the text.
-            truncation: cut rows at `max_length`, special tokens counted.
+            padding: False; True or `longest` to pad to the longest row; `max_length` to pad to `max_length`.
+                The padding token is pad_token, else unk_token, else eos_token; the mask marks it.
+            truncation: truncate rows to `max_length`, including special tokens.
             max_length: in tokens.
-            return_tensors: None for lists, `np` for int32 arrays [rows, length].
+            return_tensors: None for lists; `np` for int32 arrays [rows, length].
         """
         _check_call(padding, truncation, max_length, return_tensors)
         texts = [text] if isinstance(text, str) else list(text)
@@ -246,7 +240,7 @@ class Tokenizer(ABC):
         return {"input_ids": ids, "attention_mask": mask}
 
     def _encode_within(self, text: str, add_special_tokens: bool, limit: int | None) -> list[int]:
-        """Ids of `text`, its end cut so that with the special tokens there are at most `limit`."""
+        """Encodes `text`, truncated at its end to at most `limit` tokens including special tokens."""
         ids = self.encode(text, add_special_tokens)
         if limit is None or len(ids) <= limit:
             return ids
@@ -288,20 +282,20 @@ class Tokenizer(ABC):
         continue_final_message: bool = False,
         **variables: Any,
     ) -> str | list[int]:
-        """The text of a chat, or its ids.
+        """Renders a chat as text or as ids.
 
         Args:
             messages: objects with `role` and `content`.
-            tokenize: ids instead of text. The template writes its special tokens itself; none are added.
-            add_generation_prompt: end with the start of the assistant's answer.
-            chat_template: a template, or the name of one of the tokenizer's own, instead of the default.
-            tools: JSON schemas of functions, for templates that know them.
-            continue_final_message: end with the text of the last message, so that the answer continues it.
-            variables: anything else that the template reads, such as `enable_thinking`.
+            tokenize: return ids instead of text. The template writes its own special tokens; none are added.
+            add_generation_prompt: end with the header of the assistant's answer.
+            chat_template: a template, or the name of one of the tokenizer's templates, to use instead of the default.
+            tools: JSON schemas of functions, for templates that support tools.
+            continue_final_message: end with the text of the last message so that the answer continues it.
+            variables: any other variables of the template, such as `enable_thinking`.
 
         Raises:
-            TokenizerError: no template, or one that fails.
-            InputError: messages of another form.
+            TokenizerError: there is no template, or it fails.
+            InputError: the messages have the wrong form.
         """
         template = self._template(chat_template, bool(tools))
         special = {name: self.config.tokens[name] for name in TOKEN_NAMES if self.config.tokens.get(name)}
@@ -326,7 +320,7 @@ class Tokenizer(ABC):
 
 
 def check_text(text: Any) -> None:
-    """Refuses what no tokenizer can encode."""
+    """Raises InputError for text that no tokenizer can encode."""
     if not isinstance(text, str):
         raise InputError(f"a prompt is {type(text).__name__}, not text")
     try:

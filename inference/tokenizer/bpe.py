@@ -1,4 +1,4 @@
-"""Byte pair encoding, as the tokenizers package has it, from tokens, merges and a way to split a text."""
+"""Byte pair encoding with the tokenizers package, built from tokens, merges and a pre-tokenizer."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ SPACE = "\u2581"  # how sentencepiece spells a space
 def bpe_backend(
     vocabulary: Mapping[str, int], merges: Iterable[tuple[str, str]], path: Path, splitting: PreTokenizer
 ) -> Any:
-    """A `tokenizers.Tokenizer`.
+    """Builds a `tokenizers.Tokenizer`.
 
     Args:
-        vocabulary: tokens and their ids, spelled as `splitting` says.
-        path: for messages.
-        splitting: how a text is split before merges.
+        vocabulary: token ids by token, spelled as `splitting` specifies.
+        path: named in error messages.
+        splitting: how to split a text before the merges.
 
     Raises:
-        TokenizerError: the merges do not fit the tokens.
+        TokenizerError: the merges do not match the tokens.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 

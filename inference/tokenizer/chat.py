@@ -1,8 +1,7 @@
-"""Chat messages to one text, with the template that a model brings.
+"""Renders chat messages as one text, with the model's own chat template.
 
-A template is data from a model's directory: it runs in Jinja's sandbox and sees the messages and nothing
-else. The environment (white space, functions, filters) is the one that Hugging Face documents for chat
-templates.
+A template is untrusted data from a model directory: it runs in Jinja's sandbox and sees only the messages and its
+variables. The environment (white space, functions, filters) is the one that Hugging Face documents for chat templates.
 """
 
 from __future__ import annotations
@@ -21,17 +20,17 @@ if TYPE_CHECKING:
     from jinja2 import Environment, Template
 
 
-# A template that tells a text from parts, or goes through the parts.
+# Matches a template that distinguishes text content from a list of parts, or iterates over the parts.
 _READS_PARTS = re.compile(
     r"content('\]|\"\])?\s+is\s+(not\s+)?(string|iterable|sequence)|in\s+\w+(\.content|\[.content.\])\s*[-+]?%}"
 )
 
 
 def choose_template(templates: Mapping[str, str], name: str | None, has_tools: bool) -> str:
-    """The template called `name`; without a name `tool_use` when there are tools, else `default`.
+    """Returns the template called `name`; without a name, `tool_use` if there are tools, else `default`.
 
     Raises:
-        TokenizerError: there is no such template, or none at all.
+        TokenizerError: there is no template of that name, or no template at all.
     """
     if not templates:
         hint = "give one as chat_template in the settings, or as chat_template.jinja beside the tokenizer"
@@ -44,24 +43,24 @@ def choose_template(templates: Mapping[str, str], name: str | None, has_tools: b
 
 
 def render_chat(template: str, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
-    """The text of `messages`, each an object with a `role` and mostly `content`.
+    """Renders `messages`, each an object with a `role` and usually `content`.
 
     Raises:
-        InputError: the messages have not that form.
-        TokenizerError: the template is wrong, refuses the messages, or does what the sandbox forbids.
+        InputError: the messages do not have that form.
+        TokenizerError: the template is invalid, rejects the messages, or does something that the sandbox forbids.
     """
     check_messages(messages)
     try:
         return render(_compiled(template), {"messages": _as_read(template, messages), **variables})
-    # A template can raise anything, as any code can; MemoryError and RecursionError are Exceptions too.
+    # A template can raise any exception, including MemoryError and RecursionError.
     except Exception as error:
         raise TokenizerError(f"the chat template failed: {type(error).__name__}: {error}") from error
 
 
 def _as_read(template: str, messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The messages as a template reads them: without content that is null, and with parts joined unless it does that.
+    """Prepares messages for the template: drops null content, and joins parts unless the template reads parts.
 
-    A template would write a content of null, which goes with tool calls, as the word "None".
+    A template would render the null content of a message with tool calls as the word "None".
     """
     reads_parts = _READS_PARTS.search(template) is not None
     found = []
@@ -76,10 +75,10 @@ def _as_read(template: str, messages: Sequence[Mapping[str, Any]]) -> list[Mappi
 
 
 def end_with_message(text: str, message: Mapping[str, Any]) -> str:
-    """A rendered chat without what the template puts behind its last message.
+    """Cuts a rendered chat after the text of its last message.
 
     Raises:
-        InputError: the last message has no text, or the template does not write it as it is.
+        InputError: the last message has no text, or the template does not render it verbatim.
     """
     content = message.get("content")
     if isinstance(content, list):
@@ -89,7 +88,7 @@ def end_with_message(text: str, message: Mapping[str, Any]) -> str:
     at = text.rfind(content)
     if at >= 0:
         return text[: at + len(content)]
-    # Templates often strip a message.
+    # Templates often strip white space from a message.
     at = text.rfind(content.strip())
     if at < 0:
         raise InputError("the chat template changes the last message, so that it cannot be continued")
@@ -97,7 +96,7 @@ def end_with_message(text: str, message: Mapping[str, Any]) -> str:
 
 
 def check_messages(messages: Any) -> None:
-    """Refuses anything but a list of objects that have a role."""
+    """Raises InputError unless `messages` is a list of objects with a role."""
     form = 'messages are a list of objects such as {"role": "user", "content": "..."}'
     if isinstance(messages, (str, Mapping)) or not isinstance(messages, Sequence) or not messages:
         raise InputError("the chat has no list of messages", form)
@@ -117,7 +116,7 @@ def _environment() -> Environment:
     from jinja2 import nodes
 
     class GenerationBlock(jinja2.ext.Extension):
-        """`{% generation %}` marks the assistant's text for training; here it only stands for its content."""
+        """`{% generation %}` marks the assistant's text for training; here it renders its content unchanged."""
 
         tags = {"generation"}  # noqa: RUF012
 
@@ -142,7 +141,7 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Jinja's own tojson escapes HTML, which a prompt must not have."""
+    """Serializes to JSON without HTML escapes, which Jinja's own tojson adds and a prompt must not have."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 

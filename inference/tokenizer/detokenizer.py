@@ -1,8 +1,8 @@
-"""Text as it grows, token by token.
+"""Incremental detokenization: decodes text token by token.
 
-Knows tokenizers through `token_bytes`, `all_special_ids` and `joining`; knows nothing of prompts, stop
-strings or terminals. It holds at most three bytes back (an unfinished UTF-8 character), so a token costs the
-same however long the text is, and the chunks add up to `tokenizer.decode` of all the ids by construction.
+Knows tokenizers through `token_bytes`, `all_special_ids` and `joining`; knows nothing about prompts, stop strings or
+terminals. It buffers at most three bytes (an incomplete UTF-8 character), so the cost per token does not depend on the
+length of the text. By construction, the chunks add up to `tokenizer.decode` of all ids.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from inference.tokenizer.base import Tokenizer
 
 
 class IncrementalDetokenizer:
-    """Turns token ids into text one at a time; never gives part of a character.
+    """Decodes token ids one at a time; never returns part of a character.
 
     `"".join(map(push, ids)) + finish() == tokenizer.decode(ids)` for any ids.
 
     Args:
-        tokenizer: gives each token's bytes.
-        skip_special_tokens: leave special tokens out, as `Tokenizer.decode` does.
-        context: ids whose text is already shown, usually the prompt. Without it the first token is taken to
-            start a text, and a sentencepiece tokenizer drops its leading space.
+        tokenizer: provides the bytes of each token.
+        skip_special_tokens: skip special tokens, as `Tokenizer.decode` does.
+        context: ids whose text was already shown, usually the prompt. Without it, the first token starts the
+            text, and a sentencepiece tokenizer drops its leading space.
     """
 
     def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True, context: Iterable[int] = ()):
@@ -36,7 +36,7 @@ class IncrementalDetokenizer:
             self.push(token_id)
 
     def push(self, token_id: int) -> str:
-        """The text that `token_id` completes; empty while a character is unfinished."""
+        """Returns the text that `token_id` completes; empty while a character is incomplete."""
         if token_id in self._skipped:
             return ""
         data = self._token_bytes(token_id)
@@ -48,7 +48,7 @@ class IncrementalDetokenizer:
         return self._lead(self._utf8.decode(data))
 
     def finish(self) -> str:
-        """What is left at the end: U+FFFD for a character that never became whole, else nothing."""
+        """Flushes the buffer: U+FFFD if a character is still incomplete, else an empty string."""
         return self._lead(self._utf8.decode(b"", final=True))
 
     def _lead(self, text: str) -> str:

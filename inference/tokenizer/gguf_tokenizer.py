@@ -1,8 +1,8 @@
-"""The tokenizer inside a GGUF file: reads it, and writes it as the files of a model directory.
+"""Reads the tokenizer in a GGUF file, and writes it as the files of a model directory.
 
 Fields (github.com/ggml-org/ggml, docs/gguf.md): `tokenizer.ggml.model` is `llama` or `t5` for a sentencepiece model,
-whose pieces, scores and types are those of its ModelProto, or `gpt2` for byte-level BPE with merges, where
-`tokenizer.ggml.pre` names how a text is split before. Both become what our own tokenizers read.
+stored as the pieces, scores and types of its ModelProto, or `gpt2` for byte-level BPE with merges, where
+`tokenizer.ggml.pre` names the pre-tokenizer. Both are converted to the formats that our own tokenizers read.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ from inference.tokenizer.sentencepiece_tokenizer import (
 )
 from inference.tokenizer.tokenizer_config import read_tokenizer_config
 
-# Kinds of `tokenizer.ggml.model` that are a sentencepiece model, and its model_type: BPE or unigrams.
+# Values of `tokenizer.ggml.model` for sentencepiece models, with sentencepiece's model_type: 2 is BPE, 1 is unigram.
 SENTENCEPIECE = {"llama": 2, "t5": 1}
 MODELS = (*SENTENCEPIECE, "gpt2", "gemma4")
-# llama.cpp's ids of the unknown token, for a file that does not say.
+# llama.cpp's default id of the unknown token.
 DEFAULT_UNKNOWN = {"llama": 0, "t5": 2}
 IDS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 
 
 @dataclass(frozen=True)
 class _Stored:
-    """A file's tokenizer.
+    """The tokenizer stored in a file.
 
     Args:
-        own: what a tokenizer_config.json would say.
+        own: the file's settings, with the keys of tokenizer_config.json.
         model: a sentencepiece model, or None.
-        backend: of the tokenizers package, or None.
+        backend: a tokenizer of the tokenizers package, or None.
     """
 
     own: dict[str, Any]
@@ -56,7 +56,7 @@ class _Stored:
 
 
 def read_gguf_tokenizer(path: Path, settings: Mapping[str, Any], usual_class: str | None = None) -> Tokenizer:
-    """The tokenizer of a file; `settings` (keys as in tokenizer_config.json) win over what it says.
+    """Reads the tokenizer of a file; `settings` (keys as in tokenizer_config.json) override the file.
 
     Raises:
         TokenizerError: there is none, or one of a kind that is not read.
@@ -65,7 +65,7 @@ def read_gguf_tokenizer(path: Path, settings: Mapping[str, Any], usual_class: st
     given = {key: value for key, value in settings.items() if value is not None}
     usual_class = usual_class if stored.model is not None else of_bytes(usual_class)
     config = read_tokenizer_config(path, {**stored.own, **given}, usual_class)
-    # Every token is in the file, with its id.
+    # The file already has every token with its id.
     config = replace(config, appended=())
     if stored.model is not None:
         return SentencePieceTokenizer(stored.model, config, path)
@@ -73,7 +73,7 @@ def read_gguf_tokenizer(path: Path, settings: Mapping[str, Any], usual_class: st
 
 
 def gguf_settings(path: Path) -> dict[str, Any]:
-    """What a file says of template, special tokens, bos and eos, as a tokenizer_config.json has it."""
+    """Reads a file's template, special tokens, bos and eos, with the keys of tokenizer_config.json."""
     file = open_gguf(path)
     tokens = file.get("tokenizer.ggml.tokens") or []
     own = _own_settings(file, tokens)
@@ -104,7 +104,7 @@ def write_gguf_tokenizer(path: Path, target: Path) -> None:
         (target / "tokenizer.model").write_bytes(stored.model)
     else:
         (target / "tokenizer.json").write_text(stored.backend.to_str(), encoding="utf-8")
-    # transformers' AutoTokenizer goes by the class.
+    # transformers' AutoTokenizer selects by this class.
     kind = "PreTrainedTokenizerFast" if stored.model is None else "LlamaTokenizer"
     own = {"tokenizer_class": kind, **{key: value for key, value in stored.own.items() if value is not None}}
     text = json.dumps(own, indent=2, ensure_ascii=False)
@@ -128,7 +128,7 @@ def _read(file: GgufFile) -> _Stored:
     types = file.get("tokenizer.ggml.token_type") or [NORMAL] * len(tokens)
     own = _own_settings(file, tokens)
     if model in SENTENCEPIECE:
-        # llama.cpp puts the space that begins a text after a special token too, as Llama 2's tokenizer.json does.
+        # Like Llama 2's tokenizer.json, llama.cpp also adds the leading space after a special token.
         own["legacy"] = True
         return _Stored(own, model=_model_proto(file, tokens, types, own))
     splitting = _splitting(file)
@@ -145,7 +145,7 @@ def _read(file: GgufFile) -> _Stored:
 
 
 def _splitting(file: GgufFile) -> PreTokenizer:
-    """How a file's tokenizer splits a text; says so if the file does not."""
+    """Returns the pre-tokenizer of a file; logs the choice if the file names none."""
     name = "gemma4" if file.get("tokenizer.ggml.model") == "gemma4" else file.get("tokenizer.ggml.pre")
     if name is None:
         notice(
@@ -168,9 +168,9 @@ def _ids(file: GgufFile) -> dict[str, int]:
 
 
 def _piece_types(file: GgufFile, types: list[int]) -> list[int]:
-    """The types as sentencepiece wants them: one unknown piece.
+    """Returns the piece types as sentencepiece requires them: with exactly one unknown piece.
 
-    llama.cpp's converter marks `<unk>` as CONTROL, and the padding of a vocabulary as UNKNOWN.
+    llama.cpp's converter marks `<unk>` as CONTROL and the vocabulary's padding as UNKNOWN.
     """
     unknown = file.get("tokenizer.ggml.unknown_token_id", DEFAULT_UNKNOWN[file.get("tokenizer.ggml.model")])
     made = [USER_DEFINED if kind == UNKNOWN else kind for kind in types]
@@ -181,7 +181,7 @@ def _piece_types(file: GgufFile, types: list[int]) -> list[int]:
 
 
 def _model_proto(file: GgufFile, tokens: list[str], types: list[int], own: Mapping[str, Any]) -> bytes:
-    """The ModelProto of sentencepiece (sentencepiece_model.proto) that the file's fields were taken from."""
+    """Rebuilds the sentencepiece ModelProto (sentencepiece_model.proto) from the file's fields."""
     scores = file.get("tokenizer.ggml.scores") or [0.0] * len(tokens)
     if not len(tokens) == len(types) == len(scores):
         raise TokenizerError(f"{file.path}: {len(tokens)} tokens, {len(scores)} scores, {len(types)} types")
@@ -190,7 +190,7 @@ def _model_proto(file: GgufFile, tokens: list[str], types: list[int], own: Mappi
     for token, score, kind in zip(tokens, scores, types, strict=True):
         piece = _message(1, token.encode()) + b"\x15" + struct.pack("<f", score) + _number(3, kind)
         made += _message(1, piece)
-    # model_type, byte_fallback, then the names of unk, bos, eos and pad.
+    # model_type and byte_fallback, followed by the names of unk, bos, eos and pad.
     trainer = _number(3, SENTENCEPIECE[file.get("tokenizer.ggml.model")]) + _number(35, int(BYTE in types))
     named = {"unk_token": tokens[types.index(UNKNOWN)], **own}
     for number, name in ((45, "unk_token"), (46, "bos_token"), (47, "eos_token"), (48, "pad_token")):
@@ -213,10 +213,10 @@ def _varint(value: int) -> bytes:
 
 
 def _number(field: int, value: int) -> bytes:
-    """A protobuf field that is a number."""
+    """Encodes a protobuf field that holds a number."""
     return _varint(field << 3) + _varint(value)
 
 
 def _message(field: int, value: bytes) -> bytes:
-    """A protobuf field that is bytes, text or a message."""
+    """Encodes a protobuf field that holds bytes, text or a message."""
     return _varint(field << 3 | 2) + _varint(len(value)) + value

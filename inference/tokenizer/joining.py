@@ -1,8 +1,7 @@
-"""How the bytes of tokens become text; knows nothing of vocabularies.
+"""Turns the bytes of tokens into text; knows nothing about vocabularies.
 
-Every tokenizer here says of a token which bytes it stands for, and one `Joining` says how a run of bytes
-becomes text. So decoding at once and decoding token by token cannot differ, and a token costs the same at any
-length.
+Every tokenizer maps a token to its bytes, and one `Joining` turns a run of bytes into text. So decoding at once and
+decoding token by token cannot differ, and the cost per token does not depend on the length of the text.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ _EACH_BYTE = "inference.each_byte"
 
 
 def _replace_each_byte(error: UnicodeError) -> tuple[str, int]:
-    """U+FFFD for each invalid byte, as sentencepiece has it; Python's "replace" gives one for several."""
+    """Replaces each invalid byte with U+FFFD, as sentencepiece does; Python's "replace" merges several."""
     if not isinstance(error, UnicodeDecodeError):
         raise error
     return "\ufffd" * (error.end - error.start), error.end
@@ -29,14 +28,14 @@ codecs.register_error(_EACH_BYTE, _replace_each_byte)
 
 @dataclass(frozen=True)
 class Joining:
-    """The rule of one tokenizer.
+    """A tokenizer's rule for turning bytes into text.
 
     Args:
-        lead: what happens to the space that encoding puts before a text: `keep` it (byte-level BPE), drop one
+        lead: what to do with the space that encoding puts before a text: `keep` it (byte-level BPE), drop one
             space at the start of the text (sentencepiece), or drop every space of the first token
             (Metaspace).
-        mark_each_byte: a U+FFFD for each invalid byte (byte fallback), or one for each maximal invalid
-            sequence (byte-level BPE; what Unicode recommends).
+        mark_each_byte: emit one U+FFFD per invalid byte (byte fallback) instead of one per maximal invalid
+            sequence (byte-level BPE; Unicode's recommendation).
     """
 
     lead: Lead = "keep"
@@ -44,15 +43,15 @@ class Joining:
 
     @property
     def errors(self) -> str:
-        """The error handler that `bytes.decode` takes."""
+        """The error handler for `bytes.decode`."""
         return _EACH_BYTE if self.mark_each_byte else "replace"
 
     def first(self, data: bytes) -> bytes:
-        """The bytes of a text's first token."""
+        """Drops the spaces of a text's first token if `lead` requires it."""
         return data.replace(b" ", b"") if self.lead == "drop_first_tokens_spaces" else data
 
     def text(self, chunks: Sequence[bytes]) -> str:
-        """The text of tokens whose bytes are `chunks`, all at once."""
+        """Decodes the bytes of all tokens at once."""
         if not chunks:
             return ""
         text = b"".join([self.first(chunks[0]), *chunks[1:]]).decode("utf-8", self.errors)

@@ -1,6 +1,6 @@
 """Tokenizers of the `tokenizers` package (`tokenizer.json`): Llama 3, Qwen, and most newer models.
 
-Knows that package and how its decoders turn tokens into bytes; knows nothing of sentencepiece.
+Knows that package and how its decoders turn tokens into bytes; knows nothing about sentencepiece.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class JsonTokenizer(Tokenizer):
     """A tokenizer of the `tokenizers` package with the tokens and flags of its config.
 
     Args:
-        backend: the loaded tokenizer; it is changed (tokens added, padding and truncation off) and owned from
-            now on.
-        config: special tokens and flags. add_bos_token and add_eos_token win over the file's post-processor.
-        path: for messages.
+        backend: the loaded tokenizer. This object takes ownership and modifies it (adds tokens, disables padding
+            and truncation).
+        config: special tokens and flags. add_bos_token and add_eos_token override the file's post-processor.
+        path: named in error messages.
 
     Raises:
-        TokenizerError: a decoder that is not known here.
+        TokenizerError: the decoder is not supported.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class JsonTokenizer(Tokenizer):
 
     @cached_property
     def _around_text(self) -> tuple[list[int], list[int]]:
-        """What the post-processor puts before and after a text, found with a text of one letter."""
+        """Finds the ids that the post-processor adds before and after a text, by encoding a single letter."""
         bare = self._backend.encode("a", add_special_tokens=False).ids
         full = self._backend.encode("a", add_special_tokens=True).ids
         for start in range(len(full) - len(bare) + 1):
@@ -82,7 +82,7 @@ class JsonTokenizer(Tokenizer):
         return [token_id for token_id, token in self._added.items() if token.special]
 
     def encode_text(self, text: str, allow_special: bool = True) -> list[int]:
-        # The switch belongs to the backend, not to the call, so other threads must wait while it is set.
+        # The flag belongs to the backend, not to the call, so other threads must wait while it is set.
         with self._lock:
             self._backend.encode_special_tokens = not allow_special
             return list(self._backend.encode(text, add_special_tokens=False).ids)
@@ -101,7 +101,7 @@ class JsonTokenizer(Tokenizer):
         return token.encode() if token_id in self._added and not _is_text(data) else data
 
     def id_to_token(self, token_id: int) -> str | None:
-        # Ids are unsigned 32-bit numbers there; others overflow.
+        # The package's ids are unsigned 32-bit integers; anything else overflows.
         return self._backend.id_to_token(token_id) if 0 <= token_id < 2**32 else None
 
     def token_to_id(self, token: str) -> int | None:
@@ -109,10 +109,10 @@ class JsonTokenizer(Tokenizer):
 
 
 def read_json_tokenizer(path: Path, config: TokenizerConfig | None = None) -> JsonTokenizer:
-    """The tokenizer in the file `path`.
+    """Reads the tokenizer in the file `path`.
 
     Raises:
-        TokenizerError: the file cannot be read or is no tokenizer.
+        TokenizerError: the file cannot be read or is not a tokenizer.
     """
     import tokenizers
 
@@ -129,7 +129,7 @@ def read_json_tokenizer(path: Path, config: TokenizerConfig | None = None) -> Js
     tokenizer = JsonTokenizer(backend, config, path)
     try:
         backend.encode("a")
-    except BaseException as error:  # the package panics at a post-processor whose tokens are missing
+    except BaseException as error:  # the package panics if tokens of the post-processor are missing
         if isinstance(error, KeyboardInterrupt):
             raise
         raise TokenizerError(f"{path} cannot encode a text: {error}", "the file may be damaged") from error
@@ -137,7 +137,7 @@ def read_json_tokenizer(path: Path, config: TokenizerConfig | None = None) -> Js
 
 
 def _add_missing(backend: tokenizers.Tokenizer, config: TokenizerConfig) -> None:
-    """Adds the config's tokens that the file lacks, or has with other flags; those of known ids first."""
+    """Adds the config's tokens that the file lacks or has with other flags; tokens with known ids first."""
     import tokenizers
 
     present = {token.content: token for token in backend.get_added_tokens_decoder().values()}
@@ -145,7 +145,7 @@ def _add_missing(backend: tokenizers.Tokenizer, config: TokenizerConfig) -> None
     for content in sorted(config.special_contents):
         wanted.setdefault(content, AddedToken(content, special=True))
     special_contents = frozenset(config.special_contents)
-    # In one call: each builds the package's tables of added tokens again.
+    # Use one call, because each call rebuilds the package's tables of added tokens.
     backend.add_tokens(
         [
             tokenizers.AddedToken(
@@ -164,7 +164,7 @@ def _add_missing(backend: tokenizers.Tokenizer, config: TokenizerConfig) -> None
 
 @dataclass
 class _Decoder:
-    """What the steps of a tokenizer.json's decoder come to."""
+    """The combined steps of a tokenizer.json's decoder."""
 
     steps: list[Step] = field(default_factory=list)
     lead: Lead = "keep"
@@ -177,7 +177,7 @@ class _Decoder:
         return Joining(self.lead, mark_each_byte=self.byte_fallback)
 
     def to_bytes(self, token: str) -> bytes:
-        """The bytes of one token: spelled in bytes, or as text after the replacements."""
+        """Returns the bytes of one token, by its byte-level spelling or by applying all steps."""
         if self.byte_level:
             return _byte_level(token)
         for step in self.steps:
@@ -189,13 +189,13 @@ class _Decoder:
 
 
 def read_decoder(backend: tokenizers.Tokenizer, path: Path | str) -> _Decoder:
-    """Reads the decoder as a rule for one token and a rule for joining.
+    """Reads the decoder as a rule for single tokens and a rule for joining them.
 
     Raises:
-        TokenizerError: a step that cannot be told token by token; no decoder-only model here has one.
+        TokenizerError: a step cannot be applied token by token; no supported decoder-only model has one.
     """
     decoder = _Decoder()
-    # Without one the package puts a space between any two tokens, which no model here wants.
+    # Without a decoder the package puts a space between tokens, which no supported model needs.
     state = {"type": "none"} if backend.decoder is None else json.loads(backend.decoder.__getstate__())
     for step in state.get("decoders", [state]):
         if not _read_step(decoder, step):
@@ -205,7 +205,7 @@ def read_decoder(backend: tokenizers.Tokenizer, path: Path | str) -> _Decoder:
 
 
 def _read_step(decoder: _Decoder, step: Mapping[str, Any]) -> bool:
-    """Adds one step to `decoder`; False when it has no place there."""
+    """Adds one step to `decoder`; returns False if the step is not supported."""
     kind = step.get("type")
     if kind == "ByteLevel":
         decoder.byte_level = True
@@ -231,7 +231,7 @@ def _replacing(old: str, new: str) -> Step:
 
 
 def _fallback_byte(token: str) -> str | bytes:
-    """`<0xE3>` is the byte E3; any other token is text."""
+    """Converts `<0xE3>` to the byte E3; returns any other token unchanged."""
     if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
         try:
             return bytes([int(token[3:5], 16)])
@@ -241,8 +241,9 @@ def _fallback_byte(token: str) -> str | bytes:
 
 
 def _byte_level_alphabet() -> dict[str, int]:
-    """The character that stands for each byte in byte-level BPE (GPT-2): itself where it is printable, and
-    for the others the characters from U+0100 on.
+    """Maps each character of byte-level BPE (GPT-2) to its byte.
+
+    A printable byte is spelled as itself; the others are spelled as characters from U+0100 on.
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(printable)]
@@ -251,12 +252,12 @@ def _byte_level_alphabet() -> dict[str, int]:
 
 
 _BYTE_OF = _byte_level_alphabet()
-# The other way round: by byte, the character.
+# The inverse: character by byte.
 SPELLING = {byte: character for character, byte in _BYTE_OF.items()}
 
 
 def _byte_level(token: str) -> bytes:
-    """The bytes that `token` spells; its own where it does not spell bytes, as added tokens may not."""
+    """Decodes the byte-level spelling of `token`; an added token that does not spell bytes is UTF-8."""
     try:
         return bytes([_BYTE_OF[character] for character in token])
     except KeyError:

@@ -1,6 +1,6 @@
-"""Finds the tokenizer of a model directory, or the one that a YAML names, and loads it.
+"""Finds and loads the tokenizer of a model directory, or the one named in a YAML.
 
-Knows file names; leaves what is in the files to the other modules.
+Knows file names; leaves the contents of the files to the other modules.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from inference.tokenizer.sentencepiece_tokenizer import read_sentencepiece
 from inference.tokenizer.tiktoken_file import is_tiktoken, read_tiktoken
 from inference.tokenizer.tokenizer_config import TOKEN_NAMES, TokenizerConfig, read_tokenizer_config
 
-# Settings that name a file.
+# Settings that hold a file name.
 FILE_KEYS = ("tokenizer_file", "vocab_file")
 GGUF_SUFFIX = ".gguf"
 JSON_NAME = "tokenizer.json"
@@ -28,20 +28,20 @@ MODEL_NAMES = ("tokenizer.model", "spiece.model")
 def load_tokenizer(
     directory: str | Path | None, *, settings: Mapping[str, Any] | None = None, usual_class: str | None = None
 ) -> Tokenizer:
-    """The tokenizer of `directory`, which may be a GGUF file.
+    """Loads the tokenizer of `directory`, which may be a GGUF file.
 
-    tokenizer.json is taken before tokenizer.model, as transformers does.
+    Prefers tokenizer.json to tokenizer.model, as transformers does.
 
     Args:
-        directory: a model directory; None when the settings name the file.
+        directory: a model directory; None if the settings name the file.
         settings: `processor.tokenizer` of a YAML: vocab_file, tokenizer_file (relative to the working
-            directory, or else to `directory`), and any key of tokenizer_config.json, which wins over the
-            files. None values and keys that no tokenizer reads are passed over.
-        usual_class: the tokenizer's class, of those in `chatglm.CLASSES`, where neither settings (`type`) nor files
-            say.
+            directory, or else to `directory`), and any key of tokenizer_config.json, which overrides the
+            files. None values and unknown keys are ignored.
+        usual_class: default tokenizer class, one of `chatglm.CLASSES`, if neither settings (`type`) nor files name
+            one.
 
     Raises:
-        TokenizerError: no tokenizer there, or one that cannot be read; the message names the path.
+        TokenizerError: there is no tokenizer, or it cannot be read; the message names the path.
     """
     try:
         return _loaded(directory, settings or {}, usual_class)
@@ -58,7 +58,7 @@ def _loaded(directory: str | Path | None, settings: Mapping[str, Any], usual_cla
 
         if not any(settings.get(key) for key in FILE_KEYS):
             return read_gguf_tokenizer(root, settings, usual_class)
-        # Another vocabulary, with the file's own template and those of its special tokens that are in it.
+        # Use another vocabulary with the GGUF file's template, and with its special tokens that this vocabulary has.
         bare = load_tokenizer(root.parent, settings=settings, usual_class=usual_class)
         own = {
             key: value
@@ -80,18 +80,18 @@ def _loaded(directory: str | Path | None, settings: Mapping[str, Any], usual_cla
 
 
 def _glm4_tokenizer(path: Path, config: TokenizerConfig) -> Tokenizer:
-    """GLM-4's, the only one in tiktoken's form whose regular expression is known."""
+    """Reads GLM-4's tokenizer, the only tiktoken file whose regular expression is known."""
     return read_tiktoken(path, config, PRE_TOKENIZERS["glm4"], (*GLM4_SPECIAL, *ROLES))
 
 
 def _named_file(root: Path | None, settings: Mapping[str, Any]) -> Path | None:
-    """The file that the settings name, if they do."""
+    """Returns the tokenizer file named in the settings, or None."""
     for key in FILE_KEYS:
         if settings.get(key):
             path = _existing(Path(str(settings[key])).expanduser(), root, key)
             beside = path.with_name(JSON_NAME)
-            # These come with a tokenizer.json that says the same.
-            # Qwen's vocab.json needs its merges.txt, and Llama 3's file its regular expression.
+            # These come with an equivalent tokenizer.json.
+            # Qwen's vocab.json also needs merges.txt, and Llama 3's file also needs its regular expression.
             is_half = path.name == "vocab.json" or is_tiktoken(path)
             return beside if is_half and beside.is_file() else path
     return None
@@ -118,6 +118,6 @@ def _found_file(root: Path | None) -> Path:
 
 
 def _config_directory(path: Path, root: Path | None) -> Path:
-    """Where the files beside the tokenizer are: with it, or in the model directory."""
+    """Returns the directory of the tokenizer's config files: the tokenizer's own, or the model directory."""
     beside = path.parent
     return root if root is not None and not (beside / "tokenizer_config.json").is_file() else beside

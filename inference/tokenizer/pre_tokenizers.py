@@ -1,11 +1,11 @@
-"""How llama.cpp splits a text before byte pair merges, by the name in a GGUF file's `tokenizer.ggml.pre`.
+"""llama.cpp's pre-tokenizers for byte pair encoding, by their names in a GGUF file's `tokenizer.ggml.pre`.
 
-Knows names and regular expressions; knows nothing of files or vocabularies.
+Knows names and regular expressions; knows nothing about files or vocabularies.
 
 Source: llama.cpp (github.com/ggml-org/llama.cpp, src/llama-vocab.cpp and src/unicode.cpp), as of llama-cpp-python
-0.3.36. The expressions are written for Oniguruma here. Where llama.cpp's own reading of an expression differs from the
-model's tokenizer.json, llama.cpp's counts: upper and lower case are not told apart beyond ASCII, and nothing is
-normalized. Its `whitespace` is left out: that goes with a kind of tokenizer that only embedding models have.
+0.3.36. The expressions here are written for Oniguruma. If llama.cpp's implementation differs from the model's
+tokenizer.json, follow llama.cpp: it distinguishes upper and lower case only in ASCII, and normalizes nothing.
+`whitespace` is omitted because only embedding models use its kind of tokenizer.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _SYMBOLS = r" ?[^\s\p{L}\p{N}]+[\r\n]*|" + _LINES
 GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|" + _SPACES
 LLAMA3 = rf"{_CONTRACTIONS}|{_WORD}|\p{{N}}{{1,3}}|{_SYMBOLS}"
 QWEN2 = rf"{_CONTRACTIONS}|{_WORD}|\p{{N}}|{_SYMBOLS}"
-# Upper and lower case of ASCII; any other letter is both.
+# Upper and lower case letters in ASCII; any other letter matches both.
 _UPPER, _LOWER = r"(?:(?=\p{L})[^a-z])", r"(?:(?=\p{L})[^A-Z])"
 _UPPER_MARKS, _LOWER_MARKS = r"(?:(?=[\p{L}\p{M}])[^a-z])", r"(?:(?=[\p{L}\p{M}])[^A-Z])"
 
 
 def _cased(upper: str, lower: str, end: str = "") -> str:
-    """A word whose capitals come first, with `end` behind it."""
+    """Builds the expression of a word that begins with its capitals and is followed by `end`."""
     first = r"[^\r\n\p{L}\p{N}]?"
     return f"{first}{upper}*{lower}+{end}|{first}{upper}+{lower}*{end}"
 
@@ -55,7 +55,7 @@ _JAIS2 = (
     + "".join(rf"|\s{{{count}}}(?!\S)" for count in (512, 256, 128, 64, 32, 16, 8, 4))
     + r"|\s{1,2}(?!\S)|\s"
 )
-# Numbers in groups of three from their end. What is before the first group stays with it, as it does in llama.cpp.
+# Splits numbers into groups of three from the right. Text before the first group stays with it, as in llama.cpp.
 _THREES_FROM_END = r"\P{N}*\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))"
 _PUNCTUATED = (
     r"[!\"#$%\&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+"
@@ -65,7 +65,7 @@ _DEEPSEEK3 = rf"{_PUNCTUATED}[\r\n]*|{_LINES}"
 _SPARK = rf"{_PUNCTUATED}|[\r\n]|{_SPACES}"
 _WIDE_PUNCTUATION = "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3001\u3002]+"
 _CJK = "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
-# llama.cpp takes white space out of these first.
+# llama.cpp removes white space from these ranges first.
 _CJK_WIDE = r"[\x{4E00}-\x{9FA5}\x{0800}-\x{4E00}\x{AC00}-\x{D7FF}&&[^\s]]+"
 _ASIAN = (
     r"[\x{4E00}-\x{9FFF}\x{3400}-\x{4DBF}\x{8C48}-\x{D7FF}\x{E000}-\x{FAFF}\x{3040}-\x{30FF}\x{FF65}-\x{FF9F}"
@@ -83,7 +83,7 @@ _HAN = (
 )
 _KIMI = rf"[{_HAN}]+|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}&&[^{_HAN}]]+(?:{_CONTRACTIONS})?|\p{{N}}{{1,3}}|{_SYMBOLS}"
 _BLOOM = " ?[^(\\s|.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c)]+"
-# Letters with upper and lower case, as DeepSeek's tokenizer lists them.
+# Letters that have upper and lower case, as listed in DeepSeek's tokenizer.
 _CASED_LETTERS = (
     "A-Za-z\u00b5\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01ba\u01bc-\u01bf\u01c4-\u0293\u0295-\u02af\u0370-\u0373"
     "\u0376\u0377\u037b-\u037d\u037f\u0386\u0388-\u038a\u038c\u038e-\u03a1\u03a3-\u03f5\u03f7-\u0481"
@@ -101,15 +101,15 @@ _CASED_LETTERS = (
 
 @dataclass(frozen=True)
 class PreTokenizer:
-    """A way to split.
+    """A rule for splitting text.
 
     Args:
-        stages: regular expressions. Each splits the parts that the one before it left: its matches, and what is
+        stages: regular expressions. Each splits the parts from the previous stage into its matches and the text
             between them.
-        whole_words: a part that is a token is taken without merges.
-        add_bos: bos comes before a text unless the file says otherwise.
-        byte_level: tokens are spelled as GPT-2 spells bytes. Otherwise they are plain text, and `<0xE3>` is a byte.
-        marks_spaces: tokens spell a space as sentencepiece does.
+        whole_words: use a part that is itself a token without applying merges.
+        add_bos: add bos before a text unless the file specifies otherwise.
+        byte_level: tokens use GPT-2's spelling of bytes. Otherwise they are plain text, and `<0xE3>` is a byte.
+        marks_spaces: tokens spell a space as in sentencepiece.
     """
 
     stages: tuple[str, ...]

@@ -1,6 +1,6 @@
-"""Tokenizers that are a sentencepiece model (`tokenizer.model`, `spiece.model`): Llama 2, Mistral, Yi, T5, the demos.
+"""Tokenizers from a sentencepiece model (`tokenizer.model`, `spiece.model`): Llama 2, Mistral, Yi, T5, the demos.
 
-Knows sentencepiece and how Hugging Face puts added tokens around it; knows nothing of tokenizer.json.
+Knows sentencepiece and how Hugging Face handles added tokens around it; knows nothing about tokenizer.json.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ from inference.tokenizer.tokenizer_config import TokenizerConfig
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
 
-SPACE = "▁"  # how pieces spell a space
+SPACE = "▁"  # a space as spelled in pieces
 # Values of ModelProto.SentencePiece.Type.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
-# Concatenated protobuf messages merge: these bytes set normalizer_spec (field 3) . add_dummy_prefix (3) to
-# false.
+# Concatenated protobuf messages merge, so appending these bytes sets normalizer_spec (field 3) . add_dummy_prefix (3)
+# to false.
 NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
 
 
 class SentencePieceTokenizer(Tokenizer):
     """A sentencepiece model with the added tokens of its config.
 
-    Added tokens, control symbols and user-defined symbols are cut out of the text first; sentencepiece
-    encodes what is between. The space that sentencepiece puts before a text goes before the first part only,
-    or before each with `legacy: true`, or nowhere with `add_prefix_space: false`.
+    Added tokens, control symbols and user-defined symbols are split from the text first; sentencepiece encodes the
+    parts between them. Its leading space is added to the first part only, or to every part with `legacy: true`, or to
+    none with `add_prefix_space: false`.
 
     Args:
-        model: the bytes of the file.
-        config: special tokens and flags; what it leaves open comes from the model.
-        path: for messages.
+        model: contents of the model file.
+        config: special tokens and flags; unset values come from the model.
+        path: named in error messages.
 
     Raises:
-        TokenizerError: the bytes are no sentencepiece model.
+        TokenizerError: the bytes are not a sentencepiece model.
     """
 
     def __init__(self, model: bytes, config: TokenizerConfig | None = None, path: Path | str = "tokenizer.model"):
@@ -66,11 +66,11 @@ class SentencePieceTokenizer(Tokenizer):
         return max([self.vocab_size, *(token_id + 1 for token_id in self._added)])
 
     def default_prefix(self) -> list[int]:
-        """bos, as Llama's tokenizer has it unless a setting says otherwise."""
+        """Returns bos if there is one, the default of Llama's tokenizer."""
         return [] if self.bos_token_id is None else [self.bos_token_id]
 
     def default_suffix(self) -> list[int]:
-        """eos where the model itself has no bos: so T5's texts end."""
+        """Returns eos if the model has no bos, as T5 expects."""
         has_no_bos = self._processor.bos_id() < 0
         return [self.eos_token_id] if has_no_bos and self.eos_token_id is not None else []
 
@@ -99,11 +99,11 @@ class SentencePieceTokenizer(Tokenizer):
     def token_to_id(self, token: str) -> int | None:
         if token in self._added_ids:
             return self._added_ids[token]
-        token_id = int(self._processor.piece_to_id(token))  # the unknown piece's id for what is not there
+        token_id = int(self._processor.piece_to_id(token))  # the unknown piece's id if there is no such piece
         return token_id if self.id_to_token(token_id) == token else None
 
     def _added_tokens(self) -> dict[int, AddedToken]:
-        """Tokens to look for in the text, by id: the model's own symbols, the config's, and then new ones."""
+        """Returns the tokens to match in the text, by id: the model's symbols, then the config's, then new ones."""
         added = dict(self._model_symbols())
         added.update(self.config.added)
         added.update(appended_tokens(self.config.appended, self.vocab_size))
@@ -120,8 +120,8 @@ class SentencePieceTokenizer(Tokenizer):
         for token_id, kind in enumerate(self._types):
             if kind in (UNKNOWN, CONTROL, USER_DEFINED):
                 content = str(self._processor.id_to_piece(token_id))
-                # Symbols with a space in them are matched by sentencepiece, after it has spelled spaces its
-                # way.
+                # Leave symbols that contain a space to sentencepiece, which matches them after it has
+                # respelled spaces.
                 if SPACE not in content:
                     yield token_id, AddedToken(content, special=kind != USER_DEFINED)
 
@@ -138,7 +138,7 @@ class SentencePieceTokenizer(Tokenizer):
         return ids + self._encode_part(_stripped(text[start:], strip_left, False), start == 0, allow_special)
 
     def _encode_part(self, part: str, is_first: bool, allow_special: bool) -> list[int]:
-        """Ids of a part without added tokens; `is_first` when the text starts with it."""
+        """Encodes a part without added tokens; `is_first` if the text starts with it."""
         if not part:
             return []
         prefixed = self._has_prefix and (is_first or bool(self.config.legacy))
@@ -149,13 +149,13 @@ class SentencePieceTokenizer(Tokenizer):
         return ids
 
     def _defused(self, part: str) -> list[str]:
-        """Cut inside each special user-defined symbol, which sentencepiece would else find by itself."""
+        """Splits `part` inside each special user-defined symbol so that sentencepiece does not match it."""
         cuts = [0, *(match.start() + 1 for match in self._special_symbols.finditer(part)), len(part)]
         return [part[a:b] for a, b in zip(cuts, cuts[1:], strict=False) if a < b]
 
     @cached_property
     def _bare_processor(self) -> SentencePieceProcessor:
-        """The same model without the space before a text; loaded when a text has added tokens."""
+        """The same model without the leading space; loaded at the first text that needs it."""
         if not _adds_prefix(self._processor):
             return self._processor
         return _processor(self._model + NO_DUMMY_PREFIX, "tokenizer.model")
@@ -178,10 +178,10 @@ class SentencePieceTokenizer(Tokenizer):
 
 
 def read_sentencepiece(path: Path, config: TokenizerConfig | None = None) -> SentencePieceTokenizer:
-    """The tokenizer in the file `path`.
+    """Reads the tokenizer in the file `path`.
 
     Raises:
-        TokenizerError: the file cannot be read or is no sentencepiece model.
+        TokenizerError: the file cannot be read or is not a sentencepiece model.
     """
     try:
         model = path.read_bytes()
@@ -204,12 +204,12 @@ def _processor(model: bytes, path: Path | str) -> SentencePieceProcessor:
 
 
 def _adds_prefix(processor: SentencePieceProcessor) -> bool:
-    """Whether the model puts a space before a text: then a text and the same text without it differ."""
+    """Returns whether the model adds a leading space."""
     return bool(str(processor.normalize("a")).startswith(SPACE))
 
 
 def _with_model_tokens(config: TokenizerConfig, processor: SentencePieceProcessor) -> TokenizerConfig:
-    """`config` with the model's own bos, eos, unk and pad where it names none."""
+    """Fills unset bos, eos, unk and pad in `config` from the model."""
     ids = {
         "bos_token": processor.bos_id(),
         "eos_token": processor.eos_id(),
@@ -221,14 +221,14 @@ def _with_model_tokens(config: TokenizerConfig, processor: SentencePieceProcesso
 
 
 def _alternatives(tokens: Iterable[AddedToken]) -> re.Pattern[str]:
-    """Matches the longest of `tokens` at the leftmost place; nothing when there are none."""
+    """Builds a pattern for the leftmost, longest match of `tokens`; it matches nothing if there are none."""
     behind = {token.content: f"(?<={re.escape(token.after)})" if token.after else "" for token in tokens}
     longest_first = sorted(behind, key=lambda content: (-len(content), content))
     return re.compile("|".join(behind[content] + re.escape(content) for content in longest_first) or r"(?!)")
 
 
 def _sentinel_order(content: str) -> int:
-    """T5's <extra_id_0> to <extra_id_99> get their ids from the last to the first; others before, as they come."""
+    """Sort key for new tokens: T5's <extra_id_99> down to <extra_id_0>, after all others in their given order."""
     match = re.fullmatch(r"<extra_id_(\d+)>", content)
     return -int(match[1]) if match else -sys.maxsize
 
@@ -239,9 +239,9 @@ def _stripped(part: str, left: bool, right: bool) -> str:
 
 
 def _piece_types(model: bytes) -> Iterator[int]:
-    """Type of each piece, read from the protobuf: sentencepiece does not tell user-defined symbols.
+    """Reads the type of each piece from the protobuf: sentencepiece does not expose user-defined symbols.
 
-    ModelProto: field 1, repeated: SentencePiece, of which field 3 is the type (a varint, NORMAL when absent).
+    ModelProto field 1 is a repeated SentencePiece, whose field 3 is the type (a varint, NORMAL if absent).
     """
     for number, value in _fields(model):
         if number == 1 and isinstance(value, bytes):
@@ -250,7 +250,7 @@ def _piece_types(model: bytes) -> Iterator[int]:
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Field numbers and values of a protobuf message that sentencepiece has already parsed."""
+    """Iterates over field numbers and values of a protobuf message that sentencepiece has already validated."""
     at = 0
     while at < len(message):
         key, at = _varint(message, at)
@@ -267,7 +267,7 @@ def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
 
 
 def _varint(message: bytes, at: int) -> tuple[int, int]:
-    """A base-128 number and the place after it."""
+    """Reads a base-128 number; returns it and the offset after it."""
     value = shift = 0
     while True:
         byte = message[at]

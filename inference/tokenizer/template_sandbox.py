@@ -1,8 +1,8 @@
-"""Jinja's sandbox with limits of time and size, for templates that come with a model or a config.
+"""Jinja's sandbox with time and size limits, for templates from a model or a config.
 
-Knows Jinja; knows nothing of chats. Jinja's own sandbox keeps a template from reading or changing what it should not.
-It does not keep it from running for ever or from filling the memory, so here every loop, call, filter, operator,
-slice and output is counted against limits that no real template comes near.
+Knows Jinja; knows nothing about chats. Jinja's own sandbox restricts what a template can read or change, but does not
+prevent it from running forever or exhausting memory. So every loop, call, filter, operator, slice and output here
+counts against limits that no real template approaches.
 """
 
 from __future__ import annotations
@@ -18,32 +18,32 @@ if TYPE_CHECKING:
     from jinja2 import Environment, Template
 
 CPU_SECONDS = 5.0
-# Characters and items of one value, its parts included; of all values that a template makes; rounds of all loops.
+# Maximum characters and items of one value with its parts; of all values that a template makes; rounds of all loops.
 LARGEST_VALUE = 1 << 24
 LARGEST_TOTAL = 1 << 29
-# Items of one value, with those of its parts: they are counted one by one.
+# Maximum items of one value with its parts, which are counted one by one.
 MOST_ITEMS = 1 << 19
 MOST_ROUNDS = 5_000_000
-# Characters of a template, which Jinja compiles with a Python stack as deep as it nests.
+# Maximum characters of a template, because the depth of Jinja's compiler stack grows with the template's nesting.
 LARGEST_SOURCE = 1 << 20
-# Numbers that filters and methods may be given: a width, an indent, a count.
+# Maximum number passed to a filter or method: a width, an indent, a count.
 LARGEST_ARGUMENT = 100_000
 LARGEST_BITS = 1 << 16
 ROUNDS_A_CHECK = 64
-# Widths and precisions in format strings of % and str.format; `*` and a nested field take them from a value.
+# Large widths and precisions in format strings of % and str.format; `*` and nested fields read them from a value.
 _WIDE_PERCENT = re.compile(r"%[^a-zA-Z%]*(\d{5}|\*)")
 _WIDE_FORMAT = re.compile(r":[^{}]*(\d{5}|\{)")
-# Methods that make bytes, which no prompt needs and whose own methods would grow unwatched.
+# Methods that make bytes: no prompt needs bytes, and the methods of bytes are not checked.
 _MAKE_BYTES = ("encode", "to_bytes")
 _CONTAINERS = (list, tuple, dict, set, frozenset)
 
 
 class TemplateLimitError(Exception):
-    """A template that takes too long or makes too much."""
+    """A template exceeded its time or size limit."""
 
 
 class _Budget(threading.local):
-    """What the template that runs in this thread has used."""
+    """Resources used by the template that runs in this thread."""
 
     deadline: float | None = None
     total = 0
@@ -73,10 +73,10 @@ _BUDGET = _Budget()
 
 
 def size_of(value: Any) -> int:
-    """Characters and items of a value and of all that is in it, counted as often as it is there.
+    """Counts the characters and items of a value and everything in it; repeated objects count each time.
 
     Raises:
-        TemplateLimitError: more than `LARGEST_VALUE`, or more items than `MOST_ITEMS`.
+        TemplateLimitError: the count exceeds `LARGEST_VALUE`, or the items exceed `MOST_ITEMS`.
     """
     size = 1
     if isinstance(value, str):
@@ -106,21 +106,21 @@ def _size_of_items(value: Any) -> int:
 
 
 def _checked(value: Any) -> Any:
-    """The value, if it is within the limits."""
+    """Returns the value if it is within the limits."""
     _BUDGET.check_time()
     size_of(value)
     return value
 
 
 def _made(value: Any) -> Any:
-    """A value that a template made, counted."""
+    """Counts a value that a template made against the limits, and returns it."""
     _BUDGET.check_time()
     _BUDGET.spend(size_of(value))
     return value
 
 
 class _Watched:
-    """What a loop goes through, its rounds counted."""
+    """An iterable of a loop that counts its rounds."""
 
     def __init__(self, items: Iterable[Any]):
         self._items = items
@@ -135,14 +135,14 @@ class _Watched:
 
 
 def _joined(values: Iterable[Any]) -> str:
-    """The operator ~."""
+    """Implements the operator ~."""
     texts = [str(_checked(value)) for value in values]
     _BUDGET.spend(sum(map(len, texts)))
     return "".join(texts)
 
 
 def _concat(chunks: Iterable[str]) -> str:
-    """The text of a block, a macro or a template."""
+    """Concatenates the output of a block, a macro or a template."""
     found, size = [], 0
     for chunk in chunks:
         found.append(chunk)
@@ -162,12 +162,13 @@ def _check_arguments(arguments: Iterable[Any]) -> None:
             raise TemplateLimitError(f"it asks for a width or count of more than {LARGEST_ARGUMENT:,}")
 
 
-# Filters and methods that put an argument, or that many spaces, in several places: at these texts, or anywhere.
+# Filters and methods that insert an argument, or that many spaces, repeatedly: at each occurrence of this text, or
+# anywhere if None.
 _REPEATED: Mapping[str, str | None] = {"wordwrap": None, "translate": None, "indent": "\n", "expandtabs": "\t"}
 
 
 def _check_growth(name: str, value: Any, arguments: list[Any]) -> None:
-    """Refuses filters and methods of text that would make something too large, before they do."""
+    """Raises if a text filter or method would make too large a value, before it runs."""
     if not isinstance(value, str):
         return
     texts = [argument for argument in arguments if isinstance(argument, str)]
@@ -188,8 +189,8 @@ def _too_large(size: int) -> None:
 
 
 def _guarded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter whose value, arguments and result are within the limits."""
-    # Filters that take the environment or the context get it first.
+    """Wraps a filter so that its value, arguments and result are checked against the limits."""
+    # Filters that take the environment or the context receive it as their first argument.
     first = 1 if hasattr(function, "jinja_pass_arg") else 0
 
     @wraps(function)
@@ -215,7 +216,7 @@ def _guarded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def make_environment(**options: Any) -> Environment:
-    """A sandboxed environment with limits; `options` as for jinja2.Environment."""
+    """Makes a sandboxed environment with limits; `options` as for jinja2.Environment."""
     from jinja2 import nodes
     from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 
@@ -224,7 +225,7 @@ def make_environment(**options: Any) -> Environment:
         concat = staticmethod(_concat)
 
         def unsafe_undefined(self, obj: Any, attribute: str) -> NoReturn:
-            # Jinja's own gives an undefined value for what it forbids, and that prints as nothing.
+            # Jinja's default returns an undefined value for a forbidden attribute, which renders as nothing.
             raise SecurityError(f"a template may not read {attribute!r} of a {type(obj).__name__}")
 
         def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
@@ -233,7 +234,7 @@ def make_environment(**options: Any) -> Environment:
 
         def call(self, context: Any, obj: Any, /, *arguments: Any, **named: Any) -> Any:  # noqa: N805
             _BUDGET.check_time()
-            # Jinja wraps str.format in a function of its own.
+            # Jinja wraps str.format in its own function.
             owner = getattr(getattr(obj, "__wrapped__", obj), "__self__", None)
             name = getattr(obj, "__name__", "")
             if name in _MAKE_BYTES:
@@ -261,7 +262,7 @@ def make_environment(**options: Any) -> Environment:
         return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
 
     def _watch(node: Any) -> None:
-        """Sends what loops go through, compared values, slices and joined texts through our own filters."""
+        """Routes loop iterables, compared values, slices and concatenations through our own filters."""
         for child in node.iter_child_nodes():
             _watch(child)
         if isinstance(node, nodes.For):
@@ -286,13 +287,13 @@ def make_environment(**options: Any) -> Environment:
     environment = Sandbox(finalize=_checked, **options)
     environment.filters = {name: _guarded(name, function) for name, function in environment.filters.items()}
     environment.filters |= {"watched": _Watched, "checked": _checked, "joined": _joined, "made": _made}
-    # Text without end, for those who try out a design.
+    # lipsum generates placeholder text of any length.
     environment.globals.pop("lipsum", None)
     return environment
 
 
 def add_filter(environment: Environment, name: str, function: Callable[..., Any]) -> None:
-    """Adds a filter to an environment, with its limits."""
+    """Adds a filter with limits to an environment."""
     environment.filters[name] = _guarded(name, function)
 
 
@@ -313,10 +314,10 @@ def _check_operands(operator: str, left: Any, right: Any) -> None:
 
 
 def render(template: Template, variables: Mapping[str, Any]) -> str:
-    """The text of a template.
+    """Renders a template.
 
     Raises:
-        TemplateLimitError: it takes too long or makes too much.
+        TemplateLimitError: the template exceeds its time or size limit.
     """
     outer = (_BUDGET.deadline, _BUDGET.total, _BUDGET.rounds)
     _BUDGET.start()

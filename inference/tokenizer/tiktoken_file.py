@@ -1,8 +1,8 @@
-"""Vocabularies in tiktoken's form (`tokenizer.model` of GLM-4 9B): a line a token, its bytes in base64 and its rank.
+"""Vocabularies in tiktoken's format (`tokenizer.model` of GLM-4 9B): per line, a token's bytes in base64 and its rank.
 
-A text is cut by a regular expression. In each part the two neighbors whose bytes together have the lowest rank are
-joined, until no two are a token (github.com/openai/tiktoken, README). As merges of byte-level BPE these are all ways to
-make a token of two, in the order of the tokens' ranks.
+A regular expression splits the text. In each part, the adjacent pair whose joined bytes have the lowest rank is merged,
+until no pair forms a token (github.com/openai/tiktoken, README). The equivalent merges of byte-level BPE are all ways
+to split a token into two tokens, in the order of the tokens' ranks.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _LINE = re.compile(rb"([A-Za-z0-9+/=]+) (\d+)\r?\n?")
 
 
 def is_tiktoken(path: Path) -> bool:
-    """Whether a file's first line is a token and its rank."""
+    """Returns whether a file's first line is a token and its rank."""
     with path.open("rb") as file:
         return _LINE.match(file.read(256)) is not None
 
@@ -32,15 +32,15 @@ def is_tiktoken(path: Path) -> bool:
 def read_tiktoken(
     path: Path, config: TokenizerConfig, splitting: PreTokenizer, special: Sequence[str]
 ) -> JsonTokenizer:
-    """The tokenizer in a file.
+    """Reads the tokenizer in a file.
 
     Args:
-        splitting: how a text is split, which is not in the file.
-        special: tokens whose ids follow the ranks, where the config has none.
+        splitting: how to split a text; the file does not contain this.
+        special: tokens whose ids follow the ranks, if the config has none.
 
     Raises:
-        TokenizerError: the file cannot be read, a line is none of a token, or the config's tokens do not follow the
-            ranks.
+        TokenizerError: the file cannot be read, a line is malformed, or the ids of the config's tokens do not follow
+            the ranks.
     """
     try:
         lines = path.read_bytes().splitlines()

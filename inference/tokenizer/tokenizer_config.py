@@ -1,7 +1,7 @@
-"""What the small files beside a tokenizer say: tokenizer_config.json, special_tokens_map.json,
-added_tokens.json and chat templates, with the settings of a MindFormers YAML on top.
+"""Reads a tokenizer's config files and applies the settings of a MindFormers YAML on top.
 
-Knows the files' forms in transformers 4 and 5; knows nothing of vocabularies.
+The files are tokenizer_config.json, special_tokens_map.json, added_tokens.json and chat templates.
+Knows the file formats of transformers 4 and 5; knows nothing about vocabularies.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ EXTRA_NAMES = ("additional_special_tokens", "extra_special_tokens")
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """The merged settings; None where nothing says anything, so that the tokenizer's own default holds.
+    """The merged settings; None for an unset value, so that the tokenizer's own default applies.
 
     Args:
-        tokens: bos_token, eos_token, unk_token, pad_token to their text, or to None where a file says null.
-        appended: special tokens that a sentencepiece model is continued with.
-        prefixes: tokens that stand before every text; of several rows the first whose tokens are there.
+        tokens: text of bos_token, eos_token, unk_token and pad_token; None if a file sets it to null.
+        appended: special tokens appended to a sentencepiece model's vocabulary.
+        prefixes: candidate prefixes of every text; the first row whose tokens all exist is used.
     """
 
     tokens: Mapping[str, str | None] = field(default_factory=dict)
@@ -45,7 +45,7 @@ class TokenizerConfig:
 
     @property
     def special_contents(self) -> tuple[str, ...]:
-        """Texts of all tokens that are named as special, in the order in which new ones get their ids."""
+        """Texts of all special tokens, in the order in which new ones get their ids."""
         named = [self.tokens[name] for name in TOKEN_NAMES if name in self.tokens]
         added = [token.content for _, token in sorted(self.added.items()) if token.special]
         return tuple(dict.fromkeys(content for content in [*added, *named, *self.extra_special] if content))
@@ -54,13 +54,14 @@ class TokenizerConfig:
 def read_tokenizer_config(
     directory: Path, settings: Mapping[str, Any], usual_class: str | None = None
 ) -> TokenizerConfig:
-    """Reads what `directory` has; `settings` (keys as in tokenizer_config.json, None for unset) win.
+    """Reads the config files in `directory`.
 
     Args:
-        usual_class: the tokenizer's class where neither says.
+        settings: override the files; keys as in tokenizer_config.json, None if unset.
+        usual_class: default tokenizer class, if neither files nor settings name one.
 
     Raises:
-        TokenizerError: a file that is no JSON object, or a value of the wrong type.
+        TokenizerError: a file is not a JSON object, or a value has the wrong type.
     """
     path = directory / "tokenizer_config.json"
     given = {key: value for key, value in settings.items() if value is not None}
@@ -85,7 +86,7 @@ def read_tokenizer_config(
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in `path`; empty when there is no such file."""
+    """Reads the object in `path`; empty if there is no such file."""
     if not path.is_file():
         return {}
     try:
@@ -98,7 +99,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def token_text(value: Any, key: str, path: Path) -> str | None:
-    """A token's text, given as text or as an AddedToken written out."""
+    """Returns the text of a token given as text or as a serialized AddedToken."""
     if isinstance(value, Mapping):
         value = value.get("content")
     if value is None or TOKEN_TEXT.takes(value):
@@ -131,7 +132,7 @@ def _padding_side(merged: Mapping[str, Any], path: Path) -> str:
 
 
 def _extra_special(merged: Mapping[str, Any], path: Path) -> tuple[str, ...]:
-    """transformers 4 has additional_special_tokens, a list; 5 extra_special_tokens, a list or object."""
+    """Reads additional_special_tokens, a list (transformers 4), or extra_special_tokens, a list or object (5)."""
     found: dict[str, None] = {}
     for name in EXTRA_NAMES:
         values = merged.get(name) or []
@@ -179,8 +180,9 @@ def _added_token(value: Mapping[str, Any], path: Path) -> AddedToken:
 
 
 def _chat_templates(directory: Path, given: Mapping[str, Any], merged: Mapping[str, Any], path: Path) -> dict[str, str]:
-    """Templates by name. The settings win, then chat_template.jinja, tokenizer_config.json,
-    chat_template.json.
+    """Returns templates by name.
+
+    Order of precedence: settings, chat_template.jinja, tokenizer_config.json, chat_template.json.
     """
     if "chat_template" in given:
         return _named_templates(given["chat_template"], path)
@@ -190,7 +192,7 @@ def _chat_templates(directory: Path, given: Mapping[str, Any], merged: Mapping[s
 
 
 def _named_templates(value: Any, path: Path) -> dict[str, str]:
-    """One template, or a list of {name, template}."""
+    """Reads one template, or a list of {name, template}."""
     if not value:
         return {}
     if isinstance(value, str):

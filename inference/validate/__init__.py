@@ -1,4 +1,4 @@
-"""Data validation: a profile of prompts, expectations that they must meet, and drift from other prompts.
+"""Data validation: profiles prompts, checks expectations, and measures drift from other prompts.
 
 rows      prompts and their labels, from files
 profile   counts, lengths, duplicates, scripts, labels, outliers

@@ -31,7 +31,7 @@ DRIFT = tuple(drift(Profile(), Profile()))
 
 
 def validate(config: InferenceConfig, values: Sequence[str]) -> int:
-    """Validate prompts; the figures go to standard output.
+    """Validate prompts and print the figures to standard output.
 
     Returns:
         The exit code: 0, or 4 if an expectation is not met.
@@ -63,7 +63,7 @@ def validate(config: InferenceConfig, values: Sequence[str]) -> int:
 
 
 def check_validation(config: InferenceConfig, values: Sequence[str]) -> None:
-    """Find every mistake that can be found before reading rows.
+    """Check everything that can be checked before reading rows.
 
     Raises:
         InferenceError: the first mistake.
@@ -80,7 +80,7 @@ def check_validation(config: InferenceConfig, values: Sequence[str]) -> None:
 
 
 def check_expectations(figures: Mapping[str, float], settings: ValidateSettings) -> list[Verdict]:
-    """Check all bounds. The share of a script or label that no row has is 0; NaN meets no bound.
+    """Check all bounds. The share of a script or label without rows is 0; NaN meets no bound.
 
     Raises:
         ConfigError: a bound is for an unknown figure.
@@ -132,7 +132,7 @@ def _write(
 def _print(
     config: InferenceConfig, profile: Profile, distances: Mapping[str, float], verdicts: Sequence[Verdict]
 ) -> None:
-    """A line per figure; or all of it as JSON."""
+    """Print a line per figure, or everything as JSON."""
     if config.output.format == "json":
         kept = [{"expectation": v.threshold, "value": _finite(v.value), "met": v.passed} for v in verdicts]
         print(json.dumps({**profile.as_dict(), "drift": distances, "expectations": kept}, ensure_ascii=False))

@@ -1,4 +1,4 @@
-"""The distance between two profiles: 0 for the same distribution, 1 for distributions that share nothing."""
+"""The distance between two profiles: 0 for equal distributions, 1 for distributions that do not overlap."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from inference.validate.profile import Profile
 
 
 def drift(one: Profile, other: Profile) -> dict[str, float]:
-    """The distances of lengths, scripts and labels, by the names that expectations use."""
+    """Return the distances of lengths, scripts and labels, by the names that expectations use."""
     return {
         "drift_chars": kolmogorov_smirnov(one.chars, other.chars),
         "drift_tokens": kolmogorov_smirnov(one.tokens, other.tokens),
@@ -21,7 +21,7 @@ def drift(one: Profile, other: Profile) -> dict[str, float]:
 
 
 def kolmogorov_smirnov(one: array[int], other: array[int]) -> float:
-    """The largest difference of two empirical distribution functions; 1 if only one side has values."""
+    """Return the largest difference of two empirical distribution functions; 1 if only one side has values."""
     if not one or not other:
         return float(bool(one) != bool(other))
     left, right = (np.sort(np.frombuffer(values, np.int64)) for values in (one, other))
@@ -31,7 +31,7 @@ def kolmogorov_smirnov(one: array[int], other: array[int]) -> float:
 
 
 def total_variation(one: Counter[str], other: Counter[str]) -> float:
-    """Half the sum of the differences of the shares; 1 if only one side has any."""
+    """Return half the sum of the absolute differences of the shares; 1 if only one side has values."""
     totals = sum(one.values()), sum(other.values())
     if not all(totals):
         return float(any(totals))

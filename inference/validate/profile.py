@@ -1,6 +1,6 @@
 """The profile of a set of prompts: counts, lengths, duplicates, scripts, labels, outliers.
 
-Knows texts and numbers; knows nothing about files or pages. Each row is seen once; its text is not kept.
+Knows texts and numbers; knows nothing about files or pages. Reads each row once and does not keep its text.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from inference.validate.rows import DataRow
 
 PERCENTILES = (1, 10, 50, 90, 99)
 BINS = 30
-# Rows that are named as examples of a fault.
+# The most rows to list as examples of a problem.
 EXAMPLES = 20
-# Words of a shingle, and the estimated Jaccard similarity from which two texts count as near duplicates.
+# Words per shingle, and the least estimated Jaccard similarity of near duplicates.
 SHINGLE, SIMILAR = 3, 0.8
-# Tukey's "far out": beyond so many interquartile ranges from the quartiles.
+# Tukey's "far out": more than this many interquartile ranges from the quartiles.
 FAR_OUT = 3.0
 _WHITESPACE = frozenset("\n\r\t")
 Counted = tuple[int, bool]
@@ -36,12 +36,12 @@ Counted = tuple[int, bool]
 
 @dataclass
 class Profile:
-    """What is known of a set of prompts.
+    """The profile of a set of prompts.
 
     Attributes:
         chars: length of each valid row in characters.
-        tokens: in tokens.
-        invalid: rows without a usable prompt; `errors` has some of them with their reasons.
+        tokens: length of each valid row in tokens.
+        invalid: rows without a usable prompt; `errors` has the reasons of the first ones.
         near_duplicates: rows that are nearly equal to an earlier one; None if they were not counted.
     """
 
@@ -59,7 +59,7 @@ class Profile:
     outliers: list[tuple[str, int]] = field(default_factory=list)
 
     def figures(self) -> dict[str, float]:
-        """All figures that expectations can name."""
+        """Return all figures that expectations can name."""
         found: dict[str, float] = {"rows": self.rows}
         counts = ("invalid", "duplicates", "near_duplicates", "control_characters", "over_context")
         for name in counts:
@@ -73,7 +73,7 @@ class Profile:
         return found
 
     def as_dict(self) -> dict[str, Any]:
-        """The whole profile, for JSON."""
+        """Return the whole profile, for JSON."""
         return {
             "figures": {name: value if math.isfinite(value) else None for name, value in self.figures().items()},
             "histograms": {name: histogram(getattr(self, name)) for name in ("chars", "tokens")},
@@ -126,14 +126,14 @@ def profile_of(rows: Iterable[DataRow], count_tokens: Callable[[int, Prompt], Co
 
 
 def text_of(prompt: Prompt) -> str:
-    """A prompt as text; of a chat, all messages; of token ids, the ids."""
+    """Return a prompt as text: all messages of a chat, or the ids of a prompt of token ids."""
     if prompt.messages is not None:
         return "\n".join(str(message.get("content") or "") for message in prompt.messages)
     return prompt.text if prompt.text is not None else " ".join(map(str, prompt.token_ids or ()))
 
 
 def spread(values: array[int]) -> dict[str, float]:
-    """Mean, standard deviation, extremes and percentiles; NaN without values."""
+    """Return mean, standard deviation, extremes and percentiles; NaN without values."""
     names = ("mean", "std", "min", "max", *(f"p{percent}" for percent in PERCENTILES))
     if not values:
         return dict.fromkeys(names, math.nan)
@@ -143,7 +143,7 @@ def spread(values: array[int]) -> dict[str, float]:
 
 
 def histogram(values: array[int], bounds: tuple[float, float] | None = None) -> list[tuple[float, float, int]]:
-    """Bins of equal width: begin, end, count."""
+    """Return bins of equal width: begin, end, count."""
     if not values:
         return []
     numbers = np.frombuffer(values, np.int64)
@@ -154,12 +154,12 @@ def histogram(values: array[int], bounds: tuple[float, float] | None = None) -> 
 
 @lru_cache(maxsize=1 << 16)
 def _script(char: str) -> str | None:
-    """The script of a letter, by the first word of its Unicode name; None for other characters."""
+    """Return the script of a letter, the first word of its Unicode name; None for other characters."""
     return unicodedata.name(char, "UNKNOWN").split()[0] if char.isalpha() else None
 
 
 def main_script(text: str) -> str:
-    """The script of most letters: `LATIN`, `CJK`, `CYRILLIC`, ...; `NONE` without letters."""
+    """Return the script of most letters: `LATIN`, `CJK`, `CYRILLIC`, ...; `NONE` without letters."""
     counts = Counter(script for char in text if (script := _script(char)) is not None)
     return counts.most_common(1)[0][0] if counts else "NONE"
 
@@ -169,7 +169,7 @@ def _is_control(char: str) -> bool:
 
 
 def _outliers(lengths: array[int], places: list[str]) -> list[tuple[str, int]]:
-    """The rows whose length is far outside the quartiles, the farthest first."""
+    """Return the rows whose length is far outside the quartiles, the farthest first."""
     if not lengths:
         return []
     numbers = np.frombuffer(lengths, np.int64)
@@ -192,7 +192,7 @@ class NearDuplicates:
 
     @classmethod
     def new(cls) -> NearDuplicates | None:
-        """None if datasketch is not installed."""
+        """Make a counter; None if datasketch is not installed."""
         return cls() if importlib.util.find_spec("datasketch") else None
 
     def add(self, number: int, text: str) -> None:

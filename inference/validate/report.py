@@ -17,17 +17,17 @@ from inference.validate.profile import Profile, histogram
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-# Scripts and labels on the page, the most frequent first.
+# The most scripts or labels to show, the most frequent first.
 MOST_NAMES = 20
 Profiles = Mapping[str, Profile]
 
 
 def report(profiles: Profiles, distances: Mapping[str, float], verdicts: Sequence[Verdict]) -> str:
-    """The whole page.
+    """Render the whole page.
 
     Args:
-        profiles: by the name of their side; the first one is validated.
-        distances: from the second profile, if there is one.
+        profiles: profiles by the names of their data; the first one is validated.
+        distances: distances from the second profile, if there is one.
     """
     name, profile = next(iter(profiles.items()))
     side: list[Markup] = []

@@ -1,4 +1,4 @@
-"""Rows to profile: each a prompt with the label in a column of its own, or the reason why there is no prompt.
+"""Rows to profile: each has a prompt and its label, or the reason why it has no prompt.
 
 Knows files; knows nothing about tokens or statistics.
 """
@@ -20,10 +20,10 @@ JSON_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 
 @dataclass(frozen=True)
 class DataRow:
-    """One row.
+    """A row to profile.
 
     Args:
-        where: its file and line, for people.
+        where: its file and line, for messages.
         prompt: None if the row is invalid.
         label: the value of the label column; None if there is none.
         error: why the row is invalid.
@@ -36,13 +36,13 @@ class DataRow:
 
 
 def read_data(values: Sequence[str], settings: InputSettings, label_key: str | None) -> Iterator[DataRow]:
-    """All rows of files and prompts, in order.
+    """Yield all rows of files and prompts, in order.
 
     Args:
-        label_key: key of JSON rows that holds the label; None for no labels.
+        label_key: the key of the label in JSON rows; None for no labels.
 
     Raises:
-        InputError: a file cannot be read, or labels are asked of a format that has none.
+        InputError: a file cannot be read, or labels are requested from a format that has none.
     """
     for value in values:
         if value.lower().endswith(JSON_LINES):

@@ -42,6 +42,7 @@ MINDFORMERS = [
 ]
 SAMPLES = {
     "--logit_bias": "42=-5",
+    "--chat_template_kwargs": "{enable_thinking: false}",
     "--run_mode": "predict",
     "--load_ckpt_format": "ckpt",
     "--device_target": "Ascend",

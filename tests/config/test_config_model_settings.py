@@ -57,9 +57,8 @@ def test_plain_values() -> None:
 
 @pytest.mark.parametrize(("old", "new"), [(old[-1], new[-1]) for old, new in RENAMED.items() if old[:2] == MODEL])
 def test_other_names(old: str, new: str) -> None:
-    value = (
-        "float16" if new.endswith("type") else True if new.endswith("bias") else "silu" if new == "hidden_act" else 1
-    )
+    by_name = {"hidden_act": "silu", "rms_norm_eps": 0.5, "rope_theta": 2}
+    value = "float16" if new.endswith("type") else True if new.endswith("bias") else by_name.get(new, 1)
     assert settings_of(**{old: value}).given() == {new: value}
 
 

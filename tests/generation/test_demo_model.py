@@ -35,7 +35,7 @@ def tokenizer(model: GenerativeModel) -> Tokenizer:
 
 
 def answers(model: GenerativeModel, tokenizer: Tokenizer, texts: list[str], **settings) -> list[str]:
-    encoder = model.encoder(tokenizer, model.generation_config.updated(**settings))
+    encoder = model.encoder(tokenizer, **settings)
     prompts = encoder.encode_all(Prompt(str(i), f"row {i}", text) for i, text in enumerate(texts))
     return [text for (text,) in model.answer(prompts, tokenizer)]
 

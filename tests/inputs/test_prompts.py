@@ -95,6 +95,7 @@ class TestOpenAI:
             ({"stream": False}, {}),
             ({"max_tokens": 5.0, "seed": 3.0, "temperature": 0.0}, {"max_new_tokens": 5, "seed": 3, "temperature": 0}),
             ({"response_format": {"type": "text"}}, {}),
+            ({"response_format": {"type": "json_object"}}, {"response_format": {"type": "json_object"}}),
             ({"tools": [], "tool_choice": "none"}, {}),
             ({"tools": [{"type": "function"}], "tool_choice": "none"}, {}),
             ({"tools": [], "tool_choice": "auto", "parallel_tool_calls": True}, {}),
@@ -140,10 +141,6 @@ class TestOpenAI:
             (openai({"messages": CHAT, "n": 0}), "num_return_sequences"),
             (openai({"messages": CHAT, "tools": [{}]}), "'tools' cannot be done in a row of a file; accepted"),
             (openai({"messages": CHAT, "tool_choice": "required"}), "'tool_choice' cannot be done"),
-            (
-                openai({"messages": CHAT, "response_format": {"type": "json_object"}}),
-                "'response_format' cannot be done",
-            ),
             (openai({"messages": CHAT, "best_of": 2}), "'best_of' cannot be done .*accepted: 1"),
             (openai({"messages": CHAT, "echo": True}), "'echo' cannot be done"),
             (openai({"messages": CHAT, "suffix": "x"}), "'suffix' cannot be done"),

@@ -1,10 +1,10 @@
 """Metrics of a batch beyond Beam's own: tokens, times, prefix cache, failures. Never prints.
 
-Names, which begin with `<model name>_` once the model has been replaced:
+The names below begin with `<model name>_` once the model has been replaced:
 
 - counters `prompt_tokens`, `completion_tokens`, `cached_tokens` (prompt tokens found in the prefix cache),
   `failed_rows`, `halved_batches`, `model_exchanges`, `model_rollbacks`
-- distributions `time_to_first_token_micro_secs` (per row), `tokens_per_second` (per batch: new tokens / its time)
+- distributions `time_to_first_token_micro_secs` (per row), `tokens_per_second` (per batch: new tokens / batch time)
 
 A model that is replaced while batches run also updates Beam's `model_byte_size` and `load_model_latency_milli_secs`.
 """

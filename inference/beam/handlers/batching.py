@@ -1,7 +1,8 @@
 """Batches limited by rows, weight and length.
 
-Beam's BatchElements has no weight limit, and uses lengths only if a batch may wait for rows of later bundles. Knows
-elements and their sizes; knows nothing about models.
+Beam's BatchElements has no weight limit, and uses lengths only if a batch may wait for rows of later bundles.
+
+Knows elements and their sizes; knows nothing about models.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ _TheirBatchElements = beam.BatchElements
 
 @dataclass(frozen=True)
 class Limits:
-    """Which elements may share a batch.
+    """The limits on which elements may share a batch.
 
     Args:
         most_weight: maximum total weight; a heavier row gets a batch of its own. None for no limit.
-        weigh: weight of an element.
-        measure: length of an element; None if lengths do not matter.
+        weigh: returns the weight of an element.
+        measure: returns the length of an element; None if lengths do not matter.
         boundaries: lengths at which buckets begin, in order.
     """
 
@@ -63,12 +64,12 @@ class BatchElements(_TheirBatchElements):  # type: ignore[misc,valid-type]
 
     Args:
         max_batch_weight: maximum total weight of a batch; a heavier element gets a batch of its own.
-        element_size_fn: weight of an element. Without `max_batch_weight` it has Beam's meaning.
-        length_fn: length of an element; only elements of one bucket share a batch.
+        element_size_fn: returns the weight of an element. Without `max_batch_weight` it has Beam's meaning.
+        length_fn: returns the length of an element; only elements of one bucket share a batch.
         bucket_boundaries: lengths at which buckets begin.
 
     Raises:
-        ConfigError: the boundaries are not increasing positive numbers, or an argument is given without its partner.
+        ConfigError: the boundaries are not increasing positive numbers, or an argument is missing the one it requires.
     """
 
     def __init__(
@@ -121,7 +122,7 @@ class _OfOneBundle(beam.DoFn):
     """Batches the elements of one bundle, separately for each window and bucket.
 
     Args:
-        estimator: Beam's; it chooses the number of rows and keeps the metrics.
+        estimator: Beam's batch size estimator; it chooses the number of rows and keeps the metrics.
     """
 
     def __init__(self, estimator: Any, limits: Limits):
@@ -159,7 +160,7 @@ class _AcrossBundles(beam.DoFn):
     """Batches elements of several bundles, separately for each key (their bucket).
 
     Args:
-        seconds: how long an element may wait for others.
+        seconds: longest time that an element may wait for others.
     """
 
     ELEMENTS = BagStateSpec("elements", coders.PickleCoder())

@@ -1,7 +1,7 @@
-"""Repairs of Beam's own RunInference, made when our handler is imported, and the Beam versions that need each.
+"""Patches for faults in Beam's own RunInference, applied when our handler is imported, and the versions that need each.
 
 A pipeline imports the handler before it is built, and a worker before it loads a model. A version that is not listed is
-left alone: it may have mended the fault, or moved what a repair replaces.
+left alone: it may have fixed the fault, or moved the code that a patch replaces.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ class Repair:
     """One fault of Beam.
 
     Args:
-        fault: what Beam does.
-        first: the first version that is known to do it.
-        last: the last one.
-        make: replaces the part at fault.
+        fault: description of the fault.
+        first: first version known to have the fault.
+        last: last version known to have it.
+        make: replaces the faulty part.
     """
 
     fault: str
@@ -38,7 +38,7 @@ class Repair:
 
 
 class _Looks(threading.local):
-    """What this thread last saw of the process's memory, and has loaded since; bytes."""
+    """Per thread, in bytes: the last measurement of the process's memory, and the model loaded since."""
 
     last = 0
     loaded: int | None = None
@@ -53,7 +53,7 @@ def note_loaded(num_bytes: int) -> None:
 
 
 def process_memory() -> int:
-    """Memory of this process, bytes. After a load it is the last value plus the size of the model."""
+    """Memory of this process, bytes. After a load, return the last value plus the size of the model."""
     _looks.last = peak_memory() if _looks.loaded is None else _looks.last + _looks.loaded
     _looks.loaded = None
     return _looks.last
@@ -84,7 +84,7 @@ REPAIRS = (
 
 
 def apply(version: str = beam.__version__) -> list[Repair]:
-    """Make the repairs that a version of Beam needs, and return them. Further calls change nothing."""
+    """Apply the patches that a version of Beam needs, and return them. Further calls change nothing."""
     found = re.match(r"(\d+)\.(\d+)", version)
     own = (int(found[1]), int(found[2])) if found else (0, 0)
     needed = [repair for repair in REPAIRS if repair.first <= own <= repair.last]

@@ -1,6 +1,6 @@
 """`MindSporeModelHandler`: Beam's ModelHandler on this project's engine.
 
-Knows Beam's interface of handlers; `serving` answers the rows.
+Knows Beam's handler interface; `serving` answers the rows.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from inference.models.source import CONFIG_FILE, resolve
 beam_repairs.apply()
 
 NAMESPACE = "BeamML_MindSpore"
-# Size of a batch as a multiple of the rows that the engine runs at once, so that it stays full while rows finish.
+# Batch size as a multiple of the rows that the engine runs at once, so that the engine stays full while rows finish.
 BATCH_OF_RUNNING = 4
 ConfigLike = str | Path | InferenceConfig | AutoConfig | Mapping[str, Any]
 
@@ -41,37 +41,37 @@ class MindSporeModelHandler(PromptHandler, ModelHandler[Any, PredictionResult, S
     """Answers prompts.
 
     An element is a text, token ids, or a mapping as in a line of a .jsonl file: `prompt` or `messages`, optionally
-    `custom_id` and generation settings. It may also be the PredictionResult of another RunInference: then that
-    result's answer is the prompt. `PredictionResult.inference` is a record as the batch job writes it: `text`,
+    `custom_id` and generation settings. It may also be the PredictionResult of another RunInference, whose answer is
+    then the prompt. `PredictionResult.inference` is a record as the batch job writes it: `text`,
     `token_ids`, `finish_reason`, `prompt_tokens`, `completion_tokens`, times, and `error`, which is None or the reason
-    why there is no answer. The rows of a batch run together. All steps and threads of a process that have the same
+    for the failure. The rows of a batch run together. All steps and threads of a process that have the same
     config share one model.
 
     Args:
         config: a preset's name, a directory, a YAML file, a Hugging Face repository, a config object, or a mapping of
             a config's sections.
         model_id: name of the model in results; the model's own name by default.
-        check: check the device, the model, its weights and its tokenizer now. Turn it off if only the workers have
+        check: check the device, the model, its weights and its tokenizer now. Turn this off if only the workers have
             them.
         min_batch_size: rows; by default four times the rows that the engine runs at once.
         max_batch_size: rows.
-        max_batch_duration_secs: how long a row may wait for others, across bundles.
+        max_batch_duration_secs: longest time that a row may wait for others, across bundles.
         max_batch_weight: maximum total weight of a batch's rows.
-        element_size_fn: weight of an element; by default the number of its prompt's tokens.
-        batch_length_fn: length of an element, to batch rows of similar length; by default the number of its prompt's
-            tokens, if boundaries are given.
+        element_size_fn: returns the weight of an element; by default the number of its prompt's tokens.
+        batch_length_fn: returns the length of an element, to batch rows of similar length; by default the number of
+            its prompt's tokens, if boundaries are given.
         batch_bucket_boundaries: lengths at which buckets begin.
         large_model: share one model between all processes of a machine.
         model_copies: number of models per machine.
         env_vars: environment variables to set before the model is loaded.
         validation_rows: prompts that a replacement model must answer first. A mapping may have a `reference`, which
             the answer must equal.
-        validation_fn: given the records of these answers, returns why the model is no good, or None.
-        prepare: makes an example of an element; for pipelines whose elements are not prompts. If it raises, that row
+        validation_fn: takes the records of these answers; returns why the model is rejected, or None to accept it.
+        prepare: makes an example from an element; for pipelines whose elements are not prompts. If it raises, that row
             fails.
 
     Raises:
-        ConfigError: a setting is unknown or impossible.
+        ConfigError: a setting is unknown or invalid.
         ModelNotFoundError: the model cannot be found.
         DeviceError: the device does not exist.
     """
@@ -125,7 +125,7 @@ class MindSporeModelHandler(PromptHandler, ModelHandler[Any, PredictionResult, S
             model_copies=model_copies,
             env_vars=dict(env_vars or {}),
         )
-        # Beams before 2.75 do not know them.
+        # Beam versions before 2.75 lack these arguments.
         if batch_length_fn is not None:
             self._batching_kwargs["length_fn"] = batch_length_fn
         if batch_bucket_boundaries is not None:
@@ -142,7 +142,7 @@ class MindSporeModelHandler(PromptHandler, ModelHandler[Any, PredictionResult, S
 
     @property
     def has_model(self) -> bool:
-        """Whether the handler was made with a config; a subclass may load a model of its own."""
+        """Whether the handler was made with a config; a subclass may load its own model."""
         return self._config is not None
 
     def load_model(self) -> ServedModel:
@@ -162,7 +162,7 @@ class MindSporeModelHandler(PromptHandler, ModelHandler[Any, PredictionResult, S
         else:
             try:
                 model, taken = tried(wanted, self._trial, copy_id), wanted
-            except Exception as error:  # whatever a broken model raises, the last good one stays
+            except Exception as error:  # whatever a broken model raises, keep the last good one
                 taken, refused = _last_good.get(self._lineage, own), (wanted, error)
                 model = loaded(taken, copy_id)
         _last_good[self._lineage] = taken

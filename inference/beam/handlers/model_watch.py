@@ -1,6 +1,6 @@
 """Finds newer models: files that match a pattern, in any of Beam's file systems.
 
-Knows files and their times; knows nothing about batches or how a model is replaced.
+Knows files and their modification times; knows nothing about batches or how a model is replaced.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Watch:
 
 
 class Poll:
-    """Watches for a handler that is not ours: it looks between batches and returns the newest model in Beam's form."""
+    """Watches for a foreign handler: checks the pattern between batches and returns the newest model in Beam's form."""
 
     def __init__(self, pattern: Pattern, interval: float):
         self._pattern, self._interval = pattern, interval

@@ -1,7 +1,7 @@
 """`OpenAIModelHandler`: Beam's RemoteModelHandler for any OpenAI-compatible endpoint.
 
-Beam retries and dead-letters whole batches. Here each row is retried alone, and a row without an answer has a record
-that says why. Knows Beam's interface of handlers; knows nothing about HTTP.
+Beam retries and dead-letters whole batches. Here each row is retried alone, and the record of a failed row says why it
+failed. Knows Beam's handler interface; knows nothing about HTTP.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from inference.remote import Client, Endpoint, RemoteAnswer, RemoteFailure
 from inference.remote.client import BAD_ROW
 
 NAMESPACE = "BeamML_OpenAI"
-# Rows of a batch per concurrent request. At the end of a batch connections are idle, so it should not be small.
+# Rows of a batch per concurrent request. Connections idle at the end of a batch, so batches should not be small.
 BATCH_OF_CONCURRENT = 8
 
 
@@ -38,13 +38,13 @@ class OpenAIModelHandler(PromptHandler, RemoteModelHandler[Any, PredictionResult
 
     Args:
         endpoint: an `Endpoint`, or a mapping of its keys.
-        model_id: name of the model in results; the endpoint's name for it by default.
-        check: check now that the key is set. Turn it off if only the workers have it.
+        model_id: name of the model in results; by default the endpoint's name for it.
+        check: check now that the API key is set. Turn this off if only the workers have the key.
         min_batch_size: rows; by default eight times the endpoint's `concurrency`.
         max_batch_size: rows.
-        max_batch_duration_secs: how long a row may wait for others, across bundles.
-        rate_limiter: Beam's, for a limit that all workers share; a batch that it rejects is retried.
-        prepare: makes an example of an element. If it raises, that row fails.
+        max_batch_duration_secs: longest time that a row may wait for others, across bundles.
+        rate_limiter: Beam's rate limiter, for a limit that all workers share; a batch that it rejects is retried.
+        prepare: makes an example from an element. If it raises, that row fails.
 
     Raises:
         ConfigError: the endpoint is invalid, or its key is missing.
@@ -75,7 +75,7 @@ class OpenAIModelHandler(PromptHandler, RemoteModelHandler[Any, PredictionResult
             rate_limiter=rate_limiter,
         )
         wanted = BATCH_OF_CONCURRENT * self._endpoint.concurrency
-        # Beam's class for remote models takes no batch sizes and calls no __init__ that does.
+        # Beam's RemoteModelHandler accepts no batch sizes and does not call an __init__ that does.
         ModelHandler.__init__(
             self,
             min_batch_size=min_batch_size or min(wanted, max_batch_size or wanted),
@@ -90,7 +90,7 @@ class OpenAIModelHandler(PromptHandler, RemoteModelHandler[Any, PredictionResult
     def request(
         self, batch: Sequence[Any], model: Client, inference_args: dict[str, Any] | None = None
     ) -> Iterable[PredictionResult]:
-        """One result per row, in order."""
+        """Answer a batch: one result per row, in order."""
         started = time.perf_counter()
         prompts = [_prompt_or_failure(example) for example in self._examples(batch)]
         to_ask = [item for item in prompts if isinstance(item, Prompt)]

@@ -1,4 +1,4 @@
-"""The part of a model handler that depends on its elements being prompts, not on what answers them."""
+"""The part of a model handler that depends on its elements being prompts, not on the model that answers them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from inference.answering.shared_model import Notes, check_settings
 
 
 class PromptHandler:
-    """Sizes, settings and the metrics' namespace. Make it the first base class of a `ModelHandler`.
+    """Handles sizes, settings and the metrics namespace. Make it the first base class of a `ModelHandler`.
 
     Attributes:
-        namespace: of the handler's metrics, if the pipeline names no other.
+        namespace: namespace of the handler's metrics, unless the pipeline sets another.
         notes: receives the record of each answer as it arrives, before its batch is done. It is sent to workers.
         prepare: makes an example of an element; None if elements are examples.
     """
@@ -25,17 +25,17 @@ class PromptHandler:
 
     @property
     def _namespace(self) -> str:
-        """Of our metrics: the pipeline's if it names one, else the handler's."""
+        """The namespace of our metrics: the pipeline's if it sets one, else the handler's."""
         return self._named or self.namespace
 
     def get_num_bytes(self, batch: Sequence[Any]) -> int:
-        """Bytes of the batch's prompts. If any element is not a prompt, Beam's own count of the batch."""
+        """Size of the batch's prompts, bytes; Beam's own size of the batch if any element is not a prompt."""
         sizes = [num_bytes(example) for example in self._examples(batch)]
         known = [size for size in sizes if size is not None]
         return sum(known) if len(known) == len(sizes) else int(super().get_num_bytes(batch))  # type: ignore[misc]
 
     def _examples(self, batch: Sequence[Any]) -> list[Any]:
-        """What the elements of a batch ask."""
+        """The examples made from the elements of a batch."""
         return [prepared(element, self.prepare) for element in batch]
 
     def get_metrics_namespace(self) -> str:
@@ -45,7 +45,7 @@ class PromptHandler:
         """Check generation settings.
 
         Raises:
-            ConfigError: one is unknown or impossible; the message names the nearest known one.
+            ConfigError: a setting is unknown or invalid; the message names the nearest known one.
         """
         check_settings(inference_args)
 

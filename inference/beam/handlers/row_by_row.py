@@ -22,8 +22,8 @@ class RowFailure:
 class RowByRow(ModelHandler[Any, Any, Any]):
     """Wraps another handler.
 
-    A batch that raises is split in halves until the rows at fault are found. Each of those gets a `RowFailure`; the
-    others get their results.
+    A batch that raises is split in half until the failing rows are found. Each of those gets a `RowFailure`; the others
+    get their results.
 
     Args:
         base: the wrapped handler.
@@ -41,7 +41,7 @@ class RowByRow(ModelHandler[Any, Any, Any]):
                 name = type(self._base).__name__
                 raise ValueError(f"{name} gave {len(results)} results for a batch of {len(batch)}")
             return results
-        except Exception as error:  # whatever a model raises belongs to its rows
+        except Exception as error:  # whatever a model raises becomes the failure of its rows
             if len(batch) == 1:
                 return [RowFailure(f"{type(error).__name__}: {error}")]
         middle = len(batch) // 2

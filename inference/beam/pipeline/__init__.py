@@ -1,1 +1,1 @@
-"""Run mode `pipeline` on Apache Beam: files in, a graph of named steps, sharded files out."""
+"""Run mode `pipeline` on Apache Beam: reads files, runs a graph of named steps, writes sharded files."""

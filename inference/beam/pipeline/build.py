@@ -1,6 +1,6 @@
 """Builds the pipeline: from input files through the steps of a graph to files of answers and failures.
 
-Knows Beam's transforms. `row_state` knows what happens to a row in a step, `step_models` what runs in a step.
+Knows Beam's transforms; `row_state` knows how a step changes a row, `step_models` which model a step runs.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ Writer = tuple[OutputDirectory, float]
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything a pipeline is built from.
+    """Everything needed to build a pipeline.
 
     Args:
         models: the model of each step.
-        output: None to print the answers.
+        output: the output directory; None to print the answers.
         resume: skip rows that are in the output, and steps that have already answered a row.
         echo: include the prompt in records.
         form: format of the files with answers.
@@ -83,7 +83,7 @@ class Plan:
 
     @property
     def writer(self) -> Writer | None:
-        """Where workers checkpoint their work, and every how many seconds."""
+        """The directory for checkpoints of workers, and the seconds between them."""
         return None if self.output is None else (self.output, self.checkpoint_seconds)
 
 
@@ -106,7 +106,7 @@ def build(pipeline: beam.Pipeline, plan: Plan) -> None:
 
 
 def _begin(pipeline: beam.Pipeline, plan: Plan) -> tuple[Rows, Rows]:
-    """The rows to answer, each name once; and the rows that cannot be answered."""
+    """Read the rows. Returns those to answer, each name once, and those that cannot be answered."""
     rows = pipeline | "Sources" >> beam.Create(list(plan.sources)) | "SpreadFiles" >> beam.Reshuffle()
     rows = rows | "Read" >> beam.ParDo(_Read(plan.columns, plan.graph.needs_prompt, plan.output))
     parts = {"rows": rows | "Name" >> beam.Map(_by_name).with_output_types(tuple[str, Any])}
@@ -134,7 +134,7 @@ def _noting(plan: Plan) -> NoteFailures:
 
 
 def _through(rows: Rows, plan: Plan) -> tuple[list[Rows], list[Rows]]:
-    """Apply all steps. Returns the rows from the last ones, and the rows that failed."""
+    """Apply all steps. Returns the rows that leave the last steps, and the rows that failed."""
     out: dict[str, Rows] = {}
     failures: list[Rows] = []
     for step in plan.graph.steps:
@@ -161,7 +161,7 @@ def _incoming(step: Step, rows: Rows, out: Mapping[str, Rows]) -> Rows:
 
 
 def _joined(item: tuple[str, Iterable[RowState]], parents: Sequence[Sequence[str]]) -> Iterator[RowState]:
-    """Yield a row that all parents have answered. If a parent failed, the row is among the failures already."""
+    """Yield a row that all parents have answered. If a parent failed, the row is already among the failures."""
     states = list(item[1])
     whole = states[0].with_others(states[1:])
     if all(any(name in whole.answers for name in group) for group in parents):
@@ -173,7 +173,7 @@ def _by_name(state: RowState) -> tuple[str, RowState]:
 
 
 def _named(path: str, output: OutputDirectory) -> Iterator[tuple[str, None]]:
-    """The names of the rows in a file of an earlier run."""
+    """Yield the names of the rows in a file of an earlier run."""
     rows = 0
     for name in names_in(path):
         rows += 1
@@ -182,7 +182,7 @@ def _named(path: str, output: OutputDirectory) -> Iterator[tuple[str, None]]:
 
 
 class _Read(beam.DoFn):
-    """Reads the rows of a source, and notes their number in the output."""
+    """Reads the rows of a source, and records their number in the output directory."""
 
     def __init__(self, columns: Columns, needs_prompt: bool, output: OutputDirectory | None):
         self._columns, self._needs_prompt, self._output = columns, needs_prompt, output
@@ -203,7 +203,7 @@ class _Read(beam.DoFn):
 
 
 class _Choose(beam.DoFn):
-    """Keeps the first row of each name, with the answers of an earlier run; none if that run has finished the row."""
+    """Keeps the first row of each name, with its answers from earlier runs; drops rows that an earlier run finished."""
 
     def process(self, item: tuple[str, Mapping[str, Iterable[Any]]]) -> Iterator[Any]:
         key, parts = item
@@ -227,7 +227,7 @@ class _Choose(beam.DoFn):
 
 
 class _RunStep(beam.PTransform):
-    """One step: splits rows into those with its answer and those without."""
+    """Runs one step, and separates answered rows from failed ones."""
 
     def __init__(self, step: Step, plan: Plan):
         super().__init__()
@@ -249,7 +249,7 @@ class _RunStep(beam.PTransform):
             FAILED, main="answered"
         )
         out = (asked[KNOWN], answered["answered"]) | "Out" >> beam.Flatten()
-        # Note failures where they occur: a transform after a Flatten waits until the ones before it have ended.
+        # Record failures where they occur: a transform after a Flatten waits for all transforms before it to end.
         unasked = asked[FAILED] | "NoteUnasked" >> beam.ParDo(_noting(self._plan))
         unanswered = answered[FAILED] | "NoteUnanswered" >> beam.ParDo(_noting(self._plan))
         return out, (unasked, unanswered) | "Without" >> beam.Flatten()
@@ -276,7 +276,7 @@ class _Ask(beam.DoFn):
         if self._prepare is not None:
             try:
                 given = self._prepare(given)
-            except Exception as error:  # a function of the user's
+            except Exception as error:  # the user's function may raise anything
                 problem = InputError(f"row {state.key}: {type(error).__name__}: {error}")
                 yield TaggedOutput(FAILED, bad_row(state, problem, self._step.name))
                 return
@@ -287,7 +287,7 @@ class _Take(beam.DoFn):
     """Puts answers into their rows.
 
     Args:
-        writer: where answers are checkpointed; None if the handler does that.
+        writer: directory for answer checkpoints, and the seconds between them; None if the handler checkpoints.
     """
 
     def __init__(self, step: str, model: str, result: Any, writer: Writer | None):
@@ -315,7 +315,7 @@ class _Take(beam.DoFn):
 
 
 class _Merge(beam.DoFn):
-    """Merges the parts of a row. A duplicate is a row of its own."""
+    """Merges the parts of a row. A duplicate stays a separate row."""
 
     def process(self, item: tuple[str, Iterable[RowState]]) -> Iterator[Any]:
         states = list(item[1])
@@ -375,7 +375,7 @@ def _json_line(record: Any) -> str:
     line = json.dumps(record, ensure_ascii=False)
     try:
         line.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can express and UTF-8 cannot
+    except UnicodeEncodeError:  # JSON can escape a lone surrogate, UTF-8 cannot encode it
         line = json.dumps(record)
     return line
 
@@ -385,7 +385,7 @@ NESTED = ("steps", "logprobs", "value")
 
 
 def _as_columns(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record as a row of a table; nested values become JSON."""
+    """Convert a record to a row of a table; nested values become JSON."""
     row = {name: record.get(name) for name in _schema().names}
     return {**row, **{name: _json_line(row[name]) for name in NESTED if row[name] is not None}}
 
@@ -407,7 +407,7 @@ _PRINTING = threading.Lock()
 
 
 class _Print(beam.DoFn):
-    """Prints answers to standard output, if the workers share the user's."""
+    """Prints answers to standard output, which reaches the user if the workers share it."""
 
     def __init__(self, as_json: bool):
         self._as_json = as_json

@@ -1,6 +1,6 @@
-"""Compares steps that answered the same rows: how often they agree, and the length and time of their answers.
+"""Compares steps that answered the same rows: how often they agree, and the lengths and times of their answers.
 
-Workers gather figures in little memory; they are merged at the end. Knows rows and pages.
+Workers gather compact figures, which are merged at the end. Knows rows and pages.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from inference.evaluate.scores import normalized, token_f1
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-# Number of rows to show, drawn by a hash of their names.
+# Number of rows to show, sampled by a hash of their names.
 SHOWN = 100
 
 
@@ -64,7 +64,7 @@ class StepFigures:
 
 @dataclass
 class PairFigures:
-    """The figures of two steps on the rows that both answered: rows, equal answers, and the sum of the words' F1."""
+    """The figures of two steps on the rows that both answered: rows, equal answers, and the sum of the word F1."""
 
     rows: int = 0
     same: int = 0
@@ -140,10 +140,10 @@ class CompareSteps(beam.CombineFn):
 
 
 class WriteComparison(beam.DoFn):
-    """Writes the page and, beside it, the figures.
+    """Writes the page and, beside it, the figures as JSON.
 
     Args:
-        path: of the page; it ends in `.html`.
+        path: path of the page; ends in `.html`.
     """
 
     def __init__(self, path: str, graph: Graph):
@@ -159,12 +159,12 @@ class WriteComparison(beam.DoFn):
 
 
 def json_path(page_path: str) -> str:
-    """The path of the figures beside a page."""
+    """The path of the JSON figures beside a page."""
     return page_path.removesuffix(".html") + ".json"
 
 
 def comparison(figures: Figures, names: list[str]) -> dict[str, Any]:
-    """The figures, for JSON."""
+    """The figures as JSON values."""
     ordered = [name for name in names if name in figures.steps]
     return {
         "steps": {name: figures.steps[name].as_dict() for name in ordered},
@@ -178,7 +178,7 @@ def comparison(figures: Figures, names: list[str]) -> dict[str, Any]:
 
 
 def report(figures: Figures, values: Mapping[str, Any]) -> str:
-    """The page."""
+    """The HTML page."""
     steps = list(values["steps"])
     header = ["step", "rows", "words (median)", "tokens (median)", "p50, s", "p90, s", "p99, s"]
     rows = [

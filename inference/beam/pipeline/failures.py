@@ -1,9 +1,9 @@
-"""Checkpoints and counts rows that fail, and ends a pipeline with too many of them.
+"""Checkpoints and counts failed rows, and ends a pipeline in which too many rows fail.
 
-A row counts once, however often and in however many steps it fails. Within a process the count is exact at every row.
-Processes see each other's failures through the files in the output's `.parts`: each looks after it has written some,
-which it does every few seconds and at the end of each bundle. The last to write sees all of them, so no run with too
-many failures can finish.
+A row counts once, however often and in however many steps it fails. Within a process the count is always exact.
+Processes see each other's failures through the files in the output's `.parts`: each process reads them after writing
+its own, every few seconds and at the end of each bundle. The last process to write sees all failures, so a run with too
+many of them cannot finish.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class TooManyFailuresError(InferenceError):
     exit_code = EXIT_ROWS_FAILED
 
 
-# A worker's error comes with its traceback and the name of the step that raised it.
+# A worker's error includes its traceback and the name of the step that raised it.
 _RAISED = re.compile(rf"{TooManyFailuresError.__name__}: (.*?)(?: \[while running .*)?$", re.MULTILINE)
 
 
@@ -40,7 +40,7 @@ def too_many(error: BaseException) -> str | None:
 
 @dataclass
 class _Known:
-    """The failures of a run that this process knows: positions of rows, and the files it has read."""
+    """The failures of a run known to this process: positions of rows, and the files read so far."""
 
     rows: set[tuple[str | None, int]] = field(default_factory=set)
     seen: set[str] = field(default_factory=set)
@@ -51,12 +51,12 @@ _known: dict[str, _Known] = {}
 
 
 class NoteFailures(beam.DoFn):
-    """Notes failures and passes them on.
+    """Records failures and passes them on.
 
     Args:
         run: distinguishes this run from others in the same process.
-        writer: where failures are checkpointed, and every how many seconds.
-        most: number of rows that may fail; None for any number.
+        writer: directory for failure checkpoints, and the seconds between them.
+        most: number of rows that may fail; None for no limit.
     """
 
     def __init__(self, run: str, graph: Graph, writer: tuple[OutputDirectory, float] | None, most: int | None):
@@ -106,5 +106,5 @@ class NoteFailures(beam.DoFn):
 
 
 def forget(run: str) -> None:
-    """Lets go of a run's count."""
+    """Discards the count of a run."""
     _known.pop(run, None)

@@ -37,10 +37,10 @@ from inference.inputs.rows import decode_line, table_parser
 
 JSON_LINES, TEXT, PARQUET = "jsonl", "text", "parquet"
 SUFFIX = {JSON_LINES: ".jsonl", TEXT: ".txt", PARQUET: ".parquet"}
-# Suffixes of the files in `.parts`. Each name ends in the number of rows that the file stands for. Files for rows that
+# Suffixes of the files in `.parts`. Each name ends in the number of rows that the file represents. Files for rows that
 # were read, or done by earlier runs, are empty.
 ANSWERS, FAILURES, READ, DONE = ".jsonl", ".failed", ".read", ".done"
-# Directories of Beam's sinks.
+# Temporary directories of Beam's sinks.
 TEMPORARY = "beam-temp-*"
 
 
@@ -60,7 +60,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Columns:
-    """Where a table has prompts and names of rows; and the keys of JSON rows that are not settings."""
+    """The columns of a table that hold prompts and row names; and the keys of JSON rows that are not settings."""
 
     prompt: str = "prompt"
     name: str = "custom_id"
@@ -68,7 +68,7 @@ class Columns:
 
 
 def find_sources(values: Sequence[str], given_format: str | None) -> list[Source]:
-    """The files that patterns match, sorted by name, and the prompts.
+    """Find the files that patterns match, sorted by name, and the prompts.
 
     Raises:
         InputError: a pattern matches nothing, or a file has an unknown format.
@@ -104,7 +104,7 @@ def matching(pattern: str) -> list[str]:
     """The files that a pattern matches, sorted by name.
 
     Raises:
-        InputError: it matches none, or the file system cannot be used.
+        InputError: it matches none, or the file system is not accessible.
     """
     try:
         found = [file.path for file in FileSystems.match([pattern])[0].metadata_list]
@@ -185,7 +185,7 @@ def _with(state: RowState, **changes: Any) -> RowState:
 class OutputDirectory:
     """The output of a pipeline: `answers-RUN-*`, `failed-RUN-*`, `job.json`, `metrics.json`; `.parts` while it runs.
 
-    Each run that finishes has a number, so that files of different runs never collide.
+    Each finished run has a number, so that files of different runs never collide.
     """
 
     path: str
@@ -194,10 +194,10 @@ class OutputDirectory:
         return str(FileSystems.join(self.path, *names))
 
     def match(self, *names: str) -> list[str]:
-        """Files in it that match a pattern.
+        """Files in the directory that match a pattern.
 
         Raises:
-            InputError: the file system cannot be used.
+            InputError: the file system is not accessible.
         """
         try:
             return sorted(file.path for file in FileSystems.match([self.join(*names)])[0].metadata_list)
@@ -231,17 +231,17 @@ class OutputDirectory:
         return [[path for path in paths if path.endswith(kind)] for kind in kinds]
 
     def count(self, kind: str) -> int:
-        """Number of rows in the files of one kind in `.parts`; for answers, each step counts."""
+        """Number of rows in the files of one kind in `.parts`; each step's answer counts."""
         return rows_in(self.parts_of(kind))
 
     def note(self, kind: str, path: str, rows: int) -> None:
-        """Note how many rows a file has."""
+        """Record the number of rows in a file."""
         digest = blake2b(path.encode("utf-8", "replace"), digest_size=16).hexdigest()
         write_file(self.part(f"{digest}-{rows}{kind}"), b"")
 
     def tidy(self) -> None:
-        """Remove what an interrupted run has left, except its answers: its progress, and files that Beam's sinks had
-        not moved into place.
+        """Remove the leftovers of an interrupted run, except its answers: its progress files, and files that Beam's
+        sinks had not moved into place.
         """
         self.remove([path for paths in self.parts_by_kind(FAILURES, READ, DONE) for path in paths])
         if "://" in self.path:
@@ -264,7 +264,7 @@ class OutputDirectory:
         self._make(self.path)
 
     def make_parts(self) -> None:
-        """Create `.parts`, for a run."""
+        """Create the directory `.parts`."""
         self._make(self.parts)
 
     @staticmethod
@@ -280,7 +280,7 @@ class OutputDirectory:
         """Keep other runs on this machine out, if the directory is on this machine.
 
         Raises:
-            InputError: another run is writing into it.
+            InputError: another run is writing into the directory.
         """
         if "://" in self.path:
             yield
@@ -308,7 +308,7 @@ class OutputDirectory:
             FileSystems.delete(list(paths))
 
     def remove_parts(self) -> None:
-        # An object store has no directories: once its files are gone, nothing is left.
+        # An object store has no directories: once the files are deleted, nothing is left.
         self.remove(self.match(".parts", "*"))
         if FileSystems.exists(self.parts):
             FileSystems.delete([self.parts])
@@ -326,7 +326,7 @@ class OutputDirectory:
 
 
 def rows_in(parts: Iterable[str]) -> int:
-    """Number of rows that files in `.parts` stand for; each has it in its name."""
+    """Number of rows that files in `.parts` represent, from their names."""
     return sum(int(path.rpartition("-")[2].partition(".")[0]) for path in parts)
 
 
@@ -348,10 +348,10 @@ def write_file(path: str, data: bytes) -> None:
 
 
 def names_in(path: str) -> Iterator[str]:
-    """The names of the rows in a file of answers or failures.
+    """Yield the names of the rows in a file of answers or failures.
 
     Raises:
-        InputError: the file is not one.
+        InputError: a line is not a record of a pipeline.
     """
     if path.endswith(SUFFIX[PARQUET]):
         import pyarrow.parquet
@@ -373,7 +373,7 @@ def names_in(path: str) -> Iterator[str]:
 
 
 def text_line(record: Mapping[str, Any]) -> str:
-    """A record as a line of text: name, tab, answer. Tabs and line breaks are escaped as in JSON."""
+    """Format a record as a line of text: name, tab, answer. Tabs and line breaks are escaped as in JSON."""
     return f"{escaped(record['custom_id'])}\t{escaped(record['text'])}"
 
 

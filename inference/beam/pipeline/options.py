@@ -1,4 +1,4 @@
-"""Beam's options on our command line: checks them against those that Beam registers, and finds the runner.
+"""Checks Beam's options on our command line against those that Beam registers, and finds the runner.
 
 Knows Beam's option classes; knows nothing about pipelines.
 """
@@ -21,8 +21,8 @@ def pipeline_options(given: Sequence[str], unchecked: Sequence[str], known_flags
     """Parse Beam's options.
 
     Args:
-        given: the part of the command line that is not ours; each must be an option of Beam.
-        unchecked: options of a runner that Beam itself does not know.
+        given: the arguments that are not ours; each must be an option of Beam.
+        unchecked: options of a runner that Beam itself does not register.
         known_flags: our flags, for hints.
 
     Raises:
@@ -39,8 +39,8 @@ def pipeline_options(given: Sequence[str], unchecked: Sequence[str], known_flags
     _check_values(given)
     options = PipelineOptions([*given, *unchecked])
     if runner_name(options) in LOCAL:
-        # This option keeps the local runner in this process; without it, it would first try to download the binary of
-        # another runner. No trigger is used here.
+        # This option keeps the local runner in this process. Without it, the runner would first try to download the
+        # binary of another runner. No trigger is used here.
         options.view_as(TypeOptions).allow_unsafe_triggers = True
         # Its workers write to this terminal.
         if not any(word.partition("=")[0] == LOG_LEVEL for word in given):

@@ -1,6 +1,7 @@
-"""Shows a pipeline's progress on stderr, from the files that its workers have left in the output's `.parts`.
+"""Shows a pipeline's progress on stderr, from the files that its workers write into the output's `.parts`.
 
-So it works the same on every runner, and what it counts is safe. Knows files and terminals; knows nothing about models.
+So it works the same on every runner, and counts only stored work. Knows files and terminals; knows nothing about
+models.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from inference.beam.pipeline.files import ANSWERS, DONE, FAILURES, READ, OutputDirectory, rows_in
 from inference.terminal.progress import ProgressLine, clock
 
-# Seconds between two looks.
+# Seconds between two checks.
 LOOK = 1.0
 
 
@@ -25,8 +26,8 @@ class Work:
 
     Args:
         inputs: number of files and prompts.
-        answers_per_row: answers of all steps.
-        exact: every row that does not fail gets exactly that many.
+        answers_per_row: number of answers per row, over all steps.
+        exact: whether every row that does not fail gets exactly that many.
     """
 
     inputs: int
@@ -40,10 +41,10 @@ class Standing:
 
     Args:
         inputs: files and prompts that have been read completely.
-        rows: rows in them.
+        rows: rows in these inputs.
         done: rows done by earlier runs.
         answers: checkpointed answers.
-        before: of these, the ones that were there when the run began.
+        before: checkpointed answers when the run began.
         failed: rows that failed.
     """
 
@@ -55,7 +56,7 @@ class Standing:
     failed: int
 
     def line(self, work: Work, seconds: float) -> str:
-        """The progress as a line, `seconds` after the run began."""
+        """Format the progress as a line, `seconds` after the run began."""
         if self.inputs < work.inputs:
             return f"reading: {self.inputs:,} of {work.inputs:,} inputs, {self.rows:,} rows"
         rate = (self.answers - self.before) / max(seconds, 1e-9)
@@ -70,7 +71,7 @@ class Standing:
 
 @contextmanager
 def progress(output: OutputDirectory | None, work: Work) -> Iterator[None]:
-    """Show the progress of a run while this context lasts."""
+    """Show the progress of a run while this context is active."""
     if output is None:
         yield
         return

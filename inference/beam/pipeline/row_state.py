@@ -25,7 +25,7 @@ STEP_KEYS = (
     "model",
     "attempts",
 )
-# The others are the pipeline's own.
+# Keys of a record that come from the answer; the pipeline sets the others.
 RECORD_KEYS = tuple(name for name in FIELD_NAMES if name not in ("custom_id", "row", "prompt"))
 
 
@@ -34,14 +34,14 @@ class RowState:
     """One row.
 
     Args:
-        key: its name; joins use it.
+        key: its name, which joins use.
         file: its file; None for a prompt from the command line.
-        row: its position there, from 0.
+        row: its index in the file, from 0.
         line: its line in the file, from 1.
-        prompt: None if it has none; not every model needs one.
-        data: the row as it was read, for steps that use its fields; its text if it could not be read.
+        prompt: its prompt; None if it has none, since not every model needs one.
+        data: the row as read, for steps that use its fields; its text if it could not be parsed.
         answers: record of each step.
-        error: why it has no answer: `type`, `message`, `line`, and the `step` if there was one.
+        error: why it failed: `type`, `message`, `line`, and the `step` if it failed in one.
     """
 
     key: str
@@ -54,7 +54,7 @@ class RowState:
     error: Mapping[str, Any] | None = None
 
     def answered(self, step: str, record: Mapping[str, Any]) -> RowState:
-        """The row with the record of a step, which may be a failure."""
+        """Add the record of a step, which may be a failure."""
         if record["error"] is None:
             return replace(self, answers={**self.answers, step: record})
         error = record["error"]
@@ -72,7 +72,7 @@ class RowState:
 
 
 def given_to(step: Step, state: RowState) -> Any:
-    """The input of a step's model: a prompt; for a foreign handler, the field, text or values that its settings name.
+    """The input of a step's model: a prompt, or for a foreign handler the field, text or values that its settings name.
 
     Raises:
         InputError: the row lacks what the step needs.
@@ -132,7 +132,7 @@ def record_of(state: RowState, graph: Graph, echo: bool) -> dict[str, Any]:
 
 
 def dead_letter_of(state: RowState, graph: Graph) -> dict[str, Any]:
-    """The output record of a failed row: the same keys, the reason, and the row as it was read, to run it again."""
+    """The output record of a failed row: the same keys, the reason, and the row as read, so that it can be rerun."""
     assert state.error is not None
     kind, message = str(state.error["type"]), str(state.error["message"])
     models = {step: record["model"] for step, record in state.answers.items()}

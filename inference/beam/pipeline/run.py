@@ -1,6 +1,6 @@
 """`--run_mode pipeline`: checks everything, runs the pipeline, and shows its figures.
 
-Knows configs and streams; `build` makes the pipeline.
+Knows configs and output streams; `build` makes the pipeline.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def run_pipeline(
         The exit code: 0, or 3 if rows failed.
 
     Raises:
-        InferenceError: the run is impossible, the pipeline failed, or more rows failed than allowed.
+        InferenceError: the run cannot start, the pipeline failed, or more rows failed than allowed.
     """
     if overwrite and resume:
         raise InputError("--resume continues the output, --overwrite deletes it", "give one of them")
@@ -98,13 +98,13 @@ def _run_and_tell(config: InferenceConfig, plan: Plan, options: PipelineOptions,
 def check_pipeline(
     config: InferenceConfig, values: Sequence[str], options: Sequence[str], may_exist: bool = False
 ) -> tuple[Plan, PipelineOptions]:
-    """Find every mistake that can be found before a pipeline starts.
+    """Check everything that can be checked before a pipeline starts.
 
     Args:
         may_exist: the output directory may hold output.
 
     Raises:
-        InferenceError: the first mistake.
+        InferenceError: the first mistake found.
     """
     check_device(config)
     settings, written = config.pipeline, config.output
@@ -138,13 +138,13 @@ def check_pipeline(
 
 
 def identity_of_job(graph: Graph, models: Mapping[str, StepModel]) -> dict[str, Any]:
-    """Everything that determines the answers: dotted keys and JSON values."""
+    """Everything that determines the answers, as dotted keys with JSON values."""
     identity: dict[str, Any] = {"splits": [dict(split) for split in graph.splits], "output": graph.output}
     for step in graph.steps:
         asked = step.settings.model_dump(warnings=False, exclude={"config", "options", "remote", "arguments"})
         about = {**models[step.name].identity, **asked}
         identity |= {f"steps.{step.name}.{key}": value for key, value in about.items()}
-    # The file is for everybody to read, and a new key or password makes no other answers.
+    # Anyone may read the file, and a new key or password does not change the answers.
     return dict(without_secrets(json.loads(json.dumps(identity, default=str))))
 
 
@@ -173,7 +173,7 @@ def _check_output(output: OutputDirectory, may_exist: bool) -> None:
 
 
 def _opened(output: OutputDirectory, plan: Plan, overwrite: bool, resume: bool) -> bool:
-    """Prepare the directory. Returns whether there is a run to resume."""
+    """Prepare the output directory. Returns whether there is a run to resume."""
     identity = identity_of_job(plan.graph, plan.models)
     if overwrite:
         output.clear()
@@ -198,11 +198,11 @@ def _opened(output: OutputDirectory, plan: Plan, overwrite: bool, resume: bool) 
 
 
 def _run(plan: Plan, options: PipelineOptions, again: str) -> dict[str, Any]:
-    # Beam warns about outputs without files, which are normal: if no row fails, or all do.
+    # Beam warns about outputs without files, which are normal if no row fails, or if all do.
     logging.getLogger("apache_beam.io.filebasedsink").setLevel(logging.ERROR)
     for name in ("apache_beam.runners.common", "apache_beam.runners.portability.local_job_service"):
         logging.getLogger(name).addFilter(_is_no_stop)
-    # Workers that the runner starts import this package too.
+    # Workers that the runner starts must be able to import this package.
     root = str(Path(inference.__file__).parents[1])
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     if root not in paths:
@@ -234,7 +234,7 @@ def _check_read(plan: Plan, rows: int) -> None:
         InputError: the input has no rows.
     """
     if plan.output is not None:
-        # From the workers' own files, because not every runner has metrics.
+        # Count from the workers' files, because not every runner has metrics.
         read = plan.output.parts_of(READ)
         rows = rows_in(read)
         if len(read) < len(plan.sources):
@@ -247,7 +247,7 @@ def _check_read(plan: Plan, rows: int) -> None:
 
 
 def _is_no_stop(record: logging.LogRecord) -> bool:
-    """Whether a line of Beam's log is not the traceback of an error that is reported in one line at the end."""
+    """Log filter: False for a TooManyFailuresError, which is reported in one line at the end."""
     said = record.exc_info[1] if record.exc_info else None
     return not isinstance(said, TooManyFailuresError) and TooManyFailuresError.__name__ not in record.getMessage()
 
@@ -259,7 +259,7 @@ def _go_on(output: OutputDirectory | None, again: str) -> str:
 
 
 def _last_words(output: OutputDirectory | None, again: str) -> str:
-    """Write what this process has, and return the message for a run that a signal ends."""
+    """Write this process's pending checkpoints, and return the message for a run that a signal ends."""
     flush_all()
     return _go_on(output, again)
 
@@ -273,7 +273,7 @@ def _after_stop(output: OutputDirectory | None, again: str) -> str | None:
 
 
 def _reason(error: BaseException) -> str:
-    """The last line of a worker's error, which comes with its whole traceback."""
+    """The last line of a worker's error, without its traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__
 
@@ -300,7 +300,7 @@ def _figures(result: Any) -> dict[str, Any]:
 
 
 def _say_figures(figures: Mapping[str, Any], seconds: float) -> None:
-    """Print a table to stderr."""
+    """Print a table of the figures to stderr."""
     rows = [(name, f"{value:,}") for name, value in figures["rows"].items()]
     answered = figures["rows"].get("rows_answered", 0)
     rows.append(("seconds", f"{seconds:,.1f}"))

@@ -1,7 +1,7 @@
 """The model handler of a step, and the functions that make its examples and its answers.
 
-Knows the three kinds of handlers: this project's, a remote endpoint, and any class by its dotted path. Paths come from
-the user's own config, so they are imported.
+Knows the three kinds of handlers: this project's, a remote endpoint, and any class by its dotted path. Dotted paths
+come from the user's own config, so they are trusted.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ OBJECT = "object"
 
 @dataclass(frozen=True)
 class StepModel:
-    """What runs in a step.
+    """The model that runs in a step.
 
     Args:
-        name: of the model, for people.
-        identity: what determines its answers, to check a resumed run.
+        name: display name of the model.
+        identity: everything that determines its answers, to check a resumed run.
         prepare: makes the handler's example from the step's input; None to use the input.
         result: makes an answer from the handler's result; None to use the result.
     """
@@ -47,7 +47,7 @@ class StepModel:
 
 
 def model_of(step: Step, config: InferenceConfig) -> StepModel:
-    """Check and return the model of a step. Nothing is loaded.
+    """Check and return the model of a step. Does not load it.
 
     Args:
         config: the whole config; its model is the default for steps without one.
@@ -72,7 +72,7 @@ def model_of(step: Step, config: InferenceConfig) -> StepModel:
 
 
 def config_of_step(step: Step, config: InferenceConfig) -> InferenceConfig:
-    """The config of a step with a model of ours."""
+    """The config of a step that uses one of our models."""
     name = step.settings.config
     if name is not None:
         is_file = not is_preset(name) or name.endswith((".yaml", ".yml"))
@@ -99,7 +99,7 @@ def _foreign(step: Step) -> StepModel:
 
 
 def _made(step: Step, kind: type[ModelHandler], *first: Any) -> ModelHandler:
-    """Make a handler from leading arguments and the step's own."""
+    """Make a handler from leading arguments and the step's own arguments."""
     where = f"pipeline.steps.{step.name}"
     given = step.settings.arguments
     arguments = {name: argument(value, f"{where}.arguments.{name}") for name, value in given.items()}
@@ -112,10 +112,10 @@ def _made(step: Step, kind: type[ModelHandler], *first: Any) -> ModelHandler:
 
 
 def imported(path: str, where: str) -> Any:
-    """Import what a dotted path names.
+    """Import the object that a dotted path names.
 
     Raises:
-        ConfigError: it names nothing.
+        ConfigError: there is no such object, or it cannot be imported.
     """
     module_name, _, rest = path.rpartition(".")
     attributes = [rest]
@@ -142,7 +142,7 @@ def imported(path: str, where: str) -> Any:
 
 
 def argument(value: Any, where: str) -> Any:
-    """A value from YAML, with every `{object: dotted.path}` in it replaced by what the path names."""
+    """A value from YAML, with every `{object: dotted.path}` in it replaced by the object that the path names."""
     if isinstance(value, Mapping):
         if set(value) == {OBJECT}:
             return imported(str(value[OBJECT]), where)
@@ -151,10 +151,10 @@ def argument(value: Any, where: str) -> Any:
 
 
 def answer_of(result: Any, name: str, make: Callable[[Any], Any] | None) -> dict[str, Any]:
-    """A handler's result as a record. Records of our handlers stay; other results become a text and a JSON value.
+    """Convert a handler's result to a record. Records of our handlers are kept; others become a text and a JSON value.
 
     Args:
-        name: of the model, if the result has none.
+        name: name of the model, if the result has none.
     """
     failure = result if isinstance(result, RowFailure) else None
     inference, model = result, name
@@ -175,7 +175,7 @@ def answer_of(result: Any, name: str, make: Callable[[Any], Any] | None) -> dict
 
 
 def plain(value: Any) -> Any:
-    """A result as JSON values: arrays and tensors become lists, their numbers Python's."""
+    """Convert a result to JSON values: arrays and tensors become lists of Python numbers."""
     if hasattr(value, "tolist"):
         return plain(value.tolist())
     if isinstance(value, Mapping):

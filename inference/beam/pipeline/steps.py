@@ -1,7 +1,7 @@
-"""The steps of a pipeline as a graph: their order, which rows each step gets, and what its template may name.
+"""The steps of a pipeline as a graph: their order, the rows each step gets, and the variables its template may use.
 
-Knows names and shares; knows nothing about models or pipelines. Every mistake in a graph is found here, before anything
-starts.
+Knows names and shares; knows nothing about models or pipelines. Every mistake in a graph is detected here, before
+anything starts.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from inference.beam.pipeline.templates import Template
 from inference.config.schema import PipelineSettings, StepSettings
 from inference.errors import ConfigError, did_you_mean
 
-# Variables of a template besides the steps.
+# Variables of a template besides the names of steps.
 GIVEN = ("prompt", "row", "answer")
 ONLY_STEP = "model"
-# For each split that a row went through, the steps that it may have gone to; empty if no split decides.
+# For each split that a row passed, the steps that it may have taken; empty if no split applies.
 Reach = Mapping[int, frozenset[str]]
 
 
 @dataclass(frozen=True)
 class Step:
-    """One model, and where its rows come from.
+    """One model, and the source of its rows.
 
     Args:
-        parents: the steps that it waits for, in groups of alternatives of which a row has one answer; empty for a step
-            on the input.
-        answer_of: the steps that `answer` in its template stands for.
+        parents: the steps that it waits for, in groups of alternatives; each row has one answer from each group. Empty
+            for a step on the input.
+        answer_of: the steps that `answer` in its template refers to.
         split: number of the split that it belongs to.
     """
 
@@ -64,7 +64,7 @@ class Graph:
 
     @property
     def sinks(self) -> tuple[str, ...]:
-        """The last steps: no other step waits for them."""
+        """The last steps, which no other step waits for."""
         return tuple(step.name for step in self.steps if not self.children.get(step.name))
 
     @property
@@ -86,7 +86,7 @@ class Graph:
 
     @property
     def answers_per_row(self) -> float:
-        """Answers that a row gets on its way; with splits their mean."""
+        """Number of answers that a row gets; the mean, if there are splits."""
         shares: dict[str, float] = {}
         for step in self.steps:
             # All groups of parents answer the same rows.
@@ -95,14 +95,14 @@ class Graph:
         return sum(shares.values())
 
     def goes_to(self, step: Step, key: str) -> bool:
-        """Whether the row of this name goes to the step."""
+        """Whether the row with this name goes to the step."""
         if step.split is None:
             return True
         return chosen(self.splits[step.split], step.split, key) == step.name
 
 
 def chosen(shares: Mapping[str, float], number: int, key: str) -> str:
-    """The step of split `number` that a row goes to; always the same for the same name."""
+    """The step of split `number` that a row goes to. The same name always gives the same step."""
     digest = blake2b(f"{number} {key}".encode("utf-8", "replace"), digest_size=8).digest()
     place, so_far = int.from_bytes(digest, "big") / 2**64, 0.0
     for name, share in shares.items():
@@ -116,7 +116,7 @@ def graph_of(settings: PipelineSettings) -> Graph:
     """Build and check the graph of a config.
 
     Raises:
-        ConfigError: a step is unknown, steps form a circle, or a share or template is invalid.
+        ConfigError: a step is unknown, steps form a cycle, or a share or template is invalid.
     """
     steps = settings.steps or {ONLY_STEP: StepSettings()}
     for name in steps:
@@ -183,7 +183,7 @@ def _splits(splits: Sequence[Mapping[str, float]], steps: Mapping[str, Any]) -> 
 
 
 def _ordered(steps: Mapping[str, StepSettings]) -> list[str]:
-    """Names of steps, each after those that it waits for."""
+    """Names of steps in topological order."""
     done: list[str] = []
     waiting = list(steps)
     for name, settings in steps.items():
@@ -210,7 +210,7 @@ def _step(
     before: set[str],
 ) -> tuple[Step, Reach]:
     groups, reach = _parents(name, settings.after or (), reaches, splits)
-    # Every row that comes here has an answer of each of these.
+    # Every row that reaches this step has an answer from each of these.
     named = {other for other in before if _covers(reaches[other], reach)}
     unnamed = [group for group in groups if not set(group) <= named]
     answer_of = groups[0] if len(groups) == 1 else unnamed[0] if len(unnamed) == 1 else ()
@@ -235,7 +235,7 @@ def _step(
 def _parents(
     name: str, after: Sequence[str], reaches: Mapping[str, Reach], splits: Sequence[Mapping[str, float]]
 ) -> tuple[tuple[tuple[str, ...], ...], Reach]:
-    """The parents in groups of alternatives, and which rows reach the step."""
+    """The parents in groups of alternatives, and the rows that reach the step."""
     groups: list[tuple[tuple[str, ...], Reach]] = [((parent,), reaches[parent]) for parent in dict.fromkeys(after)]
     merged = True
     while merged:
@@ -259,7 +259,7 @@ def _parents(
 
 
 def _alternative(one: Reach, other: Reach) -> int | None:
-    """The split that sends a row to one of two steps, if that is all that distinguishes them."""
+    """The split that sends a row to one of two steps, if the steps differ in nothing else."""
     if set(one) != set(other):
         return None
     differ = [number for number in one if one[number] != other[number]]
@@ -267,7 +267,7 @@ def _alternative(one: Reach, other: Reach) -> int | None:
 
 
 def _covers(wide: Reach, narrow: Reach) -> bool:
-    """Whether every row of the second is a row of the first."""
+    """Whether every row of `narrow` is also a row of `wide`."""
     return all(number in narrow and narrow[number] <= steps for number, steps in wide.items())
 
 

@@ -1,6 +1,6 @@
 """A step's prompt as a template over the row and earlier answers.
 
-Knows Jinja; knows nothing about models. Templates run in Jinja's sandbox, with limits of time and size.
+Knows Jinja; knows nothing about models. Templates run in Jinja's sandbox, with time and size limits.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ class Template:
     """A Jinja template.
 
     Args:
-        where: its place in the config, for errors.
+        where: its location in the config, for errors.
 
     Attributes:
         names: the variables that it uses.
 
     Raises:
-        ConfigError: it is not a valid template.
+        ConfigError: the template is not valid.
     """
 
     def __init__(self, source: str, where: str):
@@ -36,7 +36,7 @@ class Template:
             raise ConfigError(f"{where} is not a valid template: {error}") from error
 
     def render(self, values: Mapping[str, Any]) -> str:
-        """Render the text.
+        """Render the prompt.
 
         Raises:
             InputError: the row lacks a variable, or the text is empty.

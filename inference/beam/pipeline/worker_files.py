@@ -1,8 +1,8 @@
 """Checkpoints of a running pipeline: a killed run loses only the last seconds of work.
 
-Beam writes its output when everything is done, so every few seconds each worker writes its answers and failures into
-files of its own beside it. After a bundle was retried an answer may be there twice; either will do, because the output
-is made from the rows and not from these files.
+Beam writes its output when everything is done, so each worker writes its answers and failures into its own files every
+few seconds. After a retried bundle, an answer may be stored twice. Either copy will do, because the output is made from
+the rows and not from these files.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MOST = 1000
 
 
 class CheckpointWriter:
-    """Collects the lines of one worker and writes them regularly.
+    """Collects the lines of one worker and writes them at intervals.
 
     Args:
         seconds: time between two files.
@@ -37,13 +37,13 @@ class CheckpointWriter:
         self._lines: list[str] = []
         self._number = 0
         self._due = time.monotonic() + seconds
-        # After a signal or one failure too many, another thread writes the lines of this one.
+        # After a signal or too many failures, another thread may write these lines.
         self._lock = threading.Lock()
         with _registering:
             _writers.add(self)
 
     def add(self, values: Mapping[str, Any]) -> bool:
-        """Take a line. Returns whether lines were written."""
+        """Add a line. Returns whether lines were written."""
         with self._lock:
             self._lines.append(json.dumps(values))
             is_due = len(self._lines) >= MOST or time.monotonic() >= self._due
@@ -70,7 +70,7 @@ _registering = threading.Lock()
 class Journal:
     """Checkpoints the answers of a step one by one as they arrive, because a batch may take long.
 
-    It may be sent to another process, which then has a writer of its own.
+    It can be sent to another process, which then opens its own writer.
 
     Args:
         seconds: time between two files.
@@ -81,7 +81,7 @@ class Journal:
     seconds: float
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """Take the record of an answered row."""
+        """Add the record of an answered row."""
         self._writer.add(answer_line(record["custom_id"], self.step, record))
 
     def flush(self) -> None:

@@ -1,7 +1,7 @@
 """A model that can be replaced while batches run.
 
-The new model is loaded beside the old one and validated. If it is no good, it is rejected and the old one stays. A
-batch keeps the model it began with. Knows models; knows nothing about Beam.
+The new model is loaded beside the old one and validated. If it fails, it is rejected and the old one stays. A batch
+keeps the model it began with. Knows models; knows nothing about Beam.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from inference.errors import InferenceError
 
 logger = logging.getLogger(__name__)
 
-# How often a rejected model is tried: its files may not have been complete the first time.
+# How often to try a rejected model: its files may have been incomplete the first time.
 TRIALS = 3
 
 
@@ -30,8 +30,8 @@ class Candidate:
     """A model that may replace another.
 
     Args:
-        model_id: its path, and its name in results.
-        name: its name in metrics; empty for the model that a pipeline begins with.
+        model_id: its path, which is also its name in results.
+        name: its name in metrics; empty for the initial model of a pipeline.
         stamp: distinguishes versions at the same path.
     """
 
@@ -43,7 +43,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Event:
-    """A replacement of the model: done, or rejected with a reason."""
+    """A model replacement: completed, or rejected with a reason."""
 
     name: str
     model_id: str
@@ -68,15 +68,15 @@ class Trial:
 
     Args:
         rows: prompts that it must answer, as for `MindSporeModelHandler`. A mapping may have a `reference`, which the
-            answer must equal, except for blanks at its ends.
-        judge: given the records of the answers, returns why the model is no good, or None.
+            answer must equal, apart from surrounding whitespace.
+        judge: takes the records of the answers; returns why the model is rejected, or None to accept it.
     """
 
     rows: Sequence[Any] = ()
     judge: Callable[[list[dict[str, Any]]], str | None] | None = None
 
     def objection(self, model: LoadedModel) -> str | None:
-        """Why a model is no good, or None."""
+        """Returns why a model is rejected, or None."""
         references = [row.get("reference") if isinstance(row, Mapping) else None for row in self.rows]
         records = model.answer([_without_reference(row) for row in self.rows]).records
         for record, reference in zip(records, references, strict=True):
@@ -110,7 +110,7 @@ def tried(candidate: Candidate, trial: Trial, copy_id: str = "") -> LoadedModel:
     """Load and validate the model of a candidate.
 
     Raises:
-        InferenceError: it cannot be loaded, or it is no good.
+        InferenceError: the model cannot be loaded, or fails its validation.
     """
     model = loaded(candidate, copy_id)
     reason = trial.objection(model)
@@ -126,9 +126,9 @@ class ServedModel:
 
     Args:
         model: the first model.
-        candidate: what it was loaded from.
+        candidate: the candidate it was loaded from.
         trial: the validation of later models.
-        refused: a candidate that was to be loaded instead, and why it was not.
+        refused: a candidate that should have been loaded instead, and the error that prevented it.
         copy_id: name of this copy, if there are several; later models get it too.
     """
 
@@ -169,10 +169,10 @@ class ServedModel:
         return self._current[0].num_bytes
 
     def exchange(self, candidate: Candidate, again: bool = False) -> bool:
-        """Replace the model, if the new one is good. Returns whether it is, once the next batch would use it.
+        """Replace the model if the new one passes its validation. Returns whether the next batch will use it.
 
         Args:
-            again: try it even if it was rejected before.
+            again: try the candidate even if it was rejected before.
         """
         with self._exchanging:
             if self._current[1] == candidate:
@@ -181,7 +181,7 @@ class ServedModel:
                 return False
             try:
                 model = tried(candidate, self._trial, self._copy_id)
-            except Exception as error:  # whatever a broken model raises, the old one stays
+            except Exception as error:  # whatever a broken model raises, keep the old one
                 self._refuse(candidate, error)
                 return False
             self._current = (model, candidate)
@@ -190,11 +190,11 @@ class ServedModel:
             return True
 
     def watch(self, find: Callable[[], Candidate | None], interval: float, begun_with: Candidate | None) -> None:
-        """Look for new models in a thread while this object is in use. Further calls for the same watch do nothing.
+        """Check for new models in a thread while this object is in use. Further calls for the same watch do nothing.
 
         Args:
             find: returns the newest candidate.
-            interval: seconds between two looks.
+            interval: seconds between two checks.
             begun_with: the result of `find` before this model was loaded.
         """
         with self._exchanging:
@@ -238,6 +238,6 @@ def _keep_watch(
 def _found(find: Callable[[], Candidate | None]) -> Candidate | None:
     try:
         return find()
-    except Exception as error:  # the file system may be out of reach for a while
+    except Exception as error:  # the file system may be unavailable for a while
         logger.warning("model update: cannot look for a new model: %s", error)
         return None

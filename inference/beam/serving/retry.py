@@ -1,7 +1,7 @@
-"""Runs a pipeline to its end even if a worker of this machine dies.
+"""Runs a pipeline to completion even if a worker on this machine dies.
 
-Flink, Spark and Dataflow give the rows of a dead worker to another one. Beam's local runners end with an error instead,
-so the pipeline is run again. Beam's sinks move their files into place when they are complete, so an interrupted run
+Flink, Spark and Dataflow give the rows of a dead worker to another one. Beam's local runners fail instead, so the
+pipeline is run again. Beam's sinks move their files into place when they are complete, so an interrupted run
 leaves nothing in the output.
 """
 
@@ -19,7 +19,7 @@ from inference.beam.serving.worker_lifetime import leading
 logger = logging.getLogger(__name__)
 
 ATTEMPTS = 3
-# Messages of Beam's local runners when the process at the other end is gone.
+# Messages of Beam's local runners when the process at the other end has died.
 _DEATHS = ("channel closed prematurely", "worker subprocess exited", "worker died", "socket closed", "connection reset")
 
 

@@ -1,4 +1,4 @@
-"""Validates a replacement model by the thresholds of an evaluation.
+"""Validates a replacement model against the thresholds of an evaluation.
 
 Knows records and scores; `hot_swap` decides when a model is validated.
 """
@@ -22,10 +22,10 @@ ONE = Sampling(samples=1)
 
 
 def trial_of(examples: Sequence[Example], gate: Gate) -> Trial:
-    """A validation by thresholds on the model's answers.
+    """Make a validation from thresholds on the model's answers.
 
     Args:
-        examples: as from `read_examples`.
+        examples: the examples, as `read_examples` returns them.
 
     Raises:
         ConfigError: a threshold does not apply here: perplexity is not measured, and there is no second model.
@@ -39,7 +39,7 @@ def trial_of(examples: Sequence[Example], gate: Gate) -> Trial:
 
 @dataclass(frozen=True)
 class Judge:
-    """Given the records of a model's answers, returns which thresholds they miss, or None."""
+    """Takes the records of a model's answers; returns the thresholds that they miss, or None."""
 
     examples: Sequence[Example]
     gate: Gate

@@ -1,7 +1,7 @@
-"""Ends the worker processes of a local runner when the process that runs the pipeline ends, for whatever reason.
+"""Ends the worker processes of a local runner when the process that runs the pipeline ends, for any reason.
 
-Beam's own workers would live on with a model in memory, and might still write during the next run. Knows processes;
-knows nothing about Beam.
+Otherwise Beam's workers would stay alive with a model in memory, and might still write during the next run. Knows
+processes; knows nothing about Beam.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ VARIABLE = "INFERENCE_PIPELINE_PROCESS"
 
 @contextmanager
 def leading() -> Iterator[None]:
-    """Make workers that are started in this context belong to this process."""
+    """Tie the lifetime of workers started in this context to this process."""
     before = os.environ.get(VARIABLE)
     os.environ[VARIABLE] = str(os.getpid())
     try:
@@ -33,7 +33,7 @@ def leading() -> Iterator[None]:
 
 @cache
 def follow() -> None:
-    """Call this in a worker: it will end with the process that it belongs to. Elsewhere this does nothing."""
+    """End this worker when the process that it belongs to ends. Does nothing outside a worker."""
     leader = int(os.environ.get(VARIABLE, 0))
     if leader in (0, os.getpid()):
         return
@@ -42,7 +42,7 @@ def follow() -> None:
     except ProcessLookupError:
         os._exit(1)
     except OSError:
-        return  # the kernel lacks it: the worker ends when it finds its connection closed
+        return  # the kernel lacks pidfd: the worker ends when its connection closes
     threading.Thread(target=_wait, args=(descriptor,), name="lifeline", daemon=True).start()
 
 
