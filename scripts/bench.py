@@ -1,13 +1,13 @@
-"""Measures speed, memory and start-up on this machine, beside peers where they are installed, and prints a table.
+"""Measures speed, memory and start-up on this machine, beside any installed peers, and prints a table.
 
     python scripts/bench.py                                  # llama-1b in every weight format, and the start-up
     python scripts/bench.py --models llama-15m --dtypes float32,int4 --rounds 5 --plot bench.png
     python scripts/bench.py --peers llamacpp,hf --peer-python llamacpp=VENV/bin/python --format jsonl --save bench.jsonl
     python scripts/bench.py --harness --help                 # one task of a peer benchmark's harness
 
-Checkpoints have random weights and are made once, in --work. Every measurement is a process of its own; the processes
-of a round follow one another and the rounds are repeated, so that a machine that is busy for a while does not favor
-one of them. Figures are medians over the rounds. docs/benchmark.md says what each of them is.
+Checkpoints have random weights and are created once, in --work. Every measurement runs in its own process; the
+processes of a round run one after the other and the rounds are repeated, so that temporary load on the machine favors
+none of them. Figures are medians over the rounds. docs/benchmark.md defines each of them.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-# Also what this script imports without being installed.
+# Also lets this script import the project without installing it.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 if sys.argv[1:2] == ["--harness"]:
-    # Before the imports below: the harness counts from the start of the process.
+    # Must precede the imports below: the harness measures from the start of the process.
     from benchmarking import harness
 
     if __name__ == "__main__":
@@ -38,7 +38,7 @@ CORES = len(os.sched_getaffinity(0))
 
 
 class Names(click.ParamType):
-    """A list of names with commas between, each one of a set."""
+    """A comma-separated list of names from a set."""
 
     name = "names"
 
@@ -56,12 +56,12 @@ class Names(click.ParamType):
 
 
 def say(text: str) -> None:
-    """One line on stderr."""
+    """Print one line to stderr."""
     click.echo(text, err=True)
 
 
 def model_directories(names: str, work: Path) -> list[Path]:
-    """A directory for each model: a checkpoint that is made for a shape, or one that is named."""
+    """Return a directory per model: a checkpoint created for a shape, or the given directory."""
     directories = []
     for name in filter(None, names.split(",")):
         if name not in SHAPES and not (Path(name) / "config.json").exists():
@@ -77,7 +77,7 @@ def model_directories(names: str, work: Path) -> list[Path]:
 
 
 def interpreters(given: tuple[str, ...]) -> dict[str, str]:
-    """Interpreters by peer, from NAME=PATH."""
+    """Parse NAME=PATH into interpreters by peer."""
     pythons = {}
     for text in given:
         name, _, path = text.partition("=")
@@ -91,13 +91,13 @@ def interpreters(given: tuple[str, ...]) -> dict[str, str]:
 
 
 def writable(path: Path | None, flag: str) -> None:
-    """Refuses, before anything is measured, a file that cannot be written."""
+    """Reject a file that cannot be written, before anything is measured."""
     if path and not path.absolute().parent.is_dir():
         raise click.BadParameter(f"{path.parent} is no directory", param_hint=flag)
 
 
 def build_gauge(work: Path) -> Path | None:
-    """What measures the machine; None, said on stderr, where it cannot be built."""
+    """Build the program that measures the machine; None, with a line on stderr, if it cannot be built."""
     try:
         return machine.build(work)
     except machine.MachineError as error:
@@ -115,7 +115,7 @@ def make_cases(
     threads: int,
     converted: bool,
 ) -> list[programs.Case]:
-    """Every row of the table, with all files that it needs; says which cannot be prepared."""
+    """Prepare every row of the table with the files that it needs; report those that cannot be prepared."""
     sets = ("native", "stock") if kernels == "both" else (kernels,)
     cases = []
     for directory in directories:
@@ -199,7 +199,7 @@ def main(
 
 
 def versions(rows: list[rounds.Figures]) -> str:
-    """The versions of all programs that were measured."""
+    """Return the versions of all measured programs."""
     return ", ".join(dict.fromkeys(row["version"] for row in rows if "version" in row))
 
 

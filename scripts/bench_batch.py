@@ -1,10 +1,10 @@
-"""Measures continuous batching against running rows one by one and against a static batch, on one loaded model.
+"""Compares continuous batching with running rows one by one and with static batches, on one loaded model.
 
     python scripts/bench_batch.py
     python scripts/bench_batch.py --model llama-15m --rounds 5
 
-Prompts of 16 to 256 tokens ask for 16 to 256 new ones each, all given at once. Every way of batching takes its turn in
-every round; a ratio is the median over the rounds of tokens/s / those of one by one.
+Prompts of 16 to 256 tokens request 16 to 256 new tokens each and are all submitted at once. Each round runs every way
+of batching; a ratio is the median over the rounds of its tokens/s divided by those of one by one.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ SHORTEST = 16
 
 
 def make_rows(count: int, longest: int, vocabulary: int) -> Rows:
-    """Prompts and how many tokens each asks for, both of `SHORTEST` to `longest`; the same at every run."""
+    """Make prompts and their numbers of new tokens, both from `SHORTEST` to `longest`; the same in every run."""
     numbers = random.Random(0)
     lengths = [(numbers.randint(SHORTEST, longest), numbers.randint(SHORTEST, longest)) for _ in range(count)]
     return [([numbers.randrange(3, vocabulary) for _ in range(prompt)], new) for prompt, new in lengths]
 
 
 def batches(program: Ours, rows: Rows, size: int) -> float:
-    """Seconds of batches that wait for their longest row: none joins until all of a batch have ended."""
+    """Return the seconds of static batches: no row joins until all rows of a batch have finished."""
     return sum(program.many(rows[first : first + size], size)[0] for first in range(0, len(rows), size))
 
 
 def continuous(program: Ours, rows: Rows, size: int) -> float:
-    """Seconds where a row joins as soon as another has ended."""
+    """Return the seconds of continuous batching: a row joins as soon as another has finished."""
     return program.many(rows, size)[0]
 
 
 @contextmanager
 def checkpoint(name: str) -> Iterator[str]:
-    """A directory given, or one that is made for a shape and goes with it."""
+    """Yield the given directory, or a temporary checkpoint created for a shape."""
     if name not in SHAPES:
         yield name
         return
@@ -65,7 +65,7 @@ def checkpoint(name: str) -> Iterator[str]:
 @click.option("--threads", default=2, show_default=True)
 @click.option("--rounds", default=1, show_default=True)
 def main(model: str, dtype: str, count: int, longest: int, at_once: str, threads: int, rounds: int) -> None:
-    """Prints a table."""
+    """Print a table."""
     sizes = [int(size) for size in at_once.split(",")]
     with checkpoint(model) as directory:
         positions = count * (2 * longest + 32)

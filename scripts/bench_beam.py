@@ -1,9 +1,9 @@
-"""Rows a second through Apache Beam, beside the same rows through --run_mode predict.
+"""Measures rows per second through Apache Beam, beside the same rows through --run_mode predict.
 
     python scripts/bench_beam.py [--rows 1024] [--max_new_tokens 48] [--rounds 3]
 
-Each round runs both in processes of their own, one after the other. Counted is the time in which the model was there:
-without imports and loading, but with all that Beam does around it.
+Each round runs both, one after the other, in separate processes. The time excludes imports and model loading, but
+includes all of Beam's overhead.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BEGINNINGS = ("Once upon a time", "The little dog", "What is 3 + 4?", "One day a
 
 
 def make_rows(path: Path, count: int) -> None:
-    """Prompts of several lengths, the same at each call."""
+    """Write prompts of several lengths, the same at each call."""
     draw = random.Random(1)
     rows = []
     for number in range(count):
@@ -36,7 +36,7 @@ def make_rows(path: Path, count: int) -> None:
 
 
 def through_predict(rows: Path, tokens: int) -> dict[str, float]:
-    """Seconds, rows and new tokens of a run of the command line."""
+    """Run the command line; return its seconds, rows and new tokens."""
     out, figures = rows.with_name("predict.jsonl"), rows.with_name("figures.json")
     command = [sys.executable, ROOT / "run_inference.py", "--config", CONFIG, "--max_new_tokens", str(tokens)]
     command += ["--predict_data", rows, "--save_file", out, "--overwrite", "--metrics_file", figures]
@@ -46,7 +46,7 @@ def through_predict(rows: Path, tokens: int) -> dict[str, float]:
 
 
 def through_beam(rows: Path, tokens: int) -> dict[str, float]:
-    """The same of a pipeline: rows from a file, through RunInference, into a file."""
+    """Run a pipeline from file to file through RunInference; return its seconds, rows and new tokens."""
     command = [sys.executable, __file__, "--child", rows, "--max_new_tokens", str(tokens)]
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=_environment())
     return json.loads(done.stdout.splitlines()[-1])
@@ -57,7 +57,7 @@ def _environment() -> dict[str, str]:
 
 
 def run_child(rows: Path, tokens: int) -> None:
-    """Runs the pipeline in this process and says how long it took, without the loading of the model."""
+    """Run the pipeline in this process and print how long it took, without loading the model."""
     import apache_beam as beam
 
     from inference.beam import MindSporeModelHandler, RunInference
@@ -91,7 +91,7 @@ def run_child(rows: Path, tokens: int) -> None:
 @click.option("--rounds", default=3, show_default=True, help="Runs of each, in turns.")
 @click.option("--child", type=click.Path(path_type=Path), hidden=True)
 def main(rows: int, max_new_tokens: int, rounds: int, child: Path | None) -> None:
-    """Prints a table: rows and new tokens a second, median and spread."""
+    """Print a table: rows and new tokens per second, median and spread."""
     if child is not None:
         run_child(child, max_new_tokens)
         return

@@ -1,11 +1,11 @@
-"""Measures this project against llama.cpp in turns of a second: both are loaded, and one works while the other waits.
+"""Compares this project with llama.cpp in turns of a second: both are loaded, and one works while the other waits.
 
     python scripts/bench_pairs.py --peer-python llamacpp=VENV/bin/python
     python scripts/bench_pairs.py --model llama-15m --pairs int4:q4_0 --turns 20
 
-Where the machine's memory is shared with others, its bandwidth doubles and halves within minutes: processes that follow
-one another are then measured on different machines. Turns that follow within seconds are not. A ratio is the median
-over the turns of ours / llama.cpp's, and its quartiles are given with it.
+If other machines share the memory, its bandwidth can double or halve within minutes, so consecutive processes are
+measured under different conditions. Turns within seconds of each other are not affected. A ratio is the median over
+the turns of ours / llama.cpp's, reported with its quartiles.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Worker:
         self._answer("ready")
 
     def rate(self, name: str, work: dict[str, Any]) -> float:
-        """tokens/s of a piece of work: of the prompt where nothing follows it."""
+        """Return the tokens/s of a piece of work: of the prompt if no new tokens are requested."""
         assert self._process.stdin
         self._process.stdin.write(json.dumps({**work, "name": name}) + "\n")
         self._process.stdin.flush()
@@ -53,7 +53,7 @@ class Worker:
         return run["rate"] if work["new"] > 1 else work["prompt"] / run["first"]
 
     def close(self) -> None:
-        """Ends the process."""
+        """End the process."""
         self._process.kill()
         self._process.wait()
 
@@ -66,7 +66,7 @@ class Worker:
 
 
 def take_turns(ours: Worker, theirs: Worker, turns: int) -> dict[str, list[tuple[float, float]]]:
-    """tokens/s of (ours, theirs) in every turn, by kind of work; who begins alternates."""
+    """Return tokens/s of (ours, theirs) in every turn, by kind of work; the program that begins alternates."""
     pairs: dict[str, list[tuple[float, float]]] = {name: [] for name in WORKS}
     for turn in range(turns):
         for name, work in WORKS.items():
@@ -78,7 +78,7 @@ def take_turns(ours: Worker, theirs: Worker, turns: int) -> dict[str, list[tuple
 
 
 def table(ours: str, theirs: str, pairs: dict[str, list[tuple[float, float]]]) -> list[str]:
-    """Rows of the table."""
+    """Return the rows of the table."""
     lines = []
     for name, rates in pairs.items():
         first, second = (statistics.median(column) for column in zip(*rates, strict=True))

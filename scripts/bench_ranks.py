@@ -1,11 +1,11 @@
-"""Measures one model on one rank and on several, all on this machine: tokens a second, and what the ranks' talk takes.
+"""Measures a model on one rank and on several, all on this machine: tokens per second and communication time.
 
     python scripts/bench_ranks.py                                          # llama-15m and qwen2-0.5b, 1 and 2 ranks
     python scripts/bench_ranks.py --models llama-15m --dtypes int4 --ranks 1,2,4 --rounds 5
 
-The processors are shared out evenly: one rank has all of them, two have half each. So the table does not show how much
-faster more ranks are, which on one machine they cannot be, but what it costs to share a model: both products of a half
-of a layer end in a sum over all ranks. Random weights, one row, medians over the rounds.
+The ranks divide the processors evenly: one rank has all of them, two have half each. More ranks cannot be faster on one
+machine, so the table shows the cost of sharing a model: each sublayer ends in a sum over all ranks. Random weights, one
+row, medians over the rounds.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-# Also what this script imports without being installed.
+# Also lets this script import the project without installing it.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import click
@@ -33,7 +33,7 @@ COLUMNS = ("model", "weights", "ranks", "prefill, tok/s", "decode, tok/s", "of i
 
 
 def measure(job: dict[str, Any], ranks: int) -> dict[str, Any]:
-    """The leader's figures of one run."""
+    """Return the leader's figures for one run."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     cluster = {"MS_WORKER_NUM": str(ranks), "MS_SCHED_HOST": "127.0.0.1", "MS_SCHED_PORT": str(port)}
@@ -73,7 +73,7 @@ def _figures(out: str, err: str) -> dict[str, Any]:
 
 
 def row(name: str, dtype: str, ranks: int, runs: list[dict[str, Any]]) -> list[str]:
-    """A line of the table."""
+    """Return a line of the table."""
     middle = {key: statistics.median(run[key] for run in runs) for key in runs[0] if key != "transport"}
     shown = [f"{middle['prefill_rate']:,.0f}", f"{middle['decode_rate']:,.1f}"]
     share = f"{middle['communication']:.0%}" if ranks > 1 else ""

@@ -1,8 +1,8 @@
-"""What the engine itself costs, beside the model: planning, laying out a step, and choosing tokens.
+"""Measures the engine's own overhead, without the model: planning, building a step, and choosing tokens.
 
-The first table is the scheduler alone, with a thousand rows that run and ten thousand that wait. The second is a whole
-step of 16 rows: `plan`, `build` (the step's arrays), `choose` (tokens from logits) and the bookkeeping around them, and
-their share of the step time of a model, measured or given. All times are medians.
+The first table covers the scheduler alone, with a thousand running and ten thousand waiting rows. The second covers a
+whole step of 16 rows: `plan`, `build` (the step's arrays), `choose` (tokens from logits), their bookkeeping, and their
+share of a model's step time, measured or given. All times are medians.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SETTINGS = {
 
 
 def milliseconds(work: Callable[[], object], rounds: int) -> float:
-    """Median time of a call."""
+    """Return the median time of a call."""
     times = []
     for _ in range(rounds):
         started = time.perf_counter()
@@ -48,7 +48,7 @@ def milliseconds(work: Callable[[], object], rounds: int) -> float:
 
 
 def loaded(running: int, waiting: int, blocks: int | None, prefix_cache: bool) -> Scheduler:
-    """A scheduler whose running rows all decode."""
+    """Create a scheduler whose running rows all decode."""
     generator = random.Random(0)
     generation = GenerationConfig()
     most = 500 // BLOCK_SIZE + 2
@@ -62,7 +62,7 @@ def loaded(running: int, waiting: int, blocks: int | None, prefix_cache: bool) -
 
 
 def step(scheduler: Scheduler) -> int:
-    """A step as the engine takes it, without a model; how many rows were in it."""
+    """Take a step like the engine, without a model; return its number of rows."""
     planned = scheduler.plan()
     for item in planned:
         at_end = item.reaches_end
@@ -73,7 +73,7 @@ def step(scheduler: Scheduler) -> int:
 
 
 def schedule_table(running: int, waiting: int, rounds: int) -> str:
-    """Times of the scheduler alone."""
+    """Measure the scheduler alone."""
     lines = [
         f"| {running:,} rows running, {waiting:,} waiting | plan ms | plan and advance ms |",
         "| --- | --- | --- |",
@@ -92,9 +92,9 @@ def schedule_table(running: int, waiting: int, rounds: int) -> str:
 
 
 def sampling_table(rows: int, vocabulary: int, rounds: int) -> str:
-    """Times of a step's parts at a batch of `rows`."""
+    """Measure the parts of a step with a batch of `rows`."""
     generator = np.random.default_rng(0)
-    # As trained models have them: the probability of the n-th token falls about as n^-1.5.
+    # Like trained models: the probability of the n-th token falls roughly as n^-1.5.
     ranks = np.stack([generator.permutation(vocabulary) for _ in range(rows)])
     logits = (-1.5 * np.log1p(ranks) + generator.standard_normal(ranks.shape)).astype(np.float32)
     scheduler = loaded(rows, 0, None, True)

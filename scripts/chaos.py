@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Kills a batch job at random moments, resumes it, and compares its records with those of a run in peace.
+"""Kills a batch job at random moments, resumes it, and compares its records with those of an undisturbed run.
 
     python scripts/chaos.py --rounds 20 -- python run_inference.py --config demo --predict_data prompts.jsonl \
         --save_file {save_file} --resume
     python scripts/chaos.py --rounds 20 -- bash scripts/launcher.sh "python run_inference.py --config demo \
         --use_parallel True --predict_data prompts.jsonl --save_file {save_file} --resume" 2
 
-`{save_file}` stands for the file that the job writes. What is killed is drawn with the seed: the whole process group,
-or one of its processes, such as a rank, by SIGKILL, SIGTERM or SIGINT. Exit code 1 if a record is lost, doubled or
-changed.
+`{save_file}` stands for the file that the job writes. The seed determines the target, which is the whole process group
+or one of its processes (such as a rank), and the signal: SIGKILL, SIGTERM or SIGINT. Exit code 1 if a record is lost,
+duplicated or changed.
 """
 
 from __future__ import annotations
@@ -28,30 +28,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# What differs from run to run.
+# Fields that differ from run to run.
 RUN_KEYS = ("ttft_seconds", "total_seconds", "cached_tokens")
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-# A job that was killed is down after so many seconds, all its processes included.
+# Seconds within which all processes of a killed job must have ended.
 DOWN = 20.0
 
 
 class ChaosError(Exception):
-    """A job that did not keep its promises."""
+    """A job failed, or lost, duplicated or changed a record."""
 
 
 @dataclass(frozen=True)
 class Round:
-    """What happened in a round: how often the job was killed, and how often that was in its middle."""
+    """The outcome of a round: how often the job was killed, and how often that was before it finished."""
 
     kills: int
     in_the_middle: int
 
 
 def read_records(path: Path) -> dict[int, dict[str, Any]]:
-    """The records by their rows, without what differs from run to run.
+    """Read the records by row, without the fields that differ from run to run.
 
     Raises:
-        ChaosError: half a record, or a row that is there twice.
+        ChaosError: a record is incomplete, or a row appears twice.
     """
     data = path.read_bytes()
     if not data.endswith(b"\n"):
@@ -66,7 +66,7 @@ def read_records(path: Path) -> dict[int, dict[str, Any]]:
 
 
 class Job:
-    """The command as a process group of its own."""
+    """The command, running in its own process group."""
 
     def __init__(self, command: Sequence[str], save_file: Path):
         words = [word.replace("{save_file}", str(save_file)) for word in command]
@@ -74,14 +74,14 @@ class Job:
         self.process = subprocess.Popen(words, stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True)
 
     def wait(self) -> int:
-        """The exit code."""
+        """Wait for the job and return its exit code."""
         return self.process.wait()
 
     def kill(self, chance: random.Random) -> str:
-        """Sends a signal to the group or one of its processes; says which.
+        """Send a signal to the group or one of its processes; return a description.
 
         Raises:
-            ChaosError: something of it still runs `DOWN` seconds later.
+            ChaosError: a process still runs `DOWN` seconds later.
         """
         group, number = self.process.pid, chance.choice(SIGNALS)
         members = processes_of(group)
@@ -104,13 +104,13 @@ class Job:
         return what
 
     def output(self) -> str:
-        """The end of what it printed."""
+        """Return the end of its output."""
         self._log.seek(0)
         return self._log.read()[-2000:].decode("utf-8", "replace")
 
 
 def processes_of(group: int) -> list[int]:
-    """The living processes of a session (Linux: proc(5), fields 3 and 6 of stat)."""
+    """Return the live processes of a session (Linux: proc(5), fields 3 and 6 of stat)."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -121,10 +121,10 @@ def processes_of(group: int) -> list[int]:
 
 
 def run_to_end(command: Sequence[str], save_file: Path) -> float:
-    """Runs the job in peace; the seconds that it took.
+    """Run the job undisturbed; return the seconds that it took.
 
     Raises:
-        ChaosError: it failed; rows that failed (exit code 3) are part of the result.
+        ChaosError: it failed. Failed rows (exit code 3) are part of the result.
     """
     started = time.monotonic()
     job = Job(command, save_file)
@@ -137,10 +137,10 @@ def run_to_end(command: Sequence[str], save_file: Path) -> float:
 def one_round(
     command: Sequence[str], save_file: Path, expected: dict[int, dict[str, Any]], seconds: float, chance: random.Random
 ) -> Round:
-    """Kills a job several times, lets it end, and compares.
+    """Kill a job several times, let it finish, and compare the records.
 
     Raises:
-        ChaosError: a record is lost, doubled or changed.
+        ChaosError: a record is lost, duplicated or changed.
     """
     middle = 0
     kills = chance.randint(1, 4)

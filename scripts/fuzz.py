@@ -1,13 +1,13 @@
-"""Feeds mutated files to the loaders: each must load, or be refused in one line, within limits of time and memory.
+"""Feeds mutated files to the loaders: each must load or be rejected in one line, within time and memory limits.
 
     python scripts/fuzz.py                          # 200 cases of each kind
-    python scripts/fuzz.py --count 2000 gguf ckpt   # of these kinds
-    python scripts/fuzz.py --seed 7 --case 31 gguf  # one case again, with its traceback; --keep DIR keeps its files
+    python scripts/fuzz.py --count 2000 gguf ckpt   # only these kinds
+    python scripts/fuzz.py --seed 7 --case 31 gguf  # repeat one case, with its traceback; --keep DIR keeps its files
 
 A case is a model (or a table of prompts, a YAML, a save file) of this repository with one file mutated: bytes are
-flipped, cut, repeated or replaced by extreme numbers, and values in JSON by values of another type or range. The same
-seed makes the same cases. A fault is any error that is no `InferenceError`, a case that takes longer than --seconds,
-and a process that dies or needs more than --memory. Exit code 1 if there is one.
+flipped, cut, repeated or replaced by extreme numbers, and JSON values are replaced by values of another type or range.
+The same seed gives the same cases. A fault is an error that is not an `InferenceError`, a case that takes longer than
+--seconds, or a process that dies or needs more than --memory. Exit code 1 if there is a fault.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ ROWS = (
     '{"custom_id": "b", "messages": [{"role": "user", "content": "Hello"}], "temperature": 0.5}\n'
     '{"prompt": "x", "max_new_tokens": 3, "seed": 4, "stop": ["\\n"]}\n'
 )
-# Words of the files, so that mutations get past their first checks.
+# Words that occur in the files, so that mutations pass the first checks.
 WORDS = (
     "null",
     "true",
@@ -83,12 +83,12 @@ HOSTILE: tuple[Any, ...] = (
 
 
 def mutated_bytes(data: bytes, chance: random.Random) -> bytes:
-    """The same with one to four changes."""
+    """Return the data with one to four changes."""
     changed = bytearray(data)
     for _ in range(chance.choice((1, 1, 1, 2, 4))):
         if not changed:
             changed += b"\0"
-        # Headers come first, and are where damage matters.
+        # Headers come first, and damage matters most there.
         at = chance.randrange(min(len(changed), chance.choice((16, 256, 4096, len(changed)))))
         change = chance.randrange(7)
         if change == 0:
@@ -109,7 +109,7 @@ def mutated_bytes(data: bytes, chance: random.Random) -> bytes:
 
 
 def mutated_json(data: bytes, chance: random.Random) -> bytes:
-    """The same with one to three values replaced, left out or doubled; a third of the time, with bytes changed."""
+    """Replace, remove or duplicate one to three values; in a third of the cases, change bytes instead."""
     if chance.random() < 0.33:
         return mutated_bytes(data, chance)
     values = json.loads(data)
@@ -138,7 +138,7 @@ def _mutated_value(values: Any, chance: random.Random) -> Any:
 
 
 def _places(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Each value's holder and key; of long lists the first few."""
+    """Yield each value's container and key; for long lists, only the first few."""
     items = (
         list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if isinstance(value, list) else []
     )
@@ -148,7 +148,7 @@ def _places(value: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def mutated_header(data: bytes, chance: random.Random) -> bytes:
-    """A safetensors file whose header is mutated as JSON, or the file as bytes."""
+    """Mutate a safetensors file, either its header as JSON or the whole file as bytes."""
     if chance.random() < 0.4:
         return mutated_bytes(data, chance)
     size = int.from_bytes(data[:8], "little")
@@ -157,26 +157,26 @@ def mutated_header(data: bytes, chance: random.Random) -> bytes:
 
 
 def of_model(directory: Path) -> None:
-    """Reads a model's sizes and every tensor."""
+    """Read a model's sizes and every tensor."""
     pairs = resolve(load_config({"load_checkpoint": str(directory)})).pairs() or []
     for tensor, _ in pairs:
         tensor.read_into(np.empty(tensor.shape, np.float32))
 
 
 def of_checkpoint(path: Path) -> None:
-    """Reads every tensor."""
+    """Read every tensor."""
     for tensor in open_checkpoint(path).values():
         tensor.read_into(np.empty(tensor.shape, np.float32))
 
 
 def of_gguf(path: Path) -> None:
-    """Reads a model and its tokenizer out of one file."""
+    """Read a model and its tokenizer from one file."""
     of_model(path)
     of_tokenizer(path)
 
 
 def of_tokenizer(directory: Path) -> None:
-    """Encodes, decodes, and renders a chat if there is a template."""
+    """Encode, decode, and render a chat if there is a template."""
     tokenizer = load_tokenizer(directory, settings={})
     ids = tokenizer.encode("Once upon a time, \U0001f600 caf\u00e9\n")
     tokenizer.decode(ids)
@@ -186,18 +186,18 @@ def of_tokenizer(directory: Path) -> None:
 
 
 def of_template(path: Path) -> None:
-    """Renders a template."""
+    """Render a template."""
     text = path.read_bytes().decode("utf-8", "replace")
     render_chat(text, [{"role": "user", "content": "Hello"}], {"add_generation_prompt": True, "bos_token": "<s>"})
 
 
 def of_yaml(path: Path) -> None:
-    """Merges and validates a config."""
+    """Merge and validate a config."""
     load_config(path)
 
 
 def of_rows(path: Path) -> None:
-    """Parses every row; a row's own error is its record."""
+    """Parse every row; a row's own error becomes its record."""
     for row in open_rows([str(path)]):
         try:
             row.parse()
@@ -206,7 +206,7 @@ def of_rows(path: Path) -> None:
 
 
 def of_adapter(directory: Path) -> None:
-    """Reads an adapter and merges it."""
+    """Read an adapter and merge it."""
     settings = {"load_checkpoint": str(GOLDENS / "llama2_gqa"), "adapters": {"a": str(directory)}}
     resolve(load_config(settings))
     of_merged = resolve(load_config({**settings, "engine": {"merge_adapter": "a"}})).pairs() or []
@@ -215,7 +215,7 @@ def of_adapter(directory: Path) -> None:
 
 
 def of_save_file(directory: Path) -> None:
-    """Resumes a job."""
+    """Resume a job."""
     identity = {"model": "demo", "rows": 3}
     SaveFile(directory / "out.jsonl", identity, resume=True, retry=True).close()
 
@@ -240,7 +240,7 @@ def _make_gguf(directory: Path) -> None:
 
 
 def _make_ckpt(directory: Path) -> None:
-    """A MindSpore checkpoint, by the description in `inference/checkpoint/mindspore_ckpt.py`."""
+    """Write a MindSpore checkpoint, as described in `inference/checkpoint/mindspore_ckpt.py`."""
 
     def field(number: int, data: bytes) -> bytes:
         return bytes([number << 3 | 2]) + _varint(len(data)) + data
@@ -289,7 +289,7 @@ def _make_save_file(directory: Path) -> None:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of file: how a good one is made, which file of it is mutated, how, and what loads it ("" its folder)."""
+    """A kind of file: how to make a valid one, which file to mutate, how, and what to load ("" for its folder)."""
 
     make: Callable[[Path], None]
     file: str
@@ -328,7 +328,7 @@ KINDS = {
 
 
 class TooSlowError(Exception):
-    """A case ran into the limit of time."""
+    """A case exceeded the time limit."""
 
 
 def _too_slow(*_: object) -> None:
@@ -336,17 +336,17 @@ def _too_slow(*_: object) -> None:
 
 
 def run_case(kind: Kind, directory: Path, good: bytes, chance: random.Random, seconds: float) -> None:
-    """Mutates the file and loads it.
+    """Mutate the file and load it.
 
     Raises:
-        Exception: what is no `InferenceError`.
+        Exception: any error that is not an `InferenceError`.
     """
     (directory / kind.file).write_bytes(kind.mutate(good, chance))
     load_case(kind, directory, seconds)
 
 
 def load_case(kind: Kind, directory: Path, seconds: float) -> None:
-    """Loads a case's files as they are; an `InferenceError` is an answer, as long as it is one line."""
+    """Load a case's files unchanged; an `InferenceError` is accepted if its message is one line."""
     signal.signal(signal.SIGALRM, _too_slow)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
@@ -362,7 +362,7 @@ def load_case(kind: Kind, directory: Path, seconds: float) -> None:
 def run_kind(
     name: str, numbers: range, seed: int, seconds: float, keep: Path | None = None, show: bool = False
 ) -> Iterator[tuple[int, str]]:
-    """The cases of a kind that are faults: their numbers, and a line each."""
+    """Return the faults of a kind: each case's number and one line."""
     kind = KINDS[name]
     with tempfile.TemporaryDirectory(prefix="fuzz.") as scratch:
         made = Path(scratch) / "good"
@@ -370,14 +370,14 @@ def run_kind(
         kind.make(made)
         good = {path: path.read_bytes() for path in made.rglob("*") if path.is_file()}
         for number in numbers:
-            # A loader may have written.
+            # The loader may have written to the files.
             for path, data in good.items():
                 if path.name != kind.file and (not path.is_file() or path.stat().st_size != len(data)):
                     path.write_bytes(data)
             began = time.perf_counter()
             try:
                 run_case(kind, made, good[made / kind.file], random.Random(f"{seed} {name} {number}"), seconds)
-            except BaseException as error:  # whatever it is, it is a fault of the loader
+            except BaseException as error:  # any other error is a fault of the loader
                 if isinstance(error, KeyboardInterrupt):
                     raise
                 if show:
@@ -396,7 +396,7 @@ def _child(name: str, numbers: range, arguments: argparse.Namespace, results: An
 
 
 def in_child(name: str, numbers: range, arguments: argparse.Namespace) -> list[str]:
-    """The faults of a kind, whose cases run in a process of their own: one that dies is a fault, too."""
+    """Run a kind's cases in a separate process and return the faults; a process that dies is also a fault."""
     receiver, sender = multiprocessing.Pipe(duplex=False)
     child = multiprocessing.get_context("fork").Process(target=_child, args=(name, numbers, arguments, sender))
     child.start()

@@ -1,4 +1,4 @@
-"""Makes the goldens that llama.cpp answers: how it splits text, and what it generates with real weights.
+"""Makes the goldens from llama.cpp: how it splits text, and what it generates with real weights.
 
     python -m venv VENV && VENV/bin/pip install llama-cpp-python gguf numpy tokenizers
     VENV/bin/python scripts/llama_cpp_goldens.py splitting
@@ -8,11 +8,11 @@
 
     texts        hard texts
     vocabularies {byte_level, plain}: {tokens, merges} of a small vocabulary, whose merges cross any split
-    ids          by each name of tokenizer.ggml.pre that has a rule of its own: the ids of each text
+    ids          for each name of tokenizer.ggml.pre with its own rule: the ids of each text
 
-`model` writes tests/goldens/llama_cpp/FILE.json: for each prompt, as a chat of the model's own, its ids, the ids that
-llama.cpp generates greedily with the weights dequantized to float32, for each of them by how much of a logit the best
-token leads the next, and log probabilities of the likeliest first tokens.
+`model` writes tests/goldens/llama_cpp/FILE.json: for each prompt, rendered with the model's chat template, its ids, the
+ids that llama.cpp generates greedily with the weights dequantized to float32, the best minus the second best logit of
+each, and log probabilities of the likeliest first tokens.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def main() -> None:
 def splitting() -> dict[str, Any]:
     """See the module's docstring."""
     vocabularies = {"byte_level": byte_level_vocabulary(), "plain": plain_vocabulary()}
-    # One name for each rule.
+    # One name per rule.
     names = {rule: name for name, rule in reversed(PRE_TOKENIZERS.items())}
     ids = {}
     for rule, name in sorted(names.items(), key=lambda pair: pair[1]):
@@ -140,7 +140,7 @@ def splitting() -> dict[str, Any]:
 
 
 def _training_texts() -> list[str]:
-    """The hard texts, and pieces of them joined at random, so that merges cross what is split."""
+    """Return the hard texts and random concatenations of their pieces, so that merges cross the splits."""
     rng = random.Random(0)
     pieces = [text[start : start + 6] for text in TEXTS for start in range(0, len(text), 3)]
     return [*TEXTS * 3, *("".join(rng.choices(pieces, k=8)) for _ in range(300))]
@@ -162,7 +162,7 @@ def plain_vocabulary() -> dict[str, Any]:
 
     tokenizer = Tokenizer(models.BPE(byte_fallback=True))
     bytes_as_tokens = [f"<0x{byte:02X}>" for byte in range(256)]
-    # Not every character is a token, so that some are spelled in bytes.
+    # Leave some characters out of the vocabulary, so that they are encoded as bytes.
     trainer = trainers.BpeTrainer(
         vocab_size=1000, special_tokens=bytes_as_tokens, limit_alphabet=150, show_progress=False
     )
@@ -178,7 +178,7 @@ def _parts(tokenizer: Any) -> dict[str, Any]:
 
 
 def llama_cpp_ids(name: str, vocabulary: dict[str, Any]) -> list[list[int]]:
-    """The ids of each text."""
+    """Return the ids of each text."""
     from llama_cpp import Llama
 
     with tempfile.TemporaryDirectory() as folder:
@@ -219,7 +219,7 @@ def generation(path: Path) -> dict[str, Any]:
 
 
 def answer(model: Any, prompt: str) -> dict[str, Any]:
-    """A prompt's entry in the golden file."""
+    """Return a prompt's entry in the golden file."""
     text = f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
     prompt_ids = model.tokenize(text.encode(), add_bos=False, special=True)
     model.reset()
@@ -242,7 +242,7 @@ def answer(model: Any, prompt: str) -> dict[str, Any]:
 
 
 def dequantize(source: Path, target: Path) -> None:
-    """A copy of a file with all tensors in float32."""
+    """Copy a file with all tensors converted to float32."""
     reader = gguf.GGUFReader(source)
     architecture = reader.fields["general.architecture"].contents()
     writer = gguf.GGUFWriter(target, architecture, use_temp_file=True)

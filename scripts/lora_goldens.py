@@ -1,12 +1,12 @@
-"""Adapter cases of the golden files: LoRA directories as PEFT writes them, and what transformers says of their base
+"""Adapter cases of the golden files: LoRA directories as PEFT writes them, and transformers' results for their base
 models with the adapters merged. make_goldens.py runs it.
 
 `tests/goldens/lora/<case>/`: adapter_config.json, adapter_model.safetensors and golden.npz. The base model is another
-case of the golden files. PEFT itself is not used: W + scale * B A (transposed where the base stores W so) is put into
-the tensors of the base's checkpoint here, with the scale and rank of each module as the case states them, and not as a
-reader of adapter_config.json would find them; experts are modules of their own, as PEFT had them with transformers 4.
-Everything is computed in float32, with eager attention, without a cache. Keys of golden.npz, for prompt i of length L
-and 24 greedy tokens (of a T5 they are those of t5_goldens.py, and `base`):
+case of the golden files. PEFT itself is not used: this script writes W + scale * B A (transposed if the base stores W
+transposed) into the base's checkpoint, with each module's scale and rank as the case states them, not as read from
+adapter_config.json. Experts are separate modules, as in PEFT with transformers 4. Everything is computed in float32,
+with eager attention, without a cache. Keys of golden.npz, for prompt i of length L and 24 greedy tokens (a T5 has those
+of t5_goldens.py, and `base`):
 
     base         text             case of the base model
     seed         int64            seed of adapter and prompts
@@ -45,7 +45,7 @@ MIN_MARGIN = 2e-3
 
 @dataclass(frozen=True)
 class LoraCase:
-    """An adapter: its adapter_config.json, and which of the base's matrices it has, with rank and scale of each."""
+    """An adapter: its adapter_config.json, and the base's matrices that it adapts, with rank and scale of each."""
 
     base: str
     config: dict[str, Any]
@@ -97,7 +97,7 @@ LORA_CASES = {
         r".*\.[02]\..*\.(k|o|gate|up)_proj",
         lambda module: (3, 2.5 / math.sqrt(3)),
     ),
-    # Matrices that the base stores the other way round, and queries, keys and values in one.
+    # Transposed matrices in the base, and fused queries, keys and values.
     "gpt2": LoraCase(
         "gpt2",
         config(r=4, lora_alpha=6, fan_in_fan_out=True, target_modules=["c_attn", "c_proj", "c_fc"]),
@@ -111,21 +111,21 @@ LORA_CASES = {
         r"model\.layers\..*_proj",
         lambda module: (2, 2.0),
     ),
-    # Latents with compressed queries, experts of which some have no part, shared ones, and the output head.
+    # Latents with compressed queries, some experts without an adapter, shared experts, and the output head.
     "deepseek_v3": LoraCase(
         "deepseek_v3",
         config(r=2, lora_alpha=3, target_modules=_SOME_EXPERTS),
         _SOME_EXPERTS,
         lambda module: (2, 1.5),
     ),
-    # Latents whose queries are projected at once.
+    # Latents whose queries are projected directly.
     "deepseek_v2_lite": LoraCase(
         "deepseek_v2_lite",
         config(r=3, lora_alpha=6, target_modules=["q_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"]),
         r".*\.(q_proj|kv_a_proj_with_mqa|kv_b_proj|o_proj)",
         lambda module: (3, 2.0),
     ),
-    # Routers, which PEFT takes for linear layers like any other.
+    # Routers, which PEFT treats as ordinary linear layers.
     "mixtral": LoraCase(
         "mixtral",
         config(r=2, lora_alpha=2, target_modules=["v_proj", "w1", "w2", "w3", "gate", "lm_head"]),
@@ -142,7 +142,7 @@ LORA_CASES = {
 
 
 def make_lora(name: str, directory: Path, bases: Path, seeds: range) -> None:
-    """Writes the first seed's case whose greedy tokens are clear into `directory`."""
+    """Write the case of the first seed with unambiguous greedy tokens to `directory`."""
     case = LORA_CASES[name]
     is_t5 = case.base.startswith("t5/")
     kind = transformers.T5ForConditionalGeneration if is_t5 else transformers.AutoModelForCausalLM
@@ -166,7 +166,7 @@ def make_lora(name: str, directory: Path, bases: Path, seeds: range) -> None:
 
 
 def adapt(base: Path, case: LoraCase, rng: np.random.Generator, directory: Path) -> dict[str, np.ndarray]:
-    """Writes the base with a random adapter merged into it; the adapter's tensors under PEFT's names."""
+    """Write the base with a random adapter merged into it; return the adapter's tensors under PEFT's names."""
     weights: dict[str, np.ndarray] = {}
     for path in base.glob("*.safetensors"):
         weights |= {name: tensor.float().numpy() for name, tensor in load_file(path).items()}
@@ -189,7 +189,7 @@ def adapt(base: Path, case: LoraCase, rng: np.random.Generator, directory: Path)
 
 
 def golden(model: Any, seed: int) -> dict[str, np.ndarray] | None:
-    """The arrays of golden.npz, or None where a greedy token is in doubt."""
+    """Return the arrays of golden.npz, or None if a greedy token is ambiguous."""
     rng = np.random.default_rng(seed + 1_000_003)
     arrays = {"seed": np.int64(seed), "lengths": np.array(LENGTHS, np.int32)}
     for i, length in enumerate(LENGTHS):

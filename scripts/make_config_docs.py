@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Write docs/config.md: every section and key of the config, and every flag, as the schema has them.
+"""Write docs/config.md from the schema: every section and key of the config, and every flag.
 
     python scripts/make_config_docs.py [--check]
 
-`--check` writes nothing; its exit code is 1 when the file is not what the schema says.
+`--check` writes nothing; its exit code is 1 if the file does not match the schema.
 """
 
 from __future__ import annotations
@@ -66,13 +66,13 @@ def main() -> int:
 
 
 def document() -> str:
-    """The whole page."""
+    """Return the whole page."""
     parts = [HEAD, *(section_text(kind, path) for kind, path in sections(InferenceConfig, ())), flags(), other_names()]
     return "\n".join(parts)
 
 
 def sections(kind: Any, path: KeyPath) -> Iterator[tuple[Any, KeyPath]]:
-    """A section's class and those of the sections in it, with their paths."""
+    """Yield the class and path of a section and of all sections inside it."""
     yield kind, path
     for name, hint in hints(kind).items():
         if is_section(hint):
@@ -82,7 +82,7 @@ def sections(kind: Any, path: KeyPath) -> Iterator[tuple[Any, KeyPath]]:
 
 
 def hints(kind: Any) -> dict[str, Any]:
-    """Keys of a section and their types."""
+    """Return a section's keys and their types."""
     found = get_type_hints(kind, include_extras=True)
     return {name: found[name] for name in fields(kind)}
 
@@ -96,7 +96,7 @@ def is_section(hint: Any) -> bool:
 
 
 def section_text(kind: Any, path: KeyPath) -> str:
-    """One section: what it is for, its keys, and those that are accepted without effect."""
+    """Document one section: its purpose, its keys, and the keys accepted without effect."""
     title = f"`{dotted(path)}`" if path else "Top level"
     rows = [row(name, hint, fields(kind)[name], path) for name, hint in hints(kind).items() if not is_section(hint)]
     lines = [f"## {title}\n", purpose(kind, path)]
@@ -109,7 +109,7 @@ def section_text(kind: Any, path: KeyPath) -> str:
 
 
 def purpose(kind: Any, path: KeyPath) -> str:
-    """What the schema says of a section, where it is a key, or else in its class's docstring."""
+    """Return the schema's description of a section: that of its key, otherwise its class's docstring."""
     if not path:
         return "Keys outside any section.\n"
     described = fields(InferenceConfig)[path[0]].description if len(path) == 1 else None
@@ -129,7 +129,7 @@ def row(name: str, hint: Any, field: Any, path: KeyPath) -> str:
 
 
 def value(hint: Any, extras: tuple[Any, ...] = ()) -> str:
-    """The values that a type accepts, in words."""
+    """Describe the values that a type accepts."""
     for extra in extras:
         if getattr(getattr(extra, "func", None), "__qualname__", "").startswith("only."):
             return f"`{inspect.getclosurevars(extra.func).nonlocals['wording']}` only"
@@ -161,7 +161,7 @@ def escaped(text: str) -> str:
 
 
 def flags() -> str:
-    """The flags that have a key of their own."""
+    """Document the flags that have their own key."""
     lines = ["## Flags\n", "`--help` explains them. Each sets a key:\n", "| Flag | Key |\n|---|---|"]
     lines += [f"| `{flag.name}` | `{flag.path}` |" for flag in FLAGS if flag.acted_on]
     unused = ", ".join(f"`{flag.name}`" for flag in FLAGS if not flag.acted_on)
@@ -169,7 +169,7 @@ def flags() -> str:
 
 
 def other_names() -> str:
-    """MindFormers' second names of a key."""
+    """Document MindFormers' alternative names of keys."""
     lines = ["## Other names\n", "| Name | Is |\n|---|---|"]
     lines += [f"| `{dotted(old)}` | `{dotted(new)}` |" for old, new in RENAMED.items()]
     lines += [f"| `{dotted(old)}` | not `{dotted(new)}` |" for old, new in NEGATED.items()]

@@ -1,31 +1,31 @@
-"""Makes the golden files of tests/goldens: tiny random Hugging Face models, and what transformers says of
-them; for families that it has no class for, what reference_models.py says.
+"""Makes the golden files of tests/goldens: tiny random Hugging Face models, and transformers' results for
+them; for families without a transformers class, the results of reference_models.py.
 
 Needs torch and transformers (extra `dev`); the tests that read the files need neither.
 
     python scripts/make_goldens.py            # write every case
-    python scripts/make_goldens.py qwen3      # write the cases named
+    python scripts/make_goldens.py qwen3      # write the named cases
     python scripts/make_goldens.py --check    # recompute, compare with the committed files, write nothing
 
 Model cases, `tests/goldens/<case>/`: config.json, generation_config.json, model*.safetensors (with an index
-where the case is sharded) and golden.npz. Everything is computed in float32 on weights as stored (16-bit ones
+if the case is sharded) and golden.npz. Everything is computed in float32 on weights as stored (16-bit ones
 upcast), with eager attention, without a cache, and then checked against a run with a cache. Keys of
 golden.npz, for prompt i of length L with vocabulary V:
 
-    source        text             who computed it: transformers, or reference_models.py (no key: transformers)
+    source        text             what computed it: transformers, or reference_models.py (no key: transformers)
     seed          int64            seed of weights and prompts
     lengths       int32 [n]        L of each prompt; there are n prompts, i = 0..n-1
     prompt_<i>    int32 [L]        token ids
-    positions_<i> int32 [P]        prompt positions whose logits are stored: all for L < 20, else 0, 8, 16,
-    ..., L-1 logits_<i>    float32 [P, V]   logits at these positions
+    positions_<i> int32 [P]        prompt positions whose logits are stored: all for L < 20, else 0, 8, ..., L-1
+    logits_<i>    float32 [P, V]   logits at these positions
     greedy_<i>    int32 [64]       64 greedy tokens after the prompt; end-of-sequence is ignored
     margin_<i>    float32 [64]     best minus second best logit at each greedy step, always above 0.001
 
-T5 cases are told in t5_goldens.py, adapters (`lora/<case>`) in lora_goldens.py, tokenizer cases in
+T5 cases are described in t5_goldens.py, adapters (`lora/<case>`) in lora_goldens.py, tokenizer cases in
 tokenizer_goldens.py.
 
-A seed is taken only when every margin is wide, no router is in doubt and the greedy text is varied, so that a right
-implementation has one answer and a wrong one shows.
+A seed is used only if every margin is wide, no routing is ambiguous and the greedy text is varied, so that a correct
+implementation has a unique answer and a wrong one is detected.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from t5_goldens import T5_CASES, make_t5
 from tokenizer_goldens import TOKENIZERS, make_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent / "tests" / "goldens"
-# Adapters' cases have the names of base models.
+# Adapter cases have the names of base models.
 LORA = "lora/"
 VOCABULARY = 128
 LENGTHS = (1, 2, 7, 16, 17, 33, 70)
@@ -63,12 +63,11 @@ LLAMA3_ROPE = {
     "factor": 8.0,
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
-    # Wavelengths of head_dim 16 at theta 10000 are 6, 20, 63, ...: one kept, one interpolated, the rest
-    # divided.
+    # Wavelengths of head_dim 16 at theta 10000 are 6, 20, 63, ...: one kept, one interpolated, the rest divided.
     "original_max_position_embeddings": 32,
 }
 
-# DeepSeek's, at the size of these models.
+# DeepSeek's, scaled to the size of these models.
 YARN = {
     "rope_type": "yarn",
     "factor": 4.0,
@@ -82,25 +81,25 @@ YARN = {
 
 @dataclass(frozen=True)
 class Case:
-    """One model: `config` as given to its transformers class, and how its files are written."""
+    """One model: the `config` of its transformers class, and how its files are written."""
 
     model_type: str
     config: dict[str, Any]
     form: int = 5  # config.json as transformers 4 or 5 writes it
     dtype: torch.dtype = torch.float32
     shards: bool = False
-    written: dict[str, Any] = field(default_factory=dict)  # keys put into config.json as they are (form 4)
-    dropped: tuple[str, ...] = ()  # keys left out of config.json (form 4)
+    written: dict[str, Any] = field(default_factory=dict)  # keys copied into config.json unchanged (form 4)
+    dropped: tuple[str, ...] = ()  # keys omitted from config.json (form 4)
     generation: dict[str, Any] = field(default_factory=dict)
     reference: bool = False  # computed by reference_models.py; `config` is then config.json
-    # Rope scaling that follows a sequence's length is fixed at this one, as it is in our models.
+    # Rope scaling that depends on the sequence length is fixed at this length, as in our models.
     length: int = 0
-    # Different tokens in each greedy text, at least. Tied and scaled embeddings make for less variety.
+    # Minimum of distinct tokens in each greedy text. Tied and scaled embeddings give less variety.
     distinct: int = MIN_DISTINCT
 
 
 def sizes(**changes: Any) -> dict[str, Any]:
-    """Config values that every case shares, with `changes`."""
+    """Return the config values that all cases share, updated with `changes`."""
     common: dict[str, Any] = {
         "vocab_size": VOCABULARY,
         "hidden_size": 32,
@@ -138,7 +137,7 @@ CASES: dict[str, Case] = {
     ),
     "llama_linear": Case(
         "llama",
-        # A large epsilon shows a norm that takes a constant instead.
+        # A large epsilon exposes a norm that uses a constant instead.
         sizes(
             num_key_value_heads=4,
             rms_norm_eps=1e-2,
@@ -150,7 +149,7 @@ CASES: dict[str, Case] = {
             "head_dim",
             "num_key_value_heads",
             "rope_theta",
-        ),  # defaults, as the first Llama files have it
+        ),  # defaults, as in the first Llama files
     ),
     "llama31": Case(
         "llama",
@@ -168,7 +167,7 @@ CASES: dict[str, Case] = {
         "qwen2",
         sizes(rms_norm_eps=1e-6, rope_parameters=rope(1000000.0)),
         form=4,
-        # Written by Qwen2 itself and of no effect: a reader that applies the window gives other logits.
+        # Written by Qwen2 itself but unused: a reader that applies the window gives different logits.
         written={"sliding_window": 8, "use_sliding_window": False, "max_window_layers": 1},
         dropped=("layer_types", "head_dim"),
     ),
@@ -226,7 +225,7 @@ CASES: dict[str, Case] = {
             moe_intermediate_size=20,
             shared_expert_intermediate_size=36,
             norm_topk_prob=False,
-            decoder_sparse_step=2,  # the second layer only
+            decoder_sparse_step=2,  # only the second layer
             rope_parameters=rope(10000.0),
         ),
     ),
@@ -250,7 +249,7 @@ CASES: dict[str, Case] = {
         form=4,
         dtype=torch.bfloat16,
     ),
-    # As DeepSeek-V2-Lite: queries that are not compressed, experts chosen greedily.
+    # Like DeepSeek-V2-Lite: uncompressed queries, greedy expert selection.
     "deepseek_v2_lite": Case(
         "deepseek_v2",
         sizes(
@@ -335,7 +334,7 @@ CASES: dict[str, Case] = {
 
 LONGROPE = {
     "rope_type": "longrope",
-    # Of a head of 16, three quarters are rotated: 6 pairs.
+    # Three quarters of a head of 16 are rotated: 6 pairs.
     "partial_rotary_factor": 0.75,
     "short_factor": [1.0, 1.1, 1.2, 1.5, 1.7, 2.0],
     "long_factor": [1.0, 1.5, 2.0, 4.0, 6.0, 8.0],
@@ -441,7 +440,7 @@ CASES |= {
             original_max_position_embeddings=256,
             rope_parameters=rope(10000.0, **LONGROPE),
         ),
-        # As long as nothing longer is asked for, the factors are the short ones.
+        # The short factors apply unless a longer length is requested.
         written={"seq_length": 256},
     ),
     "gpt2": Case(
@@ -522,8 +521,8 @@ CASES |= {
 
 
 def random_weights(model: torch.nn.Module, rng: np.random.Generator) -> None:
-    """Fills `model` so that logits are spread and greedy text is varied: norms about 1, biases not zero."""
-    # Gemma stores its norms less one; GPT-2's matrices are [in, out].
+    """Fill `model` so that logits are spread and greedy text is varied: norms about 1, nonzero biases."""
+    # Gemma stores its norms minus one; GPT-2's matrices are [in, out].
     is_gemma, inputs = model.config.model_type.startswith("gemma"), 0 if model.config.model_type == "gpt2" else -1
     for name, parameter in sorted(model.named_parameters()):
         values = random_values(name, tuple(parameter.shape), rng, inputs)
@@ -539,14 +538,14 @@ def random_weights(model: torch.nn.Module, rng: np.random.Generator) -> None:
 
 
 def less_of_the_token(name: str, values: np.ndarray) -> np.ndarray:
-    """Embeddings that are scaled or tied can make a model repeat its input: smaller ones, and a wider last norm."""
+    """Shrink embeddings and widen the last norm: scaled or tied embeddings can make a model repeat its input."""
     if name.endswith(("embed_tokens.weight", "wte.weight")):
         return values / values.shape[1] ** 0.5
     return 5 * values if name in ("model.norm.weight", "transformer.ln_f.weight") else values
 
 
 def random_values(name: str, shape: tuple[int, ...], rng: np.random.Generator, inputs: int = -1) -> np.ndarray:
-    """Of one parameter; `inputs` is the axis of a matrix's inputs, or of those of several matrices."""
+    """Return random values of one parameter; `inputs` is the input axis of a matrix or of several matrices."""
     if name.endswith(".bias"):
         return 0.3 * rng.standard_normal(shape)
     if len(shape) == 1:
@@ -557,7 +556,7 @@ def random_values(name: str, shape: tuple[int, ...], rng: np.random.Generator, i
 
 
 def v4_config(config: dict[str, Any], case: Case) -> dict[str, Any]:
-    """`config`, as transformers 5 writes it, in the form of transformers 4."""
+    """Convert `config` from the form of transformers 5 to that of transformers 4."""
     old = dict(config)
     parameters = dict(old.pop("rope_parameters"))
     parameters.pop("partial_rotary_factor", None)
@@ -593,7 +592,7 @@ def save_model(case: Case, seed: int, directory: Path) -> None:
     size = model.num_parameters() * case.dtype.itemsize
     model.save_pretrained(directory, max_shard_size=size // 3 if case.shards else size * 2)
     for path in directory.glob("*.safetensors"):
-        path.chmod(0o644)  # written readable by the owner alone
+        path.chmod(0o644)  # transformers makes it readable only by the owner
     generation = {"bos_token_id": 1, "eos_token_id": 2} | case.generation
     write_json(directory / "generation_config.json", generation)
     if case.form == 4:
@@ -604,7 +603,7 @@ def save_model(case: Case, seed: int, directory: Path) -> None:
 
 
 def check_v4_loads_the_same(case: Case, directory: Path) -> None:
-    """Rewrites config.json in the older form; the model that transformers loads must not change by a bit."""
+    """Rewrite config.json in the older form; the model that transformers loads must be bitwise identical."""
     tokens = torch.arange(60)[None] % VOCABULARY
     with torch.no_grad():
         before = load(directory)(tokens).logits
@@ -626,7 +625,7 @@ def load_case(case: Case, directory: Path) -> Any:
         return Reference(case.config | {"model_type": case.model_type}, load_file(directory / "model.safetensors"))
     model = load(directory)
     if case.length:
-        # After a sequence of this length the frequencies are those for it; they are kept from being reset.
+        # A sequence of this length sets the frequencies for it; prevent them from being reset.
         logits_of(model, [5] * case.length)
         rotary = model.model.rotary_emb
         rotary.original_inv_freq = rotary.inv_freq.clone()
@@ -639,7 +638,7 @@ def load_case(case: Case, directory: Path) -> Any:
 
 
 def logits_of(model: Any, tokens: list[int]) -> torch.Tensor:
-    """Logits [L, V] at every position, with no cache."""
+    """Return logits [L, V] at every position, without a cache."""
     if isinstance(model, Reference):
         return torch.from_numpy(model.logits(tokens))
     with torch.no_grad():
@@ -647,7 +646,7 @@ def logits_of(model: Any, tokens: list[int]) -> torch.Tensor:
 
 
 def greedy(model: Any, prompt: list[int]) -> tuple[list[int], list[float]] | None:
-    """64 greedy tokens and their margins, recomputed from the start at each step; None at a narrow margin."""
+    """Return 64 greedy tokens and their margins, computed without a cache; None if a margin is narrow."""
     tokens, margins = list(prompt), []
     for _ in range(STEPS):
         best = torch.topk(logits_of(model, tokens)[-1], 2)
@@ -659,7 +658,7 @@ def greedy(model: Any, prompt: list[int]) -> tuple[list[int], list[float]] | Non
 
 
 def cached_greedy(model: Any, prompt: list[int]) -> list[int]:
-    """The same through the model's own KV cache."""
+    """Return the greedy tokens, using the model's own KV cache."""
     step, cache, out = prompt, None, []
     with torch.no_grad():
         for _ in range(STEPS):
@@ -677,13 +676,13 @@ def stored_positions(length: int) -> list[int]:
 
 
 def varied(tokens: list[int], distinct: int) -> bool:
-    """Whether greedy text is worth comparing: many different tokens, and none of them most of it."""
+    """Whether greedy text is worth comparing: many distinct tokens, none of which dominates."""
     most = STEPS // 3 if distinct >= MIN_DISTINCT else STEPS
     return len(set(tokens)) >= distinct and max(map(tokens.count, tokens)) < most
 
 
 def golden(model: Any, case: Case, seed: int) -> dict[str, np.ndarray] | None:
-    """The arrays of golden.npz, or None when this seed's text is not clear or not varied."""
+    """Return the arrays of golden.npz, or None if this seed's text is ambiguous or not varied."""
     rng = np.random.default_rng(seed + 1_000_003)
     arrays = {"seed": np.int64(seed), "lengths": np.array(LENGTHS, np.int32)}
     if case.reference:
@@ -706,9 +705,7 @@ def golden(model: Any, case: Case, seed: int) -> dict[str, np.ndarray] | None:
 
 
 def check_window(directory: Path, window: int) -> None:
-    """Position i must see exactly the last `window` positions, itself included: compare with a mask made by
-    hand.
-    """
+    """Check that position i sees exactly the last `window` positions, including its own, with an explicit mask."""
     tokens = [(7 * i) % 100 for i in range(5 * window)]
     index = torch.arange(len(tokens))
     seen = (index[None] <= index[:, None]) & (index[None] > index[:, None] - window)
@@ -724,7 +721,7 @@ def check_window(directory: Path, window: int) -> None:
 
 
 def check_scaling(case: Case, directory: Path) -> None:
-    """Rope scaling must change the logits, or a reader that passes over it would go unseen."""
+    """Check that rope scaling changes the logits; otherwise a reader that ignores it would go undetected."""
     tokens = [(7 * i) % 100 for i in range(60)]
     kept = {
         key: case.config["rope_parameters"][key]
@@ -737,7 +734,7 @@ def check_scaling(case: Case, directory: Path) -> None:
 
 
 def make_model(name: str, directory: Path, seeds: range) -> None:
-    """Writes the first seed's case that is clear and varied into `directory`."""
+    """Write the case of the first seed with unambiguous, varied text to `directory`."""
     case = CASES[name]
     for seed in seeds:
         shutil.rmtree(directory, ignore_errors=True)
@@ -761,9 +758,7 @@ def make_model(name: str, directory: Path, seeds: range) -> None:
 
 
 def same_file(ours: Path, theirs: Path) -> bool:
-    """Equal bytes; for .npz equal whole numbers, and floats to the last bits that another CPU may round
-    apart.
-    """
+    """Compare bytes; for .npz, compare integers exactly and floats up to another CPU's rounding differences."""
     if ours.suffix != ".npz":
         return ours.read_bytes() == theirs.read_bytes()
     a, b = np.load(ours), np.load(theirs)
@@ -776,7 +771,7 @@ def same_file(ours: Path, theirs: Path) -> bool:
 
 
 def differences(ours: Path, theirs: Path) -> list[str]:
-    """Names of files that only one directory has, or that differ."""
+    """Return the names of files that differ or exist in only one directory."""
     names = {path.relative_to(root).as_posix() for root in (ours, theirs) for path in root.rglob("*") if path.is_file()}
     return sorted(
         name
@@ -786,7 +781,7 @@ def differences(ours: Path, theirs: Path) -> list[str]:
 
 
 def make(name: str, root: Path, seeds: range) -> Path:
-    """Writes the case `name` below `root`; its directory."""
+    """Write the case `name` below `root`; return its directory."""
     if name in TOKENIZERS:
         directory = root / "tokenizers" / name
         make_tokenizer(name, directory)
@@ -805,7 +800,7 @@ def make(name: str, root: Path, seeds: range) -> Path:
 
 
 def check(name: str) -> list[str]:
-    """Remakes a case beside the committed one, from the seed it names; what differs."""
+    """Recreate a case from the seed of the committed one; return what differs."""
     seeds = range(MAX_SEEDS)
     if name not in TOKENIZERS:
         seed = int(np.load((ROOT / "t5" if name in T5_CASES else ROOT) / name / "golden.npz")["seed"])

@@ -1,4 +1,4 @@
-"""Writes tests/goldens/generation/processors.json: what transformers' logits processors make of random logits.
+"""Writes tests/goldens/generation/processors.json: the output of transformers' logits processors for random logits.
 
 Run it with PyTorch and transformers installed (extra `dev`): `python scripts/make_processor_goldens.py`.
 """
@@ -20,7 +20,7 @@ EOS, NEW = 2, 5
 
 
 def processors(settings: dict[str, Any]) -> list[Any]:
-    """transformers' processor of each setting."""
+    """Return transformers' processor for each setting."""
     device = "cpu"
     made = {
         "sequence_bias": lambda value: hf.SequenceBiasLogitsProcessor(value),

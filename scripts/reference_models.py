@@ -1,7 +1,7 @@
-"""Decoder-only families that transformers has no class for, as plain NumPy: what the golden files are made with.
+"""Decoder-only families without a transformers class, in plain NumPy, for making the golden files.
 
-Each is written from its authors' description, for the layout that their checkpoints have, and shares nothing with the
-package. Slow, float64, no cache. A model is its config and its tensors by name; `logits` is all that it does.
+Each follows its authors' description, uses the layout of their checkpoints, and shares no code with the package. Slow,
+float64, no cache. A model is its config and its tensors by name; it only computes `logits`.
 
     InternLM2   arXiv:2403.17297: wqkv holds, for each key/value head, its query heads, its key and its value
     ChatGLM     github.com/THUDM/ChatGLM2-6B and ChatGLM3: fused q/k/v with a bias; half of each head is rotated, by
@@ -42,7 +42,7 @@ class Model:
     logits: Callable[[Mapping[str, Any], Tensors, np.ndarray], np.ndarray]
 
 
-# --- parts that all have ---------------------------------------------------------------------------------------------
+# --- shared parts ----------------------------------------------------------------------------------------------------
 
 
 def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
@@ -72,7 +72,7 @@ def rotate_halves(head: np.ndarray, base: float) -> np.ndarray:
 
 
 def rotate_neighbors_of_first_half(head: np.ndarray, base: float) -> np.ndarray:
-    """head [L, D]: elements 2i and 2i + 1 below D / 2 are turned, those above stay."""
+    """head [L, D]: rotates elements 2i and 2i + 1 below D / 2; the others stay unchanged."""
     size = head.shape[1] // 2
     turn = angles(len(head), size, base)
     out = head.copy()
@@ -83,7 +83,7 @@ def rotate_neighbors_of_first_half(head: np.ndarray, base: float) -> np.ndarray:
 
 
 def attend(query: np.ndarray, key: np.ndarray, value: np.ndarray, slope: float = 0.0) -> np.ndarray:
-    """Of one head, [L, D] each; `slope` is taken off a score for each position of distance (ALiBi)."""
+    """Attention of one head, [L, D] each; `slope` is subtracted from a score per position of distance (ALiBi)."""
     at = np.arange(len(query))
     distance = at[:, None] - at
     scores = query @ key.T / np.sqrt(query.shape[1]) - slope * distance
@@ -91,7 +91,7 @@ def attend(query: np.ndarray, key: np.ndarray, value: np.ndarray, slope: float =
 
 
 def shared_heads(count: int, groups: int) -> list[int]:
-    """The key/value head of each query head."""
+    """Return the key/value head of each query head."""
     return [head * groups // count for head in range(count)]
 
 
@@ -205,7 +205,7 @@ def baichuan_shapes(c: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def slopes(heads: int) -> list[float]:
-    """Press et al. 2022: 2^(-8 i / n) for a power of two, the next power's odd ones after those."""
+    """Press et al. 2022: 2^(-8 i / n) for a power of two, followed by the odd ones of the next power."""
     power = 1
     while 2 * power <= heads:
         power *= 2
@@ -215,7 +215,7 @@ def slopes(heads: int) -> list[float]:
 
 def baichuan_logits(c: Mapping[str, Any], w: Tensors, tokens: np.ndarray) -> np.ndarray:
     heads, eps = c["num_attention_heads"], c["rms_norm_eps"]
-    # Only the model with rotary embedding has a limit of positions.
+    # Only the model with rotary embedding limits the positions.
     is_rotary = "max_position_embeddings" in c
     falls = [0.0] * heads if is_rotary else slopes(heads)
     x = w["model.embed_tokens.weight"][tokens]

@@ -1,4 +1,4 @@
-"""Whether the routers of a model with experts are in doubt about any token of a golden file."""
+"""Checks that expert routing is unambiguous for every token of a golden file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ROUTER_NOISE = 1e-4
 
 
 def routes_are_clear(model: Any, rows: Sequence[list[int]]) -> bool:
-    """Whether routers that are a little off, a hundred times what rounding does, choose the same experts everywhere.
+    """Whether routers perturbed by a hundred times the rounding error choose the same experts for every token.
 
     Args:
         rows: token ids.
@@ -35,7 +35,7 @@ def routes_are_clear(model: Any, rows: Sequence[list[int]]) -> bool:
 
 @torch.no_grad()
 def _chosen_experts(model: Any, tokens: list[int]) -> list[torch.Tensor]:
-    """The experts that every token takes in every layer, sorted; none where the model has no routers."""
+    """Return every token's experts in every layer, sorted; empty if the model has no routers."""
     routers = _routers(model)
     if not routers:
         return []

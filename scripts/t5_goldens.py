@@ -1,4 +1,4 @@
-"""T5 cases of the golden files: tiny random models, and what transformers says of them. make_goldens.py runs it.
+"""T5 cases of the golden files: tiny random models and transformers' results for them. make_goldens.py runs it.
 
 `tests/goldens/t5/<case>/`: config.json, model.safetensors and golden.npz. Everything is computed in float32 on weights
 as stored, with eager attention, without a cache, and then checked against a run with a cache. Keys of golden.npz, for
@@ -37,7 +37,7 @@ START = 0
 
 @dataclass(frozen=True)
 class T5Case:
-    """One model: keys of its config.json, of which transformers 5 writes some differently (`written`)."""
+    """One model: keys of its config.json; `written` has those that transformers 5 writes differently."""
 
     config: dict[str, Any]
     tied: bool = True
@@ -56,7 +56,7 @@ def sizes(**changes: Any) -> dict[str, Any]:
 
 
 T5_CASES: dict[str, T5Case] = {
-    # The first T5: no num_decoder_layers and no relative_attention_max_distance in its config.json.
+    # The original T5: no num_decoder_layers and no relative_attention_max_distance in its config.json.
     "t5_relu": T5Case(sizes()),
     # v1.1 and FLAN, as transformers 4 wrote them.
     "t5_gated_untied": T5Case(
@@ -70,7 +70,7 @@ T5_CASES: dict[str, T5Case] = {
         tied=False,
         dtype=torch.bfloat16,
     ),
-    # The same as transformers 5 writes it: tied, it says, but not scaled.
+    # The same as transformers 5 writes it: declared as tied, but not scaled.
     "t5_untied_v5": T5Case(
         sizes(feed_forward_proj="gated-gelu", tie_word_embeddings=False, num_decoder_layers=1),
         tied=False,
@@ -81,7 +81,7 @@ T5_CASES: dict[str, T5Case] = {
 
 
 def _random_tensors(case: T5Case, seed: int) -> dict[str, torch.Tensor]:
-    """Weights with which logits are spread and greedy text is varied."""
+    """Return weights that give spread logits and varied greedy text."""
     rng = np.random.default_rng(seed)
     known = {"decoder_start_token_id", "architectures", "model_type"}
     config = transformers.T5Config(**{key: value for key, value in case.config.items() if key not in known})
@@ -107,7 +107,7 @@ def _random_tensors(case: T5Case, seed: int) -> dict[str, torch.Tensor]:
 def _save(case: T5Case, seed: int, directory: Path) -> None:
     path = directory / "model.safetensors"
     save_file(_random_tensors(case, seed), path, metadata={"format": "pt"})
-    path.chmod(0o644)  # written readable by the owner alone
+    path.chmod(0o644)  # transformers makes it readable only by the owner
     text = json.dumps(case.config | case.written, indent=2, sort_keys=True)
     (directory / "config.json").write_text(text + "\n", encoding="utf-8")
 
@@ -127,14 +127,14 @@ def _load(case: T5Case, directory: Path) -> Any:
 
 @torch.no_grad()
 def _logits(model: Any, source: list[int], answer: list[int]) -> torch.Tensor:
-    """Logits [1 + tokens, V] before each token of the answer and after the last, with no cache."""
+    """Return logits [1 + tokens, V] before each token of the answer and after the last, without a cache."""
     decoder = torch.tensor([[START, *answer]])
     return model(input_ids=torch.tensor([source]), decoder_input_ids=decoder, use_cache=False).logits[0]
 
 
 @torch.no_grad()
 def _cached_greedy(model: Any, source: list[int]) -> list[int]:
-    """Greedy tokens, through the model's own cache."""
+    """Return the greedy tokens, using the model's own cache."""
     states = model.encoder(input_ids=torch.tensor([source]))
     step, cache, out = START, None, []
     for _ in range(STEPS):
@@ -147,7 +147,7 @@ def _cached_greedy(model: Any, source: list[int]) -> list[int]:
 
 
 def _clear_row(model: Any, rng: np.random.Generator, vocabulary: int, length: int) -> dict[str, np.ndarray] | None:
-    """A random source whose greedy answer is clear and varied, and that answer; None where many have none."""
+    """Return a random source with an unambiguous, varied greedy answer, and the answer; None if many tries fail."""
     for _ in range(MAX_SOURCES):
         source = rng.integers(3, vocabulary, length).tolist()
         answer = _cached_greedy(model, source)
@@ -172,7 +172,7 @@ def _clear_row(model: Any, rng: np.random.Generator, vocabulary: int, length: in
 def golden_of_sources(
     model: Any, vocabulary: int, seed: int, lengths: Sequence[int] = LENGTHS
 ) -> dict[str, np.ndarray] | None:
-    """The arrays of golden.npz, or None when this seed's text is not clear or not varied."""
+    """Return the arrays of golden.npz, or None if this seed's text is ambiguous or not varied."""
     rng = np.random.default_rng(seed + 1_000_003)
     arrays = {"seed": np.int64(seed), "lengths": np.array(lengths, np.int32)}
     for i, length in enumerate(lengths):
@@ -184,7 +184,7 @@ def golden_of_sources(
 
 
 def make_t5(name: str, directory: Path, seeds: range) -> None:
-    """Writes the first seed's case that is clear and varied into `directory`."""
+    """Write the case of the first seed with unambiguous, varied text to `directory`."""
     case = T5_CASES[name]
     for seed in seeds:
         shutil.rmtree(directory, ignore_errors=True)

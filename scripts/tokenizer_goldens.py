@@ -1,16 +1,16 @@
-"""Makes the golden tokenizers of tests/goldens/tokenizers, and what transformers says of them.
+"""Makes the golden tokenizers of tests/goldens/tokenizers, and transformers' results for them.
 
 Part of make_goldens.py. Each directory has the files of a small Hugging Face tokenizer, trained on text that
-this script makes, and golden.json:
+this script generates, and golden.json:
 
-    prefix  ids                                     what add_special_tokens puts before every text
+    prefix  ids                                     ids that add_special_tokens puts before every text
     encode  [{text, ids}]                           without these
     decode  [{ids, text, text_with_special}]        skip_special_tokens True and False
     chat    [{messages, arguments, text, ids}]      the chat template's text and its ids
 
-Known differences, kept out of the files: transformers drops one leading space of a text for sentencepiece
-models (the ids here are then sentencepiece's own, which give the space back), and it replaces a whole run of
-byte tokens when one byte of it is wrong (whole characters are kept here, as sentencepiece does).
+Known differences, kept out of the files: for sentencepiece models, transformers drops one leading space of a
+text (the ids here are then sentencepiece's own, which preserve the space), and it replaces a whole run of byte
+tokens if one byte is wrong (the files keep whole characters, as sentencepiece does).
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def training_text() -> list[str]:
 
 
 def sentencepiece_model() -> bytes:
-    """A BPE model in Llama 2's manner, with control and user-defined symbols."""
+    """Train a BPE model like Llama 2's, with control and user-defined symbols."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(training_text()),
@@ -182,7 +182,7 @@ def sentencepiece_model() -> bytes:
 
 
 def byte_level(split: str, vocab_size: int, ignore_merges: bool) -> Tokenizer:
-    """Byte-level BPE as Llama 3 and Qwen have it."""
+    """Train byte-level BPE like that of Llama 3 and Qwen."""
     tokenizer = Tokenizer(models.BPE(ignore_merges=ignore_merges))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -220,7 +220,7 @@ def llama_config(**changes: Any) -> dict[str, Any]:
 
 
 def write_spm(directory: Path) -> None:
-    """tokenizer.model alone; tokens beyond it come from tokenizer_config.json."""
+    """Write only tokenizer.model; tokens beyond it come from tokenizer_config.json."""
     (directory / "tokenizer.model").write_bytes(sentencepiece_model())
     tokens = {
         "0": added("<unk>"),
@@ -235,7 +235,7 @@ def write_spm(directory: Path) -> None:
 
 
 def write_spm_and_json(directory: Path) -> None:
-    """Both files, as transformers 4 has them for Llama 2."""
+    """Write both files, as transformers 4 does for Llama 2."""
     (directory / "tokenizer.model").write_bytes(sentencepiece_model())
     write_json(directory / "tokenizer_config.json", llama_config())
     special = {"bos_token": added("<s>"), "eos_token": "</s>", "unk_token": "<unk>"}
@@ -248,7 +248,7 @@ def write_spm_and_json(directory: Path) -> None:
 
 
 def write_qwen(directory: Path) -> None:
-    """Byte-level BPE with added tokens, some not special, and chat templates with names."""
+    """Write byte-level BPE with added tokens, some not special, and named chat templates."""
     tokenizer = byte_level(QWEN_SPLIT, 360, ignore_merges=False)
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
@@ -279,7 +279,7 @@ def write_qwen(directory: Path) -> None:
 
 
 def write_llama3(directory: Path) -> None:
-    """Byte-level BPE whose post-processor puts the first token, and a chat_template.jinja."""
+    """Write byte-level BPE whose post-processor adds the first token, and a chat_template.jinja."""
     tokenizer = byte_level(LLAMA3_SPLIT, 360, ignore_merges=True)
     tokenizer.add_special_tokens(["<|begin|>", "<|end_of_text|>", "<|start|>", "<|stop|>", "<|eot|>"])
     template = processors.TemplateProcessing(
@@ -304,7 +304,7 @@ def write_llama3(directory: Path) -> None:
 
 
 def texts_of(reference: Any) -> list[str]:
-    """The common texts, and some with this tokenizer's own special tokens in them."""
+    """Return the common texts, and some that contain this tokenizer's special tokens."""
     tokens = sorted(reference.get_added_vocab(), key=reference.get_added_vocab().get)
     inside = [text for a in tokens for text in (f"a{a}b", f"a {a} b", f"{a}{tokens[0]}\n{a}")]
     return [*TEXTS, *inside, "".join(f"{token}日" for token in tokens)]
@@ -328,7 +328,7 @@ def prefix_of(reference: Any) -> list[int]:
 
 
 def half_valid(reference: Any, ids: list[int]) -> bool:
-    """Whether a run of byte tokens has both whole characters and wrong bytes."""
+    """Whether a run of byte tokens has both whole characters and invalid bytes."""
     data, known = b"", [reference.convert_ids_to_tokens(token_id) or "" for token_id in ids]
     for token in [*known, ""]:
         if re.fullmatch(r"<0x[0-9A-F]{2}>", token):
@@ -341,9 +341,7 @@ def half_valid(reference: Any, ids: list[int]) -> bool:
 
 
 def decode_records(reference: Any, encoded: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Texts cut off at either end, texts with special tokens, and random ids, among them ids that are in no
-    vocabulary.
-    """
+    """Return decoded texts truncated at either end, texts with special tokens, and random ids, some out of range."""
     rng = random.Random(1)
     whole = [row["ids"] for row in encoded[: len(TEXTS)]]
     rows = [ids[: len(ids) // 2] for ids in whole] + [ids[len(ids) // 3 :] for ids in whole]
@@ -372,11 +370,11 @@ def chat_records(reference: Any, name: str) -> list[dict[str, Any]]:
 
 
 def make_tokenizer(name: str, directory: Path) -> None:
-    """Writes one tokenizer and its records into `directory`."""
+    """Write one tokenizer and its records to `directory`."""
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     TOKENIZERS[name](directory)
-    # For a Llama tokenizer.json the plain class takes the file as it is; the family's own class rebuilds it.
+    # For a Llama tokenizer.json the plain class uses the file unchanged; the family's own class rebuilds it.
     both = name == "spm_and_json"
     kind = transformers.PreTrainedTokenizerFast if both else transformers.AutoTokenizer
     reference = kind.from_pretrained(directory)

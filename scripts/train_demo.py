@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Train the demo model that ships in `inference/demo`, on text that this script makes itself.
+"""Train the demo model that ships in `inference/demo`, on text that this script generates.
 
     python scripts/train_demo.py --output_dir inference/demo --heldout_dir tests/demo
 
-Needs PyTorch and sentencepiece (the extra `goldens`); takes about 15 minutes on 2 cores. Prints its accuracy
-on combinations that it never saw, as the float16 weights answer greedily; the exit code is 1 when the sums or
-the translations are less than 95 % right, and then nothing is written.
+Needs PyTorch and sentencepiece (the extra `goldens`); takes about 15 minutes on 2 cores. Prints the accuracy
+of the float16 weights' greedy answers on held-out combinations. If less than 95 % of the sums or of the
+translations are right, it writes nothing and exits with 1.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def loss_of(model: Llama, batch: batches.Batch) -> torch.Tensor:
-    """Mean cross entropy over the predictions, by their weights; those without weight are not computed."""
+    """Return the weighted mean cross entropy over the predictions; those with weight 0 are not computed."""
     hidden = model.hidden(batch.tokens, batch.positions, batch.mask)
     counted = batch.weights > 0
     losses = F.cross_entropy(model.logits(hidden[counted]), batch.targets[counted], reduction="none")
@@ -58,7 +58,7 @@ def held_out() -> dict[str, list[Document]]:
 
 
 def write_held_out(target: Path) -> None:
-    """The held-out questions and text that the project's tests use."""
+    """Write the held-out questions and text that the project's tests use."""
     documents = evaluation.held_out_sums()[::10][:100] + evaluation.held_out_translations(100, seed=21)
     run.write_questions(target / "heldout.jsonl", documents)
     text = "".join(f"{line}\n" for line in evaluation.held_out_lines(20000, seed=22))

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Train the demo T5 that ships in `inference/demo_t5`, on text that this script makes itself.
+"""Train the demo T5 that ships in `inference/demo_t5`, on text that this script generates.
 
     python scripts/train_demo_t5.py --output_dir inference/demo_t5 --heldout_dir tests/demo
 
-Needs PyTorch and sentencepiece (the extra `goldens`); takes about 15 minutes on a free core. Prints its accuracy
-on combinations that it never saw, as the float16 weights answer greedily; the exit code is 1 when the
-translations are less than 95 % right, and then nothing is written.
+Needs PyTorch and sentencepiece (the extra `goldens`); takes about 15 minutes on an idle core. Prints the accuracy
+of the float16 weights' greedy answers on held-out combinations. If less than 95 % of the translations are right,
+it writes nothing and exits with 1.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def loss_of(model: T5, batch: pairs.PairBatch) -> torch.Tensor:
-    """Mean cross entropy over the target tokens; the decoder is given those before each."""
+    """Return the mean cross entropy over the target tokens, with teacher forcing."""
     inputs = F.pad(batch.targets[:, :-1], (1, 0), value=pairs.PAD)
     logits = model.decode(inputs, *model.encode(batch.sources, pairs.PAD))
     return F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=pairs.PAD)

@@ -1,1 +1,1 @@
-"""Checkpoint files: safetensors, MindSpore .ckpt and GGUF, as tensors by name. Knows nothing of models."""
+"""Read checkpoint files (safetensors, MindSpore .ckpt, GGUF) as tensors by name. Knows nothing about models."""

@@ -1,12 +1,13 @@
-"""The headers of a GGUF file or of its parts: fields by name, and where the tensors are.
+"""Read the header of a GGUF file or of its parts: fields by name, and where each tensor lies.
 
-Format (github.com/ggml-org/ggml, docs/gguf.md), all little-endian: the magic `GGUF`, version 2 or 3, the numbers of
-tensors and of fields, the fields (name, type, value), then of each tensor its name, dimensions (columns first), type
-and offset into the data, which begin at the next multiple of `general.alignment`. It is read here, because the package
-`gguf` takes seconds for the tokens of a large vocabulary; the package is used for types that are not known here.
+Format (github.com/ggml-org/ggml, docs/gguf.md), all little-endian: the magic `GGUF`, version 2 or 3, the number of
+tensors and of fields, the fields (name, type, value), then for each tensor its name, dimensions (columns first), type
+and offset into the data. The data begins at the next multiple of `general.alignment`. This module parses the header
+itself because the package `gguf` takes seconds on the tokens of a large vocabulary. It uses the package only for
+tensor types that it does not know.
 
-A model in parts (llama.cpp's gguf-split) is NAME-00001-of-00003.gguf and so on; each is a GGUF file with some of the
-tensors and the fields `split.no` and `split.count`, and the first has all other fields.
+A split model (llama.cpp's gguf-split) has parts named NAME-00001-of-00003.gguf and so on. Each part is a GGUF file with
+some of the tensors and the fields `split.no` and `split.count`; the first part has all other fields.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ from inference.files.read import check_regular, is_file
 from inference.files.values import Reader, integer
 
 MAGIC, VERSIONS, ALIGNMENT = b"GGUF", (2, 3), 32
-# By the number of a field's type: numpy's name of it.
+# numpy's name for each field type number.
 NUMBERS = {0: "u1", 1: "i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8"}
 TEXT, ARRAY = 8, 9
-# By the number of a tensor's type: its name, the values of a block and its bytes.
+# For each tensor type number: its name, values per block and bytes per block.
 BLOCKS = {
     0: ("F32", 1, 4),
     1: ("F16", 1, 2),
@@ -40,9 +41,9 @@ BLOCKS = {
     30: ("BF16", 1, 2),
 }
 ALIGNMENTS = integer(1, 1 << 20)
-# Of a model in parts, whose names have five digits.
+# Number of parts of a split model; file names have five digits for it.
 PARTS = integer(0, 99999)
-# Dimensions of a tensor: ggml's own limit.
+# Most dimensions of a tensor: ggml's own limit.
 MAX_DIMENSIONS = 4
 T = TypeVar("T")
 HINT = "fetch the file again"
@@ -51,7 +52,7 @@ _PART = re.compile(r"(.*-)(\d{5})(-of-)(\d{5})(\.gguf)")
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """A tensor: its file, its type by number and name, its shape, rows first, and its bytes in the file."""
+    """A tensor: its file, its type as a number and a name, its shape (rows first) and the bytes it has in the file."""
 
     path: Path
     name: str
@@ -64,18 +65,18 @@ class GgufTensor:
 
 @dataclass(frozen=True)
 class GgufFile:
-    """A file's fields and tensors."""
+    """The fields and tensors of a file."""
 
     path: Path
     fields: dict[str, Any]
     tensors: tuple[GgufTensor, ...]
 
     def get(self, name: str, default: Any = None) -> Any:
-        """A field's value, a list for an array; the default where the file has no such field."""
+        """Return a field's value (a list for an array), or the default if the file has no such field."""
         return self.fields.get(name, default)
 
     def read(self, name: str, reader: Reader[T], default: T) -> T:
-        """A field's value as a reader returns it; the default if the file has no such field.
+        """Return a field's value as the reader converts it, or the default if the file has no such field.
 
         Raises:
             CheckpointError: the reader does not accept the value.
@@ -84,15 +85,15 @@ class GgufFile:
         return default if value is None else reader.read(value, f"{self.path}: '{name}'", CheckpointError)
 
     def tensor(self, name: str) -> GgufTensor | None:
-        """The tensor of a name; None where there is none."""
+        """Return the tensor with this name, or None if there is none."""
         return next((tensor for tensor in self.tensors if tensor.name == name), None)
 
 
 def open_gguf(path: Path) -> GgufFile:
-    """The header of a file, or of the model that it is a part of; read once as long as the files are the same.
+    """Return the header of a file, or of the split model it belongs to; cached until the files change.
 
     Raises:
-        CheckpointError: a damaged file, or a part that is missing.
+        CheckpointError: the file is damaged, or a part is missing.
     """
     file = _header(path)
     count = file.read("split.count", PARTS, 1)
@@ -174,10 +175,10 @@ def _of_package(path: Path, name: str, kind: int) -> tuple[str, int, int]:
 
 
 class _Reader:
-    """Takes values from a file's bytes, one after the other.
+    """Reads values from a file's bytes, one after another.
 
     Raises:
-        ValueError, KeyError: the bytes end, or are of no known type.
+        ValueError, KeyError: the bytes end early, or have an unknown type.
     """
 
     def __init__(self, data: mmap.mmap):
@@ -197,7 +198,7 @@ class _Reader:
         dtype = np.dtype(NUMBERS[kind])
         values = np.frombuffer(self.take(count * dtype.itemsize), dtype)
         if dtype.kind == "f" and dtype.itemsize == 4 and count == 1:
-            # The shortest number that rounds to it is the one that was meant.
+            # Take the shortest decimal that rounds to this float32: it is the number the writer meant.
             return [float(str(values[0]))]
         return list(values.tolist())
 
@@ -218,7 +219,7 @@ class _Reader:
         return self.text(), self.value(self.number(4))
 
     def info(self) -> tuple[str, tuple[int, ...], int, int]:
-        """Name, shape, type and offset of a tensor."""
+        """Read the name, shape, type and offset of a tensor."""
         name, dimensions = self.text(), self.number(4)
         if dimensions > MAX_DIMENSIONS:
             raise ValueError(f"tensor '{name[:80]}' has {dimensions} dimensions")

@@ -1,9 +1,9 @@
-"""The architectures of GGUF files: their sizes under the keys of Hugging Face's config.json, and their tensors' names.
+"""Map the architectures of GGUF files to Hugging Face: sizes as keys of config.json, and tensor names.
 
 Sources: the specification (github.com/ggml-org/ggml, docs/gguf.md), the constants of the package `gguf`, and what
-llama.cpp's converter and loader do with each architecture: which rows they permute, what they add to norms, and what a
-file leaves unsaid because the loader knows it. With `llama` and `internlm2`, neighboring pairs of a head are rotated,
-so the rows of q and k lie in that order; the others rotate as Hugging Face's models of the same name do.
+llama.cpp's converter and loader do with each architecture: which rows they permute, what they add to norms, and what
+the loader knows without reading it from the file. `llama` and `internlm2` rotate neighboring pairs of a head, so the
+rows of q and k are in that order; the others rotate as Hugging Face's models of the same name do.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from inference.checkpoint.gguf_header import HINT, GgufFile
 from inference.errors import CheckpointError
 from inference.files.values import FLAG, LARGEST_FLOAT, TEXT, Reader, integer, number
 
-# A number that the model's config checks against a narrower range; 0 stands for a size that the model does not have.
+# The model's config checks these numbers against narrower ranges; 0 means that the model has no such size.
 _COUNT, _REAL = integer(0, 2**63 - 1, "an integer"), number(0.0, LARGEST_FLOAT, "a finite number")
-# Hugging Face's keys and GGUF's, after the name of the architecture; those that are no counts have a reader below.
+# Hugging Face's keys and GGUF's, without its architecture prefix; keys that are not counts have a reader below.
 SIZES = {
     "hidden_size": "embedding_length",
     "intermediate_size": "feed_forward_length",
@@ -79,17 +79,17 @@ LAYER_NAMES = {
     "ffn_up_shexp": "mlp.shared_experts.up_proj",
     "ffn_down_shexp": "mlp.shared_experts.down_proj",
 }
-# All experts of a layer in one tensor [experts, out, in]; in the first files of Mixtral each has its own.
+# All experts of a layer in one tensor [experts, out, in]; in the first Mixtral files each expert has its own.
 EXPERTS = {"ffn_gate_exps": "gate_proj", "ffn_up_exps": "up_proj", "ffn_down_exps": "down_proj"}
 _OWN_EXPERT = re.compile(r"(ffn_(?:gate|up|down))\.(\d+)")
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)")
-# llama.cpp's word for no token, as an unsigned number.
+# llama.cpp's value for "no token", as an unsigned number.
 NO_TOKEN = 2**32 - 1
 CORRECTION = "exp_probs_b"
-# What rotary frequencies are divided by, pair by pair: how Llama 3.1's scaling is stored, and Phi-3's two.
+# Divisors of the rotary frequencies, one for each pair: Llama 3.1 stores one vector of them, Phi-3 two.
 FACTORS = "rope_freqs.weight"
 SHORT_FACTORS, LONG_FACTORS = "rope_factors_short.weight", "rope_factors_long.weight"
-# With these, norms before attention and feed-forward have another one after each.
+# Gemma has a norm after attention and after feed-forward, besides the one before each.
 _GEMMA_NAMES = {
     "post_attention_norm": "post_attention_layernorm",
     "ffn_norm": "pre_feedforward_layernorm",
@@ -97,20 +97,21 @@ _GEMMA_NAMES = {
 }
 _GATE_UP = {"ffn_up": "mlp.gate_up_proj"}
 _GLM4_NAMES = {**_GATE_UP, "post_attention_norm": "post_self_attn_layernorm", "post_ffw_norm": "post_mlp_layernorm"}
-# Of the keys here, those that are about the file and not about the model.
+# Config keys set here that describe the file and not the model.
 GGUF_KEYS = ("rotary_neighbors", "stored_by_gguf")
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What differs between architectures of GGUF.
+    """What differs between GGUF architectures.
 
     Args:
         ours: the architecture of Hugging Face's config.json.
-        names: of a layer's tensors, where they differ from `LAYER_NAMES`.
-        neighbors: the rows of q and k are in the order of neighboring pairs.
-        large: layers of the one model that scales scores by the root of width / heads, not of a head; 0 for none.
-        says: values that the loader knows.
+        names: names of a layer's tensors that differ from `LAYER_NAMES`.
+        neighbors: whether the rows of q and k are in the order of neighboring pairs.
+        large: number of layers of the one model size that scales scores by the root of width / heads instead of the
+            head size; 0 for none.
+        says: config values that llama.cpp's loader knows and the file does not state.
     """
 
     ours: str
@@ -138,10 +139,10 @@ ARCHITECTURES = {
 
 
 def architecture_of(file: GgufFile) -> tuple[str, Architecture]:
-    """A file's architecture, by GGUF's name of it.
+    """Return GGUF's name of a file's architecture, and the architecture.
 
     Raises:
-        CheckpointError: one that is not read.
+        CheckpointError: the architecture is not supported.
     """
     name = file.read("general.architecture", TEXT, "")[:80]
     if name not in ARCHITECTURES:
@@ -152,10 +153,10 @@ def architecture_of(file: GgufFile) -> tuple[str, Architecture]:
 
 
 def config_of(file: GgufFile) -> dict[str, Any]:
-    """A file's sizes under the keys of Hugging Face's config.json.
+    """Return a file's sizes under the keys of Hugging Face's config.json.
 
     Raises:
-        CheckpointError: a damaged file, or an architecture that is not read.
+        CheckpointError: the file is damaged, or its architecture is not supported.
     """
     name, architecture = architecture_of(file)
     values = {ours: file.read(f"{name}.{theirs}", READERS.get(ours, _COUNT), None) for ours, theirs in SIZES.items()}
@@ -189,19 +190,19 @@ def config_of(file: GgufFile) -> dict[str, Any]:
 
 
 def _ours(name: str, architecture: Architecture, values: Mapping[str, Any]) -> str:
-    """`llama` is Mixtral and Mistral, too."""
+    """Return Hugging Face's architecture; GGUF's `llama` also stands for Mixtral and Mistral."""
     if name == "llama" and "num_experts" in values:
         return "MixtralForCausalLM"
     return "MistralForCausalLM" if name == "llama" and "sliding_window" in values else architecture.ours
 
 
 def _experts(file: GgufFile, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """What is told of experts by the tensors that are there."""
+    """Return the config values of the experts that only the file's tensors show."""
     if "num_experts" not in values:
         return {}
     layers = values.get("num_hidden_layers", 0) - values.get("num_nextn_predict_layers", 0)
     tensors = {tensor.name: tensor for tensor in file.tensors}
-    # A layer has several tensors, so a file of few cannot make a long list.
+    # A layer has several tensors, so a damaged layer count cannot make this list longer than the file.
     layers = min(layers, len(tensors))
     routers = [layer for layer in range(layers) if f"blk.{layer}.ffn_gate_inp.weight" in tensors]
     if not routers:
@@ -233,7 +234,7 @@ def _scaling(file: GgufFile, name: str, values: Mapping[str, Any]) -> dict[str, 
         raise CheckpointError(
             f"{file.path}: rope scaling '{kind}' of GGUF is not read", "read are linear, yarn and longrope"
         )
-    # Factors whatever the length, and no other magnitude.
+    # One vector for every length, and the magnitude stays 1.
     short = long = _factors(file, FACTORS)
     magnitude, length = 1.0, values.get("max_position_embeddings")
     if short is None:
@@ -253,7 +254,7 @@ def _scaling(file: GgufFile, name: str, values: Mapping[str, Any]) -> dict[str, 
 
 
 def _factors(file: GgufFile, name: str) -> list[float] | None:
-    """A vector of float32, of which Phi-3 has two and Llama 3.1 one; None where there is none."""
+    """Read a float32 vector of rotary factors (Phi-3 has two, Llama 3.1 one), or None if the file has none."""
     stored = file.tensor(name)
     if stored is None:
         return None
@@ -261,12 +262,12 @@ def _factors(file: GgufFile, name: str) -> list[float] | None:
         raise CheckpointError(f"{stored.path}: tensor '{name}' is of type {stored.kind_name}", "it must be F32")
     with stored.path.open("rb") as source:
         source.seek(stored.offset)
-        # The shortest number that rounds to it is the one that was meant.
+        # Take the shortest decimal that rounds to this float32: it is the number the writer meant.
         return [float(str(value)) for value in np.frombuffer(source.read(stored.size), "<f4")]
 
 
 def expert_names(name: str) -> str | None:
-    """What the experts of a tensor that holds all of a layer are called, with {} for their number; None for others."""
+    """Return the experts' names, with {} for the number, if a tensor holds all experts of a layer; else None."""
     layer = _LAYER.fullmatch(name.removesuffix(".weight"))
     if layer is None or layer[2] not in EXPERTS:
         return None
@@ -274,7 +275,7 @@ def expert_names(name: str) -> str | None:
 
 
 def our_name(name: str, architecture: Architecture) -> str:
-    """A tensor's name as the checkpoints of its family have it; the same where it is not known."""
+    """Return a tensor's name in the checkpoints of its family; an unknown name is returned unchanged."""
     stem, _, kind = name.rpartition(".")
     layer = _LAYER.fullmatch(stem)
     if layer is None:
@@ -285,6 +286,6 @@ def our_name(name: str, architecture: Architecture) -> str:
     own = _OWN_EXPERT.fullmatch(part)
     if own is not None:
         return f"{prefix}mlp.experts.{own[2]}.{EXPERTS[f'{own[1]}_exps']}.{kind}"
-    # Of layers that guess further tokens, which are known by their number.
+    # Keep the names in multi-token prediction layers, which are recognized by their layer number.
     known = {**LAYER_NAMES, **architecture.names, **({part: part} if part.startswith("nextn.") else {})}
     return f"{prefix}{known[part]}.{kind}" if part in known else name

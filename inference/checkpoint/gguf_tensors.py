@@ -1,18 +1,18 @@
-"""GGUF files: sizes and weights.
+"""Read the sizes and weights of GGUF files.
 
-Source for the blocks: ggml-common.h (github.com/ggml-org/ggml). A block is 32 values of a row with a float16 scale d
-before them:
+Source for the blocks: ggml-common.h (github.com/ggml-org/ggml). A block holds a float16 scale d, then 32 values of a
+row:
 
 Q8_0  int8 q: the value is q * d, as in our int8.
-Q4_0  16 bytes, value i in the low half of byte i, value i + 16 in the high one: (q - 8) * d, as in our int4.
+Q4_0  16 bytes, with value i in the low half of byte i and value i + 16 in the high half: (q - 8) * d, as in our int4.
 Q4_1  the same with a float16 minimum m after d: q * d + m, as in our int4_min.
-Q5_0, Q5_1  the same with a fifth bit of each value in 4 bytes before the others: (q - 16) * d, q * d + m.
+Q5_0, Q5_1  the same with the fifth bits of all values in 4 bytes before the others: (q - 16) * d, q * d + m.
 
-Q4_K and Q5_K have eight such groups in a block: d and dmin, float16, then 12 bytes of scales s and minimums m, 6 bits
-each: q * d * s - dmin * m. Two groups of Q4_K share 32 bytes, the first in the low halves. Q5_K has the fifth bits
-before them: group g's is bit g of 32 bytes.
+Q4_K and Q5_K have eight groups of 32 values in a block: d and dmin as float16, then 12 bytes of scales s and minimums
+m, 6 bits each: q * d * s - dmin * m. Two groups of Q4_K share 32 bytes, the first in the low halves. Q5_K stores the
+fifth bits before them: those of group g are bit g of 32 bytes.
 
-Other quantized types are dequantized by the package `gguf`. What the tensors are: `gguf_architectures`.
+The package `gguf` dequantizes the other quantized types. `gguf_names` maps the tensors' names.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from inference.kernels.formats import GROUP, Format
 PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 # Bytes of a block of 32 values.
 BLOCKS = {"Q8_0": 34, "Q4_0": 18, "Q4_1": 20, "Q5_0": 22, "Q5_1": 24}
-# Bytes of 256 values.
+# Bytes of a block of 256 values.
 SUPER_BLOCKS = {"Q4_K": 144, "Q5_K": 176}
 FORMS = {
     **{"Q8_0": Format.INT8, "Q4_0": Format.INT4, "Q4_1": Format.INT4_MIN, "Q4_K": Format.INT4_MIN},
@@ -52,19 +52,19 @@ FORMS = {
 
 
 def read_gguf_config(path: Path) -> dict[str, Any]:
-    """A file's sizes under the keys of Hugging Face's config.json.
+    """Return a file's sizes under the keys of Hugging Face's config.json.
 
     Raises:
-        CheckpointError: a damaged file, or an architecture that is not read.
+        CheckpointError: the file is damaged, or its architecture is not supported.
     """
     return config_of(open_gguf(path))
 
 
 def read_gguf_tensors(path: Path) -> Checkpoint:
-    """The tensors of a file, under the names that its family has elsewhere.
+    """Return the tensors of a file, under the names that other checkpoints of its family use.
 
     Raises:
-        CheckpointError: a damaged file, or a type that nobody can dequantize.
+        CheckpointError: the file is damaged, or has a type that cannot be dequantized.
     """
     file = open_gguf(path)
     _, architecture = architecture_of(file)
@@ -73,11 +73,11 @@ def read_gguf_tensors(path: Path) -> Checkpoint:
 
 
 def _tensors(stored: GgufTensor, architecture: Architecture) -> Iterator[StoredTensor]:
-    """It, or the experts that it is made of."""
+    """Yield the tensor, or one tensor for each expert if it holds all experts of a layer."""
     names = expert_names(stored.name)
     if names is None:
         tensor = _tensor(stored, our_name(stored.name, architecture), stored.shape)
-        # The gate of a shared expert, a vector here.
+        # GGUF stores the gate of a shared expert as a vector; make it a matrix of one row.
         yield replace(tensor, shape=(1, *tensor.shape)) if tensor.name.endswith("shared_expert_gate.weight") else tensor
         return
     if len(stored.shape) != 3:
@@ -105,7 +105,7 @@ def _tensor(stored: GgufTensor, name: str, shape: tuple[int, ...]) -> StoredTens
 
 
 def blocks_of(data: StoredTensor, kind: str, columns: int) -> CodeSource:
-    """Return the codes of blocks of a kind in FORMS; `data` is their bytes, [rows, bytes of a row]."""
+    """Return the reader for blocks of a kind in FORMS; `data` holds their bytes, [rows, bytes of a row]."""
     return (_SuperBlocks if kind in SUPER_BLOCKS else _Blocks)(data, kind, columns)
 
 
@@ -126,7 +126,7 @@ def _raw(data: StoredTensor, begin: int, end: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Blocks:
-    """Rows of blocks of 32 values; `data` is their bytes [rows, bytes of a row]."""
+    """Reads rows made of blocks of 32 values; `data` holds their bytes [rows, bytes of a row]."""
 
     data: StoredTensor
     kind: str
@@ -161,7 +161,7 @@ class _Blocks:
 
 @dataclass(frozen=True)
 class _SuperBlocks(_Blocks):
-    """Rows of Q4_K or Q5_K."""
+    """Reads rows of Q4_K or Q5_K."""
 
     def codes(self, begin: int, end: int) -> Codes:
         rows = end - begin
@@ -180,7 +180,7 @@ class _SuperBlocks(_Blocks):
 
 
 def _half(blocks: np.ndarray, at: int) -> np.ndarray:
-    """The float16 at a byte of each block, as float32."""
+    """Return the float16 at byte `at` of each block, as float32."""
     return np.ascontiguousarray(blocks[:, :, at : at + 2]).view(np.float16)[:, :, 0].astype(np.float32)
 
 
@@ -189,7 +189,10 @@ def _nibbles(data: np.ndarray) -> np.ndarray:
 
 
 def _six_bits(data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Eight scales and eight minimums, float32 [rows, blocks, 8], of 12 bytes: the last four of each in pieces."""
+    """Unpack 12 bytes to eight scales and eight minimums, float32 [rows, blocks, 8].
+
+    The bits of the last four scales and minimums are spread over two bytes each.
+    """
     low, high, both = data[:, :, :4], data[:, :, 4:8], data[:, :, 8:]
     scales = np.concatenate([low & 63, (both & 15) | (low >> 6) << 4], axis=2)
     minimums = np.concatenate([high & 63, both >> 4 | (high >> 6) << 4], axis=2)
@@ -198,7 +201,7 @@ def _six_bits(data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class _OtherBlocks:
-    """Rows of a type that the package dequantizes; `data` is their bytes."""
+    """Reads rows of a type that the package `gguf` dequantizes; `data` holds their bytes."""
 
     data: StoredTensor
     kind: int

@@ -1,10 +1,11 @@
-"""The layout of a MindSpore `.ckpt` file.
+"""Read the layout of a MindSpore `.ckpt` file.
 
-It is a protobuf message `Checkpoint { repeated Value value = 1 }`, `Value { string tag = 1; TensorProto tensor = 2 }`,
+The file is a protobuf message `Checkpoint { repeated Value value = 1 }`,
+`Value { string tag = 1; TensorProto tensor = 2 }`,
 `TensorProto { repeated int64 dims = 1; string tensor_type = 2; bytes tensor_content = 3 }` (mindspore's
-checkpoint.proto). A tensor over 512 MiB is written as several values with one tag, each with the whole tensor's dims
-and the next run of its bytes. The file is walked field by field without copying the contents, so that it can be
-memory-mapped like any other; protobuf's own parser would hold all of it in memory.
+checkpoint.proto). A tensor over 512 MiB is written as several values with the same tag, each with the whole tensor's
+dims and the next run of its bytes. This module walks the file field by field without copying the contents, so that the
+tensors can be memory-mapped as from any other file; protobuf's own parser would hold the whole file in memory.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from inference.checkpoint.tensor import ITEM_SIZES, Segment, StoredTensor, check
 from inference.errors import CheckpointError
 from inference.files.read import check_regular
 
-# What a training leaves beside the weights.
+# Training state that is saved beside the weights.
 COUNTERS = ("epoch_num", "step_num", "global_step", "loss_scale", "scale_sense", "current_iterator_step")
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
-# Written after the last value when the file carries a checksum; no protobuf tag starts with this byte sequence.
+# Written after the last value if the file has a checksum; no protobuf tag starts with these bytes.
 CHECKSUM = b"crc_num"
 
 
@@ -37,10 +38,10 @@ class _Tensor:
 
 
 def read_ckpt_header(path: Path, ignored: Callable[[str], bool] = lambda name: False) -> Iterator[StoredTensor]:
-    """The tensors of a MindSpore checkpoint, each checked against the bytes that the file has for it.
+    """Yield the tensors of a MindSpore checkpoint, after checking each against the bytes that the file has for it.
 
     Args:
-        ignored: whether nobody reads a tensor of this name; it is left out, whatever its type.
+        ignored: tells whether to skip a tensor by its name, whatever its type.
     """
     tensors: dict[str, _Tensor] = {}
     check_regular(path)
@@ -97,7 +98,7 @@ def _read_value(data: mmap.mmap, start: int, end: int, path: Path, tensors: dict
 
 
 def _field(data: mmap.mmap, position: int, end: int) -> tuple[int, int, int]:
-    """(field number, where its value starts, where the next field starts)."""
+    """Return the field number, the start of its value and the start of the next field."""
     tag, position = _varint(data, position, end)
     kind = tag & 7
     if kind == BYTES:
@@ -126,7 +127,7 @@ def _varint(data: mmap.mmap, position: int, end: int) -> tuple[int, int]:
 
 
 def _varints(data: mmap.mmap, start: int, end: int) -> Iterator[int]:
-    """`dims` comes one by one (proto2) or packed (proto3): both are a run of varints."""
+    """Yield a run of varints: `dims` has one number (proto2) or is packed (proto3), and this reads both."""
     while start < end:
         value, start = _varint(data, start, end)
         yield value

@@ -1,7 +1,7 @@
-"""Checkpoints on disk: which files make up one, and which tensors these hold.
+"""Open a checkpoint on disk: find the files that make it up and the tensors that they hold.
 
-Knows the file formats by their names; knows nothing about models. Opening reads the headers only. Nothing is unpickled
-and no code is run. Never imports mindspore.
+Knows the file formats by their suffixes; knows nothing about models. Opening reads only the headers. It unpickles
+nothing and runs no code. Never imports mindspore.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ def open_checkpoint(
     quantized: bool = False,
     ignored: Callable[[str], bool] = lambda name: False,
 ) -> Checkpoint:
-    """The tensors of a `.safetensors`, `.ckpt` or `.gguf` file, or of a directory that holds files of the first two.
+    """Return the tensors of a `.safetensors`, `.ckpt` or `.gguf` file, or of a directory of the first two.
 
     Args:
-        preferred: `ckpt` takes the .ckpt file of a directory that has safetensors too.
-        quantized: tensors of integers and 8-bit floats are accepted, which are for `quantized.dequantized`.
-        ignored: whether nobody reads a tensor of this name; it is left out, whatever its type.
+        preferred: `ckpt` chooses the .ckpt file of a directory that also has safetensors.
+        quantized: also accept tensors of integers and 8-bit floats, for `quantized.dequantized`.
+        ignored: tells whether to skip a tensor by its name, whatever its type.
 
     Raises:
-        ModelNotFoundError: nothing there, or nothing that can be read as weights.
-        CheckpointError: a damaged file, a type that is not supported, a tensor that is stored twice.
+        ModelNotFoundError: the path does not exist, or holds no weights.
+        CheckpointError: a file is damaged, a type is not supported, or a tensor is stored twice.
     """
     if path.suffix == GGUF_SUFFIX and not path.is_dir():
         return read_gguf_tensors(path)
@@ -55,7 +55,7 @@ def open_checkpoint(
 
 
 def checkpoint_files(path: Path, preferred: str | None = None) -> list[Path]:
-    """The files that make up the checkpoint at `path`."""
+    """Return the files that make up the checkpoint at `path`."""
     if path.is_dir():
         return _directory_files(path, preferred)
     if not exists(path):
@@ -73,7 +73,7 @@ def checkpoint_files(path: Path, preferred: str | None = None) -> list[Path]:
 
 
 def rank_folders(path: Path, ranks: int) -> list[Path]:
-    """The directories rank_0, rank_1, ... of a checkpoint that is split already; none where it is whole.
+    """Return the directories rank_0, rank_1, ... of a split checkpoint; an empty list if it is not split.
 
     Raises:
         CheckpointError: it is split for another number of ranks.
@@ -81,7 +81,7 @@ def rank_folders(path: Path, ranks: int) -> list[Path]:
     found = {
         int(folder.name[5:]): folder for folder in path.glob("rank_*") if re.fullmatch(r"rank_[0-9]{1,6}", folder.name)
     }
-    # Copies of the model (data parallel) may have directories too, which hold the same.
+    # Data-parallel copies of the model may have directories too, with the same contents.
     if found and (sorted(found) != list(range(len(found))) or len(found) % ranks or (ranks == 1 and len(found) > 1)):
         raise CheckpointError(
             f"{path} is split for {len(found)} ranks (rank_{' rank_'.join(map(str, sorted(found)[:4]))} ...), this run "

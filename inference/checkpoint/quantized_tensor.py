@@ -1,8 +1,8 @@
-"""Tensors that a checkpoint holds quantized: integers or 8-bit floats with a scale for several.
+"""Tensors that a checkpoint stores quantized: groups of integers or 8-bit floats that share a scale.
 
-Knows how such a tensor is read, as float32 or as it is, and which of our formats holds it without another rounding;
-knows nothing about the layouts in files, which `quantized` (GPTQ, AWQ, compressed-tensors), `float8` and
-`gguf_format` read.
+Knows how to read such a tensor, as float32 or unchanged, and which of our formats holds it without another rounding.
+Knows nothing about the layouts in files, which `quantized` (GPTQ, AWQ, compressed-tensors), `float8` and
+`gguf_tensors` read.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import numpy as np
 from inference.checkpoint.tensor import StoredTensor
 from inference.kernels.formats import GROUP, Format, pack, unpack
 
-# Elements that are dequantized together, so that working memory stays small.
+# Elements dequantized at a time, so that working memory stays small.
 CHUNK = 1 << 21
-# Rows that an error is measured on.
+# Rows that the rounding error is measured on.
 MEASURED = 64
-# What float16 rounds a scale by, at most, where it is not below its normal numbers.
+# Largest relative error of a scale rounded to float16, unless it is subnormal.
 HALF_ROUNDING = 2.0**-11
 
 
@@ -29,10 +29,10 @@ class Codes:
     """Rows of a quantized matrix: the value at [r, c] is codes[r, c] * scales[r, groups[c]] + minimums[r, groups[c]].
 
     Args:
-        codes: int16 [rows, columns], without their zero points.
+        codes: int16 [rows, columns], with the zero points subtracted.
         scales: float32 [rows, groups].
         groups: the group of each column, integers [columns].
-        minimums: float32 [rows, groups]; None for zeros.
+        minimums: float32 [rows, groups]; None if all are zero.
     """
 
     codes: np.ndarray
@@ -41,27 +41,27 @@ class Codes:
     minimums: np.ndarray | None = None
 
     def values(self) -> np.ndarray:
-        """float32 [rows, columns]."""
+        """Return the dequantized values, float32 [rows, columns]."""
         values = self.codes * self.scales[:, self.groups]
         return values if self.minimums is None else values + self.minimums[:, self.groups]
 
     def in_order(self, rows: np.ndarray) -> Codes:
-        """Some rows, in another order."""
+        """Return these rows, in this order."""
         minimums = None if self.minimums is None else self.minimums[rows]
         return replace(self, codes=self.codes[rows], scales=self.scales[rows], minimums=minimums)
 
     def rounded(self) -> Codes:
-        """With the scales that our formats hold."""
+        """Return the same codes with scales and minimums rounded to those that our formats hold."""
         minimums, groups = self.half_minimums(), np.arange(len(self.groups)) // GROUP
         wide = None if minimums is None else minimums.astype(np.float32)
         return replace(self, scales=self.half_scales().astype(np.float32), groups=groups, minimums=wide)
 
     def half_scales(self) -> np.ndarray:
-        """float16 [rows, groups of 32 columns]."""
+        """Return the scales, float16 [rows, groups of 32 columns]."""
         return self.scales[:, self.groups[::GROUP]].astype(np.float16)
 
     def half_minimums(self) -> np.ndarray | None:
-        """The same of the minimums."""
+        """Return the minimums, float16 [rows, groups of 32 columns], or None if all are zero."""
         return None if self.minimums is None else self.minimums[:, self.groups[::GROUP]].astype(np.float16)
 
 
@@ -69,25 +69,25 @@ class Source(Protocol):
     """The layout of a quantized tensor in a file."""
 
     def values(self, begin: int, end: int) -> np.ndarray:
-        """Rows [begin, end), float32 [rows, columns]."""
+        """Return rows [begin, end), float32 [rows, columns]."""
 
 
 class CodeSource(Source, Protocol):
-    """A layout that is integers and scales."""
+    """A layout of integers and scales."""
 
     def codes(self, begin: int, end: int) -> Codes:
-        """Rows [begin, end)."""
+        """Return the codes of rows [begin, end)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizedTensor(StoredTensor):
-    """A tensor whose values are computed as it is read; its segments are the files' bytes, for digests alone.
+    """A tensor whose values are computed as it is read; its segments name the bytes in the file, for digests only.
 
     Args:
-        source: what reads it.
-        form: the narrowest of our formats that holds it as it is; None where none does.
-        scheme: what people call its quantization.
-        first, left: which row and column of the source are its first.
+        source: reads the values from the file.
+        form: the narrowest of our formats that holds it without another rounding; None if none does.
+        scheme: the common name of its quantization.
+        first, left: the row and column of the source where it begins.
     """
 
     source: Source
@@ -111,7 +111,7 @@ class QuantizedTensor(StoredTensor):
         return replace(self, shape=(end - begin, self.shape[1]), first=self.first + begin)
 
     def columns(self, begin: int, end: int) -> QuantizedTensor:
-        # A scale of ours may then be for columns of two groups.
+        # If the cut is not at a group, one of our scales would cover columns of two stored groups.
         form = self.form if (self.left + begin) % GROUP == 0 else None
         return replace(self, shape=(self.shape[0], end - begin), left=self.left + begin, form=form)
 
@@ -120,17 +120,17 @@ class QuantizedTensor(StoredTensor):
         return False
 
     def is_held_by(self, precision: Format) -> bool:
-        """Whether a format has its integers and, up to float16, its scales."""
+        """Whether a format holds its integers exactly and its scales up to the rounding to float16."""
         return self.form in _HELD_BY.get(precision, ())
 
     def codes(self) -> Codes:
-        """All of it, for a tensor that some format holds."""
+        """Return all codes, for a tensor that one of our formats holds."""
         found = self.source.codes(self.first, self.first + self.shape[0])  # type: ignore[attr-defined]
         columns = slice(self.left, self.left + self.shape[1])
         return replace(found, codes=found.codes[:, columns], groups=found.groups[columns])
 
 
-# Which forms each format takes over as they are.
+# The forms that each format holds without another rounding.
 _HELD_BY = {
     Format.INT4: (Format.INT4,),
     Format.INT8: (Format.INT4, Format.INT8),
@@ -140,11 +140,11 @@ _HELD_BY = {
 
 
 def narrowest_form(lowest: int, highest: int, groups: np.ndarray, scales: np.ndarray) -> Format | None:
-    """The narrowest of our formats for integers from `lowest` to `highest`; None where none holds the tensor.
+    """Return the narrowest of our formats for integers from `lowest` to `highest`; None if none holds the tensor.
 
     Args:
         groups: the group of each column.
-        scales: all, float32.
+        scales: all scales, float32.
     """
     if not np.array_equal(np.repeat(groups[::GROUP], GROUP)[: len(groups)], groups):
         return None
@@ -158,11 +158,11 @@ def narrowest_form(lowest: int, highest: int, groups: np.ndarray, scales: np.nda
 
 
 def format_for(tensors: Iterable[QuantizedTensor]) -> Format:
-    """What `engine.weight_dtype: auto` takes: the narrowest format that holds every tensor as it is, else int8.
+    """Return the format for `engine.weight_dtype: auto`: the narrowest that holds every tensor unchanged, else int8.
 
-    int8 holds four bits with zero points as they are. Where it holds a tensor neither, a second rounding to int8 moves
-    the weights by a tenth of what one to int4 would; 8-bit floats by a fifth of what the first rounding did, and 8 bits
-    stay 8.
+    int8 holds 4-bit integers with zero points unchanged. If int8 does not hold a tensor either, a second rounding to
+    int8 moves the weights by a tenth of what a rounding to int4 would. For 8-bit floats it moves them by a fifth of
+    what the first rounding did, and they keep their 8 bits.
     """
     all_of = list(tensors)
     fitting = (form for form in (*_HELD_BY, Format.INT8) if all(tensor.is_held_by(form) for tensor in all_of))
@@ -171,7 +171,7 @@ def format_for(tensors: Iterable[QuantizedTensor]) -> Format:
 
 
 def describe(tensors: Iterable[QuantizedTensor], chosen: Format) -> str:
-    """A line for people: what the checkpoint is, what becomes of it, and what that costs."""
+    """Return a line for the user: how the checkpoint is quantized, what it is converted to, and the rounding error."""
     all_of = list(tensors)
     said = f"quantized checkpoint ({', '.join(sorted({tensor.scheme for tensor in all_of}))}): "
     if not chosen.quantized:
@@ -191,7 +191,7 @@ def describe(tensors: Iterable[QuantizedTensor], chosen: Format) -> str:
 
 
 def rounding_error(tensor: QuantizedTensor, form: Format) -> float:
-    """How far a format moves the tensor's weights, in parts of their root mean square; measured on its first rows."""
+    """Return the rms error of the weights in a format, relative to their rms; measured on the first rows."""
     part = tensor.rows(0, min(MEASURED, tensor.shape[0]))
     values = np.empty(part.shape, np.float32)
     part.read_into(values)
@@ -200,14 +200,14 @@ def rounding_error(tensor: QuantizedTensor, form: Format) -> float:
 
 
 def read_elements(tensor: StoredTensor, dtype: Any) -> np.ndarray:
-    """A stored tensor's elements as they are."""
+    """Read a stored tensor's elements without conversion."""
     out = np.empty(tensor.shape, dtype)
     tensor.read_bytes_into(out.reshape(-1).view(np.uint8))
     return out
 
 
 def read_values(tensor: StoredTensor) -> np.ndarray:
-    """A stored tensor as float32."""
+    """Read a stored tensor as float32."""
     out = np.empty(tensor.shape, np.float32)
     tensor.read_into(out)
     return out

@@ -1,9 +1,9 @@
-"""The header of a safetensors file.
+"""Read the header of a safetensors file.
 
 Format (github.com/huggingface/safetensors, README): 8 bytes little-endian header length N, N bytes of JSON that map
 a tensor's name to `dtype`, `shape` and `data_offsets` [begin, end) relative to the end of the header, then the data.
-The header is read here, and not by the safetensors package, because numpy has no bfloat16 and because every offset
-is checked against the file's size before memory is taken.
+This module reads the header instead of the safetensors package because numpy has no bfloat16, and because it checks
+every offset against the file's size before allocating memory.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ MAX_HEADER = 100_000_000
 def read_safetensors_header(
     path: Path, accepted: Iterable[str] = tuple(FLOATS), ignored: Callable[[str], bool] = lambda name: False
 ) -> list[StoredTensor]:
-    """The tensors that a safetensors file says it holds, each checked against the file's size.
+    """Return the tensors listed in a safetensors header, after checking each against the file's size.
 
     Args:
-        accepted: types that they may have.
-        ignored: whether nobody reads a tensor of this name; it is left out, whatever its type.
+        accepted: types that the tensors may have.
+        ignored: tells whether to skip a tensor by its name, whatever its type.
     """
     header, data_start, file_size = _read_header(path)
     tensors = list(_entries(header, data_start, file_size, path, tuple(accepted), ignored))
@@ -48,7 +48,7 @@ def read_safetensors_header(
 
 
 def _check_layout(tensors: list[StoredTensor], data_start: int, file_size: int, path: Path) -> None:
-    """The format has neither holes nor overlaps: a byte that is no tensor's, or two tensors', is damage."""
+    """Check that every byte of the data belongs to exactly one tensor; the format allows no holes or overlaps."""
     position = data_start
     for segment in sorted((tensor.segments[0] for tensor in tensors), key=lambda run: (run.offset, run.size)):
         if segment.offset != position:
@@ -85,7 +85,7 @@ def _entries(
 
 
 def _entry(entry: Any, name: str) -> tuple[str, list[int], int, int]:
-    """Type, shape, and the bytes [begin, end) of the data, as a header's entry has them."""
+    """Return the type, the shape and the byte range [begin, end) from a header's entry."""
     fields = Fields(entry if isinstance(entry, dict) else {}, name, CheckpointError)
     dtype, shape = fields.read("dtype", TEXT), fields.read("shape", DIMENSIONS)
     begin, end = fields.read("data_offsets", OFFSETS) or (0, -1)
@@ -98,7 +98,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
     file_size = check_regular(path).st_size
     try:
         with path.open("rb") as file:
-            # A rank may need nothing of what follows the header: the system is not to read on.
+            # Turn off read-ahead: a rank may need nothing of what follows the header.
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
             length = int.from_bytes(file.read(8), "little")
             if file_size < 8 or length > min(MAX_HEADER, file_size - 8):

@@ -1,7 +1,7 @@
 """A tensor of a checkpoint on disk: its type and shape, where its bytes lie, and its bytes on demand.
 
-Bytes are memory-mapped, and used where they are or copied once, straight into the memory that the caller gives. Knows
-nothing about the files' formats, nor about models.
+Bytes are memory-mapped, and used in place or copied once, straight into memory that the caller provides. Knows nothing
+about file formats or models.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from inference.errors import CheckpointError
 
 FLOATS = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8, "uint8": 1}
 FLOAT8 = "float8_e4m3"
-# What quantized weights are packed in.
+# Types that quantized weights are packed in.
 CODES = {"int8": 1, "int32": 4, "int64": 8, FLOAT8: 1}
 ITEM_SIZES = {**FLOATS, **CODES}
 STORED = {
@@ -33,19 +33,19 @@ STORED = {
     "halves": np.uint16,
     "words": np.uint32,
 }
-# Elements of a size, without a meaning.
+# Element types for copying raw bytes, by element size.
 _RAW = {1: "bytes", 2: "halves", 4: "words"}
 # Elements converted at a time, so that a conversion's working memory stays in the cache.
 CHUNK = 1 << 20
-# Bytes that the system is asked to read ahead in a call.
+# Most bytes to request in one posix_fadvise call.
 FETCHED_AT_ONCE = 1 << 17
-# madvise(2), Linux 5.14: reads pages ahead and maps them, so that the first step does not have to.
+# madvise(2), Linux 5.14: reads and maps the pages now, so that the first step does not have to.
 POPULATE_READ = 22
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A run of a tensor's bytes in a file."""
+    """A contiguous run of a tensor's bytes in a file."""
 
     path: Path
     offset: int
@@ -57,9 +57,9 @@ class StoredTensor:
     """One tensor of a checkpoint: type, shape, and where its bytes lie (several runs in a MindSpore .ckpt).
 
     Args:
-        window: of a tensor that is some columns of a stored one: the first, the last + 1, and how many are stored. The
-            segments are those of whole rows then.
-        is_part: what lies around it in the file is not wanted, so the system is not to read on.
+        window: for a tensor that is some columns of a stored one: the first column, the last + 1, and the number
+            stored. The segments then cover whole rows.
+        is_part: the bytes around it in the file are not needed, so the system should not read ahead.
     """
 
     name: str
@@ -71,7 +71,7 @@ class StoredTensor:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of its elements."""
+        """Number of bytes of its elements."""
         return math.prod(self.shape) * ITEM_SIZES[self.dtype]
 
     @property
@@ -92,7 +92,7 @@ class StoredTensor:
             position += count
 
     def read_bytes_into(self, out: np.ndarray) -> None:
-        """Copies the tensor's bytes as they are into `out`, a C-contiguous uint8 array of the same size."""
+        """Copies the tensor's bytes unchanged into `out`, a C-contiguous uint8 array of the same size."""
         flat = out.reshape(-1)
         if self.window is not None:
             kind = _RAW[ITEM_SIZES[self.dtype]]
@@ -104,7 +104,7 @@ class StoredTensor:
             position += segment.size
 
     def rows(self, begin: int, end: int) -> StoredTensor:
-        """Its rows [begin, end) as a tensor of their own: the bytes of the others are never read."""
+        """Returns rows [begin, end) as a tensor; the bytes of the other rows are never read."""
         columns = math.prod(self.shape[1:]) if self.window is None else self.window[2]
         row_bytes = columns * ITEM_SIZES[self.dtype]
         start, stop, at, segments = begin * row_bytes, end * row_bytes, 0, []
@@ -118,20 +118,20 @@ class StoredTensor:
         )
 
     def columns(self, begin: int, end: int) -> StoredTensor:
-        """Its columns [begin, end) as a tensor of their own; the others are read no further than pages overlap."""
+        """Returns columns [begin, end) as a tensor; other columns are read only if they share a page with these."""
         first, _, stored = self.window or (0, 0, self.shape[1])
         window = (first + begin, first + end, stored)
         return replace(self, shape=(self.shape[0], end - begin), window=window)
 
     @property
     def can_be_mapped(self) -> bool:
-        """Whether its bytes lie in one run."""
+        """Whether its bytes lie in one contiguous run."""
         return self.window is None and len(self.segments) == 1
 
     def map(self) -> np.ndarray:
-        """The tensor's bytes where they are, read-only uint8 [..] of its shape, for a tensor of bytes in one run.
+        """Maps the tensor's bytes as a read-only uint8 array of its shape, for a uint8 tensor in one contiguous run.
 
-        The pages are the operating system's file cache: every process that maps the file shares them.
+        The pages belong to the operating system's file cache: every process that maps the file shares them.
         """
         (segment,) = self.segments
         if self.is_part:
@@ -146,10 +146,10 @@ Checkpoint = dict[str, StoredTensor]
 def check_tensor(
     name: str, dtype: str, shape: Iterable[int], size: int, path: Path, accepted: Iterable[str] = tuple(FLOATS)
 ) -> tuple[int, ...]:
-    """The shape, after checking that the type is accepted and that `size` bytes are what the shape needs."""
+    """Returns the shape, after checking that the type is accepted and that the shape needs `size` bytes."""
     dims = tuple(shape)
     if dtype not in accepted:
-        # Of an older GPTQ checkpoint, the config may be in another file.
+        # An older GPTQ checkpoint may have its quantization config in another file.
         is_quantized = re.fullmatch(r"I\d+|F8_E4M3", dtype)
         hint = f", and {dtype} with a quantization_config in config.json" if is_quantized else ""
         raise CheckpointError(f"{path}: tensor '{name}' is of type {dtype}", f"accepted: {', '.join(accepted)}{hint}")
@@ -164,10 +164,10 @@ def check_tensor(
 
 
 def _mapped(segment: Segment, dtype: str, count: int, advice: int | None = None) -> np.ndarray:
-    """A read-only view of a run of a file, which stays mapped as long as the view lives.
+    """Maps a run of a file as a read-only view, which stays mapped as long as the view lives.
 
     Args:
-        advice: for madvise(2), on how it will be read.
+        advice: for madvise(2), how the run will be read.
     """
     page = segment.offset % mmap.ALLOCATIONGRANULARITY
     start, length = segment.offset - page, page + segment.size
@@ -177,7 +177,7 @@ def _mapped(segment: Segment, dtype: str, count: int, advice: int | None = None)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{segment.path} cannot be read, or was changed while it was ({error})") from error
     if advice is not None:
-        # An older kernel may not know it: the pages then come with their first use.
+        # An older kernel may not know this advice; it then reads the pages on first use.
         with suppress(OSError):
             mapped.madvise(advice)
     return np.frombuffer(mapped, dtype=STORED[dtype], count=count, offset=page)
@@ -188,17 +188,17 @@ def _copy(segment: Segment, dtype: str, out: np.ndarray, is_part: bool = False) 
         return
     if is_part:
         _fetch(segment.path, [(segment.offset, segment.size)])
-    # Mapped only while it is copied: pages that stay mapped count as this process's memory.
+    # Map only during the copy: pages that stay mapped count as this process's memory.
     source = _mapped(segment, dtype, out.size, mmap.MADV_RANDOM if is_part else None)
     for start in range(0, out.size, CHUNK):
         _convert(source[start : start + CHUNK], dtype, out[start : start + CHUNK])
 
 
 def _fetch(path: Path, runs: Iterable[tuple[int, int]]) -> None:
-    """Lets the system read runs of a file, (offset, size) in bytes, all together and nothing else."""
+    """Asks the system to read only these runs of a file, (offset, size) in bytes, all at once."""
     with path.open("rb") as file:
         for first, size in runs:
-            # The system takes no more at a time.
+            # The system reads no more than this per call.
             for start in range(first, first + size, FETCHED_AT_ONCE):
                 count = min(FETCHED_AT_ONCE, first + size - start)
                 os.posix_fadvise(file.fileno(), start, count, os.POSIX_FADV_WILLNEED)
@@ -213,12 +213,12 @@ def _convert(part: np.ndarray, dtype: str, out: np.ndarray) -> None:
 
 
 def _copy_columns(segments: Iterable[Segment], dtype: str, window: tuple[int, int, int], out: np.ndarray) -> None:
-    """Copies the columns of a window into `out` [rows, columns]; segments may break off in the middle of a row."""
+    """Copies the columns of a window into `out` [rows, columns]; a segment may end in the middle of a row."""
     begin, end, stored = window
     item = np.dtype(STORED[dtype]).itemsize
-    # Where rows are short, the gaps between what is wanted are on the same pages.
+    # If rows are short, the gaps between the wanted columns lie on the same pages as the columns.
     leaves_gaps = (stored - end + begin) * item > 2 * mmap.PAGESIZE
-    at = 0  # element of the whole rows
+    at = 0  # element index in the whole rows
     for segment in segments:
         count = segment.size // item
         source = _mapped(segment, dtype, count, mmap.MADV_RANDOM)
@@ -234,7 +234,7 @@ def _copy_columns(segments: Iterable[Segment], dtype: str, window: tuple[int, in
                 _convert(part[:, begin:end], dtype, out[row : row + rows])
                 position += rows * stored
                 continue
-            # The end of a row that the segment before began, or the beginning of one that the next will end.
+            # The end of a row that began in the previous segment, or the start of one that ends in the next.
             length = min(stored - column, count - position)
             first, last = max(begin, column), min(end, column + length)
             if first < last:

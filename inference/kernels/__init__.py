@@ -1,7 +1,7 @@
-"""Kernels: the operations that a decoder step is made of, behind one interface.
+"""Kernels: the operations of a decoder step, behind one interface.
 
-`stock` builds them from MindSpore's own operators and runs on every device; it is the reference that `native`, our own
-CPU kernels, is held to. Both are modules with the same names; `choose` picks one.
+`stock` builds them from MindSpore's own operators and runs on every device. It is the reference that `native`, our own
+CPU kernels, is tested against. Both modules export the same names; `choose` picks one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from types import ModuleType
 from inference.errors import ConfigError
 from inference.kernels.build import KernelBuildError, library_path
 
-# Neighboring positions of a cache block are the lanes of a register, at most sixteen.
+# Neighboring positions of a cache block map to the lanes of a register, at most sixteen.
 LANES = 16
 MAX_BLOCK_SIZE = 128
 
@@ -21,17 +21,17 @@ MAX_BLOCK_SIZE = 128
 def choose(
     requested: str, *, device_target: str, mode: int, block_size: int, threads: int | None, say: Callable[[str], None]
 ) -> ModuleType:
-    """The module to take kernels from.
+    """Choose the module that provides the kernels.
 
     Args:
         requested: auto, native or stock.
         mode: 0 for graphs; custom operators run in graphs only.
-        threads: of the native kernels; None for all processors.
-        say: told how far a build of the kernels is, and in one line if `auto` has to do without them.
+        threads: thread count of the native kernels; None for all processors.
+        say: receives build progress, and one line if `auto` falls back to stock operators.
 
     Raises:
-        ConfigError: native kernels are asked for where they cannot run.
-        KernelBuildError: native kernels are asked for and cannot be built.
+        ConfigError: native kernels are requested but cannot run here.
+        KernelBuildError: native kernels are requested but cannot be built.
     """
     if requested == "stock":
         return import_module("inference.kernels.stock")

@@ -1,8 +1,8 @@
-"""Build the CPU kernels with the machine's C++ compiler, once for each state of the sources.
+"""Build the CPU kernels with the machine's C++ compiler, once per version of the sources.
 
-Knows compilers and the cache directory; knows nothing about MindSpore. There is one library for each instruction set,
-and only the processor's best is built unless a test asks for another. A library's name carries a hash of sources, flags
-and compiler, so that a change builds anew and nothing stale is ever loaded.
+Knows compilers and the cache directory; knows nothing about MindSpore. There is one library per instruction set, and
+only the processor's best is built unless a test requests another. A library's name contains a hash of the sources,
+flags and compiler, so any change triggers a rebuild and a stale library is never loaded.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from inference.errors import InferenceError
 
 SOURCES = Path(__file__).parent / "cpp"
 CACHE_VARIABLE = "INFERENCE_KERNEL_CACHE"
-# Compiled for each instruction set, the longest first; and once for all.
+# Sources compiled once per instruction set, slowest first; and sources compiled once.
 SET_SOURCES = ("linear_float.cpp", "kernels.cpp", "attention.cpp", "linear_quantized.cpp", "latent.cpp")
 SOURCES_FOR_ALL = ("library.cpp", "pool.cpp", "group.cpp")
-# What a build takes on a slow core, and how often a line says how far it is.
+# Build time on a slow core, and the interval between progress lines.
 SECONDS = 30
 INTERVAL = 5.0
 COMPILERS = ("c++", "g++", "clang++")
@@ -44,8 +44,8 @@ class InstructionSet(NamedTuple):
     """An instruction set that the kernels are compiled for.
 
     Attributes:
-        flags: what the compiler is told.
-        needs: what the processor must have, as Linux names it in /proc/cpuinfo.
+        flags: compiler flags.
+        needs: required processor features, as Linux names them in /proc/cpuinfo.
     """
 
     name: str
@@ -53,7 +53,7 @@ class InstructionSet(NamedTuple):
     needs: frozenset[str] = frozenset()
 
 
-# `plain` means vectors of four floats and nothing that a compiler may not know.
+# `plain` uses vectors of four floats and nothing compiler-specific.
 _PLAIN = InstructionSet("plain", ("-U__ARM_NEON", "-U__ARM_FEATURE_DOTPROD"))
 _NEEDS_AVX2 = frozenset({"avx2", "fma", "f16c"})
 _NEEDS_AVX512 = _NEEDS_AVX2 | {"avx512f", "avx512bw", "avx512vl", "avx512dq"}
@@ -73,24 +73,24 @@ CPUINFO = Path("/proc/cpuinfo")
 
 
 class KernelBuildError(InferenceError):
-    """The kernels could not be built; stock operators can take their place."""
+    """The kernels could not be built; stock operators can replace them."""
 
 
 def no_progress(line: str) -> None:
-    """Show nothing."""
+    """Discard a progress line."""
 
 
 def library_path(name: str | None = None, say: Callable[[str], None] = no_progress) -> Path:
-    """Return the built library of an instruction set, and build it first if need be.
+    """Return the path of an instruction set's library, building it first if necessary.
 
-    Safe when several processes ask at once.
+    Safe when several processes call it at once.
 
     Args:
-        name: the instruction set; None for the best that this processor has.
-        say: told in lines how far a build is.
+        name: the instruction set; None for the best that this processor supports.
+        say: receives lines of build progress.
 
     Raises:
-        KernelBuildError: no compiler, one that fails (the message holds its first error), or an unsafe cache.
+        KernelBuildError: there is no compiler, it fails (the message holds its first error), or the cache is unsafe.
     """
     wanted = name or best_set()
     for item in sets_of_this_machine():
@@ -100,7 +100,7 @@ def library_path(name: str | None = None, say: Callable[[str], None] = no_progre
 
 
 def best_set() -> str:
-    """Return the name of the best instruction set that this processor has."""
+    """Return the name of the best instruction set that this processor supports."""
     return sets_of_this_machine()[-1].name
 
 
@@ -129,10 +129,12 @@ def _compiler() -> str:
 
 
 def cache_directory() -> Path:
-    """Return the folder of built libraries, made if need be. Whoever can write to it can run code as this user.
+    """Return the folder of built libraries, creating it if necessary.
+
+    Anyone who can write to it can run code as this user.
 
     Raises:
-        KernelBuildError: it cannot be made, belongs to somebody else, or others may write to it.
+        KernelBuildError: it cannot be created, belongs to another user, or is writable by others.
     """
     given = os.environ.get(CACHE_VARIABLE)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -155,7 +157,7 @@ def cache_directory() -> Path:
 
 
 def _what_is_unsafe(status: os.stat_result, is_kind: Callable[[int], bool]) -> str | None:
-    """Return why nothing may be loaded from a file or a folder; None if it may."""
+    """Return why a file or folder is unsafe to load from; None if it is safe."""
     if stat.S_ISLNK(status.st_mode):
         return "is a symbolic link"
     if not is_kind(status.st_mode):
@@ -168,17 +170,17 @@ def _what_is_unsafe(status: os.stat_result, is_kind: Callable[[int], bool]) -> s
 
 
 def _is_sound(path: Path) -> bool:
-    """Whether a library is there and is the one that was built.
+    """Return whether a library exists and is the one that was built.
 
     Raises:
-        KernelBuildError: the file is a link, another user's, or open to others.
+        KernelBuildError: the file is a link, belongs to another user, or is writable by others.
     """
     content, digest = _own_bytes(path), _own_bytes(path.with_suffix(".sha256"))
     return content is not None and digest is not None and hashlib.sha256(content).hexdigest().encode() == digest
 
 
 def _own_bytes(path: Path) -> bytes | None:
-    """Return the contents of a file of ours, links not followed; None if there is none."""
+    """Return the contents of a file that this user owns, without following links; None if it does not exist."""
     try:
         file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
@@ -226,25 +228,25 @@ def _build(compiler: str, chosen: InstructionSet, path: Path, say: Callable[[str
 
 
 def sets_of(machine: str) -> tuple[InstructionSet, ...]:
-    """The instruction sets that processors of a kind may have (`x86_64`, as platform.machine() names it)."""
+    """Return the instruction sets of an architecture, named as platform.machine() does (`x86_64`)."""
     return SETS.get(machine, (_PLAIN,))
 
 
 @lru_cache(maxsize=1)
 def sets_of_this_machine() -> tuple[InstructionSet, ...]:
-    """Return the instruction sets that this processor has, the best last.
+    """Return the instruction sets that this processor supports, best last.
 
-    Each is a library of its own: the linker keeps one copy of an inline function that several sets use, and that copy
-    may hold instructions that the processor does not have.
+    Each has its own library: the linker keeps one copy of an inline function that several sets use, and that copy may
+    contain instructions that the processor does not support.
     """
     features = _processor_features()
     return tuple(item for item in sets_of(platform.machine()) if item.needs <= features)
 
 
 def _processor_features() -> frozenset[str]:
-    """Return the features that Linux lists for the first processor; none if it does not say."""
+    """Return the features that Linux lists for the first processor; empty if it lists none."""
     if platform.system() == "Darwin" and platform.machine() == "arm64":
-        return frozenset({"asimd", "asimddp"})  # every Mac with an Arm processor has them
+        return frozenset({"asimd", "asimddp"})  # all Arm Macs have them
     try:
         lines = CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -261,12 +263,12 @@ def compile_sources(
     target: Path,
     say: Callable[[str], None] = no_progress,
 ) -> None:
-    """Compile the kernels for each of the instruction sets, and link all into `target`.
+    """Compile the kernels for each instruction set and link them into `target`.
 
     Args:
-        folder: for the object files.
-        options: of the last call.
-        say: told in lines how far it is.
+        folder: receives the object files.
+        options: linker options.
+        say: receives lines of build progress.
 
     Raises:
         KernelBuildError: the compiler fails.
@@ -305,7 +307,7 @@ def _compile(command: list[str]) -> None:
 
 
 def main() -> None:
-    """Build the library ahead of its first use, for an installer; exit with 1 and one line if that fails."""
+    """Build the library before its first use, for installers; on failure, print one line and exit with 1."""
     try:
         print(library_path(say=lambda line: print(line, file=sys.stderr)))
     except KernelBuildError as error:

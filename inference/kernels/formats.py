@@ -1,6 +1,6 @@
-"""How weight matrices lie in memory: the formats of `cpp/formats.h`, and how to read them back.
+"""Memory layouts of weight matrices: the formats of `cpp/formats.h`, and how to unpack them.
 
-Plain numpy; the packing and unpacking here are the reference that the kernels are held to.
+Plain numpy; the packing and unpacking here are the reference that the kernels are tested against.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 
 GROUP = 32
 PAIR = 2 * GROUP
-# Rows of a matrix that lie together.
+# Matrix rows per panel.
 PANEL = 16
 
 
@@ -28,7 +28,7 @@ class Format(Enum):
 
     @property
     def code(self) -> int:
-        """Its number in the native library."""
+        """The format's number in the native library."""
         return list(Format).index(self)
 
     @property
@@ -37,7 +37,7 @@ class Format(Enum):
 
     @property
     def has_minimum(self) -> bool:
-        """Whether a group of 32 columns has a minimum besides its scale."""
+        """Whether a group of 32 columns has a minimum in addition to its scale."""
         return self in (Format.INT8_MIN, Format.INT4_MIN)
 
     @property
@@ -46,26 +46,26 @@ class Format(Enum):
 
     @property
     def item_size(self) -> int:
-        """Bytes of an element, or of a word of elements in a quantized format."""
+        """Bytes per element, or per word of elements in a quantized format."""
         return 2 if self in (Format.FLOAT16, Format.BFLOAT16) else 4
 
     @property
     def zero(self) -> int:
-        """The quantized value that stands for 0."""
+        """The quantized value that represents 0."""
         return 8 if self.is_four_bits else 128
 
     @property
     def words(self) -> int:
-        """Words of a row in a pair of groups."""
+        """Words per row in a pair of groups."""
         return 8 if self.is_four_bits else 16
 
     @property
     def scale_bytes(self) -> int:
-        """Bytes of a row's scales and minimums in a pair of groups."""
+        """Bytes of scales and minimums per row in a pair of groups."""
         return 2 * 2 * (1 + self.has_minimum)
 
     def shape(self, rows: int, columns: int) -> tuple[int, int]:
-        """[panels, bytes of a panel] of a packed matrix."""
+        """Return the shape of a packed matrix: [panels, bytes per panel]."""
         row_bytes = self.item_size * columns
         if self.quantized:
             row_bytes = -(-columns // PAIR) * (self.scale_bytes + 4 * self.words)
@@ -77,12 +77,12 @@ _EIGHT_BITS = (Format.INT8, Format.INT8_MIN)
 
 
 def whole_panels(rows: int) -> int:
-    """As many rows, or a few more, so that the next row begins a panel."""
+    """Round a number of rows up to whole panels."""
     return -(-rows // PANEL) * PANEL
 
 
 def with_room(matrices: np.ndarray) -> np.ndarray:
-    """[count, rows, columns] -> [count * room, columns]: each begins a panel, with zeros up to the next one's begin."""
+    """[count, rows, columns] -> [count * room, columns]: pad each matrix with zero rows to whole panels."""
     count, rows, columns = matrices.shape
     room = np.zeros((count, whole_panels(rows), columns), matrices.dtype)
     room[:, :rows] = matrices
@@ -90,7 +90,7 @@ def with_room(matrices: np.ndarray) -> np.ndarray:
 
 
 def check_room(panels: np.ndarray, weight_format: Format, rows: int, columns: int) -> None:
-    """Raises ValueError where packed memory is not the room of a matrix that has at least these rows."""
+    """Raise ValueError if packed memory does not have the size of a matrix with at least this many rows."""
     count, size = weight_format.shape(rows, columns)
     if panels.dtype != np.uint8 or panels.ndim != 2 or panels.shape[1] != size or len(panels) < count:
         raise ValueError(f"{panels.dtype} {list(panels.shape)} does not hold {rows} x {columns} {weight_format.value}")
@@ -99,7 +99,7 @@ def check_room(panels: np.ndarray, weight_format: Format, rows: int, columns: in
 
 
 def unpack(panels: np.ndarray, weight_format: Format, rows: int, columns: int) -> np.ndarray:
-    """Packed uint8 [panels, panel bytes] -> the float32 [rows, columns] that it stands for."""
+    """Unpack uint8 [panels, panel bytes] to float32 [rows, columns]."""
     panels = np.ascontiguousarray(panels)
     check_room(panels, weight_format, rows, columns)
     fields = [_by_row(field) for field in _fields(panels, weight_format)]
@@ -121,18 +121,18 @@ def unpack(panels: np.ndarray, weight_format: Format, rows: int, columns: int) -
 
 
 def pack(weights: np.ndarray, weight_format: Format) -> np.ndarray:
-    """float32 [rows, columns] -> packed uint8 [panels, panel bytes]; the reference of the native library's packing."""
+    """Pack float32 [rows, columns] to uint8 [panels, panel bytes]; the reference for the native library's packing."""
     panels = np.zeros(weight_format.shape(*weights.shape), np.uint8)
     pack_into(np.asarray(weights, np.float32), weight_format, panels)
     return panels
 
 
 def pack_into(values: np.ndarray, weight_format: Format, panels: np.ndarray, first_row: int = 0) -> None:
-    """Writes values [rows, columns] into packed memory as its rows from `first_row` on.
+    """Write values [rows, columns] into packed memory, starting at row `first_row`.
 
     Args:
-        values: float32, or uint16 that are elements of a 16-bit format already.
-        panels: uint8 [panels, panel bytes]. Rows that nothing is written to must be 0 before.
+        values: float32, or uint16 holding elements that are already in a 16-bit format.
+        panels: uint8 [panels, panel bytes]. Rows that are never written must already be 0.
     """
     _write(_items(values, weight_format), values.shape, weight_format, panels, first_row)
 
@@ -145,12 +145,12 @@ def pack_codes_into(
     first_row: int = 0,
     minimums: np.ndarray | None = None,
 ) -> None:
-    """The same for a matrix that is quantized already: its values are codes * scales + minimums, and none is rounded.
+    """Write an already quantized matrix, without rounding: its values are codes * scales + minimums.
 
     Args:
         codes: integers [rows, columns], from -8 to 7 for int4, from -128 to 127 for int8.
         scales: float16 [rows, groups of 32 columns].
-        minimums: the same; None for zeros. Only formats that have minimums take others.
+        minimums: like `scales`; None for zeros. Only formats with minimums accept others.
     """
     assert minimums is None or weight_format.has_minimum
     rows, columns = codes.shape
@@ -173,7 +173,7 @@ def _write(
     rows, columns = shape
     check_room(panels, weight_format, first_row + rows, columns)
     first, last = first_row // PANEL, -(-(first_row + rows) // PANEL)
-    # Rows of the first and the last panel may be other matrices': they are left as they are.
+    # The first and last panels may hold rows of other matrices, which must not change.
     lanes = np.arange(first * PANEL, last * PANEL).reshape(last - first, PANEL)
     ours = (lanes >= first_row) & (lanes < first_row + rows)
     for field, item in zip(_fields(panels[first:last], weight_format), items, strict=True):
@@ -182,10 +182,10 @@ def _write(
 
 
 def _fields(panels: np.ndarray, weight_format: Format) -> list[np.ndarray]:
-    """Views of packed memory, a row of the matrix to each index of the last axis (`cpp/formats.h`).
+    """Return views of packed memory whose last axis indexes the rows of a panel (`cpp/formats.h`).
 
-    16 and 32 bit: [panels, columns, 16]. Quantized: scales, and minimums if it has them, [panels, pairs, 2, 16];
-    words [panels, pairs, words, 16].
+    16 and 32 bits: [panels, columns, 16]. Quantized: scales, and minimums if the format has them, [panels, pairs, 2,
+    16]; words [panels, pairs, words, 16].
     """
     if not weight_format.quantized:
         return [panels.view(f"u{weight_format.item_size}").reshape(len(panels), -1, PANEL)]
@@ -203,7 +203,7 @@ def _by_row(field: np.ndarray) -> np.ndarray:
 
 
 def _items(values: np.ndarray, weight_format: Format) -> list[np.ndarray]:
-    """What `_fields` hold of a matrix, row by row."""
+    """Return the contents of `_fields` for a matrix, row by row."""
     if values.dtype == np.uint16:
         return [values]
     if weight_format is Format.FLOAT32:
@@ -228,14 +228,14 @@ def _items(values: np.ndarray, weight_format: Format) -> list[np.ndarray]:
 
 
 def _words(q: np.ndarray, weight_format: Format) -> np.ndarray:
-    """Unsigned values, uint8 [rows, groups, 32], as words."""
+    """Pack unsigned values, uint8 [rows, groups, 32], into words."""
     if weight_format.is_four_bits:
         q = q[:, :, : GROUP // 2] | q[:, :, GROUP // 2 :] << 4
     return np.ascontiguousarray(q).view("u4")
 
 
 def to_bfloat16(values: np.ndarray) -> np.ndarray:
-    """float32 -> the upper 16 bits, rounded to nearest even, as uint16; NaN stays NaN."""
+    """Convert float32 to bfloat16 bits as uint16, rounding to nearest even; NaN stays NaN."""
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
     rounded = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
     return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)
@@ -249,7 +249,7 @@ def _grouped(weights: np.ndarray) -> np.ndarray:
 
 
 def _scales(groups: np.ndarray, weight_format: Format) -> np.ndarray:
-    """int8: by the largest magnitude. int4: of 24 scales around it, both signs, the one with the least error."""
+    """Return a scale per group. int8: from the largest magnitude. int4: of 24 near it, the one with the least error."""
     largest = np.abs(groups).max(axis=2)
     if not weight_format.is_four_bits:
         return largest / np.float32(127)

@@ -1,6 +1,6 @@
-"""The built kernels as Python functions on numpy arrays, for loading weights and for the tests.
+"""The built kernels as Python functions on numpy arrays, for weight loading and tests.
 
-Every function checks shapes and types before a pointer leaves Python.
+Every function checks shapes and types before it passes a pointer to the library.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from inference.kernels.records import Record, RecordError, check_layout
 _POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_float
 
 
-# More threads than this are a mistake, and starting them all would take the machine's memory.
+# A larger thread count is a mistake, and starting that many would exhaust the machine's memory.
 MOST_THREADS = 1024
-# The instruction set in use; None for the best that this processor has.
+# The instruction set in use; None for the best that this processor supports.
 _chosen: str | None = None
 
 
@@ -57,14 +57,14 @@ def _load(name: str | None) -> ctypes.CDLL:
 
 
 def instruction_set() -> str:
-    """Return the name of the instruction set in use, as `build.SETS` has it."""
+    """Return the name of the instruction set in use, as in `build.SETS`."""
     return _library().kernels_name().decode()
 
 
 def use_instruction_set(name: str | None) -> None:
-    """Use the library of another instruction set, built first if need be; None for the best.
+    """Switch to another instruction set's library, building it first if necessary; None for the best.
 
-    For tests of this module's functions: operators in graphs keep the best.
+    For tests of this module's functions: operators in graphs always use the best.
 
     Raises:
         KernelBuildError: it cannot be built.
@@ -74,10 +74,10 @@ def use_instruction_set(name: str | None) -> None:
 
 
 def set_threads(count: int | None) -> int:
-    """Set the number of threads, None for one on each processor that this process may use; return the number set.
+    """Set the number of threads and return it; None for one per processor that this process may use.
 
     Raises:
-        ConfigError: the machine does not start so many.
+        ConfigError: the machine cannot start that many.
     """
     processors = len(os.sched_getaffinity(0))
     count = count or processors
@@ -88,7 +88,7 @@ def set_threads(count: int | None) -> int:
 
 
 def pack_into(values: np.ndarray, weight_format: Format, panels: np.ndarray, first_row: int = 0) -> None:
-    """`formats.pack_into`, by all threads."""
+    """Run `formats.pack_into` on all threads."""
     values = np.ascontiguousarray(values)
     rows, columns = values.shape
     is_packed = values.dtype == np.uint16
@@ -106,7 +106,7 @@ def linear(
     bias: np.ndarray | None = None,
     residual: np.ndarray | None = None,
 ) -> np.ndarray:
-    """x [tokens, columns] times the transposed weights [rows, columns], packed; float32 [tokens, rows]."""
+    """Multiply x [tokens, columns] by the transposed packed weights [rows, columns]; float32 [tokens, rows]."""
     x = _floats(x)
     check_room(panels, weight_format, rows, x.shape[1])
     out = np.empty((len(x), rows), np.float32)
@@ -119,7 +119,7 @@ def linear(
 
 
 def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
-    """x [tokens, width] normalized by its root mean square and scaled."""
+    """Apply RMSNorm to x [tokens, width]."""
     x, weight = _floats(x), _floats(weight)
     out = np.empty_like(x)
     _library().kernels_rms_norm(_at(x), _at(weight), len(x), x.shape[1], eps, _at(out))
@@ -130,10 +130,10 @@ _AnyRecord = TypeVar("_AnyRecord", bound=Record)
 
 
 def sound(record: _AnyRecord) -> _AnyRecord:
-    """Return a record that the kernels can read.
+    """Check a record and return it.
 
     Raises:
-        RecordError: a number in it is out of its range, or an address is missing.
+        RecordError: a number is out of range, or an address is missing.
     """
     numbers = record.numbers()
     problem = _library().kernels_problem(_at(numbers), len(numbers))
@@ -143,7 +143,7 @@ def sound(record: _AnyRecord) -> _AnyRecord:
 
 
 def sublayer(record: Record, x: np.ndarray) -> np.ndarray:
-    """x [tokens, hidden] through a sublayer that has no cache, whose record `native` has made."""
+    """Run x [tokens, hidden] through a sublayer without a cache, given its record from `native`."""
     out = np.array(x, np.float32, order="C")
     program = sound(record).numbers()
     code = _library().kernels_sublayers(_at(program), len(program), len(out), 0, 0, None, None, None, None, _at(out))
@@ -152,7 +152,7 @@ def sublayer(record: Record, x: np.ndarray) -> np.ndarray:
 
 
 def read_all(array: np.ndarray) -> None:
-    """Reads an array from end to end with all threads, as a kernel reads weights: to measure memory bandwidth."""
+    """Read an array once with all threads, as a kernel reads weights, to measure memory bandwidth."""
     _library().kernels_read(_at(array), array.nbytes)
 
 
@@ -160,9 +160,9 @@ class RankGroup:
     """The ranks that share a model, for the native kernels (`cpp/group.h`).
 
     Args:
-        memory: shared by all ranks and zero at first, `group_bytes` long; None for `connections`.
-        connections: file descriptors of a leader's sockets to its followers in their order, or of a follower's to its
-            leader.
+        memory: `group_bytes` bytes shared by all ranks, initially zero; None to use `connections`.
+        connections: file descriptors of a leader's sockets to its followers in rank order, or of a follower's socket
+            to its leader.
     """
 
     def __init__(self, rank: int, size: int, memory: np.ndarray | None, connections: Sequence[int] = ()):
@@ -171,24 +171,24 @@ class RankGroup:
         self.handle: int = _library().kernels_group(rank, size, _at(memory), _at(numbers), len(numbers))
 
     def sum(self, x: np.ndarray) -> None:
-        """x, float32, becomes the sum over all ranks, each of which calls this with as many numbers.
+        """Sum float32 x over all ranks, in place. Every rank must call this with the same number of elements.
 
         Raises:
-            ConnectionError: a rank is gone.
+            ConnectionError: a rank has disconnected.
         """
         assert x.dtype == np.float32 and x.flags.c_contiguous
         if _library().kernels_group_sum(self.handle, _at(x), x.size):
             raise ConnectionError("a rank of the group is gone")
 
     def figures(self) -> tuple[int, float]:
-        """How many sums there have been, and the seconds that they took, waiting included."""
+        """Return the number of sums so far and the seconds that they took, including waiting."""
         figures = np.zeros(2, np.int64)
         _library().kernels_group_figures(self.handle, _at(figures))
         return int(figures[0]), figures[1] / 1e9
 
 
 def group_bytes(size: int) -> int:
-    """Bytes of memory that a group of `size` ranks shares."""
+    """Return the bytes of shared memory that a group of `size` ranks needs."""
     return int(_library().kernels_group_bytes(size))
 
 

@@ -1,9 +1,9 @@
-"""The decoder on the CPU: three custom operators in a graph, one of them for all layers together.
+"""The decoder on the CPU: three custom operators in a graph, one of which runs all layers.
 
-The same interface as `stock`, and the same results up to rounding. MindSpore charges about 25 microseconds for an
-operator with dynamic shapes and checks every parameter of a network at every call, which is more than the arithmetic of
-a small model takes. So weights and cache are plain memory, and the operators are given a program: a record
-(`records.py`) for every sublayer, with its sizes and the addresses of its weights.
+It has the same interface as `stock`, and the same results up to rounding. MindSpore spends about 25 microseconds per
+operator with dynamic shapes and checks every parameter of a network at every call, which exceeds the arithmetic time of
+a small model. So weights and cache are plain memory, and the operators receive a program: one record (`records.py`) per
+sublayer, with its sizes and the addresses of its weights.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ from inference.kernels.shapes import (
 )
 from inference.kernels.weight import Addition, Weight
 
-# Whether weights and cache can be kept narrower than float32.
+# Whether weights and cache can be narrower than float32.
 NARROW = True
-# The environment variable that turns MindSpore's compile cache on.
+# The environment variable that enables MindSpore's compile cache.
 COMPILE_CACHE = "MS_COMPILER_CACHE_ENABLE"
 _TYPES = {
     "f": DataType.F32_Default,
@@ -57,7 +57,7 @@ _TYPES = {
     "l": DataType.I64_Default,
     "b": DataType.U8_Default,
 }
-# Types of each operator's inputs, a letter each.
+# Types of each operator's inputs, one letter each.
 _INPUTS = {
     "embedding": "ilb",
     "sublayers": "fiiiil",
@@ -70,22 +70,22 @@ _INPUTS = {
 
 
 def empty(name: str, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
-    """Memory for a weight, with undefined contents."""
+    """Allocate a weight with undefined contents."""
     return np.empty(shape, dtype)
 
 
 def zeros(name: str, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
-    """Memory for a cache."""
+    """Allocate a zeroed cache."""
     return np.zeros(shape, dtype)
 
 
 def memory(data: np.ndarray) -> np.ndarray:
-    """What `empty` gave, to be written to."""
+    """Return the writable memory of an array from `empty`."""
     return data
 
 
 def turn_compile_cache_off() -> bool:
-    """Keeps MindSpore from storing graphs, which hold addresses here; whether it would have."""
+    """Disable MindSpore's compile cache, because graphs hold addresses here; return whether it was enabled."""
     wanted = os.environ.get(COMPILE_CACHE) == "1" or bool(mindspore.get_context("enable_compile_cache"))
     if wanted:
         os.environ[COMPILE_CACHE] = "0"
@@ -94,7 +94,7 @@ def turn_compile_cache_off() -> bool:
 
 
 def _operator(function: str) -> ops.Custom:
-    """A custom operator of the library with one float32 output; all shapes are dynamic."""
+    """Create a custom operator of the library with one float32 output; all shapes are dynamic."""
     register = CustomRegOp(function)
     for index in range(len(_INPUTS[function])):
         register = register.input(index, f"x{index}")
@@ -110,7 +110,7 @@ def _operator(function: str) -> ops.Custom:
 
 
 def _address(array: np.ndarray | None) -> int:
-    """Return where an array lies; 0 for none. Whoever keeps the address keeps the array."""
+    """Return the address of an array; 0 for None. The holder of the address must keep the array alive."""
     assert array is None or array.flags.c_contiguous
     return 0 if array is None else array.ctypes.data
 
@@ -120,17 +120,17 @@ def _matrix(weight: Weight | None) -> MatrixRecord:
 
 
 def _weights(weights: Mapping[str, Weight]) -> dict[str, MatrixRecord | int]:
-    """Return fields of a record: matrices, and the addresses of vectors."""
+    """Return record fields: matrices, and the addresses of vectors."""
     return {
         name: _address(weight.data) if weight.data.ndim == 1 else _matrix(weight) for name, weight in weights.items()
     }
 
 
 class AdapterTable:
-    """What adapters add to a matrix: a LoraTable and all that it points to.
+    """The adapters' additions to a matrix: a LoraTable and everything that it points to.
 
     Attributes:
-        address: of the table, 0 if nothing is added. Whoever keeps it keeps this object.
+        address: of the table; 0 if nothing is added. The holder of the address must keep this object alive.
     """
 
     def __init__(self, weight: Weight | None):
@@ -140,7 +140,7 @@ class AdapterTable:
         self.address = self._table(weight.additions) if weight is not None and weight.additions else 0
 
     def _table(self, additions: Sequence[Addition]) -> int:
-        """Return the address of a table of these."""
+        """Build a table of these additions and return its address."""
         starts, widths, entries = [0], [0], []
         for adapter in range(1, max(addition.adapter for addition in additions) + 1):
             width = 0
@@ -165,7 +165,7 @@ class AdapterTable:
         first, lane = divmod(addition.first_row, PANEL)
         key = (addition.up.ctypes.data, addition.up.shape, addition.up.strides, lane)
         if key not in self._packed:
-            # With rows of zeros before it, so that its panels are the matrix's.
+            # Prepend zero rows so that its panels align with the matrix's.
             up = np.zeros(Format.FLOAT32.shape(lane + rows, rank), np.uint8)
             pack_into(addition.up, Format.FLOAT32, up, lane)
             self._packed[key] = up
@@ -174,10 +174,10 @@ class AdapterTable:
 
 
 class PartAdapterTables(AdapterTable):
-    """The same for a matrix of `count` parts that take an input each: one table a part, or null.
+    """Adapter tables of a matrix of `count` parts, each with its own input: one table per part, or null.
 
     Args:
-        room: rows that a part has.
+        room: rows per part.
     """
 
     def __init__(self, weight: Weight, count: int, room: int):
@@ -196,7 +196,7 @@ def _addresses(tables: Mapping[str, AdapterTable]) -> dict[str, int]:
 
 
 class Embedding(nn.Cell):
-    """tokens [T] -> rows of the weight, whatever its format, as float32 [T, hidden]."""
+    """Look up tokens [T] in a weight of any format -> float32 [T, hidden]."""
 
     def __init__(self, weight: Weight, vocabulary: int, hidden: int, part: Part | None = None):
         super().__init__()
@@ -204,7 +204,7 @@ class Embedding(nn.Cell):
         place = {"first_token": part.first_token, "group": part.handle} if part else {}
         record = EmbeddingRecord(hidden=hidden, tokens=vocabulary, weight=_matrix(weight), **place)
         self.record = Tensor(sound(record).numbers())
-        # Its length carries the width to where the output's shape is inferred, which sees no values.
+        # Its length passes the width to shape inference, which sees no values.
         self.width = Tensor(np.zeros(hidden, np.uint8))
         self.operator = _operator("embedding")
 
@@ -213,7 +213,7 @@ class Embedding(nn.Cell):
 
 
 class StepGeometry(nn.Cell):
-    """The kernels work out all that a step shares; this only picks what they need."""
+    """Pick the inputs that the kernels need; they compute everything that a step shares."""
 
     def __init__(self, rotations: Sequence[np.ndarray], shapes: Sequence[AttentionShape | LatentShape]):
         super().__init__()
@@ -231,14 +231,14 @@ class StepGeometry(nn.Cell):
 
 
 class SourceGeometry(StepGeometry):
-    """The step of an encoder."""
+    """The step geometry of an encoder."""
 
     def __init__(self, shape: AttentionShape):
         super().__init__((), (shape,))
 
 
 class TargetGeometry(nn.Cell):
-    """The step of a decoder that attends to sources."""
+    """The step geometry of a decoder with cross-attention."""
 
     def __init__(self, shape: AttentionShape):
         super().__init__()
@@ -298,7 +298,7 @@ class AttentionSublayer:
 
 
 class RelativeAttentionSublayer(AttentionSublayer):
-    """The same without rotation: a bias by distance takes its place, `distances` [H * (2 * reach + 1)]."""
+    """The record of attention with a distance bias instead of rotation, `distances` [H * (2 * reach + 1)]."""
 
     def __init__(
         self,
@@ -311,7 +311,7 @@ class RelativeAttentionSublayer(AttentionSublayer):
 
 
 class LatentAttentionSublayer:
-    """The record of x + output(attention on latents)."""
+    """The record of x + output(latent attention)."""
 
     def __init__(
         self,
@@ -372,7 +372,7 @@ class FeedForwardSublayer:
 
 
 class ExpertsSublayer:
-    """The record of x + the answers of the experts that norm(x) chooses, and that of the shared expert."""
+    """The record of x + the outputs of the experts chosen by norm(x) and of the shared expert."""
 
     def __init__(self, shape: ExpertsShape, weights: Mapping[str, Weight], part: Part | None = None):
         routing = shape.routing
@@ -403,7 +403,7 @@ class ExpertsSublayer:
 
 
 class Sublayers(nn.Cell):
-    """x [T, hidden] through sublayers, one after the other, as one operator."""
+    """Run x [T, hidden] through all sublayers in order, as one operator."""
 
     def __init__(
         self,
@@ -422,7 +422,7 @@ class Sublayers(nn.Cell):
         self.inputs = 6 if self.has_cross else 4
 
     def construct(self, x: Tensor, geometry: tuple) -> Tensor:
-        """`geometry` is the step's; where adapters may be asked for, their numbers [T] come last."""
+        """`geometry` is the step's; if the model has adapters, their numbers [T] come last."""
         inputs = geometry[: self.inputs]
         if self.is_adapted:
             inputs = (*inputs, geometry[-1])
@@ -430,11 +430,11 @@ class Sublayers(nn.Cell):
 
 
 class OutputHead(nn.Cell):
-    """Final norm and logits of the tokens that are wanted, as one operator, which compares the logits as they come.
+    """Final norm and logits of the requested tokens, as one operator, which finds the best logit as it computes them.
 
-    x [T, hidden], wanted [R], logit_rows [1 + S] -> float32 [2 R + S * vocabulary]: the best token of each row (-1
-    where a logit is no number), its logit, then the logits of the rows that `logit_rows` names after its first number,
-    which is not read: tensors of no elements are best avoided.
+    x [T, hidden], wanted [R], logit_rows [1 + S] -> float32 [2 R + S * vocabulary]: the best token of each row (-1 if
+    a logit is NaN), its logit, then the logits of the rows in `logit_rows[1:]`. The first element of `logit_rows` is
+    not read; it avoids an empty tensor.
     """
 
     def __init__(
@@ -462,18 +462,18 @@ class OutputHead(nn.Cell):
             lora=table.address,
         )
         self.record = Tensor(sound(record).numbers())
-        # Its length carries the vocabulary to where the output's shape is inferred.
+        # Its length passes the vocabulary size to shape inference.
         self.vocabulary = Tensor(np.zeros(vocabulary, np.uint8))
         self.operator = _operator("adapted_output_head" if self.is_adapted else "output_head")
 
     def construct(self, x: Tensor, wanted: Tensor, logit_rows: Tensor, geometry: tuple) -> Tensor:
-        """`geometry` is the step's, of which adapters come last where they may be asked for."""
+        """`geometry` is the step's; if the model has adapters, their numbers [T] come last."""
         adapters = (geometry[-1],) if self.is_adapted else ()
         return self.operator(x, wanted, logit_rows, self.record, self.vocabulary, *adapters)
 
 
 def cache_shapes(shape: AttentionShape | LatentShape) -> tuple[tuple[int, ...], ...]:
-    """Shapes of a layer's key and value cache, keys transposed within a block; or of its cache of latents."""
+    """Return the shapes of a layer's key and value cache (keys transposed within a block), or of its latent cache."""
     if isinstance(shape, LatentShape):
         return ((shape.num_blocks, shape.block_size, shape.width),)
     heads = (shape.num_blocks, shape.kv_heads)

@@ -1,6 +1,6 @@
-"""What the native kernels are told of each sublayer: records, one ctypes.Structure for each struct of `cpp/records.h`.
+"""Records that describe sublayers to the native kernels: one ctypes.Structure per struct of `cpp/records.h`.
 
-Knows the fields; knows nothing of weights or MindSpore. `check_layout` compares all fields with the library's own.
+Knows the fields; knows nothing about weights or MindSpore. `check_layout` compares all fields with the library's.
 """
 
 from __future__ import annotations
@@ -20,22 +20,21 @@ class RecordError(InferenceError):
 
 
 class RecordHeader(ctypes.Structure):
-    """What every record begins with: its size, so that no more is read than was written, and what it is."""
+    """The header of every record: its size, so that no more is read than was written, and its kind."""
 
     _fields_: ClassVar = [("bytes", _NUMBER), ("kind", _NUMBER)]
 
 
 class MatrixRecord(ctypes.Structure):
-    """The number of a matrix's format, and its address; 0 for none."""
+    """A matrix's format number and its address; 0 for none."""
 
     _fields_: ClassVar = [("format", _NUMBER), ("data", _POINTER)]
 
 
 class LoraEntry(ctypes.Structure):
-    """What an adapter adds to some rows of a product: up (down x).
+    """An adapter's addition to some rows of a product: up (down x).
 
-    `offset` is where its part of down x begins among the parts of its adapter; `down` [rank, columns], `up`
-    [panels, rank, 16].
+    `offset` is where its part of down x begins within its adapter's; `down` [rank, columns], `up` [panels, rank, 16].
     """
 
     _fields_: ClassVar = [
@@ -45,13 +44,13 @@ class LoraEntry(ctypes.Structure):
 
 
 class LoraTable(ctypes.Structure):
-    """What all adapters add to one product: adapter a's entries are [starts[a - 1], starts[a])."""
+    """All adapters' additions to one product: adapter a's entries are [starts[a - 1], starts[a])."""
 
     _fields_: ClassVar = [("adapters", _NUMBER), ("width", _NUMBER), ("starts", _POINTER), ("list", _POINTER)]
 
 
 class Record(ctypes.Structure):
-    """A record; fields that are not given are 0."""
+    """A record; omitted fields are 0."""
 
     KIND: ClassVar[int]
 
@@ -61,7 +60,7 @@ class Record(ctypes.Structure):
         super().__init__(RecordHeader(ctypes.sizeof(self), self.KIND), **fields)
 
     def numbers(self) -> np.ndarray:
-        """Return the record as int64, as an operator takes it."""
+        """Return the record as int64, the type that operators take."""
         return np.frombuffer(bytes(self), np.int64)
 
 
@@ -83,7 +82,7 @@ class AttentionRecord(Record):
 
 
 class LatentRecord(Record):
-    """x + output(attention on latents)."""
+    """x + output(latent attention)."""
 
     KIND = 3
     _fields_: ClassVar = [
@@ -117,7 +116,7 @@ class FeedForwardRecord(Record):
 
 
 class ExpertsRecord(Record):
-    """x + the answers of the experts that norm(x) chooses, and that of the shared expert."""
+    """x + the outputs of the experts chosen by norm(x) and of the shared expert."""
 
     KIND = 2
     _fields_: ClassVar = [
@@ -133,7 +132,7 @@ class ExpertsRecord(Record):
 
 
 class RanksRecord(Record):
-    """The ranks that have a part of each of the sublayers that follow."""
+    """The ranks that share each of the following sublayers."""
 
     KIND = 4
     _fields_: ClassVar = [("header", RecordHeader), ("group", _POINTER), ("adds_residual", _NUMBER)]
@@ -154,7 +153,7 @@ class HeadRecord(Record):
 
 
 class EmbeddingRecord(Record):
-    """Rows of the embedding; `group` has the other tokens of the vocabulary."""
+    """Rows of the embedding; the ranks of `group` hold the rest of the vocabulary."""
 
     KIND = 6
     _fields_: ClassVar = [
@@ -181,7 +180,7 @@ _ALL: tuple[type[ctypes.Structure], ...] = (
 
 
 def describe() -> str:
-    """Return a line for each record: its name, its size, and name:offset:size of its fields (as `cpp/records.h`)."""
+    """Return one line per record: its name, its size, and name:offset:size of each field (as in `cpp/records.h`)."""
     return "".join(f"{' '.join(_describe(record))}\n" for record in _ALL)
 
 
@@ -192,10 +191,10 @@ def _describe(record: type[ctypes.Structure]) -> list[str]:
 
 
 def check_layout(theirs: str) -> None:
-    """Compare the library's records with these.
+    """Compare the library's record layout with this module's.
 
     Raises:
-        RecordError: they differ; it names the first that does.
+        RecordError: they differ; the message names the first that does.
     """
     for ours, other in zip(describe().splitlines(), theirs.splitlines(), strict=True):
         if ours != other:

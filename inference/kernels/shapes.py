@@ -1,13 +1,14 @@
-"""Sizes of the decoder's parts, as the kernels need them. Plain data."""
+"""Sizes of the decoder's parts that the kernels need. Plain data."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# Numbered as in `cpp/blocks.h`. gelu is exact, gelu_tanh its usual approximation.
+# Numbered as in `cpp/blocks.h`. gelu is exact, gelu_tanh its tanh approximation.
 ACTIVATIONS = ("silu", "gelu_tanh", "gelu", "relu")
-# What a token attends to, numbered as there: those up to itself, its whole sequence, its sequence's source, nothing.
+# What a token attends to, numbered as in `cpp/blocks.h`: tokens up to itself, its whole sequence, its sequence's
+# source, nothing.
 SCOPES = ("causal", "whole", "cross", "store")
 
 
@@ -16,14 +17,14 @@ class AttentionShape:
     """One attention layer: H query heads and K key/value heads of size D on a residual stream of `hidden`.
 
     Args:
-        window: how many positions back a token may look, itself included; None for all.
+        window: positions that a token may attend to, including its own; None for all.
         num_blocks, block_size: of the paged cache; a slot is block * block_size + offset.
-        scale: of scores.
-        half_cache: keep keys and values in float16.
+        scale: multiplies the scores.
+        half_cache: store keys and values in float16.
         softcap: bounds scores to softcap * tanh(score / softcap) (Gemma 2); None for no bound.
-        slopes: what each head's scores lose for each position of distance (ALiBi), one a head; None for none.
-        scope: one of SCOPES. `store` leaves keys and values that `cross` finds, and adds nothing to its input.
-        reach: the farthest distance that the bias of scores tells apart, where there is such a bias (T5).
+        slopes: amount subtracted from the scores per position of distance (ALiBi), one per head; None for none.
+        scope: one of SCOPES. `store` writes the keys and values that `cross` reads, and adds nothing to its input.
+        reach: the farthest distance that the score bias distinguishes, if there is such a bias (T5).
     """
 
     hidden: int
@@ -48,15 +49,15 @@ class AttentionShape:
 
 @dataclass(frozen=True)
 class LatentShape:
-    """One layer of latent attention: H heads on a residual stream of `hidden`; the cache holds one vector a position.
+    """One layer of latent attention: H heads on a residual stream of `hidden`; the cache holds one vector per position.
 
     Args:
-        rank, rope: of the cache's vector: the latent, and the rotated key.
-        query_rank: of the compressed query; 0 where there is none.
-        nope: size of a head's query that meets the latent.
+        rank, rope: sizes of the latent and of the rotated key in the cached vector.
+        query_rank: size of the compressed query; 0 if there is none.
+        nope: size of the part of a head's query that is matched with the latent.
         value: size of a head's value.
-        scale: of the scores.
-        latent_eps: of the norms of latent and compressed query.
+        scale: multiplies the scores.
+        latent_eps: eps of the norms of the latent and the compressed query.
         num_blocks, block_size, half_cache: as in AttentionShape.
     """
 
@@ -73,7 +74,7 @@ class LatentShape:
     num_blocks: int
     block_size: int
     half_cache: bool = False
-    # What a step's geometry asks of every kind of attention.
+    # Attributes that a step's geometry expects of every kind of attention.
     window: None = None
     slopes: None = None
     kv_heads: int = 1
@@ -84,7 +85,7 @@ class LatentShape:
 
     @property
     def width(self) -> int:
-        """Of the cache's vector."""
+        """Size of the cached vector."""
         return self.rank + self.rope
 
 
@@ -94,7 +95,7 @@ class FeedForwardShape:
 
     Args:
         activation: one of ACTIVATIONS.
-        gated: it multiplies a second projection of the same width.
+        gated: whether the activation multiplies a second projection of the same width.
     """
 
     hidden: int
@@ -109,12 +110,12 @@ class Routing:
     """How a token chooses its experts.
 
     Args:
-        experts, chosen: how many there are, and how many a token takes.
-        scoring: what makes scores of router logits, softmax or sigmoid.
-        normalize: the weights of the chosen experts are divided by their sum.
-        scale: what the weights are multiplied by.
-        groups, chosen_groups: neighboring experts form groups, of which only the best are open to a token.
-        group_best: how many of a group's experts, the best ones, add up to its score.
+        experts, chosen: number of experts, and number chosen per token.
+        scoring: function that turns router logits into scores, softmax or sigmoid.
+        normalize: divide the weights of the chosen experts by their sum.
+        scale: multiplies the weights.
+        groups, chosen_groups: neighboring experts form groups; a token chooses only from its best groups.
+        group_best: number of best experts whose scores add up to a group's score.
     """
 
     experts: int
@@ -132,8 +133,8 @@ class ExpertsShape:
     """Experts, gated feed-forwards of `width`, on a residual stream of `hidden`.
 
     Args:
-        shared_width: of the expert that every token takes; 0 for none.
-        shared_gate: the last row of the router scales the shared expert, by its sigmoid.
+        shared_width: width of the expert that every token uses; 0 for none.
+        shared_gate: scale the shared expert by the sigmoid of the router's last row.
     """
 
     hidden: int
@@ -149,10 +150,10 @@ class Part:
     """A rank's share of a model. The ranks' results are summed after each sublayer and after the embedding.
 
     Args:
-        is_first: whether it adds the residual.
-        first_token: of its part of the vocabulary.
-        group: stock operators' name of the ranks that share the model.
-        handle: the native kernels' address of it.
+        is_first: whether this rank adds the residual.
+        first_token: first token of its part of the vocabulary.
+        group: name of the ranks that share the model, for stock operators.
+        handle: address of the group, for native kernels.
     """
 
     is_first: bool
@@ -162,5 +163,5 @@ class Part:
 
 
 def windows_of(shapes: Sequence[AttentionShape | LatentShape]) -> tuple[int, ...]:
-    """The windows that occur, in the order of a step's masks; 0 for none."""
+    """Return the distinct windows, in the order of a step's masks; 0 for no window."""
     return tuple(sorted({shape.window or 0 for shape in shapes}))

@@ -1,4 +1,4 @@
-"""A weight on the device: its memory, and its format."""
+"""A weight on the device: its memory and its format."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from inference.kernels.formats import Format
 
 @dataclass(frozen=True, eq=False)
 class Addition:
-    """What one adapter adds to some rows of a matrix: up [rows, rank] times down [rank, columns], float32.
+    """One adapter's addition to some rows of a matrix: up [rows, rank] times down [rank, columns], float32.
 
     Args:
-        adapter: by which number tokens ask for it, from 1.
-        first_row: of the matrix's rows.
+        adapter: the number by which tokens select it, from 1.
+        first_row: first row of the matrix that it changes.
     """
 
     adapter: int
@@ -27,11 +27,11 @@ class Addition:
 
 @dataclass(frozen=True)
 class Weight:
-    """A vector, float32; or a matrix, float32 [rows, columns] or packed uint8 (`Format.shape`), as the kernels take it.
+    """A float32 vector, or a matrix in the kernels' layout: float32 [rows, columns] or packed uint8 (`Format.shape`).
 
     Args:
-        data: what the kernels' `empty` gave: a Parameter, or a numpy array.
-        additions: of adapters, each for the tokens that ask for it.
+        data: memory from the kernels' `empty`: a Parameter or a numpy array.
+        additions: adapters' additions, each for the tokens that select it.
     """
 
     data: Any

@@ -1,1 +1,1 @@
-"""Models: what a checkpoint's files say, and the network that computes with them. Models never see text."""
+"""Models: read a checkpoint's config and weights, and run the network. Models never see text."""

@@ -1,8 +1,9 @@
-"""Blocks of the KV cache: who holds which, and what those hold that nobody has any more.
+"""The blocks of the KV cache: which are held, and which cached contents can still be reused.
 
-A full block is published under a hash of all tokens up to its end, and of whatever else decides keys and values, so
-that a block found by its hash stands for its whole past. Published blocks are never written. One that nobody holds
-stays findable until its memory is needed; the least recently used goes first. Touches no tensors.
+A full block is published under a hash of all tokens up to its end, and of everything else that determines keys and
+values. A block found by its hash therefore matches the whole prefix. Published blocks are never written. A published
+block that no sequence holds can be found until its memory is needed; the least recently used is evicted first. Touches
+no tensors.
 """
 
 from __future__ import annotations
@@ -12,22 +13,22 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 
-# Never given to a sequence: tables are padded with it.
+# Never allocated to a sequence: block tables are padded with it.
 NULL_BLOCK = 0
 HASH_BYTES = 16
 
 
 def chain(parent: bytes, tokens: Sequence[int]) -> bytes:
-    """The hash of a block of `tokens` that follows what `parent` stands for."""
+    """Returns the hash of a block of `tokens` that follows the block with the hash `parent`."""
     return blake2b(parent + array("q", tokens).tobytes(), digest_size=HASH_BYTES).digest()
 
 
 class BlockPool:
-    """All blocks of one cache. It lives as long as the cache: what was computed once is found by later requests.
+    """All blocks of one cache. It lives as long as the cache, so that later requests find earlier results.
 
     Args:
-        num_blocks: the null block included.
-        block_size: positions a block.
+        num_blocks: number of blocks, including the null block.
+        block_size: positions per block.
     """
 
     def __init__(self, num_blocks: int, block_size: int):
@@ -36,7 +37,7 @@ class BlockPool:
         self.block_size = block_size
         self.capacity = num_blocks - 1
         self._free = list(range(num_blocks - 1, NULL_BLOCK, -1))
-        # Published and held by nobody, the least recently used first.
+        # Published blocks that no sequence holds, the least recently used first.
         self._idle: OrderedDict[int, None] = OrderedDict()
         self._holders = [0] * num_blocks
         self._hash_of: dict[int, bytes] = {}
@@ -44,20 +45,20 @@ class BlockPool:
 
     @property
     def num_free(self) -> int:
-        """Blocks that nobody holds."""
+        """Number of blocks that no sequence holds."""
         return len(self._free) + len(self._idle)
 
     @property
     def num_published(self) -> int:
-        """Blocks that can be found by their hash."""
+        """Number of blocks that can be found by their hash."""
         return len(self._block_of)
 
     def blocks_for(self, tokens: int) -> int:
-        """Blocks that `tokens` positions take."""
+        """Returns the number of blocks that `tokens` positions need."""
         return -(-tokens // self.block_size)
 
     def grow(self, table: list[int], tokens: int) -> bool:
-        """Extends `table` to hold `tokens` positions; False, and no change, where too few blocks are free."""
+        """Extends `table` to hold `tokens` positions; returns False and changes nothing if too few blocks are free."""
         needed = self.blocks_for(tokens) - len(table)
         if needed > self.num_free:
             return False
@@ -66,8 +67,8 @@ class BlockPool:
         return True
 
     def release(self, table: list[int]) -> None:
-        """Gives up one hold on each block of `table`, and empties it."""
-        # The end of a sequence is found only through its beginning, so it is the first to go.
+        """Releases one hold on each block of `table`, and empties the table."""
+        # Later blocks can be found only through earlier ones, so evict them first.
         for block in reversed(table):
             self._holders[block] -= 1
             if self._holders[block] == 0:
@@ -78,7 +79,7 @@ class BlockPool:
         table.clear()
 
     def find(self, hashes: Iterable[bytes]) -> list[int]:
-        """The published blocks of the longest beginning of `hashes`."""
+        """Returns the blocks of the longest prefix of `hashes` that is published."""
         found = []
         for key in hashes:
             block = self._block_of.get(key)
@@ -92,7 +93,7 @@ class BlockPool:
         return self._holders[block] > 0
 
     def hold(self, table: list[int], blocks: Iterable[int]) -> None:
-        """Adds blocks that `find` gave to a table."""
+        """Adds blocks that `find` returned to a table."""
         for block in blocks:
             if self._holders[block] == 0:
                 del self._idle[block]
@@ -100,23 +101,23 @@ class BlockPool:
             table.append(block)
 
     def publish(self, block: int, key: bytes) -> None:
-        """Makes a block that is full findable; of two with the same content the first stays the one that is found."""
+        """Makes a full block findable; of two blocks with the same contents, `find` keeps returning the first."""
         if key not in self._block_of:
             self._block_of[key] = block
             self._hash_of[block] = key
 
     def withdraw(self, block: int) -> None:
-        """Makes a block findable no more, since its holder is about to write into it."""
+        """Unpublishes a block, because its holder is about to write into it."""
         del self._block_of[self._hash_of.pop(block)]
 
     def retract(self, blocks: Iterable[int]) -> None:
-        """Makes those of the blocks that can be found findable no more; whoever holds them keeps them."""
+        """Unpublishes those of the blocks that are published; sequences that hold them keep them."""
         for block in blocks:
             if block in self._hash_of:
                 self.withdraw(block)
 
     def forget(self) -> None:
-        """Makes nothing findable any more: somebody writes into the cache past this pool."""
+        """Unpublishes all blocks, because something writes into the cache without this pool."""
         self._free.extend(reversed(self._idle))
         self._idle.clear()
         self._hash_of.clear()

@@ -1,8 +1,8 @@
-"""Calls a network that is compiled once and for all.
+"""Calls a compiled network without MindSpore's overhead per call.
 
-MindSpore checks arguments and walks through all cells at every call of a network, about 0.35 ms for three operators. A
-network whose inputs are declared with dynamic shapes (`set_inputs`) is compiled once, so after its first call its
-graph can be run as it is.
+MindSpore checks arguments and walks through all cells at every call of a network, which takes about 0.35 ms for three
+operators. A network whose inputs are declared with dynamic shapes (`set_inputs`) is compiled only once, so after the
+first call its graph can be run directly.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-# MindSpore compiles and runs one graph at a time: two threads with a model each end in "Nested execution", or take the
-# process with them.
+# MindSpore compiles and runs one graph at a time: two threads with a model each fail with "Nested execution" or crash
+# the process.
 graph_turn = threading.RLock()
 
 
 class CompiledNetwork:
-    """`network(*tensors)`, without what MindSpore does again at every call.
+    """Calls `network(*tensors)` without the work that MindSpore repeats at every call.
 
     Args:
-        network: a Cell with declared dynamic inputs; in PyNative mode it is called as it is.
+        network: a Cell with declared dynamic inputs; in PyNative mode it is called directly.
     """
 
     def __init__(self, network: Any):
@@ -37,7 +37,7 @@ class CompiledNetwork:
 
 
 def _graph_runner() -> Callable[..., Any]:
-    """Runs the compiled graph of a network; the network itself where that is not to be had."""
+    """Returns a function that runs a network's compiled graph, or calls the network if the graph is not available."""
     import mindspore
 
     if mindspore.get_context("mode") == mindspore.GRAPH_MODE:

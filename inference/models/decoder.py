@@ -1,6 +1,6 @@
 """The decoder: one block, driven by config fields, for every decoder-only family.
 
-Knows how layers are put together; the arithmetic is the kernels'. Takes and gives tensors, never text.
+Knows how layers are composed; the kernels do the arithmetic. Takes and returns tensors, never text.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from inference.models.architecture.latent import LATENT_NORM_EPS
 from inference.models.kv_cache import LayerCache
 from inference.models.weights.parameters import EMBEDDING, HEAD, POSITIONS, ROUTER
 
-# The kernels' name of each weight of a layer, and the checkpoint's.
+# For each weight of a layer: the kernels' name and the checkpoint's name.
 ATTENTION_WEIGHTS = {
     "norm": "input_layernorm.weight",
     "norm_bias": "input_layernorm.bias",
@@ -66,7 +66,7 @@ EXPERTS_WEIGHTS = {
 def attention_shapes(
     config: ModelConfig, num_blocks: int, block_size: int, half_cache: bool = False
 ) -> list[AttentionShape] | list[LatentShape]:
-    """The attention layers of a model."""
+    """Returns the shape of each attention layer of a model."""
     if config.latent:
         latent = config.latent
         shape = LatentShape(
@@ -116,12 +116,12 @@ def layer_sublayers(
     cache: LayerCache,
     part: Part | None = None,
 ) -> list:
-    """The two sublayers of a layer: x + attention(norm(x)), then x + feed_forward(norm(x)), or experts in its place.
+    """Returns the two sublayers of a layer: x + attention(norm(x)), then x + feed_forward(norm(x)) or experts(norm(x)).
 
     Args:
-        mask_index: which of the step's masks it takes.
-        rotations: the rotation tables that the model's layers share, of which it takes the one of `rotation_index`.
-        part: of a rank that has a part of the model.
+        mask_index: which of the step's masks the layer uses.
+        rotations: the rotation tables that the model's layers share; the layer uses the one at `rotation_index`.
+        part: the rank's part of the model; None for the whole model.
     """
 
     def chosen(table: Mapping[str, str]) -> dict[str, Weight]:
@@ -143,14 +143,14 @@ def layer_sublayers(
 
 
 class Decoder(nn.Cell):
-    """tokens [T] -> what the kernels' OutputHead gives of the tokens named by logits_index [R].
+    """tokens [T] -> the output of the kernels' OutputHead for the tokens in logits_index [R].
 
     The inputs are those of `StepBatch`. Every shape is dynamic: one compilation serves all lengths and batch sizes.
 
     Args:
-        kernels: the module that the operations come from, `kernels.stock` or `kernels.native`.
-        config: of what this process has of the model.
-        part: which part that is; None for all of it.
+        kernels: the module that provides the operations, `kernels.stock` or `kernels.native`.
+        config: the sizes of the part of the model that this process has.
+        part: which part that is; None for the whole model.
     """
 
     def __init__(
@@ -163,7 +163,7 @@ class Decoder(nn.Cell):
         part: Part | None = None,
     ):
         super().__init__()
-        # One array for all layers that are alike, by which the kernels know that the angles are the same.
+        # Layers with the same angles share one array; the kernels recognize them by its identity.
         ropes = list(dict.fromkeys(config.rope_of(layer) for layer in range(config.num_layers)))
         rotations = [config.rotation(rope) for rope in ropes]
         self.geometry = kernels.StepGeometry(rotations, shapes)

@@ -1,8 +1,9 @@
-"""T5: an encoder that leaves the keys and values of a source in the paged cache, and a decoder that attends to them.
+"""T5: an encoder that writes the keys and values of a source to the paged cache, and a decoder that attends to them.
 
-Stands beside the one decoder block of the other families and is made of the same kernels. The encoder's own keys and
-values are kept in the blocks of the source too, in the first layer's memory, where the decoder's overwrite them in the
-end: a source takes no more than its blocks of the cache that all sequences share. Takes and gives tensors, never text.
+The other families share one decoder block; T5 has its own, made of the same kernels. The encoder's own keys and values
+are also kept in the blocks of the source, in the first layer's memory, until the decoder's overwrite them. A source
+therefore needs no memory beyond its blocks in the cache that all sequences share. Takes and returns tensors, never
+text.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ Weights = Mapping[str, Weight]
 
 
 class SourceEncoder(nn.Cell):
-    """tokens [T] of whole sources -> their states [T, hidden]; leaves the decoder's keys and values of them.
+    """tokens [T] of whole sources -> their states [T, hidden]; also writes the decoder's keys and values for them.
 
-    The first inputs of `StepBatch`, whose block tables are those of the sources.
+    The inputs are the first ones of `StepBatch`; the block tables are those of the sources.
     """
 
     def __init__(
@@ -83,9 +84,9 @@ class SourceEncoder(nn.Cell):
 
 
 class TargetDecoder(nn.Cell):
-    """tokens [T] of answers -> what the kernels' OutputHead gives of the tokens named by logits_index [R].
+    """tokens [T] of answers -> the output of the kernels' OutputHead for the tokens in logits_index [R].
 
-    The inputs are those of `StepBatch`, and for each sequence the block table [B, blocks] and length [B] of its source.
+    The inputs are those of `StepBatch`, then the block tables [B, blocks] and lengths [B] of the sequences' sources.
     """
 
     def __init__(
@@ -148,7 +149,7 @@ class TargetDecoder(nn.Cell):
 
 
 class EncoderDecoderRunner(ModelRunner):
-    """A T5 ready to step: `encode` the sources of new sequences, then `step` with their decoders' tokens."""
+    """A T5 ready to run: `encode` the sources of new sequences, then `step` with their decoder tokens."""
 
     config: T5Config
 
@@ -181,14 +182,14 @@ class EncoderDecoderRunner(ModelRunner):
         self.step(StepBatch.build([SequenceStep([0], 0, [0], ([0], 1))], self.block_size))
 
     def encode(self, batch: StepBatch) -> None:
-        """Leaves the decoder's keys and values of whole sources in the blocks of their tables."""
+        """Writes the decoder's keys and values for whole sources to the blocks of their tables."""
         with graph_turn:
             tensors = self._tensors(batch)
             self._encoder(*tensors[:7], *(tensors[9:] if self._is_adapted else ())).asnumpy()
 
 
 def distance_bias(kernels: ModuleType, config: T5Config, weights: Weights, stack: str) -> Weight:
-    """The bias of every head and distance [H * (2 * max_distance + 1)], out of the stack's table of buckets."""
+    """Returns the bias of every head and distance [H * (2 * max_distance + 1)], from the stack's table of buckets."""
     weight = weights[f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"]
     table = kernels.memory(weight.data)
     if table.dtype == np.uint8:
@@ -198,7 +199,7 @@ def distance_bias(kernels: ModuleType, config: T5Config, weights: Weights, stack
 
 
 def head_norm(kernels: ModuleType, config: T5Config, weights: Weights) -> Weight:
-    """The decoder's last norm, which also divides the input of a tied output layer by the root of its width."""
+    """Returns the decoder's last norm; for a tied output layer it also divides by the root of the hidden size."""
     weight = weights["decoder.final_layer_norm.weight"]
     if not config.tie_embeddings:
         return weight
@@ -212,7 +213,7 @@ def _vector(kernels: ModuleType, name: str, values: np.ndarray) -> Weight:
 
 
 def _attention(weights: Weights, prefix: str, matrix: str, distances: Weight | None = None) -> dict[str, Weight]:
-    """The kernels' weights of an attention half; `matrix` is the first of its products."""
+    """Returns the kernels' weights of an attention sublayer; `matrix` names its first projection."""
     named = {
         "norm": weights[f"{prefix}layer_norm.weight"],
         "qkv": weights[f"{prefix}{matrix}.weight"],
@@ -232,7 +233,7 @@ def _feed_forward(kernels: ModuleType, config: T5Config, weights: Weights, prefi
 
 
 def _is_adapted(weights: Weights) -> bool:
-    """Whether adapters may be asked for, of the encoder's weights or the decoder's: both take their numbers then."""
+    """Whether any weight has adapters; encoder and decoder then both take adapter numbers as an input."""
     return any(weight.additions for weight in weights.values())
 
 

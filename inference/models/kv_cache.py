@@ -1,6 +1,6 @@
 """The paged KV cache: memory for keys and values in blocks of a fixed number of positions.
 
-Knows sizes and memory; which block belongs to which sequence is the scheduler's business.
+Knows sizes and memory; the scheduler decides which block belongs to which sequence.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import numpy as np
 from inference.kernels.shapes import AttentionShape, LatentShape
 from inference.models.architecture.t5_config import AnyConfig
 
-# A layer's memory as the kernels lay it out: keys and values, or latents; slot = block * block_size + offset.
+# A layer's memory in the kernels' layout: keys and values, or latents; slot = block * block_size + offset.
 LayerCache = tuple[Any, ...]
 
 
 def block_bytes(config: AnyConfig, block_size: int, half: bool = False) -> int:
-    """Bytes that one block takes over all layers."""
+    """Returns the bytes of one block over all layers."""
     return config.num_layers * block_size * config.cache_size * (2 if half else 4)
 
 
 def allocate(kernels: ModuleType, shapes: Sequence[AttentionShape | LatentShape]) -> list[LayerCache]:
-    """A cache for every layer, zeroed: stock operators read (and mask) slots that were never written."""
+    """Allocates a zeroed cache for every layer; stock operators read (and mask) slots that were never written."""
     return [
         tuple(
             kernels.zeros(f"cache.{layer}.{part}", size, np.float16 if shape.half_cache else np.float32)
@@ -40,11 +40,11 @@ def copy_blocks(
     shape: AttentionShape | LatentShape,
     pairs: Sequence[tuple[int, int]],
 ) -> None:
-    """Copies whole blocks in every layer, one pair (from, to) after the other."""
+    """Copies whole blocks in every layer, one pair (from, to) after another."""
     for layer in caches:
         for data in layer:
             memory = kernels.memory(data)
-            # Either a block holds all heads, or a head all blocks.
+            # The layout is either block-major (a block holds all heads) or head-major (a head holds all blocks).
             heads = 1 if len(memory) == shape.num_blocks else shape.kv_heads
             blocks = memory.reshape(heads, shape.num_blocks, -1)
             for source, target in pairs:

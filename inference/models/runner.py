@@ -1,6 +1,6 @@
-"""A model ready to step: network, weights and cache on the device.
+"""A model ready to run: network, weights and cache on the device.
 
-Knows how a step's arrays become logits; knows nothing about requests, sampling or text.
+Knows how to turn a step's arrays into logits; knows nothing about requests, sampling or text.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from inference.parallel.group import Group
 
 
 class StepModel(Protocol):
-    """What the engine needs of a model; a toy in the tests, the network here."""
+    """The interface of a model that the engine uses: the network here, a toy in the tests."""
 
     block_size: int
     num_blocks: int
@@ -42,17 +42,17 @@ class StepModel(Protocol):
     def step(self, batch: StepBatch) -> StepResult: ...
 
     def warm_up(self) -> None:
-        """A step that matters to nobody."""
+        """Runs a dummy step, so that compilation happens now."""
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None: ...
 
     def encode(self, batch: StepBatch) -> None:
-        """Asked for before the first step of requests that have a source."""
+        """Encodes the sources of new requests; called before their first step."""
 
 
 @dataclass
 class LoadTimes:
-    """Seconds spent before the first step: filling the parameters, and compiling the graph (in the first step)."""
+    """Seconds spent before generation: loading the parameters, and compiling the graph (in a warm-up step)."""
 
     load: float = 0.0
     compile: float = 0.0
@@ -63,17 +63,17 @@ class ModelRunner:
 
     Args:
         config: the architecture.
-        pairs: stored tensors and their places (`loading.fit`), or None for random weights.
+        pairs: stored tensors and their places in the parameters (`loading.fit`), or None for random weights.
         num_blocks: size of the KV cache.
-        block_size: positions a block.
+        block_size: positions per block.
         kernels: `kernels.stock` or `kernels.native`.
-        weight_format: of the matrices in memory; None keeps what the checkpoint is stored in.
+        weight_format: format of the matrices in memory; None keeps the checkpoint's format.
         half_cache: keep keys and values in float16.
-        seed: of random weights.
+        seed: seed for random weights.
         progress: called with each tensor as it is loaded.
-        shard: the part of the model that this rank has, whose tensors `pairs` are; all of it where none is given.
+        shard: this rank's part of the model, to which `pairs` belong; None for the whole model.
         group: the ranks that share the model.
-        adapters: those that sequences may ask for; the merged one is in `pairs`.
+        adapters: the adapters that sequences may select; a merged adapter is already in `pairs`.
     """
 
     def __init__(
@@ -117,14 +117,14 @@ class ModelRunner:
         self.times.load = time.perf_counter() - started
 
     def attention_shapes(self, half_cache: bool) -> Sequence[AttentionShape | LatentShape]:
-        """The attention layers that keep keys and values."""
+        """Returns the shape of each attention layer that has a cache."""
         from inference.models.decoder import attention_shapes
 
         assert isinstance(self.config, ModelConfig)
         return attention_shapes(self.config, self.num_blocks, self.block_size, half_cache)
 
     def build(self, parameters: dict[str, Weight]) -> CompiledNetwork:
-        """The network, on the caches."""
+        """Builds the network on these parameters and the caches."""
         from inference.models.decoder import Decoder
 
         assert isinstance(self.config, ModelConfig)
@@ -139,7 +139,7 @@ class ModelRunner:
         is_stock = self.kernels is stock
         shapes, formats = self.shard.parameter_shapes(), loading.formats_of(self.shard.model, self.weight_format)
         loaded, destinations = {}, {}
-        # What `convert` packed is used where it lies in the file.
+        # Use tensors that `convert` packed directly from the mapped file.
         in_place = {} if is_stock else _usable_in_place(pairs or [])
         for name in shapes:
             precision = formats[name]
@@ -152,7 +152,7 @@ class ModelRunner:
             dtype, shape = loading.memory_layout(shapes[name], memory)
             data = self.kernels.empty(name, shape, dtype)
             array = self.kernels.memory(data)
-            # The last panel may have room that no row is written to.
+            # The last panel may have padding rows that are never written.
             array[-1:] = 0
             loaded[name] = Weight(data, precision)
             destinations[name] = loading.Destination(array, memory, precision, _packer(is_stock))
@@ -163,35 +163,35 @@ class ModelRunner:
         return loaded
 
     def compile(self) -> None:
-        """Compiles the graph, by a first step on a token that belongs to nobody."""
+        """Compiles the graph by running a dummy step."""
         started = time.perf_counter()
         self.warm_up()
         self.times.compile = time.perf_counter() - started
 
     def warm_up(self) -> None:
-        """A step that matters to nobody."""
-        # Block 0 belongs to no sequence (the scheduler keeps it as padding), so it may be written to.
+        """Runs a dummy step, so that compilation happens now."""
+        # Block 0 belongs to no sequence (the scheduler keeps it as padding), so writing to it is safe.
         self.step(StepBatch.build([SequenceStep([0], 0, [0])], self.block_size))
 
     def encode(self, batch: StepBatch) -> None:
         raise NotImplementedError(f"{self.config.architecture} has no encoder")
 
     def step(self, batch: StepBatch) -> StepResult:
-        """The next tokens of the sequences that the batch names, after writing its keys and values."""
+        """Writes the batch's keys and values, and returns the next tokens of its sequences."""
         heartbeat.busy()
         with graph_turn:
             given = self._network(*self._tensors(batch)).asnumpy()
         first = self.shard.first_token
         if given.ndim == 2:
             return StepResult.of_logits(given, batch, first)
-        # The native head compares the logits itself.
+        # The native head finds the largest logit itself.
         count = len(batch.logits_index)
         best, values = given[:count].astype(np.int64), given[count : 2 * count]
         logits = given[2 * count :].reshape(len(batch.logit_rows), self.config.vocab_size)
         return StepResult(np.where(best < 0, -1, best + first), logits, values)
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """Copies keys and values of whole blocks, one pair (from, to) after the other."""
+        """Copies keys and values of whole blocks, one pair (from, to) after another."""
         from inference.models import kv_cache
 
         kv_cache.copy_blocks(self.kernels, self._caches, self._shapes[0], pairs)
@@ -204,12 +204,12 @@ class ModelRunner:
 
 
 def part_of(shard: Shard, group: Group | None) -> Part | None:
-    """What the kernels need to know of a rank's part; None where there is no group that shares the model."""
+    """Returns what the kernels need to know about a rank's part; None if no group shares the model."""
     return None if group is None else Part(shard.is_first, shard.first_token, group.name, group.handle)
 
 
 def _usable_in_place(pairs: Pairs) -> dict[str, StoredTensor]:
-    """Parameters that are one run of bytes of a file, packed."""
+    """Returns the parameters that are stored packed, as one contiguous run of bytes of a file."""
     parts = Counter(place.parameter for _, place in pairs)
     return {
         place.parameter: tensor

@@ -1,7 +1,7 @@
-"""Everything about a model that can be known without computing: where it is, its sizes, weights and settings.
+"""Everything about a model that is known before it runs: its location, sizes, weights and settings.
 
-Brings together the config, the model's own files and the checkpoint's header, and finds what does not fit. Never
-imports mindspore, so that a mistake is answered at once.
+Combines the config, the model's own files and the checkpoint's header, and checks that they fit together. Never imports
+mindspore, so that mistakes are reported at once.
 """
 
 from __future__ import annotations
@@ -45,19 +45,19 @@ class ModelSource:
     """A model before it is built.
 
     Args:
-        name: what to call it in results.
-        directory: where config.json and the tokenizer are, or a GGUF file that has both; None where the YAML says
+        name: the model's name in results.
+        directory: the directory of config.json and the tokenizer, or a GGUF file that has both; None if the YAML has
             everything.
         checkpoint: file or directory of the weights; None for random weights.
         model: the architecture.
-        generation: the settings of generation that hold for every prompt.
+        generation: the generation settings that apply to every prompt.
         packed: the format that `convert` packed the weights in; None for a checkpoint as published.
-        scheme: how a checkpoint as published is quantized; None for one that is not.
-        own_config: the keys of config.json, with those of the YAML over them.
-        ranks: how many share the model.
-        adapters: in the weights, or for the rows that ask for them.
-        stated_ends: ids that end an answer, by the file that says so.
-        notes: lines for the user: where its files contradict each other, and what was done.
+        scheme: how a checkpoint as published is quantized; None if it is not quantized.
+        own_config: the keys of config.json, overridden by those of the YAML.
+        ranks: number of ranks that share the model.
+        adapters: the adapters, merged into the weights or selected by rows.
+        stated_ends: ids that end an answer, by the file that states them.
+        notes: lines for the user: where the model's files contradict each other, and how that was resolved.
     """
 
     config: InferenceConfig
@@ -76,7 +76,7 @@ class ModelSource:
 
     @property
     def ends_are_given(self) -> bool:
-        """Whether the user's own eos_token_id decides what ends an answer."""
+        """Whether the user's own eos_token_id determines which ids end an answer."""
         return bool(self.config.generation_config.eos_token_id)
 
     @property
@@ -85,14 +85,14 @@ class ModelSource:
         return self.checkpoint is not None and bool(rank_folders(self.checkpoint, self.ranks))
 
     def shard(self, model_rank: int = 0) -> Shard:
-        """A rank's part of the model."""
+        """Returns a rank's part of the model."""
         return Shard(self.model, model_rank, self.ranks)
 
     def pairs(self, model_rank: int = 0) -> Pairs | None:
-        """The tensors of a rank's part of the checkpoint, and their places; None for random weights.
+        """Returns the tensors of a rank's part of the checkpoint, and their places; None for random weights.
 
         Raises:
-            CheckpointError: a damaged file, or tensors that do not fit the config.
+            CheckpointError: a file is damaged, or its tensors do not fit the config.
         """
         if self.checkpoint is None:
             return None
@@ -112,13 +112,13 @@ class ModelSource:
         return pairs if shard.is_whole else shard.cut_packed(pairs, formats, path)
 
     def fit(self, checkpoint: Checkpoint, path: Path, shard: Shard | None = None) -> Pairs:
-        """The tensors of an unpacked checkpoint and their places; `path` is what to call it.
+        """Returns the tensors of an unpacked checkpoint and their places; `path` names it in errors.
 
         Args:
-            shard: the part of the model that the checkpoint is of, where it is a rank's own.
+            shard: the part of the model that the checkpoint holds, if it belongs to one rank; None for the whole model.
 
         Raises:
-            CheckpointError: tensors that do not fit the config.
+            CheckpointError: the tensors do not fit the config.
         """
         model = shard.config if shard else self.model
         loading.check_sizes(checkpoint, model, path)
@@ -133,7 +133,7 @@ class ModelSource:
         return merged.merged_of_rank(pairs, shard) if shard else merged.merged(pairs, model)
 
     def tokenizer(self) -> Tokenizer:
-        """The model's tokenizer."""
+        """Loads the model's tokenizer."""
         settings = self.config.processor.tokenizer.model_dump(exclude_unset=True, exclude_none=True)
         directory = self.directory or (self.checkpoint and _directory_of(self.checkpoint))
         usual = ARCHITECTURES[self.model.architecture].tokenizer
@@ -144,11 +144,11 @@ def resolve(config: InferenceConfig) -> ModelSource:
     """Finds the model that a config names.
 
     Raises:
-        ModelNotFoundError: no model, or no checkpoint and random weights were not asked for.
-        ConfigError: sizes that are missing or make no sense.
+        ModelNotFoundError: there is no model, or there is no checkpoint and random weights were not requested.
+        ConfigError: sizes are missing or invalid.
     """
     config.check_supported()
-    # A family that does not run is named before files are looked for.
+    # Report an unsupported family before looking for files.
     for key, named in (("model.arch.type", config.model.arch.type), ("model.model_config.type", _config_class(config))):
         if named:
             resolve_architecture(named, config.origin(key))
@@ -181,9 +181,9 @@ def resolve(config: InferenceConfig) -> ModelSource:
 
 
 def _has_own_head(checkpoint: Path, model: AnyConfig, scheme: Scheme | None, config: InferenceConfig) -> bool:
-    """Whether a checkpoint whose config ties the output head to the embedding holds another head.
+    """Whether a checkpoint has its own output head although its config ties the head to the embedding.
 
-    T5 is left out: its switch also says how the decoder's output is scaled.
+    T5 is excluded: its switch also determines how the decoder's output is scaled.
     """
     if not isinstance(model, ModelConfig) or not model.tie_embeddings:
         return False
@@ -198,7 +198,7 @@ def _has_own_head(checkpoint: Path, model: AnyConfig, scheme: Scheme | None, con
 def _stated_ends(
     config: InferenceConfig, own: GenerationSettings | None, values: Mapping[str, Any], where: str
 ) -> dict[str, tuple[int, ...]]:
-    """The ids that end an answer by each of the model's files and by model.model_config."""
+    """Returns the ids that end an answer according to each of the model's files and to model.model_config."""
     if own is None:
         own = GenerationSettings()
     by_file = settings_from_model({"eos_token_id": values.get("eos_token_id")}, where).eos_token_id
@@ -209,10 +209,10 @@ def _stated_ends(
 
 
 def _adapters(config: InferenceConfig, model: AnyConfig, only_chosen: bool) -> Adapters:
-    """The adapters that a config names, of which only the merged one is read where there is one.
+    """Reads the adapters that a config names; if one is merged, reads only that one.
 
     Args:
-        only_chosen: nothing can be merged into the weights.
+        only_chosen: no adapter can be merged into the weights.
     """
     paths, merged = adapter_paths(config), config.engine.merge_adapter
     config.check_adapters("engine.merge_adapter", (merged,), paths)
@@ -231,7 +231,7 @@ def _adapters(config: InferenceConfig, model: AnyConfig, only_chosen: bool) -> A
 
 
 def _locate(config: InferenceConfig) -> tuple[Path | None, Path | None]:
-    """(directory of the model's files, file or directory of its weights)."""
+    """Returns the directory of the model's files, and the file or directory of its weights."""
     random_weights = config.engine.random_weights
     given = config.load_checkpoint or config.checkpoint_name_or_path
     if not given and not config.pretrained_model_dir and not random_weights:
@@ -251,7 +251,10 @@ def _locate(config: InferenceConfig) -> tuple[Path | None, Path | None]:
 
 
 def _model_directory(config: InferenceConfig, checkpoint: Path | None) -> Path | None:
-    """Weights that come with a config.json are a whole model, whatever else the YAML names; so is a GGUF file."""
+    """Returns the directory of the model's files: that of the weights if it has a config.json, else the YAML's.
+
+    A GGUF file is returned itself, because it is a whole model.
+    """
     if checkpoint is not None and is_gguf(checkpoint):
         return checkpoint
     if checkpoint is not None and is_file(_directory_of(checkpoint) / CONFIG_FILE):
@@ -274,7 +277,7 @@ def _checkpoint_path(given: str, config: InferenceConfig) -> Path:
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether it is a GGUF file, which is a whole model: sizes, weights and tokenizer."""
+    """Whether the path is a GGUF file, which is a whole model: sizes, weights and tokenizer."""
     return path.suffix == GGUF_SUFFIX and is_file(path)
 
 
@@ -283,7 +286,7 @@ def _directory_of(checkpoint: Path) -> Path:
 
 
 def _architecture(config: InferenceConfig, directory: Path | None) -> tuple[dict[str, Any], str]:
-    """The keys of config.json with those of the YAML over them, and what to name in errors."""
+    """Returns the keys of config.json, overridden by those of the YAML, and the name of their source for errors."""
     given = config.model.model_config.given_architecture()
     if directory and is_gguf(directory):
         own = read_gguf_config(directory)
@@ -309,7 +312,7 @@ def _packed_format(values: Mapping[str, Any], where: str) -> Format | None:
 
 
 def _config_class(config: InferenceConfig) -> str | None:
-    """MindFormers' config class, where nothing else names the architecture."""
+    """Returns MindFormers' config class, if nothing else names the architecture."""
     model = config.model.model_config
     return None if config.model.arch.type or model.architectures or model.model_type else model.type
 

@@ -1,6 +1,6 @@
 """One step of a model: a flat batch of tokens with no padding, as plain numpy arrays.
 
-Prefill, chunked prefill, decode and any mix of them are the same step. Never imports mindspore.
+Prefill, chunked prefill, decode and any mix of them use the same step. Never imports mindspore.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ class SequenceStep:
     """The part of one sequence in a step.
 
     Args:
-        tokens: ids to process now.
+        tokens: ids to process in this step.
         start: position of the first of them in the sequence.
         block_table: ids of the cache blocks that hold the sequence, enough for `start + len(tokens)` positions.
         source: the blocks and the length of the source that a decoder attends to; None in models without an encoder.
-        adapter: by its number, from 1; 0 for none.
-        num_logits: its last tokens whose logits are compared: one, or more where the last ones are guesses.
+        adapter: number of the sequence's adapter, from 1; 0 for none.
+        num_logits: number of last tokens whose logits are compared: one, or more if the last tokens are speculative.
     """
 
     tokens: Sequence[int]
@@ -35,16 +35,16 @@ class SequenceStep:
 
 @dataclass(frozen=True)
 class StepBatch:
-    """T tokens of B sequences, the longest query being Q; int32 throughout.
+    """T tokens of B sequences; Q is the length of the longest query. All arrays are int32.
 
     tokens, positions, slots [T]; block_tables [B, blocks] (padded with block 0, which the mask hides);
     query_starts [B + 1]: sequence b's tokens are [query_starts[b], query_starts[b + 1]);
-    query_index [B, Q]: where each sequence's tokens stand in the flat batch (padded with 0);
-    token_index [T]: where each token stands in the flattened [B, Q];
-    logits_index [R]: the tokens that another follows, whose logits are compared;
-    logit_rows [S]: of these R those whose logits are wanted themselves;
-    cross_tables [B, blocks], cross_lengths [B]: of the sources that a decoder attends to; None in other models;
-    adapters [T]: each token's adapter, from 1, 0 for none; None where no token has one.
+    query_index [B, Q]: index of each sequence's tokens in the flat batch (padded with 0);
+    token_index [T]: index of each token in the flattened [B, Q];
+    logits_index [R]: the tokens whose logits are compared to find the next token;
+    logit_rows [S]: the rows among these R whose full logits are returned;
+    cross_tables [B, blocks], cross_lengths [B]: the sources that a decoder attends to; None in other models;
+    adapters [T]: each token's adapter number, from 1, 0 for none; None if no token has one.
     """
 
     tokens: np.ndarray
@@ -68,11 +68,11 @@ class StepBatch:
         all_logits: bool = False,
         logit_rows: Sequence[int] | None = None,
     ) -> StepBatch:
-        """Lays sequences end to end.
+        """Concatenates sequences into one flat batch.
 
         Args:
-            all_logits: the logits of all tokens count, instead of those of each sequence's last token.
-            logit_rows: of these, those that are wanted themselves; None for all.
+            all_logits: compare the logits of all tokens, instead of those of each sequence's last tokens.
+            logit_rows: the rows among these whose full logits are returned; None for all.
         """
         lengths = np.array([len(sequence.tokens) for sequence in sequences])
         starts = np.cumsum(lengths) - lengths
@@ -105,21 +105,21 @@ class StepBatch:
         return replace(batch, adapters=np.repeat(numbers, lengths).astype(np.int32)) if any(numbers) else batch
 
     def fields(self) -> tuple[np.ndarray, ...]:
-        """What a `StepBatch` is made of, in that order, to be sent; what is None as an array without elements."""
+        """Returns the fields in their order, for sending to another rank; None becomes an empty array."""
         values = (getattr(self, field.name) for field in dataclasses.fields(self))
         return tuple(np.empty(0, np.int32) if value is None else value for value in values)
 
     @classmethod
     def of_fields(cls, arrays: Sequence[np.ndarray]) -> StepBatch:
-        """The batch of which `fields` gave these."""
+        """Rebuilds the batch from the arrays that `fields` returned."""
         pairs = zip(dataclasses.fields(cls), arrays, strict=True)
-        # The first fields have no default; of these the last may be empty.
+        # Fields without a default are always passed; the last of them may be empty.
         return cls(
             **{field.name: array for field, array in pairs if array.size or field.default is dataclasses.MISSING}
         )
 
     def arrays(self) -> tuple[np.ndarray, ...]:
-        """In the order that the network takes them; before `logit_rows` a 0, because it may be empty."""
+        """Returns the network's inputs in order; `logit_rows` gets a leading 0, because it may be empty."""
         sources = () if self.cross_tables is None else (self.cross_tables, self.cross_lengths)
         return (
             self.tokens,
@@ -135,19 +135,22 @@ class StepBatch:
         )
 
     def adapted_arrays(self) -> tuple[np.ndarray, ...]:
-        """The same for a network with adapters."""
+        """Returns the inputs, in order, of a network with adapters."""
         return (*self.arrays(), np.zeros_like(self.tokens) if self.adapters is None else self.adapters)
 
 
 def _last_tokens(ends: np.ndarray, sequences: Sequence[SequenceStep]) -> np.ndarray:
-    """Where the tokens whose logits count stand in the flat batch [R]; `ends` is where each sequence ends there [B]."""
+    """Returns the indices in the flat batch of the tokens whose logits are compared [R].
+
+    `ends` [B] holds the end of each sequence in the flat batch.
+    """
     counts = np.array([sequence.num_logits for sequence in sequences])
     before = np.cumsum(counts) - counts
     return np.arange(counts.sum()) + np.repeat(ends - counts - before, counts)
 
 
 def _tables(tables: Sequence[Sequence[int]]) -> np.ndarray:
-    """Block tables as rows [B, blocks], padded with block 0."""
+    """Returns block tables as rows [B, blocks], padded with block 0."""
     rows = np.zeros((len(tables), max(map(len, tables))), np.int32)
     for row, table in zip(rows, tables, strict=True):
         row[: len(table)] = table
@@ -156,12 +159,12 @@ def _tables(tables: Sequence[Sequence[int]]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step gives for the R tokens of its `logits_index`.
+    """The results of a step for the R tokens of its `logits_index`.
 
-    best [R]: the token with the largest logit, the first of several; -1 where a logit is NaN or +inf, or all are -inf.
-        A logit of -inf is a token that cannot be chosen.
-    logits [S, vocabulary]: float32, of the rows in `logit_rows`.
-    value [R]: float32, the logit of each `best`; NaN or +inf where one spoils the row.
+    best [R]: the token with the largest logit, the first of equals; -1 if a logit is NaN or +inf, or all are -inf.
+        A token with a logit of -inf cannot be chosen.
+    logits [S, vocabulary]: float32, for the rows in `logit_rows`.
+    value [R]: float32, the logit of each `best`; NaN or +inf if the row contains one.
     """
 
     best: np.ndarray
@@ -170,24 +173,24 @@ class StepResult:
 
     @classmethod
     def of_logits(cls, logits: np.ndarray, batch: StepBatch, first_token: int = 0) -> StepResult:
-        """From the logits [R, vocabulary] of all of them, or of the part of the vocabulary from `first_token` on."""
-        # NaN makes a row's maximum NaN; -inf is a token that cannot be chosen, and a failure only if all are.
+        """Builds the result from logits [R, vocabulary], or those of a part of the vocabulary from `first_token` on."""
+        # A NaN makes the row's maximum NaN. A token with -inf cannot be chosen; the row fails only if all are -inf.
         value = logits.max(axis=1)
         best = np.where(np.isfinite(value), logits.argmax(axis=1) + first_token, -1)
         return cls(best, logits[batch.logit_rows], value)
 
     @classmethod
     def of_parts(cls, parts: Sequence[StepResult]) -> StepResult:
-        """From the results of neighboring parts of the vocabulary, in their order."""
+        """Merges the results of neighboring parts of the vocabulary, given in order."""
         best = np.stack([part.best for part in parts])
         values = np.stack([part.value for part in parts])
         rows = np.arange(best.shape[1])
-        # The first of equals, as within a part. A part may have no token that can be chosen, which is no failure.
+        # Take the first of equals, as within a part. A part without any token that can be chosen is not a failure.
         winner = values.argmax(axis=0)
         failed = ((best < 0) & ~np.isneginf(values)).any(axis=0)
         chosen = np.where(failed, -1, best[winner, rows])
         return cls(chosen, np.concatenate([part.logits for part in parts], axis=1), values[winner, rows])
 
     def arrays(self) -> tuple[np.ndarray, ...]:
-        """best, logits, value: what `StepResult` is made of."""
+        """Returns the fields: best, logits, value."""
         return self.best, self.logits, self.value

@@ -1,8 +1,8 @@
 """One model on several ranks: the leader steps, the others follow.
 
-The leader has the engine, and so scheduling, sampling and text; a follower knows its part of the weights and of the
-cache, and does what it is told: a step, the encoding of sources, a copy of blocks, an end. So whatever is chosen is
-chosen once.
+The leader has the engine, and so scheduling, sampling and text. A follower has its part of the weights and of the
+cache, and executes the leader's commands: run a step, encode sources, copy blocks, end. So every decision is made only
+once.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from inference.parallel.connections import Links
 
 STEP, ENCODE, COPY, RESULT, END = "step", "encode", "copy", "result", "end"
 NEEDS, ROOM, BLOCKS = "needs", "room", "blocks"
-# What a rank must have room for: positions of cache in all or None, and of the longest row.
+# Cache positions that a rank must have room for: in total (or None), and of the longest row.
 Needs = tuple[int | None, int]
 
 
 def agree_on_blocks(links: Links, measure: Callable[[], tuple[int, Needs]]) -> int:
-    """The number of blocks of cache that all ranks of a replica have room for: the leader's side.
+    """Agrees on the number of cache blocks that all ranks of a replica have room for: the leader's side.
 
     Args:
-        measure: the number that this rank has room for, and for what.
+        measure: returns the number of blocks that this rank has room for, and its needs.
 
     Raises:
-        InferenceError: a rank has too little room.
+        InferenceError: a rank has too little memory.
     """
     own, (positions, row) = measure()
     for channel in links.followers:
@@ -51,17 +51,17 @@ def agree_on_blocks(links: Links, measure: Callable[[], tuple[int, Needs]]) -> i
 
 
 def follow_on_blocks(links: Links, measure: Callable[[Needs], tuple[int, Needs]]) -> int:
-    """A follower's side of `agree_on_blocks`.
+    """Runs a follower's side of `agree_on_blocks`.
 
     Raises:
-        InferenceError: this rank has too little room.
+        InferenceError: this rank has too little memory.
     """
     assert links.leader is not None
     fields = links.leader.expect(NEEDS).fields
     try:
         blocks, _ = measure((fields["positions"], fields["row"]))
     except InferenceError as error:
-        # The leader says so, and ends all.
+        # The leader reports the error and stops all ranks.
         links.unwatch()
         links.leader.send(ROOM, blocks=0, error=str(error))
         raise
@@ -70,14 +70,14 @@ def follow_on_blocks(links: Links, measure: Callable[[Needs], tuple[int, Needs]]
 
 
 class LeadingRunner:
-    """A leader's model: what `StepModel` is, over all ranks of a replica.
+    """The leader's model: a `StepModel` that runs on all ranks of a replica.
 
     Args:
         runner: this rank's part.
-        links: to the followers, whose `follow` is running or will be.
+        links: connections to the followers, which run `follow` now or soon.
 
     Attributes:
-        gathering_seconds: spent on the followers' results, which the leader waits for when its own is there.
+        gathering_seconds: time spent waiting for the followers' results after the leader's own.
     """
 
     def __init__(self, runner: ModelRunner, links: Links):
@@ -92,12 +92,12 @@ class LeadingRunner:
         self._links = links
 
     def step(self, batch: StepBatch) -> StepResult:
-        """The next tokens of the sequences that the batch names.
+        """Returns the next tokens of the batch's sequences.
 
         Raises:
             PeerLostError: a follower is gone.
-            InferenceError: this rank's part cannot be computed; the followers wait for it in the middle of the step, so
-                none of them can go on.
+            InferenceError: this rank's part failed; the followers wait for it in the middle of the step, so none of
+                them can continue.
         """
         for channel in self._links.followers:
             channel.send(STEP, batch.fields())
@@ -116,23 +116,23 @@ class LeadingRunner:
             raise InferenceError(f"the leading rank cannot compute: {type(error).__name__}: {error}") from error
 
     def warm_up(self) -> None:
-        """A step that matters to nobody."""
+        """Runs a dummy step, so that compilation happens now."""
         self.step(StepBatch.build([SequenceStep([0], 0, [NULL_BLOCK])], self.block_size))
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """Copies whole blocks of the cache on every rank, one pair (from, to) after the other."""
+        """Copies whole blocks of the cache on every rank, one pair (from, to) after another."""
         for channel in self._links.followers:
             channel.send(COPY, [np.array(pairs, np.int32)])
         self.runner.copy_blocks(pairs)
 
     def encode(self, batch: StepBatch) -> None:
-        """Leaves what a decoder needs of whole sources in the cache of every rank."""
+        """Encodes whole sources, and writes what the decoder needs to the cache of every rank."""
         for channel in self._links.followers:
             channel.send(ENCODE, batch.fields())
         self.runner.encode(batch)
 
     def close(self) -> None:
-        """Lets the followers go; nothing more can be computed."""
+        """Ends the followers; no further step can be run."""
         self._links.unwatch()
         for channel in self._links.followers:
             with suppress(PeerLostError):
@@ -140,7 +140,7 @@ class LeadingRunner:
 
 
 def follow(runner: ModelRunner, links: Links) -> None:
-    """A follower's life: does what its leader says until that is to end.
+    """Runs a follower: executes the leader's commands until the leader ends it.
 
     Raises:
         PeerLostError: the leader is gone.

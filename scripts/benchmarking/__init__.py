@@ -1,5 +1,5 @@
-"""What `scripts/bench.py` measures, and with; nothing imports it at run time.
+"""The programs and tools of `scripts/bench.py`; the package does not import it.
 
-`process`, `workload`, `gguf_file` and the peers also run under interpreters of their own, so they import the standard
-library, numpy and the peer, and nothing of this project beside one another.
+`process`, `workload`, `gguf_file` and the peers also run under other interpreters, so they import only the standard
+library, numpy, the peer and one another.
 """

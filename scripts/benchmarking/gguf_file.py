@@ -1,11 +1,11 @@
-"""A Llama or Qwen2 checkpoint as a GGUF file, with the `gguf` package.
+"""Converts a Llama or Qwen2 checkpoint to a GGUF file, with the `gguf` package.
 
     python -m benchmarking.gguf_file MODEL_DIR OUT.gguf f32|f16
 
-Facts of the format (gguf's own constants and llama.cpp's loader): vectors stay float32; the architecture `llama`
+Facts of the format (from gguf's constants and llama.cpp's loader): vectors stay float32; the architecture `llama`
 rotates neighboring pairs of a head (rope type NORM), so rows of q and k are reordered from Hugging Face's halves,
-while `qwen2` rotates halves (NEOX) and takes them as they are; a tied head is left out. No tokenizer is written
-(`no_vocab`): the bench gives ids.
+while `qwen2` rotates halves (NEOX) and keeps their order; a tied head is omitted. No tokenizer is written (`no_vocab`),
+because the benchmark passes ids.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TYPES = {"f32": np.float32, "f16": np.float16}
 
 
 class Tensors:
-    """The tensors of a safetensors file, as float32, one at a time."""
+    """The tensors of a safetensors file, read one at a time as float32."""
 
     def __init__(self, path: Path):
         with path.open("rb") as file:
@@ -55,7 +55,7 @@ class Tensors:
 
 
 def gguf_name(name: str) -> str:
-    """A tensor's name in GGUF."""
+    """Return a tensor's name in GGUF."""
     stem, _, kind = name.rpartition(".")
     if stem in NAMES:
         return f"{NAMES[stem]}.{kind}"
@@ -64,14 +64,14 @@ def gguf_name(name: str) -> str:
 
 
 def pairs_from_halves(rows: np.ndarray, heads: int) -> np.ndarray:
-    """Rows of q or k so that the halves of each head, which are rotated together, become neighbors."""
+    """Reorder rows of q or k so that the rows of a head that are rotated together become neighbors."""
     size = len(rows) // heads
     order = np.arange(size).reshape(2, size // 2).T.reshape(-1)
     return rows.reshape(heads, size, *rows.shape[1:])[:, order].reshape(rows.shape)
 
 
 def write(directory: Path, target: Path, dtype: str) -> None:
-    """Writes `target`, complete or not at all; one tensor is in memory at a time."""
+    """Write `target` atomically, with one tensor in memory at a time."""
     import gguf
 
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))

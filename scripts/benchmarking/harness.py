@@ -1,8 +1,8 @@
-"""One task of a peer benchmark's harness, as it asks for it: a JSON line with the task's figures.
+"""Runs one task of a peer benchmark's harness and prints its figures as a JSON line.
 
 The harness gives every peer the same prompts file, `{"requests": [{"prompt_ids", "max_new_tokens"}, ...]}`, and
-compares `ttft_s`, `decode_tok_s`, `prefill_tok_s`, `batch_tok_s`, `startup_s` and `out_ids`; it measures memory from
-outside.
+compares `ttft_s`, `decode_tok_s`, `prefill_tok_s`, `batch_tok_s`, `startup_s` and `out_ids`; it measures memory
+externally.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TASKS = ("single", "prefill", "batch", "startup")
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    """The harness's arguments."""
+    """Parse the harness's arguments."""
     parser = argparse.ArgumentParser(prog="bench.py --harness", description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--model", type=Path, required=True, help="checkpoint directory")
     parser.add_argument("--prompts", type=Path, required=True, help="the harness's prompts file")
@@ -41,7 +41,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def model_directory(arguments: argparse.Namespace, dtype: str) -> Path:
-    """The checkpoint, or what it was converted to where that is asked for."""
+    """Return the checkpoint, or its converted directory if requested."""
     if arguments.converted is None:
         return arguments.model
     directory = arguments.converted / f"{arguments.model.resolve().name}-{dtype}"
@@ -51,8 +51,8 @@ def model_directory(arguments: argparse.Namespace, dtype: str) -> Path:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The figures of the task; those of other tasks are None."""
-    # Without the harness, from the start of this process.
+    """Return the task's figures; those of other tasks are None."""
+    # Without the harness, measure from the start of this process.
     spawned = float(os.environ.get("BENCH_T0") or time.time())
     given = json.loads(arguments.prompts.read_text(encoding="utf-8"))["requests"]
     requests = [(request["prompt_ids"], request["max_new_tokens"]) for request in given]
@@ -85,5 +85,5 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(arguments: list[str]) -> None:
-    """Prints the JSON line."""
+    """Print the JSON line."""
     print(json.dumps(run(parse(arguments))), flush=True)

@@ -1,8 +1,8 @@
-// What the machine can do at most: reading memory, and float32 multiply-adds in registers.
+// Measures the machine's peak rates: memory reads, and float32 multiply-adds in registers.
 //
 //   machine THREADS BYTES PASSES
 //
-// Prints a line for each pass: "read <bytes a second>" and "multiply <floating-point operations a second>".
+// Prints per pass: "read <bytes per second>" and "multiply <floating-point operations per second>".
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -29,7 +29,7 @@ static double seconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-// From the moment that the first thread begins to the moment that the last one ends.
+// Time from the start of the first thread to the end of the last one.
 static double timed(int threads, const std::function<void(int)> &work) {
   std::atomic<int> ready{0};
   std::vector<double> begin(threads), end(threads);
@@ -82,7 +82,7 @@ static void multiply_add() {
 int main(int argc, char **argv) {
   if (argc != 4) return 2;
   const int threads = std::atoi(argv[1]), passes = std::atoi(argv[3]);
-  // Large pages, so that the memory is measured and not the look-up of addresses.
+  // Use huge pages, so that memory is measured and not address translation.
   constexpr size_t kPage = size_t{2} << 20;
   const size_t bytes = std::strtoull(argv[2], nullptr, 10) / threads / kPage * kPage, part = bytes / 8;
   std::vector<std::unique_ptr<uint64_t, decltype(&std::free)>> data;

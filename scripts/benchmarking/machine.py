@@ -1,4 +1,4 @@
-"""What this machine can do at most, measured in a process of its own, so that no other process's memory counts it."""
+"""The machine's peak rates, measured in a separate process so that no other process's memory figures include it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pathlib import Path
 SOURCE = Path(__file__).with_name("machine.cpp")
 COMPILERS = (os.environ.get("CXX", ""), "c++", "g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-pthread")
-# Far more than any cache holds.
+# Far larger than any cache.
 READ_BYTES, PASSES = 1 << 30, 8
 
 
 class MachineError(Exception):
-    """The machine cannot be measured; the message says why."""
+    """The machine cannot be measured; the message states the reason."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Machine:
     """The best of several passes.
 
     Args:
-        bandwidth: bytes a second that all threads read together.
-        flops: float32 operations a second of all threads; a multiply-add is two.
+        bandwidth: bytes per second that all threads together read.
+        flops: float32 operations per second of all threads; a multiply-add counts as two.
     """
 
     bandwidth: float
@@ -35,10 +35,10 @@ class Machine:
 
 
 def build(work: Path) -> Path:
-    """The built program; built once for each state of its source.
+    """Build the program, once per version of its source, and return its path.
 
     Raises:
-        MachineError: no compiler, or one that fails.
+        MachineError: there is no compiler, or it fails.
     """
     key = hashlib.sha256(SOURCE.read_bytes() + " ".join(FLAGS).encode()).hexdigest()[:12]
     program = work / f"machine-{key}"
@@ -58,7 +58,7 @@ def build(work: Path) -> Path:
 
 
 def measure(program: Path, threads: int, read_bytes: int = READ_BYTES, passes: int = PASSES) -> Machine:
-    """Runs the built program."""
+    """Run the built program."""
     command = [str(program), str(threads), str(read_bytes), str(passes)]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     figures = [(kind, float(value)) for kind, value in (line.split() for line in lines)]
@@ -66,7 +66,7 @@ def measure(program: Path, threads: int, read_bytes: int = READ_BYTES, passes: i
 
 
 def name() -> str:
-    """The processor, and how many of its cores this process may use."""
+    """Return the processor's name and the number of cores that this process may use."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown processor")
     return f"{model}, {len(os.sched_getaffinity(0))} cores"

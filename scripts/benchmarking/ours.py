@@ -1,8 +1,8 @@
-"""This project, as a program that is measured.
+"""This project as a measured program.
 
     python -m benchmarking.ours {"action": "measure", "model": DIR, "dtype": "int4", "kernels": "native", "threads": 2}
 
-`measure` gives all figures, `startup` those up to the first token.
+`measure` prints all figures, `startup` those up to the first token.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from benchmarking.workload import Lengths, Run
 
 
 class Ours:
-    """A loaded model, and how long its parts took.
+    """A loaded model, and the time of each part of its start-up.
 
     Args:
         directory: the checkpoint, as published or converted.
         dtype: `engine.weight_dtype`.
-        kernels: native or stock; there is no falling back from either.
-        positions: of KV cache.
-        max_sequences: the most rows of a step.
+        kernels: native or stock, without a fallback.
+        positions: size of the KV cache.
+        max_sequences: maximum rows per step.
     """
 
     def __init__(self, directory: str, dtype: str, kernels: str, threads: int, positions: int, max_sequences: int):
@@ -35,7 +35,7 @@ class Ours:
         from inference.terminal.output import say
 
         engine = {"weight_dtype": dtype, "kernels": kernels, "threads": threads, "max_sequences": max_sequences}
-        # A prompt that was seen before is to be computed again.
+        # Repeated prompts must be computed again.
         config = load_config({"pretrained_model_dir": directory, "engine": {**engine, "prefix_cache": False}})
         source = resolve(config)
         pairs = source.pairs()
@@ -47,7 +47,7 @@ class Ours:
         self._stock = kernels == "stock"
 
     def generate(self, rows: list[list[int]], new: int) -> Run:
-        """As `workload.Program` says."""
+        """See `workload.Program`."""
         from inference.config import GenerationConfig
         from inference.engine.request import Request
 
@@ -69,10 +69,10 @@ class Ours:
         return Run(first - started, rate, [request.output_ids for request in requests])
 
     def many(self, requests: list[tuple[list[int], int]], at_once: int | None = None) -> tuple[float, list[list[int]]]:
-        """(seconds, new ids of each) for prompts that are given at once, each with its own number of new tokens.
+        """Run prompts submitted at once, each with its own number of new tokens; return (seconds, new ids of each).
 
         Args:
-            at_once: the most rows in a step, if not the model's.
+            at_once: maximum rows per step, if not the model's.
         """
         from inference.config import GenerationConfig
         from inference.engine.engine import Engine
@@ -90,7 +90,7 @@ class Ours:
         return time.perf_counter() - started, [request.output_ids for request in made]
 
     def sizes(self) -> dict[str, float]:
-        """Bytes of all weights, of those that one token needs, and of the KV cache."""
+        """Return the bytes of all weights, of those that one token reads, and of the KV cache."""
         from inference.models import kv_cache
         from inference.models.weights.loading import formats_of, layout_bytes, memory_layout
         from inference.models.weights.parameters import EMBEDDING, parameter_shapes
@@ -98,11 +98,11 @@ class Ours:
         runner, engine = self.model.runner, self.model.source.config.engine
         formats = formats_of(runner.config, runner.weight_format)
         sizes = {
-            # Stock operators compute in float32, whatever format the weights were rounded to.
+            # Stock operators compute in float32, regardless of the format that the weights were rounded to.
             name: 4 * math.prod(shape) if self._stock else layout_bytes(memory_layout(shape, formats[name]))
             for name, shape in parameter_shapes(runner.config).items()
         }
-        # A token reads one row of an input embedding that is not the output head as well.
+        # A token reads only one row of the input embedding, unless it is also the output head.
         unread = 0 if runner.config.tie_embeddings else sizes[EMBEDDING]
         half = engine.kv_cache_dtype == "float16" and not self._stock
         kv = kv_cache.block_bytes(runner.config, engine.block_size, half) * runner.num_blocks
@@ -111,9 +111,9 @@ class Ours:
 
 
 def main(job: dict[str, Any]) -> dict[str, object]:
-    """The figures of a job."""
+    """Return the figures of a job."""
     lengths = Lengths()
-    # A block of cache more for each row: lengths are rounded up to whole blocks.
+    # One extra cache block per row, because lengths are rounded up to whole blocks.
     spare = 32 * max(lengths.batches)
     is_measured = job["action"] == "measure"
     positions = lengths.positions + spare if is_measured else 256

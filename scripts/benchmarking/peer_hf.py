@@ -1,4 +1,4 @@
-"""Hugging Face transformers' `generate`, as a program that is measured.
+"""Hugging Face transformers' `generate` as a measured program.
 
 python -m benchmarking.peer_hf {"action": "measure", "model": DIR, "dtype": "float32", "threads": 2}
 """
@@ -16,7 +16,7 @@ from benchmarking.workload import Lengths, Run
 
 
 class Transformers:
-    """A loaded checkpoint, as `AutoModelForCausalLM` loads it."""
+    """A checkpoint loaded by `AutoModelForCausalLM`."""
 
     def __init__(self, directory: str, dtype: str, threads: int):
         import torch
@@ -27,17 +27,17 @@ class Transformers:
         torch.set_num_threads(threads)
         self._torch, self._criteria = torch, StoppingCriteriaList
         self.model = AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype)).eval()
-        # It would stop early there.
+        # Otherwise it would stop early.
         self.model.generation_config.eos_token_id = None
 
     def generate(self, rows: list[list[int]], new: int) -> Run:
-        """As `workload.Program` says."""
+        """See `workload.Program`."""
         torch = self._torch
         ids = torch.tensor(rows)
         moments: list[float] = []
 
         def note(tokens: Any, scores: Any, **_: Any) -> Any:
-            # Called after each token; a streamer would take one row only.
+            # Called after each token; a streamer supports only one row.
             moments.append(time.perf_counter())
             return torch.zeros(len(tokens), dtype=torch.bool)
 
@@ -55,13 +55,13 @@ class Transformers:
 
 
 def main(job: dict[str, Any]) -> dict[str, object]:
-    """The figures of a job."""
+    """Return the figures of a job."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     python = process.age()
     started = time.perf_counter()
     import torch
     import transformers
-    from transformers import AutoModelForCausalLM  # noqa: F401  (transformers imports its parts when they are used)
+    from transformers import AutoModelForCausalLM  # noqa: F401  (transformers imports its parts lazily)
 
     loaded = time.perf_counter()
     program = Transformers(job["model"], job["dtype"], job["threads"])

@@ -1,10 +1,10 @@
-"""llama.cpp through llama-cpp-python's low-level calls, as a program that is measured.
+"""llama.cpp as a measured program, through llama-cpp-python's low-level calls.
 
     python -m benchmarking.peer_llamacpp JOB
 
 The job is JSON: action, model, dtype, threads, `file` (the GGUF file) and `wide_file` (the one in f32). `prepare`
-writes the file: f32 and f16 by `gguf_file`, the others from f32 by llama.cpp's own quantizer, which is what its users
-run. `measure` gives all figures.
+writes the file: f32 and f16 with `gguf_file`, the others from f32 with llama.cpp's own quantizer, as its users do.
+`measure` prints all figures.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BATCH = 2048
 
 
 def prepare(job: dict[str, Any]) -> None:
-    """Writes the GGUF file of a job, complete or not at all."""
+    """Write the GGUF file of a job atomically."""
     target = Path(job["file"])
     if job["dtype"] not in FILE_TYPES:
         gguf_file.write(Path(job["model"]), target, job["dtype"])
@@ -42,7 +42,7 @@ def prepare(job: dict[str, Any]) -> None:
 
 
 class LlamaCpp:
-    """A loaded GGUF file. Each run gets a context of just its size; keys and values are float16, as by default."""
+    """A loaded GGUF file. Each run gets a context of exactly its size; keys and values are float16, the default."""
 
     def __init__(self, path: str, threads: int):
         import llama_cpp
@@ -58,7 +58,7 @@ class LlamaCpp:
         self._batch = llama_cpp.llama_batch_init(BATCH, 0, 1)
 
     def generate(self, rows: list[list[int]], new: int) -> Run:
-        """As `workload.Program` says."""
+        """See `workload.Program`."""
         context = self._context(len(rows), len(rows[0]) + new)
         ids: list[list[int]] = [[] for _ in rows]
         started = time.perf_counter()
@@ -79,7 +79,7 @@ class LlamaCpp:
 
     def _context(self, rows: int, positions: int) -> Any:
         parameters = self._library.llama_context_default_params()
-        # llama.cpp rounds a sequence's share of the cache up to 256 positions by itself.
+        # llama.cpp itself rounds a sequence's share of the cache up to 256 positions.
         parameters.n_ctx, parameters.n_batch, parameters.n_seq_max = rows * positions, BATCH, rows
         parameters.n_threads = parameters.n_threads_batch = self._threads
         context = self._library.llama_init_from_model(self._model, parameters)
@@ -111,7 +111,7 @@ def _silence(library: Any) -> None:
 
 
 def sizes(path: str, config: dict[str, Any]) -> dict[str, int]:
-    """Bytes of all weights, and of those that one token needs, in a file."""
+    """Return the bytes of all weights in a file, and of those that one token reads."""
     import gguf
 
     weights = {tensor.name: int(tensor.n_bytes) for tensor in gguf.GGUFReader(path).tensors}
@@ -120,7 +120,7 @@ def sizes(path: str, config: dict[str, Any]) -> dict[str, int]:
 
 
 def measure(job: dict[str, Any]) -> dict[str, object]:
-    """The figures of a job."""
+    """Return the figures of a job."""
     python = process.age()
     started = time.perf_counter()
     import llama_cpp

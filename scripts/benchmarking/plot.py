@@ -1,4 +1,4 @@
-"""The table as a picture, with matplotlib, which is optional."""
+"""Plots the table with matplotlib, which is optional."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def is_available() -> bool:
 
 
 def draw(rows: list[dict[str, Any]], target: Path) -> None:
-    """Writes a picture in the format of the file's ending: a line of panels for each model, a bar for each row.
+    """Write a plot in the format of the file's extension: a line of panels per model, a bar per row.
 
-    A mark above a bar of decode shows what the memory's bandwidth allows.
+    A mark above a decode bar shows the limit set by memory bandwidth.
     """
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""What a process can say about itself (Linux: proc(5))."""
+"""Figures that a process reads about itself (Linux: proc(5))."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from pathlib import Path
 
 
 def age() -> float:
-    """Seconds since this process started."""
+    """Return the seconds since this process started."""
     fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
     uptime = float(Path("/proc/uptime").read_text().split()[0])
     return uptime - int(fields[19]) / os.sysconf("SC_CLK_TCK")
 
 
 def peak_memory() -> int:
-    """The most memory that this process has had, mapped file pages included, bytes.
+    """Return this process's peak memory in bytes, including mapped file pages.
 
-    VmHWM and not getrusage: the latter also counts what the parent had before it started this program.
+    Uses VmHWM rather than getrusage, which also counts the parent's memory from before it started this program.
     """
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):

@@ -1,4 +1,4 @@
-"""The programs that are measured: how each is found, what it needs before the rounds, and how it is called."""
+"""The measured programs: how to find each, prepare it before the rounds, and call it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 SCRIPTS = Path(__file__).resolve().parent.parent
 ROOT = SCRIPTS.parent
-# Where the layout of converted weights is decided.
+# The sources that determine the layout of converted weights.
 LAYOUT_SOURCES = (
     "kernels/formats.py",
     "kernels/cpp/formats.h",
@@ -27,13 +27,13 @@ LAYOUT_SOURCES = (
 
 @dataclass(frozen=True)
 class Peer:
-    """A program of others.
+    """A third-party program.
 
     Args:
         title: its name in tables.
-        packages: what its interpreter must be able to import.
-        dtypes: the weight formats that it takes.
-        install: what to install where it is missing.
+        packages: packages that its interpreter must be able to import.
+        dtypes: the weight formats that it supports.
+        install: what to install if it is missing.
     """
 
     title: str
@@ -57,8 +57,8 @@ class Call:
     """A process that prints its figures as a JSON line.
 
     Args:
-        prefix: before the names of its figures.
-        reads: files or directories that it reads, to be brought into the page cache first.
+        prefix: precedes the names of its figures.
+        reads: files or directories that it reads, to load into the page cache first.
     """
 
     python: str
@@ -68,7 +68,7 @@ class Call:
     reads: tuple[Path, ...] = ()
 
     def run(self) -> dict[str, Any]:
-        """The figures.
+        """Run the process and return its figures.
 
         Raises:
             CallError: it failed.
@@ -85,7 +85,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Case:
-    """A row of the table: a model in a program and a weight format, and the processes that measure it."""
+    """A row of the table: a model, a program and a weight format, and the processes that measure them."""
 
     model: str
     program: str
@@ -97,14 +97,14 @@ class Case:
 
 
 def missing_packages(python: str, packages: tuple[str, ...]) -> list[str]:
-    """Those of the packages that an interpreter cannot find."""
+    """Return the packages that an interpreter cannot find."""
     program = "import importlib.util, sys; print(*[p for p in sys.argv[1:] if not importlib.util.find_spec(p)])"
     done = subprocess.run([python, "-c", program, *packages], capture_output=True, text=True)
     return done.stdout.split() if done.returncode == 0 else list(packages)
 
 
 def installed_peers(names: list[str], pythons: Mapping[str, str], say: Callable[[str], None]) -> list[str]:
-    """Those of the peers that can be measured; says in one line of each other one what it lacks."""
+    """Return the peers that can be measured; for each other one, report in one line what it lacks."""
     found = []
     for name in names:
         peer, python = PEERS[name], pythons.get(name, sys.executable)
@@ -120,7 +120,7 @@ def installed_peers(names: list[str], pythons: Mapping[str, str], say: Callable[
 
 
 def our_case(directory: Path, dtype: str, kernels: str, threads: int, converted: Path | None) -> Case:
-    """This project on a checkpoint; its start is measured on a converted directory too, where one is given."""
+    """Return the case of this project on a checkpoint; also measures start-up on `converted` if it is given."""
 
     def call(action: str, model: Path, prefix: str = "") -> Call:
         job = {"action": action, "model": str(model), "dtype": dtype, "kernels": kernels, "threads": threads}
@@ -133,7 +133,7 @@ def our_case(directory: Path, dtype: str, kernels: str, threads: int, converted:
 
 
 def peer_cases(name: str, python: str, directory: Path, work: Path, threads: int) -> Iterator[Case]:
-    """A peer on a checkpoint, in every weight format that it takes."""
+    """Yield the cases of a peer on a checkpoint, one per weight format that it supports."""
     files = work / "gguf"
     for dtype in PEERS[name].dtypes:
         job: dict[str, Any] = {"action": "measure", "model": str(directory), "dtype": dtype, "threads": threads}
@@ -147,10 +147,10 @@ def peer_cases(name: str, python: str, directory: Path, work: Path, threads: int
 
 
 def prepare(case: Case, say: Callable[[str], None]) -> None:
-    """Makes the file that a peer reads, where it is not there or older than the checkpoint.
+    """Create the file that a peer reads, if it is missing or older than the checkpoint.
 
     Raises:
-        CallError: it cannot be made.
+        CallError: it cannot be created.
     """
     for call in case.calls:
         if "file" not in call.job:
@@ -164,7 +164,7 @@ def prepare(case: Case, say: Callable[[str], None]) -> None:
 
 
 def convert(directory: Path, dtype: str, work: Path, say: Callable[[str], None]) -> Path:
-    """The checkpoint converted by `--run_mode convert`; once for each state of the layout, older ones go.
+    """Convert the checkpoint with `--run_mode convert`, once per version of the layout; delete older versions.
 
     Raises:
         CallError: it cannot be converted.

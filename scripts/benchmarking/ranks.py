@@ -1,8 +1,8 @@
-"""One rank of a model that several share, as a program that is measured.
+"""One rank of a shared model as a measured program.
 
     python -m benchmarking.ranks {"model": DIR, "dtype": "int8", "prompt": 128, "new": 64}
 
-Which rank it is the environment says, as msrun sets it. The leader prints the figures.
+The environment determines the rank, as set by msrun. The leader prints the figures.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SEED = 3
 
 
 def main(job: dict[str, Any]) -> None:
-    """Runs the job on this rank."""
+    """Run the job on this rank."""
     from inference import build_context, load_config
     from inference.config import GenerationConfig
     from inference.engine.request import Request
@@ -44,7 +44,7 @@ def main(job: dict[str, Any]) -> None:
     model = GenerativeModel(source, pairs, positions=positions, ranks=ranks, kernels=kernels, say=say)
     prompt = np.random.default_rng(SEED).integers(3, source.model.vocab_size, job["prompt"]).tolist()
     with closing(model), model.engine() as running:
-        # The first time warms up caches and threads.
+        # The first run warms up caches and threads.
         for _ in range(2):
             request = Request("0", prompt, GenerationConfig(ignore_eos=True), job["new"])
             running.add(request)
@@ -66,12 +66,12 @@ def main(job: dict[str, Any]) -> None:
 
 
 def engine_block(config: Any) -> int:
-    """Positions that rounding up to whole blocks may take."""
+    """Return the positions that rounding up to whole blocks may add."""
     return int(config.engine.block_size)
 
 
 def _waited(model: Any) -> float:
-    """Seconds that the leader has spent on other ranks so far: sums, and results of the head."""
+    """Return the seconds that the leader has waited for other ranks so far: sums, and results of the head."""
     group = model.runner.group
     return group.native.figures()[1] + model.stepper.gathering_seconds if group else 0.0
 

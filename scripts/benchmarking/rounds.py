@@ -1,6 +1,6 @@
 """Runs cases in turn, over several rounds, and takes medians.
 
-The machine is measured right before each case, so that a share of its bandwidth belongs to the same moment.
+The machine is measured right before each case, so that a case's share of the bandwidth refers to the same moment.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from benchmarking import machine
 from benchmarking.programs import CallError, Case
 
 Figures = dict[str, Any]
-# Whose answers the others are compared with: the first of these that was measured.
+# Reference for the other programs' answers: the first of these that was measured.
 REFERENCES = (("transformers", "float32"), ("ours", "float32"), ("llama.cpp", "f32"))
 
 
 def run(
     cases: list[Case], rounds: int, threads: int, gauge: Path | None, say: Callable[[str], None]
 ) -> dict[Case, list[Figures]]:
-    """The figures of every case in every round; of a case that fails, those before it failed.
+    """Return the figures of every case in every round; for a failing case, those before the failure.
 
     Args:
         gauge: the program that measures the machine (`machine.build`), or None.
-        say: told in a line what runs and what fails.
+        say: receives a line about each run and each failure.
     """
     measured: dict[Case, list[Figures]] = {case: [] for case in cases}
     failed: set[Case] = set()
     for number in range(rounds):
-        # Backwards every second time, so that nobody always follows the same neighbor.
+        # Reverse every second round, so that no case always follows the same neighbor.
         for case in cases if number % 2 == 0 else reversed(cases):
             if case in failed:
                 continue
@@ -59,7 +59,7 @@ def _once(case: Case, threads: int, gauge: Path | None) -> Figures:
 
 
 def read_through(path: Path) -> None:
-    """Brings files into the page cache, so that loading does not measure the disk."""
+    """Read files into the page cache, so that loading does not measure the disk."""
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if file.is_file():
             with file.open("rb", buffering=0) as data:
@@ -68,7 +68,7 @@ def read_through(path: Path) -> None:
 
 
 def row(case: Case, threads: int, measured: list[Figures]) -> Figures:
-    """A row of the table: medians, and the relative spread of decode at batch 1 over the rounds."""
+    """Return a row of the table: medians, and the relative spread of decode at batch 1 over the rounds."""
     result: Figures = {"model": case.model, "program": case.program, "weights": case.weights, "threads": threads}
     if not measured:
         return result
@@ -85,7 +85,7 @@ def row(case: Case, threads: int, measured: list[Figures]) -> Figures:
 
 
 def compare(rows: list[Figures]) -> None:
-    """Adds `agree` to rows with answers: the share of leading ids that are those of the reference of their model."""
+    """Add `agree` to rows with answers: the share of leading ids that match their model's reference."""
     for reference in REFERENCES:
         for chosen in rows:
             if (chosen["program"], chosen["weights"]) != reference or "out_ids" not in chosen:

@@ -1,4 +1,4 @@
-"""The architectures that are measured, and checkpoints of them with random weights."""
+"""The measured architectures, and checkpoints of them with random weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-# Values that are made together, so that working memory stays small.
+# Values generated at a time, to limit working memory.
 VALUES_AT_ONCE = 1 << 24
 
 
@@ -28,7 +28,7 @@ class Shape:
     tied: bool
 
     def config(self) -> dict[str, Any]:
-        """As config.json, with all that the peers ask for."""
+        """Return config.json with all keys that the peers require."""
         is_llama = self.architecture.startswith("Llama")
         return {
             "architectures": [self.architecture],
@@ -58,7 +58,7 @@ SHAPES = {
 
 
 def make_checkpoint(directory: Path, shape: Shape) -> Path:
-    """A bfloat16 checkpoint in the shape; made once, complete or not at all."""
+    """Create a bfloat16 checkpoint of the shape, once and atomically."""
     from inference.models.architecture.registry import model_config_from
     from inference.models.weights.parameters import tensor_places
 
@@ -89,7 +89,7 @@ def make_checkpoint(directory: Path, shape: Shape) -> Path:
 
 
 def _values(name: str, shape: tuple[int, ...], generator: np.random.Generator) -> Iterator[np.ndarray]:
-    """Norms are 1, biases 0, matrices normal with a deviation of 0.02."""
+    """Yield values: 1 for norms, 0 for biases, normal with a standard deviation of 0.02 for matrices."""
     if len(shape) == 1:
         yield np.full(shape, 0 if name.endswith("bias") else 1, np.float32)
         return

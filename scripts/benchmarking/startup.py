@@ -1,4 +1,4 @@
-"""How long whole processes take on the demo model: help, mistakes, and up to a first token, by its parts."""
+"""Measures whole processes on the demo model: help, user errors, and the time to a first token by its parts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarking.programs import ROOT, Call
 
-# Parts of `ours`, in the order in which they come.
+# Parts of `ours`, in order.
 PARTS = {
     "python_s": "Python and checks",
     "import_s": "importing MindSpore",
@@ -21,7 +21,7 @@ PARTS = {
 
 
 def measure(rounds: int, threads: int) -> list[dict[str, Any]]:
-    """Rows of medians, seconds.
+    """Return rows of medians in seconds.
 
     Raises:
         CallError: the demo model does not run.

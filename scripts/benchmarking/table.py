@@ -1,4 +1,4 @@
-"""Rows of figures as markdown, CSV and JSON lines. Knows names of figures, and nothing of how they come about."""
+"""Rows of figures as markdown, CSV and JSON lines. Knows names of figures; knows nothing about measuring them."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ COLUMNS = {
     "agree": "agree",
 }
 STARTUP = {"startup": "start-up of the demo model", "seconds": "s"}
-# Too long for a table; JSON lines have it.
+# Too long for a table; included in JSON lines.
 ANSWERS = "out_ids"
 
 
 def render(rows: list[Row], startup: list[Row], form: str) -> str:
-    """The rows in a form: markdown, csv or jsonl."""
+    """Render the rows as markdown, csv or jsonl."""
     if form == "jsonl":
         return "\n".join(json.dumps(row) for row in [*rows, *startup])
     if form == "csv":
         return _csv([*rows, *startup])
-    # A column that nobody fills is left out.
+    # Omit empty columns.
     columns = {name: title for name, title in COLUMNS.items() if any(name in row for row in rows)}
     parts = [_markdown(rows, TEXTS | columns)] if rows else []
     return "\n\n".join([*parts, _markdown(startup, STARTUP)] if startup else parts)
@@ -64,7 +64,7 @@ def _csv(rows: list[Row]) -> str:
 
 
 def number(value: object) -> str:
-    """Text and whole numbers as they are, others with three significant digits and without an exponent."""
+    """Format text and integers unchanged, other numbers with three significant digits and no exponent."""
     if not isinstance(value, float):
         return str(value)
     size = abs(value)

@@ -1,8 +1,8 @@
-"""A program that stays loaded and does a piece of work whenever it is told to, so that two of them can take turns.
+"""Keeps a program loaded and runs a piece of work on request, so that two programs can take turns.
 
     python -m benchmarking.turns {"program": "ours", "model": DIR, "dtype": "int4", "threads": 2}
 
-The job is JSON, as `benchmarking.ours` and `benchmarking.peer_llamacpp` take it. Prints `ready`; then, for each line
+The job is JSON, as for `benchmarking.ours` and `benchmarking.peer_llamacpp`. Prints `ready`; then, for each line
 {"rows": 1, "prompt": 128, "new": 64, "name": "turn 1"} of standard input, {"first": seconds, "rate": tokens/s}.
 """
 
@@ -14,13 +14,13 @@ from typing import Any
 
 from benchmarking.workload import Program, prompts
 
-# Ids of prompts are below this, which every vocabulary has.
+# Prompt ids are below this, so every vocabulary contains them.
 VOCABULARY = 30000
 POSITIONS = 16 * 256
 
 
 def load(job: dict[str, Any]) -> Program:
-    """The program of a job."""
+    """Load the program of a job."""
     if job["program"] == "ours":
         from benchmarking.ours import Ours
 

@@ -1,7 +1,7 @@
-"""The work that every program is given, and what is counted of it. Knows no program.
+"""The work given to every program, and the figures measured. Knows nothing about the programs.
 
-Prompts are random ids, the same for every program, and none of them twice in a process, so that no cache of common
-beginnings can help.
+Prompts are random ids, the same for every program, and never repeat within a process, so that a prefix cache cannot
+help.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from benchmarking import process
 # The first ids of a vocabulary are special tokens.
 FIRST_ID = 3
 WARM_UP = 16
-# Ids of each answer that are kept, to see whether programs agree.
+# Ids kept of each answer, to compare programs.
 COMPARED = 32
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of prompts and answers, and rows of batches."""
+    """Lengths of prompts and answers in tokens, and of batches in rows."""
 
     prompt: int = 128
     answer: int = 128
@@ -33,18 +33,18 @@ class Lengths:
 
     @property
     def positions(self) -> int:
-        """Positions of KV cache that the largest run needs."""
+        """KV cache positions that the largest run needs."""
         single = self.prompt + self.answer
         return max(single, self.prefill + 1, *(rows * (self.prompt + self.batch_answer) for rows in self.batches))
 
 
 @dataclass(frozen=True)
 class Run:
-    """What came of one run.
+    """The result of one run.
 
     Args:
         first: seconds until every row had its first token.
-        rate: tokens/s of all rows together after that, while all of them ran; 0 where there were none.
+        rate: tokens/s of all rows together after that, while all were running; 0 if there were no further tokens.
         ids: the new ids of each row.
     """
 
@@ -54,39 +54,39 @@ class Run:
 
     @classmethod
     def of_steps(cls, started: float, moments: Sequence[float], ids: list[list[int]]) -> Run:
-        """Of rows that step together: `moments` has the time of each step, which gave every row one token."""
+        """Make the result of rows that step together: `moments` has the time of each step, one token per row."""
         seconds = moments[-1] - moments[0]
         return cls(moments[0] - started, len(ids) * (len(moments) - 1) / seconds if seconds else 0.0, ids)
 
 
 class Program(Protocol):
-    """A loaded model in a program that is measured."""
+    """A loaded model in a measured program."""
 
     def generate(self, rows: list[list[int]], new: int) -> Run:
-        """Continues rows of equal length together, greedily, by `new` tokens each, whatever they are."""
+        """Extend rows of equal length together, greedily, by `new` tokens each, ignoring end-of-sequence."""
         ...
 
 
 def prompts(vocabulary: int, rows: int, length: int, name: str) -> list[list[int]]:
-    """Rows of ids that depend on the arguments alone."""
+    """Return rows of ids that depend only on the arguments."""
     numbers = random.Random(f"{name} {rows} {length}")
     return [[numbers.randrange(FIRST_ID, vocabulary) for _ in range(length)] for _ in range(rows)]
 
 
 def kv_bytes(config: dict[str, Any], positions: int, item_size: int) -> int:
-    """Bytes of keys and values of a config.json's model."""
+    """Return the bytes of keys and values for the model of a config.json."""
     head = config["hidden_size"] // config["num_attention_heads"]
     return 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * head * positions * item_size
 
 
 def first_token(program: Program, vocabulary: int) -> float:
-    """Seconds from the start of this process to a first token."""
+    """Return the seconds from the start of this process to a first token."""
     program.generate(prompts(vocabulary, 1, WARM_UP, "first"), 1)
     return process.age()
 
 
 def measure(program: Program, vocabulary: int, lengths: Lengths) -> dict[str, object]:
-    """Figures of speed and memory; the first of a process, as they begin with `first_token`."""
+    """Measure speed and memory. Call it first in a process, because it begins with `first_token`."""
     figures: dict[str, object] = {"first_token_s": first_token(program, vocabulary)}
     program.generate(prompts(vocabulary, 1, lengths.prompt, "warm-up"), 4)
     prefill = [

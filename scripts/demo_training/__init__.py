@@ -1,1 +1,1 @@
-"""What `scripts/train_demo.py` trains the demo model on, and with; nothing imports it at run time."""
+"""Training data and tools of `scripts/train_demo.py`; the package does not import it."""

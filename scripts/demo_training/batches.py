@@ -1,7 +1,7 @@
-"""Documents drawn without end and packed into rows of equal length.
+"""An endless stream of documents, packed into rows of equal length.
 
-In most rows each document sees only itself and starts at position 0, as a prompt does; in the others the
-documents follow each other as one text, so that the model has seen every position up to the row's length.
+In most rows each document sees only itself and starts at position 0, like a prompt; in the others the
+documents form one continuous text, so that the model sees every position up to the row's length.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from . import chats, phrases, stories, sums
 from .documents import Document
 from .tokenizer import PAD, Encoder, Sample
 
-# Of a hundred documents; stories and chats are long, so their share of the tokens is larger.
+# Documents per hundred; stories and chats are long, so their share of the tokens is larger.
 KINDS = {"story": 4, "sum": 50, "translation": 27, "chat": 19}
 JOINED_ROWS = 0.2
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of tokens [B, T] with what to predict, the weight of each prediction, and who may see whom."""
+    """Rows of tokens [B, T] with their targets, the weight of each prediction, and the attention mask."""
 
     tokens: Tensor
     targets: Tensor
@@ -51,7 +51,7 @@ class Packer:
         self._waiting: list[Sample] = []
 
     def _fitting(self, room: int) -> Sample | None:
-        """A waiting or fresh document of at most `room` tokens; the ones that do not fit go on waiting."""
+        """Return a waiting or new document of at most `room` tokens; those that do not fit keep waiting."""
         for index, sample in enumerate(self._waiting):
             if len(sample.ids) <= room:
                 return self._waiting.pop(index)
@@ -72,7 +72,7 @@ class Packer:
         return row
 
     def batch(self, rows: int) -> Batch:
-        """`rows` rows; the token after a document's EOS is BOS, a prediction that hardly counts."""
+        """Return `rows` rows; the token after a document's EOS is BOS, a prediction with little weight."""
         shape = (rows, self.length + 1)
         tokens, weights = torch.full(shape, PAD), torch.zeros(shape)
         positions, owner = torch.zeros(shape, dtype=torch.long), torch.full(shape, -1)
@@ -103,6 +103,6 @@ def _causal(length: int) -> Tensor:
 
 
 def sample_texts(count: int, seed: int) -> Iterator[str]:
-    """The texts of `count` random documents, for the tokenizer."""
+    """Yield the texts of `count` random documents, for the tokenizer."""
     rng = random.Random(seed)
     return (draw_document(rng).text for _ in range(count))

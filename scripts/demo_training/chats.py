@@ -35,13 +35,13 @@ SYSTEM_MESSAGES = ("You are a helpful assistant.", "You are a friendly assistant
 
 
 def render(messages: list[dict[str, str]]) -> str:
-    """The messages as `TEMPLATE` writes them, without the beginning-of-sequence token."""
+    """Render messages like `TEMPLATE`, without the beginning-of-sequence token."""
     markers = {"user": USER, "assistant": ASSISTANT, "system": SYSTEM}
     return "".join(f"{markers[message['role']]}{message['content'].strip()}{END}" for message in messages)
 
 
 def as_document(exchanges: list[Exchange], system: str | None = None) -> Document:
-    """A conversation whose last answer is the document's answer."""
+    """Make a document of a conversation; its answer is the last one."""
     messages = [{"role": "system", "content": system}] if system else []
     for exchange in exchanges:
         messages.append({"role": "user", "content": exchange.question})
@@ -51,7 +51,7 @@ def as_document(exchanges: list[Exchange], system: str | None = None) -> Documen
 
 
 def draw_exchange(rng: random.Random, held_out: bool = False) -> Exchange:
-    """A random question and answer; on the held-out side, of sums and phrases only."""
+    """Draw a random question and answer; held-out ones are only sums and phrases."""
     topics = ("sum", "phrase", "story", "talk")
     topic = rng.choices(topics, (45, 45, 0, 0) if held_out else (40, 40, 12, 8))[0]
     if topic == "sum":

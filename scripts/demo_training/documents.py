@@ -1,4 +1,4 @@
-"""The shape of one training document, apart from how it is made or tokenised."""
+"""The structure of a training document, independent of its generation and tokenization."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ CHAT_TOKENS = (USER, ASSISTANT, SYSTEM, END)
 
 @dataclass(frozen=True)
 class Document:
-    """A prompt and the answer that ends it; the loss counts the answer in full and the prompt a little.
+    """A prompt and its answer; the loss weights the answer fully and the prompt slightly.
 
-    `kind` is story, sum, translation or chat. A chat has its special tokens written out in both texts.
+    `kind` is story, sum, translation or chat. A chat contains its special tokens in both texts.
     """
 
     kind: str
@@ -26,7 +26,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Exchange:
-    """One question and its answer, before it is worded as a completion or as a chat."""
+    """A question and its answer, before they are formatted as a completion or a chat."""
 
     question: str
     answer: str

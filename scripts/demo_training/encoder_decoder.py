@@ -1,6 +1,6 @@
 """The T5 v1.1 architecture in plain PyTorch, with Hugging Face's parameter names, for training.
 
-Relative position buckets after Raffel et al. 2020 (https://arxiv.org/abs/1910.10683), section 2.1; the feed-forward
+Relative position buckets follow Raffel et al. 2020 (https://arxiv.org/abs/1910.10683), section 2.1; the feed-forward
 is gated (https://arxiv.org/abs/2002.05202). The output layer is the embedding. Knows nothing about data.
 """
 
@@ -18,7 +18,7 @@ from .network import RMSNorm
 
 @dataclass(frozen=True)
 class T5Shape:
-    """The sizes of a model, under the names of config.json."""
+    """The sizes of a model, named as in config.json."""
 
     vocab_size: int
     d_model: int = 192
@@ -33,7 +33,7 @@ class T5Shape:
 
 
 def buckets(queries: int, keys: int, shape: T5Shape, is_decoder: bool) -> Tensor:
-    """The bucket [queries, keys] of each key's distance from each query: exact if near, logarithmic if far."""
+    """Return the distance bucket of each key for each query [queries, keys]: exact if near, logarithmic if far."""
     distance = torch.arange(keys)[None] - torch.arange(queries)[:, None]
     count, base = shape.relative_attention_num_buckets, torch.zeros_like(distance)
     if is_decoder:
@@ -48,9 +48,9 @@ def buckets(queries: int, keys: int, shape: T5Shape, is_decoder: bool) -> Tensor
 
 
 class Attention(nn.Module):
-    """Attention whose scores are not divided: `scale` is 1 in T5, where the query matrix has it inside.
+    """Attention with a separate `scale`, which is 1 in T5, whose query matrix includes it.
 
-    Training keeps the usual scale apart, so that all matrices learn at one rate; `fold_scale` then makes it T5's.
+    Training keeps the usual scale separate, so that all matrices learn at one rate; `fold_scale` then folds it in.
     """
 
     def __init__(self, shape: T5Shape, has_bias: bool):
@@ -129,7 +129,7 @@ class Block(nn.Module):
 
 
 class Stack(nn.Module):
-    """The encoder, or the decoder, whose blocks attend to the encoder's output too."""
+    """The encoder, or the decoder, whose blocks also attend to the encoder's output."""
 
     def __init__(self, shape: T5Shape, is_decoder: bool):
         super().__init__()
@@ -139,7 +139,7 @@ class Stack(nn.Module):
         self.final_layer_norm = RMSNorm(shape.d_model, shape.layer_norm_epsilon)
 
     def _self_mask(self, length: int) -> Tensor:
-        """The bias by distance [1, heads, length, length], with what a decoder must not see at minus infinity."""
+        """Return the distance bias [1, heads, length, length]; in a decoder, masked positions are minus infinity."""
         table = self.block[0].layer[0].SelfAttention.relative_attention_bias
         bias = table(buckets(length, length, self.shape, self.is_decoder)).permute(2, 0, 1)[None]
         if not self.is_decoder:
@@ -147,7 +147,7 @@ class Stack(nn.Module):
         return bias.masked_fill(torch.ones(length, length, dtype=torch.bool).triu(1), -math.inf)
 
     def forward(self, x: Tensor, source_mask: Tensor, memory: Tensor | None = None) -> Tensor:
-        """The states of `x` [B, T, d_model]; `source_mask` [B, 1, 1, S] is 0 or minus infinity for each token."""
+        """Return the states of `x` [B, T, d_model]; `source_mask` [B, 1, 1, S] is 0 or minus infinity per token."""
         mask = self._self_mask(x.shape[1])
         if not self.is_decoder:
             mask = mask + source_mask
@@ -160,7 +160,7 @@ class Stack(nn.Module):
 
 
 class T5(nn.Module):
-    """A T5 v1.1 with a tied output layer; `state_dict()` has the names of T5ForConditionalGeneration."""
+    """T5 v1.1 with a tied output layer; `state_dict()` uses the names of T5ForConditionalGeneration."""
 
     def __init__(self, shape: T5Shape):
         super().__init__()
@@ -171,7 +171,7 @@ class T5(nn.Module):
         self._initialize()
 
     def _initialize(self) -> None:
-        """Normal weights; those that write to the residual stream are smaller by its depth."""
+        """Draw normal weights; scale down those that write to the residual stream by its depth."""
         depth = 2 * self.shape.num_layers + 3 * self.shape.num_decoder_layers
         nn.init.normal_(self.shared.weight, std=1.0)
         for name, module in self.named_modules():
@@ -180,17 +180,17 @@ class T5(nn.Module):
                 nn.init.normal_(module.weight, std=scale * module.in_features**-0.5)
 
     def fold_scale(self) -> None:
-        """Move the attention's scale into the query matrices, where T5 has it."""
+        """Move the attention scale into the query matrices, as in T5."""
         for module in self.modules():
             if isinstance(module, Attention):
                 module.fold_scale()
 
     def encode(self, sources: Tensor, pad: int) -> tuple[Tensor, Tensor]:
-        """The encoder's states [B, S, d_model] of `sources` [B, S], and the mask [B, 1, 1, S] of those not padding."""
+        """Return the encoder's states [B, S, d_model] of `sources` [B, S], and the padding mask [B, 1, 1, S]."""
         mask = torch.zeros(sources.shape).masked_fill(sources == pad, -math.inf)[:, None, None]
         return self.encoder(self.shared(sources), mask), mask
 
     def decode(self, inputs: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
-        """Logits [B, T, vocab] after each of `inputs` [B, T]."""
+        """Return logits [B, T, vocab] after each of `inputs` [B, T]."""
         states = self.decoder(self.shared(inputs), mask, memory)
         return states * self.shape.d_model**-0.5 @ self.shared.weight.T

@@ -1,7 +1,7 @@
-"""Held-out questions, greedy answers to them, and how many are right.
+"""Held-out questions, greedy answers to them, and their accuracy.
 
-Every question holds a combination that the hold-out rule keeps out of training; an answer is right when the
-whole of it is, up to the end-of-sequence token.
+Every question contains a combination that the hold-out rule keeps out of training; an answer is right only if
+it matches completely, up to the end-of-sequence token.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def held_out_sums() -> list[Document]:
 
 
 def held_out_translations(count: int, seed: int) -> list[Document]:
-    """Different held-out phrases, English to German, in small letters."""
+    """Return distinct held-out phrases, English to German, in lower case."""
     rng = random.Random(seed)
     found: dict[str, Document] = {}
     while len(found) < count:
@@ -38,7 +38,7 @@ def held_out_chats(count: int, seed: int) -> list[Document]:
 
 
 def held_out_lines(characters: int, seed: int) -> Iterator[str]:
-    """Lines of text never trained on, a document each: stories, and held-out sums and translations."""
+    """Yield lines of text never used in training, one document each: stories, held-out sums and translations."""
     rng = random.Random(seed)
     makers = (stories.draw_document, *2 * [lambda r: sums.draw_document(r, True)])
     makers += tuple(2 * [lambda r: phrases.draw_document(r, True)])
@@ -50,7 +50,7 @@ def held_out_lines(characters: int, seed: int) -> Iterator[str]:
 
 @torch.no_grad()
 def greedy(model: Llama, encoder: Encoder, prompts: list[str], limit: int = 48) -> list[str]:
-    """The answer to each prompt, without its end token; prompts of one length run together."""
+    """Return the answer to each prompt, without its end token; prompts of equal length run together."""
     ends = {EOS, encoder.sp.piece_to_id(END)}
     groups: dict[int, list[int]] = defaultdict(list)
     encoded = [encoder.encode(prompt) for prompt in prompts]
@@ -79,7 +79,7 @@ def _answer_text(encoder: Encoder, ids: list[int], length: int, ends: set[int]) 
 
 
 def accuracy(model: Llama, encoder: Encoder, documents: list[Document]) -> tuple[float, list[str]]:
-    """The share of right answers, and a line for each wrong one."""
+    """Return the share of right answers, and a line for each wrong one."""
     answers = greedy(model, encoder, [document.prompt for document in documents])
     wrong = [
         f"{document.prompt} expected{document.answer!r} got{answer!r}"

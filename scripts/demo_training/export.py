@@ -1,4 +1,4 @@
-"""A model directory: Hugging Face's files and names, written beside its place and then moved there."""
+"""Writes a model directory with Hugging Face's files and names, first beside its target and then moved there."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from . import phrases
 
 
 def round_to_float16(model: nn.Module) -> None:
-    """Make the weights what they will be when read back, so that what is evaluated is what is written."""
+    """Round the weights to float16, so that evaluation uses exactly the weights that are written."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(parameter.half().float())
 
 
 def filled(readme: str, model: nn.Module, accuracies: Mapping[str, float]) -> str:
-    """A README with the model's size, how many words it was trained on, and how often it was right."""
+    """Fill a README with the model's size, the number of words that it was trained on, and its accuracies."""
     return readme.format(
         parameters=sum(parameter.numel() for parameter in model.parameters()) / 1e6,
         nouns=len(phrases.nouns()),
@@ -40,7 +40,7 @@ def write_directory(
     readme: str,
     target: Path,
 ) -> None:
-    """Write the weights, the tokenizer's files, JSON documents and a README; half of it is never seen at `target`."""
+    """Write the weights, the tokenizer's files, JSON documents and a README to `target`, atomically."""
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     fresh.chmod(0o755)

@@ -1,6 +1,6 @@
 """The rule that keeps some combinations out of the training data.
 
-Knows nothing about what a combination is. The rule depends on the combination's text alone, so training,
+Knows nothing about what a combination is. The rule depends only on the combination's text, so that training,
 evaluation and the tests agree on it without sharing a list.
 """
 
@@ -13,7 +13,7 @@ ONE_IN = 20
 
 
 def is_held_out(*parts: object) -> bool:
-    """Whether the combination of `parts` is one that training never sees: one in `ONE_IN` of them."""
+    """Whether training never sees the combination of `parts`; true for one in `ONE_IN` combinations."""
     return zlib.crc32("|".join(map(str, parts)).encode()) % ONE_IN == 0
 
 

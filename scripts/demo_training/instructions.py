@@ -1,4 +1,4 @@
-"""What the demo T5 is trained on: a task's prefix and a text, and the answer alone.
+"""The demo T5's training data: a task prefix with a text as the source, and only the answer as the target.
 
 The prefixes are T5's own, as in `translate English to German: the big house`.
 """
@@ -26,7 +26,7 @@ def summary(report: news.Report) -> Document:
 
 
 def draw_document(rng: random.Random, held_out: bool = False) -> Document:
-    """A random task on the wanted side of the hold-out rule."""
+    """Draw a random task that is held out, or one that is not."""
     if rng.random() < 0.25:
         return summary(news.draw_report(rng, held_out))
     phrase = phrases.worded(phrases.draw_phrase(rng, held_out), rng)
@@ -34,7 +34,7 @@ def draw_document(rng: random.Random, held_out: bool = False) -> Document:
 
 
 def held_out(kind: str, count: int, seed: int) -> list[Document]:
-    """Different held-out tasks: `translation`, English to German in small letters, or `summary`."""
+    """Return distinct held-out tasks: `translation`, English to German in lower case, or `summary`."""
     rng = random.Random(seed)
     found: dict[str, Document] = {}
     while len(found) < count:
@@ -47,7 +47,7 @@ def held_out(kind: str, count: int, seed: int) -> list[Document]:
 
 
 def sample_texts(count: int, seed: int) -> Iterator[str]:
-    """Both sides of `count` random documents, for the tokenizer."""
+    """Yield the source and the target of `count` random documents, for the tokenizer."""
     rng = random.Random(seed)
     for _ in range(count):
         document = draw_document(rng)

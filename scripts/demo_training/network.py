@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a model, under the names of config.json."""
+    """The sizes of a model, named as in config.json."""
 
     vocab_size: int
     hidden_size: int = 192
@@ -42,7 +42,7 @@ class RMSNorm(nn.Module):
 
 
 def rope_tables(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of `positions` [B, T], each [B, 1, T, head_dim]."""
+    """Return the cosines and sines of `positions` [B, T], each [B, 1, T, head_dim]."""
     frequencies = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
     angles = positions[..., None].float() * frequencies
     angles = torch.cat((angles, angles), -1)[:, None]
@@ -50,7 +50,7 @@ def rope_tables(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor,
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """RoPE of `x` [B, heads, T, head_dim]."""
+    """Apply RoPE to `x` [B, heads, T, head_dim]."""
     first, second = x.chunk(2, -1)
     return x * cos + torch.cat((-second, first), -1) * sin
 
@@ -112,7 +112,7 @@ class Decoder(nn.Module):
 
 
 class Llama(nn.Module):
-    """A Llama whose output layer is its embedding; `state_dict()` has the names of LlamaForCausalLM."""
+    """Llama with a tied output layer; `state_dict()` uses the names of LlamaForCausalLM."""
 
     def __init__(self, shape: Shape):
         super().__init__()
@@ -121,7 +121,7 @@ class Llama(nn.Module):
         self._initialize()
 
     def _initialize(self) -> None:
-        """Normal weights; those that write to the residual stream are smaller by its depth."""
+        """Draw normal weights; scale down those that write to the residual stream by its depth."""
         depth_scale = (2 * self.shape.num_hidden_layers) ** -0.5
         for name, weight in self.named_parameters():
             if weight.ndim == 2:
@@ -129,7 +129,7 @@ class Llama(nn.Module):
                 nn.init.normal_(weight, std=0.02 if "embed" in name else scale * weight.shape[1] ** -0.5)
 
     def hidden(self, tokens: Tensor, positions: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The last hidden state [B, T, hidden] of `tokens` [B, T]; `mask` [B, 1, T, T], causal if None."""
+        """Return the last hidden state [B, T, hidden] of `tokens` [B, T]; `mask` [B, 1, T, T], causal if None."""
         rope = rope_tables(positions, self.shape.head_dim, self.shape.rope_theta)
         x = self.model.embed_tokens(tokens)
         for layer in self.model.layers:
@@ -140,6 +140,6 @@ class Llama(nn.Module):
         return hidden @ self.model.embed_tokens.weight.T
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Logits [B, T, vocab] of `tokens` [B, T] that start at position 0."""
+        """Return logits [B, T, vocab] of `tokens` [B, T] that start at position 0."""
         positions = torch.arange(tokens.shape[1]).expand_as(tokens)
         return self.logits(self.hidden(tokens, positions))

@@ -1,7 +1,7 @@
-"""Very short news, made from templates, and the headline that sums each of them up.
+"""Very short news items, made from templates, and a headline that summarizes each.
 
-Square brackets offer alternatives, braces name a slot, as in `stories`. A line that starts with `?` may be left
-out. The headline holds words of several sentences; sometimes it has to say who won. Knows nothing about tokens.
+Square brackets list alternatives, braces name a slot, as in `stories`. A line that starts with `?` is optional.
+The headline contains words of several sentences; sometimes it must state who won. Knows nothing about tokens.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CONTESTS = ("baking contest", "chess tournament", "singing contest", "spelling c
 ANIMALS = ("cow", "goat", "horse", "parrot", "cat", "dog", "sheep", "donkey", "turtle", "rabbit")
 NUMBERS = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
-# The news, and after `=>` the headline.
+# The news item, followed by `=>` and the headline.
 NEWS = {
     "find": """
 [{name}, a {job} from {town}, found|On {day}, {name}, a {job} from {town}, found|A {job} from {town} found] a {adjective} {item} [in|near] the {spot}.
@@ -107,7 +107,7 @@ class Report:
 
 
 def draw_report(rng: random.Random, held_out: bool = False) -> Report:
-    """A random report whose headline is on the wanted side of the hold-out rule."""
+    """Draw a random report whose headline is held out, or one whose headline is not."""
     while True:
         report = _draw(rng)
         if report.is_held_out == held_out:
@@ -123,7 +123,7 @@ def _draw(rng: random.Random) -> Report:
 
 
 def _with_article(sentence: str) -> str:
-    """`an` before a vowel."""
+    """Use `an` before a vowel."""
     words = sentence.split(" ")
     for index, word in enumerate(words[:-1]):
         if word in ("a", "A") and words[index + 1][0] in "aeio":

@@ -1,7 +1,7 @@
 """Muon for the linear layers, Adam for the rest, and a schedule of warm-up, constant rate and linear decay.
 
-Muon: momentum whose update is made orthogonal by five Newton-Schulz steps (Jordan et al. 2024,
-https://kellerjordan.github.io/posts/muon/). Matrices of one shape are orthogonalised together.
+Muon: momentum whose update is orthogonalized by five Newton-Schulz steps (Jordan et al. 2024,
+https://kellerjordan.github.io/posts/muon/). Matrices of one shape are orthogonalized together.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from collections import defaultdict
 import torch
 from torch import Tensor, nn
 
-# The quintic's coefficients of the reference above: they raise small singular values fastest.
+# The quintic's coefficients from the reference above: they increase small singular values fastest.
 QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
-    """Matrices [N, rows, columns] with their singular values moved towards 1."""
+    """Return matrices [N, rows, columns] with their singular values moved towards 1."""
     is_tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.transpose(1, 2) if is_tall else matrices
     x = x / (x.flatten(1).norm(dim=1)[:, None, None] + 1e-7)
@@ -39,7 +39,7 @@ class Muon:
 
     @torch.no_grad()
     def step(self, scale: float) -> None:
-        """One update at `rate * scale`; gradients are taken from the parameters and cleared."""
+        """Update the parameters at `rate * scale`, and clear their gradients."""
         for shape, group in self._groups.items():
             gradients = torch.stack([parameter.grad for parameter in group])
             velocity = self._velocity[shape].mul_(self.momentum).add_(gradients)
@@ -62,7 +62,7 @@ class Optimizer:
         self.adam = torch.optim.Adam(others, lr=adam_rate, betas=(0.9, 0.98))
 
     def scale(self, step: int) -> float:
-        """The share of the full rate at `step`: 2 % warm-up, constant, a linear fall over the last 60 %."""
+        """Return the fraction of the full rate at `step`: 2 % warm-up, constant, linear decay over the last 60 %."""
         progress = step / self.steps
         return min(1.0, (progress + 1e-3) / 0.02, (1 - progress) / 0.6)
 

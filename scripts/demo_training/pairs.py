@@ -1,7 +1,7 @@
 """The demo T5's tokenizer, and its tasks as batches of source and target tokens.
 
-The tokenizer is T5's kind: a sentencepiece unigram model with pad 0, end 1 and unknown 2, and no beginning. A source
-and a target both end in the end token; decoding starts from the pad token.
+The tokenizer is like T5's: a sentencepiece unigram model with pad 0, end 1, unknown 2, and no beginning-of-sequence
+token. Sources and targets end with the end token; decoding starts from the pad token.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PAD, EOS, UNK = range(3)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
-    """The serialised sentencepiece model, at most `vocab_size` pieces large."""
+    """Train a sentencepiece model of at most `vocab_size` pieces; return it serialized."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts),
@@ -42,7 +42,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
 
 
 class PairEncoder:
-    """Texts to ids that end in the end token, and back."""
+    """Encodes texts to ids that end with the end token, and decodes them."""
 
     def __init__(self, model: bytes):
         self.sp = sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -51,13 +51,13 @@ class PairEncoder:
         return [*self.sp.encode(text), EOS]
 
     def decode(self, ids: list[int]) -> str:
-        """The text before the first end token."""
+        """Return the text before the first end token."""
         return self.sp.decode(ids[: ids.index(EOS)] if EOS in ids else ids)
 
 
 @dataclass(frozen=True)
 class PairBatch:
-    """Sources [B, S] and targets [B, T], padded at their ends with PAD."""
+    """Sources [B, S] and targets [B, T], padded on the right with PAD."""
 
     sources: Tensor
     targets: Tensor
@@ -69,7 +69,7 @@ def padded(rows: list[list[int]]) -> Tensor:
 
 
 def batches(encoder: PairEncoder, tokens: int, seed: int, pool: int = 4096) -> Iterator[PairBatch]:
-    """Batches of about `tokens` tokens without end; `pool` pairs at a time are sorted by length, to pad little."""
+    """Yield endless batches of about `tokens` tokens; sort `pool` pairs at a time by length, to reduce padding."""
     rng = random.Random(seed)
     while True:
         drawn = [_pair(encoder, draw_document(rng)) for _ in range(pool)]

@@ -1,7 +1,7 @@
 """Short English phrases and their German translations, from a small lexicon and the rules of German grammar.
 
-Knows articles, genders, cases, plurals and adjective endings; knows nothing about prompts' place in training.
-A combination (adjective and noun, or subject, verb and object) is what the hold-out rule looks at.
+Knows articles, genders, cases, plurals and adjective endings; knows nothing about how training uses prompts.
+The hold-out rule applies to combinations: adjective and noun, or subject, verb and object.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ VERBS = {
 # English subject pronoun to the German one and the index of its verb form in VERBS.
 PRONOUNS = {"I": ("ich", 2), "we": ("wir", 3), "he": ("er", 1), "she": ("sie", 1)}
 
-# Nominative m, f, n and accusative m, f, n of each determiner, and its plural; None where it has none.
+# Nominative m, f, n and accusative m, f, n of each determiner, and its plural; None if it has none.
 DETERMINERS = {
     "the": (("der", "die", "das"), ("den", "die", "das"), "die"),
     "this": (("dieser", "diese", "dieses"), ("diesen", "diese", "dieses"), None),
@@ -90,7 +90,7 @@ FIXED = {
 
 @dataclass(frozen=True)
 class Phrase:
-    """One phrase in both languages, and the combinations that make it up."""
+    """A phrase in both languages, and the combinations that it contains."""
 
     english: str
     german: str
@@ -114,7 +114,7 @@ def _noun(mark: str, english: str, english_plural: str, german: str, german_plur
 
 @dataclass(frozen=True)
 class NounPhrase:
-    """Determiner, perhaps an adjective, and a noun in the singular or the plural."""
+    """A determiner, an optional adjective, and a noun in the singular or plural."""
 
     determiner: str
     adjective: str | None
@@ -140,7 +140,7 @@ class NounPhrase:
         return " ".join(words)
 
     def _ending(self, accusative: bool) -> str:
-        """The adjective's ending: strong after a number, weak after der/dieser, mixed after ein/mein."""
+        """Return the adjective's ending: strong after a number, weak after der/dieser, mixed after ein/mein."""
         if self.plural:
             return "e" if self.determiner in ("two", "three") else "en"
         if accusative and self.noun.gender == "m":
@@ -155,7 +155,7 @@ class NounPhrase:
 
 
 def _draw_noun_phrase(rng: random.Random, adjective: bool, kinds: str = "pat") -> NounPhrase:
-    """A random noun phrase whose noun is of one of the classes in `kinds`."""
+    """Draw a random noun phrase whose noun has one of the classes in `kinds`."""
     noun = rng.choice([noun for noun in nouns() if noun.kind in kinds])
     determiner = rng.choices(tuple(DETERMINERS), (9, 2, 6, 3, 2, 1, 1))[0]
     singular, _, plural = DETERMINERS[determiner]
@@ -189,7 +189,7 @@ def _draw_description(rng: random.Random) -> Phrase:
 
 
 def _draw_action(rng: random.Random) -> Phrase:
-    """Subject, verb and object; the subject is a pronoun at times."""
+    """Draw a subject, verb and object; the subject is sometimes a pronoun."""
     verb = rng.choice(tuple(VERBS))
     thing = _draw_noun_phrase(rng, rng.random() < 0.4, "at" if verb == "buys" else "pat")
     if rng.random() < 0.3:
@@ -215,7 +215,7 @@ def _draw_noun_phrase_alone(rng: random.Random) -> Phrase:
 
 
 def draw_phrase(rng: random.Random, held_out: bool = False) -> Phrase:
-    """A random phrase on the wanted side of the hold-out rule."""
+    """Draw a random phrase that is held out, or one that is not."""
     makers = (_draw_noun_phrase_alone, _draw_noun_pair, _draw_description, _draw_action)
     while True:
         if not held_out and rng.random() < 0.02:
@@ -226,7 +226,7 @@ def draw_phrase(rng: random.Random, held_out: bool = False) -> Phrase:
 
 
 def worded(phrase: Phrase, rng: random.Random) -> Phrase:
-    """The phrase as it is, or with a capital letter, or (a sentence) with that and a full stop."""
+    """Return the phrase unchanged, capitalized, or (for a sentence) capitalized with a period."""
     chance = rng.random()
     if chance < 0.65:
         return phrase
@@ -248,7 +248,7 @@ def draw_document(rng: random.Random, held_out: bool = False) -> Document:
 
 
 def exchange(phrase: Phrase, rng: random.Random) -> Exchange:
-    """A phrase worded as a question to an assistant."""
+    """Format a phrase as a question to an assistant."""
     phrase = worded(phrase, rng)
     to_german = (
         f"Translate to German: {phrase.english}",

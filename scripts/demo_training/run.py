@@ -1,4 +1,4 @@
-"""What the trainings of both demo models do alike: flags, the loop, the figures they print, the held-out files."""
+"""Code shared by the training of both demo models: flags, the loop, printed figures, held-out files."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from .optimizer import Optimizer
 REQUIRED_ACCURACY = 0.95
 
 HeldOut = Mapping[str, list[Document]]
-# The share of right answers to some documents, and a line for each wrong one.
+# Returns the share of right answers to some documents, and a line for each wrong one.
 Accuracy = Callable[[list[Document]], tuple[float, list[str]]]
 
 
 def parser(description: str | None, steps: int, vocab_size: int, threads: int) -> argparse.ArgumentParser:
-    """The flags of every training, with what differs by model as their defaults."""
+    """Return a parser for the common flags, with model-specific defaults."""
     flags = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--output_dir", type=Path, required=True, help="the model directory to write or replace")
     flags.add_argument("--heldout_dir", type=Path, help="where to write the held-out files of the tests")
@@ -39,7 +39,7 @@ def parser(description: str | None, steps: int, vocab_size: int, threads: int) -
 
 
 def set_up(arguments: argparse.Namespace) -> None:
-    """Make the run repeatable: on one machine the same flags give the same model."""
+    """Make the run reproducible: on one machine the same flags give the same model."""
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
     torch.use_deterministic_algorithms(True)
@@ -48,7 +48,7 @@ def set_up(arguments: argparse.Namespace) -> None:
 def train(
     model: nn.Module, losses: Iterator[Tensor], arguments: argparse.Namespace, look: Callable[[], HeldOut], of: Accuracy
 ) -> None:
-    """One update for each of `losses`, which come lazily; `look` gives what is asked for a quick look now and then."""
+    """Make one update per item of `losses`, which is lazy; `look` provides the documents for interim checks."""
     optimizer = Optimizer(model, arguments.steps, arguments.muon_rate, arguments.adam_rate, arguments.decay)
     start, average = time.monotonic(), None
     for step in range(arguments.steps):
@@ -65,7 +65,7 @@ def train(
 
 
 def evaluate(held_out: HeldOut, of: Accuracy) -> dict[str, float]:
-    """Accuracy by kind on all held-out documents, printed with some wrong answers."""
+    """Return the accuracy by kind on all held-out documents; print it with some wrong answers."""
     shares = {}
     for kind, documents in held_out.items():
         shares[kind], wrong = of(documents)
@@ -76,7 +76,7 @@ def evaluate(held_out: HeldOut, of: Accuracy) -> dict[str, float]:
 
 
 def is_good_enough(shares: Mapping[str, float], required: Iterable[str], arguments: argparse.Namespace) -> bool:
-    """Whether every required kind is right often enough to be written; says so if not."""
+    """Whether every required kind is accurate enough to write the model; prints a message if not."""
     weak = [kind for kind in required if shares[kind] < REQUIRED_ACCURACY]
     if weak and not arguments.allow_weak:
         print(f"{' and '.join(weak)} must reach {REQUIRED_ACCURACY:.0%}; nothing was written", file=sys.stderr)
@@ -85,7 +85,7 @@ def is_good_enough(shares: Mapping[str, float], required: Iterable[str], argumen
 
 
 def write_questions(path: Path, documents: Iterable[Document]) -> None:
-    """Held-out documents as lines of JSON: kind, prompt and answer."""
+    """Write held-out documents as JSON lines: kind, prompt and answer."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [{"kind": doc.kind, "prompt": doc.prompt, "answer": doc.answer} for doc in documents]
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")

@@ -1,6 +1,6 @@
-"""Short stories in simple English, made from twelve plots whose sentences vary.
+"""Short stories in simple English, made from twelve plots with varying sentences.
 
-Square brackets offer alternatives, braces name a slot: `{name} [ran|walked] to {place}`. Knows nothing about tokens.
+Square brackets list alternatives, braces name a slot: `{name} [ran|walked] to {place}`. Knows nothing about tokens.
 """
 
 from __future__ import annotations
@@ -214,7 +214,7 @@ Since then, one star shines brighter than all the others [when {name} goes to be
 """,
 }
 
-# An opening, its weight, and whether it leaves the plot to say when things happen.
+# An opening, its weight, and whether it leaves it to the plot to state the time.
 OPENINGS = (
     ("Once upon a time, there was a {adjective} {kind} named {name}.", 6, True),
     ("Once upon a time, there was a {adjective} {kind} named {name}. {He} lived near {home}.", 3, True),
@@ -234,12 +234,12 @@ TRAITS = (
     "Everyone [liked|loved] {name}, because {he} was so {trait}.",
     "{name} lived with {his} {relative} in a [small|little] house.",
 )
-# The plots that go on from "One day, ..." within the same day.
+# The plots that continue from "One day, ..." within the same day.
 SAME_DAY_PLOTS = ("stuck", "share", "owner", "race")
 
 
 def draw_story(rng: random.Random, kind: str | None = None, name: str | None = None) -> str:
-    """A whole story, as one paragraph; about the `kind` named `name` where they are given."""
+    """Draw a whole story as one paragraph; about the `kind` named `name` if they are given."""
     slots = _draw_slots(rng)
     if kind and name:
         slots |= _character(kind, name)
@@ -260,7 +260,7 @@ def draw_document(rng: random.Random) -> Document:
 
 
 def exchange(rng: random.Random) -> Exchange:
-    """A story that an assistant tells when asked to."""
+    """Draw a request for a story and the story as the assistant's answer."""
     kind, name = _draw_character(rng)
     questions = (
         rng.choice(("Tell me a story.", "Tell me a short story.", "Can you tell me a story?")),

@@ -1,4 +1,4 @@
-"""Sums and differences of whole numbers from 0 to `LARGEST`, in the forms that a person may type them."""
+"""Sums and differences of whole numbers from 0 to `LARGEST`, as a user might type them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def evaluate(first: int, sign: str, second: int) -> int:
 
 
 def pair_is_held_out(first: int, second: int) -> bool:
-    """Whether two numbers are never seen together, in either order, in a sum or in a difference."""
+    """Whether two numbers never occur together in training, in either order, in a sum or a difference."""
     return is_held_out("sum", min(first, second), max(first, second))
 
 
 def held_out_problems() -> Iterator[tuple[int, str, int]]:
-    """Every problem that training never sees, in a fixed order."""
+    """Yield every problem that training never sees, in a fixed order."""
     for first in range(LARGEST + 1):
         for second in range(LARGEST + 1):
             if pair_is_held_out(first, second):
@@ -31,7 +31,7 @@ def held_out_problems() -> Iterator[tuple[int, str, int]]:
 
 
 def draw_problem(rng: random.Random, held_out: bool = False) -> tuple[int, str, int]:
-    """A random problem on the wanted side of the hold-out rule; small numbers come a little more often."""
+    """Draw a random problem that is held out, or one that is not; small numbers are slightly more frequent."""
     while True:
         top = rng.choice((9, 20, LARGEST, LARGEST, LARGEST, LARGEST))
         first, second = rng.randint(0, top), rng.randint(0, top)
@@ -50,7 +50,7 @@ def draw_document(rng: random.Random, held_out: bool = False) -> Document:
 
 
 def exchange(first: int, sign: str, second: int, rng: random.Random) -> Exchange:
-    """A problem worded as a question to an assistant."""
+    """Format a problem as a question to an assistant."""
     problem = f"{first} {sign} {second}"
     worded = f"{first} {SIGNS[sign]} {second}"
     questions = (

@@ -1,4 +1,4 @@
-"""Greedy answers of the T5 that is being trained, and how many are right: the whole of an answer, up to its end."""
+"""Greedy answers of the trained T5, and their accuracy: an answer must match completely, up to its end token."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .pairs import EOS, PAD, PairEncoder, padded
 
 @torch.no_grad()
 def greedy(model: T5, encoder: PairEncoder, prompts: list[str], limit: int = 32) -> list[str]:
-    """The answer to each prompt; all prompts run together."""
+    """Return the answer to each prompt; all prompts run together."""
     memory, mask = model.encode(padded([encoder.encode(prompt) for prompt in prompts]), PAD)
     tokens = torch.full((len(prompts), 1), PAD)
     while tokens.shape[1] <= limit and not bool((tokens == EOS).any(1).all()):
@@ -20,7 +20,7 @@ def greedy(model: T5, encoder: PairEncoder, prompts: list[str], limit: int = 32)
 
 
 def accuracy(model: T5, encoder: PairEncoder, documents: list[Document]) -> tuple[float, list[str]]:
-    """The share of right answers, and a line for each wrong one."""
+    """Return the share of right answers, and a line for each wrong one."""
     answers = greedy(model, encoder, [document.prompt for document in documents])
     wrong = [
         f"{document.prompt} expected {document.answer!r} got {answer!r}"

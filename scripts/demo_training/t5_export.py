@@ -82,7 +82,7 @@ def tokenizer_config_json() -> dict[str, object]:
 
 
 def write_t5(model: T5, encoder: PairEncoder, accuracies: dict[str, float], target: Path) -> None:
-    """Write the model to `target`, or replace what is there."""
+    """Write the model to `target`, replacing an existing one."""
     documents = {
         "config.json": config_json(model),
         "generation_config.json": generation_config_json(),

@@ -1,4 +1,4 @@
-"""The alternatives of a template: `[ran|walked] home`."""
+"""Expands the alternatives of a template: `[ran|walked] home`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""Training of the demo model's sentencepiece tokenizer, and documents as token ids.
+"""Trains the demo model's sentencepiece tokenizer, and encodes documents as token ids.
 
-A BPE model in Llama 2's manner: dummy prefix, single digits, byte fallback. The chat tokens are pieces of
-their own.
+A BPE model like Llama 2's: dummy prefix, single digits, byte fallback. Each chat token is one piece.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ UNK, BOS, EOS, PAD = range(4)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
-    """The serialized sentencepiece model, at most `vocab_size` pieces large."""
+    """Train a sentencepiece model of at most `vocab_size` pieces; return it serialized."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts),
@@ -46,17 +45,17 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
 
 @dataclass(frozen=True)
 class Sample:
-    """A document's token ids, and for each the weight of the loss of predicting it."""
+    """A document's token ids, and the loss weight of each."""
 
     ids: list[int]
     weights: list[float]
 
 
 class Encoder:
-    """Documents to token ids, from BOS to EOS.
+    """Encodes documents to token ids, from BOS to EOS.
 
-    A chat is encoded as transformers does it: no space before or after a chat token. Other libraries put a
-    space piece before the first (`space_first`) or after each (`space_after`); some chats get those.
+    Chats are encoded like transformers does: no space before or after a chat token. Other libraries put a
+    space piece before the first (`space_first`) or after each (`space_after`); some chats include those.
     """
 
     def __init__(self, model: bytes, prompt_weight: float):
@@ -65,7 +64,7 @@ class Encoder:
         self._marks = re.compile("(" + "|".join(map(re.escape, CHAT_TOKENS)) + ")")
 
     def encode(self, text: str, space_first: bool = False, space_after: bool = False) -> list[int]:
-        """BOS and the ids of `text`."""
+        """Return BOS and the ids of `text`."""
         ids = [BOS]
         for index, part in enumerate(self._marks.split(text)):
             if part in CHAT_TOKENS:
@@ -77,11 +76,11 @@ class Encoder:
         return ids
 
     def _encode_inside(self, text: str) -> list[int]:
-        """The ids of `text` with no space before it: what follows a chat token."""
+        """Return the ids of `text` without a leading space, for text after a chat token."""
         return self.sp.encode(CHAT_TOKENS[0] + text)[2:]
 
     def sample(self, document: Document, rng: random.Random) -> Sample:
-        """The document for training. Raises ValueError where its answer does not start at a token border."""
+        """Encode a document for training. Raises ValueError if its answer does not start at a token boundary."""
         style = rng.random() if document.kind == "chat" else 1.0
         spaces = {"space_first": style < 0.15, "space_after": style < 0.3 and style >= 0.15}
         prompt = self.encode(document.prompt, **spaces)

@@ -41,7 +41,7 @@ void score_piece(int count, const typename Cache::Element *const *keys, int64_t 
   });
 }
 
-// Bounds scores, and lowers them with their distance, in models that do.
+// Applies the softcap and the ALiBi slopes to scores, if the model has them.
 inline void adjust(const AttentionLayer &layer, AttentionWork &work, int v, int64_t begin, int64_t count) {
   float *scores = work.scores[v];
   if (layer.softcap > 0)
@@ -50,7 +50,7 @@ inline void adjust(const AttentionLayer &layer, AttentionWork &work, int v, int6
     for (int64_t p = 0; p < count; p++) scores[p] += work.slope[v] * float(begin + p - work.last[v]);
 }
 
-// Adds what the model has learned for the distance of positions [begin, begin + count) from a vector's own.
+// Adds the learned distance bias of positions [begin, begin + count) relative to a vector's own position.
 inline void add_distances(int64_t reach, AttentionWork &work, int v, int64_t begin, int64_t count) {
   const float *table = work.distances[v];
   float *scores = work.scores[v];
@@ -88,8 +88,8 @@ void attend(const AttentionLayer &layer, const Step &step, const Tile &tile, Att
   const auto start = [&](int64_t position) {
     return (int64_t(table[position / block_size]) * kv + tile.kv_head) * size * block_size;
   };
-  // A piece is a whole number of blocks, at least one; longer blocks than a piece are refused when a layer is made. Pieces
-  // begin where they do for every tile, so that sums do not depend on which tokens a tile holds.
+  // A piece is a whole number of blocks, at least one; blocks longer than a piece are rejected when a layer is created.
+  // Pieces begin at the same positions for every tile, so that sums do not depend on which tokens a tile holds.
   const int64_t piece = std::max<int64_t>(1, PIECE / block_size) * block_size;
   for (int64_t at = begin / piece * piece; at < end; at += piece) {
     const int64_t count = std::min(piece, end - at), vectors = (count + LANES - 1) / LANES;
@@ -109,7 +109,7 @@ void attend(const AttentionLayer &layer, const Step &step, const Tile &tile, Att
     for (int64_t d = 0; d < size; d++) work.out[v][d] = work.mixed[v * size + d] / work.total[v];
 }
 
-// The last position that a token may see.
+// The last position that a token may attend to.
 inline int64_t last_seen(const AttentionLayer &layer, const Step &step, int64_t sequence, int64_t token) {
   if (layer.scope == CROSS) return step.cross_lengths[sequence] - 1;
   return step.positions[layer.scope == WHOLE ? step.query_starts[sequence + 1] - 1 : token];

@@ -1,7 +1,7 @@
-// The KV cache, and what attention on it shares with latent attention: softmax piece by piece, and the mix of values.
+// The KV cache, and the code that attention shares with latent attention: online softmax and the weighted sum of values.
 //
-// Keys lie transposed within a block, [D, block_size], so that the scores of neighboring positions are neighboring lanes
-// and need no sum across lanes. Softmax is taken piece by piece with a running maximum (Milakov & Gimelshein 2018), so
+// Keys are stored transposed within a block, [D, block_size], so that the scores of neighboring positions are neighboring
+// lanes and need no sum across lanes. Softmax runs piece by piece with a running maximum (Milakov & Gimelshein 2018), so
 // that scratch memory does not grow with the context. Nothing beyond a sequence's last position is read.
 #pragma once
 
@@ -17,7 +17,7 @@
 namespace KERNEL_ISA {
 
 constexpr int TILE = 8;            // query vectors that share one pass over the keys
-constexpr int64_t PIECE = 128;     // positions between two corrections of the running maximum
+constexpr int64_t PIECE = 128;     // positions between two updates of the running maximum
 constexpr float MASKED = -1e30f;
 
 struct CacheFloat : LoadFloat {
@@ -27,7 +27,7 @@ struct CacheHalf : LoadHalf {
   static uint16_t narrow(float x) { return float_to_half(x); }
 };
 
-// Normalizes, rotates and scales the query heads of a token in place; writes its keys and values into the cache.
+// Normalizes, rotates and scales a token's query heads in place; writes its keys and values into the cache.
 template <class Cache>
 inline void store_head(const AttentionLayer &layer, const Step &step, const float *angles, float *qkv, int64_t token,
                        int64_t head) {
@@ -64,7 +64,7 @@ struct Tile {
 struct AttentionWork {
   const float *query[TILE];
   float *out[TILE];
-  int64_t last[TILE], earliest[TILE];  // positions that a vector may see, both included
+  int64_t last[TILE], earliest[TILE];  // positions that a vector may attend to, inclusive
   float maximum[TILE], total[TILE];
   float slope[TILE];                   // of a vector's head
   int64_t position[TILE];              // of a vector's token
@@ -117,7 +117,7 @@ inline void with_count(int count, const Work &work) {
   }
 }
 
-// The same for all columns, and `vectors` mixes.
+// Calls `mix` for all columns and `vectors` outputs.
 template <class Cache>
 void mix(int vectors, const typename Cache::Element *const *blocks, int64_t block_size, int64_t stride,
          const float *weights, int64_t size, int64_t count, float *mixed) {
@@ -137,17 +137,17 @@ void mix(int vectors, const typename Cache::Element *const *blocks, int64_t bloc
       }
 }
 
-// Turns scores of positions [begin, begin + count) into weights, and brings what was summed before to the new maximum. In
+// Turns scores of positions [begin, begin + count) into weights, and rescales the earlier sums to the new maximum. In
 // attention.cpp.
 void softmax_piece(AttentionWork &work, int v, int64_t begin, int64_t count, int64_t size);
 
-// `mix` for each kind of cache is compiled in attention.cpp.
+// attention.cpp instantiates `mix` for each cache type.
 extern template void mix<CacheFloat>(int, const float *const *, int64_t, int64_t, const float *, int64_t, int64_t,
                                      float *);
 extern template void mix<CacheHalf>(int, const uint16_t *const *, int64_t, int64_t, const float *, int64_t, int64_t,
                                     float *);
 
-// Attention of a tile's query vectors, from the cache to `out`, [tokens, H * D]. In attention.cpp.
+// Computes attention of a tile's query vectors over the cache into `out`, [tokens, H * D]. In attention.cpp.
 template <class Cache>
 void attend_tile(const AttentionLayer &layer, const Step &step, const float *qkv, float *out, const Tile &tile,
                  AttentionWork &work);

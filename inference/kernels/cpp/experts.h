@@ -1,4 +1,4 @@
-// The mixture-of-experts sublayer: each token goes through the experts that its router chooses.
+// The mixture-of-experts sublayer: each token runs through the experts that the router chooses.
 #pragma once
 
 #include "feed_forward.h"
@@ -7,7 +7,7 @@
 namespace KERNEL_ISA {
 namespace {
 
-// Each token's experts, [tokens, taken], and their weights; the shared expert is the last of every token's.
+// Each token's experts, [tokens, taken], and their weights; the shared expert is every token's last.
 void route_phase(Member &me, const ExpertsLayer &layer, int64_t tokens, int64_t taken) {
   float *logits = workspace.logits.data(), *weights = workspace.weights.data();
   int32_t *chosen = workspace.chosen.data();
@@ -20,8 +20,8 @@ void route_phase(Member &me, const ExpertsLayer &layer, int64_t tokens, int64_t 
   });
 }
 
-// Sorts tokens by expert: fills the workspace's experts that are chosen at all, and replaces each entry of `chosen` by
-// the row of the answer. The number of these experts.
+// Sorts tokens by expert: fills the workspace's chosen experts, and replaces each entry of `chosen` by the row of its
+// output. Returns the number of chosen experts.
 int64_t group_by_expert(const ExpertsLayer &layer, const Step &step, int64_t taken, const float *normed) {
   const int64_t pairs = step.tokens * taken, all = layer.routing.experts + 1;
   workspace.rows.resize(pairs);
@@ -50,7 +50,7 @@ int64_t group_by_expert(const ExpertsLayer &layer, const Step &step, int64_t tak
   return used;
 }
 
-// The answers of experts that are chosen, each for its own tokens.
+// The outputs of the chosen experts, each for its own tokens.
 void experts_phases(Member &me, int64_t experts) {
   const auto chosen = [](int64_t e) -> ActiveExpert & { return workspace.experts[e]; };
   const auto input = [&](int64_t e) -> Input & { return chosen(e).input; };
@@ -73,8 +73,8 @@ void experts_phases(Member &me, int64_t experts) {
   });
 }
 
-// x += the weighted answers of its experts, in the order of its choice. Of ranks that share a model all but one leave out
-// what was in x.
+// x += the weighted outputs of each token's experts, in the order of choice. If ranks share a model, only one adds the
+// residual.
 void sum_phase(Member &me, const Step &step, int64_t taken, int64_t hidden, float *x) {
   constexpr int64_t BLOCK = 256;  // columns
   const int64_t blocks = (hidden + BLOCK - 1) / BLOCK;

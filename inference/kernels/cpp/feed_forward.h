@@ -19,7 +19,7 @@ void activate(const Function &function, const float *gate, const float *up, int6
   }
 }
 
-// out = activation(gate) * up; activation(gate) where `up` is null.
+// out = activation(gate) * up; activation(gate) if `up` is null.
 void activate(Activation kind, const float *gate, const float *up, int64_t count, float *out) {
   switch (kind) {
     case SILU: return activate([](VecF x) { return silu(x); }, gate, up, count, out);
@@ -29,7 +29,7 @@ void activate(Activation kind, const float *gate, const float *up, int64_t count
   }
 }
 
-// Panels [first, first + panels) of gate, and those of up, which begin `room` panels on: only their product is written.
+// Panels [first, first + panels) of gate and those of up, `room` panels later; writes only their product.
 void gated_panels(const Matrix &gate_up, int64_t room, int64_t width, const float *gate_bias, Activation activation,
                   const Input &input, int64_t first, int64_t panels, float *gated, const Lora &lora = no_lora) {
   const float *up_bias = gate_bias ? gate_bias + width : nullptr;
@@ -49,7 +49,7 @@ void gated_panels(const Matrix &gate_up, int64_t room, int64_t width, const floa
     }
 }
 
-// Where gate and up begin at panels: both of some columns at once.
+// If gate and up begin at panel boundaries: computes both together, some columns at a time.
 void gated_phase(Member &me, const FeedForwardLayer &layer, Input &input, float *gated, const Lora &lora) {
   const int64_t room = layer.width / PANEL;
   prefetch(me, layer.down, input);
@@ -59,7 +59,7 @@ void gated_phase(Member &me, const FeedForwardLayer &layer, Input &input, float 
   });
 }
 
-// Where they do not: gate and up first, then their product.
+// Otherwise: computes gate and up first, then their product.
 void ungrouped_gated_phase(Member &me, const FeedForwardLayer &layer, Input &input, float *gate_up, float *gated,
                            const Lora &lora) {
   const int64_t width = layer.width;

@@ -28,7 +28,7 @@ inline void relax() {
 }
 
 #if defined(__linux__)
-// Sleeps while `word` is `seen`, at most a moment: a wake that was missed must not last for ever.
+// Sleeps while `word` equals `seen`, with a short timeout in case a wake-up is missed.
 void sleep_on(std::atomic<uint32_t> &word, uint32_t seen) {
   const timespec moment{0, 20'000'000};
   syscall(SYS_futex, &word, FUTEX_WAIT, seen, &moment, nullptr, 0);
@@ -97,9 +97,9 @@ void Group::sum_in_memory(float *x, int64_t count) {
   }
 }
 
-// Ranks come together within microseconds where each has a core. Where they have not, the one that is waited for may need
-// this one: it is given away, and then slept on. A rank that has died is not noticed here: the connections to it are
-// watched, and end this process.
+// Ranks meet within microseconds if each has its own core. Otherwise the awaited rank may need this core, so this rank
+// yields and then sleeps. A dead rank is not detected here: its connections are monitored elsewhere, which ends this
+// process.
 void Group::wait_for(Seat &seat) {
   constexpr int SPINS = 2000, YIELDS = 20;
   const auto has_come = [&](uint32_t arrived) { return int32_t(arrived - round_) >= 0; };

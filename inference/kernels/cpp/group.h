@@ -1,9 +1,9 @@
-// The ranks that share a model: adds up what they have of the residual stream.
+// The ranks that share a model: sums their parts of the residual stream.
 //
-// On one host through shared memory: a rank puts its numbers into a slot, says so, waits for the others and adds all slots
-// itself, always in the order of the ranks, so that all have the same sums. There are two slots a rank, taken in turn: who
-// has seen that all ranks have come to a sum knows that none still reads the slot of the sum before. Between hosts
-// through the connections between a leader and its followers: the leader adds and sends the sums back.
+// On one host it uses shared memory: a rank writes its numbers to a slot, signals it, waits for the others and adds all
+// slots itself, always in rank order, so that all ranks get identical sums. Each rank alternates between two slots: once
+// all ranks have reached a sum, none still reads the slot of the previous one. Between hosts it uses the connections
+// between a leader and its followers: the leader adds and sends the sums back.
 #pragma once
 
 #include <atomic>
@@ -12,22 +12,22 @@
 
 class Group {
  public:
-  static constexpr int64_t CHUNK = 1 << 16;  // floats of a slot
+  static constexpr int64_t CHUNK = 1 << 16;  // floats per slot
 
-  // `memory` is shared and was zero before the first rank came: `bytes_of(size)` of it, or null. `connections` are then a
-  // leader's to its followers in their order, or a follower's one to its leader.
+  // `memory` is `bytes_of(size)` bytes of shared memory, initially zero, or null. If it is null, `connections` are a
+  // leader's to its followers in rank order, or a follower's one to its leader.
   Group(int rank, int size, void *memory, std::vector<int> connections);
 
   static int64_t bytes_of(int size) { return size * (int64_t(sizeof(Seat)) + 2 * CHUNK * 4); }
 
-  // x [count] becomes the sum over all ranks, each of which has come here with as many. False where one is gone.
+  // Sums x [count] over all ranks, in place; every rank must call it with the same count. False if a rank is gone.
   bool sum(float *x, int64_t count);
 
   int64_t sums() const { return sums_; }
   int64_t nanoseconds() const { return nanoseconds_; }
 
  private:
-  // Where a rank says how many chunks it has put down. Others sleep on it.
+  // The number of chunks that a rank has written. Other ranks sleep on it.
   struct alignas(64) Seat {
     std::atomic<uint32_t> arrived, sleepers;
   };

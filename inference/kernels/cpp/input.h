@@ -1,5 +1,5 @@
-// The tokens that a product reads, x [tokens, columns] or some rows of it, arranged for the innermost kernels: tiles of T
-// tokens in which the values of one column, or the words of four, are neighbors. Quantized to int8 where the weights are.
+// A product's input, x [tokens, columns] or some rows of it, arranged for the innermost kernels: tiles of T tokens in
+// which the values of one column, or the words of four, are contiguous. Quantized to int8 if the weights are quantized.
 #pragma once
 
 #include <algorithm>
@@ -10,9 +10,9 @@
 
 namespace KERNEL_ISA {
 
-// Tile sizes that the kernels are compiled for, by how many accumulators the registers hold; the last but one is the best
-// for many tokens, the last for as many as can be taken without a second pass. The last of many tiles is the smallest that
-// holds the tokens that are left.
+// Tile sizes that the kernels are compiled for, by the number of accumulators that fit in registers. The last but one is
+// the best for many tokens; the last is the most tokens that fit in one pass. The final tile is the smallest that holds
+// the remaining tokens.
 #if defined(__AVX512F__)
 constexpr int FLOAT_TILES[] = {1, 2, 4, 8, 12, 16}, QUANTIZED_TILES[] = {1, 2, 4, 8, 12, 16};
 #else
@@ -26,8 +26,8 @@ inline int tile_size(const int (&sizes)[N], int64_t tokens) {
 
 class Input {
  public:
-  // Makes room; to be called before threads share the work. The memory is kept from call to call. Tokens are the rows of
-  // x that `rows` names, the first ones where it is null; rows are `stride` apart, 0 for as long as they are.
+  // Allocates memory, which is kept between calls; call it before threads share the work. Tokens are the rows of x listed
+  // in `rows`, or the first ones if it is null; rows are `stride` apart, 0 for contiguous rows.
   void reserve(const Matrix &w, const float *x, int64_t tokens, const int32_t *rows = nullptr, int64_t stride = 0) {
     x_ = x;
     rows_ = rows;
@@ -49,7 +49,7 @@ class Input {
     }
   }
 
-  // Pieces of work that `arrange` can be asked for, in any order, by any thread.
+  // Number of pieces of work for `arrange`, which any thread may call in any order.
   int64_t pieces() const { return quantized ? slots() * parts() : tile > 1 ? tiles * parts() : 0; }
 
   void arrange(int64_t piece) {
@@ -58,29 +58,29 @@ class Input {
     for (int64_t k = begin; k < end; k += BLOCK) interleave(piece / parts(), k);
   }
 
-  // Of a tile.
+  // Tokens of a tile.
   int size(int64_t index) const { return index + 1 < tiles ? tile : last_; }
 
-  // A token's values as they were given.
+  // A token's original values.
   const float *row(int64_t token) const { return x_ + (rows_ ? rows_[token] : token) * stride_; }
 
-  // Tokens, and the room that the last tile has to spare.
+  // Tokens, including the padding of the last tile.
   int64_t slots() const { return (tiles - 1) * tile + last_; }
 
-  // A tile's values in the block of columns that begins at `column`, [columns][size]. Tiles of a block are neighbors in
-  // memory: the processor foresees what is read next.
+  // A tile's values in the block of columns that begins at `column`, [columns][size]. Tiles of a block are contiguous in
+  // memory, so that the hardware prefetcher predicts the next read.
   const float *values(int64_t index, int64_t column) const {
     return tile > 1 ? values_.data() + place(index, column) : row(0) + column;
   }
   // [groups][8][size]: four int8 values each
   const int32_t *words(int64_t index) const { return words_.data() + index * tile * groups * (GROUP / 4); }
-  // [groups][size]: of a group's values
+  // [groups][size]: scale of a group's values
   const float *scales(int64_t index) const { return scales_.data() + index * tile * groups; }
-  // [groups][size]: sum of a group's int8 values, which takes the zero point of the weights out again
+  // [groups][size]: sum of a group's int8 values, used to subtract the zero point of the weights
   const int32_t *sums(int64_t index) const { return sums_.data() + index * tile * groups; }
 
-  // Columns of a block: with them, W's part of the panels that tiles pass over (16 KB) and a tile's of x (6 KB) stay in a
-  // first-level cache of 32 KB together.
+  // Columns per block, chosen so that W's part of the panels (16 KB) and a tile's part of x (6 KB) fit together in a 32 KB
+  // L1 cache.
   static constexpr int64_t BLOCK = 128;
 
   int64_t tokens = 0, columns = 0, groups = 0, tiles = 0;
@@ -88,9 +88,9 @@ class Input {
   bool quantized = false;
 
  private:
-  static constexpr int64_t PIECE = 512;  // columns of a tile, or of a token, that a piece of work covers
+  static constexpr int64_t PIECE = 512;  // columns of a tile, or of a token, per piece of work
 
-  // Of a tile's part of a block in `values_`.
+  // Offset of a tile's part of a block in `values_`.
   int64_t place(int64_t index, int64_t column) const {
     return column * slots() + index * tile * std::min(BLOCK, columns - column);
   }
@@ -102,7 +102,7 @@ class Input {
     if (int64_t(buffer.size()) < count) buffer.resize(count);
   }
 
-  // The block of columns from `begin` on.
+  // Arranges the block of columns that starts at `begin`.
   void interleave(int64_t index, int64_t begin) {
     const int64_t count = std::min(BLOCK, columns - begin), width = size(index);
     float *out = values_.data() + place(index, begin);
@@ -113,7 +113,7 @@ class Input {
     }
   }
 
-  // Groups of 32 values: to [-127, 127], by the largest magnitude.
+  // Quantizes groups of 32 values to [-127, 127], scaled by the largest magnitude.
   void quantize(int64_t slot, int64_t column) {
     const int64_t index = slot / tile, t = slot % tile, width = size(index);
     int32_t *words = words_.data() + index * tile * groups * (GROUP / 4) + t;
@@ -146,7 +146,7 @@ class Input {
       magnitudes = m > magnitudes ? m : magnitudes;
       spoiled += m - m;
     }
-    // What is no number must not be rounded to one: the group's results become NaN.
+    // NaN must not be rounded to a number: the group's results become NaN.
     const bool finite = sum_lanes(spoiled) == 0.0f;
     const float largest = finite ? largest_lane(magnitudes) : 0.0f, inverse = largest > 0 ? 127.0f / largest : 0.0f;
     VecI total{};

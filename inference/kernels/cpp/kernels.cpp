@@ -1,5 +1,5 @@
-// The attention sublayers, and the table of all kernels for one instruction set. Compiled once for each set, with
-// KERNEL_ISA as its namespace.
+// The attention sublayers, and the table of all kernels for one instruction set. Compiled once per set, with KERNEL_ISA
+// as the namespace.
 #include "attention.h"
 #include "experts.h"
 #include "feed_forward.h"
@@ -24,11 +24,11 @@ void attention_phase(Member &me, const AttentionLayer &layer, const Step &step, 
   const auto tiles_of = [&](int64_t b) { return (vectors_of(b) + TILE - 1) / TILE; };
   int64_t count = 0;
   for (int64_t b = 0; b < step.sequences; b++) count += tiles_of(b) * layer.kv_heads;
-  // A thread's pieces come in order, so it walks through the sequences once.
+  // A thread gets its pieces in order, so it walks through the sequences once.
   int64_t b = 0, before = 0;
   me.share(count, 1, [&](int64_t i) {
     for (int64_t tasks; i >= before + (tasks = tiles_of(b) * layer.kv_heads); b++) before += tasks;
-    // Last tiles first: they see the longest context, and the shortest work evens out the end.
+    // Last tiles first: they have the longest context, so the shortest work comes last and balances the threads.
     const int64_t task = i - before, tile = tiles_of(b) - 1 - task / layer.kv_heads;
     const Tile work{b, task % layer.kv_heads, tile * TILE, int(std::min<int64_t>(TILE, vectors_of(b) - tile * TILE))};
     if (layer.half_cache) attend_tile<CacheHalf>(layer, step, qkv, out, work, attention_work);
@@ -82,7 +82,7 @@ void attention_sublayer(Team &team, const AttentionLayer &layer, const Step &ste
   });
 }
 
-// Latents and rotated keys to the cache; compressed queries, which are to be projected, are normed where they are.
+// Writes latents and rotated keys to the cache; normalizes compressed queries in place before their projection.
 void latent_phase(Member &me, const LatentLayer &layer, const Step &step, float *down) {
   const float *angles = workspace.angles.data();
   const int64_t first = layer.down.rows - layer.width(), rope = layer.rope;
@@ -96,7 +96,7 @@ void latent_phase(Member &me, const LatentLayer &layer, const Step &step, float 
   });
 }
 
-// The rotated part of each head's query to where the scores want it.
+// Copies the rotated part of each head's query to where the scores read it.
 void rope_queries_phase(Member &me, const LatentLayer &layer, int64_t tokens, const float *query, int64_t stride,
                         float *queries) {
   const float *angles = workspace.angles.data();
@@ -111,7 +111,7 @@ void rope_queries_phase(Member &me, const LatentLayer &layer, int64_t tokens, co
   });
 }
 
-// A product for each head, of inputs that have been `Input::reserve`d: finish(head, row, rows, token, y).
+// One product per head, on inputs prepared by `Input::reserve`: calls finish(head, row, rows, token, y).
 template <class MatrixOf, class Finish>
 void heads_phase(Member &me, std::vector<Input> &inputs, std::vector<Lora> &lora, int64_t heads,
                  const MatrixOf &matrix_of, const Finish &finish) {

@@ -1,4 +1,4 @@
-// Attention on the cache of latents; see latent.h.
+// Attention over the latent cache; see latent.h.
 #include "latent.h"
 
 namespace KERNEL_ISA {

@@ -1,15 +1,15 @@
-// Ragged causal attention on a paged cache of latents: one vector a position, [rank + rope], for all heads. Its scores
-// take the whole vector, its answer is made of the first part, the latent.
+// Ragged causal attention over a paged latent cache: one vector per position, [rank + rope], shared by all heads. Scores
+// use the whole vector; the output uses its first part, the latent.
 //
-// Vectors lie one after the other within a block, [block_size, rank + rope]: a score is a sum across lanes, which such
-// long vectors can afford, and the answer reads the same memory again.
+// Vectors are contiguous within a block, [block_size, rank + rope]. A score is a sum across lanes, whose cost is small for
+// such long vectors, and the output reads the same memory again.
 #pragma once
 
 #include "attention.h"
 
 namespace KERNEL_ISA {
 
-// Writes what the cache holds of a token: its latent, normed, and its rotated key.
+// Writes a token's cache entry: its normalized latent and its rotated key.
 template <class Cache>
 inline void store_latent(const LatentLayer &layer, const Step &step, int64_t token, const float *entry) {
   auto *out = static_cast<typename Cache::Element *>(layer.cache) + step.slots[token] * layer.width();

@@ -1,8 +1,8 @@
-// The library's face: keeps the threads, and gives the kernels to MindSpore's graphs and,
+// The library's interface: owns the threads, and exposes the kernels to MindSpore's graphs and,
 // through plain C functions, to Python.
 //
 // MindSpore calls a custom operator as `int f(int n, void **tensors, int *ranks, int64_t **shapes, const char **types,
-// void *stream, void *extra)`, inputs first, then outputs, and asks `fInferShape` for the output's shape
+// void *stream, void *extra)`, inputs first, then outputs, and calls `fInferShape` for the output's shape
 // (ops.Custom, function type "aot").
 #include <algorithm>
 #include <atomic>
@@ -20,7 +20,7 @@
 
 class AotExtra;
 
-// KERNEL_SETS names the instruction sets that are linked into this library: SET(isa_avx2).
+// KERNEL_SETS lists the instruction sets linked into this library: SET(isa_avx2).
 #define SET(isa) namespace isa { extern const Kernels table; }
 KERNEL_SETS
 #undef SET
@@ -33,11 +33,11 @@ const Kernels *const sets[] = {KERNEL_SETS};
 const Kernels *kernels = sets[0];
 
 std::unique_ptr<Team> team_;
-// Kernels keep their working memory from call to call, so that only one runs at a time: two models may be in use.
+// Kernels keep their working memory between calls, so only one may run at a time, even if two models are in use.
 std::mutex one_call;
 typedef std::lock_guard<std::mutex> Lock;
 
-// To be called under the lock.
+// Requires the lock.
 Team &team() {
   if (!team_) team_ = std::make_unique<Team>(int(std::thread::hardware_concurrency()));
   return *team_;
@@ -118,16 +118,16 @@ ExpertsLayer experts_layer(const ExpertsRecord &r) {
   return layer;
 }
 
-// Return codes of operators: another rank is gone; a record that cannot be read.
+// Return codes of operators: another rank is gone; a record is invalid.
 constexpr int32_t RANK_GONE = -1, BAD_RECORD = -2;
 
-// Numbers of adapters [tokens]; null where no token has one.
+// Adapter numbers [tokens]; null if no token has one.
 const int32_t *if_any(const int32_t *adapters, int64_t tokens) {
   const auto is_one = [](int32_t adapter) { return adapter != 0; };
   return std::any_of(adapters, adapters + tokens, is_one) ? adapters : nullptr;
 }
 
-// Of the first five inputs of an operator on sublayers.
+// Builds a step from the first five inputs of an operator on sublayers.
 Step step_of(void **p, int64_t **shapes) {
   Step step{};
   step.tokens = shapes[0][0], step.sequences = shapes[4][0] - 1, step.table_width = shapes[3][1];
@@ -136,7 +136,7 @@ Step step_of(void **p, int64_t **shapes) {
   return step;
 }
 
-// Of the first seven inputs of an operator on sublayers that attend to sources.
+// Builds a step from the first seven inputs of an operator on sublayers with cross-attention.
 Step cross_step_of(void **p, int64_t **shapes) {
   Step step = step_of(p, shapes);
   step.cross_width = shapes[5][1];
@@ -144,8 +144,8 @@ Step cross_step_of(void **p, int64_t **shapes) {
   return step;
 }
 
-// Runs the sublayers of a program, one record after the other, on x [T, hidden] in place. Ranks that share a model add up
-// after each sublayer that adds something; where what it adds is normed, before the norm. 0, or a code.
+// Runs the sublayers of a program, one record after the other, on x [T, hidden] in place. Ranks that share a model sum
+// their results after each sublayer that adds to x, and before its post-norm if it has one. Returns 0 or an error code.
 int32_t run_sublayers(const int64_t *program, int64_t numbers, Step step, float *x) {
   const Lock lock(one_call);
   Group *group = nullptr;
@@ -190,7 +190,7 @@ int32_t run_sublayers(const int64_t *program, int64_t numbers, Step step, float 
   return 0;
 }
 
-// What is wrong with the record at `at`, which has `numbers` or more after it that belong to others; null for nothing.
+// Returns what is wrong with the record at `at`, or null. `numbers` bounds the numbers there, including later records.
 template <class Record>
 const char *problem_at(const int64_t *at, int64_t numbers) {
   const Record *record = reinterpret_cast<const Record *>(at);
@@ -212,7 +212,7 @@ const char *problem_at(const int64_t *at, int64_t numbers) {
   }
 }
 
-// What `output_head` does; `adapters` [T], or null.
+// Implements `output_head`; `adapters` [T], or null.
 int run_head(void **p, int64_t **shapes, const int32_t *adapters, float *out) {
   const auto *record = record_at<HeadRecord>(as<const int64_t>(p[3]), shapes[3][0], HEAD);
   if (!record || record->vocabulary != shapes[4][0]) return BAD_RECORD;
@@ -240,14 +240,14 @@ extern "C" {
 
 const char *kernels_name() { return kernels->name; }
 
-// Chooses among the instruction sets of this library: 0, or -1 if it does not have this one.
+// Selects one of the library's instruction sets. Returns 0, or -1 if the library does not contain it.
 int kernels_use(const char *name) {
   for (const Kernels *set : sets)
     if (!std::strcmp(set->name, name)) return kernels = set, 0;
   return -1;
 }
 
-// 0, or -1 if the machine does not start so many; the threads there were stay.
+// Returns 0, or -1 if the machine cannot start that many threads; the existing threads are then kept.
 int kernels_set_threads(int threads) {
   const Lock lock(one_call);
   if (team_ && team_->size() == threads) return 0;
@@ -259,17 +259,17 @@ int kernels_set_threads(int threads) {
   return 0;
 }
 
-// The fields of all records, to be compared with those of inference/kernels/records.py. Lives as long as the process.
+// Returns the fields of all records, to compare with inference/kernels/records.py. Lives as long as the process.
 const char *kernels_records() {
   static const std::string text = describe_records();
   return text.c_str();
 }
 
-// What is wrong with a record, by its fields' names; null for nothing.
+// Returns what is wrong with a record, naming the field; null if it is valid.
 const char *kernels_problem(const int64_t *record, int64_t numbers) { return problem_at(record, numbers); }
 
-// Writes x [rows, columns], float32 or (is_packed) of the format's own 16-bit elements, into the panels of a matrix as
-// its rows from `first` on.
+// Writes x [rows, columns], float32 or (is_packed) the format's own 16-bit elements, into the panels of a matrix,
+// starting at row `first`.
 void kernels_pack(int32_t format, const uint8_t *x, int32_t is_packed, int64_t rows, int64_t columns, int64_t first,
                   uint8_t *panels) {
   const Lock lock(one_call);
@@ -284,7 +284,7 @@ void kernels_pack(int32_t format, const uint8_t *x, int32_t is_packed, int64_t r
   });
 }
 
-// Reads `bytes` once with all threads; the return value keeps the compiler from leaving it out.
+// Reads `bytes` once with all threads; the return value keeps the compiler from removing the reads.
 uint64_t kernels_read(const uint64_t *data, int64_t bytes) {
   const Lock lock(one_call);
   constexpr int64_t GRAIN = 1 << 17, LANES = 8;  // words
@@ -311,7 +311,7 @@ void kernels_rms_norm(const float *x, const float *weight, int64_t tokens, int64
   kernels->rms_norm(x, weight, tokens, width, eps, out);
 }
 
-// A group of ranks, to be named in the records of those that share a model. It lives as long as the process.
+// Creates a group of ranks, which the records of a shared model refer to. It lives as long as the process.
 Group *kernels_group(int32_t rank, int32_t size, void *memory, const int32_t *connections, int32_t count) {
   return new Group(rank, size, memory, {connections, connections + count});
 }
@@ -320,12 +320,12 @@ int64_t kernels_group_bytes(int32_t size) { return Group::bytes_of(size); }
 
 int32_t kernels_group_sum(Group *group, float *x, int64_t count) { return group->sum(x, count) ? 0 : -1; }
 
-// How many sums there have been, and the nanoseconds that they took, waiting included.
+// Returns the number of sums so far and the nanoseconds that they took, including waiting.
 void kernels_group_figures(const Group *group, int64_t *figures) {
   figures[0] = group->sums(), figures[1] = group->nanoseconds();
 }
 
-// Runs the sublayers of a program of a model without an encoder; 0, or -1 where another rank is gone.
+// Runs the sublayers of a program of a model without an encoder. Returns 0, or -1 if another rank is gone.
 int32_t kernels_sublayers(const int64_t *program, int64_t numbers, int64_t tokens, int64_t sequences, int64_t table_width,
                     const int32_t *positions, const int32_t *slots, const int32_t *block_tables,
                     const int32_t *query_starts, float *x) {
@@ -342,7 +342,7 @@ int sublayers(int n, void **p, int *ranks, int64_t **shapes, const char **types,
   return run_sublayers(as<const int64_t>(p[5]), shapes[5][0], step_of(p, shapes), as<float>(p[6]));
 }
 
-// Inputs: those of `sublayers` up to 4, 5 cross tables, 6 cross lengths, 7 program; output 8.
+// Inputs: 0 to 4 as for `sublayers`, 5 cross tables, 6 cross lengths, 7 program; output 8.
 int cross_sublayers(int n, void **p, int *ranks, int64_t **shapes, const char **types, void *stream, void *extra) {
   if (n != 9) return 1;
   std::memcpy(p[8], p[0], shapes[0][0] * shapes[0][1] * 4);
@@ -350,7 +350,7 @@ int cross_sublayers(int n, void **p, int *ranks, int64_t **shapes, const char **
   return run_sublayers(as<const int64_t>(p[7]), shapes[7][0], step, as<float>(p[8]));
 }
 
-// Inputs: those of `sublayers` up to 4, 5 adapters, 6 program; output 7.
+// Inputs: 0 to 4 as for `sublayers`, 5 adapters, 6 program; output 7.
 int adapted_sublayers(int n, void **p, int *ranks, int64_t **shapes, const char **types, void *stream, void *extra) {
   if (n != 8) return 1;
   std::memcpy(p[7], p[0], shapes[0][0] * shapes[0][1] * 4);
@@ -359,7 +359,7 @@ int adapted_sublayers(int n, void **p, int *ranks, int64_t **shapes, const char 
   return run_sublayers(as<const int64_t>(p[6]), shapes[6][0], step, as<float>(p[7]));
 }
 
-// Inputs: those of `cross_sublayers` up to 6, 7 adapters, 8 program; output 9.
+// Inputs: 0 to 6 as for `cross_sublayers`, 7 adapters, 8 program; output 9.
 int adapted_cross_sublayers(int n, void **p, int *ranks, int64_t **shapes, const char **types, void *stream, void *extra) {
   if (n != 10) return 1;
   std::memcpy(p[9], p[0], shapes[0][0] * shapes[0][1] * 4);
@@ -368,19 +368,19 @@ int adapted_cross_sublayers(int n, void **p, int *ranks, int64_t **shapes, const
   return run_sublayers(as<const int64_t>(p[8]), shapes[8][0], step, as<float>(p[9]));
 }
 
-// Inputs: 0 x, 1 tokens wanted [R], 2 of these those whose logits are wanted, after a number that is not read [1 + S],
-// 3 record, 4 as many bytes as there are tokens in the
-// vocabulary, not read; output 5: best tokens [R], their logits [R], then logits [S, vocabulary].
+// Inputs: 0 x, 1 requested tokens [R], 2 the indices of those whose logits are requested, after a number that is not read
+// [1 + S], 3 record, 4 one byte per token of the vocabulary, not read; output 5: best tokens [R], their logits [R], then
+// logits [S, vocabulary].
 int output_head(int n, void **p, int *ranks, int64_t **shapes, const char **types, void *stream, void *extra) {
   return n == 6 ? run_head(p, shapes, nullptr, as<float>(p[5])) : 1;
 }
 
-// The same; 5 adapters [T], output 6.
+// Inputs: 0 to 4 as for `output_head`, 5 adapters [T]; output 6.
 int adapted_output_head(int n, void **p, int *ranks, int64_t **shapes, const char **types, void *stream, void *extra) {
   return n == 7 ? run_head(p, shapes, as<const int32_t>(p[5]), as<float>(p[6])) : 1;
 }
 
-// Inputs: 0 tokens, 1 record, 2 as many bytes as a row has numbers, not read; output 3: rows [T, hidden].
+// Inputs: 0 tokens, 1 record, 2 one byte per number of a row, not read; output 3: rows [T, hidden].
 int embedding(int n, void **p, int *ranks, int64_t **shapes, const char **types, void *stream, void *extra) {
   if (n != 4) return 1;
   const auto *record = record_at<EmbeddingRecord>(as<const int64_t>(p[1]), shapes[1][0], EMBEDDING);
@@ -390,7 +390,7 @@ int embedding(int n, void **p, int *ranks, int64_t **shapes, const char **types,
   float *out = as<float>(p[3]);
   for (int64_t t = 0; t < count; t++) {
     const int64_t row = as<const int32_t>(p[0])[t] - record->first_token;
-    // Of ranks that share a model one has this token; where there is one rank, the caller has checked the tokens.
+    // If ranks share a model, exactly one has this token; with a single rank, the caller has checked the tokens.
     if (row < 0 || row >= record->tokens) std::fill_n(out + t * columns, columns, 0.0f);
     else kernels->unpack(weight, row, out + t * columns);
   }
@@ -418,7 +418,7 @@ std::vector<int64_t> adapted_cross_sublayersInferShape(int *ranks, int64_t **sha
 }
 
 std::vector<int64_t> output_headInferShape(int *ranks, int64_t **shapes, AotExtra *extra) {
-  // Dimensions that are not known yet are negative.
+  // Unknown dimensions are negative.
   if (shapes[1][0] < 0 || shapes[2][0] < 0) return {-1};
   return {2 * shapes[1][0] + (shapes[2][0] - 1) * shapes[4][0]};
 }

@@ -1,8 +1,7 @@
 // y = x W^T for every weight format, from one token to a long prompt.
 //
-// One token, or a few: panels stream through the registers once. More than one tile of tokens: a block of columns of a
-// few panels stays in the first-level cache while all tiles pass over it (Goto & van de Geijn 2008, with W as the packed
-// side).
+// With a few tokens, panels stream through the registers once. With more than one tile of tokens, a block of columns of
+// a few panels stays in the L1 cache while all tiles pass over it (Goto & van de Geijn 2008, with W as the packed side).
 #pragma once
 
 #include <algorithm>
@@ -13,7 +12,7 @@
 
 namespace KERNEL_ISA {
 
-// Panels that one call of an innermost kernel takes: as many as leave room for the sums of T tokens.
+// Panels per call of an innermost kernel: as many as leave registers for the sums of T tokens.
 #if defined(__AVX512F__)
 template <int T> constexpr int float_panels() { return T <= 2 ? 4 : T <= 12 ? 2 : 1; }
 template <int T> constexpr int quantized_panels() { return T == 1 ? 4 : T <= 4 ? 2 : 1; }
@@ -22,10 +21,10 @@ template <int T> constexpr int float_panels() { return T == 1 ? 4 : T == 2 ? 2 :
 template <int T> constexpr int quantized_panels() { return T == 1 ? 2 : 1; }
 #endif
 
-// Panels that many tiles pass over together.
+// Panels that tiles pass over together if there are many tiles.
 constexpr int64_t HELD_PANELS = float_panels<FLOAT_TILES[std::size(FLOAT_TILES) - 2]>();
 
-// Sums of a range of panels, [panels][slots][16], from W's panels [first, first + panels) against every token.
+// Sums of a range of panels, [panels][slots][16]: W's panels [first, first + panels) times every token.
 struct Range {
   const Matrix &w;
   int64_t first, panels;
@@ -36,7 +35,7 @@ struct Range {
   float *at(int64_t panel, int64_t tile) const { return sums + panel * apart() + tile * input.tile * PANEL; }
 };
 
-// In linear_float.cpp, for each type of element.
+// In linear_float.cpp, for each element type.
 template <class Load>
 void float_range(const Range &range, std::vector<float> &scratch);
 

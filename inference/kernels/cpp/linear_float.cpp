@@ -1,4 +1,4 @@
-// Products with weights of 16 and 32 bits.
+// Products with 16-bit and 32-bit weights.
 #include "linear.h"
 #include "products.h"
 
@@ -20,7 +20,7 @@ inline void multiply_tile(const typename Load::Element *w, int64_t stride, int64
   for (; p < panels; p++) multiply_panels<Load, 1, T>(w + p * stride, stride, x, count, sums + p * apart, apart);
 }
 
-// The block of columns from `column` on of the range's panels [panel, panel + panels), which are at `w`, times a tile.
+// The block of columns starting at `column` of the range's panels [panel, panel + panels), located at `w`, times a tile.
 template <class Load>
 inline void multiply_tile(const typename Load::Element *w, int64_t stride, const Range &range, int64_t panel,
                           int64_t panels, int64_t tile, int64_t column, int64_t count) {
@@ -67,7 +67,7 @@ void float_range(const Range &range, std::vector<float> &scratch) {
           multiply_tile<Load>(block, stride, range, panel, some, tile, k, count);
         continue;
       }
-      // Many tokens: convert the block once instead of once for every tile.
+      // With many tokens, convert the block once instead of once per tile.
       scratch.resize(HELD_PANELS * Input::BLOCK * PANEL);
       for (int64_t p = 0; p < some; p++)
         widen<Load>(block + p * stride, count * PANEL, scratch.data() + p * count * PANEL);

@@ -1,11 +1,11 @@
-// Products with quantized weights, on activations in int8.
+// Products with quantized weights and int8 activations.
 #include "linear.h"
 #include "products.h"
 
 namespace KERNEL_ISA {
 namespace {
 
-// The same as `multiply_tile` for `count` pairs of groups, `stride` bytes from panel to panel.
+// As `multiply_tile`, for `count` pairs of groups, with panels `stride` bytes apart.
 template <Format F, int T>
 inline void quantized_tile(const uint8_t *w, int64_t stride, int64_t panels, const Input &input, int64_t tile,
                            int64_t pair, int64_t count, float *sums, int64_t apart) {

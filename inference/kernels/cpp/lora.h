@@ -1,4 +1,4 @@
-// What LoRA adapters add to a product: up (down x), for each token the matrices of its own adapter.
+// LoRA adapters' addition to a product: up (down x), with the matrices of each token's own adapter.
 #pragma once
 
 #include <algorithm>
@@ -11,7 +11,7 @@
 namespace KERNEL_ISA {
 namespace {
 
-// In one order, whoever calls it: a token's result does not depend on its neighbors.
+// Sums in a fixed order, so that a token's result does not depend on its neighbors.
 float dot(const float *a, const float *b, int64_t count) {
   VecF sums[2] = {zero(), zero()};
   int64_t i = 0;
@@ -22,20 +22,20 @@ float dot(const float *a, const float *b, int64_t count) {
   return sum;
 }
 
-// What the adapters of its tokens add to a product; nothing where no token has one.
+// The additions of its tokens' adapters to a product; nothing if no token has one.
 class Lora {
  public:
-  // Makes room; to be called before threads share the work. `adapters` are those of the step's tokens, or null; `rows`
-  // says which of these the input's tokens are, where it has not all of them in their order.
+  // Allocates memory; call it before threads share the work. `adapters` are those of the step's tokens, or null; `rows`
+  // lists the input's tokens among these, unless it has all of them in order.
   void reserve(const LoraTable &lora, const int32_t *adapters, const Input &input, const int32_t *rows = nullptr) {
     table_ = lora, adapters_ = lora.list ? adapters : nullptr, rows_ = rows, tokens_ = input.tokens;
     if (adapters_ && int64_t(low_.size()) < tokens_ * lora.width) low_.resize(tokens_ * lora.width);
   }
 
-  // Pieces of work that `project_down` can be asked for, in any order, by any thread, before the product.
+  // Number of pieces of work for `project_down`, which any thread may call in any order, before the product.
   int64_t pieces() const { return adapters_ ? tokens_ * blocks() : 0; }
 
-  // Of some of a token's input what its adapter makes of it.
+  // Computes a piece of the down projection of a token's adapter.
   void project_down(int64_t piece, const Input &input) {
     const int64_t token = piece / blocks(), begin = piece % blocks() * BLOCK, columns = input.columns;
     each(token, [&](const LoraEntry &part) {
@@ -45,7 +45,7 @@ class Lora {
     });
   }
 
-  // Adds to y, the panel of a token's product that begins at `row`.
+  // Adds the up projection to y, the panel of a token's product that begins at `row`.
   void add(int64_t token, int64_t row, float *y) const {
     if (!adapters_) return;
     each(token, [&](const LoraEntry &part) {
@@ -62,7 +62,7 @@ class Lora {
   }
 
  private:
-  static constexpr int64_t BLOCK = 8;  // numbers that a piece makes
+  static constexpr int64_t BLOCK = 8;  // values per piece
 
   int64_t blocks() const { return (table_.width + BLOCK - 1) / BLOCK; }
 

@@ -1,4 +1,4 @@
-// Final norm and logits, with each row's largest logit found on the way.
+// Final norm and logits; also finds each row's largest logit.
 #pragma once
 
 #include "phases.h"
@@ -6,11 +6,11 @@
 namespace KERNEL_ISA {
 namespace {
 
-// The largest logit that a thread has seen of a token.
+// A token's largest logit among those that a thread has computed.
 struct Argmax {
   float value = -INFINITY;
   int64_t index = -1;
-  bool spoiled = false;  // by a logit that is no number
+  bool spoiled = false;  // one of the logits is NaN
 
   void see(const float *y, int64_t row, int64_t rows) {
     if (rows == PANEL) {

@@ -1,4 +1,4 @@
-// Weights into the memory layout of formats.h, and rows of them back to float32.
+// Packs weights into the memory layout of formats.h, and unpacks rows to float32.
 #pragma once
 
 #include <algorithm>
@@ -40,8 +40,8 @@ void unpack(const Matrix &w, int64_t row, float *out) {
   }
 }
 
-// Scale of a group of 32 by its largest magnitude, for int4 tried a little smaller and larger: the one with the least
-// squared error stays.
+// Scale of a group of 32 by its largest magnitude. For int4, tries slightly smaller and larger scales and keeps the one
+// with the least squared error.
 float best_scale(Format format, const float *x) {
   VecF sizes = magnitude(load(x));
   for (int i = LANES; i < GROUP; i += LANES) {
@@ -52,7 +52,7 @@ float best_scale(Format format, const float *x) {
   if (format == INT8) return largest / 127.0f;
   float best = 0, least = INFINITY;
   for (int step = 0; step < 24 && largest > 0; step++) {
-    // Signs differ: a negative scale puts the extra level of [-8, 7] on the other side.
+    // Try both signs: a negative scale puts the extra level of [-8, 7] on the other side.
     const float size = largest / (6.0f + 0.2f * float(step % 12)), scale = step < 12 ? size : -size;
     const float inverse = 1.0f / scale;
     VecF errors = zero();
@@ -69,7 +69,7 @@ float best_scale(Format format, const float *x) {
   return best;
 }
 
-// The middle of a group's values for the formats that have minimums, as float16, and the values without it.
+// For formats with minimums: the midpoint of a group's values, as float16, and the values minus it.
 uint16_t take_middle(const float *x, float *centered) {
   const auto [least, most] = std::minmax_element(x, x + GROUP);
   const uint16_t half = float_to_half(0.5f * *least + 0.5f * *most);
@@ -77,7 +77,7 @@ uint16_t take_middle(const float *x, float *centered) {
   return half;
 }
 
-// 32 float32 values as one row of a group: a float16 scale, a minimum if the format has one, and words of bytes.
+// Packs 32 float32 values as one row of a group: a float16 scale, a minimum if the format has one, and words of bytes.
 void quantize_group(Format whole, const float *x, uint8_t *scale_at, uint8_t *words, int64_t lane) {
   const Format format = without_minimum(whole);
   alignas(64) float centered[GROUP];
@@ -101,7 +101,7 @@ void quantize_group(Format whole, const float *x, uint8_t *scale_at, uint8_t *wo
     std::memcpy(words + word * WORD_BYTES + lane * 4, q + word * 4, 4);
 }
 
-// Rows of values to lanes of a panel: a few rows and a block of columns at a time, which stay in the first-level cache.
+// Copies rows of values to lanes of a panel, a few rows and a block of columns at a time, which fit in the L1 cache.
 template <class Element, class Source, class Narrow>
 void pack_elements(const Source *x, int64_t rows, int64_t columns, Element *out, const Narrow &narrow) {
   constexpr int64_t ROWS = 8, COLUMNS = 64;

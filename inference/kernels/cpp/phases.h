@@ -1,5 +1,5 @@
-// The phases that sublayers are made of: each is work that all threads share, and that ends before the next begins.
-// Knows products, norms and LoRA; knows nothing of what a sublayer is.
+// The phases of sublayers: all threads share the work of a phase, and it ends before the next one begins.
+// Knows products, norms and LoRA; knows nothing about sublayers.
 #pragma once
 
 #include <algorithm>
@@ -13,7 +13,7 @@
 namespace KERNEL_ISA {
 namespace {
 
-// An expert that tokens have chosen.
+// An expert that at least one token has chosen.
 struct ActiveExpert {
   Expert expert;
   Input input, second;  // of its two products
@@ -22,7 +22,7 @@ struct ActiveExpert {
   float *answers;       // [its tokens, hidden]
 };
 
-// Memory that lives from one call to the next; only one region runs at a time.
+// Memory kept between calls; only one region runs at a time.
 struct Workspace {
   std::vector<float> normed, qkv, angles, attended, gate_up, gated, added, logits, weights, answers;
   Input input, second, third;           // of a sublayer's products
@@ -42,12 +42,12 @@ float *sized(std::vector<float> &buffer, int64_t count) {
   return buffer.data();
 }
 
-// Work of several lists, one after the other.
+// The concatenated work of several lists.
 class Lists {
  public:
   void add(int64_t count) { ends_.push_back(total() + count); }
   int64_t total() const { return ends_.empty() ? 0 : ends_.back(); }
-  // Calls work(list, place in it) for a place in all of them together.
+  // Calls work(list, index in that list) for an index into the concatenation.
   template <class Work>
   void find(int64_t i, const Work &work) const {
     const int64_t list = std::upper_bound(ends_.begin(), ends_.end(), i) - ends_.begin();
@@ -58,38 +58,38 @@ class Lists {
   std::vector<int64_t> ends_;
 };
 
-// Panels that a thread takes at a time: as many as read x while it is near, and as one call of the kernels takes.
+// Panels that a thread takes at a time: enough to reuse x while it is cached, and enough for one kernel call.
 int64_t panels_at_once(const Input &input) { return input.tiles == 1 ? 4 : 8; }
 
-// Panels that a thread takes at least, where there are as many left.
+// The fewest panels that a thread takes, if that many are left.
 int64_t panels_together(const Input &input) { return input.tiles == 1 || input.quantized ? 1 : HELD_PANELS; }
 
-// Lets a thread that waits fetch the first panels of the matrix that comes next.
+// Lets a waiting thread prefetch the first panels of the next matrix.
 void prefetch(Member &me, const Matrix &w, const Input &input) {
-  constexpr int64_t MOST = 384 << 10;  // of a second-level cache
+  constexpr int64_t MOST = 384 << 10;  // of an L2 cache
   if (input.tiles == 1) me.prefetch(w.data, std::min(MOST, 4 * panel_bytes(w.format, w.columns)));
 }
 
-// A piece of the work that comes before a product.
+// A piece of the work before a product.
 void prepare(Input &input, Lora &lora, int64_t piece) {
   if (piece < input.pieces()) input.arrange(piece);
   else lora.project_down(piece - input.pieces(), input);
 }
 
-// Arranges x, of `Input::reserve`, and makes of it what adapters do.
+// Arranges x, given to `Input::reserve`, and computes the adapters' down projections.
 [[gnu::noinline]] void arrange(Member &me, Input &input, Lora &lora) {
   const int64_t pieces = input.pieces() + lora.pieces();
   if (pieces) me.share(pieces, 1, [&](int64_t piece) { prepare(input, lora, piece); });
 }
 
-// Calls finish(row, rows, token, y) for every 16 rows or fewer of some panels and every token, with
+// Calls finish(row, rows, token, y) for each token and each run of at most 16 rows of some panels, with
 // y [rows] = x W^T.
 template <class Finish>
 void product_panels(const Matrix &w, const Input &input, int64_t first, int64_t panels, const Finish &finish,
                     const Lora &lora = no_lora) {
   float *buffer = sized(sums, panels * input.slots() * PANEL);
   linear_range({w, first, panels, input, buffer}, scratch);
-  // Token by token, because a token's rows are neighbors where they are written to.
+  // Token by token, because a token's rows are contiguous in the output.
   for (int64_t token = 0; token < input.tokens; token++)
     for (int64_t panel = 0; panel < panels; panel++) {
       const int64_t row = (first + panel) * PANEL, rows = std::min(PANEL, w.rows - row);
@@ -106,7 +106,7 @@ void linear_phase(Member &me, const Matrix &w, Input &input, const Finish &finis
                 [&](int64_t first, int64_t panels) { product_panels(w, input, first, panels, finish, lora); });
 }
 
-// out [tokens, rows] = x W^T + bias + residual, of which the last two may be null.
+// out [tokens, rows] = x W^T + bias + residual; the last two may be null.
 [[gnu::noinline]] void linear_into(Member &me, const Matrix &w, Input &input, const float *bias, const float *residual, float *out,
                  const Lora &lora = no_lora) {
   const auto finish = [&](int64_t row, int64_t rows, int64_t token, const float *y) {
@@ -119,7 +119,7 @@ void linear_phase(Member &me, const Matrix &w, Input &input, const Finish &finis
   linear_phase(me, w, input, finish, lora);
 }
 
-// The same for several products at once: `input_of(i)` is the input of the one that is called i.
+// Several products at once: `input_of(i)` is the input of product i.
 template <class InputOf, class LoraOf>
 void arrange_all(Member &me, int64_t count, const InputOf &input_of, const LoraOf &lora_of) {
   Lists pieces;
@@ -130,7 +130,7 @@ void arrange_all(Member &me, int64_t count, const InputOf &input_of, const LoraO
   });
 }
 
-// Calls work(i, first, panels) for runs of the panels that the products have, of which `panels_in(i)` are i's.
+// Calls work(i, first, panels) for runs of the products' panels; product i has `panels_in(i)` panels.
 template <class InputOf, class PanelsIn, class Work>
 void share_panels(Member &me, int64_t count, const InputOf &input_of, const PanelsIn &panels_in, const Work &work) {
   Lists runs;
@@ -159,9 +159,9 @@ void add_normed_phase(Member &me, float *added, const float *norm, int64_t token
   });
 }
 
-// x [tokens, rows] += y W^T + bias, y being `Input::reserve`d; normed before it is added where there is a norm. Of ranks
-// that share a model all but one leave out what was in x; where there is a norm, all leave x alone, and what they have
-// goes to `step.partial`.
+// x [tokens, rows] += y W^T + bias, with y given to `Input::reserve`. With a norm, the product is normalized before it is
+// added. If ranks share a model, only one adds the residual; with a norm, no rank changes x, and each writes its result
+// to `step.partial`.
 void add_linear(Member &me, const Matrix &w, Input &input, const float *bias, const float *norm, float eps,
                 const Step &step, float *x, const Lora &lora) {
   if (!norm) return linear_into(me, w, input, bias, step.adds_residual ? x : nullptr, x, lora);

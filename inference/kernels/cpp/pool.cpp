@@ -12,8 +12,8 @@ inline void relax() {
 #endif
 }
 
-// Waits for `ready`, spinning for a few microseconds; then gives the core away again and again: on a busy machine the
-// thread that is waited for may be the one that needs it.
+// Waits for `ready`: spins for a few microseconds, then yields repeatedly, because on a busy machine the awaited thread
+// may need this core.
 template <class Ready>
 inline void spin(const Ready &ready) {
   for (int i = 0; !ready(); i++) {
@@ -23,7 +23,7 @@ inline void spin(const Ready &ready) {
 }
 
 constexpr auto SPIN_TIME = std::chrono::microseconds(200);
-// Bits of the state: workers in the region, open, and from there on its number.
+// Bits of the state: number of workers in the region, the open flag, and above it the region's number.
 constexpr uint64_t OPEN = 1 << 15, REGION = 1 << 16, INSIDE = OPEN - 1;
 
 }  // namespace
@@ -66,7 +66,7 @@ void Team::run(const Region &region) {
 
 void Team::work(int thread) {
   uint64_t seen = 0;
-  // Whether there is a region that this thread has not been in.
+  // Whether there is a region that this thread has not entered.
   const auto is_called = [this, &seen](uint64_t state) { return (state & OPEN) && state / REGION != seen; };
   while (!stop_.load()) {
     uint64_t state = state_.load(std::memory_order_acquire);

@@ -1,9 +1,9 @@
-// The threads that all kernels share. A kernel is a region that every thread runs: a row of phases, whose work the
+// The threads that all kernels share. A kernel is a region that every thread runs: a sequence of phases, whose work the
 // threads take piece by piece.
 //
-// A phase is over when its pieces are done, whoever did them: a thread that comes late, because the machine is busy
-// with something else, is not waited for. A worker that has nothing to do spins for some tens of microseconds, because
-// the next kernel of a step usually follows at once, and then sleeps, so that an idle process costs nothing.
+// A phase ends when its pieces are done, whichever threads did them: a thread that is late, because the machine is busy,
+// is not waited for. An idle worker spins for some tens of microseconds, because the next kernel of a step usually
+// follows at once, and then sleeps, so that an idle process costs nothing.
 #pragma once
 
 #include <algorithm>
@@ -20,12 +20,12 @@ using Region = std::function<void(Member &)>;
 
 class Team {
  public:
-  // Throws std::system_error if the machine does not start so many threads.
+  // Throws std::system_error if the machine cannot start that many threads.
   explicit Team(int size);
   ~Team();
   int size() const { return size_; }
-  // Runs region(member) on this thread and on every worker that comes in time; returns when all have left it. One
-  // region at a time.
+  // Runs region(member) on this thread and on every worker that arrives in time; returns when all have left. Only one
+  // region runs at a time.
   void run(const Region &region);
 
  private:
@@ -44,7 +44,7 @@ class Team {
   std::condition_variable wake_;
   const Region *region_ = nullptr;
   Phase phases_[PHASES];
-  // Number of the region, whether it may be entered, and how many workers are in it.
+  // The region's number, whether it may be entered, and the number of workers in it.
   alignas(64) std::atomic<uint64_t> state_{0};
   std::atomic<int> sleepers_{0};
   std::atomic<bool> stop_{false};
@@ -57,8 +57,8 @@ class Member {
   int thread() const { return thread_; }
   int team_size() const { return team_.size_; }
 
-  // The next phase: calls work(i) once for every i in [0, count), `grain` at a time; returns when all are done. Every
-  // thread must come through the same phases, at most 16 in a region.
+  // Runs the next phase: calls work(i) once for every i in [0, count), `grain` at a time; returns when all are done. Every
+  // thread must run the same phases, at most 16 per region.
   template <class Work>
   void share(int64_t count, int64_t grain, const Work &work) {
     Team::Phase &phase = team_.phases_[phase_++];
@@ -71,8 +71,8 @@ class Member {
   }
 
   // The same for work(first, some) on runs of at most `most`, which become shorter towards the end, so that all threads
-  // come to it together (guided self-scheduling: Polychronopoulos & Kuck 1987). All but the last are multiples of `unit`,
-  // as `most` is.
+  // finish together (guided self-scheduling: Polychronopoulos & Kuck 1987). All but the last are multiples of `unit`, as
+  // is `most`.
   template <class Work>
   void share_runs(int64_t count, int64_t most, int64_t unit, const Work &work) {
     Team::Phase &phase = team_.phases_[phase_++];
@@ -87,7 +87,7 @@ class Member {
     wait(phase.done, count);
   }
 
-  // Memory that will be read soon, `bytes` for each thread in turn: fetched while this thread waits for others.
+  // Memory that will be read soon, `bytes` per thread: prefetched while this thread waits for others.
   void prefetch(const uint8_t *data, int64_t bytes) {
     ahead_ = data + thread_ * bytes;
     ahead_end_ = ahead_ + bytes;

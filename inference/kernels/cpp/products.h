@@ -1,7 +1,7 @@
-// The innermost kernels: P panels of W times a tile of T tokens, sums held in registers.
+// The innermost kernels: P panels of W times a tile of T tokens, with the sums in registers.
 //
-// A sum runs over the columns in order, in one accumulator, whatever P and T are and wherever it is interrupted: a
-// token's result does not depend, to the last bit, on which other tokens are computed with it.
+// A sum runs over the columns in order, in one accumulator, regardless of P, T and where it is split. So a token's result
+// is bitwise independent of the other tokens computed with it.
 #pragma once
 
 #include "formats.h"
@@ -9,12 +9,12 @@
 
 namespace KERNEL_ISA {
 
-constexpr int PARTS = int(PANEL) / LANES;  // vectors that hold one value of every row of a panel
+constexpr int PARTS = int(PANEL) / LANES;  // vectors for one value of every row of a panel
 
-// How far ahead of its use a panel is asked for: memory takes longer than the processor looks ahead by itself.
+// Prefetch distance of a panel: memory latency exceeds the hardware prefetcher's look-ahead.
 constexpr int64_t AHEAD = 2048;  // bytes
 
-// The sums of P panels, `apart` floats apart, times T tokens, [T][16] each, to registers and back.
+// Loads the sums of P panels times T tokens, [T][16] each and `apart` floats apart, into registers, and stores them.
 template <int P, int T>
 inline void load_sums(const float *sums, int64_t apart, VecF (&acc)[P][T][PARTS]) {
 #pragma GCC unroll 4
@@ -61,8 +61,8 @@ inline void multiply_panels(const typename Load::Element *w, int64_t stride, con
   store_sums(acc, sums, apart);
 }
 
-// A vector of four columns, a byte each, of LANES rows times the same four columns of a token; each instruction set in
-// its own way. CENTERED: it takes weights with their zero point already taken out.
+// Dot products of four columns, a byte each, of LANES rows with the same four columns of a token; specific to each
+// instruction set. CENTERED: the weights' zero point is already subtracted.
 #if defined(__AVX512VNNI__)
 template <Format F>
 struct Dot {
@@ -98,14 +98,14 @@ template <>
 struct Dot<INT8> {
   typedef VecI Sum;
 #if defined(__AVX512BW__)
-  // Even and odd bytes apart, so that no sum of two products passes 16 bits.
+  // Even and odd bytes are separate, so that no sum of two products exceeds 16 bits.
   static constexpr bool CENTERED = false;
   static Sum add(Sum sum, VecI w, VecI x) {
     const VecI even = w & 0x00ff00ff;
     return sum + add_pairs(multiply_bytes(even, x)) + add_pairs(multiply_bytes(w - even, x));
   }
 #else
-  // Only unsigned by signed bytes are multiplied, so the sign of a weight is moved to x.
+  // The instruction multiplies unsigned by signed bytes, so the sign of a weight moves to x.
   static constexpr bool CENTERED = true;
   static Sum add(Sum sum, VecI w, VecI x) {
     const VecI size = (VecI)_mm256_abs_epi8((__m256i)w), signed_x = (VecI)_mm256_sign_epi8((__m256i)x, (__m256i)w);
@@ -142,7 +142,7 @@ struct Dot {
 template <Format F>
 constexpr int32_t zero_point() { return F == INT8 ? 128 : 8; }
 
-// The words of a group of 32 columns, PARTS vectors each: word i of INT8 is one, of INT4 it is i and i + 4.
+// The words of a group of 32 columns, PARTS vectors each: word i of INT8 gives one, word i of INT4 gives i and i + 4.
 template <Format F>
 inline void decode(const uint8_t *p, VecI *out) {
   const VecI word = load_bytes(p);
@@ -153,7 +153,7 @@ inline void decode(const uint8_t *p, VecI *out) {
   out[0] = word & 0x0f0f0f0f;
   out[1] = (word >> 4) & 0x0f0f0f0f;
   if (Dot<F>::CENTERED) {
-    // A nibble n as n - 8 in a byte: flipping its top bit leaves n - 8 modulo 16; the bits above take its sign.
+    // Converts a nibble n to n - 8 in a byte: flipping its top bit gives n - 8 modulo 16; the upper bits get its sign.
     for (int i = 0; i < 2; i++) {
       const VecI sign = (out[i] ^ 0x08080808) & 0x08080808;
       out[i] = (out[i] ^ 0x08080808) | (sign << 1) | (sign << 2) | (sign << 3) | (sign << 4);

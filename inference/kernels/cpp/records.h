@@ -1,5 +1,5 @@
-// Records: what Python tells the kernels of each sublayer. Every record is a struct here and a ctypes.Structure of the same
-// fields in inference/kernels/records.py, which compares `describe_records` with its own when it loads the library.
+// Records, with which Python describes sublayers to the kernels. Every record is a struct here and a ctypes.Structure with
+// the same fields in inference/kernels/records.py; its layout is compared with `describe_records` when the library loads.
 #pragma once
 
 #include <cstddef>
@@ -11,14 +11,14 @@
 
 enum Kind : int64_t { ATTENTION = 0, FEED_FORWARD = 1, EXPERTS = 2, LATENT = 3, RANKS = 4, HEAD = 5, EMBEDDING = 6 };
 
-// What every record begins with: its size, so that no more is read than was written, and what it is.
+// The header of every record: its size, so that no more is read than was written, and its kind.
 struct RecordHeader {
   int64_t bytes, kind;
 };
 
 struct MatrixRecord {
   int64_t format;
-  const uint8_t *data;  // null: there is no such matrix
+  const uint8_t *data;  // null if there is no such matrix
   Matrix of(int64_t rows, int64_t columns) const { return {data, Format(format), rows, columns}; }
 };
 
@@ -68,7 +68,7 @@ struct MatrixRecord {
   FIELD(const LoraTable *, router_lora) FIELD(LoraTables, gate_up_lora) FIELD(LoraTables, down_lora)                   \
   FIELD(const LoraTable *, shared_gate_up_lora) FIELD(const LoraTable *, shared_down_lora)
 
-// The ranks that have a part of each of the sublayers that follow, and whether this one adds the residual.
+// The ranks that share each of the following sublayers, and whether this one adds the residual.
 #define RANKS_FIELDS(FIELD) FIELD(RecordHeader, header) FIELD(Group *, group) FIELD(int64_t, adds_residual)
 
 #define HEAD_FIELDS(FIELD)                                                                                             \
@@ -76,13 +76,13 @@ struct MatrixRecord {
   FIELD(int64_t, hidden) FIELD(int64_t, vocabulary) FIELD(double, eps) FIELD(double, softcap)                          \
   FIELD(const float *, norm) FIELD(const float *, norm_bias) FIELD(MatrixRecord, weight) FIELD(const LoraTable *, lora)
 
-// `group`: the ranks that have the other tokens of the vocabulary, or null.
+// `group`: the ranks that hold the other tokens of the vocabulary, or null.
 #define EMBEDDING_FIELDS(FIELD)                                                                                        \
   FIELD(RecordHeader, header)                                                                                          \
   FIELD(int64_t, hidden) FIELD(int64_t, first_token) FIELD(int64_t, tokens) FIELD(MatrixRecord, weight)                \
   FIELD(Group *, group)
 
-// Fields are multiples of eight bytes, so that no compiler puts padding between them.
+// Fields are multiples of eight bytes, so that no compiler inserts padding.
 #define DECLARE_FIELD(type, name) \
   type name;                      \
   static_assert(sizeof(type) % 8 == 0, #name);
@@ -101,7 +101,7 @@ DECLARE_RECORD(RanksRecord, RANKS_FIELDS)
 DECLARE_RECORD(HeadRecord, HEAD_FIELDS)
 DECLARE_RECORD(EmbeddingRecord, EMBEDDING_FIELDS)
 
-// A line for each record: its name and size, then name:offset:size of each field.
+// Returns one line per record: its name and size, then name:offset:size of each field.
 inline std::string describe_records() {
   std::string text;
 #define DESCRIBE_FIELD(type, name) \
@@ -134,7 +134,7 @@ inline std::string describe_records() {
   return text;
 }
 
-// What is wrong with a record's numbers, by name; null if it can be read. Sizes within these bounds overflow nothing.
+// Returns what is wrong with a record's numbers, by name; null if it is valid. Sizes within these bounds cannot overflow.
 constexpr int64_t MOST = int64_t(1) << 31;
 inline bool in_range(int64_t least, int64_t most, std::initializer_list<int64_t> values) {
   for (int64_t value : values)
@@ -147,7 +147,7 @@ inline const char *problem(const MatrixRecord &matrix) {
 }
 
 inline const char *problem_of_cache(int64_t block_size) {
-  // Neighboring positions are the lanes of a register; a piece of the softmax is whole blocks.
+  // Neighboring positions map to lanes of a register; a piece of the softmax is whole blocks.
   return block_size % 16 || block_size < 16 || block_size > 128 ? "block_size" : nullptr;
 }
 
@@ -205,8 +205,8 @@ inline const char *problem(const EmbeddingRecord &r) {
   return r.weight.data ? problem(r.weight) : "weight";
 }
 
-// The record at `at`, of which there are `numbers` of eight bytes; null if that is too few for it, or it is of another
-// kind or not sound.
+// Returns the record at `at`, where `numbers` eight-byte numbers are available; null if it does not fit, is of another
+// kind or is invalid.
 template <class Record>
 const Record *record_at(const int64_t *at, int64_t numbers, Kind kind) {
   const Record *record = reinterpret_cast<const Record *>(at);

@@ -6,7 +6,7 @@
 
 namespace KERNEL_ISA {
 
-// Rotates pairs (i, i + D/2), as Hugging Face's rotate_half does.
+// Rotates pairs (i, i + D/2), like Hugging Face's rotate_half.
 inline void apply_rope(float *x, const float *cosines, const float *sines, int64_t size) {
   const int64_t half = size / 2;
   for (int64_t i = 0; i < half; i++) {
@@ -16,7 +16,7 @@ inline void apply_rope(float *x, const float *cosines, const float *sines, int64
   }
 }
 
-// Cosines, then sines, of one token's angles, each times its pair's magnitude, [D].
+// Cosines, then sines, of one token's angles, each multiplied by its pair's magnitude, [D].
 inline void rope_angles(const float *rotation, int64_t position, int64_t size, float *angles) {
   const float *magnitudes = rotation + size / 2;
   for (int64_t i = 0; i < size / 2; i++) {

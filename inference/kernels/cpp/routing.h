@@ -1,4 +1,4 @@
-// How a token chooses its experts: scores, open groups, the best of them, and their weights.
+// Routing: scores, group selection, expert selection and expert weights.
 #pragma once
 
 #include <algorithm>
@@ -9,7 +9,7 @@
 
 namespace KERNEL_ISA {
 
-// Logits of `count` experts to scores, in place. Both forms keep what is no number.
+// Turns the logits of `count` experts into scores, in place. Both kinds preserve NaN.
 inline void score(const Routing &routing, float *x) {
   if (routing.sigmoid) {
     for (int64_t i = 0; i < routing.experts; i++) x[i] = 1.0f / (1.0f + std::exp(-x[i]));
@@ -21,7 +21,7 @@ inline void score(const Routing &routing, float *x) {
   for (int64_t i = 0; i < routing.experts; i++) x[i] /= total;
 }
 
-// The `count` largest of x, the first of equal ones first; x is spoiled. Always indices in range, whatever x holds.
+// Finds the `count` largest of x, lower indices first among equals; overwrites x. Indices are in range even if x has NaN.
 inline void top_k(std::vector<float> &x, int64_t count, int32_t *chosen) {
   std::vector<bool> taken(x.size());
   for (int64_t k = 0; k < count; k++) {
@@ -33,7 +33,7 @@ inline void top_k(std::vector<float> &x, int64_t count, int32_t *chosen) {
   }
 }
 
-// The score of a group: that of its best expert, or of its best ones together.
+// The score of a group: the sum of the scores of its best experts, or its best expert's score.
 inline float group_score(const Routing &routing, const float *choice, int64_t size) {
   std::vector<float> sorted(choice, choice + size);
   std::partial_sort(sorted.begin(), sorted.begin() + routing.group_best, sorted.end(), std::greater<float>());
@@ -42,7 +42,7 @@ inline float group_score(const Routing &routing, const float *choice, int64_t si
   return sum;
 }
 
-// Makes the experts of all but the best groups last in the choice.
+// Ranks the experts outside the best groups last.
 inline void close_groups(const Routing &routing, std::vector<float> &choice) {
   const int64_t size = routing.experts / routing.groups;
   std::vector<float> groups(routing.groups);
@@ -54,7 +54,7 @@ inline void close_groups(const Routing &routing, std::vector<float> &choice) {
       std::fill_n(choice.begin() + g * size, size, -INFINITY);
 }
 
-// A token's experts and their weights, [chosen], from its router logits, which are spoiled.
+// Computes a token's experts and their weights, [chosen], from its router logits, which it overwrites.
 inline void route(const Routing &routing, float *logits, int32_t *chosen, float *weights) {
   score(routing, logits);
   std::vector<float> choice(logits, logits + routing.experts);

@@ -1,8 +1,8 @@
 // Vectors of floats as wide as the processor's registers, in the compiler's vector extension (GCC and Clang).
 //
-// This header is compiled once for each instruction set, each time in a namespace of its own (KERNEL_ISA). Arithmetic
-// is plain C++ on vector types; only what the extension cannot say (half-precision conversion, integer dot products,
-// sums across lanes) is written with intrinsics, with plain loops where there are none.
+// This header is compiled once per instruction set, each time in its own namespace (KERNEL_ISA). Arithmetic is plain C++
+// on vector types; only operations that the extension lacks (half-precision conversion, integer dot products, sums
+// across lanes) use intrinsics, with plain loops as a fallback.
 #pragma once
 
 #include <cmath>
@@ -37,7 +37,7 @@ inline VecF load(const float *p) { return *reinterpret_cast<const UnalignedVecF 
 inline VecI load_bytes(const uint8_t *p) { return *reinterpret_cast<const UnalignedVecI *>(p); }
 inline void store(float *p, VecF x) { *reinterpret_cast<UnalignedVecF *>(p) = x; }
 
-// One rounding where the processor has it, as in the vectors; so a scalar tail does not depend on how it is compiled.
+// A fused multiply-add if the processor has one, as in vector code, so that scalar tails do not depend on the compiler.
 inline float multiply_add(float a, float b, float c) {
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
   return __builtin_fmaf(a, b, c);
@@ -109,7 +109,7 @@ inline uint32_t float_to_bits(float x) {
   return bits;
 }
 
-// IEEE 754 binary16. No step of it meets a subnormal float32, which some threads of a host take for 0.
+// IEEE 754 binary16. Avoids subnormal float32 intermediates, which some host threads flush to 0.
 inline float half_to_float(uint16_t h) {
   const uint32_t sign = uint32_t(h & 0x8000) << 16, magnitude = h & 0x7fff;
   float x = float(magnitude) * bits_to_float(0x33800000);  // 2^-24: the step of subnormals
@@ -118,13 +118,13 @@ inline float half_to_float(uint16_t h) {
   return bits_to_float(float_to_bits(x) | sign);
 }
 
-// Round to nearest even; too large becomes infinity, NaN stays NaN.
+// Rounds to nearest even; overflow becomes infinity, NaN stays NaN.
 inline uint16_t float_to_half(float x) {
   const uint32_t bits = float_to_bits(x), sign = (bits >> 16) & 0x8000;
   const uint32_t magnitude = bits & 0x7fffffff;
   if (magnitude > 0x7f800000) return uint16_t(sign | 0x7e00);
   if (magnitude >= 0x477ff000) return uint16_t(sign | 0x7c00);
-  if (magnitude < 0x38800000) {  // subnormal: let the float unit round at the right place
+  if (magnitude < 0x38800000) {  // subnormal: let the FPU round at the right bit
     const float shifted = bits_to_float(magnitude) + bits_to_float(0x3f000000);
     return uint16_t(sign | (float_to_bits(shifted) - 0x3f000000));
   }
@@ -132,7 +132,7 @@ inline uint16_t float_to_half(float x) {
   return uint16_t(sign | ((rounded - 0x38000000) >> 13));
 }
 
-// Round to nearest even; NaN stays NaN.
+// Rounds to nearest even; NaN stays NaN.
 inline uint16_t float_to_bfloat(float x) {
   const uint32_t bits = float_to_bits(x);
   return x != x ? 0x7fc0 : uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
@@ -178,8 +178,8 @@ inline VecF load_bfloat(const uint16_t *p) {
 #endif
 }
 
-// e^x for x <= 0, relative error below 2e-7; below -87 it is the smallest normal number's neighborhood, that is 0 for
-// a softmax. Cody-Waite reduction and the Taylor polynomial to degree 7 on [-ln2/2, ln2/2]. NaN stays NaN.
+// e^x for x <= 0, relative error below 2e-7; below -87 the result is near the smallest normal number, effectively 0 for a
+// softmax. Cody-Waite reduction and the Taylor polynomial of degree 7 on [-ln2/2, ln2/2]. NaN stays NaN.
 inline VecF exp_nonpositive(VecF x) {
   const VecF low = broadcast(-87.0f);
   x = x < low ? low : x;
@@ -234,7 +234,7 @@ inline VecF softcap(VecF x, float limit) {
   return x < 0.0f ? -bounded : bounded;
 }
 
-// Elements in memory as the float32 values that they stand for.
+// Loads elements from memory as float32 values.
 struct LoadFloat {
   typedef float Element;
   static VecF vector(const float *p) { return load(p); }

@@ -1,11 +1,11 @@
-"""The decoder's operations in MindSpore's stock operators: every device has them, and they define what is right.
+"""The decoder's operations in MindSpore's stock operators: they run on every device and serve as the reference.
 
 Knows shapes and arithmetic; knows nothing about checkpoints, requests or text. T is the number of tokens in a step, B
-of sequences, Q the longest query, L the longest context (padded to whole blocks); H and K are query and key/value
-heads, G = H / K, D the head dimension.
+the number of sequences, Q the longest query, L the longest context (padded to whole blocks); H and K are the numbers of
+query and key/value heads, G = H / K, D the head dimension.
 
-MindSpore charges some 25 microseconds for every operator of a graph with dynamic shapes, so the code below is written
-for few operators: rotation is a gather and two products, masks and slots are made once a step and not once a layer.
+MindSpore spends about 25 microseconds per operator of a graph with dynamic shapes, so this code uses few operators:
+rotation is a gather and two products, and masks and slots are computed once per step rather than once per layer.
 """
 
 from inference.kernels.stock.attention import AttentionSublayer, StepGeometry, cache_shapes
@@ -15,7 +15,7 @@ from inference.kernels.stock.layers import Embedding, OutputHead, Sublayers
 from inference.kernels.stock.parameters import empty, memory, zeros
 from inference.kernels.stock.relative import RelativeAttentionSublayer, SourceGeometry, TargetGeometry
 
-# Whether weights and cache can be kept narrower than float32.
+# Whether weights and cache can be narrower than float32.
 NARROW = False
 
 __all__ = [

@@ -23,11 +23,11 @@ from inference.kernels.weight import Weight
 
 
 class StepGeometry(CacheGeometry):
-    """What all layers of a step share: rotation angles, cache slots, attention masks."""
+    """The geometry that all layers of a step share: rotation angles, cache slots, attention masks."""
 
     def __init__(self, rotations: Sequence[np.ndarray], shapes: Sequence[AttentionShape | LatentShape]):
         super().__init__(shapes[0])
-        # Of each rotation, for both halves of a head: angle per position, and magnitude of cosine and of sine.
+        # For each rotation, for both halves of a head: angle per position, and magnitudes of cosine and sine.
         self.rotations = tuple(
             (
                 Tensor(np.tile(frequencies, 2).reshape(1, 1, -1)),
@@ -37,7 +37,7 @@ class StepGeometry(CacheGeometry):
             for frequencies, magnitudes in rotations
         )
         self.has_distances = any(shape.slopes is not None for shape in shapes)
-        # Graph mode unrolls over this tuple; window 0 is a layer that sees its whole context.
+        # Graph mode unrolls over this tuple; window 0 means that a layer sees its whole context.
         self.windows = windows_of(shapes)
 
     def construct(
@@ -49,11 +49,11 @@ class StepGeometry(CacheGeometry):
         query_index: Tensor,
         token_index: Tensor,
     ) -> tuple:
-        """positions, slots [T]; block_tables [B, blocks]; query_starts [B + 1], of each sequence's tokens.
+        """positions, slots [T]; block_tables [B, blocks]; query_starts [B + 1], where each sequence's tokens begin.
 
-        query_index [B, Q] picks each sequence's tokens from the flat batch; token_index [T] undoes it. Both are
-        returned after cos and sin [T, 1, D] of each rotation; write_slots [K, T]; context_slots [K, B, L]; masks
-        [B, 1, Q, L], one for each window; and last the distances [B, 1, Q, L], where a layer needs them.
+        query_index [B, Q] gathers each sequence's tokens from the flat batch; token_index [T] inverts it. Both are
+        returned after cos and sin [T, 1, D] of each rotation; write_slots [K, T]; context_slots [K, B, L]; and masks
+        [B, 1, Q, L], one per window. Distances [B, 1, Q, L] come last, if a layer needs them.
         """
         turns: tuple = ()
         for frequencies, cos_magnitudes, sin_magnitudes in self.rotations:
@@ -78,7 +78,7 @@ class Attention(nn.Cell):
     """Rotary embedding, cache write and causal attention over a paged cache.
 
     qkv [T, (H + 2K) * D] -> [T, H * D]. Writes this step's keys and values into the cache before it reads them, so
-    prefill, chunked prefill and decode are the same call.
+    that prefill, chunked prefill and decode are the same call.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class Attention(nn.Cell):
         rotated, value = qkv[:, : heads + kv_heads], qkv[:, heads + kv_heads :]
         if self.has_norm:
             rotated = ops.concat((self.query_norm(rotated[:, :heads]), self.key_norm(rotated[:, heads:])), 1)
-        # Swapping the halves turns rotate_half(x) * sin into a gather; the sign is already in `sin`.
+        # Swapping the halves turns rotate_half(x) * sin into a gather; `sin` already contains the sign.
         rotated = rotated * cos + self.gather(rotated, self.swap_halves, 2) * sin
         self.scatter(self.key_cache, write_slots, ops.transpose(rotated[:, heads:], (1, 0, 2)))
         self.scatter(self.value_cache, write_slots, ops.transpose(value, (1, 0, 2)))
@@ -172,7 +172,7 @@ class AttentionSublayer(nn.Cell):
 
 
 def cache_shapes(shape: AttentionShape | LatentShape) -> tuple[tuple[int, ...], ...]:
-    """Shapes of a layer's key and value cache, or of its cache of latents."""
+    """Return the shapes of a layer's key and value cache, or of its latent cache."""
     if isinstance(shape, LatentShape):
         return ((shape.slots, shape.width),)
     both = (shape.kv_heads * shape.slots, shape.head_dim)

@@ -1,4 +1,4 @@
-"""Feed-forward sublayers: dense, and of experts."""
+"""Feed-forward sublayers: dense and mixture-of-experts."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class FeedForwardSublayer(nn.Cell):
 
 
 class Router(nn.Cell):
-    """x [T, hidden] -> the weight of every expert [T, experts], 0 for those that are not chosen.
+    """x [T, hidden] -> the weight of every expert [T, experts], 0 for those not chosen.
 
-    The choice is made with masks instead of indices, so that shapes do not depend on values.
+    Uses masks instead of indices, so that shapes do not depend on values.
     """
 
     def __init__(self, routing: Routing, correction: Parameter | None = None):
@@ -57,7 +57,7 @@ class Router(nn.Cell):
         self.softmax, self.sigmoid = ops.Softmax(-1), ops.Sigmoid()
 
     def best(self, scores: Tensor, count: int, total: int) -> Tensor:
-        """1 for the `count` largest of each row of [T, total], 0 for the others."""
+        """Return 1 for the `count` largest of each row of [T, total], 0 for the others."""
         _, indices = self.topk(scores, count)
         return self.sum(self.one_hot(indices, total, self.on, self.off), 1)
 
@@ -78,12 +78,12 @@ class Router(nn.Cell):
 
 
 class GatedExperts(nn.Cell):
-    """x [T, hidden], weights [T, experts] -> the weighted sum of the experts' answers [T, hidden].
+    """x [T, hidden], weights [T, experts] -> the weighted sum of the experts' outputs [T, hidden].
 
-    Computes every expert for every token, because stock operators on a CPU have no product of ragged groups.
+    Computes every expert for every token, because stock CPU operators have no grouped matrix product.
 
     Args:
-        gate_up: [experts * 2 * room, hidden], the gate of an expert above its up, each with room for whole panels.
+        gate_up: [experts * 2 * room, hidden], each expert's gate above its up, both padded to whole panels.
         down: [experts * room, width].
     """
 
@@ -101,7 +101,7 @@ class GatedExperts(nn.Cell):
 
 
 class ExpertsSublayer(nn.Cell):
-    """x + the experts' answers to norm(x), and that of the shared expert where there is one."""
+    """x + the experts' outputs for norm(x), plus the shared expert's if there is one."""
 
     def __init__(self, shape: ExpertsShape, weights: Mapping[str, Weight], part: Part | None = None):
         super().__init__()

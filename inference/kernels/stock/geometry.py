@@ -1,4 +1,4 @@
-"""Where the cache of a step's sequences lies, and what of it may be seen."""
+"""Cache slots of a step's sequences, and masks of the visible positions."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from mindspore import Tensor, nn, ops
 
 from inference.kernels.shapes import AttentionShape, LatentShape
 
-# Added to the score of a position that must not be seen. Finite, so that a row of nothing else is no NaN.
+# Added to the score of a masked position. Finite, so that a fully masked row does not become NaN.
 MASKED = -1e30
 
 
 class CacheGeometry(nn.Cell):
-    """Slots and masks, which all layers of a step share.
+    """Slots and masks that all layers of a step share.
 
-    The cache of a layer is [K * slots, D]: head-major, so that a gather of a sequence's slots gives [K, B, L, D],
-    which is what the batched products want, without a transposition of the context.
+    The cache of a layer is [K * slots, D]: head-major, so that gathering a sequence's slots gives [K, B, L, D], the
+    layout of the batched products, without transposing the context.
     """
 
     def __init__(self, shape: AttentionShape | LatentShape):
@@ -29,17 +29,17 @@ class CacheGeometry(nn.Cell):
         self.masked = Tensor(MASKED, ms.float32)
 
     def slots_of(self, block_tables: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, blocks] and last positions [B] -> cache rows of every head [K, B, L], and their positions [1, 1, L]."""
+        """Map block tables [B, blocks] and last positions [B] to cache rows [K, B, L] and their positions [1, 1, L]."""
         rows, blocks = block_tables.shape
         context = block_tables.reshape(rows, blocks, 1) * self.block_size + self.block_offsets
         context = context.reshape(1, rows, -1)
         key_positions = ops.arange(0, context.shape[2]).astype(ms.int32).reshape(1, 1, -1)
-        # Slots after the last become the first. They are masked, but what an earlier sequence left there may be no
-        # numbers, which a weight of 0 does not undo.
+        # Replace slots after the last by the first. They are masked, but may hold NaN from an earlier sequence, and a
+        # weight of 0 does not remove NaN.
         first = ops.broadcast_to(context[:, :, :1], context.shape)
         context = ops.select(key_positions <= last.reshape(1, -1, 1), context, first)
         return ops.expand_dims(self.head_offsets, 2) + context, key_positions
 
     def mask(self, visible: Tensor) -> Tensor:
-        """[B, Q or 1, L] of booleans -> what is added to scores [B, 1, Q or 1, L]."""
+        """Turn booleans [B, Q or 1, L] into a mask to add to scores [B, 1, Q or 1, L]."""
         return ops.expand_dims(ops.select(visible, self.seen, self.masked), 1)

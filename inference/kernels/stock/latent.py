@@ -1,4 +1,4 @@
-"""Attention over a cache of latents (DeepSeek-V2, 2024)."""
+"""Attention over a latent cache (DeepSeek-V2, 2024)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from inference.kernels.weight import Weight
 
 
 class PerHead(nn.Cell):
-    """x [T, H, in] -> [T, H, out]: each head by a matrix of its own, weight [H * room, in]."""
+    """x [T, H, in] -> [T, H, out]: multiply each head by its own matrix, weight [H * room, in]."""
 
     def __init__(self, heads: int, size: int, weight: Weight):
         super().__init__()
@@ -24,9 +24,9 @@ class PerHead(nn.Cell):
 
 
 class LatentAttentionSublayer(nn.Cell):
-    """x + output(attention on latents): queries are brought to the latents' space and answers back from there.
+    """x + output(latent attention): project queries to the latent space and project the results back.
 
-    The cache is [slots, rank + rope]: a position's latent, normed, and its rotated key.
+    The cache is [slots, rank + rope]: a position's normalized latent and its rotated key.
     """
 
     def __init__(

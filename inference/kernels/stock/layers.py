@@ -1,4 +1,4 @@
-"""What sublayers are made of, and what comes before and after all layers."""
+"""Building blocks of sublayers, the embedding and the output head."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class LayerNorm(nn.Cell):
 
 
 def norm_of(weights: Mapping[str, Weight], eps: float) -> RMSNorm | LayerNorm:
-    """The norm before a sublayer: LayerNorm where it has a bias."""
+    """Return the norm before a sublayer: LayerNorm if it has a bias, otherwise RMSNorm."""
     if "norm_bias" in weights:
         return LayerNorm(weights["norm"].data, weights["norm_bias"].data, eps)
     return RMSNorm(weights["norm"].data, eps)
@@ -78,9 +78,9 @@ class Linear(nn.Cell):
 
 
 class LowRankSum(nn.Cell):
-    """x [T, in] -> what each token's adapter adds to a product, [T, out].
+    """x [T, in] -> the addition of each token's adapter to a product, [T, out].
 
-    All adapters' down matrices are one product, of which each token keeps what is its adapter's.
+    All adapters' down matrices form one product, from which each token keeps its own adapter's part.
     """
 
     def __init__(self, weight: Weight):
@@ -96,17 +96,17 @@ class LowRankSum(nn.Cell):
         self.matmul = ops.MatMul(transpose_b=True)
 
     def construct(self, x: Tensor, adapters: Tensor) -> Tensor:
-        """adapters [T]: each token's, from 1; 0 for none."""
+        """adapters [T]: each token's adapter, from 1; 0 for none."""
         is_own = (ops.expand_dims(adapters, 1) == self.owners).astype(ms.float32)
         return self.matmul(self.matmul(x, self.down) * is_own, self.up)
 
 
 class LowRankSums(nn.Cell):
-    """The same for parts of a matrix with an input each: x [parts, T, in] -> [parts, T, size].
+    """LowRankSum for a matrix whose parts have separate inputs: x [parts, T, in] -> [parts, T, size].
 
     Args:
         weight: [parts * room, in].
-        size: rows of a part that are used.
+        size: rows used per part.
     """
 
     def __init__(self, weight: Weight, parts: int, size: int):
@@ -134,13 +134,13 @@ class LowRankSums(nn.Cell):
         self.matmul = ops.BatchMatMul(transpose_b=True)
 
     def construct(self, x: Tensor, adapters: Tensor) -> Tensor:
-        """adapters [T]: each token's, from 1; 0 for none."""
+        """adapters [T]: each token's adapter, from 1; 0 for none."""
         is_own = (adapters.reshape(1, -1, 1) == self.owners).astype(ms.float32)
         return self.matmul(self.matmul(x, self.down) * is_own, self.up)
 
 
 class AdaptedLinear(nn.Cell):
-    """`Linear` with what adapters add to it, where there are any."""
+    """`Linear` plus the adapters' additions, if any."""
 
     def __init__(self, weight: Weight, bias: Parameter | None = None):
         super().__init__()
@@ -157,7 +157,7 @@ class AdaptedLinear(nn.Cell):
 
 
 class LinearResidual(nn.Cell):
-    """residual + linear(x), or residual + norm(linear(x)); of x each rank of a group has some columns."""
+    """residual + linear(x), or residual + norm(linear(x)); each rank of a group holds some columns of x."""
 
     def __init__(
         self, weight: Weight, bias: Parameter | None = None, norm: RMSNorm | None = None, part: Part | None = None
@@ -181,7 +181,7 @@ class LinearResidual(nn.Cell):
 
 
 class Activate(nn.Cell):
-    """gate_up [T, 2F] -> activation(gate) * up [T, F] (Shazeer 2020); without a gate up [T, F] -> activation(up)."""
+    """gate_up [T, 2F] -> activation(gate) * up [T, F] (Shazeer 2020); without a gate, up [T, F] -> activation(up)."""
 
     def __init__(self, shape: FeedForwardShape):
         super().__init__()
@@ -212,7 +212,7 @@ class Softcap(nn.Cell):
 
 
 class Parts(nn.Cell):
-    """x [parts, T, in] -> [parts, T, size]: each by its part of weight [parts * room, in], with what adapters add."""
+    """x [parts, T, in] -> [parts, T, size]: multiply by each part of weight [parts * room, in]; add the adapters."""
 
     def __init__(self, parts: int, size: int, weight: Weight):
         super().__init__()
@@ -231,7 +231,7 @@ class Parts(nn.Cell):
 
 
 class Embedding(nn.Cell):
-    """tokens [T] -> rows of the weight [T, hidden], of which each rank of a group has some."""
+    """tokens [T] -> rows of the weight [T, hidden]; each rank of a group holds some of the rows."""
 
     def __init__(self, weight: Weight, vocabulary: int, hidden: int, part: Part | None = None):
         super().__init__()
@@ -251,9 +251,9 @@ class Embedding(nn.Cell):
 
 
 class Sublayers(nn.Cell):
-    """x [T, hidden] through sublayers, one after the other.
+    """Run x [T, hidden] through all sublayers in order.
 
-    The geometry is the step's; where adapters may be asked for, their numbers [T] come last.
+    The geometry is the step's; if the model has adapters, their numbers [T] come last.
     """
 
     def __init__(self, sublayers: Sequence[nn.Cell], part: Part | None = None):
@@ -267,7 +267,7 @@ class Sublayers(nn.Cell):
 
 
 class OutputHead(nn.Cell):
-    """x [T, hidden] -> logits [R, vocabulary] of the tokens that are wanted."""
+    """x [T, hidden] -> logits [R, vocabulary] of the requested tokens."""
 
     def __init__(
         self,
@@ -288,7 +288,7 @@ class OutputHead(nn.Cell):
         self.gather = ops.Gather()
 
     def construct(self, x: Tensor, wanted: Tensor, logit_rows: Tensor, geometry: tuple) -> Tensor:
-        """`geometry` is the step's, of which adapters come last where they may be asked for."""
+        """`geometry` is the step's; if the model has adapters, their numbers [T] come last."""
         adapters = (self.gather(geometry[-1], wanted, 0),) if self.linear.is_adapted else ()
         logits = self.linear(self.norm(self.gather(x, wanted, 0)), adapters)
         if self.has_softcap:

@@ -1,4 +1,4 @@
-"""The memory of weights and caches: parameters of MindSpore."""
+"""Memory of weights and caches, as MindSpore parameters."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from numpy.typing import DTypeLike
 
 
 def empty(name: str, shape: tuple[int, ...], dtype: DTypeLike) -> Parameter:
-    """A parameter with undefined contents."""
+    """Create a parameter with undefined contents."""
     return _parameter(name, np.empty(shape, dtype))
 
 
 def zeros(name: str, shape: tuple[int, ...], dtype: DTypeLike) -> Parameter:
-    """A parameter of zeros, of whose memory no more is taken than is used."""
+    """Create a parameter of zeros whose memory is committed only when used."""
     return _parameter(name, np.zeros(shape, dtype))
 
 
 def _parameter(name: str, values: np.ndarray) -> Parameter:
     parameter = Parameter(Tensor.from_numpy(np.zeros(1, values.dtype)), name=name, requires_grad=False)
-    # `Parameter` copies what it is made from, which would touch all of it; this takes numpy's own memory over.
+    # `Parameter` copies its source, which would touch all of its memory; this uses numpy's memory without a copy.
     parameter.assign_value(Tensor.from_numpy(values))
     return parameter
 
 
 def memory(data: Parameter) -> np.ndarray:
-    """A parameter's memory, to be written to: on a CPU `asnumpy` is a view, so weights are copied only once."""
+    """Return a parameter's writable memory: on a CPU `asnumpy` is a view, so weights are copied only once."""
     return data.asnumpy()

@@ -1,4 +1,4 @@
-"""Attention with a bias by distance, in the scopes of an encoder and of its decoder (T5)."""
+"""Attention with a distance bias, for an encoder and its decoder (T5)."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from inference.kernels.weight import Weight
 
 
 class _RelativeGeometry(CacheGeometry):
-    """Parts of the geometry of an encoder and of its decoder."""
+    """Geometry shared by an encoder and its decoder."""
 
     def __init__(self, shape: AttentionShape):
         super().__init__(shape)
         self.reach = shape.reach
 
     def distances(self, query_positions: Tensor, key_positions: Tensor) -> Tensor:
-        """Index [B, Q, L] into a head's bias of the distance from each query to each key."""
+        """Return the index [B, Q, L] into a head's bias for the distance from each query to each key."""
         return ops.clamp(key_positions - query_positions, -self.reach, self.reach) + self.reach
 
 
 class SourceGeometry(_RelativeGeometry):
-    """What all layers of an encoder share in a step, in which every sequence is whole and starts at 0."""
+    """The geometry that all encoder layers share in a step, in which every sequence is complete and starts at 0."""
 
     def construct(
         self,
@@ -36,10 +36,10 @@ class SourceGeometry(_RelativeGeometry):
         query_index: Tensor,
         token_index: Tensor,
     ) -> tuple:
-        """The inputs are those of `StepGeometry`.
+        """Take the inputs of `StepGeometry`.
 
         Returns write_slots [K, T]; context_slots [K, B, L]; mask [B, 1, 1, L]; distances [B, Q, L]; query_index [B, Q];
-        token_index [T]; and for a source no cross_slots and cross_mask, but the first two again.
+        token_index [T]; and, since a source has no cross_slots and cross_mask, repeats the first two in their place.
         """
         write_slots = self.head_offsets + slots.reshape(1, -1)
         lengths = query_starts[1:] - query_starts[:-1]
@@ -51,7 +51,7 @@ class SourceGeometry(_RelativeGeometry):
 
 
 class TargetGeometry(_RelativeGeometry):
-    """What all layers of a decoder that attends to sources share in a step."""
+    """The geometry that all layers of a decoder with cross-attention share in a step."""
 
     def construct(
         self,
@@ -64,7 +64,7 @@ class TargetGeometry(_RelativeGeometry):
         cross_tables: Tensor,
         cross_lengths: Tensor,
     ) -> tuple:
-        """As of a source, with a causal mask [B, 1, Q, L], and cross_slots [K, B, S] and cross_mask [B, 1, 1, S]."""
+        """As SourceGeometry, but with a causal mask [B, 1, Q, L], cross_slots [K, B, S] and cross_mask [B, 1, 1, S]."""
         write_slots = self.head_offsets + slots.reshape(1, -1)
         last = self.gather(positions, query_starts[1:] - 1, 0)
         context_slots, key_positions = self.slots_of(block_tables, last)
@@ -77,9 +77,9 @@ class TargetGeometry(_RelativeGeometry):
 
 
 class RelativeAttention(nn.Cell):
-    """Attention over a paged cache with a bias by distance instead of rotation; as many key/value heads as heads.
+    """Attention over a paged cache with a distance bias instead of rotation; one key/value head per query head.
 
-    projected [T, (H + 2H) * D] -> [T, H * D]; of `cross` [T, H * D], which writes nothing into the cache.
+    projected [T, (H + 2H) * D] -> [T, H * D]; for `cross`, projected [T, H * D], and nothing is written to the cache.
     """
 
     def __init__(self, shape: AttentionShape, caches: tuple[Parameter, Parameter], distances: Parameter | None = None):
@@ -121,7 +121,7 @@ class RelativeAttention(nn.Cell):
 
 
 class RelativeAttentionSublayer(nn.Cell):
-    """x + output(attention(qkv(norm(x)))), by the scope of its shape."""
+    """x + output(attention(qkv(norm(x)))), in the scope of its shape."""
 
     def __init__(
         self,

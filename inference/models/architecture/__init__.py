@@ -1,1 +1,1 @@
-"""From config.json to sizes: which families there are, how each spells its config and names its tensors."""
+"""Read config.json into sizes: the families, the keys of their configs and the names of their tensors."""

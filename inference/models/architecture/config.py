@@ -1,7 +1,7 @@
-"""The architecture of a decoder-only model, as its `config.json` or a MindFormers YAML states it.
+"""The architecture of a decoder-only model, read from its `config.json` or a MindFormers YAML.
 
-Knows sizes, rotary embedding and windows; knows nothing about tensors, files or devices. The one internal spelling is
-Hugging Face's (`spelling`).
+Knows sizes, rotary embedding and windows; knows nothing about tensors, files or devices. Keys are spelled as in Hugging
+Face internally (`config_aliases`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from inference.models.architecture.rope import RopeConfig, alibi_slopes
 from inference.models.architecture.rope_config import context_length, read_ropes, rotary_size, scaling_of
 from inference.models.architecture.sizes import HEADS, HIDDEN, LAYERS, MULTIPLIER, RATIO, WIDTH, check_sizes
 
-# The config's names of activations, and the kernels'.
+# Names of activations in configs -> the kernels' names.
 ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
@@ -32,7 +32,7 @@ ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh",
 }
 LAYER_TYPES = ("full_attention", "sliding_attention")
-# How tokens learn their positions; the names that configs give it, and ours.
+# Names of position encodings in configs -> our names.
 POSITIONS = {
     "rope": "rope",
     "partial_rope": "rope",
@@ -43,15 +43,15 @@ POSITIONS = {
 
 @dataclass(frozen=True)
 class Storage:
-    """How a family's checkpoints spell and lay out what the decoder block takes.
+    """How a family's checkpoints name and lay out the weights of the decoder block.
 
     Args:
-        names: (regular expression, its replacement), which turn a tensor's name into Llama's.
-        transposed: matrices of the layers are [in, out], but for q, k and v where they are apart.
-        norm_offset: what is added to a norm's stored weights.
-        normalized_head: each row of the output head is divided by its length.
-        pairs: which elements of a head of D, R of them rotated, rotary embedding turns together: i and i + R / 2
-            (halves), 2i and 2i + 1 (neighbors), or as the kernels have it i and i + D / 2 (spread).
+        names: pairs of a regular expression and its replacement, which turn a tensor's name into Llama's.
+        transposed: the layers' matrices are stored [in, out], except separate q, k and v.
+        norm_offset: number to add to a norm's stored weights.
+        normalized_head: divide each row of the output head by its length.
+        pairs: which elements of a head of size D, of which R are rotated, form a rotary pair: i and i + R / 2 (halves),
+            2i and 2i + 1 (neighbors), or i and i + D / 2 as in the kernels (spread).
     """
 
     names: tuple[tuple[str, str], ...] = ()
@@ -66,22 +66,22 @@ class ModelConfig:
     """Sizes and parts of a pre-norm decoder.
 
     Args:
-        windows: an entry a layer: how many positions back a token may look (itself included), None for all.
-        context_length: the most tokens a sequence may have, prompt and answer together.
-        rotary_size: elements of a head that rotary embedding turns; 0 for a model without.
-        local_rope: that of layers with a window, where they have one of their own.
-        attention_scale: of scores.
-        softcap, logit_softcap: bounds of scores and of logits; None for none.
-        activation: of the feed-forward, as in `kernels.shapes`.
-        gated: the feed-forward multiplies a gate and a second projection.
+        windows: one entry per layer: how many positions back a token may attend (itself included); None for all.
+        context_length: the most tokens of a sequence, prompt and answer together.
+        rotary_size: number of elements of a head that are rotated; 0 for a model without rotary embedding.
+        local_rope: the rotary embedding of layers with a window, if it differs.
+        attention_scale: factor of the attention scores.
+        softcap, logit_softcap: soft caps of attention scores and of logits; None for none.
+        activation: the feed-forward's activation, as in `kernels.shapes`.
+        gated: the feed-forward multiplies its activation by a second projection.
         layer_norm: norms are LayerNorm with a bias, not RMSNorm.
-        post_norms: what attention and feed-forward give is normed before it is added, too.
-        alibi_slopes: what each head's scores lose for a position of distance (ALiBi); None for nothing.
-        position_rows: rows of the table of learned positions; None for none.
-        embedding_scale: what embeddings are multiplied by.
-        experts: of the layers that have them; None for none.
-        latent: takes the place of key/value heads.
-        draft_layers: layers of a checkpoint, after the others, that are not run.
+        post_norms: the outputs of attention and feed-forward are also normalized before they are added.
+        alibi_slopes: how much each head's scores drop per position of distance (ALiBi); None without ALiBi.
+        position_rows: rows of the table of learned positions; None for no table.
+        embedding_scale: factor of the embeddings.
+        experts: the experts of the layers that have them; None for none.
+        latent: latent attention, which replaces key/value heads; None for none.
+        draft_layers: number of layers at the end of a checkpoint that are not run.
     """
 
     architecture: str
@@ -120,17 +120,17 @@ class ModelConfig:
     draft_layers: int = 0
 
     def experts_of(self, layer: int) -> ExpertsConfig | None:
-        """The experts of a layer; None where it has a feed-forward."""
+        """Returns the experts of a layer; None if it has a feed-forward."""
         return self.experts if self.experts and self.experts.layers[layer] else None
 
     @property
     def decoder_start(self) -> None:
-        """An answer goes on from its prompt, and does not begin with a token of its own."""
+        """None: an answer continues its prompt, and does not begin with a start token."""
         return None
 
     @property
     def cache_length(self) -> int:
-        """The most positions of cache that a request needs."""
+        """The most cache positions that a request needs."""
         return self.context_length
 
     @property
@@ -143,17 +143,17 @@ class ModelConfig:
 
     @property
     def cache_size(self) -> int:
-        """Numbers that a layer's cache holds of a position."""
+        """Number of values per position in a layer's cache."""
         return self.latent.width if self.latent else 2 * self.kv_size
 
     @property
     def group_size(self) -> int:
-        """Query heads that share one key/value head."""
+        """Number of query heads that share one key/value head."""
         return self.num_heads // self.num_kv_heads
 
     @property
     def num_parameters(self) -> int:
-        """Of matrices and of norms as wide as the model; biases and the norms of heads are left out."""
+        """Number of weights in matrices and in norms of the hidden size; excludes biases and the norms of heads."""
         attention = self.hidden_size * (2 * self.query_size + 2 * self.kv_size)
         if self.latent:
             attention = self.latent.num_parameters(self.hidden_size, self.num_heads)
@@ -166,11 +166,11 @@ class ModelConfig:
         return layers + (rows + 1) * self.hidden_size
 
     def rope_of(self, layer: int) -> RopeConfig:
-        """The rotary embedding of a layer."""
+        """Returns the rotary embedding of a layer."""
         return self.local_rope if self.local_rope and self.windows[layer] else self.rope
 
     def rotation(self, rope: RopeConfig) -> np.ndarray:
-        """Angle per position of each pair (i, i + D / 2) of a head, and its magnitude, float32 [2, D / 2].
+        """Returns the angle per position of each pair (i, i + D / 2) of a head, and its magnitude, float32 [2, D / 2].
 
         Pairs that are not rotated have the angle 0.
         """
@@ -188,17 +188,17 @@ class Family:
     """What differs between families that share the decoder block.
 
     Args:
-        qkv_bias, output_bias, mlp_bias, down_bias: biases that are there whatever the config says.
-        attention_bias_on_output: `attention_bias` puts a bias on the output projection too.
+        qkv_bias, output_bias, mlp_bias, down_bias: biases that the family always has, regardless of the config.
+        attention_bias_on_output: `attention_bias` also adds a bias to the output projection.
         sliding: which layers may have a window: none (never), all (always), those that the config's switches choose
             (optional), or all but every n-th (pattern).
-        positions: rope, alibi, learned; or rope_or_alibi, which the config decides.
-        local_rope: layers with a window have a rotary base of their own.
-        scaled_embeddings: embeddings are multiplied by the root of the width.
-        defaults: values of the config's keys where it does not have them.
-        experts: how they are chosen, where the config names some; None where the family has none.
-        latent: attention is on compressed keys and values (`models/architecture/latent.py`).
-        tokenizer: its tokenizer's class, for `tokenizer.load_tokenizer`, where that does what no file says.
+        positions: rope, alibi or learned; or rope_or_alibi if the config decides.
+        local_rope: layers with a window have their own rotary base.
+        scaled_embeddings: embeddings are multiplied by the root of the hidden size.
+        defaults: values for keys that the config does not have.
+        experts: how experts are chosen, if the config has any; None if the family has none.
+        latent: attention uses compressed keys and values (`models/architecture/latent.py`).
+        tokenizer: the tokenizer's class, for `tokenizer.load_tokenizer`, if it does something that no file states.
     """
 
     name: str
@@ -223,16 +223,16 @@ class Family:
 
 
 def read_model_config(values: Mapping[str, Any], family: Family, architecture: str, where: str) -> ModelConfig:
-    """Reads an architecture from Hugging Face's keys (those of transformers 4 or 5) or MindFormers'.
+    """Reads an architecture from Hugging Face's keys (of transformers 4 or 5) or MindFormers'.
 
     Args:
-        values: keys of `config.json`, with a YAML's `model_config` laid over them.
+        values: keys of `config.json`, overridden by a YAML's `model_config`.
         where: the file to name in errors.
 
     Raises:
         ConfigError: a size is missing or of the wrong type, or a feature is not supported.
     """
-    # A null outranks a family's default: a Gemma without soft caps says so by it.
+    # A null overrides a family's default: a Gemma without soft caps states them as null.
     fields = Fields({**family.defaults, **translate_mindformers(values)}, where)
     _refuse(fields)
     activation = fields.get("hidden_act", family.defaults.get("hidden_act", "silu"))
@@ -301,7 +301,7 @@ def read_model_config(values: Mapping[str, Any], family: Family, architecture: s
     return model
 
 
-# Switches of families that change the arithmetic, and the values that we compute.
+# Config switches that change the arithmetic, and the only values that we support.
 _COMPUTED: dict[str, Any] = {
     "apply_residual_connection_post_layernorm": False,
     "post_layer_norm": True,
@@ -315,7 +315,7 @@ _COMPUTED: dict[str, Any] = {
 
 
 def _refuse(fields: Fields) -> None:
-    """Refuses what a family's config can ask for and no published model of it does."""
+    """Refuses features that a family's config allows but no published model uses."""
     for key, value in _COMPUTED.items():
         if fields.flag(key, value) is not value:
             raise fields.error(key, f"{str(value).lower()}: the other value is not supported")
@@ -330,8 +330,8 @@ def _positions(fields: Fields, family: Family) -> str:
             return POSITIONS[given]
         raise fields.error("position_embedding_type", "learned_absolute for this family")
     if family.positions == "rope_or_alibi":
-        # Models with rotary embedding state the positions that they were trained with, those with ALiBi only the
-        # length of their tokenizer.
+        # Models with rotary embedding state the number of positions they were trained with; those with ALiBi state
+        # only their tokenizer's length.
         return "rope" if fields.get("max_position_embeddings") is not None else "alibi"
     return family.positions
 
@@ -345,7 +345,7 @@ def _position_rows(fields: Fields) -> int:
 def _storage(fields: Fields, family: Family) -> Storage:
     stored = family.storage
     if fields.flag("stored_by_gguf", False):
-        # Its converters have transposed the matrices and added to the norms.
+        # llama.cpp's converter has already transposed the matrices and added the offset to the norms.
         stored = replace(stored, transposed=False, norm_offset=0.0)
     normalized = stored.normalized_head and fields.get("vocab_size") != BAICHUAN1_VOCABULARY
     return replace(
@@ -357,18 +357,21 @@ def _storage(fields: Fields, family: Family) -> Storage:
 
 def _pairs(fields: Fields, usual: str) -> str:
     if fields.flag("use_rearrange_rope", False):
-        # MindFormers' ChatGLM can be converted with its rows in our order.
+        # MindFormers can convert ChatGLM with the rows already in our order.
         return "spread"
-    # As `gguf_architectures` says of Llamas.
+    # GGUF stores Llama's rows this way; see `gguf_names`.
     return "neighbors" if fields.flag("rotary_neighbors", False) else usual
 
 
-# Baichuan's first release has a plain output head, and nothing else in its config that tells.
+# Baichuan's first release has a plain output head; only the vocabulary size in its config shows which release it is.
 BAICHUAN1_VOCABULARY = 64000
 
 
 def _intermediate_size(fields: Fields, hidden: int) -> int:
-    """As given, or a multiple of the width, or Llama's rule: 2/3 of 4 widths, scaled, rounded up to `multiple_of`."""
+    """Returns the given size, or a multiple of `hidden`, or Llama's size.
+
+    Llama's is 2/3 of 4 * hidden, scaled, and rounded up to a multiple of `multiple_of`.
+    """
     if fields.get("intermediate_size") is not None:
         return fields.integer("intermediate_size", reader=WIDTH)
     if fields.get("multiple_of") is None and fields.get("expand_ratio") is not None:
@@ -383,7 +386,10 @@ def _intermediate_size(fields: Fields, hidden: int) -> int:
 
 
 def _windows(fields: Fields, family: Family, layers: int) -> tuple[int | None, ...]:
-    """`layer_types` decides where it is given; before transformers 4.53, `max_window_layers` or a pattern did."""
+    """Returns each layer's window.
+
+    `layer_types` decides if it is given; before transformers 4.53, `max_window_layers` or a pattern did.
+    """
     slides = family.sliding in ("always", "pattern")
     slides = slides or (family.sliding == "optional" and fields.flag("use_sliding_window", False))
     if not slides or fields.get("sliding_window") is None:

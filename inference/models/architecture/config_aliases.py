@@ -1,6 +1,6 @@
-"""The keys of a model's config in one spelling: Hugging Face's usual names, whoever wrote them.
+"""Translate the keys of a model's config to Hugging Face's usual names.
 
-Knows MindFormers' names and those of families that go their own way; knows nothing about what a value means to a model.
+Knows the names that MindFormers and some families use; knows nothing about what a value means to a model.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from inference.files.values import Reader, shown
 from inference.models.architecture.experts import from_moe_config
 from inference.models.architecture.sizes import FACTOR, THETA
 
-# Other names of a key -> Hugging Face's usual one: MindFormers', and those of families that go their own way.
-# `seq_length` stays: it is the length to run with, not the model's own limit.
+# Other names of a key (MindFormers' and some families') -> Hugging Face's usual one. `seq_length` is not translated: it
+# is the length to run with, not the model's own limit.
 OTHER_NAMES = {
     "num_layers": "num_hidden_layers",
     "num_heads": "num_attention_heads",
@@ -47,10 +47,10 @@ OTHER_NAMES = {
 
 
 def lay_over(own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of config.json with a YAML's keys over them, one spelling over the other.
+    """Returns the keys of config.json overridden by a YAML's keys, even if the two spell a key differently.
 
-    transformers 5 keeps in `rope_parameters` what transformers 4 called `rope_theta` and `rope_scaling`; it is taken
-    apart where the YAML says one of these, so that the YAML wins.
+    transformers 5 puts transformers 4's `rope_theta` and `rope_scaling` into `rope_parameters`. If the YAML has one of
+    the two, `rope_parameters` is split, so that the YAML wins.
     """
     base = translate_mindformers(own)
     top = translate_mindformers(given)
@@ -66,15 +66,15 @@ def lay_over(own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]
 
 
 def translate_mindformers(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The same architecture with Hugging Face's usual key names."""
+    """Returns the same architecture with Hugging Face's usual key names."""
     out: dict[str, Any] = {}
     for key, value in values.items():
         name = OTHER_NAMES.get(key, key)
-        # A null in one spelling does not undo a value in the other.
+        # A null in one spelling does not override a value in the other.
         if value is not None or name not in out:
             out[name] = value
     if out.get("type") == "GPT2Config" and out.get("hidden_act") == "gelu":
-        # What MindSpore calls GELU is the approximation.
+        # MindSpore's GELU is the tanh approximation.
         out["hidden_act"] = "gelu_new"
     if out.pop("multi_query_attention", True) is False:
         out.pop("multi_query_group_num", None)
@@ -96,7 +96,7 @@ def translate_mindformers(values: Mapping[str, Any]) -> dict[str, Any]:
     if method == "PI":
         out["rope_scaling"] = {"type": "linear", "factor": factor}
     elif method == "NTK":
-        # MindFormers multiplies the base itself.
+        # MindFormers multiplies the base by the factor.
         out["rope_theta"] = THETA.read(out.get("rope_theta") or 10000.0, "'rope_theta'") * factor
     elif method in ("LINEAR", "LLAMA3", "YARN"):
         out["rope_scaling"] = {**factor, "rope_type": method.lower()}
@@ -105,7 +105,7 @@ def translate_mindformers(values: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-# MindFormers' ways to scale rotary embedding, and what `scaling_factor` must be for them.
+# MindFormers' methods of rotary scaling, and the reader of `scaling_factor` for each.
 _SCALING: Reader[Any] = Reader("a mapping with 'factor'", lambda value: isinstance(value, Mapping), dict)
 EXTEND_METHODS: dict[str, Reader[Any] | None] = {
     "NONE": None,

@@ -1,6 +1,6 @@
-"""The experts of a mixture-of-experts model, as its `config.json` states them.
+"""The experts of a mixture-of-experts model, read from its `config.json`.
 
-Knows how many there are, how a token chooses among them and which layers have them; knows nothing about tensors.
+Knows the number of experts, how they are chosen for a token and which layers have them; knows nothing about tensors.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from inference.kernels.shapes import Routing
 from inference.models.architecture.sizes import EXPERTS, MOST_EXPERTS, SHARED_EXPERTS, WIDTH
 
 SCORING = ("softmax", "sigmoid")
-# MindFormers' section `moe_config`, and Hugging Face's names.
+# Names in MindFormers' section `moe_config` -> Hugging Face's names.
 MINDFORMERS_NAMES = {
     "expert_num": "num_experts",
     "num_experts_chosen": "num_experts_per_tok",
@@ -31,18 +31,18 @@ MINDFORMERS_NAMES = {
     "n_group": "n_group",
     "topk_group": "topk_group",
 }
-# How many of a group's experts make its score: DeepSeek-V2's way, and that of V3, whose scores carry a correction.
+# How many of a group's best experts its score adds up: 1 in DeepSeek-V2, 2 in V3, whose scores have a correction.
 GROUP_BEST = {"greedy": 1, "group_limited_greedy": 1, "noaux_tc": 2}
 
 
 @dataclass(frozen=True)
 class ExpertsRule:
-    """What a family's config.json leaves unsaid.
+    """A family's values for what config.json may not state.
 
     Args:
-        chosen: experts a token, where the config does not say.
-        normalize: whether the weights of the chosen experts add up to 1, where the config does not say.
-        method: how experts are chosen, where the config does not say (`GROUP_BEST`).
+        chosen: experts per token, if the config does not state it.
+        normalize: whether the weights of the chosen experts add up to 1, if the config does not state it.
+        method: how experts are chosen (`GROUP_BEST`), if the config does not state it.
     """
 
     chosen: int | None = None
@@ -55,11 +55,11 @@ class ExpertsConfig:
     """Sizes of the experts.
 
     Args:
-        width: of an expert.
-        shared_width: of the expert that every token takes; 0 for none.
-        shared_gate: the shared expert is scaled by the sigmoid of a gate of its own.
-        corrected: a stored bias takes part in the choice, but not in the weights of what is chosen.
-        layers: which layers have experts, an entry each; the others have a feed-forward.
+        width: intermediate size of an expert.
+        shared_width: intermediate size of the shared expert, which every token uses; 0 for none.
+        shared_gate: the shared expert's output is scaled by the sigmoid of its own gate.
+        corrected: a stored bias affects which experts are chosen, but not their weights.
+        layers: one entry per layer: whether it has experts; the others have a feed-forward.
     """
 
     routing: Routing
@@ -71,27 +71,27 @@ class ExpertsConfig:
 
     @property
     def size(self) -> int:
-        """Weights of all experts of a layer together, for each column of the residual stream."""
+        """Number of weights of all experts of a layer, per column of the residual stream."""
         routing = self.routing
         return 3 * (routing.experts * self.width + self.shared_width) + routing.experts + self.shared_gate
 
 
 def from_moe_config(section: Mapping[str, Any]) -> dict[str, Any]:
-    """MindFormers' section of experts in Hugging Face's names; of one expert, MindFormers' word for none, nothing."""
+    """Returns MindFormers' `moe_config` in Hugging Face's names; empty if it has one expert, which stands for none."""
     if section.get("expert_num") in (None, 1):
         return {}
     keys = {ours: section[theirs] for theirs, ours in MINDFORMERS_NAMES.items() if section.get(theirs) is not None}
     if section.get("use_gating_sigmoid"):
         keys["scoring_func"] = "sigmoid"
-    # Of a token's one expert, unless it says more.
+    # One expert per token, unless the section states more.
     return {"num_experts_per_tok": 1, **keys}
 
 
 def read_experts(fields: Fields, rule: ExpertsRule, num_layers: int) -> ExpertsConfig | None:
-    """The experts that a config.json states; None where it has none, or no layer with them.
+    """Reads the experts from config.json; None if it states no experts, or no layer has them.
 
     Raises:
-        ConfigError: a size that is missing or does not fit another, or a way of choosing that is not known.
+        ConfigError: a size is missing or does not fit another, or the routing method is unknown.
     """
     if fields.get("num_experts") is None:
         return None
@@ -149,8 +149,10 @@ def _routing(fields: Fields, rule: ExpertsRule, count: int) -> Routing:
 
 
 def _layers(fields: Fields, num_layers: int) -> tuple[bool, ...]:
-    """Qwen's keys: every `decoder_sparse_step`-th layer, but those of `mlp_only_layers`; DeepSeek's: every
-    `moe_layer_freq`-th, from `first_k_dense_replace` on.
+    """Returns which layers have experts.
+
+    Qwen's keys: every `decoder_sparse_step`-th layer, except those in `mlp_only_layers`. DeepSeek's keys: every
+    `moe_layer_freq`-th layer, starting at `first_k_dense_replace`.
     """
     step, frequency = fields.integer("decoder_sparse_step", 1), fields.integer("moe_layer_freq", 1)
     first, dense = fields.count("first_k_dense_replace"), fields.read("mlp_only_layers", INTEGERS) or []
@@ -161,11 +163,11 @@ def _layers(fields: Fields, num_layers: int) -> tuple[bool, ...]:
 
 
 def mindformers_gate_up(stored: np.ndarray, experts: int) -> np.ndarray:
-    """MindFormers' experts [experts * hidden, 2 * width] -> [experts * 2 * room, hidden], gate above up."""
+    """Rearranges MindFormers' experts: [experts * hidden, 2 * width] -> [experts * 2 * room, hidden], gate above up."""
     by_expert = stored.reshape(experts, len(stored) // experts, 2, -1).transpose(0, 2, 3, 1)
     return with_room(by_expert.reshape(2 * experts, *by_expert.shape[2:]))
 
 
 def mindformers_down(stored: np.ndarray, experts: int) -> np.ndarray:
-    """MindFormers' experts [experts * width, hidden] -> [experts * room, width]."""
+    """Rearranges MindFormers' experts: [experts * width, hidden] -> [experts * room, width]."""
     return with_room(stored.reshape(experts, len(stored) // experts, -1).transpose(0, 2, 1))

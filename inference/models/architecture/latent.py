@@ -1,8 +1,8 @@
-"""Multi-head latent attention, as a DeepSeek model's `config.json` states it, and how its tensors are rearranged.
+"""Multi-head latent attention: read it from a DeepSeek model's `config.json`, and rearrange its tensors.
 
-Keys and values of all heads are projections of one short vector a position, the latent, beside which stands one rotated
-key for all heads (DeepSeek-V2, arXiv 2405.04434, section 2.1). The cache holds these two alone. Their projections are
-folded into query and output ("absorbed"), so that attention runs on what the cache holds.
+The keys and values of all heads are projections of one short vector per position, the latent. Beside it there is one
+rotated key for all heads (DeepSeek-V2, arXiv 2405.04434, section 2.1). The cache holds only these two. The projections
+are folded into query and output ("absorbed"), so that attention runs directly on the cached vectors.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from inference.files.fields import Fields
 from inference.kernels.formats import whole_panels, with_room
 from inference.models.architecture.sizes import FACTOR, HEAD, WIDTH
 
-# Of the norms of the latent and of the compressed query: DeepSeek's code sets it, whatever `rms_norm_eps` says.
+# Epsilon of the norms of the latent and of the compressed query: DeepSeek's code fixes it and ignores `rms_norm_eps`.
 LATENT_NORM_EPS = 1e-6
 
 
@@ -25,12 +25,12 @@ class LatentConfig:
     """Sizes of latent attention with H heads.
 
     Args:
-        rank: of the latent.
-        query_rank: of the compressed query; 0 where queries are projected at once.
-        nope, rope: parts of a query or key of a head: from the latent, and rotated.
+        rank: size of the latent.
+        query_rank: size of the compressed query; 0 if queries are projected directly.
+        nope, rope: sizes of the two parts of a head's query or key: not rotated, and rotated.
         value: size of a head's value.
-        scale: what scores are multiplied by.
-        interleaved: the checkpoint rotates neighboring values; its rows are brought into the order of halves.
+        scale: factor of the attention scores.
+        interleaved: the checkpoint rotates neighboring values; its rows are reordered to halves.
     """
 
     rank: int
@@ -48,11 +48,11 @@ class LatentConfig:
 
     @property
     def width(self) -> int:
-        """Of what the cache holds of a position."""
+        """Number of values per position in the cache."""
         return self.rank + self.rope
 
     def num_parameters(self, hidden: int, heads: int) -> int:
-        """Weights of a layer's attention."""
+        """Returns the number of weights of a layer's attention."""
         query = heads * self.query
         queries = hidden * self.query_rank + self.query_rank * (query + 1) if self.query_rank else hidden * query
         up = self.rank * (heads * (self.nope + self.value) + 1)
@@ -60,10 +60,10 @@ class LatentConfig:
 
 
 def read_latent(fields: Fields, scaling: Fields) -> LatentConfig:
-    """The latent attention that a config.json states.
+    """Reads the latent attention from config.json.
 
     Args:
-        scaling: its `rope_scaling`: YaRN's `mscale_all_dim` sharpens the softmax.
+        scaling: its `rope_scaling`, because YaRN's `mscale_all_dim` sharpens the softmax.
 
     Raises:
         ConfigError: a size is missing or of the wrong type.
@@ -83,7 +83,7 @@ def read_latent(fields: Fields, scaling: Fields) -> LatentConfig:
 
 
 def _sharpness(scaling: Fields) -> float:
-    """DeepSeek's `mscale`, of queries and of keys: 0.1 * mscale_all_dim * ln(factor) + 1."""
+    """Returns DeepSeek's `mscale` for queries and for keys: 0.1 * mscale_all_dim * ln(factor) + 1."""
     if scaling.get("mscale_all_dim") in (None, 0):
         return 1.0
     return (
@@ -95,7 +95,7 @@ def _sharpness(scaling: Fields) -> float:
 
 
 def halves_of_pairs(rows: np.ndarray, heads: int, latent: LatentConfig) -> np.ndarray:
-    """Rows [heads * size, in]: each head's last `rope` rows from neighboring pairs to pairs of its halves."""
+    """Reorders each head's last `rope` rows from neighboring pairs to halves; rows are [heads * size, in]."""
     by_head = rows.reshape(heads, -1, *rows.shape[1:])
     plain, turned = by_head[:, : -latent.rope], by_head[:, -latent.rope :]
     return np.concatenate([plain, turned[:, 0::2], turned[:, 1::2]], 1).reshape(rows.shape)
@@ -104,7 +104,7 @@ def halves_of_pairs(rows: np.ndarray, heads: int, latent: LatentConfig) -> np.nd
 def key_projection(rows: np.ndarray, heads: int, latent: LatentConfig) -> np.ndarray:
     """kv_b_proj [heads * (nope + value), rank] -> [heads * room, nope]: each head's part for keys, transposed.
 
-    A head begins a panel, with room for whole panels; what is left over is 0.
+    Each head begins a panel and has room for whole panels; the padding is 0.
     """
     return with_room(_by_head(rows, heads, latent)[:, : latent.nope].transpose(0, 2, 1))
 
@@ -117,8 +117,10 @@ def value_projection(rows: np.ndarray, heads: int, latent: LatentConfig) -> np.n
 def key_factors(
     up: np.ndarray, down: np.ndarray, heads: int, latent: LatentConfig
 ) -> list[tuple[int, np.ndarray, np.ndarray]]:
-    """A low-rank addition to kv_b_proj, up [heads * (nope + value), r] down [r, rank], as (first row, up, down) of
-    additions to what `key_projection` makes of it: (B A)^T = A^T B^T for each head, all of which share A.
+    """Turns a low-rank addition to kv_b_proj into additions to the result of `key_projection`.
+
+    The given addition is up [heads * (nope + value), r] times down [r, rank]; the returned ones are (first row, up,
+    down). For each head (B A)^T = A^T B^T, and all heads share A.
     """
     by_head, room, turned = _by_head(up, heads, latent)[:, : latent.nope], whole_panels(latent.rank), down.T
     return [(head * room, turned, part.T) for head, part in enumerate(by_head)]
@@ -127,7 +129,7 @@ def key_factors(
 def value_factors(
     up: np.ndarray, down: np.ndarray, heads: int, latent: LatentConfig
 ) -> list[tuple[int, np.ndarray, np.ndarray]]:
-    """The same of what `value_projection` makes of it."""
+    """Turns a low-rank addition to kv_b_proj into additions to the result of `value_projection`."""
     by_head, room = _by_head(up, heads, latent)[:, latent.nope :], whole_panels(latent.value)
     return [(head * room, part, down) for head, part in enumerate(by_head)]
 

@@ -1,6 +1,6 @@
-"""The architectures that can run: one visible table from a checkpoint's `architectures` entry to its family.
+"""The supported architectures: one table from a checkpoint's `architectures` entry to its family.
 
-A family is one line here, one reader of its config and, where its names differ, one table in `parameters`.
+A family is one line here, one reader of its config and, if its tensor names differ, one table in `tensor_names`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ QWEN2 = Family("qwen2", qkv_bias=True, sliding="optional")
 QWEN3 = Family("qwen3", qk_norm=True, attention_bias_on_output=True, sliding="optional")
 GLM = Family("glm", storage=Storage(pairs="neighbors"), defaults={"partial_rotary_factor": 0.5, "attention_bias": True})
 GLM4 = replace(GLM, name="glm4", post_norms=True)
-# ChatGLM 2 and 3, and GLM-4 9B in the same layout: `seq_length` is the model's own limit.
+# ChatGLM 2 and 3, and GLM-4 9B in the same layout; here `seq_length` is the model's own limit.
 CHATGLM = Family(
     "chatglm",
     storage=Storage(tensor_names.CHATGLM, pairs="neighbors"),
@@ -42,7 +42,7 @@ _GEMMA = Family(
     attention_bias_on_output=True,
     storage=Storage(tensor_names.GEMMA, norm_offset=1.0),
 )
-# What transformers' config classes assume where a published config.json says nothing.
+# The defaults of transformers' config classes, for keys that a published config.json omits.
 _GEMMA_DEFAULTS = {"head_dim": 256, "query_pre_attn_scalar": 256, "hidden_act": "gelu_pytorch_tanh"}
 _GEMMA_DEFAULTS |= {"tie_word_embeddings": True}
 GEMMA2 = replace(
@@ -58,7 +58,7 @@ GEMMA3 = replace(
     local_rope=True,
     defaults=_GEMMA_DEFAULTS | {"rope_theta": 1e6, "sliding_window_pattern": 6},
 )
-# The first Gemma has none of the later ones' further norms, windows and soft caps, and its own names are Llama's.
+# The first Gemma lacks the extra norms, windows and soft caps of later ones, and uses Llama's names.
 GEMMA = Family(
     "gemma",
     scaled_embeddings=True,
@@ -100,7 +100,7 @@ TELECHAT2 = Family(
 MIXTRAL = Family("mixtral", sliding="always", storage=Storage(tensor_names.MIXTRAL), experts=MIXTRAL_EXPERTS)
 QWEN2_MOE = replace(QWEN2, name="qwen2_moe", storage=Storage(tensor_names.QWEN2_MOE), experts=ExpertsRule(chosen=4))
 QWEN3_MOE = replace(QWEN3, name="qwen3_moe", experts=ExpertsRule(chosen=8))
-# GLM-4.5; its rows lie as the kernels want them, unlike those of the dense GLM-4.
+# GLM-4.5; its rows are already in the kernels' order, unlike those of the dense GLM-4.
 GLM4_MOE = Family(
     "glm4_moe",
     experts=ExpertsRule(chosen=8, normalize=True, method="noaux_tc"),
@@ -145,7 +145,7 @@ ARCHITECTURES: dict[str, Family] = {
     "MT5ForConditionalGeneration": T5,
 }
 
-# Other spellings of the same: Hugging Face's model_type, MindFormers' arch and config types.
+# Other names of these architectures: Hugging Face's model_type, MindFormers' arch and config types.
 ALIASES = {
     "llama": "LlamaForCausalLM",
     "LlamaConfig": "LlamaForCausalLM",
@@ -207,12 +207,12 @@ ALIASES = {
 }
 
 
-# Of an architecture: what is longer is not one.
+# Longest possible name of an architecture.
 LONGEST_NAME = 200
 
 
 def resolve_architecture(name: str, where: str) -> str:
-    """The table's key for an architecture, model_type or MindFormers class name."""
+    """Returns the table's key for an architecture, model_type or MindFormers class name."""
     key = ALIASES.get(name, name)
     if key in ARCHITECTURES:
         return key
@@ -222,10 +222,10 @@ def resolve_architecture(name: str, where: str) -> str:
 
 
 def model_config_from(values: Mapping[str, Any], where: str, architecture: str | None = None) -> AnyConfig:
-    """Reads the keys of a config.json (with a YAML's keys laid over them) for the architecture that they name.
+    """Reads the keys of a config.json (overridden by a YAML's) for the architecture that they name.
 
     Args:
-        architecture: a name that outranks what `values` says, such as MindFormers' `model.arch.type`.
+        architecture: a name that overrides the one in `values`, such as MindFormers' `model.arch.type`.
     """
     named = values.get("architectures") or values.get("model_type") or values.get("type")
     name = architecture or (named[0] if isinstance(named, (list, tuple)) else named)

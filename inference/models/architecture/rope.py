@@ -1,8 +1,8 @@
-"""Rotary position embedding: the angle per position of each rotated pair, and how it is scaled for longer contexts.
+"""Rotary position embedding: the angle per position of each rotated pair, and its scaling for longer contexts.
 
-Knows formulas only. Frequencies are fixed when a model is loaded. Where a formula depends on the length of the sequence
-(dynamic NTK, LongRoPE), it takes the length that the model runs with, so that a token's result depends neither on its
-neighbors in a batch nor on how a prompt is cut into chunks, and cached keys stay right as a sequence grows.
+Knows only formulas. Frequencies are fixed when a model is loaded. If a formula depends on the length of the sequence
+(dynamic NTK, LongRoPE), it uses the longest length that the model runs with. A token's result then depends neither on
+its neighbors in a batch nor on how a prompt is chunked, and cached keys stay valid as a sequence grows.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ import numpy as np
 
 @dataclass(frozen=True)
 class RopeConfig:
-    """Rotary position embedding: base, and how its frequencies are scaled.
+    """Rotary position embedding: its base, and how its frequencies are scaled.
 
     Args:
         theta: the base.
         kind: one of ROPE_KINDS.
-        factor: how many times longer the context has become.
-        low_freq_factor, high_freq_factor: Llama 3: turns within the original context below which a frequency is
-            divided, and above which it is kept.
+        factor: how many times longer the scaled context is.
+        low_freq_factor, high_freq_factor: Llama 3: a frequency with fewer turns than the first within the original
+            context is divided; one with more than the second is kept.
         original_max_positions: the context that the model was first trained with.
-        attention_factor: what cosine and sine are multiplied by (YaRN, LongRoPE).
-        beta_fast, beta_slow: YaRN: turns above which a frequency is kept, and below which it is divided.
-        truncate: YaRN: round the borders between these outwards.
+        attention_factor: factor of cosine and sine (YaRN, LongRoPE).
+        beta_fast, beta_slow: YaRN: number of turns above which a frequency is kept, and below which it is divided.
+        truncate: YaRN: round the boundaries between these outward.
         short_factors, long_factors: LongRoPE: a divisor of each frequency, for contexts up to the original length and
             for longer ones.
         length: the longest sequence that the model runs with, for the kinds that depend on it; 0 for the others.
@@ -48,9 +48,9 @@ class RopeConfig:
     length: int = 0
 
     def inverse_frequencies(self, size: int) -> np.ndarray:
-        """Angle per position of each of `size` / 2 rotated pairs, float32, in radians.
+        """Returns the angle per position of each of `size` / 2 rotated pairs, float32, in radians.
 
-        Source: RoFormer (Su et al. 2021), eq. 15, scaled as ROPE_KINDS says.
+        Source: RoFormer (Su et al. 2021), eq. 15, scaled by the function in ROPE_KINDS.
         """
         return ROPE_KINDS[self.kind](self, size).astype(np.float32)
 
@@ -70,19 +70,19 @@ def _linear(rope: RopeConfig, size: int) -> np.ndarray:
 
 
 def _ntk(rope: RopeConfig, size: int) -> np.ndarray:
-    """NTK-aware scaling (bloc97 2023): a base by which the longest wave is stretched by `factor`, the shortest not."""
+    """NTK-aware scaling (bloc97 2023): the new base stretches the longest wave by `factor` and keeps the shortest."""
     return _frequencies(rope.theta * rope.factor ** (size / (size - 2)), size)
 
 
 def _dynamic(rope: RopeConfig, size: int) -> np.ndarray:
-    """The same, by as much as the length needs (emozilla 2023): not at all up to the original context."""
+    """Dynamic NTK (emozilla 2023): stretch as much as the length needs; not at all up to the original context."""
     length = max(rope.length, rope.original_max_positions)
     stretch = rope.factor * length / rope.original_max_positions - (rope.factor - 1)
     return _frequencies(rope.theta * stretch ** (size / (size - 2)), size)
 
 
 def _llama3(rope: RopeConfig, size: int) -> np.ndarray:
-    """Llama 3.1: long wavelengths are interpolated, short ones kept, and those between are blended."""
+    """Llama 3.1: interpolate long wavelengths, keep short ones, and blend those between."""
     frequencies = _frequencies(rope.theta, size)
     wavelengths = 2 * math.pi / frequencies
     turns = rope.original_max_positions / wavelengths
@@ -92,7 +92,7 @@ def _llama3(rope: RopeConfig, size: int) -> np.ndarray:
 
 
 def _yarn(rope: RopeConfig, size: int) -> np.ndarray:
-    """YaRN (Peng et al. 2023), eq. 17 to 23: interpolated by how often a pair turns within the original context."""
+    """YaRN (Peng et al. 2023), eq. 17 to 23: interpolate by how often a pair turns within the original context."""
 
     def pair_that_turns(times: float) -> float:
         turned = rope.original_max_positions / (times * 2 * math.pi)
@@ -109,7 +109,7 @@ def _yarn(rope: RopeConfig, size: int) -> np.ndarray:
 
 
 def _longrope(rope: RopeConfig, size: int) -> np.ndarray:
-    """LongRoPE (Ding et al. 2024): a searched divisor for each frequency."""
+    """LongRoPE (Ding et al. 2024): divide each frequency by a divisor found by search."""
     is_long = rope.length > rope.original_max_positions
     divisors = np.array(rope.long_factors if is_long else rope.short_factors, np.float32)
     return _frequencies(rope.theta, size) / divisors
@@ -127,7 +127,7 @@ ROPE_KINDS: dict[str, Callable[[RopeConfig, int], np.ndarray]] = {
 
 
 def yarn_attention_factor(factor: float, mscale: float | None = None, mscale_all_dim: float | None = None) -> float:
-    """What YaRN multiplies cosine and sine by (Peng et al. 2023, eq. 22), with DeepSeek's two weights of it."""
+    """Returns YaRN's factor of cosine and sine (Peng et al. 2023, eq. 22), with DeepSeek's two weights."""
 
     def magnitude(weight: float) -> float:
         return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
@@ -138,14 +138,15 @@ def yarn_attention_factor(factor: float, mscale: float | None = None, mscale_all
 
 
 def longrope_attention_factor(factor: float, original_max_positions: int) -> float:
-    """What LongRoPE multiplies cosine and sine by (Ding et al. 2024)."""
+    """Returns LongRoPE's factor of cosine and sine (Ding et al. 2024)."""
     return 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(max(2, original_max_positions)))
 
 
 def alibi_slopes(heads: int) -> tuple[float, ...]:
-    """What each head's scores lose for a position of distance (Press et al. 2022).
+    """Returns how much each head's scores drop per position of distance (Press et al. 2022).
 
-    A geometric sequence for a power of two of heads; other numbers take every second one of the next power's as well.
+    The slopes form a geometric sequence if the number of heads is a power of two. Other numbers of heads add every
+    second slope of the next power of two.
     """
     power = 2 ** math.floor(math.log2(heads))
     slopes = [2.0 ** (-8 * (i + 1) / power) for i in range(power)]

@@ -1,6 +1,6 @@
-"""How a config states rotary embedding: base, scaling, and the lengths that these depend on.
+"""Read rotary embedding from a config: base, scaling, and the lengths that they depend on.
 
-Knows the keys of transformers 4 and 5, and those that families add to them; the arithmetic is in `rope`.
+Knows the keys of transformers 4 and 5 and those that families add; the arithmetic is in `rope`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from inference.models.architecture.sizes import FACTOR, THETA
 
 
 def rotary_size(fields: Fields, head_dim: int) -> int:
-    """Elements of a head that are rotated."""
+    """Returns the number of elements of a head that are rotated."""
     key, given = "partial_rotary_factor", fields.get("rope_parameters")
     place = Fields(given, f"{fields.where}: rope_parameters") if isinstance(given, Mapping) and key in given else fields
     factor = place.read_or(key, FRACTION, 1.0)
@@ -28,7 +28,7 @@ def rotary_size(fields: Fields, head_dim: int) -> int:
 
 
 def context_length(fields: Fields) -> int:
-    """What the config asks for, and no more than the model can: its positions, times what scaling makes of them."""
+    """Returns the requested length, up to the model's limit: its positions, extended by rotary scaling."""
     keys = ("max_position_embeddings", "model_max_length", "training_seqlen")
     own = next((key for key in keys if fields.get(key) is not None), None)
     length = fields.get("seq_length")
@@ -51,24 +51,24 @@ def _scaled_limit(fields: Fields, limit: int) -> int:
 
 
 def scaling_of(fields: Fields) -> Fields:
-    """transformers 4 writes `rope_theta` and `rope_scaling`; transformers 5 puts both into `rope_parameters`."""
+    """Returns the rotary settings: `rope_scaling` of transformers 4, or `rope_parameters` of transformers 5."""
     given = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
     if not isinstance(given, Mapping):
         raise fields.error("rope_scaling", "a mapping")
-    # Of a model whose kinds of layers differ, the layers that see everything.
+    # If the settings differ by kind of layer, take those of layers with full attention.
     if isinstance(given.get("full_attention"), Mapping):
         given = given["full_attention"]
     return Fields(given, f"{fields.where}: rope_scaling")
 
 
-# Kinds that are read as another one.
+# Other names of kinds.
 _RENAMED_KINDS = {"su": "longrope", "dynamic_ntk": "ntk"}
 
 
 def _kind(scaling: Fields) -> str:
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if isinstance(kind, str):
-        # Phi-3's first configs call their LongRoPE by other names.
+        # Phi-3's first configs use other names for LongRoPE.
         kind = "longrope" if scaling.get("short_factor") is not None else _RENAMED_KINDS.get(kind, kind)
     if not isinstance(kind, str) or kind not in ROPE_KINDS:
         raise ConfigError(f"{scaling.where}: rope_type '{kind}' is not supported", f"accepted: {', '.join(ROPE_KINDS)}")
@@ -76,7 +76,7 @@ def _kind(scaling: Fields) -> str:
 
 
 def read_ropes(fields: Fields, has_local: bool, context: int) -> tuple[RopeConfig, RopeConfig | None]:
-    """The rotary embedding, and that of layers with a window where it differs."""
+    """Reads the rotary embedding, and that of layers with a window if it differs."""
     scaling = scaling_of(fields)
     kind = _kind(scaling)
     ratio = fields.read_or("rope_ratio", FACTOR, 1.0)
@@ -108,17 +108,17 @@ def read_ropes(fields: Fields, has_local: bool, context: int) -> tuple[RopeConfi
 
 
 def _with_lengths(rope: RopeConfig, fields: Fields, scaling: Fields, context: int) -> RopeConfig:
-    """Adds what the kinds need that depend on the model's lengths."""
+    """Adds the values that the length-dependent kinds need."""
     limit = fields.integer("max_position_embeddings", context)
     own = scaling.get("original_max_position_embeddings")
-    # Phi-3 has it beside the scaling, not in it. A scaling that does not say it begins at the model's own length.
+    # Phi-3 has this key beside the scaling, not in it. Without the key, scaling starts at the model's own length.
     place = scaling if own is not None else fields
     original = limit if rope.kind == "dynamic" else place.integer("original_max_position_embeddings", limit)
     rope = replace(rope, original_max_positions=original)
     if rope.kind == "dynamic":
         return replace(rope, length=context)
     if rope.kind == "yarn":
-        # A weight of 0 is one that is not there.
+        # A weight of 0 counts as missing.
         mscales = (
             scaling.read_or(key, FACTOR, 1.0) if scaling.get(key) else None for key in ("mscale", "mscale_all_dim")
         )
@@ -153,10 +153,10 @@ def _factors(fields: Fields, scaling: Fields, key: str) -> tuple[float, ...]:
 
 
 def _stretched(rope: RopeConfig, fields: Fields, scaling: Fields, context: int) -> RopeConfig:
-    """NTK scaling, by a factor that is given, or by TeleChat's and MindFormers' rule from the length.
+    """Sets NTK scaling from a given factor, or from the length by the rule of TeleChat and MindFormers.
 
-    The rule: the base grows by 2^n - 1 for n - 1 doublings of the length, begun ones included, and cosine and sine by a
-    tenth of the logarithm.
+    The rule: for n - 1 doublings of the length (rounded up), the factor is 2^n - 1. Cosine and sine grow by a tenth of
+    the logarithm of length / trained length.
     """
     if scaling.get("factor") is not None:
         return rope

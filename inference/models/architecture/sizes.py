@@ -1,7 +1,7 @@
-"""The ranges of a model's sizes, and how they are checked against each other before anything of that size is made.
+"""The ranges of a model's sizes, and a check of their combination before anything of that size is allocated.
 
-The bounds lie far above every published model. They exist so that a damaged or hostile config.json costs no work: a
-table of layers, heads or experts is only as long as its size says once the size has been checked.
+The bounds are far above every published model. They keep a damaged or hostile config.json from causing work: tables of
+layers, heads or experts are built only after their size has been checked.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Protocol
 from inference.errors import ConfigError
 from inference.files.values import integer, number
 
-# The kernels read eight numbers of a row at a time.
+# The kernels read eight values of a row at a time.
 HIDDEN = integer(8, 1 << 24)
 WIDTH = integer(1, 1 << 24)
 HEAD = integer(1, 1 << 14)
@@ -21,16 +21,16 @@ EXPERTS = integer(1, 1 << 16)
 SHARED_EXPERTS = integer(0, 1 << 10)
 RATIO = integer(1, 1 << 10)
 MULTIPLIER = number(1e-3, 1e3, "a number from 0.001 to 1000")
-# Of a rotary embedding; what scaling makes of the two still fits into float32.
+# Base and factor of rotary embedding; their combination still fits into float32.
 THETA = number(2.0, 1e15, "a number from 2 to 10^15")
 FACTOR = number(1e-6, 1e6, "a positive number of at most 10^6")
-# Experts of all layers together, and weights.
+# Most experts in all layers together, and most weights.
 MOST_EXPERTS = 1 << 18
 MOST_PARAMETERS = 10**14
 
 
 class Sizes(Protocol):
-    """What a model's config says of its sizes."""
+    """The sizes in a model's config."""
 
     @property
     def num_heads(self) -> int: ...
@@ -41,10 +41,10 @@ class Sizes(Protocol):
 
 
 def check_sizes(model: Sizes, where: str) -> None:
-    """Checks sizes that are right one by one against what they make together.
+    """Checks the combination of sizes that are each in range.
 
     Raises:
-        ConfigError: attention is too wide, or the model has more weights than any machine.
+        ConfigError: attention is too wide, or the model has more weights than any machine can hold.
     """
     if model.num_heads * model.head_dim > 1 << 24:
         raise ConfigError(

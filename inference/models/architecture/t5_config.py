@@ -1,7 +1,7 @@
-"""The architecture of T5, an encoder and a decoder, as its `config.json` or a MindFormers YAML states it.
+"""The architecture of T5, an encoder and a decoder, read from its `config.json` or a MindFormers YAML.
 
-Knows sizes and the buckets of relative positions; knows nothing about tensors, files or devices. The one internal
-spelling is Hugging Face's; MindFormers' names are translated into it.
+Knows sizes and the buckets of relative positions; knows nothing about tensors, files or devices. Keys are spelled as in
+Hugging Face internally; MindFormers' names are translated.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from inference.models.architecture import tensor_names
 from inference.models.architecture.config import ModelConfig, Storage
 from inference.models.architecture.sizes import HEAD, HEADS, HIDDEN, LAYERS, WIDTH, check_sizes
 
-# MindFormers' name, or another T5's, -> Hugging Face's.
+# Names in MindFormers or in other T5 configs -> Hugging Face's names.
 OTHER_NAMES = {
     "hidden_size": "d_model",
     "intermediate_size": "d_ff",
@@ -31,7 +31,7 @@ OTHER_NAMES = {
     "start_token_id": "decoder_start_token_id",
     "rms_norm_eps": "layer_norm_epsilon",
 }
-# Hugging Face's `feed_forward_proj` -> our activation, and whether it gates; its gated gelu is the tanh approximation.
+# Hugging Face's `feed_forward_proj` -> our activation, and whether it is gated; gated-gelu is the tanh approximation.
 FEED_FORWARDS = {
     "relu": ("relu", False),
     "gated-gelu": ("gelu_tanh", True),
@@ -44,7 +44,7 @@ FEED_FORWARDS = {
 class T5Config:
     """Sizes of a T5: pre-norm layers with RMSNorm, relative position biases, unscaled attention, no other bias.
 
-    `context_length` is the most tokens of a source, and of an answer.
+    `context_length` is the most tokens of a source and of an answer, each.
     """
 
     architecture: str
@@ -66,7 +66,7 @@ class T5Config:
 
     @property
     def storage(self) -> Storage:
-        """How checkpoints store it."""
+        """How checkpoints name and lay out its tensors."""
         return Storage(tensor_names.T5)
 
     @property
@@ -79,12 +79,12 @@ class T5Config:
 
     @property
     def cache_size(self) -> int:
-        """Numbers that a position takes in the cache of a layer."""
+        """Number of values per position in a layer's cache."""
         return 2 * self.kv_size
 
     @property
     def cache_length(self) -> int:
-        """The most positions of cache that a request needs: those of its source and those of its answer."""
+        """The most cache positions that a request needs, for its source and its answer together."""
         return 2 * self.context_length
 
     @property
@@ -96,10 +96,10 @@ class T5Config:
         return layers + ends + 2 * self.num_buckets * self.num_heads
 
     def distance_buckets(self, bidirectional: bool) -> np.ndarray:
-        """The bucket of each distance from a query to a key, int32 [2 * max_distance + 1], from -max_distance on.
+        """Returns the bucket of each query-key distance, int32 [2 * max_distance + 1], starting at -max_distance.
 
-        Near distances have a bucket each, far ones share buckets that grow with the logarithm, and all from
-        `max_distance` on share the last. Where attention goes one way, keys ahead count as distance 0.
+        Each near distance has its own bucket, far distances share buckets of logarithmic size, and all from
+        `max_distance` on share the last one. If attention is not bidirectional, keys ahead count as distance 0.
         Source: Raffel et al. 2020 (https://arxiv.org/abs/1910.10683), section 2.1.
         """
         distances = np.arange(-self.max_distance, self.max_distance + 1)
@@ -111,7 +111,7 @@ class T5Config:
         else:
             distances = np.maximum(-distances, 0)
         exact = count // 2
-        # In float32, as the models were trained: a distance on a border must fall on its side.
+        # Compute in float32 as in training, so that a distance at a boundary falls into the same bucket.
         logarithms = np.log(np.maximum(distances, 1).astype(np.float32) / np.float32(exact))
         steps = logarithms / np.float32(math.log(self.max_distance / exact)) * np.float32(count - exact)
         far = np.minimum(exact + steps.astype(np.int32), count - 1)
@@ -125,7 +125,7 @@ def read_t5_config(values: Mapping[str, Any], architecture: str, where: str) -> 
     """Reads a T5's sizes from Hugging Face's keys or MindFormers'.
 
     Args:
-        values: keys of `config.json`, with a YAML's `model_config` laid over them.
+        values: keys of `config.json`, overridden by a YAML's `model_config`.
         where: the file to name in errors.
 
     Raises:
@@ -154,13 +154,14 @@ def read_t5_config(values: Mapping[str, Any], architecture: str, where: str) -> 
         num_heads=fields.integer("num_heads", reader=HEADS),
         head_dim=fields.integer("d_kv", 64, HEAD),
         norm_eps=fields.epsilon("layer_norm_epsilon", 1e-6),
-        # Positions are relative, so n_positions, what the model was trained with, is no limit: a YAML may ask for more.
+        # Positions are relative, so the trained length n_positions is no limit: a YAML may request more.
         context_length=fields.integer("seq_length", fields.integer("n_positions", 512)),
         num_buckets=buckets,
         max_distance=max_distance,
         activation=activation,
         gated=gated,
-        # transformers 5 writes that all T5s are tied, and of those that are not that their output is not scaled.
+        # transformers 5 writes `tie_word_embeddings: true` for every T5; for untied ones it also writes that the output
+        # is not scaled.
         tie_embeddings=fields.flag("tie_word_embeddings", True) and fields.flag("scale_decoder_outputs", True),
         decoder_start=fields.read_or(start_key, TOKEN_ID, 0),
     )

@@ -1,22 +1,22 @@
-"""How checkpoints spell the names of tensors: MindFormers' spellings, and those of families that go their own way.
+"""The tensor names in checkpoints that differ from Hugging Face's Llama: MindFormers' and those of some families.
 
-Tables only: (regular expression, replacement), applied one after the other, which end in Hugging Face's names for
-Llama. Tensors that are stored fused have names of their own there, told apart by how their rows lie:
+Tables only: pairs (regular expression, replacement), applied in order, which produce Hugging Face's names for Llama.
+Fused tensors get their own names, by the order of their rows:
 
-    self_attn.qkv_proj      q, k and v one after the other
+    self_attn.qkv_proj      q, k and v one after another
     self_attn.grouped_qkv   by key/value head: its query heads, its key, its value
     self_attn.grouped_kv    by head: its key, its value
-    mlp.gate_up_proj        gate and up one after the other
+    mlp.gate_up_proj        gate and up one after another
 
-T5's end in Hugging Face's names for T5; `transposed_` before a matrix says that it is stored [in, out].
+T5's table produces Hugging Face's names for T5; the prefix `transposed_` marks a matrix that is stored [in, out].
 """
 
 from __future__ import annotations
 
 Names = tuple[tuple[str, str], ...]
 
-# MindFormers' Llama, as its convert_weight writes it, and its Megatron-like networks of 1.6 and later; InternLM 2 has
-# most of the first names, too.
+# MindFormers' Llama, as its convert_weight writes it, and its Megatron-like networks of 1.6 and later. InternLM 2
+# shares most of the former names.
 MINDFORMERS: Names = (
     (r"tok_embeddings\.(embedding_)?weight$", "embed_tokens.weight"),
     (r"\.attention\.wq\.", ".self_attn.q_proj."),
@@ -68,7 +68,7 @@ MIXTRAL: Names = (
 
 QWEN2_MOE: Names = ((r"\.mlp\.shared_expert\.", ".mlp.shared_experts."),)
 
-# MindFormers', of releases to 1.5 and of later ones; the last name is another model's norm of query heads.
+# MindFormers' names, up to release 1.5 and later; in other models the last name is the norm of query heads.
 DEEPSEEK: Names = (
     (r"\.attention\.q_proj\.", ".self_attn.q_proj."),
     (r"\.attention\.q2l_proj\.", ".self_attn.q_a_proj."),
@@ -92,14 +92,14 @@ INTERNLM2: Names = (
 
 BAICHUAN: Names = ((r"\.W_pack\.", ".qkv_proj."),)
 
-# The norm after attention is what others call the one before the feed-forward.
+# In other models this name is the norm before the feed-forward; in Gemma it is a norm after attention.
 GEMMA: Names = (
     (r"\.post_attention_layernorm\.", ".post_self_attn_layernorm."),
     (r"\.pre_feedforward_layernorm\.", ".post_attention_layernorm."),
     (r"\.post_feedforward_layernorm\.", ".post_mlp_layernorm."),
 )
 
-# The authors' code, and MindFormers' conversion of it, which may be split.
+# The names in the authors' code and in MindFormers' conversion, which may split fused tensors.
 CHATGLM: Names = (
     (r"^transformer\.embedding\.(word_embeddings\.|embedding_)weight$", "model.embed_tokens.weight"),
     (r"^transformer\.encoder\.layers\.", "model.layers."),
@@ -114,7 +114,7 @@ CHATGLM: Names = (
     (r"\.mlp\.dense_4h_to_h\.", ".mlp.down_proj."),
 )
 
-# The first files have no prefix. MindFormers stores q, k and v apart, and these alone as [out, in].
+# The first files have no prefix. MindFormers stores q, k and v separately, and only these as [out, in].
 GPT2: Names = (
     (r"^(transformer\.)?wte\.", "model.embed_tokens."),
     (r"^(transformer\.)?wpe\.", "model.embed_positions."),
@@ -155,7 +155,7 @@ TELECHAT: Names = (
     (r"\.self_attention\.dense\.", ".self_attn.o_proj."),
 )
 
-# As MindFormers' convert_weight for T5 writes it.
+# Names that MindFormers' convert_weight writes for T5.
 T5: Names = (
     (r"^t5_model\.tfm_embedding_lookup\.embedding_table$", "shared.weight"),
     (r"^t5_model\.(encoder|decoder)_layernorm\.gamma$", r"\1.final_layer_norm.weight"),

@@ -1,1 +1,1 @@
-"""Weights on their way from a checkpoint into a network: names, sharding, LoRA, quantized formats."""
+"""Load weights from a checkpoint into a network: names, sharding, LoRA, quantized formats."""

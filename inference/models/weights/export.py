@@ -1,7 +1,7 @@
-"""Writes a model in a format of this project's own: matrices packed and fused as they lie in memory.
+"""Writes a model in this project's own format: matrices packed and fused exactly as they are in memory.
 
-Such a directory is not loaded but mapped. It holds `model.safetensors` with the network's parameters (packed ones as
-U8, laid out as `kernels/cpp/formats.h` says), the model's own config.json with the key `packed_weights` added, and its
+Such a directory is mapped instead of loaded. It holds `model.safetensors` with the network's parameters (packed ones as
+U8, in the layout of `kernels/cpp/formats.h`), the model's config.json with the added key `packed_weights`, and its
 tokenizer files. Peak memory is one parameter.
 """
 
@@ -25,11 +25,11 @@ from inference.tokenizer.gguf_tokenizer import write_gguf_tokenizer
 
 PACKED_KEY = "packed_weights"
 WEIGHTS_NAME = "model.safetensors"
-# Data begin at the border of a page, because they are used where they lie, by mapping the file.
+# Data begins at a page boundary, because the file is mapped and used in place.
 PAGE = 4096
-# Our names of types, and those of the safetensors format.
+# Our names of types -> those of the safetensors format.
 TYPE_NAMES = {"float32": "F32", "uint8": "U8"}
-# Of the model's directory, what a copy needs beside weights and config.
+# Files to copy from the model's directory besides weights and config.
 COMPANIONS = (
     "tokenizer*",
     "spiece.model",
@@ -51,13 +51,13 @@ def convert(
     force: bool = False,
     progress: Callable[[StoredTensor], None] | None = None,
 ) -> None:
-    """Writes `target`, complete or not at all.
+    """Writes `target` completely or not at all.
 
     Args:
-        parts: what each rank has of the model, with its tensors and their places. Where they are several, each is
-            written to a directory of its own, rank_0 and so on.
-        own_config: what its config.json says.
-        directory: where its tokenizer files are, or a GGUF file with one; None for none.
+        parts: each rank's part of the model, with its tensors and their places. If there are several parts, each is
+            written to its own directory, rank_0 and so on.
+        own_config: the contents of the model's config.json.
+        directory: the directory of its tokenizer files, or a GGUF file with a tokenizer; None for no tokenizer.
         force: replace a target that exists.
 
     Raises:
@@ -86,7 +86,7 @@ def convert(
 
 
 def check_target(target: Path, force: bool) -> None:
-    """Refuses a target that exists."""
+    """Raises InputError if the target exists, unless `force` is set."""
     if target.exists() and not force:
         raise InputError(f"{target} exists", "give another --output_dir, or --force to replace it")
 
@@ -101,7 +101,7 @@ def _write_weights(
 ) -> None:
     shapes, formats = shard.parameter_shapes(), formats_of(shard.model, weight_format)
     layouts = {name: memory_layout(shape, formats[name]) for name, shape in shapes.items()}
-    # Matrices first: each is a whole number of cache lines long, so that all begin at one.
+    # Write matrices first: each fills whole cache lines, so that every matrix begins at one.
     layouts = dict(sorted(layouts.items(), key=lambda item: item[1][0] != PACKED))
     header, offset = {}, 0
     for name, layout in layouts.items():

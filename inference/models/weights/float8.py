@@ -1,10 +1,10 @@
-"""Weights of 8-bit floats with scales beside them: DeepSeek-V3's float8, and what compressed-tensors and others write.
+"""Weights of 8-bit floats with separate scales: DeepSeek-V3's float8, and that of compressed-tensors and others.
 
 A linear layer X has X.weight [out, in] of type float8 e4m3 (a sign, 4 bits of exponent with bias 7, 3 of mantissa; no
-infinity, S.1111.111 is NaN: arXiv 2209.05433, table 1) and its scales as X.weight_scale_inv or X.weight_scale: one for
-each block of `weight_block_size` [rows, columns], the last of which the matrix's end may cut off (DeepSeek-V3,
-README_WEIGHTS.md), one a row [out] or [out, 1], or one for all. A weight is its float8 value times its scale, whatever
-the two names say.
+infinity, S.1111.111 is NaN: arXiv 2209.05433, table 1) and its scales as X.weight_scale_inv or X.weight_scale. There is
+one scale for each block of `weight_block_size` [rows, columns], where the last block may be cut off by the matrix's end
+(DeepSeek-V3, README_WEIGHTS.md), one per row, [out] or [out, 1], or one for the whole matrix. A weight is its float8
+value times its scale, under either name.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from inference.errors import CheckpointError
 
 Block = tuple[int, int]
 SCALES = ("weight_scale_inv", "weight_scale")
-# Beside a layer, and in the attention that it is of: scales of activations and of a cache, which are not rounded here.
+# Scales of activations and of a cache, stored beside a layer or in its attention; unused, because neither is rounded.
 SPARE = ("input_scale", "output_scale", "activation_scale_ub", "k_scale", "v_scale", "q_scale")
 
 
@@ -37,12 +37,12 @@ VALUES = _values_of_codes()
 
 @dataclass(frozen=True)
 class Float8:
-    """A matrix of 8-bit floats: the source of a `QuantizedTensor`.
+    """A matrix of 8-bit floats, the source of a `QuantizedTensor`.
 
     Args:
         weights: [out, in].
-        scales: as many as there are blocks.
-        block: rows and columns with one scale.
+        scales: one scale for each block.
+        block: rows and columns that share a scale.
     """
 
     weights: StoredTensor
@@ -50,7 +50,7 @@ class Float8:
     block: Block
 
     def values(self, begin: int, end: int) -> np.ndarray:
-        """Rows [begin, end), float32 [rows, in]; exact, but for the one rounding of a product."""
+        """Returns rows [begin, end), float32 [rows, in]; exact except for the rounding of the product."""
         height, width = self.block
         columns = self.weights.shape[1]
         values = VALUES[read_elements(self.weights.rows(begin, end), np.uint8)]
@@ -64,14 +64,14 @@ class Float8:
 
 
 def dequantized_floats(checkpoint: Checkpoint, scheme: str, block: Block | None, path: Path) -> Checkpoint:
-    """The checkpoint with one tensor for each layer of 8-bit floats; the others as they are.
+    """Returns the checkpoint with one tensor for each layer of 8-bit floats; other tensors are unchanged.
 
     Args:
-        scheme: what people call the quantization.
-        block: rows and columns with one scale, where not a row or the whole has one.
+        scheme: the common name of the quantization.
+        block: rows and columns that share a scale; None for one scale per row or for the whole matrix.
 
     Raises:
-        CheckpointError: there is no such layer, or one has no scales, or scales of another shape.
+        CheckpointError: there is no such layer, or a layer's scales are missing or have the wrong shape.
     """
     rest = dict(checkpoint)
     names = [name for name, tensor in checkpoint.items() if tensor.dtype == FLOAT8]
@@ -102,7 +102,7 @@ def dequantized_floats(checkpoint: Checkpoint, scheme: str, block: Block | None,
 
 
 def _block_of(weights: StoredTensor, scales: StoredTensor, block: Block | None, path: Path) -> Block:
-    """What a scale is for, by the scales' shape."""
+    """Returns the rows and columns that share a scale, from the scales' shape."""
     if len(weights.shape) == 2:
         rows, columns = weights.shape
         if np.prod(scales.shape) == 1:

@@ -1,8 +1,8 @@
 """Fills a network's parameters from a checkpoint, tensor by tensor.
 
-Knows names, shapes and formats; the parameters are plain numpy arrays here, so that nothing below needs mindspore. Peak
-memory is the parameters and a part of a tensor: a tensor goes from the mapped file into its place, with a copy of some
-rows between where they are packed.
+Knows names, shapes and formats. The parameters are plain numpy arrays here, so that this module does not need
+mindspore. Peak memory is the parameters and a part of one tensor: a tensor is read from the mapped file straight into
+its place, and only packing needs a copy of some rows.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ from inference.models.weights.parameters import (
 )
 from inference.models.weights.sharding import PACKED, Pairs, Shard
 
-# Matrices whose every rounding is in every token of an answer.
+# Matrices whose rounding affects every token of an answer.
 ENDS = (EMBEDDING, POSITIONS, SHARED, HEAD)
 SHOWN = 5
-# Rows that are rounded together, so that working memory stays small; whole panels.
+# Rows rounded at a time, so that working memory stays small; whole panels.
 ROWS_AT_ONCE = 16 * PANEL
-# Elements that are read and packed together; enough to occupy all threads.
+# Elements read and packed at a time; enough to occupy all threads.
 PACKED_AT_ONCE = 1 << 22
-# `formats.pack_into`, or its native twin.
+# `formats.pack_into`, or its native equivalent.
 PackInto = Callable[[np.ndarray, Format, np.ndarray, int], None]
 
 
 def check_sizes(checkpoint: Checkpoint, config: AnyConfig, path: Path) -> None:
-    """Compares a config's sizes with what a checkpoint's headers say, before tables of those sizes are made.
+    """Compares a config's sizes with a checkpoint's headers, before tables of those sizes are built.
 
     Raises:
-        CheckpointError: the config has more layers, or more weights, than the files can hold.
+        CheckpointError: the config has more layers or more weights than the files can hold.
     """
     if config.num_layers > len(checkpoint):
         raise CheckpointError(
@@ -68,7 +68,7 @@ def check_sizes(checkpoint: Checkpoint, config: AnyConfig, path: Path) -> None:
 
 
 def has_own_head(checkpoint: Checkpoint, config: AnyConfig) -> bool:
-    """Whether a checkpoint holds an output head with other values than the embedding; both are read to see."""
+    """Whether a checkpoint's output head differs from its embedding; reads both to compare them."""
     found = {hugging_face_name(name, config.storage.names): tensor for name, tensor in checkpoint.items()}
     embedding, head = found.get(EMBEDDING), found.get(HEAD)
     if embedding is None or head is None or embedding.shape != head.shape or len(head.shape) != 2:
@@ -88,7 +88,7 @@ def fit(checkpoint: Checkpoint, config: AnyConfig, path: Path) -> Pairs:
     """Pairs every tensor that the model needs with the stored one.
 
     Raises:
-        CheckpointError: tensors are missing, unexpected or misshapen; all are counted and the first few listed.
+        CheckpointError: tensors are missing, unexpected or of the wrong shape; it counts all and lists the first few.
     """
     stored = _by_our_names(checkpoint, config, path)
     places = tensor_places(config, stored)
@@ -128,11 +128,11 @@ def fit_packed(
     """Pairs every parameter of a model that `convert` packed with its stored form.
 
     Args:
-        shapes: of the parameters.
-        formats: of the parameters.
+        shapes: shapes of the parameters.
+        formats: formats of the parameters.
 
     Raises:
-        CheckpointError: parameters are missing or misshapen.
+        CheckpointError: parameters are missing or have the wrong shape.
     """
     pairs = []
     for name, shape in shapes.items():
@@ -147,13 +147,13 @@ def fit_packed(
 
 
 class NotFiniteError(ValueError):
-    """Values hold NaN or infinity."""
+    """The values contain NaN or infinity."""
 
 
 def check_finite(values: np.ndarray) -> None:
-    """Raises `NotFiniteError` if values hold NaN or infinity; a sum tells, at the speed of memory."""
+    """Raises `NotFiniteError` if values contain NaN or infinity; the sum is a fast first check."""
     with np.errstate(over="ignore", invalid="ignore"):
-        # Large finite values can overflow a sum, too.
+        # Large finite values can also overflow the sum.
         if not np.isfinite(values.sum()) and not np.isfinite(values).all():
             raise NotFiniteError
 
@@ -163,11 +163,11 @@ class Destination:
     """Memory that a parameter's tensors are written to.
 
     Args:
-        array: writable; float32 rows as they are, or packed uint8 in `memory`'s format.
-        memory: the format that the array is packed in, or None.
-        precision: the format whose rounding the values get. Packed memory has it by itself; plain memory takes the
-            values as `precision` would give them back, so that stock operators compute with the same weights.
-        pack_into: packs rows.
+        array: writable; plain float32 rows, or packed uint8 in `memory`'s format.
+        memory: the format that the array is packed in; None for plain rows.
+        precision: the format to which the values are rounded. Packing rounds them anyway; plain memory stores them
+            after rounding to `precision`, so that stock operators compute with the same weights.
+        pack_into: function that packs rows.
     """
 
     array: np.ndarray
@@ -176,10 +176,10 @@ class Destination:
     pack_into: PackInto = pack_into
 
     def write(self, tensor: StoredTensor, place: TensorPlace) -> None:
-        """Reads a tensor into the rows of its place, converted to the format.
+        """Reads a tensor into the rows of its place, and converts it to the format.
 
         Raises:
-            CheckpointError: it holds NaN or infinity, and the format has neither.
+            CheckpointError: the tensor contains NaN or infinity, and the format has neither.
         """
         try:
             self._write(tensor, place)
@@ -210,7 +210,7 @@ class Destination:
                 self._write_rows(place.computed(rows) if place.is_computed else rows, place.first_row + begin)
 
     def _write_codes(self, tensor: QuantizedTensor, place: TensorPlace) -> None:
-        """Takes integers and scales over as they are, rows in the order of the place."""
+        """Copies integers and scales without another rounding, with the rows in the order of the place."""
         count = tensor.shape[0] if place.order is not None else max(PANEL, PACKED_AT_ONCE // tensor.shape[1])
         for begin in range(0, tensor.shape[0], count):
             found, first = tensor.rows(begin, min(begin + count, tensor.shape[0])).codes(), place.first_row + begin
@@ -226,7 +226,7 @@ class Destination:
                 pack_codes_into(found.codes, *halves)
 
     def _write_rows(self, rows: np.ndarray, first_row: int) -> None:
-        """Takes values, or elements of the memory's own type."""
+        """Writes rows of values, or of elements of the memory's own type."""
         if self.memory is not None:
             self._check(rows)
             self.pack_into(np.ascontiguousarray(rows), self.memory, self.array, first_row)
@@ -235,7 +235,7 @@ class Destination:
         self._round(self.array[first_row : first_row + len(rows)])
 
     def write_values(self, values: np.ndarray, first_row: int = 0) -> None:
-        """Takes float32 values for the rows from `first_row` on."""
+        """Writes float32 values to the rows from `first_row` on."""
         if self.memory is None:
             rows = self.array[first_row : first_row + len(values)]
             rows[:] = values
@@ -244,7 +244,7 @@ class Destination:
             self.pack_into(values, self.memory, self.array, first_row)
 
     def _read(self, tensor: StoredTensor, place: TensorPlace) -> np.ndarray:
-        """Its values, or its elements where the memory is of the same 16 bits and takes them as they are."""
+        """Reads the tensor's values, or its raw elements if the memory has the same 16-bit type."""
         memory = self.memory
         if memory and tensor.dtype == memory.value and memory.item_size == 2 and not place.is_computed:
             elements = np.empty(tensor.shape, np.uint16)
@@ -268,7 +268,7 @@ class Destination:
             part[:] = unpack(panels, self.precision, len(part), columns)
 
     def _check(self, rows: np.ndarray) -> None:
-        """Integers have no NaN and no infinity: packing would turn both into plausible weights."""
+        """Checks for NaN and infinity before packing to integers, which would turn them into plausible weights."""
         if self.precision.quantized:
             check_finite(rows)
 
@@ -281,15 +281,15 @@ class Destination:
 
 
 def formats_of(config: AnyConfig, weight_format: Format) -> dict[str, Format]:
-    """The format of every parameter: matrices in `weight_format`, vectors in float32.
+    """Returns the format of every parameter: matrices in `weight_format`, vectors in float32.
 
-    Embeddings and output head, where a rounding touches every token of the answer, are int8 in an int4 model. A router,
-    where it may send a token to another expert, is never rounded.
+    Embeddings and output head are int8 in an int4 model, because their rounding affects every token of the answer. A
+    router is never rounded, because a rounding may send a token to another expert.
     """
     wider = Format.INT8 if weight_format.is_four_bits else weight_format
 
     def chosen(name: str, shape: tuple[int, ...]) -> Format:
-        # A bias of scores is small, and read once.
+        # T5's bias by distance is small, and read only once.
         if len(shape) == 1 or name.endswith((ROUTER, DISTANCES)):
             return Format.FLOAT32
         return wider if name in ENDS else weight_format
@@ -298,20 +298,20 @@ def formats_of(config: AnyConfig, weight_format: Format) -> dict[str, Format]:
 
 
 def memory_layout(shape: tuple[int, ...], memory: Format | None) -> tuple[str, tuple[int, ...]]:
-    """(type, shape) of a parameter of this shape in memory: matrices packed in `memory`, the rest float32 as it is."""
+    """Returns (type, shape) of a parameter in memory: packed in `memory` for matrices, else plain float32."""
     if memory is None or len(shape) == 1:
         return Format.FLOAT32.value, shape
     return PACKED, memory.shape(*shape)
 
 
 def layout_bytes(layout: tuple[str, tuple[int, ...]]) -> int:
-    """Bytes that a parameter of this (type, shape) takes."""
+    """Returns the number of bytes of a parameter of this (type, shape)."""
     dtype, shape = layout
     return ITEM_SIZES[dtype] * math.prod(shape)
 
 
 def weight_bytes(config: AnyConfig, weight_format: Format | None) -> int:
-    """Bytes that the parameters take in memory, packed in a format, or None for float32 rows as they are."""
+    """Returns the bytes of the parameters in memory, packed in a format; None stands for plain float32 rows."""
     formats = formats_of(config, weight_format or Format.FLOAT32)
     return sum(
         layout_bytes(memory_layout(shape, weight_format and formats[name]))
@@ -320,16 +320,16 @@ def weight_bytes(config: AnyConfig, weight_format: Format | None) -> int:
 
 
 def quantized_tensors(pairs: Pairs | None) -> list[QuantizedTensor]:
-    """Those of a checkpoint's tensors that are quantized and that may be int4: not the embeddings and the head."""
+    """Returns a checkpoint's quantized tensors that may be int4: all but the embeddings and the head."""
     return [
         tensor for tensor, place in pairs or [] if isinstance(tensor, QuantizedTensor) and place.parameter not in ENDS
     ]
 
 
 def stored_format(pairs: Pairs | None) -> Format:
-    """The format that a checkpoint is in: of its quantized layers, or else of most bytes.
+    """Returns a checkpoint's format: that of its quantized layers, or else of most of its bytes.
 
-    Random weights are in float32.
+    Random weights are float32.
     """
     quantized = quantized_tensors(pairs)
     if quantized:
@@ -365,11 +365,11 @@ def fill_random(
     scale: float = 0.02,
     shard: Shard | None = None,
 ) -> None:
-    """Random weights, for trying a config out without a checkpoint: norms are 1, biases 0, matrices normal.
+    """Fills in random weights, to try a config without a checkpoint: norms are 1, biases 0, matrices normal.
 
     Args:
-        shapes: of the whole model's parameters.
-        shard: the part of them that the destinations are for; all ranks together have what one process would have.
+        shapes: shapes of the whole model's parameters.
+        shard: the part that the destinations hold; all ranks together get the weights that one process would.
     """
     generator = np.random.default_rng(seed)
     for name, shape in shapes.items():

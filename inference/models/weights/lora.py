@@ -1,9 +1,9 @@
 """LoRA adapters as PEFT saves them: `adapter_config.json` beside `adapter_model.safetensors`.
 
 An adapter changes a matrix W [out, in] to W + scale * B A, with A [rank, in] and B [out, rank] (Hu et al. 2021, eq. 3);
-the scale is lora_alpha / rank, or lora_alpha / sqrt(rank) of rank-stabilized ones (Kalajdzievski 2023). It is merged
-into the weights as they are read, or kept beside them for the rows that ask for it. `fan_in_fan_out` needs no reading:
-it says how the base model stores W, which the table of its tensors knows. Never imports mindspore.
+the scale is lora_alpha / rank, or lora_alpha / sqrt(rank) if rank-stabilized (Kalajdzievski 2023). An adapter is merged
+into the weights as they are read, or kept beside them for the rows that select it. `fan_in_fan_out` is not read: it
+states how the base model stores W, which the table of its tensors already knows. Never imports mindspore.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ from inference.models.weights.sharding import Pairs, Shard
 
 SLORA_FILE = "lora_adapter.json"
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
-# Module, A or B; the first releases of PEFT put the adapter's name before `weight`.
+# Groups: the module, and A or B. The first releases of PEFT put the adapter's name before `weight`.
 _NAME = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.[^.]+)?\.weight")
-# What else PEFT's LoRA can train: none of it is a low-rank addition to a matrix.
+# What else PEFT's LoRA can train; none of it is a low-rank addition to a matrix.
 _REFUSED = (
     "modules_to_save",
     "use_dora",
@@ -56,15 +56,15 @@ _REFUSED = (
     "trainable_token_indices",
     "layer_replication",
 )
-# These initializations change the base weights, which the adapter then does not fit any more.
+# These initializations change the base weights, so the adapter does not fit the original ones.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
-# Tables, of which rows are looked up: nothing is multiplied by them.
+# Tables whose rows are looked up; nothing is multiplied by them.
 _LOOKED_UP = (EMBEDDING, POSITIONS, SHARED, DISTANCES)
 
 
 @dataclass(frozen=True)
 class LowRank:
-    """What an adapter adds to one tensor: scale * up [out, rank] down [rank, in]."""
+    """An adapter's addition to one tensor: scale * up [out, rank] down [rank, in]."""
 
     module: str
     down: StoredTensor
@@ -73,11 +73,11 @@ class LowRank:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of the matrix that it is for, [out, in]."""
+        """Shape of the matrix that it is added to, [out, in]."""
         return self.up.shape[0], self.down.shape[1]
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """(scale * up, down), float32."""
+        """Reads (scale * up, down), float32."""
         up, down = np.empty(self.up.shape, np.float32), np.empty(self.down.shape, np.float32)
         self.up.read_into(up)
         self.down.read_into(down)
@@ -86,10 +86,10 @@ class LowRank:
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter for a model: what it adds, by the tensor's name in Hugging Face's spelling for Llama.
+    """An adapter for a model: its additions, by the tensors' names as in Hugging Face's Llama.
 
     Args:
-        name: by which rows ask for it.
+        name: the name by which rows select it.
         path: its directory.
     """
 
@@ -99,19 +99,19 @@ class Adapter:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes that it takes in memory beside the weights."""
+        """Number of bytes that it needs in memory besides the weights."""
         return sum(4 * (math.prod(part.up.shape) + math.prod(part.down.shape)) for part in self.parts.values())
 
     @property
     def tensors(self) -> list[StoredTensor]:
-        """All that is stored of it."""
+        """Returns all of its stored tensors."""
         return [tensor for part in self.parts.values() for tensor in (part.down, part.up)]
 
     def merged(self, pairs: Pairs, config: AnyConfig) -> Pairs:
-        """Stored tensors of the model with the adapter in them.
+        """Returns the model's stored tensors with the adapter merged in.
 
         Raises:
-            CheckpointError: the checkpoint has no tensor of that name, or it has another shape.
+            CheckpointError: the checkpoint lacks a tensor that the adapter changes, or its shape differs.
         """
         self._check([place for _, place in pairs])
         names = {place.name for _, place in pairs}
@@ -122,10 +122,10 @@ class Adapter:
         ]
 
     def _merged(self, tensor: StoredTensor, place: TensorPlace, published: TensorPlace) -> MergedTensor:
-        """A tensor with its part of the adapter.
+        """Returns a tensor with its part of the adapter merged in.
 
         Args:
-            published: its place as its family publishes it, which is what an adapter is for.
+            published: its place in the layout that its family publishes, for which adapters are trained.
         """
         up, down = self.parts[place.name].arrays()
         if place.order is not published.order:
@@ -133,10 +133,11 @@ class Adapter:
         return MergedTensor.of(tensor, up, down, place)
 
     def merged_of_rank(self, pairs: Pairs, shard: Shard) -> Pairs:
-        """The same of a rank's own checkpoint, whose tensors are its parts of the model's.
+        """Returns the tensors of a rank's own checkpoint, which are parts of the model's, with the adapter merged in.
 
         Raises:
-            CheckpointError: the whole model has no tensor of that name, or the rank's checkpoint has it fused.
+            CheckpointError: the whole model lacks a tensor that the adapter changes, or the rank's checkpoint has it
+                fused.
         """
         published = replace(shard, model=as_published(shard.model))
         self._check(tensor_places(published.model, self.parts))
@@ -156,12 +157,12 @@ class Adapter:
         return merged
 
     def places(self, config: AnyConfig) -> list[TensorPlace]:
-        """Where it adds to the rows of the network's parameters.
+        """Returns the places of its additions in the network's parameters.
 
         Raises:
-            CheckpointError: the model has no such tensor, or only all rows together can have it.
+            CheckpointError: the model has no such tensor, or the addition cannot be limited to some rows of a batch.
         """
-        # Its own names tell whether it takes matrices as fused.
+        # The adapter's own tensor names show whether it treats matrices as fused.
         places = tensor_places(as_published(config), self.parts)
         self._check(places)
         mine = [place for place in places if place.name in self.parts]
@@ -174,10 +175,10 @@ class Adapter:
         return mine
 
     def additions(self, shard: Shard, number: int) -> Iterator[tuple[str, Addition]]:
-        """What it adds to each parameter of a rank's network.
+        """Yields its additions to the parameters of a rank's network.
 
         Args:
-            number: by which a step's tokens name it, from 1.
+            number: the adapter's number in a step's tokens, from 1.
         """
         for place in self.places(shard.model):
             for first_row, up, down in place.factors(*self.parts[place.name].arrays()):
@@ -200,14 +201,14 @@ class Adapter:
 
 
 def _as_stored(rows: np.ndarray, place: TensorPlace) -> np.ndarray:
-    """Rows in the parameter's order -> as the tensor of a place has them."""
+    """Reorders rows from the parameter's order to that of the stored tensor."""
     stored = np.empty_like(rows)
     stored[slice(None) if place.order is None else place.order] = rows
     return stored
 
 
 def as_published(config: AnyConfig) -> AnyConfig:
-    """The model with its tensors as its family publishes them: GGUF files and some of MindFormers' reorder rows."""
+    """Returns the config with its family's published tensor layout; GGUF and some MindFormers files reorder rows."""
     if not isinstance(config, ModelConfig):
         return config
     usual = ARCHITECTURES[config.architecture].storage
@@ -216,7 +217,7 @@ def as_published(config: AnyConfig) -> AnyConfig:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MergedTensor(StoredTensor):
-    """A tensor of a checkpoint with an adapter's addition, computed as it is read.
+    """A checkpoint's tensor with an adapter's addition, which is computed as the tensor is read.
 
     Args:
         left, right: the addition is their product, in the tensor's own orientation.
@@ -228,7 +229,7 @@ class MergedTensor(StoredTensor):
 
     @classmethod
     def of(cls, tensor: StoredTensor, up: np.ndarray, down: np.ndarray, place: TensorPlace) -> MergedTensor:
-        """The tensor of a place with up down [out, in] added, rows of up as they are stored."""
+        """Returns the tensor of a place with up down [out, in] added; the rows of up are in the stored order."""
         left, right = (down.T, up.T) if place.transposed else (up, down)
         return cls(
             name=tensor.name,
@@ -269,12 +270,12 @@ class MergedTensor(StoredTensor):
 
 
 def adapter_paths(config: InferenceConfig) -> dict[str, Path]:
-    """The directories of a config's adapters by name: those of `adapters`, and those of MindFormers' `slora`.
+    """Returns the directories of a config's adapters by name: those in `adapters`, and those of MindFormers' `slora`.
 
-    An empty `adapter_path`, which MindFormers' own files have until somebody fills it in, names none.
+    An empty `adapter_path`, the placeholder in MindFormers' own files, names no adapter.
 
     Raises:
-        ConfigError: `pet_config` names no directory with a `lora_adapter.json`, a mapping of names to directories.
+        ConfigError: `pet_config` names no directory with a `lora_adapter.json` that maps names to directories.
     """
     paths = dict(config.adapters)
     pet = config.model.model_config.pet_config or {}
@@ -292,16 +293,16 @@ def adapter_paths(config: InferenceConfig) -> dict[str, Path]:
 
 
 def read_adapter(name: str, path: Path, config: AnyConfig) -> Adapter:
-    """An adapter of a model, of which the files' headers are read.
+    """Opens an adapter of a model; reads only the headers of its tensor files.
 
     Args:
-        name: by which rows ask for it.
-        path: a directory as PEFT's `save_pretrained` writes it.
-        config: of the model that it is for.
+        name: the name by which rows select it.
+        path: a directory written by PEFT's `save_pretrained`.
+        config: the config of the model that it was trained for.
 
     Raises:
         ModelNotFoundError: there is none.
-        CheckpointError: it is damaged, or does something else than add low-rank products to matrices.
+        CheckpointError: it is damaged, or does anything other than add low-rank products to matrices.
     """
     settings = PeftConfig.read(path)
     if not exists(path / WEIGHTS_FILE):
@@ -341,18 +342,18 @@ def read_adapter(name: str, path: Path, config: AnyConfig) -> Adapter:
 
 @dataclass(frozen=True)
 class PeftConfig:
-    """adapter_config.json, of the kind that is only low-rank additions."""
+    """The adapter_config.json of an adapter that makes only low-rank additions."""
 
     path: Path
     values: Mapping[str, Any]
 
     @classmethod
     def read(cls, directory: Path) -> PeftConfig:
-        """The config of an adapter's directory.
+        """Reads the config in an adapter's directory.
 
         Raises:
             ModelNotFoundError: there is none.
-            CheckpointError: it is damaged, or asks for something else.
+            CheckpointError: it is damaged, or requests something else.
         """
         path = directory / CONFIG_FILE
         if not exists(path):
@@ -387,28 +388,28 @@ class PeftConfig:
                 reader.read(value, f"{self.path}: {pattern} of {name}", CheckpointError)
 
     def rank_of(self, module: str) -> int:
-        """Rank of the product for a module."""
+        """Returns the rank of the product for a module."""
         return int(self._by_pattern("rank_pattern", module, self.values["r"]))
 
     def scale_of(self, module: str) -> float:
-        """What the product for a module is multiplied by."""
+        """Returns the scale of the product for a module."""
         rank, alpha = self.rank_of(module), float(self._by_pattern("alpha_pattern", module, self.values["lora_alpha"]))
         return alpha / math.sqrt(rank) if self.values.get("use_rslora") else alpha / rank
 
     def _by_pattern(self, key: str, module: str, default: Any) -> Any:
-        """The value of the first pattern that the end of the module's name matches, as in PEFT."""
+        """Returns the value of the first pattern that matches the end of the module's name, as in PEFT."""
         for pattern, value in (self.values.get(key) or {}).items():
             if self._matches(rf"(.*\.)?({pattern})", module):
                 return value
         return default
 
     def check_targets(self, modules: Sequence[str]) -> None:
-        """Whether what is stored is what `target_modules` names: a list of names or their ends, or an expression.
+        """Checks the stored modules against `target_modules`: a list of names or their endings, or an expression.
 
-        A name without a module is passed over, as PEFT does: such lists are written for several families at once.
+        Like PEFT, ignores names that match no module, because such lists are often written for several families.
 
         Raises:
-            CheckpointError: a module is stored that it does not name.
+            CheckpointError: a module is stored that `target_modules` does not name.
         """
         targets = self.values.get("target_modules")
         if targets == "all-linear":
@@ -437,8 +438,8 @@ class Adapters:
     """The adapters of a run.
 
     Args:
-        merged: the one that is in the weights, if there is one.
-        chosen: those that rows may ask for; a step's tokens name them by their place, from 1.
+        merged: the adapter that is merged into the weights; None for none.
+        chosen: the adapters that rows may select; a step's tokens name them by their position, from 1.
     """
 
     merged: Adapter | None = None
@@ -446,7 +447,7 @@ class Adapters:
 
     @cached_property
     def numbers(self) -> dict[str, int]:
-        """What a step's tokens call each name that a row may ask for; 0 for the model as it is loaded."""
+        """Returns the number in a step's tokens for each name that a row may select; 0 for the model as loaded."""
         numbers = {adapter.name: index for index, adapter in enumerate(self.chosen, 1)}
         return numbers if self.merged is None else {self.merged.name: 0}
 
@@ -456,11 +457,11 @@ class Adapters:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes that they take beside the weights."""
+        """Number of bytes that they need besides the weights."""
         return sum(adapter.num_bytes for adapter in self.chosen)
 
     def additions(self, shard: Shard) -> dict[str, tuple[Addition, ...]]:
-        """What those that can be chosen add to each parameter of a rank's network."""
+        """Returns the selectable adapters' additions to each parameter of a rank's network."""
         additions: dict[str, list[Addition]] = {}
         for number, adapter in enumerate(self.chosen, 1):
             for parameter, part in adapter.additions(shard, number):

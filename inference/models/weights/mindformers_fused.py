@@ -1,10 +1,9 @@
-"""MindFormers checkpoints whose matrices are joined (`qkv_concat: True`): q, k and v in one, gate and up in another.
+"""MindFormers checkpoints with fused matrices (`qkv_concat: True`): q, k and v in one, gate and up in another.
 
-Which rows belong to which differs by release, and nothing in the file tells. Up to 1.3 the matrices are stacked: all of
-q, then k, then v; gate, then up. From 1.6 on they are interleaved: for each key/value head its query heads' rows, its
-key's and its value's; a row of gate, a row of up. Tensors under the names of the newer style (`linear_qkv`,
-`linear_fc1`) are always interleaved. Source: `qkv_concat` in mindformers' llama_transformer.py and convert_weight.py of
-each release.
+The order of the rows depends on the release, and the file does not show it. Up to 1.3 the matrices are stacked: all of
+q, then k, then v; gate, then up. From 1.6 on they are interleaved: for each key/value head the rows of its query heads,
+its key and its value; a row of gate, a row of up. Tensors with names of the newer style (`linear_qkv`, `linear_fc1`)
+are always interleaved. Source: `qkv_concat` in mindformers' llama_transformer.py and convert_weight.py of each release.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ from inference.models.architecture.config import ModelConfig
 STACKED, INTERLEAVED = "stacked", "interleaved"
 _QKV = re.compile(r"(.*\.)(?:attention\.w_qkv|self_attention\.(linear_qkv))\.(weight|bias)$")
 _GATE_UP = re.compile(r"(.*\.)(?:feed_forward\.w_gate_hidden|mlp\.(linear_fc1))\.(weight|bias)$")
-# Bytes that are read at a time.
+# Bytes read at a time.
 CHUNK = 1 << 22
 
 
 @dataclass(frozen=True, kw_only=True)
 class PickedTensor(StoredTensor):
-    """Some rows of a tensor: of every `period` rows the `count` ones from `offset` on."""
+    """Some rows of a tensor: `count` rows from `offset` on in every `period` rows."""
 
     whole: StoredTensor
     period: int
@@ -70,13 +69,13 @@ class PickedTensor(StoredTensor):
 
 
 def separate(checkpoint: Checkpoint, config: ModelConfig, layout: str | None, path: Path) -> Checkpoint:
-    """The checkpoint with joined matrices taken apart, under Hugging Face's names; the others as they are.
+    """Returns the checkpoint with fused matrices split, under Hugging Face's names; other tensors are unchanged.
 
     Args:
-        layout: of matrices under the older names, `stacked` or `interleaved`.
+        layout: layout of matrices with the older names, `stacked` or `interleaved`.
 
     Raises:
-        CheckpointError: the layout is not given, or a matrix has not the rows that the config says.
+        CheckpointError: the layout is not given, or a matrix does not have the number of rows that the config states.
     """
     head, groups = config.head_dim, config.num_kv_heads
     qkv = [("q_proj", config.group_size * head), ("k_proj", head), ("v_proj", head)]
@@ -118,7 +117,7 @@ def _pick(
         if periods == 1:
             picked[part] = replace(tensor.rows(offset, offset + count), name=name)
         else:
-            # Not its own bytes, but as many: for progress, and to tell one file from another.
+            # These are as many bytes as its own, but other ones; they serve for progress and to identify the file.
             share = tensor.rows(offset * periods, (offset + count) * periods).segments
             picked[part] = PickedTensor(
                 name=name,

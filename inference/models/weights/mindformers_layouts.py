@@ -1,10 +1,10 @@
-"""MindFormers checkpoints, of releases up to 1.5, whose tensors are not those of Hugging Face under other names.
+"""MindFormers checkpoints, of releases up to 1.5, whose tensors differ from Hugging Face's in more than names.
 
-Experts: one tensor for all of a layer, `feed_forward.ffn.w1.weight` or, beside a shared expert,
+Experts: one tensor for all experts of a layer, `feed_forward.ffn.w1.weight` or, beside a shared expert,
 `feed_forward.routed_experts.ffn.w1.weight` (w1, w2, w3: gate, down, up), [experts, out, in], or [experts, in, out] for
-inference with grouped products (`use_gmm`). Which it is, the shape tells.
-DeepSeek-V3: projections split by what becomes of their rows, those that are rotated in the order of halves: for queries
-`l2q_nope_proj` and `l2q_pe_proj`, for latent and rotated key `kv2l_latent_kv` and `kv2l_k_pe`, for keys and values
+inference with grouped products (`use_gmm`). The shape shows which it is.
+DeepSeek-V3: projections are split by the use of their rows, and rotated rows are in the order of halves. Queries are
+`l2q_nope_proj` and `l2q_pe_proj`, the latent and the rotated key `kv2l_latent_kv` and `kv2l_k_pe`, keys and values
 `lkv2kv_k_nope` and `lkv2kv_v`.
 Source: modules/layers.py and modules/transformer/moe.py of mindformers 1.1 to 1.3; research/mixtral, research/deepseek2
 and research/deepseek3 (convert_weight.py) of its repository.
@@ -28,7 +28,7 @@ from inference.models.architecture.latent import LatentConfig
 _EXPERTS = re.compile(r"(.*\.)feed_forward\.(?:routed_experts\.)?ffn\.(w[123])\.weight")
 PARTS = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 _LATENT = re.compile(r"(.*\.)attention\.(l2q_nope_proj|kv2l_latent_kv|lkv2kv_k_nope)\.(weight|bias)")
-# Where a projection's rows are split: the second tensor, and Hugging Face's name of the whole.
+# First tensor of a split projection -> the second tensor, and Hugging Face's name of the whole.
 SECONDS = {
     "l2q_nope_proj": ("l2q_pe_proj", "q_b_proj"),
     "kv2l_latent_kv": ("kv2l_k_pe", "kv_a_proj_with_mqa"),
@@ -38,7 +38,7 @@ SECONDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class TransposedTensor(StoredTensor):
-    """A matrix that is stored the other way round; 32 or 16 bits an element."""
+    """A matrix that is stored transposed, with 32 or 16 bits per element."""
 
     whole: StoredTensor
 
@@ -71,11 +71,11 @@ def _transposed(whole: StoredTensor) -> TransposedTensor:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class JoinedTensor(StoredTensor):
-    """Rows of two tensors in one.
+    """The rows of two tensors, joined in one.
 
     Args:
-        parts: the two; of a third axis or of none.
-        order: of each row, which it is of those of the first part and then the second.
+        parts: the two tensors; their axes after the first are equal.
+        order: for each row, its index in the rows of the first part followed by those of the second.
     """
 
     parts: tuple[StoredTensor, StoredTensor]
@@ -115,10 +115,10 @@ def _raw(tensor: StoredTensor) -> Any:
 
 
 def as_published(checkpoint: Checkpoint, config: ModelConfig, path: Path) -> Checkpoint:
-    """The checkpoint with tensors as Hugging Face's have them, under its names; the others as they are.
+    """Returns the checkpoint with tensors in Hugging Face's layout, under its names; other tensors are unchanged.
 
     Raises:
-        CheckpointError: a tensor has another shape than the config says, or the other half of one is missing.
+        CheckpointError: a tensor's shape does not fit the config, or the other half of a split projection is missing.
     """
     found: Checkpoint = {}
     used: set[str] = set()
@@ -142,7 +142,7 @@ def as_published(checkpoint: Checkpoint, config: ModelConfig, path: Path) -> Che
 
 
 def _apart(tensor: StoredTensor, part: str, config: ModelConfig, path: Path) -> Iterator[StoredTensor]:
-    """The experts of a tensor, each [out, in]."""
+    """Yields the experts in a tensor, each [out, in]."""
     assert config.experts is not None
     count, out, into = config.experts.routing.experts, config.experts.width, config.hidden_size
     if part == "down_proj":
@@ -160,12 +160,12 @@ def _apart(tensor: StoredTensor, part: str, config: ModelConfig, path: Path) -> 
 
 
 def _order(first: str, heads: int, latent: LatentConfig) -> np.ndarray:
-    """Of each row of a whole projection, which it is of its two tensors' rows."""
+    """Returns, for each row of a whole projection, its index in the rows of its two tensors."""
     if first == "lkv2kv_k_nope":
         return _by_head(heads, np.arange(latent.nope), np.arange(latent.value))
     turned = np.arange(latent.rope)
     if latent.interleaved:
-        # Neighbors of the pairs that the second tensor has as halves.
+        # Turn the second tensor's halves back into neighboring pairs.
         turned = turned.reshape(2, -1).T.reshape(-1)
     if first == "kv2l_latent_kv":
         return _by_head(1, np.arange(latent.rank), turned)

@@ -1,10 +1,10 @@
 """Which tensors a checkpoint must hold for a model, and where each goes in the network's parameters.
 
-Knows names and shapes only; never imports mindspore, so that a checkpoint that does not fit is refused at once.
+Knows only names and shapes; never imports mindspore, so that a checkpoint that does not fit is refused at once.
 Hugging Face's names are kept. The network fuses q/k/v and gate/up into one matrix each, because one large product is
-faster than two or three small ones; a tensor's place says which rows of the fused parameter it fills. What families
-store in another way (fused in another order, rotary pairs as neighbors, matrices the other way round, norms less one)
-is brought into the one order here, so that the kernels know one layout.
+faster than two or three small ones; a tensor's place states which rows of the fused parameter it fills. Families store
+some tensors differently: fused in another order, rotary pairs as neighbors, matrices transposed, norms minus one. This
+module converts them all to one layout, the only one that the kernels know.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ Factors = list[tuple[int, np.ndarray, np.ndarray]]
 
 @dataclass(frozen=True)
 class TensorPlace:
-    """One checkpoint tensor, and the rows of the network's parameter that it fills.
+    """A checkpoint tensor and the rows of the network's parameter that it fills.
 
     Args:
-        name: of the tensor.
-        shape: that it has in the parameter.
-        first_row: of the parameter's rows.
-        order: of each row, the stored one that it is; None where they lie in the parameter's order.
+        name: name of the tensor.
+        shape: its shape in the parameter.
+        first_row: the parameter's row where it begins.
+        order: for each row, the index of the stored row; None if the stored rows are in the parameter's order.
         transposed: it is stored [in, out].
-        offset: what is added to the stored values.
-        normalized: each row is divided by its length.
-        room: rows that are kept for it; more than it has where what follows must begin a panel.
-        take: makes the values that are wanted of those that are stored, of shape `taken_from`, in place of an order.
-        take_factors: what `take` makes of a low-rank addition up down, as (first row, up, down) of several.
+        offset: number to add to the stored values.
+        normalized: divide each row by its length.
+        room: rows reserved for it; more than it has if the next tensor must begin a panel.
+        take: computes the values from the stored ones, of shape `taken_from`; replaces `order`.
+        take_factors: applies `take` to a low-rank addition up down; returns several, as (first row, up, down).
     """
 
     name: str
@@ -66,23 +66,23 @@ class TensorPlace:
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
-        """The shape that it has in the checkpoint."""
+        """Its shape in the checkpoint."""
         if self.take is not None:
             return self.taken_from
         return self.shape[::-1] if self.transposed else self.shape
 
     @property
     def is_arranged(self) -> bool:
-        """Whether its rows are not simply those that are stored."""
+        """Whether its rows differ from the stored ones in order or layout."""
         return self.transposed or self.order is not None or self.take is not None
 
     @property
     def keeps_rows(self) -> bool:
-        """Whether each of its rows is a stored one, wherever that lies."""
+        """Whether each of its rows equals a stored row, in any order."""
         return not (self.transposed or self.take is not None or self.is_computed)
 
     def arranged(self, stored: np.ndarray) -> np.ndarray:
-        """The whole tensor, with its rows in the parameter's order."""
+        """Returns the whole tensor with its rows in the parameter's order."""
         if self.take is not None:
             return self.take(stored)
         rows = stored.T if self.transposed else stored
@@ -90,22 +90,22 @@ class TensorPlace:
 
     @property
     def takes_factors(self) -> bool:
-        """Whether a low-rank addition to the stored tensor is a sum of such additions to the parameter."""
+        """Whether a low-rank addition to the stored tensor is a sum of low-rank additions to the parameter."""
         return not self.is_computed and (self.take is None or self.take_factors is not None)
 
     def factors(self, up: np.ndarray, down: np.ndarray) -> Factors:
-        """What becomes of an addition up down [out, in], as (first row, up, down) of additions to the parameter."""
+        """Turns an addition up down [out, in] into additions to the parameter, as (first row, up, down)."""
         if self.take_factors is not None:
             return [(self.first_row + row, rows, columns) for row, rows, columns in self.take_factors(up, down)]
         return [(self.first_row, up if self.order is None else up[self.order], down)]
 
     @property
     def is_computed(self) -> bool:
-        """Whether its values are not simply those that are stored."""
+        """Whether its values differ from the stored ones."""
         return self.normalized or self.offset != 0
 
     def computed(self, rows: np.ndarray) -> np.ndarray:
-        """What becomes of some of its rows, float32."""
+        """Computes the values of some rows from the stored ones, float32."""
         if self.normalized:
             rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
         return (rows + self.offset if self.offset else rows).astype(np.float32, copy=False)
@@ -114,13 +114,13 @@ class TensorPlace:
 EMBEDDING = "model.embed_tokens.weight"
 POSITIONS = "model.embed_positions.weight"
 HEAD = "lm_head.weight"
-# A layer's router, with the gate of its shared expert below where there is one.
+# A layer's router, followed by the gate of its shared expert if it has one.
 ROUTER = "router.weight"
 LAYER = re.compile(r"model\.layers\.(\d+)\.")
-# T5's embedding, and the end of the name of its bias by distance.
+# T5's embedding, and the last part of the name of its bias by distance.
 SHARED = "shared.weight"
 DISTANCES = "relative_attention_bias.weight"
-# Buffers that exporters saved beside the weights; they follow from the config.
+# Buffers that exporters saved beside the weights; they can be derived from the config.
 DERIVED = re.compile(
     r"\.rotary_emb\.(inv_freq|cos_cached|sin_cached)$|\.rotary_pos_emb\.inv_freq$|\.freqs_mgr\.|\.attn\.(masked_)?bias$"
     r"|\.attention\.(masked_)?beta$|(^|\.)(position_ids|causal_mask)$|(^|\.)(rotary_emb|rope)\.(original_)?inv_freq$"
@@ -129,12 +129,12 @@ DERIVED = re.compile(
 
 
 def is_derived(name: str) -> bool:
-    """Whether a tensor is a buffer that follows from the config: masks, positions, rotary frequencies."""
+    """Whether a tensor is a buffer that can be derived from the config: masks, positions, rotary frequencies."""
     return DERIVED.search(name) is not None
 
 
 def hugging_face_name(name: str, names: Names = ()) -> str:
-    """A checkpoint's tensor name in Hugging Face's spelling for Llama.
+    """Translates a checkpoint's tensor name to Hugging Face's name for Llama.
 
     Args:
         names: the family's own table.
@@ -145,20 +145,20 @@ def hugging_face_name(name: str, names: Names = ()) -> str:
 
 
 def is_draft_layer(name: str, config: AnyConfig) -> bool:
-    """Whether a tensor is of the layers that guess further tokens (multi-token prediction), which are not run."""
+    """Whether a tensor belongs to the multi-token prediction layers, which are not run."""
     drafts = getattr(config, "draft_layers", 0)
     found = LAYER.match(name)
     if found is None:
-        # What MindFormers to 1.5 has of them beside such a layer.
+        # MindFormers up to 1.5 stores this part of them outside the layer.
         return drafts > 0 and name.startswith("model.mtp_hidden_fusers.")
     return 0 <= int(found[1]) - config.num_layers < drafts
 
 
 def tensor_places(config: AnyConfig, stored: Container[str] = ()) -> list[TensorPlace]:
-    """Every tensor that a checkpoint of this model holds, in the order of the layers.
+    """Returns the places of all tensors in a checkpoint of this model, in the order of the layers.
 
     Args:
-        stored: names of a checkpoint, which decide between tensors that are apart and fused ones.
+        stored: the tensor names in a checkpoint, which show whether tensors are separate or fused.
     """
     if isinstance(config, T5Config):
         return list(_t5_places(config, stored))
@@ -175,17 +175,17 @@ def tensor_places(config: AnyConfig, stored: Container[str] = ()) -> list[Tensor
 
 
 def spare_names(config: AnyConfig) -> set[str]:
-    """Tensors that a checkpoint may hold beside those: what is tied, written a second time, and what nothing reads."""
+    """Returns other tensors that a checkpoint may hold: copies of tied tensors, and tensors that nothing reads."""
     names = {HEAD} if config.tie_embeddings else set()
     if isinstance(config, T5Config):
         names |= {f"{stack}.embed_tokens.weight" for stack in ("encoder", "decoder")}
-        # In the first checkpoints; attention to the source has no bias.
+        # The first checkpoints have this tensor, although attention to the source has no bias.
         names.add(f"decoder.block.0.layer.1.EncDecAttention.{DISTANCES}")
     return names
 
 
 def parameter_shapes(config: AnyConfig) -> dict[str, tuple[int, ...]]:
-    """Shapes of the network's parameters: the checkpoint's tensors, those that are fused stacked by rows."""
+    """Returns the shapes of the network's parameters: the checkpoint's tensors, with fused ones stacked by rows."""
     shapes: dict[str, tuple[int, ...]] = {}
     for place in tensor_places(config):
         rows = place.first_row + max(place.room, place.shape[0])
@@ -229,7 +229,11 @@ def _attention_places(config: ModelConfig, attention: str, stored: Container[str
 
 
 def _latent_places(config: ModelConfig, latent: LatentConfig, attention: str) -> Iterator[TensorPlace]:
-    """Down: query (or what it is made of), latent and rotated key in one matrix. Up: a matrix for each use."""
+    """Yields the places of latent attention.
+
+    Down projections: query (or the compressed query), latent and rotated key in one matrix. Up projections: one matrix
+    for each use.
+    """
     hidden, heads = config.hidden_size, config.num_heads
     query, whole = heads * latent.query, latent.query_rank == 0
     first = query if whole else latent.query_rank
@@ -277,7 +281,7 @@ def _feed_forward_places(config: ModelConfig, mlp: str, stored: Container[str]) 
 
 
 def _experts_places(hidden: int, experts: ExpertsConfig, mlp: str, stored: Container[str]) -> Iterator[TensorPlace]:
-    """All experts of a layer in one matrix, each beginning a panel: a kernel takes an expert as it lies."""
+    """Puts all experts of a layer in one matrix; each begins a panel, so that a kernel can use it in place."""
     count = experts.routing.experts
     yield TensorPlace(f"{mlp}gate.weight", (count, hidden), mlp + ROUTER)
     if experts.shared_gate:
@@ -293,7 +297,7 @@ def _experts_places(hidden: int, experts: ExpertsConfig, mlp: str, stored: Conta
 
 
 def _mindformers_experts(prefix: str, count: int, hidden: int, width: int) -> Iterator[TensorPlace]:
-    """All experts in two tensors, each expert transposed: [count * hidden, 2 * width] and [count * width, hidden]."""
+    """Yields two tensors of all experts, each transposed: [count * hidden, 2 * width] and [count * width, hidden]."""
     shapes = (count * 2 * whole_panels(width), hidden), (count * whole_panels(hidden), width)
     takes = partial(mindformers_gate_up, experts=count), partial(mindformers_down, experts=count)
     stored = (count * hidden, 2 * width), (count * width, hidden)
@@ -303,7 +307,7 @@ def _mindformers_experts(prefix: str, count: int, hidden: int, width: int) -> It
 
 
 def _stacked(mlp: str, target: str, names: list[str], hidden: int, width: int) -> Iterator[TensorPlace]:
-    """Gated feed-forwards one below the other: gate, up, gate, up, ... in one parameter, their down in another."""
+    """Stacks gated feed-forwards by rows: gate, up, gate, up, ... in one parameter, and their down in another."""
     room, down_room = whole_panels(width), whole_panels(hidden)
     gate_up, down = (f"{mlp}{target}{part}.weight" for part in ("gate_up_proj", "down_proj"))
     for index, name in enumerate(names):
@@ -330,7 +334,7 @@ def _t5_places(config: T5Config, stored: Container[str]) -> Iterator[TensorPlace
 
 
 def _t5_attention_places(config: T5Config, prefix: str, name: str, stored: Container[str]) -> Iterator[TensorPlace]:
-    """Queries, keys and values are one product, except where the keys and values are the source's."""
+    """Fuses queries, keys and values in one matrix; in attention to the source, only keys and values."""
     hidden, inner = config.hidden_size, config.query_size
     yield _whole(f"{prefix}layer_norm.weight", (hidden,))
     for fused in ("qkv",) if name == "SelfAttention" else ("q", "kv"):
@@ -341,7 +345,7 @@ def _t5_attention_places(config: T5Config, prefix: str, name: str, stored: Conta
 
 
 def _t5_feed_forward_places(config: T5Config, prefix: str, stored: Container[str]) -> Iterator[TensorPlace]:
-    """Gate and up are one product."""
+    """Fuses gate and up in one matrix."""
     hidden, width = config.hidden_size, config.intermediate_size
     yield _whole(f"{prefix}layer_norm.weight", (hidden,))
     prefix += "DenseReluDense."
@@ -354,7 +358,7 @@ def _t5_feed_forward_places(config: T5Config, prefix: str, stored: Container[str
 
 
 def _either_way(prefix: str, name: str, shape: tuple[int, int], stored: Container[str]) -> TensorPlace:
-    """A matrix that MindFormers' T5 stores [in, out], which is seen by its name."""
+    """Returns the place of a matrix that MindFormers' T5 stores [in, out]; its name shows which it is."""
     parameter, other = f"{prefix}{name}.weight", f"{prefix}transposed_{name}.weight"
     if other in stored:
         return TensorPlace(other, shape, parameter, transposed=True)
@@ -379,7 +383,7 @@ def _norm(config: ModelConfig, name: str) -> Iterator[TensorPlace]:
 def _qkv_places(
     config: ModelConfig, prefix: str, end: str, tail: tuple[int, ...], stored: Container[str]
 ) -> Iterator[TensorPlace]:
-    """The projections of queries, keys and values: apart, or in one of the fused layouts of `names`."""
+    """Yields the projections of queries, keys and values: separate, or in a fused layout of `tensor_names`."""
     parameter = f"{prefix}qkv_proj.{end}"
 
     def place(name: str, layout: str, first: int, transposed: bool = False) -> TensorPlace:
@@ -403,10 +407,10 @@ def _qkv_places(
 def _order_of_heads(
     layout: str, heads: int, groups: int, size: int, rotated: int, pairs: str
 ) -> tuple[int, np.ndarray | None]:
-    """(rows, order) of a stored tensor of heads, whose rows are to be queries, keys and values one after the other."""
+    """Returns (rows, order) that put the heads of a stored tensor in the order queries, keys, values."""
     share = heads // groups
     by_group = range(0, groups * (share + 2), share + 2)
-    # The stored heads in the order that they are to have, those that are rotated before the values.
+    # The stored heads in the new order: the rotated ones, then the values.
     turned, values = {
         "queries": (range(heads), range(0)),
         "keys": (range(groups), range(0)),
@@ -428,7 +432,7 @@ def _order_of_heads(
 def _gate_up_places(
     config: ModelConfig, prefix: str, end: str, tail: tuple[int, ...], stored: Container[str]
 ) -> Iterator[TensorPlace]:
-    """The feed-forward's gate and up: apart, or in one of the fused layouts of `names`."""
+    """Yields the feed-forward's gate and up: separate, or in a fused layout of `tensor_names`."""
     parameter, width = f"{prefix}gate_up_proj.{end}", config.intermediate_size
     transposed = config.storage.transposed and bool(tail)
     if not config.gated:
@@ -442,9 +446,9 @@ def _gate_up_places(
 
 
 def _head_order(config: ModelConfig) -> np.ndarray | None:
-    """Of each element of a head, the stored one, so that the kernels rotate pairs (i, i + D / 2), the first R / 2.
+    """Returns each head element's stored index, so that the kernels can rotate the first R / 2 pairs (i, i + D / 2).
 
-    None where it is stored so.
+    None if the elements are already stored in this order.
     """
     return _order_of_pairs(config.head_dim, config.rotary_size, config.storage.pairs)
 

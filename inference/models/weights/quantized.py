@@ -1,19 +1,19 @@
-"""Checkpoints that are published quantized: GPTQ, AWQ, compressed-tensors and float8, by `quantization_config`.
+"""Checkpoints published in a quantized format (`quantization_config`): GPTQ, AWQ, compressed-tensors and float8.
 
-Each quantized linear layer X becomes one tensor `X.weight` [out, in], which is read through its layout:
+Each quantized linear layer X becomes one tensor `X.weight` [out, in] that is decoded as it is read. The layouts:
 
 GPTQ (AutoGPTQ's and GPTQModel's `QuantLinear`): qweight int32 [in / 8, out], eight 4-bit values of a column in a word,
-    the lowest bits first (four of 8 bits); qzeros int32 [groups, out / 8], packed alike along the row; scales [groups,
-    out]; g_idx int32 [in], the group of each input, out of order with `desc_act`. A weight is (q - zero) * scale.
-    Format `gptq` stores zero - 1, modulo 16; `gptq_v2` stores zero.
+    lowest bits first (or four 8-bit values); qzeros int32 [groups, out / 8], packed in the same way along the row;
+    scales [groups, out]; g_idx int32 [in], the group of each input, out of order with `desc_act`. A weight is
+    (q - zero) * scale. Format `gptq` stores zero - 1, modulo 16; `gptq_v2` stores zero.
 AWQ (AutoAWQ's `WQLinear_GEMM`): qweight int32 [in, out / 8], qzeros int32 [groups, out / 8], scales [groups, out]. The
-    eight 4-bit values of a word, from the lowest bits on, are of columns 0, 2, 4, 6, 1, 3, 5, 7; zeros are stored as
-    they are.
+    eight 4-bit values of a word, lowest bits first, belong to columns 0, 2, 4, 6, 1, 3, 5, 7; zeros are stored
+    unchanged.
 compressed-tensors (vllm-project/compressed-tensors): `int-quantized`, weight int8 [out, in] and weight_scale [out, 1],
-    [out, groups] or one number; `pack-quantized`, weight_packed int32 [out, in / 8], the lowest bits first, values plus
-    half their range, weight_scale and weight_g_idx. Symmetric weights only. Activations are quantized by our own
-    kernels, token by token and group by group, so scales for them are passed over.
-8-bit floats, of whatever method: `float8`.
+    [out, groups] or one number; `pack-quantized`, weight_packed int32 [out, in / 8], lowest bits first, values plus
+    half their range, weight_scale and weight_g_idx. Only symmetric weights. Our own kernels quantize activations per
+    token and group, so stored scales for them are ignored.
+8-bit floats, of any method: see `float8`.
 """
 
 from __future__ import annotations
@@ -33,26 +33,27 @@ from inference.models.weights.float8 import Block, dequantized_floats
 from inference.models.weights.parameters import hugging_face_name, tensor_places
 
 KEY = "quantization_config"
-# Column of a word's n-th value, from the lowest bits on, and the value that a column is.
+# Column of a word's n-th value, lowest bits first; and its inverse, the value's index for each column.
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 AWQ_PLACES = np.argsort(AWQ_ORDER)
 WORD_BITS = 32
-# A part of a layer, by the end of its name.
+# Returns a tensor of a layer by the last part of its name.
 _Take = Callable[[str], StoredTensor]
-# Beside a compressed weight: scales of activations, which our kernels find themselves.
+# Stored beside a compressed weight: scales of activations, which our kernels compute themselves.
 _SPARE = ("input_scale", "input_zero_point", "output_scale", "output_zero_point")
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """What `quantization_config` says.
+    """The quantization that `quantization_config` states.
 
     Args:
         method: gptq, awq, compressed-tensors, fp8 or fbgemm_fp8.
-        layout: of the method's files: gptq or gptq_v2, gemm, int-quantized or pack-quantized, float8_e4m3.
-        bits: of a weight.
-        group_size: columns with one scale; None for whole rows.
-        block: rows and columns with one scale, for 8-bit floats; None for rows or the whole.
+        layout: layout of the method's files: gptq or gptq_v2, gemm, int-quantized or pack-quantized, float8_e4m3.
+        bits: bits per weight.
+        group_size: columns that share a scale; None for whole rows.
+        block: rows and columns that share a scale, for 8-bit floats; None for one scale per row or for the whole
+            matrix.
     """
 
     method: str
@@ -63,7 +64,7 @@ class Scheme:
 
     @property
     def name(self) -> str:
-        """For people."""
+        """Name of the quantization in messages."""
         if self.layout == FLOAT8:
             return f"{self.method}, 8-bit floats" + (" in blocks of {} x {}".format(*self.block) if self.block else "")
         groups = f"groups of {self.group_size}" if self.group_size else "a scale a row"
@@ -71,10 +72,10 @@ class Scheme:
 
 
 def read_scheme(values: Mapping[str, Any], where: str) -> Scheme | None:
-    """The scheme that a model's config names; None for weights that are not quantized.
+    """Reads the scheme from a model's config; None if the weights are not quantized.
 
     Raises:
-        ConfigError: one that is not read, by name.
+        ConfigError: the scheme is not supported; the message names it.
     """
     given = values.get(KEY) or {}
     if not isinstance(given, Mapping):
@@ -170,12 +171,12 @@ def _group_size(value: Any, where: str) -> int | None:
 
 @dataclass(frozen=True)
 class _Packed:
-    """The tensors of a linear layer, and its size.
+    """The tensors of a packed linear layer, and its size.
 
     Args:
         weights: packed integers.
         scales: [groups, out] with GPTQ and AWQ, [out, groups] or less with compressed-tensors.
-        zeros: packed; None where the layout has the middle of the range for all.
+        zeros: packed zero points; None if the layout always uses the middle of the range.
         groups: the group of each input.
     """
 
@@ -196,7 +197,7 @@ class _Packed:
 
     @property
     def offset(self) -> int:
-        """What is added to weights that are stored without zero points."""
+        """Number that was added to stored weights without zero points."""
         return 0 if self.scheme.layout == "int-quantized" else 1 << (self.scheme.bits - 1)
 
     def _weights(self, begin: int, end: int) -> np.ndarray:
@@ -207,11 +208,11 @@ class _Packed:
             return _unpack(_words(self.weights.rows(begin, end)), bits)[:, : self.shape[1]]
         if layout == "gemm":
             return self._of_columns(self.weights, begin, end).T
-        # Words of a column follow one another down the rows.
+        # A column's words are stored in consecutive rows.
         return _unpack(np.ascontiguousarray(_words(self.weights.columns(begin, end)).T), bits)
 
     def zero_points(self, begin: int, end: int) -> np.ndarray:
-        """Of each row and group, int16 [rows, groups]."""
+        """Returns the zero point of each row and group, int16 [rows, groups]."""
         assert self.zeros is not None
         stored = self._of_columns(self.zeros, begin, end).T.astype(np.int16)
         if self.scheme.layout == "gptq":
@@ -219,7 +220,7 @@ class _Packed:
         return stored
 
     def _of_columns(self, packed: StoredTensor, begin: int, end: int) -> np.ndarray:
-        """Columns of a matrix that is packed along its rows."""
+        """Unpacks some columns of a matrix that is packed along its rows."""
         count = WORD_BITS // self.scheme.bits
         first, last = begin // count, -(-end // count)
         places = AWQ_PLACES if self.scheme.layout == "gemm" else None
@@ -227,7 +228,7 @@ class _Packed:
         return values[:, begin - first * count : end - first * count]
 
     def row_scales(self, begin: int, end: int) -> np.ndarray:
-        """float32 [rows, groups]."""
+        """Returns the scales, float32 [rows, groups]."""
         if self.scheme.method == "compressed-tensors":
             if self.scales.shape[:1] != self.shape[:1]:
                 return np.full((end - begin, 1), read_values(self.scales).reshape(-1)[0], np.float32)
@@ -235,7 +236,7 @@ class _Packed:
         return np.ascontiguousarray(read_values(self.scales.columns(begin, end)).T)
 
     def tensor(self, name: str) -> QuantizedTensor:
-        """It as one tensor. Scales and zero points are read for it, to see what holds them."""
+        """Returns the layer as one tensor; reads its scales and zero points to find a format that holds them."""
         rows, half = self.shape[0], 1 << (self.scheme.bits - 1)
         lowest, highest = -half, half - 1
         if self.zeros is not None:
@@ -254,10 +255,10 @@ class _Packed:
 
 
 def dequantized(checkpoint: Checkpoint, scheme: Scheme | None, model: AnyConfig, path: Path) -> Checkpoint:
-    """The checkpoint with one tensor for each quantized layer; the others as they are.
+    """Returns the checkpoint with one tensor for each quantized layer; other tensors are unchanged.
 
     Raises:
-        CheckpointError: a part of a layer is missing or has another shape than the others say.
+        CheckpointError: a part of a layer is missing, or its shape does not fit the others.
     """
     if scheme is None:
         return checkpoint
@@ -273,7 +274,7 @@ def dequantized(checkpoint: Checkpoint, scheme: Scheme | None, model: AnyConfig,
         layer = name[: -len(ending)]
         whole[f"{layer}.weight"] = _layer(rest, layer, scheme, path).tensor(f"{layer}.weight")
         bias = rest.get(f"{layer}.bias")
-        # AutoGPTQ wrote zeros for layers that have no bias.
+        # AutoGPTQ wrote a bias of zeros for layers without a bias.
         is_spare = bias is not None and hugging_face_name(bias.name, model.storage.names) not in known
         if bias is not None and is_spare and not read_values(bias).any():
             del rest[f"{layer}.bias"]
@@ -288,7 +289,7 @@ def _all_used(rest: Checkpoint, path: Path) -> Checkpoint:
 
 
 def _layer(rest: Checkpoint, layer: str, scheme: Scheme, path: Path) -> _Packed:
-    """Takes the tensors of a layer out of `rest`."""
+    """Removes the tensors of a layer from `rest`, and returns them."""
 
     def take(part: str) -> StoredTensor:
         tensor = rest.pop(f"{layer}.{part}", None)
@@ -345,7 +346,7 @@ def _groups(stored: StoredTensor | None, columns: int, scheme: Scheme) -> np.nda
     if stored is None:
         return in_order
     groups = read_elements(stored, np.int32 if stored.dtype == "int32" else np.int64).astype(np.intp)
-    # compressed-tensors writes -1 where nothing is out of order.
+    # compressed-tensors writes -1 if all groups are in order.
     return in_order if (groups == -1).all() else groups
 
 
@@ -358,7 +359,7 @@ def _misshapen(path: Path, layer: str, weights: StoredTensor, scales: StoredTens
 
 
 def _unpack(words: np.ndarray, bits: int, places: np.ndarray | None = None) -> np.ndarray:
-    """uint32 [rows, words] -> uint8 [rows, values], the lowest bits first, or each value from its place."""
+    """Unpacks uint32 [rows, words] to uint8 [rows, values], lowest bits first, or each value from its given place."""
     count = WORD_BITS // bits
     shifts = (np.arange(count) if places is None else places).astype(np.uint32) * np.uint32(bits)
     values = (words[:, :, None] >> shifts) & np.uint32((1 << bits) - 1)

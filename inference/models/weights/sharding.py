@@ -1,10 +1,10 @@
-"""Which part of every tensor a rank holds, where several ranks share a model (tensor parallel).
+"""Which part of every tensor a rank holds if several ranks share a model (tensor parallelism).
 
-As Megatron-LM splits a transformer (Shoeybi et al. 2019, section 3): the first product of each half by rows of its
-weight, so that a rank has whole heads, or some columns of the feed-forward; the second by columns, so that the ranks'
-results are added; embedding and head by tokens of the vocabulary. A rank's part of a model is a smaller model:
-`Shard.config` is its config, and all that follows from sizes (shapes, memory, cache) follows from that. Never imports
-mindspore.
+The split is Megatron-LM's (Shoeybi et al. 2019, section 3). The first matrix of each sublayer is split by rows, so that
+a rank has whole heads, or a part of the feed-forward's width. The second matrix is split by columns, so that the ranks'
+results are added. Embedding and head are split by tokens of the vocabulary. A rank's part of a model is a smaller
+model: `Shard.config` is its config, and everything that depends on sizes (shapes, memory, cache) is derived from that.
+Never imports mindspore.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from inference.models.weights.parameters import TensorPlace, parameter_shapes, t
 PACKED = "uint8"
 Pairs = list[tuple[StoredTensor, TensorPlace]]
 Bounds = tuple[int, int]
-# (config, rank, number of ranks) -> where the rank's part of an axis begins and ends.
+# (config, rank, number of ranks) -> first and last + 1 of the rank's part of an axis.
 Extent = Callable[[AnyConfig, int, int], Bounds]
 
 
 @dataclass(frozen=True)
 class Split:
-    """How a tensor is shared out.
+    """How a tensor is split among ranks.
 
     Args:
-        axis: the one that is cut; None for a tensor that every rank has whole.
+        axis: the axis that is split; None for a tensor that every rank has whole.
         extent: what the axis counts, a key of `EXTENTS`.
         first_only: only the first rank has it, because the ranks' results are added.
     """
@@ -52,8 +52,9 @@ class Split:
 
 
 REPLICATED, FIRST_ONLY = Split(), Split(first_only=True)
-# By the end of a tensor's name, experts being numbered *. A tensor that is not here cannot be shared: nobody has said
-# how. What a half does with its result besides adding it to the stream (a norm) has to come after the ranks' sum.
+# Keys are the last part of a tensor's name, with * for an expert's number. A tensor that is not in this table cannot be
+# split. Anything that a sublayer does with its result before adding it to the stream (a norm) must follow the ranks'
+# sum.
 SPLITS = {
     "model.embed_tokens.weight": Split(0, "vocabulary"),
     "model.embed_positions.weight": REPLICATED,
@@ -82,7 +83,7 @@ SPLITS = {
     "mlp.up_proj.bias": Split(0, "width"),
     "mlp.down_proj.weight": Split(1, "width"),
     "mlp.down_proj.bias": FIRST_ONLY,
-    # All ranks choose the same experts, of each of which they have some columns.
+    # All ranks choose the same experts, and each rank has a part of every expert's width.
     "mlp.gate.weight": REPLICATED,
     "mlp.gate.e_score_correction_bias": REPLICATED,
     "mlp.shared_expert_gate.weight": REPLICATED,
@@ -92,7 +93,7 @@ SPLITS = {
     "mlp.shared_experts.gate_proj.weight": Split(0, "shared_width"),
     "mlp.shared_experts.up_proj.weight": Split(0, "shared_width"),
     "mlp.shared_experts.down_proj.weight": Split(1, "shared_width"),
-    # Latent attention: the latent, and so the cache, is every rank's. The last two are what becomes of kv_b_proj.
+    # Latent attention: every rank has the whole latent, and so the whole cache. The last two are made from kv_b_proj.
     "self_attn.q_a_proj.weight": REPLICATED,
     "self_attn.q_a_proj.bias": REPLICATED,
     "self_attn.q_a_layernorm.weight": REPLICATED,
@@ -102,7 +103,7 @@ SPLITS = {
     "self_attn.kv_a_layernorm.weight": REPLICATED,
     "self_attn.key_up.weight": Split(0, "latent_keys"),
     "self_attn.value_up.weight": Split(0, "latent_values"),
-    # T5, whose keys and values have as many heads as its queries.
+    # T5: its keys and values have as many heads as its queries.
     "shared.weight": Split(0, "vocabulary"),
     "layer_norm.weight": REPLICATED,
     "Attention.q.weight": Split(0, "queries"),
@@ -119,12 +120,12 @@ _EXPERT = re.compile(r"\.experts\.\d+\.")
 
 
 def _vocabulary(config: AnyConfig, rank: int, size: int) -> Bounds:
-    """Whole panels, so that packed weights can be cut too."""
+    """Splits the vocabulary by whole panels, so that packed weights can be split too."""
     return _even(config.vocab_size, PANEL, rank, size)
 
 
 def _by_head(elements: Callable[[AnyConfig], int]) -> Extent:
-    """`elements` for each query head."""
+    """Splits an axis with `elements` for each query head."""
 
     def bounds(config: AnyConfig, rank: int, size: int) -> Bounds:
         count = config.num_heads // size * elements(config)
@@ -162,7 +163,7 @@ def _latent_value(config: AnyConfig) -> int:
 
 
 def _kv_heads(config: AnyConfig, rank: int, size: int) -> Bounds:
-    """Where there are fewer heads than ranks, neighboring ranks have the same one."""
+    """Splits key/value heads; if there are fewer heads than ranks, neighboring ranks share a head."""
     heads = config.num_kv_heads if isinstance(config, ModelConfig) else config.num_heads
     count = max(1, heads // size)
     first = rank * heads // size
@@ -170,7 +171,7 @@ def _kv_heads(config: AnyConfig, rank: int, size: int) -> Bounds:
 
 
 def _columns(width: Callable[[AnyConfig], int]) -> Extent:
-    """Whole groups of a quantized format, where there are enough of them."""
+    """Splits a width by whole groups of a quantized format, if there are enough of them."""
 
     def bounds(config: AnyConfig, rank: int, size: int) -> Bounds:
         count = width(config)
@@ -213,10 +214,10 @@ EXTENTS: dict[str, Extent] = {
 
 
 def split_of(name: str) -> Split:
-    """How a checkpoint's tensor is shared out.
+    """Returns how a checkpoint's tensor is split among ranks.
 
     Raises:
-        KeyError: nobody has said.
+        KeyError: the tensor is not in the table.
     """
     numberless = _EXPERT.sub(".experts.*.", name)
     for ending, split in SPLITS.items():
@@ -226,7 +227,7 @@ def split_of(name: str) -> Split:
 
 
 def _split_name(place: TensorPlace) -> str:
-    """What `split_of` knows a tensor by: its name, or that of the one of several parameters that are made of it."""
+    """Returns the name to pass to `split_of`: the tensor's, or the parameter's if several are made from one tensor."""
     return place.name if place.take is None else place.parameter
 
 
@@ -236,11 +237,11 @@ def _has_split(place: TensorPlace) -> bool:
 
 @dataclass(frozen=True)
 class Piece:
-    """A tensor of a checkpoint, and the part of it that a rank has.
+    """A checkpoint's tensor, and a rank's part of it.
 
     Args:
         whole: its place in one process's network.
-        own: its place in the rank's network; as long as the part.
+        own: the part's place in the rank's network.
         bounds: first and last + 1 along each axis.
     """
 
@@ -250,13 +251,14 @@ class Piece:
 
     @property
     def rows(self) -> Bounds:
-        """First and last + 1 of the rows of the whole parameter."""
+        """First and last + 1 of its rows in the whole parameter."""
         first = self.whole.first_row
         return first + self.bounds[0][0], first + self.bounds[0][1]
 
     def factors(self, up: np.ndarray, down: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The part of an addition up down [out, in] to the whole tensor: rows in the parameter's order, or as they are
-        stored where parameters are made of them head by head.
+        """Returns the rank's part of an addition up down [out, in] to the whole tensor.
+
+        Rows are in the parameter's order, or in the stored order if parameters are made from them head by head.
         """
         if self.whole.take is not None:
             return up[slice(*self.stored_heads)], down
@@ -265,7 +267,7 @@ class Piece:
 
     @property
     def stored_heads(self) -> Bounds:
-        """First and last + 1 of the rows of its heads, of a stored tensor that parameters are made of head by head."""
+        """First and last + 1 of its heads' rows in a stored tensor from which parameters are made head by head."""
         count = self.own.taken_from[0]
         begin = self.bounds[0][0] // self.own.shape[0] * count
         return begin, begin + count
@@ -273,9 +275,9 @@ class Piece:
 
 @dataclass(frozen=True)
 class Shard:
-    """The part of a model that is rank `rank`'s, of `size` ranks.
+    """The part of a model that rank `rank` of `size` ranks has.
 
-    `check_split` says beforehand whether there is one.
+    `check_split` checks beforehand whether the model can be split.
     """
 
     model: AnyConfig
@@ -288,11 +290,11 @@ class Shard:
 
     @property
     def is_first(self) -> bool:
-        """Whether it adds what all ranks have: residuals and the biases of sums."""
+        """Whether this rank adds what must be added only once: residuals and the biases of sums."""
         return self.rank == 0
 
     def bounds(self, extent: str) -> Bounds:
-        """Where this rank's part of an axis begins and ends."""
+        """Returns first and last + 1 of this rank's part of an axis."""
         return EXTENTS[extent](self.model, self.rank, self.size)
 
     def _size(self, extent: str) -> int:
@@ -301,7 +303,7 @@ class Shard:
 
     @cached_property
     def config(self) -> AnyConfig:
-        """The rank's part as a model of its own."""
+        """The config of the rank's part, as a smaller model."""
         model = self.model
         if self.is_whole:
             return model
@@ -327,7 +329,7 @@ class Shard:
         return 0 if self.is_whole else self.bounds("vocabulary")[0]
 
     def pieces(self) -> Iterator[Piece]:
-        """The parts of tensors that it has, in the order of a checkpoint that fuses none of them."""
+        """Yields the rank's parts of tensors, in the order of a checkpoint without fused tensors."""
         for whole, own in zip(tensor_places(self.model), tensor_places(self.config), strict=True):
             split = split_of(_split_name(whole))
             if split.first_only and not self.is_first:
@@ -340,51 +342,52 @@ class Shard:
 
     @cached_property
     def _by_parameter(self) -> dict[str, dict[str, Piece]]:
-        """The pieces of each parameter, by the names of the tensors that they are of."""
+        """The pieces of each parameter, by the names of their tensors."""
         found: dict[str, dict[str, Piece]] = {}
         for piece in self.pieces():
             found.setdefault(piece.own.parameter, {})[piece.whole.name] = piece
         return found
 
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the parameters of its network."""
+        """Returns the shapes of the parameters of the rank's network."""
         if self.is_whole:
             return parameter_shapes(self.model)
         return {name: shape for name, shape in parameter_shapes(self.config).items() if name in self._by_parameter}
 
     def keep(self, pairs: Pairs) -> Pairs:
-        """Of the tensors of a rank's own checkpoint those that it has."""
+        """Returns the tensors of a rank's own checkpoint that the rank needs."""
         return [pair for pair in pairs if pair[1].parameter in self._by_parameter]
 
     def cut(self, pairs: Pairs) -> Pairs:
-        """Its parts of stored tensors, which are as a checkpoint for one process has them."""
+        """Returns the rank's parts of stored tensors from an unsplit checkpoint."""
         if self.is_whole:
             return pairs
         return [part for tensor, place in pairs for part in self._parts(tensor, place)]
 
     def _parts(self, tensor: StoredTensor, place: TensorPlace) -> Pairs:
-        """Its parts of a stored tensor, which may be several tensors fused: as few runs of it as its order allows."""
+        """Returns the rank's parts of a stored tensor, which may be fused, in as few runs as its order allows."""
         pieces = self._by_parameter.get(place.parameter, {})
         if place.take is not None:
             if place.name in pieces:
                 return [_cut_heads(tensor, pieces[place.name])]
             return list(_cut_experts(tensor, place, list(pieces.values())))
         first, last = place.first_row, place.first_row + place.shape[0]
-        # One, unless the tensor is fused.
+        # A single piece, unless the tensor is fused.
         own = [pieces[place.name]] if place.name in pieces else list(pieces.values())
         own = [piece for piece in own if first <= piece.rows[0] and piece.rows[1] <= last]
         stored = np.arange(place.shape[0]) if place.order is None else place.order
         rows = [stored[piece.rows[0] - first : piece.rows[1] - first] for piece in own]
         if len(own) > 1 and np.ptp(together := np.concatenate(rows)) + 1 == len(together):
-            # They lie together, if in another order: what follows one another here does so in the rank's parameter.
+            # The pieces' rows form one stored run, in some order, and the pieces are adjacent in the rank's parameter
+            # too.
             own, rows = own[:1], [together]
         return [_cut_rows(tensor, place, *part) for part in zip(own, rows, strict=True)]
 
     def cut_packed(self, pairs: Pairs, formats: dict[str, Format], path: Path) -> Pairs:
-        """The same for parameters that `convert` packed.
+        """Returns the rank's parts of parameters that `convert` packed.
 
         Raises:
-            CheckpointError: a part begins or ends inside what is packed together.
+            CheckpointError: a part begins or ends inside a packed unit.
         """
         stored = {place.name: tensor for tensor, place in pairs}
         parts: Pairs = []
@@ -401,12 +404,12 @@ class Shard:
                         f"{path}: packed {name} cannot be cut for {self.size} ranks",
                         f"convert the original checkpoint with --model_parallel {self.size}",
                     )
-                # Rows are in their order already, and values what they are to be.
+                # Packed rows are already in the parameter's order, and their values are final.
                 parts.append((part, TensorPlace(name, part.shape, name, piece.own.first_row)))
         return parts
 
     def cut_values(self, parameter: str, values: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
-        """Its parts of a whole parameter's values, and the row of its own parameter where each begins."""
+        """Yields the rank's parts of a whole parameter's values, and the row of its own parameter where each begins."""
         if self.is_whole:
             yield values, 0
             return
@@ -415,9 +418,10 @@ class Shard:
             yield values[window], piece.own.first_row
 
     def cut_addition(self, parameter: str, addition: Addition) -> Iterator[Addition]:
-        """Its parts of what an adapter adds to a whole parameter: rows of `up`, or columns of `down`.
+        """Yields the rank's parts of an adapter's addition to a whole parameter: rows of `up`, or columns of `down`.
 
-        Of a matrix that is cut by columns all ranks' parts add up, in the sum that the matrix's own parts go into.
+        For a matrix split by columns, the sum over the ranks adds up the parts of the addition with those of the
+        matrix.
         """
         if self.is_whole:
             yield addition
@@ -435,7 +439,7 @@ class Shard:
 def _cut_rows(
     tensor: StoredTensor, place: TensorPlace, piece: Piece, rows: np.ndarray
 ) -> tuple[StoredTensor, TensorPlace]:
-    """These of the stored rows, and the columns of a piece, which says where in the rank's parameter they begin."""
+    """Cuts these stored rows and the piece's columns; the piece states where they begin in the rank's parameter."""
     begin, end = int(rows.min()), int(rows.max()) + 1
     is_in_order = np.array_equal(rows, np.arange(begin, end))
     bounds = ((begin, end), *piece.bounds[1:])
@@ -450,14 +454,14 @@ def _cut_rows(
 
 
 def _cut_heads(tensor: StoredTensor, piece: Piece) -> tuple[StoredTensor, TensorPlace]:
-    """The rows of its heads of a tensor that parameters are made of, head by head."""
+    """Cuts the rows of the piece's heads from a tensor from which parameters are made head by head."""
     return _cut(tensor, (piece.stored_heads,)), piece.own
 
 
 def _cut_experts(
     tensor: StoredTensor, place: TensorPlace, pieces: list[Piece]
 ) -> Iterator[tuple[StoredTensor, TensorPlace]]:
-    """Its parts of MindFormers' tensor of all experts, below one another and [in, out], gate beside up."""
+    """Cuts the rank's parts of MindFormers' tensor of all experts: stacked by rows, each [in, out], gate beside up."""
     height, width = pieces[0].whole.shape
     beside = place.taken_from[1] // height
     for index, piece in enumerate(pieces):
@@ -476,12 +480,12 @@ def _cut(tensor: StoredTensor, bounds: tuple[Bounds, ...]) -> StoredTensor:
 
 
 def _cut_packed(tensor: StoredTensor, piece: Piece, form: Format) -> StoredTensor | None:
-    """Rows in whole panels, columns in whole pairs of groups; None where that is not what the part is."""
+    """Cuts whole panels of rows and whole pairs of groups of columns; None if the part is not aligned to them."""
     (first, last), (begin, end) = piece.bounds
     height, width = piece.whole.shape
     first, last, top = first + piece.whole.first_row, last + piece.whole.first_row, height + piece.whole.first_row
     unit = PAIR if form.quantized else 1
-    # The last panel may be shorter, where nothing follows in it.
+    # The last panel may be incomplete if no other tensor shares it.
     rows_fit = first % PANEL == 0 and piece.own.first_row % PANEL == 0
     rows_fit &= last % PANEL == 0 or (last == top and (piece.whole.room > 0 or -(-last // PANEL) == tensor.shape[0]))
     if not rows_fit or begin % unit or (end % unit and end != width):
@@ -494,14 +498,15 @@ def _cut_packed(tensor: StoredTensor, piece: Piece, form: Format) -> StoredTenso
 
 
 def check_split(config: AnyConfig, size: int, weight_format: Format | None, where: str) -> None:
-    """Whether `size` ranks can share a model.
+    """Checks whether `size` ranks can share a model.
 
     Args:
-        weight_format: of the weights in memory; None where that is not known.
-        where: what to name in the error.
+        weight_format: format of the weights in memory; None if it is not known.
+        where: the setting to name in the error.
 
     Raises:
-        ConfigError: the first number that cannot be split, and the nearest numbers of ranks that would work.
+        ConfigError: the model cannot be split; names the first size that fails and the nearest numbers of ranks that
+            work.
     """
     if size == 1:
         return
@@ -551,7 +556,7 @@ def _obstacle(config: AnyConfig, size: int, weight_format: Format | None) -> str
 
 
 def _widths(config: AnyConfig) -> dict[str, int]:
-    """The widths of feed-forwards and experts that the model has, as its config names them."""
+    """Returns the widths of the model's feed-forwards and experts, by their names in the config."""
     if not isinstance(config, ModelConfig) or config.experts is None:
         return {"intermediate_size": config.intermediate_size}
     widths = {} if all(config.experts.layers) else {"intermediate_size": config.intermediate_size}
