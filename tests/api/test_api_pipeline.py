@@ -81,8 +81,8 @@ def test_what_makes_no_pipeline(model):
         pipeline("text_generatoin", model)
     with pytest.raises(ConfigError, match="pipeline needs a model; give a model, a preset's name or a directory"):
         pipeline("text_generation")
-    with pytest.raises(ConfigError, match="unknown generation setting 'max_tokens'"):
-        pipeline("text_generation", model, max_tokens=3)
+    with pytest.raises(ConfigError, match="unknown generation setting 'max_token'; did you mean 'max_new_tokens'"):
+        pipeline("text_generation", model, max_token=3)
 
 
 def test_generate_takes_ids_in_any_form_and_of_any_length(model, tokenizer):

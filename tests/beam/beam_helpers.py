@@ -71,8 +71,8 @@ class ToyLLM:
 
         self.background = Together(open_engine, toy.going)
 
-    def encoder(self, tokenizer: Any, generation: GenerationConfig) -> Encoder:
-        return Encoder(tokenizer, 258, CONTEXT, generation)
+    def encoder(self, tokenizer: Any, **settings: Any) -> Encoder:
+        return Encoder(tokenizer, 258, CONTEXT, self.generation_config.updated(**settings))
 
     def row(self, source: Any, tokenizer: Any) -> AnswerRow:
         return AnswerRow.begin(source, source.request(CONTEXT), tokenizer)

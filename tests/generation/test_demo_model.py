@@ -126,12 +126,22 @@ def run(engine: Engine, requests: list[Request]) -> None:
         pass
 
 
-def test_samples_depend_on_their_seeds_alone(model: GenerativeModel, tokenizer: Tokenizer) -> None:
+def test_samples_depend_on_their_seeds_and_rows_alone(model: GenerativeModel, tokenizer: Tokenizer) -> None:
     text, settings = "Once upon a time", {"do_sample": True, "temperature": 1.2, "max_new_tokens": 30}
     alone = {seed: answers(model, tokenizer, [text], seed=seed, **settings)[0] for seed in (0, 1)}
     assert alone[0] != alone[1]
-    among = answers(model, tokenizer, ["2 + 2 =", text, "3 + 3 =", text], seed=0, **settings)
-    assert among[1] == among[3] == alone[0]
+    among = answers(model, tokenizer, [text, "2 + 2 =", text, "3 + 3 ="], seed=0, **settings)
+    assert among[0] == alone[0] != among[2]
+    assert among[2] == answers(model, tokenizer, ["3 + 3 =", "2 + 2 =", text], seed=0, **settings)[2]
+
+
+def test_a_seed_of_a_row_holds_wherever_the_row_is(model: GenerativeModel, tokenizer: Tokenizer) -> None:
+    text, settings = "Once upon a time", {"do_sample": True, "temperature": 1.2, "max_new_tokens": 30}
+    alone = answers(model, tokenizer, [text], seed=5, **settings)
+    encoder = model.encoder(tokenizer, **settings)
+    rows = [Prompt(str(i), f"row {i}", text, settings={"seed": seed}) for i, seed in enumerate((0, 5, 5))]
+    found = [text for (text,) in model.answer(encoder.encode_all(rows), tokenizer)]
+    assert found[1:] == alone * 2 and found[0] != found[1]
 
 
 def test_a_story_is_good_english(model: GenerativeModel, tokenizer: Tokenizer) -> None:

@@ -12,7 +12,7 @@ from inference.generation.record import Completion, completion_of, failed_comple
 from inference.generation.text import Answer, EncodedPrompt
 from inference.inputs.prompts import Prompt
 
-OPTIONAL = {"row", "seed", "truncated_tokens", "logprobs"}
+OPTIONAL = {"row", "seed", "truncated_tokens", "logprobs", "samples", "reasoning"}
 
 
 def answer(**settings: object) -> Answer:
@@ -33,9 +33,14 @@ def test_ids_logprobs_and_the_count_have_one_length() -> None:
 
 
 def test_json_has_every_field_of_the_dataclass() -> None:
-    made = completion_of(answer(logprobs=1, do_sample=True), "m").as_dict()
+    first = answer(logprobs=1, do_sample=True)
+    first = replace(first, source=replace(first.source, is_chat=True), text="<think>hm</think>yes")
+    first = replace(first, samples=[first, replace(first, text="no")])
+    made = completion_of(first, "m").as_dict()
     names = [item.name for item in fields(Completion)]
     assert [name for name in names if name not in ("attempts", "value", "input_digest")] == list(made)
+    assert (made["reasoning"], made["text"]) == ("hm", "yes")
+    assert [sample["text"] for sample in made["samples"]] == ["yes", "no"]
     assert made["logprobs"][2] == {"token_id": 0, "logprob": -0.5, "top": [[0, -0.5]]}
     assert made["seed"] == 7 and json.loads(json.dumps(made)) == made
     assert "prompt" not in completion_of(answer(), "m").as_dict(echo=False)
