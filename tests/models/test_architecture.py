@@ -65,7 +65,7 @@ def family(name: str, **changes: object) -> ModelConfig:
 @pytest.mark.parametrize("path", sorted(GOLDENS.glob("*/config.json")), ids=lambda path: path.parent.name)
 def test_sizes_of_the_golden_models(path: Path) -> None:
     own = json.loads(path.read_text())
-    values = {"tie_word_embeddings": own["model_type"] in ("gemma2", "gpt2"), **translate_mindformers(own)}
+    values = {"tie_word_embeddings": own["model_type"] in ("gemma", "gemma2", "gpt2"), **translate_mindformers(own)}
     config = model_config_from(own, str(path))
     assert config.hidden_size == values["hidden_size"] and config.num_layers == values["num_hidden_layers"]
     assert config.num_heads == 4 and config.vocab_size == 128 and config.context_length == 256
@@ -75,6 +75,7 @@ def test_sizes_of_the_golden_models(path: Path) -> None:
     kind = values["model_type"]
     assert config.qk_norm == (kind.startswith("qwen3") or kind == "gemma3_text" or values.get("use_qk_norm", False))
     with_bias = ("qwen2", "qwen2_tied", "qwen2_moe", "glm", "chatglm3", "gpt2", "glm4_moe", "deepseek_v2")
+    with_bias += ("seed_oss", "starcoder2")
     assert config.qkv_bias == (path.parent.name in with_bias)
     assert (config.experts is None) == ("num_experts_per_tok" not in values)
     assert (config.latent is None) == ("kv_lora_rank" not in values)

@@ -358,7 +358,7 @@ def test_its_answers_are_those_of_the_dequantized_model(name: str, tmp_path, cap
         found[kind, weight_format] = model.generate(prompts, **settings)
         model.close()
     assert found["quantized", "float32"] == found["plain", "float32"]
-    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("quantized checkpoint")]
+    said = [line for line in capfd.readouterr().out.splitlines() if line.startswith("quantized checkpoint")]
     becomes = f"taken over as {chosen.value}" if exact else f"14 of 14 tensors are rounded again to {chosen.value}"
     assert len(said) == 2 and "dequantized to float32" in said[0] and becomes in said[1]
 

@@ -100,9 +100,9 @@ class TestGenerationSettings:
         assert (generation.do_sample, generation.top_p, generation.eos_token_id) == (False, 0.9, (9,))
 
     @pytest.mark.parametrize(("own", "found"), [(7, (7,)), ([7, 8], (7, 8)), (None, ()), ("absent", ())])
-    def test_the_end_token_of_config_json_is_the_last_resort(self, model: Path, own, found: tuple) -> None:
+    def test_the_end_tokens_are_the_union_of_the_files(self, model: Path, own, found: tuple) -> None:
         edit(model / "config.json", eos_token_id=own)
-        assert resolve(config(pretrained_model_dir=str(model))).generation.eos_token_id == (2,)
+        assert resolve(config(pretrained_model_dir=str(model))).generation.eos_token_id == (2, *found)
         (model / "generation_config.json").unlink()
         assert resolve(config(pretrained_model_dir=str(model))).generation.eos_token_id == found
 
