@@ -53,7 +53,8 @@ class ProgressLine:
         if self._in_place:
             width = shutil.get_terminal_size().columns - 1
             if self._bar is None:
-                self._bar = _bar(self._file, bar_format="{desc}")
+                # tqdm shows nothing on a terminal that does not know its width.
+                self._bar = _bar(self._file, bar_format="{desc}", ncols=width + 1, dynamic_ncols=False)
             self._bar.set_description_str(text[:width])
         else:
             self._file.write(f"{text}\n")
@@ -102,7 +103,7 @@ def _bar(file: TextIO, **settings: Any) -> Any:
 
     # Disable tqdm's monitor thread, which only redraws bars that are not updated.
     tqdm.monitor_interval = 0
-    return tqdm(file=file, leave=False, dynamic_ncols=True, **settings)
+    return tqdm(file=file, leave=False, **{"dynamic_ncols": True, **settings})
 
 
 def clock(seconds: float) -> str:
