@@ -34,7 +34,7 @@ class ProgressLine:
         self._file, self._in_place = file, in_place
         self._interval = interval or (REFRESH if in_place else INTERVAL)
         self._fixed = in_place or interval is not None
-        self._bar: Any = None
+        self._is_shown = False
         self.restart()
 
     def restart(self) -> None:
@@ -52,19 +52,19 @@ class ProgressLine:
         self._next = time.perf_counter() + pause
         if self._in_place:
             width = shutil.get_terminal_size().columns - 1
-            if self._bar is None:
-                # tqdm shows nothing on a terminal that does not know its width.
-                self._bar = _bar(self._file, bar_format="{desc}", ncols=width + 1, dynamic_ncols=False)
-            self._bar.set_description_str(text[:width])
+            self._file.write(f"\r{text[:width]}\x1b[K")
+            self._file.flush()
+            self._is_shown = True
         else:
             self._file.write(f"{text}\n")
             self._file.flush()
 
     def clear(self) -> None:
         """Clears a line shown in place, so that other output can be written."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        if self._is_shown:
+            self._file.write("\r\x1b[K")
+            self._file.flush()
+            self._is_shown = False
 
 
 def byte_progress(file: TextIO, total: int) -> Callable[[str, int], None]:
@@ -103,7 +103,7 @@ def _bar(file: TextIO, **settings: Any) -> Any:
 
     # Disable tqdm's monitor thread, which only redraws bars that are not updated.
     tqdm.monitor_interval = 0
-    return tqdm(file=file, leave=False, **{"dynamic_ncols": True, **settings})
+    return tqdm(file=file, leave=False, dynamic_ncols=True, **settings)
 
 
 def clock(seconds: float) -> str:

@@ -193,11 +193,11 @@ def test_a_terminal_shows_how_a_job_goes(cli):
     write_rows(cli)
     shown, status = on_a_terminal(cli, *FLAGS, *SLOW)
     assert status == 3 and len(texts(cli.directory / "out.jsonl")) == ROWS
-    lines = re.findall(r"\r([^\r\n]*)", shown)
+    lines = re.findall(r"\r([^\r\n]*)\x1b\[K", shown)
     assert any(
         re.match(rf"\d+ of {ROWS} rows, 1 failed; [\d,]+ tok/s in, [\d,]+ out; 4 running", line) for line in lines
     )
-    assert not any("running" in line for line in lines[-1:])
+    assert lines[-1] == ""
     assert '"custom_id"' not in shown
 
 
