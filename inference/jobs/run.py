@@ -7,14 +7,14 @@ needs it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from inference.engine.metrics import process_age
 from inference.errors import InputError
 from inference.generation.record import Completion, failure_of
+from inference.generation.samples import Generator
 from inference.generation.text import EncodedPrompt, Failure, Load, TextEvent
 from inference.jobs.feed import Feed, Item
 from inference.jobs.progress import Course, Figures
@@ -41,25 +41,6 @@ class Outcome:
     first_token: float | None = None
     """Age of the process at the first token, seconds."""
     course: Course = field(default_factory=Course)
-
-
-class Generator(Protocol):
-    """Answers rows: one engine (`TextGenerator`) or several (`Replicas`)."""
-
-    @property
-    def has_room(self) -> bool: ...
-
-    @property
-    def busy(self) -> bool: ...
-
-    @property
-    def load(self) -> Load: ...
-
-    def add(self, source: EncodedPrompt) -> None: ...
-
-    def step(self) -> Sequence[TextEvent | Failure]: ...
-
-    def cancel(self) -> None: ...
 
 
 class Job:
