@@ -77,10 +77,12 @@ def check_evaluation(config: InferenceConfig, values: Sequence[str]) -> Ready:
     examples = read_examples(values, settings.reference_key, settings.slice_key)
     gate.check_names(sorted({name for example in examples for name in example.slices}))
     references = [example.references for example in examples]
-    metrics = choose_metrics(settings.metrics, say, references)
+    # Said once everything has been checked: a mistake gets its one line alone.
+    notices: list[str] = []
+    metrics = choose_metrics(settings.metrics, notices.append, references)
     # A threshold needs its metric, even if that metric was not requested.
     missing = gate.metric_names() - {metric.name for metric in metrics}
-    metrics += choose_metrics(sorted(missing), say)
+    metrics += choose_metrics(sorted(missing), notices.append)
     for target, flag in ((settings.result_file, "--result_file"), (settings.report_file, "--report_file")):
         if target:
             check_target(Path(target), flag)
@@ -89,6 +91,8 @@ def check_evaluation(config: InferenceConfig, values: Sequence[str]) -> Ready:
         raise ConfigError("max_drop compares two models, and there is one", "give --compare_with")
     if isinstance(other, Evaluation):
         other.rows_of([(example.prompt.custom_id, example.references) for example in examples])
+    for notice in notices:
+        say(notice)
     return Ready(examples, metrics, sampling, gate, model, other)
 
 

@@ -152,7 +152,7 @@ with torch.no_grad():
     module.weight.copy_(torch.tensor([[2.0, 3.0]]))
     module.bias.copy_(torch.tensor([1.0]))
 torch.save(module.state_dict(), sys.argv[1])
-main.main(sys.argv[2:])
+main(sys.argv[2:])
 """
 
 

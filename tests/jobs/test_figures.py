@@ -51,10 +51,11 @@ def test_in_place_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def on_screen(written: str) -> str:
-    """What a terminal of one line shows."""
+    """What a terminal of one line shows; ESC [K clears the line from the cursor on."""
     shown = ""
     for text in written.split("\r"):
-        shown = text + shown[len(text) :]
+        kept, cleared, _ = text.partition("\x1b[K")
+        shown = kept if cleared else kept + shown[len(kept) :]
     return shown.rstrip()
 
 

@@ -110,7 +110,7 @@ def test_the_background(launcher: Launcher) -> None:
     process = launcher.start(command, 2, 0, "logs", "False", 60)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 0
-    assert re.fullmatch(rb"launcher: process \d+ goes on in the background; logs in logs\n", error)
+    assert re.fullmatch(rb"launcher: process \d+ runs in the background; logs in logs\n", error)
     wait_until(lambda: launcher.find("worker.py", 1) and launcher.find("worker.py", 0))
     (launcher.directory / "go").touch()
     log = launcher.directory / "logs" / "launcher.log"

@@ -29,6 +29,7 @@ JOB = (
     *("--config", "demo", "--predict_data", "rows.jsonl", "--predict_batch_size", "1", "--ignore_eos"),
     *("--max_length", "200", "--save_file", "out.jsonl", "--no_echo"),
 )
+PROMPT = ("--predict_data", "x")
 COPIES = ("--use_parallel", "True", "--parallel_config.data_parallel")
 
 
@@ -87,14 +88,17 @@ def texts(path: Path) -> dict[int, dict[str, Any]]:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ((*COPIES, "3"), "data_parallel 3 x model_parallel 1 needs 3 processes, 2 were started; "),
-        ((*COPIES, "2", "--run_mode", "evaluate"), "evaluate runs on one copy of the model; "),
+        ((*PROMPT, *COPIES, "3"), "data_parallel 3 x model_parallel 1 needs 3 processes, 2 were started; "),
+        ((*PROMPT, *COPIES, "2", "--run_mode", "evaluate"), "evaluate runs on one copy of the model; "),
         (("--run_mode", "convert"), "convert runs in one process; "),
-        (("--use_parallel", "False"), "use_parallel is False, 2 processes were started; give --use_parallel True"),
+        (
+            (*PROMPT, "--use_parallel", "False"),
+            "use_parallel is False, 2 processes were started; give --use_parallel True",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_starts(real: Launcher, flags: tuple[str, ...], message: str) -> None:
-    code, out, error = real.run(command("--config", "demo", "--predict_data", "x", *flags), 2)
+    code, out, error = real.run(command("--config", "demo", *flags), 2)
     assert (code, out) == (2, "")
     assert message in error and error.startswith("error: ") and error.count("\n") == 1
     assert not real.there("output")

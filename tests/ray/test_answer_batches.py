@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +69,9 @@ def test_a_dataset_on_a_cluster_whose_worker_is_killed(tmp_path, answer):
     """Each row exactly once, with the texts of one process."""
     expected = dict(enumerate(answer({"prompt": _prompts()})["text"]))
     environment = {"env_vars": {"PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(__file__).parent)])}}
-    ray.init(num_cpus=2, include_dashboard=False, runtime_env=environment, log_to_driver=False)
+    # A socket's path has 107 bytes at most, which pytest's own folders exceed.
+    place = tempfile.mkdtemp(prefix="ray", dir="/tmp")
+    ray.init(num_cpus=2, include_dashboard=False, runtime_env=environment, log_to_driver=False, _temp_dir=place)
     try:
         rows = ray.data.from_items([{"number": n, "prompt": prompt} for n, prompt in enumerate(_prompts())])
         made = rows.repartition(6).map_batches(
@@ -80,6 +84,7 @@ def test_a_dataset_on_a_cluster_whose_worker_is_killed(tmp_path, answer):
         found = made.take_all()
     finally:
         ray.shutdown()
+        shutil.rmtree(place, ignore_errors=True)
     assert (tmp_path / "killed").exists()
     assert sorted(row["number"] for row in found) == sorted(expected)
     assert {row["number"]: row["text"] for row in found} == expected
