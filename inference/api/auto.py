@@ -10,6 +10,7 @@ from typing import Any
 
 from inference.api.backend import choose_model_class
 from inference.config import GenerationConfig, InferenceConfig, Override, load_config, override_config
+from inference.config.flags import OTHER_NAMES
 from inference.config.locate import locate_model
 from inference.config.model_settings import ModelSettings
 from inference.config.presets import find_preset, is_preset, list_presets
@@ -28,6 +29,9 @@ _ELSEWHERE = {
     "random_weights": "engine.random_weights",
     "predict_batch_size": "predict_batch_size",
     "seed": "seed",
+    # Other libraries' names; in a model's config.json they only say how the weights are stored.
+    "dtype": "engine.weight_dtype",
+    "torch_dtype": "engine.weight_dtype",
     "use_parallel": "use_parallel",
     "model_parallel": "parallel_config.model_parallel",
     "data_parallel": "parallel_config.data_parallel",
@@ -160,5 +164,7 @@ def _path_of(key: str) -> str:
         return f"generation_config.{key}"
     if key in EngineSettings.model_fields:
         return f"engine.{key}"
+    if key in OTHER_NAMES:
+        raise ConfigError(f"a model's config has no '{key}'", f"did you mean '{OTHER_NAMES[key].removeprefix('--')}'?")
     known = [*_ELSEWHERE, *EngineSettings.model_fields, *ModelSettings.model_fields, *GenerationConfig.model_fields]
     raise ConfigError(f"a model's config has no '{key}'", did_you_mean(key, known))

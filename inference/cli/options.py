@@ -5,6 +5,7 @@ Knows flags and their text; knows nothing about what they do.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
@@ -15,6 +16,7 @@ import click
 
 from inference.config import InferenceConfig
 from inference.config.flags import FLAGS, Flag
+from inference.config.run_modes import RUN_MODES
 
 _CALLED = Path(sys.argv[0]).name
 PROGRAM = "python -m inference" if _CALLED == "__main__.py" else _CALLED
@@ -23,6 +25,7 @@ SHELLS = ("bash", "zsh", "fish")
 GROUPS = ("Run", "Model", "Device", "Generation", "Output", "Evaluation", "Information")
 MULTIPLE = ("--predict_data", "--options", *(flag.name for flag in FLAGS if flag.multiple))
 OVERWRITE = ("--overwrite", "--force")
+_LETTER = re.compile("-[A-Za-z]")
 # The option that `--section.key value` is rewritten to.
 KEY = "--key"
 ALL_GROUPS = "all"
@@ -46,7 +49,7 @@ class Help(click.Command):
         own, context.params["beam"] = apart(args)
         super().parse_args(context, own)
         if context.args:
-            raise click.UsageError(f"'{context.args[0]}' belongs to no flag; a prompt goes after --predict_data")
+            raise click.UsageError(_misplaced(context.args[0]))
         return context.args
 
     def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
@@ -67,6 +70,11 @@ class Help(click.Command):
         if asked != ALL_GROUPS:
             others = ", ".join(group.lower() for group in GROUPS if group != asked)
             formatter.write(f"\nMore flags: --help GROUP ({others}), or --help-all for every flag.\n")
+
+
+def _misplaced(word: str) -> str:
+    hint = f"give --run_mode {word}" if word in RUN_MODES else "a prompt goes after --predict_data"
+    return f"'{word}' belongs to no flag; {hint}"
 
 
 def _show_help(context: click.Context, parameter: click.Parameter, value: Any) -> None:
@@ -236,7 +244,8 @@ def spread(arguments: Sequence[str]) -> list[str]:
         elif name in MULTIPLE:
             several = name
             out += [name, value if equals else _next_value(name, waiting)]
-        elif argument.startswith("--") or argument == "-h":
+        # One letter after a dash is no further value: other programs have such flags, and `-p text` is no prompt.
+        elif argument.startswith("--") or _LETTER.fullmatch(argument):
             several = None
             out.append(argument)
         else:

@@ -86,7 +86,7 @@ def test_mistakes_at_first_use(cli, arguments, message):
 
 def test_a_directory_is_no_prompt(cli):
     (cli.write("prompts/a.txt", "a").parent).is_dir()
-    message = "--predict_data: prompts is a directory; name its files: 'prompts/*.jsonl'"
+    message = "--predict_data: prompts is a directory; name its files: 'prompts/*.txt'"
     assert cli.demo("--predict_data", "prompts", "--check").error() == message
 
 
