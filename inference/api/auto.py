@@ -29,6 +29,7 @@ _ELSEWHERE = {
     "random_weights": "engine.random_weights",
     "predict_batch_size": "predict_batch_size",
     "seed": "seed",
+    "device_target": "context.device_target",
     # Other libraries' names; in a model's config.json they only say how the weights are stored.
     "dtype": "engine.weight_dtype",
     "torch_dtype": "engine.weight_dtype",
@@ -164,7 +165,7 @@ def _path_of(key: str) -> str:
         return f"generation_config.{key}"
     if key in EngineSettings.model_fields:
         return f"engine.{key}"
-    if key in OTHER_NAMES:
-        raise ConfigError(f"a model's config has no '{key}'", f"did you mean '{OTHER_NAMES[key].removeprefix('--')}'?")
     known = [*_ELSEWHERE, *EngineSettings.model_fields, *ModelSettings.model_fields, *GenerationConfig.model_fields]
-    raise ConfigError(f"a model's config has no '{key}'", did_you_mean(key, known))
+    other = OTHER_NAMES.get(key, "").removeprefix("--")
+    hint = f"did you mean '{other}'?" if other in known else did_you_mean(key, known)
+    raise ConfigError(f"a model's config has no '{key}'", hint)
