@@ -261,7 +261,10 @@ def _model_directory(config: InferenceConfig, checkpoint: Path | None) -> Path |
         return _directory_of(checkpoint)
     directory = locate_model(config.pretrained_model_dir, config=config) if config.pretrained_model_dir else None
     if directory is not None and checkpoint is not None and is_gguf(directory):
-        raise ConfigError(f"{directory} is a whole model, and {checkpoint} another's weights", "leave out pretrained_model_dir or load_checkpoint")
+        raise ConfigError(
+            f"{directory} is a whole model, and {checkpoint} another's weights",
+            "leave out pretrained_model_dir or load_checkpoint",
+        )
     return directory
 
 

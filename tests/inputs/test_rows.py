@@ -413,7 +413,10 @@ class TestPatterns:
     @pytest.mark.parametrize(
         ("url", "hint"),
         [
-            ("https://example.com/prompts.txt", "download it first, such as with curl -LO https://example.com/prompts.txt"),
+            (
+                "https://example.com/prompts.txt",
+                "download it first, such as with curl -LO https://example.com/prompts.txt",
+            ),
             ("http://hub/p.jsonl.gz?download=true", "curl -LO http://hub/p.jsonl.gz?download=true"),
             ("s3://bucket/prompts", "or use --run_mode pipeline, which reads Beam's file systems"),
             ("file:///tmp/prompts.txt", "give its path"),
