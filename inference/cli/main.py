@@ -26,7 +26,7 @@ from inference.cli.options import COMPLETION_VARIABLE, OVERWRITE, PROGRAM, build
 from inference.config import InferenceConfig, Override, load_config, parse_override, parse_value
 from inference.config.error_messages import known_keys
 from inference.config.flags import FLAGS, OTHER_NAMES, Flag
-from inference.config.presets import find_preset, is_preset, list_presets
+from inference.config.presets import find_preset, is_preset
 from inference.config.run_modes import RUN_MODES
 from inference.config.secrets import arguments_without_secrets
 from inference.errors import EXIT_FAILURE, EXIT_USAGE, ConfigError, InferenceError, did_you_mean, is_out_of_memory
@@ -46,7 +46,9 @@ def _run(**given: Any) -> int:
     if given["version"]:
         click.echo(f"mindspore-inference {__version__}")
     elif given["list_models"]:
-        _list_models()
+        from inference.cli.model_list import model_list
+
+        click.echo(model_list())
     elif given["show_completion"]:
         _show_completion(given["show_completion"])
     else:
@@ -166,20 +168,6 @@ def _flag_override(flag: Flag, value: Any) -> Override:
     if flag.kind is str:
         return Override(flag.path, list(value) if flag.multiple else value, flag.name)
     return Override(flag.path, parse_value(value), flag.name)
-
-
-def _list_models() -> None:
-    rows = [
-        (preset.name, preset.family, _billions(preset.parameters), preset.hub_id or "in this package")
-        for preset in list_presets()
-    ]
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    for row in rows:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
-def _billions(parameters: int | None) -> str:
-    return "-" if parameters is None else f"{parameters / 1e9:.2f} B"
 
 
 def _show_completion(shell: str) -> None:

@@ -67,9 +67,10 @@ class Help(click.Command):
         asked = context.meta.get(HELP_GROUP, GROUPS[0])
         if asked in (ALL_GROUPS, GROUPS[0]):
             formatter.write(EXAMPLES)
+        formatter.write("\nA flag without a value is a switch: --chat turns it on, --chat False off.\n")
         if asked != ALL_GROUPS:
             others = ", ".join(group.lower() for group in GROUPS if group != asked)
-            formatter.write(f"\nMore flags: --help GROUP ({others}), or --help-all for every flag.\n")
+            formatter.write(f"More flags: --help GROUP ({others}), or --help-all for every flag.\n")
 
 
 def _misplaced(word: str) -> str:
@@ -90,11 +91,19 @@ def _show_help(context: click.Context, parameter: click.Parameter, value: Any) -
 
 
 class GroupedOption(click.Option):
-    """An option with its heading in `--help`."""
+    """An option with its heading in `--help`.
 
-    def __init__(self, *args: Any, group: str, **kwargs: Any):
+    Args:
+        is_switch: whether the flag alone means True. Its value is optional, so help does not show one.
+    """
+
+    def __init__(self, *args: Any, group: str, is_switch: bool = False, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.group = group
+        self.group, self._is_switch = group, is_switch
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        record = super().get_help_record(ctx)
+        return (record[0].split()[0], record[1]) if record and self._is_switch else record
 
 
 class Offered(click.Choice):
@@ -106,13 +115,14 @@ class Offered(click.Choice):
 
 def _config_option(flag: Flag) -> GroupedOption:
     """Makes the option of a flag that sets a config key. Its value stays text: the config layer converts it."""
-    kind = "[True|False]" if flag.kind is bool else flag.kind.__name__.upper()
+    kind = flag.kind.__name__.upper()
     return GroupedOption(
         [flag.name],
         group=flag.group,
         type=Offered(flag.choices) if flag.choices else str,
         multiple=flag.multiple,
         metavar=None if flag.choices else {"STR": "TEXT"}.get(kind, kind),
+        is_switch=flag.kind is bool,
         # A bare --chat means --chat True.
         **({"is_flag": False, "flag_value": "True"} if flag.kind is bool else {}),
         help=f"{flag.help}{_default_of(flag)}",
@@ -125,6 +135,8 @@ def _default_of(flag: Flag) -> str:
     value: Any = InferenceConfig()
     for name in flag.path.split("."):
         value = getattr(value, name, None)
+    if isinstance(value, bool):
+        value = "on" if value else "off"
     return "" if value in (None, (), "", {}) else f" [default: {value}]"
 
 

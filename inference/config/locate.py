@@ -80,6 +80,28 @@ def _is(test: Callable[[], bool]) -> bool:
         return False
 
 
+def place_on_disk(name: str, hub_id: str | None) -> str | None:
+    """Returns where a preset's files lie on this machine, in a few words; None if they have yet to be downloaded."""
+    if name in DEMOS:
+        return "this package"
+    for place in _places(name):
+        if place.is_dir() and any(place.iterdir()):
+            return str(place.parent)
+    if hub_id is None:
+        return None
+    snapshots = _hub_cache() / f"models--{hub_id.replace('/', '--')}" / "snapshots"
+    return "hub cache" if any(snapshots.glob("*/*.safetensors")) else None
+
+
+def _hub_cache() -> Path:
+    """Returns the directory of huggingface_hub's downloads, by its documented variables; importing it takes long."""
+    if cache := os.environ.get("HF_HUB_CACHE"):
+        return Path(cache).expanduser()
+    home = os.environ.get("HF_HOME")
+    cache_home = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    return Path(home or f"{cache_home}/huggingface").expanduser() / "hub"
+
+
 def hub_id_of(name: str, config: InferenceConfig | None = None) -> str | None:
     """Returns the Hugging Face repository of a named model, or None.
 
@@ -179,7 +201,10 @@ def _remedy(error: Exception) -> str:
         return "unset HF_HUB_OFFLINE to download it"
     if type(error).__name__ in _NO_ACCESS:
         return "check the name; for a gated or private model accept its terms and set HF_TOKEN"
-    return "behind a proxy set HTTPS_PROXY; for a mirror set HF_ENDPOINT; to use only downloaded files set HF_HUB_OFFLINE=1"
+    return (
+        "behind a proxy set HTTPS_PROXY; for a mirror set HF_ENDPOINT; to use only downloaded files set "
+        "HF_HUB_OFFLINE=1"
+    )
 
 
 def nearest_model(path: Path) -> str | None:
