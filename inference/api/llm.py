@@ -286,8 +286,8 @@ def as_prompt(value: PromptLike, index: int) -> Prompt:
     if isinstance(value, Prompt):
         return value
     if _is_message(value):
-        value = [value]
-    if _is_chat(value):
+        value = {"messages": [value]}
+    elif _is_chat(value):
         value = {"messages": list(value)}
     return prompt_from_mapping(value, where, name) if isinstance(value, Mapping) else prompt_of(value, where, name)
 

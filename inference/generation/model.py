@@ -340,7 +340,7 @@ def _rows(input_ids: Any) -> list[list[int]]:
         input_ids = input_ids.asnumpy()
     if isinstance(input_ids, np.ndarray):
         input_ids = input_ids.tolist()
-    rows = [input_ids] if isinstance(input_ids, str) else list(input_ids)
+    rows: list[Any] = [input_ids] if isinstance(input_ids, str) else list(input_ids)
     if rows and not isinstance(rows[0], (list, tuple, np.ndarray)):
         rows = [rows]
     try:
