@@ -17,7 +17,7 @@ from inference.checkpoint.open import GGUF_SUFFIX, open_checkpoint, rank_folders
 from inference.checkpoint.tensor import Checkpoint
 from inference.config import GENERATION_FILE, GenerationConfig, InferenceConfig, read_generation_file
 from inference.config.generation import GenerationSettings, settings_from_model
-from inference.config.locate import locate_model
+from inference.config.locate import locate_model, nearest_model
 from inference.config.presets import is_preset
 from inference.errors import ConfigError, ModelNotFoundError
 from inference.files.read import check_regular, exists, is_file, read_json_object
@@ -261,7 +261,10 @@ def _model_directory(config: InferenceConfig, checkpoint: Path | None) -> Path |
         return _directory_of(checkpoint)
     directory = locate_model(config.pretrained_model_dir, config=config) if config.pretrained_model_dir else None
     if directory is not None and checkpoint is not None and is_gguf(directory):
-        raise ConfigError(f"{directory} is a whole model, and {checkpoint} another's weights", "give one of the two")
+        raise ConfigError(
+            f"{directory} is a whole model, and {checkpoint} another's weights",
+            "leave out pretrained_model_dir or load_checkpoint",
+        )
     return directory
 
 
@@ -272,7 +275,9 @@ def _checkpoint_path(given: str, config: InferenceConfig) -> Path:
             check_regular(path)
         return path
     if path.suffix in (".ckpt", ".safetensors", ".json", GGUF_SUFFIX):
-        raise ModelNotFoundError(f"the checkpoint {given} does not exist", "give a file or a directory that does")
+        close = nearest_model(path)
+        hint = f"did you mean '{close}'?" if close else "give a file or a directory that does"
+        raise ModelNotFoundError(f"the checkpoint {given} does not exist", hint)
     return locate_model(given, config=config)
 
 
@@ -295,7 +300,10 @@ def _architecture(config: InferenceConfig, directory: Path | None) -> tuple[dict
     if path is None or not exists(path):
         if not given:
             place = f"{directory} holds no {CONFIG_FILE}" if directory else "the config has no model.model_config"
-            raise ConfigError(f"{place}, so the model's sizes are unknown", "give one of the two")
+            raise ConfigError(
+                f"{place}, so the model's sizes are unknown",
+                f"give a model's directory that holds {CONFIG_FILE}, or the sizes in the YAML's model.model_config",
+            )
         return given, _yaml_name(config)
     own = read_json_object(path)
     return lay_over(own, given), f"{path} and {_yaml_name(config)}" if given else str(path)
