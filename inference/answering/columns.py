@@ -6,8 +6,8 @@ the engine never retries a batch because of it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -89,7 +89,7 @@ class ColumnAnswerer:
         return [_given({name: _plain(value) for name, value in zip(columns, row, strict=True)}) for row in rows]
 
 
-def config_of(config: str | os.PathLike[str] | Mapping[str, Any]) -> InferenceConfig:
+def config_of(config: str | Path | Mapping[str, Any]) -> InferenceConfig:
     """Read a config: a preset's name, a directory, a YAML file, a Hugging Face repository, or a mapping.
 
     Raises:
@@ -97,7 +97,7 @@ def config_of(config: str | os.PathLike[str] | Mapping[str, Any]) -> InferenceCo
     """
     if isinstance(config, Mapping):
         return load_config(config)
-    if not isinstance(config, (str, os.PathLike)):
+    if not isinstance(config, (str, Path)):
         raise ConfigError(f"config is {type(config).__name__}", "give a path, a preset's name, or a mapping")
     return AutoConfig.from_pretrained(config).inference_config
 
