@@ -5,7 +5,7 @@
 
 Each row asks for a number of new tokens of its own. Offline, all rows are given at once; through a server, each client
 streams one row after another. Every round runs each way once, on one loaded model. The clients run in a process of
-their own on the same machine.
+their own on the same machine. On a machine that other programs share, the processor time says more than tokens/s.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ class Figures:
     seconds: float
     tokens: int
     ttft: list[float]
+    cpu: float = 0.0
+    """Seconds of processor time of this process; 0 if another one computes."""
 
     @property
     def rate(self) -> float:
@@ -57,20 +59,21 @@ def make_rows(count: int, most_words: int, most_new: int) -> list[Row]:
     ]
 
 
-def through(port: int, clients: int, rows: list[Row]) -> Figures:
-    """Send the rows to a server."""
+def through(port: int, clients: int, rows: list[Row], is_ours: bool = True) -> Figures:
+    """Send the rows to a server; ours is in this process."""
     command = [sys.executable, "-m", "benchmarking.http_clients", str(port), str(clients)]
+    used = time.process_time()
     done = subprocess.run(command, input=json.dumps(rows), stdout=subprocess.PIPE, text=True, check=True, cwd=HERE)
-    return Figures(**json.loads(done.stdout))
+    return Figures(**json.loads(done.stdout), cpu=time.process_time() - used if is_ours else 0.0)
 
 
 def offline(llm: Any, rows: list[Row]) -> Figures:
     """Give all rows to `LLM` at once."""
     given = [{"prompt": row["prompt"], "max_new_tokens": row["max_tokens"], "ignore_eos": True} for row in rows]
-    started = time.perf_counter()
+    started, used = time.perf_counter(), time.process_time()
     done = list(llm.as_completed(given))
-    seconds = time.perf_counter() - started
-    return Figures(seconds, sum(one.completion_tokens for one in done), [one.ttft_seconds for one in done])
+    seconds, used = time.perf_counter() - started, time.process_time() - used
+    return Figures(seconds, sum(one.completion_tokens for one in done), [one.ttft_seconds for one in done], used)
 
 
 @contextlib.contextmanager
@@ -123,8 +126,8 @@ def llama_cpp(python: str, model: str, threads: int) -> Iterator[int]:
 def table(found: dict[str, list[Figures]]) -> str:
     """Return a table in Markdown; ratios are medians over the rounds."""
     lines = [
-        "| | tokens/s | x offline | TTFT p50 | TTFT p99 |",
-        "| --- | --- | --- | --- | --- |",
+        "| | tokens/s | x offline | TTFT p50 | TTFT p99 | CPU time for 1,000 tokens |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     for name, rounds in found.items():
         base = found["offline"][: len(rounds)]
@@ -132,7 +135,10 @@ def table(found: dict[str, list[Figures]]) -> str:
         times = sorted(second for one in rounds for second in one.ttft)
         high = times[min(len(times) - 1, int(len(times) * 0.99))]
         rate = statistics.median(one.rate for one in rounds)
-        lines.append(f"| {name} | {rate:.1f} | {ratio:.2f} | {statistics.median(times):.2f} s | {high:.2f} s |")
+        used = statistics.median(one.cpu / one.tokens * 1000 for one in rounds)
+        cpu = f"{used:.2f} s" if used else ""
+        middle = statistics.median(times)
+        lines.append(f"| {name} | {rate:.1f} | {ratio:.2f} | {middle:.2f} s | {high:.2f} s | {cpu} |")
     return "\n".join(lines)
 
 
@@ -169,7 +175,7 @@ def main(
         }
         if llama_python:
             other = stack.enter_context(llama_cpp(llama_python, model, threads))
-            ways["llama-cpp-python's server"] = lambda: through(other, clients, rows[:llama_rows])
+            ways["llama-cpp-python's server"] = lambda: through(other, clients, rows[:llama_rows], False)
         for way in ways.values():
             way()  # warm up
         for turn in range(rounds):
