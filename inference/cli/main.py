@@ -77,9 +77,9 @@ def _with_config(given: dict[str, Any]) -> int:
     if given["beam"] and not RUN_MODES[config.run_mode].takes_beam_options:
         raise click.exceptions.NoSuchOption(given["beam"][0].partition("=")[0])
     if given["print_config"]:
-        from inference.modes.ends import ends_as_comments
+        from inference.modes.model_comments import model_as_comments
 
-        click.echo("\n".join([config.to_yaml().rstrip("\n"), *ends_as_comments(config)]))
+        click.echo("\n".join([config.to_yaml().rstrip("\n"), *model_as_comments(config)]))
         return 0
     return _act(config, given)
 

@@ -36,8 +36,8 @@ from inference.models.architecture.t5_config import AnyConfig
 from inference.models.runner import StepModel
 from inference.models.source import ModelSource, resolve
 from inference.models.tensor_parallel import LeadingRunner, agree_on_blocks
-from inference.models.weights.loading import weight_bytes
 from inference.models.weights.sharding import Pairs
+from inference.models.weights.weight_formats import weight_bytes
 from inference.parallel.start import Ranks
 from inference.tokenizer import Tokenizer
 
