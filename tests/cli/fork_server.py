@@ -1,8 +1,7 @@
-"""Processes of the command line that have its imports behind them, MindSpore's too: each is forked off one that has made
-them.
+"""Processes of the command line that have its imports behind them: each is forked off one that has made them.
 
-They are most of what a run of the demo model costs. Words, directory, environment, streams and exit
-code of a run are its own; what Python itself takes from the environment at its start is the server's.
+Imports, MindSpore's above all, are most of what a run of the demo model costs. Words, directory, environment, streams
+and exit code of a run are its own; what Python itself takes from the environment at its start is the server's.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What holds for every family: weight formats and adapters; and that the documented table of families says what is so."""
+"""What holds for every family: weight formats and adapters; and that the documented table of families is true."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_an_adapter_by_the_row_and_merged(base: str, tmp_path: Path, graph_mode:
     assert np.abs(got - plain).max() > 0.02 * np.abs(plain).max()
 
 
-# --- the table of families ---------------------------------------------------------------------------------------------
+# --- the table of families --------------------------------------------------------------------------------------------
 
 # The families of goldens that no preset is of.
 WITHOUT_PRESET = {"glm": "glm4"}
