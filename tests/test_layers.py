@@ -38,6 +38,7 @@ LAYERS = (
         "validate",
         "answering",
         "ray",
+        "spark",
         "beam",
         "launcher",
         "mindformers_bridge",
