@@ -49,6 +49,9 @@ class StepModel(Protocol):
     def encode(self, batch: StepBatch) -> None:
         """Encodes the sources of new requests; called before their first step."""
 
+    def hidden_states(self, batch: StepBatch) -> np.ndarray:
+        """Writes the batch's keys and values, and returns the states after the final norm: float32 [T, hidden]."""
+
 
 @dataclass
 class LoadTimes:
@@ -112,6 +115,8 @@ class ModelRunner:
             parameters[name] = replace(parameters[name], additions=parts)
         self._shapes = self.attention_shapes(half_cache)
         self._caches = kv_cache.allocate(self.kernels, self._shapes)
+        self._final_norm = [parameters.get(f"model.norm.{part}") for part in ("weight", "bias")]
+        self._hidden_network: CompiledNetwork | None = None
         with graph_turn:
             self._network = self.build(parameters)
         self.times.load = time.perf_counter() - started
@@ -190,6 +195,25 @@ class ModelRunner:
         best, values = given[:count].astype(np.int64), given[count : 2 * count]
         logits = given[2 * count :].reshape(len(batch.logit_rows), self.config.vocab_size)
         return StepResult(np.where(best < 0, -1, best + first), logits, values)
+
+    def hidden_states(self, batch: StepBatch) -> np.ndarray:
+        """Writes the batch's keys and values, and returns the states after the final norm: float32 [T, hidden].
+
+        The first call compiles a network of its own.
+        """
+        from inference.models.decoder import Decoder, HiddenStates
+
+        heartbeat.busy()
+        with graph_turn:
+            if self._hidden_network is None:
+                assert isinstance(self._network.network, Decoder)
+                self._hidden_network = CompiledNetwork(HiddenStates(self._network.network))
+            states = self._hidden_network(*self._tensors(batch)).asnumpy()
+        weight, bias = (None if part is None else self.kernels.memory(part.data) for part in self._final_norm)
+        if bias is not None:
+            states = states - states.mean(axis=1, keepdims=True)
+        states = states / np.sqrt(np.square(states).mean(axis=1, keepdims=True) + self.config.norm_eps) * weight
+        return states if bias is None else states + bias
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copies keys and values of whole blocks, one pair (from, to) after another."""
