@@ -233,7 +233,9 @@ class OutputSettings(Section):
     format: Literal["text", "json", "mindformers"] | None = Field(
         None, description="Form of the answers; json for a save file that ends in .jsonl, and text, if unset."
     )
-    save_file: OptionalText = Field(None, description="File for the answers, besides standard output.")
+    save_file: OptionalText = Field(
+        None, description="File for the answers; text goes to standard output as well, records do not."
+    )
     ordered: bool = Field(False, description="Write records in the order of the prompts, not as they finish.")
     max_errors: NonNegative | None = Field(None, description="Rows that may fail before the run stops.")
     metrics_file: OptionalText = Field(None, description="File for the figures of the run, as JSON.")
