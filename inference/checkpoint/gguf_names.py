@@ -44,6 +44,10 @@ SIZES = {
     "n_group": "expert_group_count",
     "topk_group": "expert_group_used_count",
     "num_nextn_predict_layers": "nextn_predict_layers",
+    "attention_multiplier": "attention.scale",
+    "embedding_multiplier": "embedding_scale",
+    "residual_multiplier": "residual_scale",
+    "logit_scale": "logit_scale",
 }
 READERS: dict[str, Reader[Any]] = {
     "rms_norm_eps": _REAL,
@@ -53,6 +57,10 @@ READERS: dict[str, Reader[Any]] = {
     "final_logit_softcapping": _REAL,
     "routed_scaling_factor": _REAL,
     "norm_topk_prob": FLAG,
+    "attention_multiplier": _REAL,
+    "embedding_multiplier": _REAL,
+    "residual_multiplier": _REAL,
+    "logit_scale": _REAL,
 }
 NAMES = {
     "token_embd": "model.embed_tokens",
@@ -95,6 +103,8 @@ _GEMMA_NAMES = {
     "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
+# Models without norms before their sublayers.
+_POST_NORMS = {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm"}
 _GATE_UP = {"ffn_up": "mlp.gate_up_proj"}
 _GLM4_NAMES = {**_GATE_UP, "post_attention_norm": "post_self_attn_layernorm", "post_ffw_norm": "post_mlp_layernorm"}
 # Config keys set here that describe the file and not the model.
@@ -134,6 +144,19 @@ ARCHITECTURES = {
     "internlm2": Architecture("InternLM2ForCausalLM", neighbors=True),
     "chatglm": Architecture("ChatGLMForConditionalGeneration", _GATE_UP),
     "glm4": Architecture("Glm4ForCausalLM", _GLM4_NAMES),
+    "gemma": Architecture("GemmaForCausalLM"),
+    "starcoder2": Architecture("Starcoder2ForCausalLM"),
+    "ernie4_5": Architecture("Ernie4_5ForCausalLM"),
+    "seed_oss": Architecture("SeedOssForCausalLM", {"post_attention_norm": "post_attention_layernorm"}),
+    "smollm3": Architecture("SmolLM3ForCausalLM", neighbors=True),
+    "granite": Architecture("GraniteForCausalLM", neighbors=True),
+    "olmo2": Architecture("Olmo2ForCausalLM", _POST_NORMS),
+    "exaone4": Architecture("Exaone4ForCausalLM", _POST_NORMS),
+    "stablelm": Architecture("StableLmForCausalLM"),
+    "hunyuan-dense": Architecture("HunYuanDenseV1ForCausalLM"),
+    "phi2": Architecture("PhiForCausalLM"),
+    "command-r": Architecture("CohereForCausalLM"),
+    "cohere2": Architecture("Cohere2ForCausalLM"),
     "glm4moe": Architecture("Glm4MoeForCausalLM", {"post_attention_norm": "post_attention_layernorm"}),
 }
 
@@ -184,9 +207,16 @@ def config_of(file: GgufFile) -> dict[str, Any]:
         is_large = values.get("num_hidden_layers") == architecture.large
         whole = values.get("hidden_size", 0) // max(values.get("num_attention_heads", 1), 1)
         values["query_pre_attn_scalar"] = whole if is_large else head
-    if name == "gpt2":
-        values["rms_norm_eps"] = file.read("gpt2.attention.layer_norm_epsilon", _REAL, 1e-5)
-    return values | _experts(file, name, values) | _scaling(file, name, values)
+    if "rms_norm_eps" not in values:
+        values["rms_norm_eps"] = file.read(f"{name}.attention.layer_norm_epsilon", _REAL, 1e-5)
+    if name == "granite" and "logit_scale" in values:
+        # The key is called a scale, and the logits are divided by it.
+        values["logits_scaling"] = values.pop("logit_scale")
+    if file.tensor("blk.0.ffn_norm.weight") is None and name == "stablelm":
+        values["use_parallel_residual"] = True
+    if file.tensor("blk.0.attn_q_norm.weight") is not None and name in ("stablelm", "command-r"):
+        values["qk_layernorm"] = True
+    return values | _windows(file, name, values) | _experts(file, name, values) | _scaling(file, name, values)
 
 
 def _ours(name: str, architecture: Architecture, values: Mapping[str, Any]) -> str:
@@ -194,6 +224,14 @@ def _ours(name: str, architecture: Architecture, values: Mapping[str, Any]) -> s
     if name == "llama" and "num_experts" in values:
         return "MixtralForCausalLM"
     return "MistralForCausalLM" if name == "llama" and "sliding_window" in values else architecture.ours
+
+
+def _windows(file: GgufFile, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return which layers have a window, if the file states it for each layer."""
+    stated = file.get(f"{name}.attention.sliding_window_pattern")
+    if not isinstance(stated, list) or "sliding_window" not in values:
+        return {}
+    return {"layer_types": ["sliding_attention" if has_window else "full_attention" for has_window in stated]}
 
 
 def _experts(file: GgufFile, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
