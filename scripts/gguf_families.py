@@ -40,9 +40,11 @@ def write_vocabulary(model: Any) -> None:
     size, writer = model.hparams.get("vocab_size") or model.hparams["padded_vocab_size"], model.gguf_writer
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(["<unk>", "<s>", "</s>", *(chr(0x100 + index) for index in range(size - 3))])
+    letters = [chr(0x100 + index) for index in range(size - 4)]
+    # llama.cpp refuses a vocabulary without merges.
+    writer.add_token_list(["<unk>", "<s>", "</s>", *letters, letters[0] + letters[1]])
     writer.add_token_types([2, 3, 3, *[1] * (size - 3)])
-    writer.add_token_merges([])
+    writer.add_token_merges([f"{letters[0]} {letters[1]}"])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
 
@@ -77,6 +79,7 @@ def convert(name: str, llama_cpp: Path, target: Path) -> None:
 # Keys that the published models' configs have and transformers' classes do not write.
 EXTRA: dict[str, dict[str, Any]] = {
     "cohere2": {"rotary_pct": 1.0},
+    "gpt2": {"n_ctx": 256},
 }
 
 
@@ -152,7 +155,9 @@ def main() -> int:
                 convert(name, args.llama_cpp, file)
             elif args.step == "llama":
                 logits = llama_logits(file, prompts_of(name))
-                np.savez(file.with_suffix(".npz"), **{f"logits_{i}": rows for i, rows in zip(PROMPTS, logits)})
+                np.savez(
+                    file.with_suffix(".npz"), **{f"logits_{i}": rows for i, rows in zip(PROMPTS, logits, strict=True)}
+                )
             else:
                 print("| {} | {:.1e} | {:.1e} |".format(name, *compare(name, args.files)), flush=True)
         except Exception as error:
