@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from inference.engine.request import TokenLogprob
+from inference.engine.request import FinishReason, TokenLogprob
 from inference.errors import InferenceError, InputError
+from inference.generation.message import TOOL_CALLS, read_message
 from inference.generation.text import Answer, EncodedPrompt
 
 # Why a row has no answer. Remote endpoints add their own kinds (`inference.remote`).
@@ -19,10 +20,6 @@ MODEL_FAILED = "model_failed"
 OUT_OF_MEMORY = "out_of_memory"
 # An earlier row has the same custom_id.
 DUPLICATE = "duplicate_id"
-
-
-# The tags around a model's reasoning before its answer (DeepSeek-R1, Qwen3 and others).
-THINK, END_OF_THINK = "<think>", "</think>"
 
 
 def _only_if_given() -> Any:
@@ -59,9 +56,9 @@ class Completion:
         custom_id: name of the row, its number if it has no name.
         row: place of the row in the input, from 0.
         prompt: the prompt as the model saw it; the rendered template for a chat.
-        text: the decoded `token_ids`, without special tokens, the stop string and the reasoning.
+        text: the decoded `token_ids`, without special tokens, the stop string, the reasoning and tool calls.
         token_ids: every generated token, including the one that ended the answer.
-        finish_reason: `stop`, `length`, or `error`.
+        finish_reason: `stop`, `length`, `tool_calls`, or `error`.
         prompt_tokens: length of the prompt in tokens.
         completion_tokens: length of `token_ids`.
         cached_tokens: tokens of the prompt that were found in the prefix cache.
@@ -76,6 +73,7 @@ class Completion:
             differ (`SAMPLE_FIELDS`).
         attempts: requests sent to a remote endpoint for this row.
         reasoning: the reasoning of a chat model before its answer, if it is marked with <think>.
+        tool_calls: the calls in the answer as OpenAI has them, if the row offers tools in OpenAI's format.
         value: the result of a model that does not answer in text (pipelines).
         input_digest: identifies the content of the input row in a later run, if the row has no name.
     """
@@ -99,6 +97,7 @@ class Completion:
     samples: tuple[Completion, ...] | None = _only_if_given()
     attempts: int | None = _only_if_given()
     reasoning: str | None = _only_if_given()
+    tool_calls: tuple[dict[str, Any], ...] | None = _only_if_given()
     value: Any = _only_if_given()
     input_digest: str | None = _only_if_given()
 
@@ -118,6 +117,7 @@ class Completion:
             del values["prompt"]
         values["token_ids"] = None if self.token_ids is None else list(self.token_ids)
         values["error"] = None if self.error is None else self.error.as_dict()
+        values["tool_calls"] = None if self.tool_calls is None else list(self.tool_calls)
         values["logprobs"] = None if self.logprobs is None else [_logprob_dict(item) for item in self.logprobs]
         if self.samples is not None:
             values["samples"] = [
@@ -130,7 +130,7 @@ class Completion:
 _FIELDS = fields(Completion)
 _ONLY_IF_GIVEN = {item.name for item in _FIELDS if item.metadata.get("only_if_given")}
 # The fields in which the samples of a prompt differ.
-SAMPLE_FIELDS = ("text", "token_ids", "finish_reason", "completion_tokens", "seed", "logprobs")
+SAMPLE_FIELDS = ("text", "token_ids", "finish_reason", "completion_tokens", "seed", "logprobs", "tool_calls")
 FIELD_NAMES = tuple(item.name for item in _FIELDS)
 
 
@@ -138,14 +138,19 @@ def completion_of(answer: Answer, model: str) -> Completion:
     """Makes the record of a finished answer."""
     source, request = answer.source, answer.request
     timing = request.timing
-    reasoning, text = split_reasoning(answer.text, source.text) if source.is_chat else (None, answer.text)
+    message: dict[str, Any] = {"content": answer.text}
+    reasoning = None
+    if source.is_chat:
+        message, reasoning = read_message(source, answer.text)
+    calls = message.get("tool_calls")
+    reason = request.finish_reason.value if request.finish_reason else None
     return Completion(
         custom_id=source.prompt.custom_id,
         row=source.row,
         prompt=source.text,
-        text=text,
+        text=message["content"] or "",
         token_ids=tuple(request.output_ids),
-        finish_reason=request.finish_reason.value if request.finish_reason else None,
+        finish_reason=TOOL_CALLS if calls and request.finish_reason is FinishReason.STOP else reason,
         prompt_tokens=request.num_prompt_tokens,
         completion_tokens=len(request.output_ids),
         cached_tokens=request.num_reused,
@@ -158,20 +163,8 @@ def completion_of(answer: Answer, model: str) -> Completion:
         samples=tuple(completion_of(replace(item, samples=[]), model) for item in answer.samples) or None,
         input_digest=source.prompt.digest,
         reasoning=reasoning,
+        tool_calls=tuple(calls) if calls else None,
     )
-
-
-def split_reasoning(text: str, prompt: str) -> tuple[str | None, str]:
-    """Splits a chat model's text into reasoning and answer; the reasoning is None if the text does not begin with it.
-
-    Args:
-        prompt: the rendered chat; the templates of some models end with the opening <think>.
-    """
-    begins = text.lstrip().startswith(THINK)
-    if not begins and not prompt.rstrip().endswith(THINK):
-        return None, text
-    thought, _, answer = (text.lstrip()[len(THINK) :] if begins else text).partition(END_OF_THINK)
-    return thought.strip(), answer.lstrip("\n")
 
 
 def failed_completion(

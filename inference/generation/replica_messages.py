@@ -29,6 +29,7 @@ def row_fields(source: EncodedPrompt) -> dict[str, Any]:
         "is_chat": source.is_chat,
         "settings": dict(source.prompt.settings),
         "adapter": source.adapter,
+        "shown": sorted(source.shown),
     }
 
 
@@ -51,6 +52,7 @@ def row_of(fields: Fields, generation: GenerationConfig) -> EncodedPrompt:
         adapter=fields["adapter"],
         sample=fields["sample"],
         seed_row=fields["seed_row"],
+        shown=frozenset(fields["shown"]),
     )
 
 

@@ -20,8 +20,10 @@ from inference.errors import InferenceError, InputError
 from inference.generation.stop_strings import HidingMatcher
 from inference.inputs.prompts import Prompt
 from inference.structured.structure import structure_of
+from inference.structured.tool_calls import JSON, ToolFormat, format_of
 from inference.structured.vocabulary import vocabulary_of
 from inference.tokenizer import IncrementalDetokenizer, Tokenizer
+from inference.tokenizer.chat import END_OF_THINK, THINK, reads_tools
 
 # The fewest tokens to keep of a truncated prompt, even if the answer then has less room.
 MINIMUM_KEPT = 16
@@ -43,6 +45,8 @@ class EncodedPrompt:
         sample: its number among the samples of the prompt.
         seed_row: distinguishes its seed from those of the run's other rows; 0 if the row has its own seed.
         constraint: makes the constraint of an answer, such as a grammar; called once for each sample.
+        tool_format: the format of tool calls in the answer; None if it may call none.
+        shown: special tokens that are part of the answer's text: the marks of reasoning and of tool calls.
     """
 
     row: int
@@ -57,6 +61,8 @@ class EncodedPrompt:
     sample: int = 0
     seed_row: int = 0
     constraint: Callable[[], TokenConstraint] | None = None
+    tool_format: ToolFormat | None = None
+    shown: frozenset[int] = frozenset()
 
     @property
     def continues(self) -> bool:
@@ -165,6 +171,7 @@ class Encoder:
         cut = max(excess, 0)
         # If the row has its own seed, its results do not depend on its index.
         seed_row = 0 if prompt.settings.get("seed") is not None else row
+        form = self._tool_format(prompt)
         return EncodedPrompt(
             row,
             prompt,
@@ -177,6 +184,24 @@ class Encoder:
             adapter,
             seed_row=seed_row,
             constraint=self._constraint(generation),
+            tool_format=form,
+            shown=self._marks(form) if is_chat else frozenset(),
+        )
+
+    def _tool_format(self, prompt: Prompt) -> ToolFormat | None:
+        """Returns the format of the answer's tool calls. A required call is JSON, because a grammar holds it."""
+        if prompt.tools is None or self.tokenizer is None:
+            return None
+        template = self.tokenizer.template_of(self._variables(prompt).get("chat_template"), True)
+        return format_of(template) if reads_tools(template) and not prompt.tools.must else JSON
+
+    def _marks(self, form: ToolFormat | None) -> frozenset[int]:
+        """Returns the special tokens that mark reasoning or tool calls."""
+        if self.tokenizer is None:
+            return frozenset()
+        marks = {THINK, END_OF_THINK, *(form.marks if form else ())}
+        return frozenset(
+            token for token in self.tokenizer.all_special_ids if self.tokenizer.id_to_token(token) in marks
         )
 
     def _constraint(self, generation: GenerationConfig) -> Callable[[], TokenConstraint] | None:
@@ -242,10 +267,18 @@ class Encoder:
             assert prompt.text is not None
             return prompt.text, self._checked(self.tokenizer.encode(prompt.text))
         messages = list(prompt.messages or [{"role": "user", "content": prompt.text}])
-        variables = {**self.template_variables, **prompt.chat.get("chat_template_kwargs", {})}
+        variables = self._variables(prompt)
+        if prompt.tools is not None and not reads_tools(
+            self.tokenizer.template_of(variables.get("chat_template"), True)
+        ):
+            messages = _with_system(messages, prompt.tools.describe())
         given = {key: value for key, value in prompt.chat.items() if key != "chat_template_kwargs"}
         text = str(self.tokenizer.apply_chat_template(messages, **{**variables, **given, "tokenize": False}))
         return text, self._checked(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def _variables(self, prompt: Prompt) -> dict[str, Any]:
+        """Returns the variables of the chat template."""
+        return {**self.template_variables, **prompt.chat.get("chat_template_kwargs", {})}
 
     def _checked(self, ids: list[int]) -> list[int]:
         if not ids:
@@ -256,6 +289,13 @@ class Encoder:
                 "the tokenizer is another model's",
             )
         return ids
+
+
+def _with_system(messages: Sequence[Mapping[str, Any]], text: str) -> list[Mapping[str, Any]]:
+    """Adds text to the system message, which is the first if there is one."""
+    if messages[0]["role"] != "system":
+        return [{"role": "system", "content": text}, *messages]
+    return [{**messages[0], "content": f"{messages[0]['content']}\n\n{text}"}, *messages[1:]]
 
 
 def sampling_notice(say: Callable[[str], None]) -> Callable[[str], None]:
@@ -414,8 +454,8 @@ class AnswerRow:
         # Decode a continuation after its prompt, so that the space before its first word is kept.
         context = source.ids if source.continues else ()
         skips = skip_special_tokens and source.generation.skip_special_tokens
-        detokenizer = IncrementalDetokenizer(tokenizer, skips, context)
-        special = tokenizer.all_special_ids if skips else frozenset()
+        detokenizer = IncrementalDetokenizer(tokenizer, skips, context, source.shown)
+        special = tokenizer.all_special_ids - source.shown if skips else frozenset()
 
         def hidden(token_id: int) -> str:
             """Returns the text of a token that is not shown in answers."""

@@ -24,7 +24,6 @@ OPENAI_WITHOUT_EFFECT = (
     "safety_identifier",
     "prompt_cache_key",
     "prompt_cache_retention",
-    "parallel_tool_calls",
     "stream_options",
     "prediction",
 )
@@ -34,6 +33,8 @@ def _is_text_format(value: Any) -> bool:
     return isinstance(value, Mapping) and value.get("type", "text") == "text"
 
 
+# Keys of tools, which `inference.structured.tools` reads.
+TOOL_KEYS = ("tools", "tool_choice", "parallel_tool_calls")
 # Keys that are accepted only with values that have no effect: the test of a value, and the hint.
 HARMLESS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "stream": (lambda value: value is False, "a row of a file cannot be streamed: leave stream out"),
@@ -42,8 +43,6 @@ HARMLESS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "suffix": (lambda value: value == "", "accepted: an empty text"),
     "modalities": (lambda value: value == ["text"], 'accepted: ["text"]'),
     "response_format": (_is_text_format, 'accepted: {"type": "text"}'),
-    "tool_choice": (lambda value: value in ("none", "auto"), 'accepted: "none", or "auto" without tools'),
-    "tools": (lambda value: value == [], 'accepted: [], or any tools with tool_choice "none"'),
     "function_call": (lambda value: value in ("none", "auto"), 'accepted: "none", or "auto" without functions'),
     "functions": (lambda value: value == [], "accepted: []"),
     "logit_bias": (lambda value: value == {}, "accepted: {}"),
@@ -65,7 +64,8 @@ def settings_and_prompt(row: Mapping[str, Any], where: str) -> dict[str, Any]:
         raise InputError(f"{where}: body must be an object, got {type(body).__name__}")
     if url not in OPENAI_URLS or method != "POST":
         raise InputError(f"{where}: {method} {url} cannot be answered", f"accepted: POST {' or '.join(OPENAI_URLS)}")
-    given = {key: value for key, value in body.items() if key not in OPENAI_WITHOUT_EFFECT and value is not None}
+    passed_over = (*OPENAI_WITHOUT_EFFECT, *TOOL_KEYS)
+    given = {key: value for key, value in body.items() if key not in passed_over and value is not None}
     given = _without_harmless(given, where)
     chosen = {OPENAI_NAMES.get(key, key): value for key, value in given.items()}
     _rename_logprobs(chosen)
@@ -76,8 +76,6 @@ def settings_and_prompt(row: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _without_harmless(body: dict[str, Any], where: str) -> dict[str, Any]:
-    if body.get("tool_choice") == "none":
-        body = {key: value for key, value in body.items() if key != "tools"}
     # A supported generation setting is not covered by this table.
     kept = {key: value for key, value in body.items() if key not in HARMLESS or _is_setting(key, value)}
     for key, value in body.items():

@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from inference.config.generation import GenerationConfig
 from inference.errors import ConfigError, InputError, did_you_mean
 from inference.inputs.messages import normal_messages
 from inference.inputs.openai_rows import settings_and_prompt
+from inference.structured.tools import Tools, read_tools
 
 # Keys of a row that control its chat template.
 CHAT_KEYS = ("tools", "chat_template_kwargs", "continue_final_message", "add_generation_prompt")
@@ -43,6 +44,7 @@ class Prompt:
         settings: generation settings of this row alone.
         chat: options for the chat template; the keys are `CHAT_KEYS`.
         digest: digest of the row as stored in its file, if the row has no custom_id.
+        tools: tools that the answer may call, in a row of OpenAI's format; None for an answer that is only text.
     """
 
     custom_id: str
@@ -53,6 +55,7 @@ class Prompt:
     settings: Mapping[str, Any] = field(default_factory=dict)
     chat: Mapping[str, Any] = field(default_factory=dict)
     digest: str | None = None
+    tools: Tools | None = None
 
 
 def parse_row(line: str, where: str, default_id: str) -> Prompt:
@@ -105,7 +108,9 @@ def prompt_from_mapping(row: Mapping[str, Any], where: str, default_id: str) -> 
     """
     name = name_of_row(row, where, default_id)
     try:
-        return _prompt(settings_and_prompt(row, where) if "body" in row else row, where, name)
+        if "body" not in row:
+            return _prompt(row, where, name)
+        return _with_tools(_prompt(settings_and_prompt(row, where), where, name), row["body"])
     except InputError as error:
         raise RowError(error.what, error.hint, name) from error
 
@@ -141,6 +146,30 @@ def _prompt(row: Mapping[str, Any], where: str, custom_id: str) -> Prompt:
         raise InputError(f"{where}: {'both prompt and messages' if given else 'no prompt'} in this row", accepted)
     text, ids, messages = _content(row, where)
     return Prompt(custom_id, where, text, ids, messages, settings, chat=_chat(row, where))
+
+
+def _with_tools(prompt: Prompt, body: Mapping[str, Any]) -> Prompt:
+    """Adds the tools of a row in OpenAI's format: the template shows them, and a grammar holds a required call."""
+    try:
+        tools = read_tools(body.get("tools"), body.get("tool_choice"), body.get("parallel_tool_calls"))
+    except InputError as error:
+        raise InputError(f"{prompt.where}: {error.what}", error.hint) from None
+    if tools is None:
+        return prompt
+    if prompt.messages is None:
+        raise InputError(f"{prompt.where}: tools need messages", "a prompt of text calls no tools")
+    if any(key in prompt.settings for key in ("structured_outputs", "response_format")):
+        raise InputError(
+            f"{prompt.where}: tools and a form of the answer exclude each other",
+            'leave out response_format, or give tool_choice "none"',
+        )
+    schema = tools.schema()
+    return replace(
+        prompt,
+        tools=tools,
+        chat={**prompt.chat, "tools": list(tools.given)},
+        settings=prompt.settings if schema is None else {**prompt.settings, "structured_outputs": {"json": schema}},
+    )
 
 
 def _chat(row: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -66,6 +66,8 @@ def request_body(endpoint: Endpoint, prompt: Prompt, settings: Mapping[str, Any]
 
 
 def _content(endpoint: Endpoint, prompt: Prompt) -> dict[str, Any]:
+    if prompt.chat:
+        raise InputError(f"{prompt.where}: '{next(iter(prompt.chat))}' is not sent to an endpoint", "leave it out")
     if endpoint.api == "chat":
         if prompt.token_ids is not None:
             raise InputError(f"{prompt.where}: a chat endpoint does not accept token ids", "give a text or messages")

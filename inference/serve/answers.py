@@ -8,40 +8,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any
 
 from inference.engine.request import Request, TokenLogprob
+from inference.generation.message import TOOL_CALLS, merge_delta, message_reader
 from inference.generation.text import AnswerRow
 from inference.serve.bodies import Ask
 from inference.serve.generation import Piece, Rows
 from inference.tokenizer import Tokenizer
 
 DONE = b"data: [DONE]\n\n"
-
-
-class MessageReader(Protocol):
-    """Converts the text of a chat answer into message deltas as it arrives."""
-
-    @property
-    def has_calls(self) -> bool:
-        """Whether the message calls tools."""
-
-    def push(self, text: str) -> Iterable[Mapping[str, Any]]: ...
-
-    def finish(self) -> Iterable[Mapping[str, Any]]: ...
-
-
-class PlainReader:
-    """Treats all text as the message's content."""
-
-    has_calls = False
-
-    def push(self, text: str) -> Iterable[Mapping[str, Any]]:
-        return [{"content": text}] if text else []
-
-    def finish(self) -> Iterable[Mapping[str, Any]]:
-        return []
 
 
 class Answers:
@@ -51,7 +28,6 @@ class Answers:
         model: the model's name in the client's request.
         rows: the samples of the first prompt, then those of the next, and so on.
         tokenizer: converts tokens to text if log probabilities are requested.
-        make_reader: makes the reader of one chat answer.
         finished: called with the request of each finished row.
     """
 
@@ -61,11 +37,10 @@ class Answers:
         model: str,
         rows: Sequence[AnswerRow],
         tokenizer: Tokenizer,
-        make_reader: Callable[[], MessageReader] = PlainReader,
         finished: Callable[[Request], None] = lambda request: None,
     ):
         self._ask, self._rows, self._finished = ask, rows, finished
-        self._choices = [_Choice(ask, index, row, tokenizer, make_reader()) for index, row in enumerate(rows)]
+        self._choices = [_Choice(ask, index, row, tokenizer) for index, row in enumerate(rows)]
         kind = "chat.completion" if ask.chat else "text_completion"
         self._head = {"id": ask.name, "object": kind, "created": int(time.time()), "model": model}
 
@@ -130,8 +105,9 @@ def as_event(value: Mapping[str, Any]) -> bytes:
 class _Choice:
     """One answer of a request."""
 
-    def __init__(self, ask: Ask, index: int, row: AnswerRow, tokenizer: Tokenizer, reader: MessageReader):
-        self._ask, self._index, self._row, self._tokenizer, self._reader = ask, index, row, tokenizer, reader
+    def __init__(self, ask: Ask, index: int, row: AnswerRow, tokenizer: Tokenizer):
+        self._ask, self._index, self._row, self._tokenizer = ask, index, row, tokenizer
+        self._reader = message_reader(row.answer.source)
         self._told = 0
         self._begun = False
         self._offset = 0
@@ -174,7 +150,7 @@ class _Choice:
         if piece.finished:
             deltas += self._reader.finish()
             if reason == "stop" and self._reader.has_calls:
-                reason = "tool_calls"
+                reason = TOOL_CALLS
         parts = [self.part(delta) for delta in deltas]
         if reason is not None:
             parts.append(self.part({}, reason))
@@ -241,24 +217,6 @@ def token_text(tokenizer: Tokenizer, token: int) -> str:
 def finite(logprob: float) -> float:
     """Clamps a log probability to OpenAI's minimum of -9999, because JSON cannot represent minus infinity."""
     return max(logprob, -9999.0)
-
-
-def merge_delta(message: dict[str, Any], delta: Mapping[str, Any]) -> None:
-    """Merges a delta into a message as clients do: appends texts and joins tool calls by index."""
-    for key, value in delta.items():
-        if key == "tool_calls":
-            calls = message.setdefault("tool_calls", [])
-            for change in value:
-                while len(calls) <= change["index"]:
-                    calls.append({"id": None, "type": "function", "function": {"name": "", "arguments": ""}})
-                call, function = calls[change["index"]], change.get("function", {})
-                call["id"] = change.get("id") or call["id"]
-                call["function"]["name"] += function.get("name") or ""
-                call["function"]["arguments"] += function.get("arguments") or ""
-        elif isinstance(value, str) and key != "role":
-            message[key] = (message.get(key) or "") + value
-        else:
-            message[key] = value
 
 
 def _joined(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:

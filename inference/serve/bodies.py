@@ -13,8 +13,8 @@ from typing import Any
 from inference.config.generation import GenerationConfig
 from inference.config.serve_settings import ServeSettings
 from inference.errors import did_you_mean
-from inference.inputs.openai_rows import OPENAI_NAMES, OPENAI_WITHOUT_EFFECT
-from inference.inputs.prompts import Prompt, prompt_from_mapping
+from inference.inputs.openai_rows import OPENAI_NAMES, OPENAI_WITHOUT_EFFECT, TOOL_KEYS
+from inference.inputs.prompts import CHAT_KEYS, Prompt, prompt_from_mapping
 from inference.serve.errors import WHERE, RequestError
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -143,7 +143,7 @@ def _check_keys(body: Mapping[str, Any], chat: bool) -> None:
 def known_keys(chat: bool) -> set[str]:
     """Returns every key that a body may have."""
     other = "prompt" if chat else "messages"
-    taken = {"top_logprobs"} if chat else set()
+    taken = {"top_logprobs", *TOOL_KEYS, *CHAT_KEYS} if chat else set()
     known = {*GenerationConfig.model_fields, *OPENAI_NAMES, *OPENAI_WITHOUT_EFFECT, *VLLM_NAMES, *OWN_KEYS, *taken}
     return known - {other}
 

@@ -119,7 +119,10 @@ def _json_grammar(schema: Any) -> str:
         raise InputError(f"the JSON schema is not JSON ({error})") from None
     if len(text) > LONGEST:
         raise InputError(f"the JSON schema has {len(text):,} characters", f"at most {LONGEST:,}")
-    return LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_pattern": WHITE_SPACE})
+    has_spacing = isinstance(schema, Mapping) and "x-guidance" in schema
+    return LLMatcher.grammar_from_json_schema(
+        text, overrides=None if has_spacing else {"whitespace_pattern": WHITE_SPACE}
+    )
 
 
 def _choice_grammar(value: Any) -> str:

@@ -6,9 +6,10 @@ templates on Hugging Face.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
-import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ class ToolFormat:
         begin: marks that begin a call.
         end: the mark that ends a call; None if a call lasts to the end of the answer.
         parse: parses the calls between the marks; empty if the text is not a call.
+        inner: further marks that `parse` reads.
     """
 
     name: str
@@ -33,6 +35,12 @@ class ToolFormat:
     begin: tuple[str, ...]
     end: str | None
     parse: Callable[[str], list[Call]]
+    inner: tuple[str, ...] = ()
+
+    @property
+    def marks(self) -> frozenset[str]:
+        """All marks, which some tokenizers hold as special tokens."""
+        return frozenset((*self.begin, *self.inner, *((self.end,) if self.end else ())))
 
 
 def json_calls(text: str) -> list[Call]:
@@ -112,8 +120,15 @@ def _is_object(text: str) -> bool:
 FORMATS = (
     ToolFormat("glm", "<arg_key>", ("<tool_call>",), "</tool_call>", _glm_calls),
     ToolFormat("hermes", "<tool_call>", ("<tool_call>",), "</tool_call>", json_calls),
-    ToolFormat("mistral", "[TOOL_CALLS]", ("[TOOL_CALLS]",), None, _mistral_calls),
-    ToolFormat("deepseek", "tool▁calls▁begin", ("<｜tool▁calls▁begin｜>",), "<｜tool▁calls▁end｜>", _deepseek_calls),
+    ToolFormat("mistral", "[TOOL_CALLS]", ("[TOOL_CALLS]",), None, _mistral_calls, ("[ARGS]", "[CALL_ID]")),
+    ToolFormat(
+        "deepseek",
+        "tool▁calls▁begin",
+        ("<｜tool▁calls▁begin｜>",),
+        "<｜tool▁calls▁end｜>",
+        _deepseek_calls,
+        ("<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"),
+    ),
     ToolFormat("llama", "<|python_tag|>", ("<|python_tag|>", "{"), None, json_calls),
     ToolFormat("llama", "ipython", ("<|python_tag|>", "{"), None, json_calls),
     ToolFormat("json", "", ("{", "["), None, json_calls),
@@ -131,10 +146,12 @@ class ToolCallReader:
 
     Args:
         form: the model's tool-call format.
+        salt: text that makes the ids of this answer's calls differ from those of other answers.
+        most: the most calls to report; later ones are dropped.
     """
 
-    def __init__(self, form: ToolFormat):
-        self._form = form
+    def __init__(self, form: ToolFormat, salt: str = "", most: int | None = None):
+        self._form, self._salt, self._most = form, salt, most
         self._text = ""
         self._opened = ""
         self._in_call = False
@@ -183,7 +200,7 @@ class ToolCallReader:
             self._text = self._text[place:] if len(mark) == 1 else self._text[place + len(mark) :]
             self._in_call = True
             return True
-        held = max((_overlap(self._text, mark) for mark in self._begins()), default=0)
+        held = max((overlap(self._text, mark) for mark in self._begins()), default=0)
         self._content(self._text[: len(self._text) - held], deltas)
         self._text = self._text[len(self._text) - held :]
         return False
@@ -200,7 +217,9 @@ class ToolCallReader:
         if not calls:
             self._content(whole, deltas)
         for name, arguments in calls:
-            index, identity = self._count, f"call_{uuid.uuid4().hex[:24]}"
+            if self._count == self._most:
+                return
+            index, identity = self._count, _identity(f"{self._salt}:{self._count}")
             self._count += 1
             head = {"index": index, "id": identity, "type": "function", "function": {"name": name, "arguments": ""}}
             deltas.append({"tool_calls": [head]})
@@ -214,6 +233,11 @@ class ToolCallReader:
         deltas.append({"content": text})
 
 
-def _overlap(text: str, mark: str) -> int:
+def _identity(text: str) -> str:
+    """Returns the id of a call: nine letters and digits, the only form that Mistral's templates accept."""
+    return base64.b32encode(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest())[:9].decode()
+
+
+def overlap(text: str, mark: str) -> int:
     """Returns the length of the longest suffix of `text` that may begin `mark`."""
     return next((size for size in range(min(len(text), len(mark) - 1), 0, -1) if mark.startswith(text[-size:])), 0)

@@ -297,7 +297,7 @@ class Tokenizer(ABC):
             TokenizerError: there is no template, or it fails.
             InputError: the messages have the wrong form.
         """
-        template = self._template(chat_template, bool(tools))
+        template = self.template_of(chat_template, bool(tools))
         special = {name: self.config.tokens[name] for name in TOKEN_NAMES if self.config.tokens.get(name)}
         text = render_chat(
             template,
@@ -313,7 +313,15 @@ class Tokenizer(ABC):
             text = end_with_message(text, messages[-1])
         return self.encode(text, add_special_tokens=False) if tokenize else text
 
-    def _template(self, given: str | None, has_tools: bool) -> str:
+    def template_of(self, given: str | None = None, has_tools: bool = False) -> str:
+        """Returns the template that `apply_chat_template` uses.
+
+        Args:
+            given: a template, or the name of one of the tokenizer's templates.
+
+        Raises:
+            TokenizerError: there is no template.
+        """
         if given is not None and given not in self.config.chat_templates:
             return given
         return choose_template(self.config.chat_templates, given, has_tools)

@@ -19,7 +19,8 @@ from inference.tokenizer.template_sandbox import add_filter, make_environment, r
 if TYPE_CHECKING:
     from jinja2 import Environment, Template
 
-
+# The tags around a model's reasoning before its answer (DeepSeek-R1, Qwen3 and others).
+THINK, END_OF_THINK = "<think>", "</think>"
 # Matches a template that distinguishes text content from a list of parts, or iterates over the parts.
 _READS_PARTS = re.compile(
     r"content('\]|\"\])?\s+is\s+(not\s+)?(string|iterable|sequence)|in\s+\w+(\.content|\[.content.\])\s*[-+]?%}"
@@ -72,6 +73,11 @@ def _as_read(template: str, messages: Sequence[Mapping[str, Any]]) -> list[Mappi
             message = {**message, "content": "".join(part["text"] for part in content)}
         found.append(message)
     return found
+
+
+def reads_tools(template: str) -> bool:
+    """Returns whether a template shows tools to the model."""
+    return re.search(r"\btools\b", template) is not None
 
 
 def end_with_message(text: str, message: Mapping[str, Any]) -> str:

@@ -23,11 +23,18 @@ class IncrementalDetokenizer:
         skip_special_tokens: skip special tokens, as `Tokenizer.decode` does.
         context: ids whose text was already shown, usually the prompt. Without it, the first token starts the
             text, and a sentencepiece tokenizer drops its leading space.
+        shown: special tokens that are not skipped.
     """
 
-    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True, context: Iterable[int] = ()):
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        skip_special_tokens: bool = True,
+        context: Iterable[int] = (),
+        shown: frozenset[int] = frozenset(),
+    ):
         self._token_bytes = tokenizer.token_bytes
-        self._skipped = tokenizer.all_special_ids if skip_special_tokens else frozenset()
+        self._skipped = tokenizer.all_special_ids - shown if skip_special_tokens else frozenset()
         self._joining = tokenizer.joining
         self._utf8 = codecs.getincrementaldecoder("utf-8")(self._joining.errors)
         self._no_token_yet = True

@@ -11,7 +11,7 @@ import pytest
 from inference.config import GenerationConfig
 from inference.engine.request import FinishReason
 from inference.errors import InputError
-from inference.generation.record import split_reasoning
+from inference.generation.message import ContentReader, ReasoningReader
 from inference.generation.stop_strings import HidingMatcher
 from inference.generation.text import AnswerRow, EncodedPrompt, Encoder
 from inference.inputs.prompts import Prompt, prompt_from_mapping
@@ -92,8 +92,15 @@ def test_a_row_of_another_form_is_refused(row: dict[str, Any], message: str, tok
         ("plain <think> text", "<a>", (None, "plain <think> text")),
     ],
 )
-def test_reasoning_is_split_from_the_answer(text: str, prompt: str, expected: tuple[str | None, str]) -> None:
-    assert split_reasoning(text, prompt) == expected
+@pytest.mark.parametrize("size", [1, 3, 1000])
+def test_reasoning_is_split_from_the_answer(
+    text: str, prompt: str, expected: tuple[str | None, str], size: int
+) -> None:
+    reader = ReasoningReader(ContentReader(), prompt.rstrip().endswith("<think>"))
+    deltas = [delta for place in range(0, len(text), size) for delta in reader.push(text[place : place + size])]
+    deltas += reader.finish()
+    reasoning, content = ("".join(delta.get(key, "") for delta in deltas) for key in ("reasoning_content", "content"))
+    assert (reasoning if reader.has_reasoning else None, content) == expected
 
 
 class Engine:

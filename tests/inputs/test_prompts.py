@@ -61,6 +61,7 @@ def test_any_line_is_a_row_or_an_input_error(line: str) -> None:
 
 
 CHAT = [{"role": "user", "content": "hi"}]
+TOOLS = [{"type": "function", "function": {"name": "clock"}}]
 
 
 def openai(body: dict[str, Any], **keys: Any) -> str:
@@ -106,6 +107,13 @@ class TestOpenAI:
     def test_settings(self, asked: dict[str, Any], settings: dict[str, Any]) -> None:
         assert parse_row(openai({"messages": CHAT, **asked}), "f:1", "0").settings == settings
 
+    def test_tools(self) -> None:
+        auto = parse_row(openai({"messages": CHAT, "tools": TOOLS, "parallel_tool_calls": False}), "f:1", "0")
+        assert auto.chat == {"tools": TOOLS} and auto.settings == {}
+        assert auto.tools is not None and not auto.tools.must and not auto.tools.parallel
+        must = parse_row(openai({"messages": CHAT, "tools": TOOLS, "tool_choice": "required"}), "f:1", "0")
+        assert must.tools is not None and must.settings == {"structured_outputs": {"json": must.tools.schema()}}
+
     def test_a_conversation_with_tools(self) -> None:
         call = {"id": "c1", "type": "function", "function": {"name": "sum", "arguments": '{"a": 1}'}}
         messages = [
@@ -139,8 +147,14 @@ class TestOpenAI:
             (openai({"messages": CHAT}, method="GET"), "GET /v1/chat/completions cannot be answered"),
             (openai({"messages": CHAT, "stream": True}), "cannot be streamed"),
             (openai({"messages": CHAT, "n": 0}), "num_return_sequences"),
-            (openai({"messages": CHAT, "tools": [{}]}), "'tools' cannot be done in a row of a file; accepted"),
-            (openai({"messages": CHAT, "tool_choice": "required"}), "'tool_choice' cannot be done"),
+            (openai({"messages": CHAT, "tools": [{}]}), "tools must be a list"),
+            (openai({"messages": CHAT, "tool_choice": "required"}), "asks for a call, and there are no tools"),
+            (openai({"prompt": "a", "tools": TOOLS}, url="/v1/completions"), "tools need messages"),
+            (
+                openai({"messages": CHAT, "tools": TOOLS, "response_format": {"type": "json_object"}}),
+                "exclude each other",
+            ),
+            (openai({"messages": CHAT, "tools": TOOLS, "parallel_tool_calls": 3}), "must be true or false"),
             (openai({"messages": CHAT, "best_of": 2}), "'best_of' cannot be done .*accepted: 1"),
             (openai({"messages": CHAT, "echo": True}), "'echo' cannot be done"),
             (openai({"messages": CHAT, "suffix": "x"}), "'suffix' cannot be done"),

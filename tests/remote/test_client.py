@@ -200,6 +200,7 @@ def test_settings_by_the_names_of_the_endpoint(server):
     [
         (Prompt("x", "row x", text="a", settings={"num_beams": 2}), "chat", "row x: the endpoint has no setting"),
         (Prompt("x", "row x", token_ids=(1,)), "chat", "row x: a chat endpoint does not accept token ids"),
+        (Prompt("x", "row x", text="a", chat={"tools": []}), "chat", "row x: 'tools' is not sent"),
         (
             Prompt("x", "row x", messages=({"role": "user"},)),
             "completions",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -38,7 +39,7 @@ def read(form: ToolFormat, text: str, size: int) -> tuple[str, list[tuple[str, A
     calls: list[dict[str, str]] = []
     for change in (change for delta in deltas for change in delta.get("tool_calls", ())):
         if change["index"] == len(calls):
-            assert change["type"] == "function" and change["id"].startswith("call_")
+            assert change["type"] == "function" and re.fullmatch("[A-Z0-9]{9}", change["id"])
             calls.append({"name": change["function"]["name"], "arguments": ""})
         calls[change["index"]]["arguments"] += change["function"]["arguments"]
     return content, [(call["name"], json.loads(call["arguments"])) for call in calls], reader.has_calls
