@@ -392,7 +392,7 @@ CASES |= {
         sizes(
             num_hidden_layers=4,
             pad_token_id=0,
-            no_rope_layers=[1, 1, 0, 1],
+            no_rope_layers=[1, 1, 1, 0],
             tie_word_embeddings=True,
             rope_parameters=rope(10000.0),
         ),
@@ -416,7 +416,7 @@ CASES |= {
         "exaone4",
         sizes(
             num_hidden_layers=4,
-            head_dim=16,
+            hidden_size=64,
             sliding_window=12,
             sliding_window_pattern=3,
             rope_parameters=rope(10000.0),
@@ -454,6 +454,7 @@ CASES |= {
         "phi",
         sizes(
             hidden_size=64,
+            intermediate_size=256,
             num_key_value_heads=4,
             layer_norm_eps=1e-5,
             hidden_act="gelu_new",
