@@ -2,6 +2,7 @@
 
     python scripts/bench_pairs.py --peer-python llamacpp=VENV/bin/python
     python scripts/bench_pairs.py --model llama-15m --pairs int4:q4_0 --turns 20
+    python scripts/bench_pairs.py --model FILE.gguf --pairs auto:file,int8:file
 
 If other machines share the memory, its bandwidth can double or halve within minutes, so consecutive processes are
 measured under different conditions. Turns within seconds of each other are not affected. A ratio is the median over
@@ -16,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +90,31 @@ def table(ours: str, theirs: str, pairs: dict[str, list[tuple[float, float]]]) -
     return lines
 
 
+def _jobs(python: str, directory: Path, work: Path, threads: int) -> Callable[[str], dict[str, Any]]:
+    """Return a function that makes llama.cpp's file of a type and returns its job."""
+    cases = {case.weights: case for case in programs.peer_cases("llamacpp", python, directory, work, threads)}
+
+    def job(weights: str) -> dict[str, Any]:
+        for name in ("f32", weights):
+            programs.prepare(cases[name], lambda text: click.echo(text, err=True))
+        return cases[weights].calls[0].job
+
+    return job
+
+
+def _jobs_on_file(file: Path, threads: int) -> Callable[[str], dict[str, Any]]:
+    """Return a function that returns llama.cpp's job on a GGUF file."""
+    return lambda _: {"file": str(file), "threads": threads}
+
+
 @click.command(help=__doc__.split("\n")[0])
 @click.option("--model", default="llama-1b", show_default=True, help=f"Of {', '.join(SHAPES)}, or a checkpoint.")
-@click.option("--pairs", default="float32:f32,bfloat16:f16,int8:q8_0,int4:q4_0", show_default=True, help="OURS:THEIRS")
+@click.option(
+    "--pairs",
+    default="float32:f32,bfloat16:f16,int8:q8_0,int4:q4_0",
+    show_default=True,
+    help="OURS:THEIRS; `file` for a GGUF file as it is.",
+)
 @click.option("--turns", type=click.IntRange(2), default=12, show_default=True)
 @click.option("--threads", type=click.IntRange(1), default=len(os.sched_getaffinity(0)), show_default=True)
 @click.option(
@@ -103,15 +127,13 @@ def main(model: str, pairs: str, turns: int, threads: int, peer_python: str, wor
         sys.exit(2)
     made = model in SHAPES
     directory = make_checkpoint(work / "models" / model, SHAPES[model]) if made else Path(model).resolve()
-    cases = {case.weights: case for case in programs.peer_cases("llamacpp", python, directory, work, threads)}
+    jobs = _jobs_on_file(directory, threads) if directory.suffix == ".gguf" else _jobs(python, directory, work, threads)
     click.echo("| ours | llama.cpp | work | ours, tok/s | llama.cpp, tok/s | ratio | quartiles |")
     click.echo("|" + " --- |" * 7)
     for pair in pairs.split(","):
         dtype, _, theirs = pair.partition(":")
-        programs.prepare(cases["f32"], lambda text: click.echo(text, err=True))
-        programs.prepare(cases[theirs], lambda text: click.echo(text, err=True))
         job = {"program": "ours", "model": str(directory), "dtype": dtype, "threads": threads}
-        workers = [Worker(sys.executable, job), Worker(python, {**cases[theirs].calls[0].job, "program": "llamacpp"})]
+        workers = [Worker(sys.executable, job), Worker(python, {**jobs(theirs), "program": "llamacpp"})]
         try:
             for line in table(dtype, theirs, take_turns(*workers, turns)):
                 click.echo(line)

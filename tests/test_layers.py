@@ -39,6 +39,7 @@ LAYERS = (
         "validate",
         "answering",
         "ray",
+        "spark",
         "beam",
         "launcher",
         "mindformers_bridge",

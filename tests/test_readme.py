@@ -119,6 +119,8 @@ def test_flags_that_the_pages_name_exist():
         # Of the harness and its entry.
         *("--add", "--converted", "--model", "--prompts", "--task", "--dtype", "--slots", "--reps"),
         *("--resume", "--retry_failed", "--no_echo"),
+        # Of lm-eval.
+        *("--tasks", "--model_args"),
         # Of msrun.
         *("--worker_num", "--local_worker_num"),
         *(option for parameter in launcher_command(print).params for option in parameter.opts),

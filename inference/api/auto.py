@@ -10,6 +10,7 @@ from typing import Any
 
 from inference.api.backend import choose_model_class
 from inference.config import GenerationConfig, InferenceConfig, Override, load_config, override_config
+from inference.config.flags import OTHER_NAMES
 from inference.config.locate import locate_model
 from inference.config.model_settings import ModelSettings
 from inference.config.presets import find_preset, is_preset, list_presets
@@ -28,6 +29,10 @@ _ELSEWHERE = {
     "random_weights": "engine.random_weights",
     "predict_batch_size": "predict_batch_size",
     "seed": "seed",
+    "device_target": "context.device_target",
+    # Other libraries' names; in a model's config.json they only say how the weights are stored.
+    "dtype": "engine.weight_dtype",
+    "torch_dtype": "engine.weight_dtype",
     "use_parallel": "use_parallel",
     "model_parallel": "parallel_config.model_parallel",
     "data_parallel": "parallel_config.data_parallel",
@@ -161,4 +166,6 @@ def _path_of(key: str) -> str:
     if key in EngineSettings.model_fields:
         return f"engine.{key}"
     known = [*_ELSEWHERE, *EngineSettings.model_fields, *ModelSettings.model_fields, *GenerationConfig.model_fields]
-    raise ConfigError(f"a model's config has no '{key}'", did_you_mean(key, known))
+    other = OTHER_NAMES.get(key, "").removeprefix("--")
+    hint = f"did you mean '{other}'?" if other in known else did_you_mean(key, known)
+    raise ConfigError(f"a model's config has no '{key}'", hint)

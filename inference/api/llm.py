@@ -99,15 +99,20 @@ class LLM:
     def as_completed(self, prompts: Prompts, *, return_errors: bool = False, **settings: Any) -> Iterator[Completion]:
         """Does the same as `generate`, but yields each answer as it finishes; `index` is the index of its prompt."""
         given: Any = [prompts] if _is_one(prompts) else prompts
+        if not isinstance(given, Iterable):
+            raise InputError(
+                f"prompts are {type(given).__name__}", "give a text, token ids, messages, or an iterable of these"
+            )
         return self._completions(enumerate(given), self._encoder(settings), return_errors)
 
-    def chat(self, messages: Sequence[Mapping[str, Any]], **settings: Any) -> Completion:
-        """Answers a chat: messages with `role` and `content`, put into the model's chat template.
+    def chat(self, messages: str | Mapping[str, Any] | Sequence[Mapping[str, Any]], **settings: Any) -> Completion:
+        """Answers a chat: messages with `role` and `content`, put into the model's chat template. A text is the message
+        of a user.
 
         Raises:
             InputError: the messages cannot be used, or the model has no chat template.
         """
-        (completion,) = self.generate({"messages": list(messages)}, **settings)
+        (completion,) = self.generate({"messages": _messages(messages)}, **settings)
         return completion
 
     def _completions(
@@ -280,9 +285,17 @@ def as_prompt(value: PromptLike, index: int) -> Prompt:
     where, name = f"prompt {index + 1}", str(index)
     if isinstance(value, Prompt):
         return value
-    if _is_chat(value):
+    if _is_message(value):
+        value = {"messages": [value]}
+    elif _is_chat(value):
         value = {"messages": list(value)}
     return prompt_from_mapping(value, where, name) if isinstance(value, Mapping) else prompt_of(value, where, name)
+
+
+def _messages(given: str | Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> list[Any]:
+    if isinstance(given, str):
+        return [{"role": "user", "content": given}]
+    return [given] if isinstance(given, Mapping) else list(given)
 
 
 def _is_one(prompts: Any) -> bool:

@@ -156,6 +156,8 @@ def _texts(inputs: Inputs, key: str) -> list[Any]:
     texts = []
     for number, item in enumerate([inputs] if isinstance(inputs, (str, Mapping)) else inputs, 1):
         if isinstance(item, Mapping):
+            if key not in item and "role" in item:
+                raise InputError(f"input {number} is a message of a chat", "use LLM(...).chat(messages)")
             if key not in item:
                 found = ", ".join(map(str, item)) or "none"
                 raise InputError(f"input {number} has no key '{key}'", f"its keys: {found}; keys={{'{SOURCE}': KEY}}")

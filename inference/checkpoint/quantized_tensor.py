@@ -7,7 +7,6 @@ Knows nothing about the layouts in files, which `quantized` (GPTQ, AWQ, compress
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -121,7 +120,7 @@ class QuantizedTensor(StoredTensor):
 
     def is_held_by(self, precision: Format) -> bool:
         """Whether a format holds its integers exactly and its scales up to the rounding to float16."""
-        return self.form in _HELD_BY.get(precision, ())
+        return self.form in HELD_BY.get(precision, ())
 
     def codes(self) -> Codes:
         """Return all codes, for a tensor that one of our formats holds."""
@@ -131,7 +130,7 @@ class QuantizedTensor(StoredTensor):
 
 
 # The forms that each format holds without another rounding.
-_HELD_BY = {
+HELD_BY = {
     Format.INT4: (Format.INT4,),
     Format.INT8: (Format.INT4, Format.INT8),
     Format.INT4_MIN: (Format.INT4, Format.INT4_MIN),
@@ -155,39 +154,6 @@ def narrowest_form(lowest: int, highest: int, groups: np.ndarray, scales: np.nda
     if lowest >= -8 and highest <= 7:
         return Format.INT4
     return Format.INT8 if lowest >= -128 and highest <= 127 else None
-
-
-def format_for(tensors: Iterable[QuantizedTensor]) -> Format:
-    """Return the format for `engine.weight_dtype: auto`: the narrowest that holds every tensor unchanged, else int8.
-
-    int8 holds 4-bit integers with zero points unchanged. If int8 does not hold a tensor either, a second rounding to
-    int8 moves the weights by a tenth of what a rounding to int4 would. For 8-bit floats it moves them by a fifth of
-    what the first rounding did, and they keep their 8 bits.
-    """
-    all_of = list(tensors)
-    fitting = (form for form in (*_HELD_BY, Format.INT8) if all(tensor.is_held_by(form) for tensor in all_of))
-    narrowest = sorted(fitting, key=lambda form: form.shape(1, 64))
-    return narrowest[0] if narrowest else Format.INT8
-
-
-def describe(tensors: Iterable[QuantizedTensor], chosen: Format) -> str:
-    """Return a line for the user: how the checkpoint is quantized, what it is converted to, and the rounding error."""
-    all_of = list(tensors)
-    said = f"quantized checkpoint ({', '.join(sorted({tensor.scheme for tensor in all_of}))}): "
-    if not chosen.quantized:
-        return said + f"dequantized to {chosen.value}, as engine.weight_dtype says"
-    again = [tensor for tensor in all_of if not tensor.is_held_by(chosen)]
-    if not again:
-        wide = chosen is Format.INT8 and any(tensor.form is Format.INT8 for tensor in all_of)
-        four = wide and any("4 bit" in tensor.scheme for tensor in all_of)
-        why = ", because int4 here has no zero points" if four else ""
-        return said + f"taken over as {chosen.value} without another rounding{why}"
-    costs = {form: rounding_error(again[0], form) for form in (Format.INT4, Format.INT8, Format.BFLOAT16)}
-    others = ", ".join(f"{form.value} by {cost:.2%}" for form, cost in costs.items() if form is not chosen)
-    return said + (
-        f"{len(again)} of {len(all_of)} tensors are rounded again to {chosen.value}, which moves the weights of "
-        f"{again[0].name} by {costs[chosen]:.2%} (rms); others would: {others}"
-    )
 
 
 def rounding_error(tensor: QuantizedTensor, form: Format) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import io
 import os
 import re
@@ -24,8 +25,8 @@ from inference import __version__
 from inference.cli.options import COMPLETION_VARIABLE, OVERWRITE, PROGRAM, build_command, flag_names, spread
 from inference.config import InferenceConfig, Override, load_config, parse_override, parse_value
 from inference.config.error_messages import known_keys
-from inference.config.flags import FLAGS, Flag
-from inference.config.presets import find_preset, is_preset, list_presets
+from inference.config.flags import FLAGS, OTHER_NAMES, Flag
+from inference.config.presets import find_preset, is_preset
 from inference.config.run_modes import RUN_MODES
 from inference.config.secrets import arguments_without_secrets
 from inference.errors import EXIT_FAILURE, EXIT_USAGE, ConfigError, InferenceError, did_you_mean, is_out_of_memory
@@ -33,17 +34,10 @@ from inference.launcher import RELAUNCH
 from inference.parallel.topology import is_scheduler, is_worker
 from inference.terminal.signals import begin_end, watch
 
+LONGEST_NAME = 80  # characters of a file name that is too long
+FEW = 3  # keys without effect that are named
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-# Other programs' names for some of our flags.
-ELSEWHERE = {
-    "prompt": "--predict_data",
-    "prompts": "--predict_data",
-    "input": "--predict_data",
-    "dtype": "--weight_dtype",
-    "quantization": "--weight_dtype",
-    "max_tokens": "--max_new_tokens",
-    "output": "--save_file",
-}
+YAML = (".yaml", ".yml")
 # Sections in which to look for a key that was given as a flag but has none.
 SECTIONS = ("generation_config", "engine", "output", "context", "model.model_config", "processor.tokenizer")
 
@@ -52,7 +46,9 @@ def _run(**given: Any) -> int:
     if given["version"]:
         click.echo(f"mindspore-inference {__version__}")
     elif given["list_models"]:
-        _list_models()
+        from inference.cli.model_list import model_list
+
+        click.echo(model_list())
     elif given["show_completion"]:
         _show_completion(given["show_completion"])
     else:
@@ -62,12 +58,17 @@ def _run(**given: Any) -> int:
 
 def _with_config(given: dict[str, Any]) -> int:
     name, model = given["config"] or given["model"], given["model"]
-    if not name:
-        raise click.UsageError("--config is missing; give a YAML file or a preset's name (--list_models)")
     overrides = _overrides(given)
     if given["config"] and model:
         overrides.insert(0, Override("pretrained_model_dir", model, "--model"))
-    if _is_model(name):
+    if not name:
+        if not (given["pretrained_model_dir"] or given["load_checkpoint"]):
+            raise click.UsageError(
+                "--config is missing; give a YAML file or a preset's name, or --model a model; --list_models lists the "
+                "presets, --help shows an example"
+            )
+        config = load_config({}, overrides=overrides)
+    elif _is_model(name) or (not given["config"] and not _is_config(name)):
         flag = "--config" if given["config"] else "--model"
         config = load_config({}, overrides=[Override("pretrained_model_dir", name, flag), *overrides])
     else:
@@ -75,9 +76,9 @@ def _with_config(given: dict[str, Any]) -> int:
     if given["beam"] and not RUN_MODES[config.run_mode].takes_beam_options:
         raise click.exceptions.NoSuchOption(given["beam"][0].partition("=")[0])
     if given["print_config"]:
-        from inference.modes.ends import ends_as_comments
+        from inference.modes.model_comments import model_as_comments
 
-        click.echo("\n".join([config.to_yaml().rstrip("\n"), *ends_as_comments(config)]))
+        click.echo("\n".join([config.to_yaml().rstrip("\n"), *model_as_comments(config)]))
         return 0
     return _act(config, given)
 
@@ -90,10 +91,13 @@ def _is_model(name: str) -> bool:
     with contextlib.suppress(OSError, ValueError):
         if path.is_dir():
             return (path / "config.json").is_file()
-        is_file = path.suffix == ".gguf" or path.is_file()
         is_hub_name = HUB_NAME.fullmatch(name) is not None and not path.parent.exists()
-        return path.suffix == ".gguf" or (is_hub_name and not is_file and path.suffix not in (".yaml", ".yml"))
+        return path.suffix.lower() == ".gguf" or (is_hub_name and not path.is_file() and path.suffix not in YAML)
     return False
+
+
+def _is_config(name: str) -> bool:
+    return name.endswith(YAML) or is_preset(name)
 
 
 def _config_file(name: str) -> Path:
@@ -106,7 +110,7 @@ def _config_file(name: str) -> Path:
 def _act(config: InferenceConfig, given: dict[str, Any]) -> int:
     # Imported here because these import tokenizers and models, which would slow down --help.
     from inference import modes
-    from inference.terminal.output import count, say
+    from inference.terminal.output import say
 
     call = modes.Call(
         config,
@@ -125,8 +129,14 @@ def _act(config: InferenceConfig, given: dict[str, Any]) -> int:
             click.echo(f"no effect: {key} ({where})")
         return 0
     if config.unused_keys and call.topology.is_root:
-        say(f"without effect here: {count(len(config.unused_keys), 'key')} of the config (--check lists them)")
+        say(f"without effect here: {_unused(config)}")
     return modes.run(call)
+
+
+def _unused(config: InferenceConfig) -> str:
+    """Returns the keys that have no effect if they are few, else their number."""
+    keys = [key if where.startswith("-") and key in where else f"{key} ({where})" for key, where in config.unused_keys]
+    return ", ".join(keys) if len(keys) <= FEW else f"{len(keys)} keys of the config (--check lists them)"
 
 
 def resume_command(arguments: Sequence[str]) -> str:
@@ -158,20 +168,6 @@ def _flag_override(flag: Flag, value: Any) -> Override:
     if flag.kind is str:
         return Override(flag.path, list(value) if flag.multiple else value, flag.name)
     return Override(flag.path, parse_value(value), flag.name)
-
-
-def _list_models() -> None:
-    rows = [
-        (preset.name, preset.family, _billions(preset.parameters), preset.hub_id or "in this package")
-        for preset in list_presets()
-    ]
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    for row in rows:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
-def _billions(parameters: int | None) -> str:
-    return "-" if parameters is None else f"{parameters / 1e9:.2f} B"
 
 
 def _show_completion(shell: str) -> None:
@@ -239,16 +235,24 @@ def _report(error: BaseException) -> int:
         return error.code if isinstance(error.code, int) else EXIT_FAILURE
     if is_out_of_memory(error):
         return _fail("out of memory", "take a smaller model, or set engine.kv_cache_memory", EXIT_FAILURE)
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return _fail(f"{_shown(error.filename)}: file name too long", "give a shorter one", EXIT_USAGE)
     if isinstance(error, OSError) and error.strerror:
         return _fail(f"{error.filename or 'the output'}: {error.strerror}", "--traceback shows where", EXIT_FAILURE)
     return _fail(f"{type(error).__name__}: {error}", "--traceback shows where", EXIT_FAILURE)
 
 
+def _shown(name: Any) -> str:
+    """Returns the beginning of a file name that may be very long."""
+    text = str(name)
+    return text if len(text) <= LONGEST_NAME else f"{text[:LONGEST_NAME]}..."
+
+
 def _nearest_flag(name: str) -> str | None:
     """Returns a hint for an unknown flag: how to set the key if there is one of that name, else the nearest flag."""
     key = name.lstrip("-").replace("-", "_")
-    if key in ELSEWHERE:
-        return f"did you mean '{ELSEWHERE[key]}'?"
+    if key in OTHER_NAMES:
+        return f"did you mean '{OTHER_NAMES[key]}'?"
     for section in SECTIONS:
         if key in known_keys(tuple(section.split("."))):
             return f"did you mean '--{section}.{key}'?"

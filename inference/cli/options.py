@@ -5,6 +5,7 @@ Knows flags and their text; knows nothing about what they do.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
@@ -15,6 +16,7 @@ import click
 
 from inference.config import InferenceConfig
 from inference.config.flags import FLAGS, Flag
+from inference.config.run_modes import RUN_MODES
 
 _CALLED = Path(sys.argv[0]).name
 PROGRAM = "python -m inference" if _CALLED == "__main__.py" else _CALLED
@@ -23,6 +25,7 @@ SHELLS = ("bash", "zsh", "fish")
 GROUPS = ("Run", "Model", "Device", "Generation", "Output", "Evaluation", "Information")
 MULTIPLE = ("--predict_data", "--options", *(flag.name for flag in FLAGS if flag.multiple))
 OVERWRITE = ("--overwrite", "--force")
+_LETTER = re.compile("-[A-Za-z]")
 # The option that `--section.key value` is rewritten to.
 KEY = "--key"
 ALL_GROUPS = "all"
@@ -46,7 +49,7 @@ class Help(click.Command):
         own, context.params["beam"] = apart(args)
         super().parse_args(context, own)
         if context.args:
-            raise click.UsageError(f"'{context.args[0]}' belongs to no flag; a prompt goes after --predict_data")
+            raise click.UsageError(_misplaced(context.args[0]))
         return context.args
 
     def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
@@ -64,9 +67,15 @@ class Help(click.Command):
         asked = context.meta.get(HELP_GROUP, GROUPS[0])
         if asked in (ALL_GROUPS, GROUPS[0]):
             formatter.write(EXAMPLES)
+        formatter.write("\nA flag without a value is a switch: --chat turns it on, --chat False off.\n")
         if asked != ALL_GROUPS:
             others = ", ".join(group.lower() for group in GROUPS if group != asked)
-            formatter.write(f"\nMore flags: --help GROUP ({others}), or --help-all for every flag.\n")
+            formatter.write(f"More flags: --help GROUP ({others}), or --help-all for every flag.\n")
+
+
+def _misplaced(word: str) -> str:
+    hint = f"give --run_mode {word}" if word in RUN_MODES else "a prompt goes after --predict_data"
+    return f"'{word}' belongs to no flag; {hint}"
 
 
 def _show_help(context: click.Context, parameter: click.Parameter, value: Any) -> None:
@@ -82,11 +91,19 @@ def _show_help(context: click.Context, parameter: click.Parameter, value: Any) -
 
 
 class GroupedOption(click.Option):
-    """An option with its heading in `--help`."""
+    """An option with its heading in `--help`.
 
-    def __init__(self, *args: Any, group: str, **kwargs: Any):
+    Args:
+        is_switch: whether the flag alone means True. Its value is optional, so help does not show one.
+    """
+
+    def __init__(self, *args: Any, group: str, is_switch: bool = False, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.group = group
+        self.group, self._is_switch = group, is_switch
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        record = super().get_help_record(ctx)
+        return (record[0].split()[0], record[1]) if record and self._is_switch else record
 
 
 class Offered(click.Choice):
@@ -98,13 +115,14 @@ class Offered(click.Choice):
 
 def _config_option(flag: Flag) -> GroupedOption:
     """Makes the option of a flag that sets a config key. Its value stays text: the config layer converts it."""
-    kind = "[True|False]" if flag.kind is bool else flag.kind.__name__.upper()
+    kind = flag.kind.__name__.upper()
     return GroupedOption(
         [flag.name],
         group=flag.group,
         type=Offered(flag.choices) if flag.choices else str,
         multiple=flag.multiple,
         metavar=None if flag.choices else {"STR": "TEXT"}.get(kind, kind),
+        is_switch=flag.kind is bool,
         # A bare --chat means --chat True.
         **({"is_flag": False, "flag_value": "True"} if flag.kind is bool else {}),
         help=f"{flag.help}{_default_of(flag)}",
@@ -117,6 +135,8 @@ def _default_of(flag: Flag) -> str:
     value: Any = InferenceConfig()
     for name in flag.path.split("."):
         value = getattr(value, name, None)
+    if isinstance(value, bool):
+        value = "on" if value else "off"
     return "" if value in (None, (), "", {}) else f" [default: {value}]"
 
 
@@ -236,7 +256,8 @@ def spread(arguments: Sequence[str]) -> list[str]:
         elif name in MULTIPLE:
             several = name
             out += [name, value if equals else _next_value(name, waiting)]
-        elif argument.startswith("--") or argument == "-h":
+        # One letter after a dash is no further value: other programs have such flags, and `-p text` is no prompt.
+        elif argument.startswith("--") or _LETTER.fullmatch(argument):
             several = None
             out.append(argument)
         else:

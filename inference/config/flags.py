@@ -41,6 +41,24 @@ def _unused(name: str, path: str, kind: type, help_text: str) -> Flag:
     return Flag(name, path, kind, help_text, "Accepted, without effect", acted_on=False)
 
 
+# Names that other programs give to what these flags set.
+OTHER_NAMES = {
+    **dict.fromkeys(("prompt", "prompts", "input", "p"), "--predict_data"),
+    **dict.fromkeys(("model_name_or_path", "model_path", "model_id", "m"), "--model"),
+    "c": "--config",
+    **dict.fromkeys(("output", "output_file", "o"), "--save_file"),
+    **dict.fromkeys(
+        ("dtype", "torch_dtype", "quantization", "quantize", "load_in_8bit", "load_in_4bit"), "--weight_dtype"
+    ),
+    **dict.fromkeys(("max_tokens", "n_predict", "max_gen_len", "max_output_tokens"), "--max_new_tokens"),
+    **dict.fromkeys(("tensor_parallel_size", "tp", "tp_size"), "--model_parallel"),
+    **dict.fromkeys(("data_parallel_size", "dp"), "--data_parallel"),
+    "max_num_seqs": "--predict_batch_size",
+    "device": "--device_target",
+    "temp": "--temperature",
+    **dict.fromkeys(("cache_type", "kv_cache_type"), "--kv_cache_dtype"),
+}
+
 _RUN, _MODEL, _DEVICE, _TEXT, _OUTPUT = "Run", "Model", "Device", "Generation", "Output"
 _EVALUATE = "Evaluation"
 _GENERATION = "generation_config"

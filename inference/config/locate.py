@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 from inference.config.presets import find_preset, is_preset, list_presets, normal_name
@@ -23,10 +23,19 @@ DEMOS = ("demo", "demo_t5")
 _PACKAGE = Path(__file__).resolve().parents[1]
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*\Z")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*\Z")
+_LONGEST_NAME = 96  # characters of a name on the hub
 _WANTED = ("*.safetensors", "*.json", "*.model", "*.jinja", "merges.txt", "vocab.txt")
 _UNWANTED = ("consolidated*", "original/*", "onnx/*", "*/*")
 _LONGEST_REASON = 160  # characters of a download error to repeat in a message
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s")
 _TRUE_WORDS = ("1", "ON", "YES", "TRUE")
+_MODEL_NAMES = "give a directory, a GGUF file, a preset's name, or an org/name on Hugging Face"
+# Names of huggingface_hub's errors; the package is imported only to download.
+_NOT_IN_CACHE = "LocalEntryNotFoundError"
+_NO_ACCESS = {
+    "RepositoryNotFoundError": "no such repository, or it is private",
+    "GatedRepoError": "its owner asks users to accept terms first",
+}
 
 
 def locate_model(name_or_dir: str | Path, *, config: InferenceConfig | None = None) -> Path:
@@ -49,17 +58,48 @@ def locate_model(name_or_dir: str | Path, *, config: InferenceConfig | None = No
     if not name.strip() or "\0" in name:
         raise ModelNotFoundError("no model is named", "give a directory, a preset's name, or an org/name")
     path = Path(os.path.expanduser(name))  # noqa: PTH111  (Path.expanduser fails for unknown users)
-    if path.is_dir() or (path.suffix == ".gguf" and path.is_file()):
+    is_gguf = path.suffix.lower() == ".gguf"
+    if _is(path.is_dir) or (is_gguf and _is(path.is_file)):
         return path
-    if path.is_file():
+    if _is(path.is_file):
         hint = "give its directory, or a .gguf file; other files of weights go into load_checkpoint"
         raise ModelNotFoundError(f"{name} is a file, not a model directory", hint)
-    if not (_NAME.match(name) or _HUB_ID.match(name)):
-        kind = "GGUF file" if path.suffix == ".gguf" else "model directory"
-        raise ModelNotFoundError(f"there is no {kind} {name}", _nearest_directory(path))
+    if is_gguf or len(name) > _LONGEST_NAME or not (_NAME.match(name) or _HUB_ID.match(name)):
+        kind = "GGUF file" if is_gguf else "model directory"
+        hint = f"did you mean '{close}'?" if (close := nearest_model(path)) else _MODEL_NAMES
+        raise ModelNotFoundError(f"there is no {kind} {name}", hint)
     places = _places(name)
     found = next((place for place in places if place.is_dir() and any(place.iterdir())), None)
     return found or _fetched(name, places, hub_id_of(name, config))
+
+
+def _is(test: Callable[[], bool]) -> bool:
+    try:
+        return test()
+    except OSError:  # too long for a path
+        return False
+
+
+def place_on_disk(name: str, hub_id: str | None) -> str | None:
+    """Returns where a preset's files lie on this machine, in a few words; None if they have yet to be downloaded."""
+    if name in DEMOS:
+        return "this package"
+    for place in _places(name):
+        if place.is_dir() and any(place.iterdir()):
+            return str(place.parent)
+    if hub_id is None:
+        return None
+    snapshots = _hub_cache() / f"models--{hub_id.replace('/', '--')}" / "snapshots"
+    return "hub cache" if any(snapshots.glob("*/*.safetensors")) else None
+
+
+def _hub_cache() -> Path:
+    """Returns the directory of huggingface_hub's downloads, by its documented variables; importing it takes long."""
+    if cache := os.environ.get("HF_HUB_CACHE"):
+        return Path(cache).expanduser()
+    home = os.environ.get("HF_HOME")
+    cache_home = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    return Path(home or f"{cache_home}/huggingface").expanduser() / "hub"
 
 
 def hub_id_of(name: str, config: InferenceConfig | None = None) -> str | None:
@@ -120,29 +160,63 @@ def _not_found(name: str, places: list[Path], hub_id: str | None, error: Excepti
         looked += f" (${HOME_VARIABLE} is not set)"
     if hub_id is not None:
         looked += f", and the Hugging Face repository {hub_id}: {_reason(error)}"
-    close = None if hub_id else nearest(name, (*DEMOS, *(preset.name for preset in list_presets())))
+    close = nearest_model(Path(name)) or (None if hub_id else _nearest_preset(name))
     hint = f"put its files into {DOWNLOADS / name}, or set pretrained_model_dir to their directory"
     if close:
         hint = f"did you mean '{close}'? Otherwise {hint}"
-    if hub_id and error is not None and not isinstance(error, ImportError) and not _offline():
-        hint += "; behind a proxy set HTTPS_PROXY, for a mirror HF_ENDPOINT"
+    if hub_id and error is not None and not isinstance(error, ImportError):
+        hint = f"{_remedy(error)}; or {hint}"
     return ModelNotFoundError(f"the model '{name}' was not found in {looked}", hint)
 
 
 def _reason(error: Exception | None) -> str:
+    """Returns why a download failed, in at most one sentence."""
     if isinstance(error, ImportError):
-        return "huggingface_hub is not installed"
+        return "huggingface_hub is not installed (pip install huggingface_hub)"
     if _offline():
         return "not in its cache, and HF_HUB_OFFLINE is set"
-    return textwrap.shorten(f"{type(error).__name__}: {error}", _LONGEST_REASON, placeholder="...").rstrip(" .:;")
+    kind = type(error).__name__
+    if kind in _NO_ACCESS:
+        return _NO_ACCESS[kind]
+    # huggingface_hub wraps what happened to the connection in several errors, the last one about its cache.
+    innermost = _innermost(error)
+    if isinstance(innermost, OSError) and innermost.strerror:
+        return f"the hub could not be reached: {innermost.strerror}"
+    if kind == _NOT_IN_CACHE:
+        return "the hub could not be reached"
+    sentence = _SENTENCE_END.split(" ".join(str(error).split()), maxsplit=1)[0].rstrip(" .:;")
+    if len(sentence) > _LONGEST_REASON:
+        sentence = f"{sentence[:_LONGEST_REASON].rpartition(' ')[0]} ..."
+    return f"{kind}: {sentence}" if sentence else kind
 
 
-def _nearest_directory(path: Path) -> str:
-    parent = path.parent
-    names = (
-        sorted(entry.name for entry in parent.iterdir() if entry.is_dir() or entry.suffix == ".gguf")
-        if parent.is_dir()
-        else []
+def _innermost(error: BaseException | None) -> BaseException | None:
+    while error is not None and (inner := error.__cause__ or error.__context__) is not None:
+        error = inner
+    return error
+
+
+def _remedy(error: Exception) -> str:
+    if _offline():
+        return "unset HF_HUB_OFFLINE to download it"
+    if type(error).__name__ in _NO_ACCESS:
+        return "check the name; for a gated or private model accept its terms and set HF_TOKEN"
+    return (
+        "behind a proxy set HTTPS_PROXY; for a mirror set HF_ENDPOINT; to use only downloaded files set "
+        "HF_HUB_OFFLINE=1"
     )
-    close = nearest(path.name, names)
-    return f"did you mean '{parent / close}'?" if close else "give a directory, a preset's name, or an org/name"
+
+
+def nearest_model(path: Path) -> str | None:
+    """Returns the model directory or GGUF file beside `path` whose name is closest to its name, or None."""
+    parent = path.parent
+    try:
+        entries = [entry for entry in parent.iterdir() if entry.is_dir() or entry.suffix.lower() == ".gguf"]
+    except OSError:
+        return None
+    close = nearest(path.name, sorted(entry.name for entry in entries))
+    return str(parent / close) if close else None
+
+
+def _nearest_preset(name: str) -> str | None:
+    return nearest(name, (*DEMOS, *(preset.name for preset in list_presets())))

@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from inference.config.error_messages import known_keys
 from inference.config.layer import KeyPath, Layer
 from inference.config.yaml_file import read_flow
 from inference.config.yaml_scalars import resolve_plain
@@ -69,7 +70,17 @@ def parse_override(assignment: str, origin: str = "--options") -> Override:
     path = path.strip()
     if not equals or not path:
         raise ConfigError(f"{origin}: '{assignment}' is not of the form key=value", "such as generation_config.top_k=3")
-    return Override(path, parse_value(text), origin, text)
+    return Override(_underscored(path), parse_value(text), origin, text)
+
+
+def _underscored(path: str) -> str:
+    """Replaces hyphens in the names of keys that are spelled with underscores: `generation-config.top-k`."""
+    parts: list[str] = []
+    for part in path.split("."):
+        usual = part.replace("-", "_")
+        known = known_keys(tuple(parts)) if usual != part else []
+        parts.append(usual if usual in known and part not in known else part)
+    return ".".join(parts)
 
 
 def parse_value(text: str) -> Any:

@@ -305,8 +305,13 @@ class StepSettings(Section):
 
 
 class PipelineSettings(Section):
-    """`pipeline`: runs rows through one or more models on Apache Beam."""
+    """`pipeline`: runs rows through one or more models on Apache Beam, Ray or Spark."""
 
+    engine: Literal["beam", "ray", "spark"] = Field("beam", description="What distributes the rows.")
+    address: OptionalText = Field(
+        None, description="Of a Ray or Spark cluster, such as spark://host:7077; the engine's own setting if unset."
+    )
+    worker_cpus: Count = Field(1, description="CPUs of each worker on Ray or Spark, and threads of its models.")
     steps: dict[str, StepSettings] = Field(
         default_factory=dict, description="Models by name; one step with this config's own if unset."
     )
@@ -318,12 +323,16 @@ class PipelineSettings(Section):
         None, description="Step whose answer is the row's; the first of the last steps if unset."
     )
     format: Literal["jsonl", "text", "parquet"] = Field("jsonl", description="Form of the files with answers.")
-    shards: NonNegative = Field(0, description="Number of files with answers; 0 leaves it to the runner.")
+    shards: NonNegative = Field(0, description="Number of files with answers; 0 leaves it to the engine.")
     report_file: OptionalText = Field(
         None, description="Comparison of the steps, as a .html page; and as .json beside it."
     )
     checkpoint_seconds: Positive = Field(5.0, description="Seconds of work that a killed run loses at most, about.")
-    runner_options: Texts | None = Field(None, description="Options of the runner that Beam itself does not know.")
+    runner_options: Texts | None = Field(
+        None,
+        description="Options of Beam's runner that Beam itself does not know; settings of Spark (spark.x=y); or "
+        "resources of Ray (NPU=1).",
+    )
 
     @field_validator("splits", mode="before")
     @classmethod
@@ -380,7 +389,7 @@ class InferenceConfig(Section):
         default_factory=ValidateSettings, description="Expectations of prompts (`run_mode: validate`)."
     )
     pipeline: PipelineSettings = Field(
-        default_factory=PipelineSettings, description="Apache Beam (`run_mode: pipeline`)."
+        default_factory=PipelineSettings, description="Pipelines on Beam, Ray or Spark (`run_mode: pipeline`)."
     )
     serve: ServeSettings = Field(
         default_factory=ServeSettings, description="OpenAI-compatible server (`run_mode: serve`)."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -35,6 +35,9 @@ class ServeSettings(Section):
     body_seconds: Positive = Field(30.0, description="Seconds in which a request's body must arrive.")
     shutdown_seconds: Positive = Field(
         30.0, description="Seconds that running requests have to finish after SIGTERM or Ctrl-C."
+    )
+    pooling: Literal["mean", "last"] = Field(
+        "mean", description="What an embedding is made of: the mean of all tokens' states, or the last token's."
     )
     page: bool = Field(True, description="Show the chat page at `/`.")
 

@@ -36,6 +36,8 @@ _ANCHORS = "x-"  # top-level keys that only hold anchors for other keys
 _MOST_NODES = 200_000  # limit, because aliases of aliases can grow exponentially
 _DEEPEST = 100
 _LARGEST = 8 * 1024 * 1024  # bytes; catches weights given in place of a config
+_YAML = (".yaml", ".yml")
+_MODELS = (".gguf",)  # files that can be given in place of a config
 _BRACKETS = re.compile(r"[][{}]")
 
 
@@ -111,23 +113,24 @@ def _read_text(path: Path, shown: str) -> str:
         raise ConfigError(f"{shown} cannot be read: {reason}") from None
 
 
-def _yaml_files(directory: Path) -> list[str]:
+def _files(directory: Path, suffixes: tuple[str, ...]) -> list[str]:
     try:
-        return sorted(file.name for file in directory.iterdir() if file.suffix in (".yaml", ".yml"))
+        return sorted(file.name for file in directory.iterdir() if file.suffix in suffixes)
     except OSError:
         return []
 
 
 def _yaml_inside(path: Path, shown: str) -> str:
-    found = _yaml_files(path)
-    return f"give a file in it, such as {Path(shown) / found[0]}" if found else "give a .yaml file"
+    if found := _files(path, _YAML):
+        return f"give a file in it, such as {Path(shown) / found[0]}"
+    return "it holds no config.json either, so it is no model; give a .yaml file or a model's directory"
 
 
 def _nearest_file(path: Path, shown: str) -> str:
     folder = Path(shown).parent
     if not path.parent.is_dir():
         return f"there is no directory {folder}"
-    close = nearest(path.name, _yaml_files(path.parent))
+    close = nearest(path.name, _files(path.parent, _YAML)) or nearest(path.name, _files(path.parent, _MODELS))
     return f"did you mean '{folder / close}'?" if close else "give the path of a YAML file"
 
 

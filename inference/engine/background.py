@@ -11,16 +11,20 @@ import os
 import queue
 import threading
 import weakref
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable
-from contextlib import AbstractContextManager
+from concurrent.futures import Future, InvalidStateError
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
-from typing import Any, Generic
+from typing import Any, Generic, TypeVar
 
 from inference.engine.engine import BaseEngine, Event, Row
 from inference.engine.request import FinishReason, Request
 from inference.errors import InferenceError
+
+Result = TypeVar("Result")
 
 
 def check_process(process: int) -> None:
@@ -66,6 +70,39 @@ class Delivery(Generic[Event]):
 
 
 @dataclass(frozen=True)
+class _Work:
+    """Work of another kind than rows: a generator that pauses between its parts, and where its result goes."""
+
+    parts: Generator[None, None, Any]
+    future: Future[Any]
+
+    def advance(self) -> bool:
+        """Runs one part; returns whether the work is over."""
+        if self.future.cancelled():
+            self.parts.close()
+            return True
+        try:
+            next(self.parts)
+            return False
+        except StopIteration as end:
+            result = end.value
+            self._settle(lambda: self.future.set_result(result))
+        except BaseException as error:
+            failure = error
+            self._settle(lambda: self.future.set_exception(failure))
+        return True
+
+    def fail(self, error: BaseException) -> None:
+        """Ends the work with an error."""
+        self.parts.close()
+        self._settle(lambda: self.future.set_exception(error))
+
+    def _settle(self, settle: Callable[[], None]) -> None:
+        with suppress(InvalidStateError):  # it was cancelled in the meantime
+            settle()
+
+
+@dataclass(frozen=True)
 class _Entry:
     row: Row[Any]
     deliver: Callable[[Delivery[Any]], None]
@@ -86,6 +123,7 @@ class BackgroundEngine:
         self._entries: dict[Request, _Entry] = {}
         self._entered: list[Row[Any]] = []
         self._left: list[Request] = []
+        self._works: deque[_Work] = deque()
         self._thread: threading.Thread | None = None
         self._engine: BaseEngine | None = None
 
@@ -109,10 +147,29 @@ class BackgroundEngine:
         with self._lock:
             self._entries[row.request] = _Entry(row, deliver, every_token)
             self._entered.append(row)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-                _running().add(self)
-                self._thread.start()
+            self._start()
+
+    def interleave(self, parts: Generator[None, None, Result]) -> Future[Result]:
+        """Runs a generator in the engine's thread: one part after each step, so that rows are not held up for long.
+
+        Returns:
+            Its result. Cancelling it closes the generator at its next pause.
+
+        Raises:
+            InferenceError: this process is a fork of the engine's.
+        """
+        check_process(self._process)
+        work = _Work(parts, Future())
+        with self._lock:
+            self._works.append(work)
+            self._start()
+        return work.future
+
+    def _start(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+            _running().add(self)
+            self._thread.start()
 
     def cancel(self, request: Request) -> None:
         """Cancels a row, if it is not finished: its slot and its blocks are free after the current step."""
@@ -125,6 +182,9 @@ class BackgroundEngine:
         with self._lock:
             thread, rows = self._thread, [entry.row for entry in self._entries.values()]
             self._left.extend(row.request for row in rows)
+            works = list(self._works)
+        for work in works:
+            work.future.cancel()
         for row in rows:
             message = f"request {row.request.request_id} was let go of: the engine was closed"
             self._deliver(Delivery(row, None, True, InferenceError(message)))
@@ -186,20 +246,25 @@ class BackgroundEngine:
                     if engine.busy:
                         for request in engine.step():
                             self._advance(engine, request)
+                    if self._works and self._works[0].advance():
+                        self._works.popleft()
         except BaseException as error:
             with self._lock:
                 self._engine = None
                 rows = [entry.row for entry in self._entries.values()]
                 self._entered, self._left, self._thread = [], [], None
+                works, self._works = self._works, deque()
             for row in rows:
                 self._deliver(Delivery(row, None, True, error))
+            for work in works:
+                work.fail(error)
 
     def _take_changes(self, engine: BaseEngine) -> bool:
         """Adds new rows and removes cancelled ones; returns False, which ends the thread, if none is left."""
         with self._lock:
             entered, self._entered = self._entered, []
             left, self._left = self._left, []
-            if not entered and not engine.busy:
+            if not entered and not engine.busy and not self._works:
                 self._thread = self._engine = None
                 return False
         for row in entered:

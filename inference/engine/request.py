@@ -41,6 +41,11 @@ class TokenLogprob:
     top: tuple[tuple[int, float], ...] = ()
 
 
+def cache_key_of(adapter: int) -> bytes:
+    """Returns the cache key of requests that an adapter answers; 0 for none."""
+    return str(adapter).encode() if adapter else b""
+
+
 @dataclass
 class Timing:
     """Points in time, in `time.perf_counter()` seconds; None if not reached yet."""

@@ -9,17 +9,16 @@ from collections.abc import Callable
 from types import ModuleType
 
 from inference import kernels
-from inference.checkpoint.quantized_tensor import describe
 from inference.checkpoint.tensor import StoredTensor
 from inference.config import InferenceConfig
 from inference.errors import ConfigError
 from inference.generation.cache_size import num_blocks
-from inference.kernels.formats import Format
+from inference.kernels.formats import Format, WeightFormat
 from inference.models.architecture.t5_config import AnyConfig, T5Config
 from inference.models.runner import ModelRunner
 from inference.models.source import ModelSource
-from inference.models.weights.loading import quantized_tensors, stored_format
 from inference.models.weights.sharding import Pairs
+from inference.models.weights.weight_formats import describe_quantized, stored_format
 from inference.parallel.start import Ranks
 
 Say = Callable[[str], None]
@@ -35,8 +34,8 @@ def runner_class(config: AnyConfig) -> type[ModelRunner]:
     return ModelRunner
 
 
-def weight_format_of(source: ModelSource, pairs: Pairs | None) -> Format:
-    """Returns the format that `engine.weight_dtype` selects; `auto` is the format of the checkpoint.
+def weight_format_of(source: ModelSource, pairs: Pairs | None) -> WeightFormat:
+    """Returns the format that `engine.weight_dtype` selects; `auto` is the format of the checkpoint's tensors.
 
     Raises:
         ConfigError: the weights are packed in another format.
@@ -53,11 +52,11 @@ def weight_format_of(source: ModelSource, pairs: Pairs | None) -> Format:
     return stored_format(pairs) if name == "auto" else Format(name)
 
 
-def say_what_becomes_of(pairs: Pairs | None, weight_format: Format, say: Say) -> None:
-    """Reports the format into which a quantized checkpoint is converted; says nothing for other checkpoints."""
-    quantized = quantized_tensors(pairs)
-    if quantized:
-        say(describe(quantized, weight_format))
+def say_what_becomes_of(pairs: Pairs | None, weight_format: WeightFormat, say: Say) -> None:
+    """Reports the formats into which a quantized checkpoint is converted; says nothing for other checkpoints."""
+    line = describe_quantized(pairs, weight_format)
+    if line:
+        say(line)
 
 
 def choose_kernels(config: InferenceConfig, say: Say) -> ModuleType:
@@ -115,6 +114,6 @@ def share(
     return num_blocks(source, positions, weight_format, row, shard, ranks.links.sharing_memory), (positions, row)
 
 
-def format_in_memory(source: ModelSource, pairs: Pairs | None, kernels: ModuleType) -> Format | None:
+def format_in_memory(source: ModelSource, pairs: Pairs | None, kernels: ModuleType) -> WeightFormat | None:
     """Returns the format of the matrices in memory; None for plain float32."""
     return weight_format_of(source, pairs) if kernels.NARROW else None

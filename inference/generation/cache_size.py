@@ -10,12 +10,12 @@ from collections.abc import Iterable, Iterator
 from inference.context import available_memory
 from inference.errors import ConfigError, InferenceError
 from inference.generation.text import EncodedPrompt
-from inference.kernels.formats import Format
+from inference.kernels.formats import WeightFormat
 from inference.models import kv_cache
 from inference.models.block_pool import NULL_BLOCK
 from inference.models.source import ModelSource
-from inference.models.weights.loading import weight_bytes
 from inference.models.weights.sharding import Shard
+from inference.models.weights.weight_formats import weight_bytes
 
 
 def positions_needed(prompts: Iterable[EncodedPrompt], source: ModelSource) -> int:
@@ -39,7 +39,7 @@ def _lengths(prompts: Iterable[EncodedPrompt], source: ModelSource) -> Iterator[
 def num_blocks(
     source: ModelSource,
     positions: int | None,
-    weight_format: Format | None,
+    weight_format: WeightFormat | None,
     row: int = 1,
     shard: Shard | None = None,
     sharing: int = 1,

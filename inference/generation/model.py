@@ -5,6 +5,7 @@ Knows engines and runners; `build` builds the runner, `cache_size` sizes its cac
 
 from __future__ import annotations
 
+import operator
 import os
 import threading
 import weakref
@@ -35,8 +36,8 @@ from inference.models.architecture.t5_config import AnyConfig
 from inference.models.runner import StepModel
 from inference.models.source import ModelSource, resolve
 from inference.models.tensor_parallel import LeadingRunner, agree_on_blocks
-from inference.models.weights.loading import weight_bytes
 from inference.models.weights.sharding import Pairs
+from inference.models.weights.weight_formats import weight_bytes
 from inference.parallel.start import Ranks
 from inference.tokenizer import Tokenizer
 
@@ -339,7 +340,10 @@ def _rows(input_ids: Any) -> list[list[int]]:
         input_ids = input_ids.asnumpy()
     if isinstance(input_ids, np.ndarray):
         input_ids = input_ids.tolist()
-    rows = list(input_ids)
+    rows: list[Any] = [input_ids] if isinstance(input_ids, str) else list(input_ids)
     if rows and not isinstance(rows[0], (list, tuple, np.ndarray)):
         rows = [rows]
-    return [[int(token) for token in row] for row in rows]
+    try:
+        return [[operator.index(token) for token in row] for row in rows]
+    except TypeError:
+        raise InputError("generate takes token ids", "for texts use LLM or pipeline, for messages LLM.chat") from None

@@ -15,7 +15,7 @@ from inference.config.generation import sampling_setting
 from inference.config.schema import adapters_hint
 from inference.engine.constraint import TokenConstraint
 from inference.engine.engine import BaseEngine
-from inference.engine.request import FinishReason, Request
+from inference.engine.request import FinishReason, Request, cache_key_of
 from inference.errors import InferenceError, InputError
 from inference.generation.stop_strings import HidingMatcher
 from inference.inputs.prompts import Prompt
@@ -92,7 +92,7 @@ class EncodedPrompt:
             self.generation,
             self.generation.new_token_limit(len(prompt_ids), context_length),
             self.generation.new_token_minimum(len(prompt_ids)),
-            cache_key=str(self.adapter).encode() if self.adapter else b"",
+            cache_key=cache_key_of(self.adapter),
             adapter=self.adapter,
             source_ids=None if self.decoder_start is None else self.ids,
             row=self.seed_row,

@@ -171,7 +171,11 @@ def exists(path: Path) -> bool:
 
 def _file_hint(path: Path) -> str:
     close = nearest(path.name, [file.name for file in path.parent.iterdir()]) if path.parent.is_dir() else None
-    return f"did you mean '{path.parent / close}'?" if close else "a text that ends so can be given through -"
+    return (
+        f"did you mean '{path.parent / close}'?"
+        if close
+        else "a prompt that ends like a file name goes through stdin: --predict_data -"
+    )
 
 
 def _head(stored: Any) -> bytes:

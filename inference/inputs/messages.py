@@ -28,7 +28,7 @@ def normal_messages(messages: Any, where: str) -> tuple[dict[str, Any], ...]:
     """
     is_list = isinstance(messages, (list, tuple)) and bool(messages)
     if not is_list or not all(isinstance(message, Mapping) and "role" in message for message in messages):
-        raise InputError(f"{where}: {FORM}")
+        raise InputError(f"{where}: {FORM}", 'such as [{"role": "user", "content": "Hello"}]')
     return tuple(_normal(message, f"{where}: message {number + 1}", where) for number, message in enumerate(messages))
 
 

@@ -6,13 +6,15 @@ Knows which format a file name stands for; a row is parsed only when its prompt 
 from __future__ import annotations
 
 import glob
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from inference.config.input_formats import FORMATS, MAX_LINE_BYTES, SUFFIXES, format_of_name
+from inference.config.input_formats import COMPRESSED_SUFFIXES, FORMATS, MAX_LINE_BYTES, SUFFIXES, format_of_name
 from inference.errors import InputError
 from inference.inputs import files, tables
 from inference.inputs.files import STDIN, ByteFile, is_blank
@@ -20,6 +22,9 @@ from inference.inputs.prompts import Prompt, RowError, check_text, parse_row, pr
 
 # In bytes. If the files together are no larger, their rows are counted before the first is answered.
 COUNTED = 1 << 20
+# Scheme, and path without its query (RFC 3986).
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^\s?#]+)\S*\Z")
+_WEB = ("http", "https", "ftp")
 
 
 @dataclass(frozen=True)
@@ -210,8 +215,11 @@ def open_rows(
 
 def no_prompt() -> InputError:
     """The error for an input without prompts."""
+    known = ", ".join(f".{name}" for name in FORMATS)
+    compressed = " or ".join(COMPRESSED_SUFFIXES)
     return InputError(
-        "there is no prompt", f"give --predict_data a text, a file ({', '.join(SUFFIXES)}), or - for stdin"
+        "there is no prompt",
+        f"give --predict_data a text, a file ({known}, also with {compressed}), or - for stdin; or --run_mode chat",
     )
 
 
@@ -246,6 +254,7 @@ def _format_of(value: str, given: str | None) -> str | None:
     """The format of a file; None for a prompt."""
     if value == STDIN:
         return given or "txt"
+    _check_is_no_url(value)
     told = format_of_name(value)
     if told is not None:
         return given or told
@@ -257,14 +266,39 @@ def _format_of(value: str, given: str | None) -> str | None:
         if given and not path.is_dir():
             return given
         if path.is_dir():
-            raise InputError(
-                f"--predict_data: {value} is a directory", f"name its files: '{value.rstrip('/')}/*.jsonl'"
-            )
+            raise InputError(f"--predict_data: {value} is a directory", _files_in(path, value))
         raise InputError(
             f"--predict_data: {value} is a file, but none of {', '.join(SUFFIXES)}",
             "say what it is with --input_format, or give it through -",
         )
     return None
+
+
+def _check_is_no_url(value: str) -> None:
+    """Rejects the URL of a file of prompts; any other URL is a prompt.
+
+    Raises:
+        InputError: the value is such a URL.
+    """
+    match = _URL.match(value)
+    if not match or (match[1].lower() in _WEB and format_of_name(match[2]) is None):
+        return
+    if match[1].lower() in _WEB:
+        hint = f"download it first, such as with curl -LO {value}"
+    elif match[1].lower() == "file":
+        hint = "give its path"
+    else:
+        hint = "copy it to this machine, or use --run_mode pipeline, which reads Beam's file systems"
+    raise InputError(f"--predict_data: {value} is a URL, and prompts come from files of this machine", hint)
+
+
+def _files_in(directory: Path, value: str) -> str:
+    """Returns a hint that names a directory's files of prompts by the pattern that matches most of them."""
+    formats = Counter(form for file in directory.iterdir() if (form := format_of_name(file.name)))
+    if not formats:
+        known = ", ".join(f".{name}" for name in FORMATS)
+        return f"name a file of prompts ({known}); there is none in it"
+    return f"name its files: '{value.rstrip('/')}/*.{formats.most_common(1)[0][0]}'"
 
 
 def _line_parser(data: bytes, line: int, form: str, max_line_bytes: int) -> Callable[[str, str], Prompt]:

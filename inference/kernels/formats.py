@@ -5,6 +5,8 @@ Plain numpy; the packing and unpacking here are the reference that the kernels a
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
@@ -74,6 +76,34 @@ class Format(Enum):
 
 _FOUR_BITS = (Format.INT4, Format.INT4_MIN)
 _EIGHT_BITS = (Format.INT8, Format.INT8_MIN)
+
+
+def by_size(formats: Iterable[Format]) -> list[Format]:
+    """Sort formats, the narrowest first."""
+    return sorted(formats, key=lambda form: form.shape(1, PAIR))
+
+
+@dataclass(frozen=True)
+class MixedFormat:
+    """A format for each matrix of a model, by parameter name; parameters that are not named are float32.
+
+    It has those properties of `Format` that are asked of a whole model.
+    """
+
+    by_parameter: Mapping[str, Format]
+
+    @property
+    def value(self) -> str:
+        """Its name for people: its formats, the narrowest first, such as int4_min+int8."""
+        return "+".join(form.value for form in by_size(set(self.by_parameter.values())))
+
+    @property
+    def quantized(self) -> bool:
+        return any(form.quantized for form in self.by_parameter.values())
+
+
+# The format of a model's weights.
+WeightFormat = Format | MixedFormat
 
 
 def whole_panels(rows: int) -> int:

@@ -209,7 +209,8 @@ class Decoder(nn.Cell):
         vector, matrix = Tensor(shape=[None], dtype=mstype.int32), Tensor(shape=[None, None], dtype=mstype.int32)
         self.is_adapted = any(weight.additions for weight in weights.values())
         adapters = (vector,) if self.is_adapted else ()
-        self.set_inputs(vector, vector, vector, matrix, vector, matrix, vector, vector, vector, *adapters)
+        self.inputs = (vector, vector, vector, matrix, vector, matrix, vector, vector, vector, *adapters)
+        self.set_inputs(*self.inputs)
 
     def construct(
         self,
@@ -224,6 +225,22 @@ class Decoder(nn.Cell):
         logit_rows: Tensor,
         adapters: Tensor | None = None,
     ) -> Tensor:
+        given = (positions, slots, block_tables, query_starts, query_index, token_index)
+        states, geometry = self.states(tokens, *given, adapters)
+        return self.head(states, logits_index, logit_rows, geometry)
+
+    def states(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        slots: Tensor,
+        block_tables: Tensor,
+        query_starts: Tensor,
+        query_index: Tensor,
+        token_index: Tensor,
+        adapters: Tensor | None,
+    ) -> tuple[Tensor, tuple]:
+        """Returns the states before the final norm [T, hidden], and the step's geometry."""
         geometry = self.geometry(positions, slots, block_tables, query_starts, query_index, token_index)
         if self.is_adapted:
             geometry = (*geometry, adapters)
@@ -232,4 +249,34 @@ class Decoder(nn.Cell):
             x = x * self.embedding_scale
         if self.has_positions:
             x = x + self.position_embedding(positions)
-        return self.head(self.layers(x, geometry), logits_index, logit_rows, geometry)
+        return self.layers(x, geometry), geometry
+
+
+class HiddenStates(nn.Cell):
+    """tokens [T] -> the states before the final norm [T, hidden]; takes the same inputs as the decoder.
+
+    Args:
+        decoder: the network whose layers compute them.
+    """
+
+    def __init__(self, decoder: Decoder):
+        super().__init__()
+        self.decoder = decoder
+        self.set_inputs(*decoder.inputs)
+
+    def construct(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        slots: Tensor,
+        block_tables: Tensor,
+        query_starts: Tensor,
+        query_index: Tensor,
+        token_index: Tensor,
+        logits_index: Tensor,
+        logit_rows: Tensor,
+        adapters: Tensor | None = None,
+    ) -> Tensor:
+        given = (positions, slots, block_tables, query_starts, query_index, token_index)
+        states, _ = self.decoder.states(tokens, *given, adapters)
+        return states

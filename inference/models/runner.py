@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from inference.checkpoint.tensor import StoredTensor
-from inference.kernels.formats import Format, pack_into
+from inference.kernels.formats import WeightFormat, pack_into
 from inference.kernels.shapes import AttentionShape, LatentShape, Part
 from inference.kernels.weight import Weight
 from inference.models.architecture.config import ModelConfig
@@ -23,7 +23,7 @@ from inference.models.architecture.t5_config import AnyConfig
 from inference.models.block_pool import BlockPool
 from inference.models.compiled_network import CompiledNetwork, graph_turn
 from inference.models.step import SequenceStep, StepBatch, StepResult
-from inference.models.weights import loading
+from inference.models.weights import loading, weight_formats
 from inference.models.weights.lora import Adapters
 from inference.models.weights.parameters import parameter_shapes
 from inference.models.weights.sharding import PACKED, Pairs, Shard
@@ -49,6 +49,9 @@ class StepModel(Protocol):
     def encode(self, batch: StepBatch) -> None:
         """Encodes the sources of new requests; called before their first step."""
 
+    def hidden_states(self, batch: StepBatch) -> np.ndarray:
+        """Writes the batch's keys and values, and returns the states after the final norm: float32 [T, hidden]."""
+
 
 @dataclass
 class LoadTimes:
@@ -67,7 +70,7 @@ class ModelRunner:
         num_blocks: size of the KV cache.
         block_size: positions per block.
         kernels: `kernels.stock` or `kernels.native`.
-        weight_format: format of the matrices in memory; None keeps the checkpoint's format.
+        weight_format: format or formats of the matrices in memory; None keeps the checkpoint's format.
         half_cache: keep keys and values in float16.
         seed: seed for random weights.
         progress: called with each tensor as it is loaded.
@@ -84,7 +87,7 @@ class ModelRunner:
         num_blocks: int,
         block_size: int,
         kernels: ModuleType | None = None,
-        weight_format: Format | None = None,
+        weight_format: WeightFormat | None = None,
         half_cache: bool = False,
         seed: int = 0,
         progress: Callable[[StoredTensor], None] | None = None,
@@ -103,7 +106,7 @@ class ModelRunner:
         self.context_length = config.context_length
         self.times = LoadTimes()
         self.kernels = kernels or stock
-        self.weight_format = weight_format or loading.stored_format(pairs)
+        self.weight_format = weight_format or weight_formats.stored_format(pairs)
         started = time.perf_counter()
         parameters = self._load(pairs, seed, progress)
         additions = adapters.additions(self.shard) if adapters else {}
@@ -112,6 +115,8 @@ class ModelRunner:
             parameters[name] = replace(parameters[name], additions=parts)
         self._shapes = self.attention_shapes(half_cache)
         self._caches = kv_cache.allocate(self.kernels, self._shapes)
+        self._final_norm = [parameters.get(f"model.norm.{part}") for part in ("weight", "bias")]
+        self._hidden_network: CompiledNetwork | None = None
         with graph_turn:
             self._network = self.build(parameters)
         self.times.load = time.perf_counter() - started
@@ -137,7 +142,8 @@ class ModelRunner:
         from inference.kernels import stock
 
         is_stock = self.kernels is stock
-        shapes, formats = self.shard.parameter_shapes(), loading.formats_of(self.shard.model, self.weight_format)
+        shapes = self.shard.parameter_shapes()
+        formats = weight_formats.formats_of(self.shard.model, self.weight_format)
         loaded, destinations = {}, {}
         # Use tensors that `convert` packed directly from the mapped file.
         in_place = {} if is_stock else _usable_in_place(pairs or [])
@@ -149,7 +155,7 @@ class ModelRunner:
                     progress(in_place[name])
                 continue
             memory = None if is_stock or len(shapes[name]) == 1 else precision
-            dtype, shape = loading.memory_layout(shapes[name], memory)
+            dtype, shape = weight_formats.memory_layout(shapes[name], memory)
             data = self.kernels.empty(name, shape, dtype)
             array = self.kernels.memory(data)
             # The last panel may have padding rows that are never written.
@@ -189,6 +195,25 @@ class ModelRunner:
         best, values = given[:count].astype(np.int64), given[count : 2 * count]
         logits = given[2 * count :].reshape(len(batch.logit_rows), self.config.vocab_size)
         return StepResult(np.where(best < 0, -1, best + first), logits, values)
+
+    def hidden_states(self, batch: StepBatch) -> np.ndarray:
+        """Writes the batch's keys and values, and returns the states after the final norm: float32 [T, hidden].
+
+        The first call compiles a network of its own.
+        """
+        from inference.models.decoder import Decoder, HiddenStates
+
+        heartbeat.busy()
+        with graph_turn:
+            if self._hidden_network is None:
+                assert isinstance(self._network.network, Decoder)
+                self._hidden_network = CompiledNetwork(HiddenStates(self._network.network))
+            states = self._hidden_network(*self._tensors(batch)).asnumpy()
+        weight, bias = (None if part is None else self.kernels.memory(part.data) for part in self._final_norm)
+        if bias is not None:
+            states = states - states.mean(axis=1, keepdims=True)
+        states = states / np.sqrt(np.square(states).mean(axis=1, keepdims=True) + self.config.norm_eps) * weight
+        return states if bias is None else states + bias
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copies keys and values of whole blocks, one pair (from, to) after another."""

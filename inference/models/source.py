@@ -17,17 +17,17 @@ from inference.checkpoint.open import GGUF_SUFFIX, open_checkpoint, rank_folders
 from inference.checkpoint.tensor import Checkpoint
 from inference.config import GENERATION_FILE, GenerationConfig, InferenceConfig, read_generation_file
 from inference.config.generation import GenerationSettings, settings_from_model
-from inference.config.locate import locate_model
+from inference.config.locate import locate_model, nearest_model
 from inference.config.presets import is_preset
 from inference.errors import ConfigError, ModelNotFoundError
 from inference.files.read import check_regular, exists, is_file, read_json_object
-from inference.kernels.formats import Format
+from inference.kernels.formats import Format, WeightFormat
 from inference.models.architecture.config import ModelConfig
 from inference.models.architecture.config_aliases import lay_over
 from inference.models.architecture.registry import ARCHITECTURES, model_config_from, resolve_architecture
 from inference.models.architecture.t5_config import AnyConfig
-from inference.models.weights import loading
-from inference.models.weights.export import PACKED_KEY
+from inference.models.weights import loading, weight_formats
+from inference.models.weights.export import packed_format
 from inference.models.weights.lora import Adapters, adapter_paths, read_adapter
 from inference.models.weights.mindformers_fused import separate
 from inference.models.weights.mindformers_layouts import as_published
@@ -51,7 +51,7 @@ class ModelSource:
         checkpoint: file or directory of the weights; None for random weights.
         model: the architecture.
         generation: the generation settings that apply to every prompt.
-        packed: the format that `convert` packed the weights in; None for a checkpoint as published.
+        packed: the format or formats that `convert` packed the weights in; None for a checkpoint as published.
         scheme: how a checkpoint as published is quantized; None if it is not quantized.
         own_config: the keys of config.json, overridden by those of the YAML.
         ranks: number of ranks that share the model.
@@ -66,7 +66,7 @@ class ModelSource:
     checkpoint: Path | None
     model: AnyConfig
     generation: GenerationConfig
-    packed: Format | None = None
+    packed: WeightFormat | None = None
     own_config: Mapping[str, Any] = field(default_factory=dict)
     ranks: int = 1
     scheme: Scheme | None = None
@@ -105,7 +105,7 @@ class ModelSource:
             if folders:
                 return shard.keep(self.fit(checkpoint, path, shard))
             return shard.cut(self.fit(checkpoint, path))
-        formats = loading.formats_of(self.model, self.packed)
+        formats = weight_formats.formats_of(self.model, self.packed)
         if folders:
             return loading.fit_packed(checkpoint, shard.parameter_shapes(), formats, path)
         pairs = loading.fit_packed(checkpoint, parameter_shapes(self.model), formats, path)
@@ -161,7 +161,7 @@ def resolve(config: InferenceConfig) -> ModelSource:
     ends = _stated_ends(config, own, values, where)
     if not config.generation_config.eos_token_id:
         generation = generation.updated(eos_token_id=list(dict.fromkeys(chain.from_iterable(ends.values()))))
-    packed = _packed_format(values, where)
+    packed = packed_format(values, where)
     notes: tuple[str, ...] = ()
     if packed is None and checkpoint is not None and _has_own_head(checkpoint, model, scheme, config):
         assert isinstance(model, ModelConfig)
@@ -261,7 +261,10 @@ def _model_directory(config: InferenceConfig, checkpoint: Path | None) -> Path |
         return _directory_of(checkpoint)
     directory = locate_model(config.pretrained_model_dir, config=config) if config.pretrained_model_dir else None
     if directory is not None and checkpoint is not None and is_gguf(directory):
-        raise ConfigError(f"{directory} is a whole model, and {checkpoint} another's weights", "give one of the two")
+        raise ConfigError(
+            f"{directory} is a whole model, and {checkpoint} another's weights",
+            "leave out pretrained_model_dir or load_checkpoint",
+        )
     return directory
 
 
@@ -272,7 +275,9 @@ def _checkpoint_path(given: str, config: InferenceConfig) -> Path:
             check_regular(path)
         return path
     if path.suffix in (".ckpt", ".safetensors", ".json", GGUF_SUFFIX):
-        raise ModelNotFoundError(f"the checkpoint {given} does not exist", "give a file or a directory that does")
+        close = nearest_model(path)
+        hint = f"did you mean '{close}'?" if close else "give a file or a directory that does"
+        raise ModelNotFoundError(f"the checkpoint {given} does not exist", hint)
     return locate_model(given, config=config)
 
 
@@ -295,20 +300,13 @@ def _architecture(config: InferenceConfig, directory: Path | None) -> tuple[dict
     if path is None or not exists(path):
         if not given:
             place = f"{directory} holds no {CONFIG_FILE}" if directory else "the config has no model.model_config"
-            raise ConfigError(f"{place}, so the model's sizes are unknown", "give one of the two")
+            raise ConfigError(
+                f"{place}, so the model's sizes are unknown",
+                f"give a model's directory that holds {CONFIG_FILE}, or the sizes in the YAML's model.model_config",
+            )
         return given, _yaml_name(config)
     own = read_json_object(path)
     return lay_over(own, given), f"{path} and {_yaml_name(config)}" if given else str(path)
-
-
-def _packed_format(values: Mapping[str, Any], where: str) -> Format | None:
-    packed = values.get(PACKED_KEY)
-    if packed is None:
-        return None
-    try:
-        return Format(packed["weight_dtype"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise ConfigError(f"{where}: {PACKED_KEY} is damaged: {packed!r}", "convert the model again") from error
 
 
 def _config_class(config: InferenceConfig) -> str | None:

@@ -1,8 +1,8 @@
 """One model on several ranks: the leader steps, the others follow.
 
 The leader has the engine, and so scheduling, sampling and text. A follower has its part of the weights and of the
-cache, and executes the leader's commands: run a step, encode sources, copy blocks, end. So every decision is made only
-once.
+cache, and executes the leader's commands: run a step, compute states, encode sources, copy blocks, end. So every
+decision is made only once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from inference.parallel import heartbeat
 from inference.parallel.channel import PeerLostError
 from inference.parallel.connections import Links
 
-STEP, ENCODE, COPY, RESULT, END = "step", "encode", "copy", "result", "end"
+STEP, ENCODE, COPY, HIDDEN, RESULT, END = "step", "encode", "copy", "hidden", "result", "end"
 NEEDS, ROOM, BLOCKS = "needs", "room", "blocks"
 # Cache positions that a rank must have room for: in total (or None), and of the longest row.
 Needs = tuple[int | None, int]
@@ -131,6 +131,12 @@ class LeadingRunner:
             channel.send(ENCODE, batch.fields())
         self.runner.encode(batch)
 
+    def hidden_states(self, batch: StepBatch) -> np.ndarray:
+        """Returns the states after the final norm: every rank computes them whole."""
+        for channel in self._links.followers:
+            channel.send(HIDDEN, batch.fields())
+        return self.runner.hidden_states(batch)
+
     def close(self) -> None:
         """Ends the followers; no further step can be run."""
         self._links.unwatch()
@@ -151,6 +157,8 @@ def follow(runner: ModelRunner, links: Links) -> None:
         message = links.leader.receive()
         if message.kind == STEP:
             links.leader.send(RESULT, runner.step(StepBatch.of_fields(message.arrays)).arrays())
+        elif message.kind == HIDDEN:
+            runner.hidden_states(StepBatch.of_fields(message.arrays))
         elif message.kind == ENCODE:
             runner.encode(StepBatch.of_fields(message.arrays))
         elif message.kind == COPY:

@@ -1,34 +1,14 @@
 """`AnswerBatches`: the class that Ray Data's `map_batches` runs in its actors.
 
-Knows Ray's batches; `answering` answers the rows.
+Knows Ray's resources; `answering.columns` answers the rows.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from inference.answering.shared_model import LoadedModel, check_settings, loaded_model
-from inference.api.auto import AutoConfig
-from inference.config import InferenceConfig, Override, load_config, override_config
-from inference.errors import ConfigError, InputError
-from inference.models.source import resolve
-
-# Columns of an answer, and their values for a row without an answer.
-ANSWER: dict[str, Any] = {
-    "text": None,
-    "finish_reason": "error",
-    "prompt_tokens": 0,
-    "completion_tokens": 0,
-    "total_seconds": float("nan"),
-    "model": "",
-    "error": None,
-}
-# Columns of a row that make up its prompt.
-ASKED = ("prompt", "messages", "custom_id")
+from inference.answering.columns import ColumnAnswerer, config_of, with_threads
 
 
 class AnswerBatches:
@@ -56,10 +36,8 @@ class AnswerBatches:
     def __init__(
         self, config: str | Mapping[str, Any], settings: Mapping[str, Any] | None = None, prompt_column: str = "prompt"
     ):
-        check_settings(settings)
-        self._settings, self._column = dict(settings or {}), prompt_column
-        self._config = _with_threads(_config_of(config))
-        self._model: LoadedModel | None = None
+        own = with_threads(config_of(config), assigned_cpus(), "Ray's CPUs")
+        self._answerer = ColumnAnswerer(own, settings, prompt_column)
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Answer a batch, a mapping of columns. Keep the order and number of rows.
@@ -67,63 +45,18 @@ class AnswerBatches:
         Raises:
             InputError: there is no column of prompts, or the batch already has a column that would be added.
         """
-        taken = sorted(set(batch) & set(ANSWER))
-        if taken:
-            raise InputError(f"the dataset already has a column '{taken[0]}'", "rename or drop it")
-        examples = self._examples(batch)
-        if self._model is None:
-            self._model = loaded_model(self._config, resolve(self._config).name)
-        records = self._model.answer(examples, self._settings).records
-        answers = {name: _column([_value(record, name) for record in records]) for name in ANSWER}
-        return {**batch, **answers}
+        return {**batch, **self._answerer.answer(batch)}
 
-    def _examples(self, batch: Mapping[str, Any]) -> list[dict[str, Any]]:
-        columns = {name: batch[self._column if name == "prompt" else name] for name in ASKED if self._has(batch, name)}
-        if not columns.keys() & {"prompt", "messages"}:
-            known = ", ".join(batch) or "none"
-            raise InputError(f"the dataset has no column '{self._column}' and no column 'messages'", f"known: {known}")
-        rows = zip(*columns.values(), strict=True)
-        return [{name: _plain(value) for name, value in zip(columns, row, strict=True)} for row in rows]
-
-    def _has(self, batch: Mapping[str, Any], name: str) -> bool:
-        return (self._column if name == "prompt" else name) in batch
+    @property
+    def threads(self) -> int | None:
+        """The threads that the model computes with; None for all CPUs."""
+        return self._answerer.config.engine.threads
 
 
-def _config_of(config: str | Mapping[str, Any]) -> InferenceConfig:
-    if isinstance(config, Mapping):
-        return load_config(config)
-    if not isinstance(config, (str, os.PathLike)):
-        raise ConfigError(f"config is {type(config).__name__}", "give a path, a preset's name, or a mapping")
-    return AutoConfig.from_pretrained(config).inference_config
-
-
-def _with_threads(config: InferenceConfig) -> InferenceConfig:
-    """Set the config's threads to the CPUs of this actor, unless it sets them itself; outside Ray, change nothing."""
+def assigned_cpus() -> int:
+    """Return the CPUs that Ray has given to this worker; 0 outside Ray."""
     import ray
 
-    if config.origin("engine.threads") != "default" or not ray.is_initialized():
-        return config
-    cpus = int(ray.get_runtime_context().get_assigned_resources().get("CPU", 0))
-    return override_config(config, [Override("engine.threads", cpus, "Ray's CPUs")]) if cpus else config
-
-
-def _value(record: Mapping[str, Any], name: str) -> Any:
-    value = record[name]
-    if name == "error":
-        return None if value is None else f"{value['type']}: {value['message']}"
-    return ANSWER[name] if value is None else value
-
-
-def _column(values: Sequence[Any]) -> np.ndarray:
-    """Make a column; texts, which may be missing, stay Python objects."""
-    has_text = any(isinstance(value, str) or value is None for value in values)
-    return np.array(values, dtype=object) if has_text else np.array(values)
-
-
-def _plain(value: Any) -> Any:
-    """Convert a value from Ray to JSON types."""
-    if isinstance(value, np.ndarray):
-        return [_plain(item) for item in value]
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return value.item() if isinstance(value, np.generic) else value
+    if not ray.is_initialized():
+        return 0
+    return int(ray.get_runtime_context().get_assigned_resources().get("CPU", 0))

@@ -11,12 +11,12 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
-from inference.engine.request import Request, TokenLogprob
+from inference.engine.request import FinishReason, Request, TokenLogprob
 from inference.generation.message import TOOL_CALLS, merge_delta, message_reader
 from inference.generation.text import AnswerRow
 from inference.serve.bodies import Ask
 from inference.serve.generation import Piece, Rows
-from inference.tokenizer import Tokenizer
+from inference.tokenizer import IncrementalDetokenizer, Tokenizer
 
 DONE = b"data: [DONE]\n\n"
 
@@ -29,6 +29,7 @@ class Answers:
         rows: the samples of the first prompt, then those of the next, and so on.
         tokenizer: converts tokens to text if log probabilities are requested.
         finished: called with the request of each finished row.
+        prompt_logprobs: for each prompt, the log probabilities of its tokens but the first.
     """
 
     def __init__(
@@ -38,9 +39,11 @@ class Answers:
         rows: Sequence[AnswerRow],
         tokenizer: Tokenizer,
         finished: Callable[[Request], None] = lambda request: None,
+        prompt_logprobs: Sequence[Sequence[TokenLogprob]] = (),
     ):
         self._ask, self._rows, self._finished = ask, rows, finished
-        self._choices = [_Choice(ask, index, row, tokenizer) for index, row in enumerate(rows)]
+        known = [prompt_logprobs[index // ask.samples] if prompt_logprobs else () for index in range(len(rows))]
+        self._choices = [_Choice(ask, index, row, tokenizer, known[index]) for index, row in enumerate(rows)]
         kind = "chat.completion" if ask.chat else "text_completion"
         self._head = {"id": ask.name, "object": kind, "created": int(time.time()), "model": model}
 
@@ -51,6 +54,13 @@ class Answers:
                 self._choices[piece.choice].add(piece)
                 if piece.finished:
                     self._finished(piece.row.request)
+        return {**self._head, "choices": [choice.whole() for choice in self._choices], "usage": self._usage()}
+
+    def without_text(self) -> dict[str, Any]:
+        """Returns the prompts as the answers of a request that generates nothing."""
+        for choice, row in zip(self._choices, self._rows, strict=True):
+            row.request.finish(FinishReason.LENGTH)
+            choice.add(Piece(0, row, "", 0, True))
         return {**self._head, "choices": [choice.whole() for choice in self._choices], "usage": self._usage()}
 
     async def events(self, rows: Rows) -> AsyncIterator[bytes]:
@@ -105,8 +115,11 @@ def as_event(value: Mapping[str, Any]) -> bytes:
 class _Choice:
     """One answer of a request."""
 
-    def __init__(self, ask: Ask, index: int, row: AnswerRow, tokenizer: Tokenizer):
+    def __init__(
+        self, ask: Ask, index: int, row: AnswerRow, tokenizer: Tokenizer, prompt_logprobs: Sequence[TokenLogprob]
+    ):
         self._ask, self._index, self._row, self._tokenizer = ask, index, row, tokenizer
+        self._prompt_logprobs = prompt_logprobs
         self._reader = message_reader(row.answer.source)
         self._told = 0
         self._begun = False
@@ -136,16 +149,19 @@ class _Choice:
         """Returns the chunks that a piece adds to the stream; empty while its text is held back."""
         reason = self._reason(piece)
         if not self._ask.chat:
-            text = piece.text
-            if not self._begun and self._ask.echo:
-                text = self._row.answer.source.text + text
-            if not text and reason is None:
+            begins, text = self._ask.echo and not self._begun, piece.text
+            if not text and not begins and reason is None:
                 return []
             self._begun = True
-            part = {"index": self._index, "text": text, "logprobs": None, "finish_reason": reason}
-            part["logprobs"] = self._completion_logprobs(piece)
+            logprobs = []
+            if begins:
+                logprobs = [self._echoed_logprobs()]
+                self._offset = len(self._row.answer.source.text)
+            logprobs.append(self._completion_logprobs(piece))
             self._offset += len(text)
-            return [part]
+            text = self._row.answer.source.text + text if begins else text
+            joined = _joined([part for part in logprobs if part is not None])
+            return [{"index": self._index, "text": text, "logprobs": joined, "finish_reason": reason}]
         deltas = list(self._reader.push(piece.text))
         if piece.finished:
             deltas += self._reader.finish()
@@ -187,15 +203,31 @@ class _Choice:
         data = self._tokenizer.token_bytes(token)
         return {"token": token_text(self._tokenizer, token), "logprob": finite(logprob), "bytes": list(data)}
 
+    def _echoed_logprobs(self) -> dict[str, Any] | None:
+        """Returns the log probabilities of the prompt; null for its first token, which nothing precedes."""
+        if self._ask.prompt_logprobs is None:
+            return None
+        ids = self._row.request.prompt_ids
+        detokenizer, offsets, offset = IncrementalDetokenizer(self._tokenizer), [], 0
+        for token in ids:
+            offsets.append(offset)
+            offset += len(detokenizer.push(token))
+        rest = self._listed_logprobs(self._prompt_logprobs, offsets[1:])
+        first = {"tokens": [token_text(self._tokenizer, ids[0])], "token_logprobs": [None], "top_logprobs": [None]}
+        return _joined([{**first, "text_offset": [0]}, rest])
+
     def _completion_logprobs(self, piece: Piece) -> dict[str, Any] | None:
         fresh = self._fresh(piece)
         if fresh is None:
             return None
-        texts = [token_text(self._tokenizer, item.token_id) for item in fresh]
         offsets, offset = [], self._offset
-        for text in texts:
+        for item in fresh:
             offsets.append(offset)
-            offset += len(text)
+            offset += len(token_text(self._tokenizer, item.token_id))
+        return self._listed_logprobs(fresh, offsets)
+
+    def _listed_logprobs(self, fresh: Sequence[TokenLogprob], offsets: Sequence[int]) -> dict[str, Any]:
+        texts = [token_text(self._tokenizer, item.token_id) for item in fresh]
         tops = []
         for text, item in zip(texts, fresh, strict=True):
             top = {token_text(self._tokenizer, token): finite(logprob) for token, logprob in item.top}
@@ -204,7 +236,7 @@ class _Choice:
             "tokens": texts,
             "token_logprobs": [finite(item.logprob) for item in fresh],
             "top_logprobs": tops,
-            "text_offset": offsets,
+            "text_offset": list(offsets),
         }
 
 

@@ -22,16 +22,19 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from inference import __version__
+from inference.engine.request import TokenLogprob
 from inference.errors import did_you_mean
+from inference.generation.passes import embeddings
 from inference.serve import bodies, metrics
 from inference.serve.answers import Answers, as_event
 from inference.serve.bodies import read_ask
+from inference.serve.embeddings import embeddings_answer, read_embeddings
 from inference.serve.errors import RequestError, as_request_error
-from inference.serve.generation import LeftError, Rows
+from inference.serve.generation import LeftError, Rows, Work
 from inference.serve.limits import check_client, read_body, wait_for_disconnect
 from inference.serve.listen import Listener
 from inference.serve.service import Service
-from inference.serve.texts import detokenize, tokenize
+from inference.serve.texts import detokenize, tokenize, tokenizer_info
 
 PAGE = Path(__file__).with_name("page")
 # The page may load only its own script and style, and nothing from another host.
@@ -66,7 +69,9 @@ def build_app(state: State) -> Starlette:
         Route("/v1/models/{name:path}", _guarded(state, _model), methods=["GET"]),
         Route(bodies.CHAT, _guarded(state, _generate), methods=["POST"]),
         Route(bodies.COMPLETIONS, _guarded(state, _generate), methods=["POST"]),
+        Route("/v1/embeddings", _guarded(state, _embeddings), methods=["POST"]),
         Route("/tokenize", _guarded(state, _tokenize), methods=["POST"]),
+        Route("/tokenizer_info", _guarded(state, _tokenizer_info), methods=["GET"]),
         Route("/detokenize", _guarded(state, _detokenize), methods=["POST"]),
     ]
     paths = [route.path for route in routes]
@@ -195,6 +200,20 @@ async def _detokenize(service: Service, request: Request) -> Response:
     return JSONResponse(await service.in_thread(detokenize, service, body))
 
 
+async def _tokenizer_info(service: Service, request: Request) -> Response:
+    return JSONResponse(tokenizer_info(service))
+
+
+async def _embeddings(service: Service, request: Request) -> Response:
+    body = await read_body(request, service.settings)
+    ask = await service.in_thread(read_embeddings, service, body)
+    with service.admission.enter(len(ask.rows)):
+        work = service.measure(embeddings, ask.rows, ask.pooling)
+        async with _cancelled_with_client(request.receive, work):
+            vectors = await work.result()
+        return JSONResponse(await service.in_thread(embeddings_answer, ask, vectors))
+
+
 async def _generate(service: Service, request: Request) -> Response:
     """Answers `/v1/chat/completions` and `/v1/completions`."""
     body = await read_body(request, service.settings)
@@ -203,7 +222,14 @@ async def _generate(service: Service, request: Request) -> Response:
         place.enter_context(service.admission.enter(len(ask.prompts) * ask.samples))
         rows = await service.in_thread(service.rows, ask)
         name, finished = ask.model or service.names[0], service.figures.finished
-        answers = Answers(ask, name, rows, service.tokenizer, finished=finished)
+        known: list[list[TokenLogprob]] = []
+        if ask.prompt_logprobs is not None:
+            scores = service.prompt_logprobs(rows[:: ask.samples], ask.prompt_logprobs)
+            async with _cancelled_with_client(request.receive, scores):
+                known = await scores.result()
+        answers = Answers(ask, name, rows, service.tokenizer, finished=finished, prompt_logprobs=known)
+        if ask.only_prompt:
+            return JSONResponse(answers.without_text())
         running = service.start(rows, every_token=ask.stream)
         place.callback(running.cancel)
         async with _cancelled_with_client(request.receive, running):
@@ -215,7 +241,7 @@ async def _generate(service: Service, request: Request) -> Response:
 
 
 @asynccontextmanager
-async def _cancelled_with_client(receive: Receive, running: Rows) -> AsyncIterator[None]:
+async def _cancelled_with_client(receive: Receive, running: Rows | Work[Any]) -> AsyncIterator[None]:
     """Cancels the rows as soon as their client disconnects.
 
     Raises:

@@ -17,6 +17,7 @@ from inference.inputs.openai_rows import OPENAI_NAMES, OPENAI_WITHOUT_EFFECT, TO
 from inference.inputs.prompts import CHAT_KEYS, Prompt, prompt_from_mapping
 from inference.serve.errors import WHERE, RequestError
 
+MOST_LOGPROBS = 20
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 # vLLM's names of settings, in addition to OpenAI's.
 VLLM_NAMES = {"min_tokens": "min_new_tokens"}
@@ -37,6 +38,8 @@ class Ask:
         include_usage: end a stream with token counts.
         continuous_usage: include token counts in every chunk of a stream.
         echo: put the prompt before its answer.
+        prompt_logprobs: report the log probabilities of the prompt, with this many of the most likely tokens.
+        only_prompt: generate nothing.
     """
 
     name: str
@@ -48,6 +51,8 @@ class Ask:
     include_usage: bool
     continuous_usage: bool
     echo: bool
+    prompt_logprobs: int | None = None
+    only_prompt: bool = False
 
 
 def read_ask(body: Mapping[str, Any], path: str, settings: ServeSettings, models: Mapping[str, str]) -> Ask:
@@ -67,8 +72,13 @@ def read_ask(body: Mapping[str, Any], path: str, settings: ServeSettings, models
     stream, options = _flag(body, "stream"), body.get("stream_options") or {}
     if not isinstance(options, dict):
         raise RequestError(400, "stream_options must be an object", "stream_options")
-    if _flag(body, "echo") and body.get("logprobs") is not None:
-        raise RequestError(400, "echo with logprobs is not supported: prompts have no log probabilities here", "echo")
+    echo = _flag(body, "echo") and not chat
+    prompt_logprobs = _whole(body, "logprobs", 0, MOST_LOGPROBS) if echo else None
+    only_prompt = echo and body.get("max_tokens") == 0
+    if only_prompt:
+        # Engines generate at least one token, and this request starts none.
+        body = {**body, "max_tokens": 1, "stream": False}
+        stream = False
     samples = _whole(body, "n", 1, settings.max_samples) or 1
     if (_whole(body, "best_of", 1, settings.max_samples) or samples) != samples:
         raise RequestError(400, "best_of must equal n: answers are not ranked here", "best_of")
@@ -94,7 +104,9 @@ def read_ask(body: Mapping[str, Any], path: str, settings: ServeSettings, models
         stream,
         bool(options.get("include_usage")) or bool(options.get("continuous_usage_stats")),
         bool(options.get("continuous_usage_stats")),
-        _flag(body, "echo") and not chat,
+        echo,
+        prompt_logprobs,
+        only_prompt,
     )
 
 

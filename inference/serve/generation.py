@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from inference.engine.background import BackgroundEngine, Delivery
 from inference.generation.text import AnswerRow, TextEvent
 from inference.serve.inbox import Inbox
+
+Result = TypeVar("Result")
 
 
 class LeftError(Exception):
@@ -113,6 +117,30 @@ class Rows:
     def _check(self) -> None:
         if self._left:
             raise LeftError
+
+
+class Work(Generic[Result]):
+    """Work of another kind than rows, which runs between the engine's steps."""
+
+    def __init__(self, future: Future[Result]):
+        self._future = future
+
+    def cancel(self) -> None:
+        """Cancels the work at its next pause."""
+        self._future.cancel()
+
+    async def result(self) -> Result:
+        """Waits for the result.
+
+        Raises:
+            LeftError: `cancel` was called.
+        """
+        try:
+            return await asyncio.wrap_future(self._future)
+        except asyncio.CancelledError:
+            if self._future.cancelled():
+                raise LeftError from None
+            raise
 
 
 def _raise_first(pieces: Iterable[Piece]) -> None:

@@ -8,15 +8,18 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from inference.config import InferenceConfig
+from inference.engine.request import TokenLogprob
+from inference.errors import InputError
 from inference.generation.model import GenerativeModel
+from inference.generation.passes import PassRow, Steps, prompt_logprobs
 from inference.generation.text import AnswerRow, EncodedPrompt, Encoder
 from inference.serve.bodies import Ask
-from inference.serve.generation import Piece, Rows
+from inference.serve.generation import Piece, Rows, Work
 from inference.serve.inbox import Inbox
 from inference.serve.limits import Admission
 from inference.serve.metrics import Figures
@@ -69,6 +72,22 @@ class Service:
         if self._inbox is None:
             self._inbox = Inbox(asyncio.get_running_loop())
         return Rows(self.model.background, self._inbox, rows, every_token)
+
+    def measure(self, compute: Callable[..., Steps[Result]], rows: Sequence[PassRow], *arguments: Any) -> Work[Result]:
+        """Runs prompts through the model without generating, between the steps of the running batch.
+
+        Raises:
+            InputError: the model has an encoder.
+        """
+        if self.encoder.decoder_start is not None:
+            raise InputError(f"{self.model.config.architecture} has an encoder", "give a model without one")
+        share = self.config.engine.prefix_cache
+        return Work(self.model.background.interleave(compute(self.model.stepper, rows, *arguments, share=share)))
+
+    def prompt_logprobs(self, rows: Sequence[AnswerRow], alternatives: int) -> Work[list[list[TokenLogprob]]]:
+        """Computes the log probabilities of the tokens of prompts."""
+        prompts = [PassRow(row.request.prompt_ids, row.request.adapter) for row in rows]
+        return self.measure(prompt_logprobs, prompts, alternatives, self.model.config.vocab_size)
 
     def _row(self, source: EncodedPrompt) -> AnswerRow:
         return self.model.row(source, self.tokenizer)

@@ -1,4 +1,4 @@
-"""Answers `/tokenize` and `/detokenize`, in vLLM's formats.
+"""Answers `/tokenize`, `/detokenize` and `/tokenizer_info`, in vLLM's formats.
 
 Knows tokenizers; knows nothing about HTTP or the engine.
 """
@@ -41,6 +41,16 @@ def tokenize(service: Service, body: Mapping[str, Any]) -> dict[str, Any]:
     if wants_texts:
         answer["token_strs"] = [service.tokenizer.id_to_token(token) for token in ids]
     return answer
+
+
+def tokenizer_info(service: Service) -> dict[str, Any]:
+    """Describes the tokenizer, under the names of Hugging Face's `tokenizer_config.json`."""
+    tokenizer = service.tokenizer
+    return {
+        **{name: getattr(tokenizer, name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")},
+        "chat_template": tokenizer.chat_template,
+        "model_max_length": service.model.config.context_length,
+    }
 
 
 def encoded(service: Service, content: Mapping[str, Any], path: str = COMPLETIONS) -> EncodedPrompt:

@@ -92,8 +92,8 @@ class Ours:
     def sizes(self) -> dict[str, float]:
         """Return the bytes of all weights, of those that one token reads, and of the KV cache."""
         from inference.models import kv_cache
-        from inference.models.weights.loading import formats_of, layout_bytes, memory_layout
         from inference.models.weights.parameters import EMBEDDING, parameter_shapes
+        from inference.models.weights.weight_formats import formats_of, layout_bytes, memory_layout
 
         runner, engine = self.model.runner, self.model.source.config.engine
         formats = formats_of(runner.config, runner.weight_format)

@@ -110,6 +110,28 @@ def test_names_that_are_not_found_say_where_they_were_looked_for(factory, workpl
     assert "put its files into checkpoint_download/llama2_7b, or set pretrained_model_dir" in message
 
 
+def test_a_misspelt_name_or_setting_names_the_nearest(workplace):
+    (workplace / "qwen-q4.gguf").touch()
+    for name, close in (("dmeo", "demo"), ("qwen3-0.6", "qwen3_0_6b"), ("qwen-q4.guf", "qwen-q4.gguf")):
+        with pytest.raises(ModelNotFoundError, match=f"; did you mean '{close}'?"):
+            AutoConfig.from_pretrained(name)
+    for setting, close in (
+        ("weigth_dtype", "weight_dtype"),
+        ("tensor_parallel_size", "model_parallel"),
+        ("device", "device_target"),
+        ("load_in_8bit", "weight_dtype"),
+    ):
+        with pytest.raises(ConfigError, match=f"a model's config has no '{setting}'; did you mean '{close}'?"):
+            AutoConfig.from_pretrained("demo", **{setting: 1})
+
+
+@pytest.mark.parametrize("name", ["weight_dtype", "dtype", "torch_dtype"])
+def test_the_type_of_the_weights_under_other_libraries_names(name):
+    for value, dtype in (("int8", "int8"), ("bf16", "bfloat16"), ("auto", "auto")):
+        config = AutoConfig.from_pretrained("demo", **{name: value}).inference_config
+        assert config.engine.weight_dtype == dtype
+
+
 def test_model_of_a_directory_and_a_ckpt_with_the_names_of_mindformers(model, demo, ckpt):
     expected = answer(model)
     assert expected == f"{QUESTION} 19"

@@ -43,6 +43,29 @@ def test_a_chat_in_one_call(llm):
     assert llm.stream(messages).__next__() == "5"
 
 
+def test_messages_are_taken_in_every_form(llm):
+    message = {"role": "user", "content": "What is 2 + 3?"}
+    assert [llm.chat(given).text for given in ("What is 2 + 3?", message, [message])] == ["5"] * 3
+    assert [c.text for c in llm.generate(message)] == ["5"]
+    assert [c.text for c in llm.generate([message, {"role": "assistant", "content": "5"}, message])] == ["5"]
+
+
+def test_what_is_no_prompt_says_what_to_give(llm):
+    for given, message in (
+        (3, "prompts are int; give a text, token ids, messages, or an iterable of these"),
+        (None, "prompts are NoneType; give a text, "),
+    ):
+        with pytest.raises(InputError, match=message):
+            list(llm.generate(given))
+    with pytest.raises(InputError, match=r"messages must be .* such as \[\{\"role\": \"user\", "):
+        list(llm.generate({"messages": "hi"}))
+    for given in ("hi", [{"role": "user", "content": "hi"}], [1.5]):
+        with pytest.raises(InputError, match="generate takes token ids; for texts use LLM or pipeline, for messages "):
+            llm.model.generate(given)
+    with pytest.raises(InputError, match="input 1 is a message of a chat; use LLM"):
+        pipeline(model=llm.model, tokenizer=llm.tokenizer)([{"role": "user", "content": "hi"}])
+
+
 def test_names_say_what_they_are(llm):
     assert repr(llm) == "LLM(GenerativeModel('demo', LlamaForCausalLM, float16))"
     assert repr(pipeline(model=llm.model)) == f"TextGenerationPipeline({llm.model!r})"

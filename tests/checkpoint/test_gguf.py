@@ -18,16 +18,16 @@ import pytest
 
 from inference.api.auto import AutoTokenizer
 from inference.checkpoint import gguf_tensors
-from inference.checkpoint.quantized_tensor import describe
 from inference.checkpoint.tensor import Segment, StoredTensor
 from inference.config import load_config
 from inference.errors import CheckpointError, ConfigError, InferenceError, TokenizerError
 from inference.generation.build import weight_format_of
 from inference.kernels.formats import Format, unpack
 from inference.models.source import ModelSource, resolve
-from inference.models.weights import loading
+from inference.models.weights import loading, weight_formats
 from inference.models.weights.parameters import parameter_shapes
 from inference.modes.convert import convert
+from inference.modes.model_comments import model_as_comments
 from inference.tokenizer import load_tokenizer
 from inference.tokenizer.gguf_tokenizer import write_gguf_tokenizer
 
@@ -59,10 +59,10 @@ def source_of(path: Path, **settings: Any) -> ModelSource:
 
 def parameters(source: ModelSource, weight_format: Format, packed: bool = False) -> dict[str, np.ndarray]:
     """The network's parameters as float32, from packed memory; or that memory."""
-    formats, arrays, destinations = loading.formats_of(source.model, weight_format), {}, {}
+    formats, arrays, destinations = weight_formats.formats_of(source.model, weight_format), {}, {}
     shapes = parameter_shapes(source.model)
     for name, shape in shapes.items():
-        dtype, layout = loading.memory_layout(shape, formats[name])
+        dtype, layout = weight_formats.memory_layout(shape, formats[name])
         arrays[name] = np.zeros(layout, dtype)
         memory = None if len(shape) == 1 else formats[name]
         destinations[name] = loading.Destination(arrays[name], memory, formats[name])
@@ -133,33 +133,45 @@ def test_other_families_are_the_model_that_was_written(golden: str, kind: str, t
             np.testing.assert_allclose(array, ours[name], rtol=0, atol=1e-7 if "norm" in name else 0, err_msg=name)
 
 
+Q4_K_M = {"embed_tokens.weight": "Q8_0", "v_proj.weight": "Q8_0", "down_proj.weight": "Q5_0", "": "Q4_1"}
+
+
 @pytest.mark.parametrize(
     ("kinds", "chosen", "said"),
     [
-        ("Q8_0", Format.INT8, r"GGUF Q8_0\): taken over as int8 without"),
-        ("Q4_0", Format.INT4, r"GGUF Q4_0\): taken over as int4 without"),
-        ({"embed_tokens.weight": "Q8_0", "": "Q4_0"}, Format.INT4, r"GGUF Q4_0\): taken over as int4 without"),
-        ({"up_proj.weight": "Q5_0", "": "Q8_0"}, Format.INT8, r"taken over as int8 without"),
-        ("Q4_1", Format.INT4_MIN, r"GGUF Q4_1\): taken over as int4_min without"),
-        ({"up_proj.weight": "Q5_1", "": "Q4_1"}, Format.INT8_MIN, r"taken over as int8_min without"),
+        ("Q8_0", "int8", r"GGUF Q8_0\): taken over as int8 without"),
+        ("Q4_0", "int4", r"GGUF Q4_0\): kept as int4 100%: 4.5 bits a weight, without another rounding"),
+        ({"embed_tokens.weight": "Q8_0", "": "Q4_0"}, "int4", r"GGUF Q4_0, GGUF Q8_0\): taken over as int4 without"),
+        ({"up_proj.weight": "Q5_0", "": "Q8_0"}, "int8", r"taken over as int8 without"),
+        ("Q4_1", "int4_min", r"GGUF Q4_1\): kept as int4_min 100%: 5.0 bits a weight, without another rounding"),
+        # Matrices that are fused have one format, which holds all of them.
+        ({"up_proj.weight": "Q5_1", "": "Q4_1"}, "int4_min+int8_min", r"Q5_1\): kept as int4_min 57%, int8_min 43%"),
+        (Q4_K_M, "int4_min+int8+int8_min", r"Q8_0\): kept as int4_min 5\d%, int8 3\d%, int8_min \d+%: 6.\d bits"),
     ],
-    ids=["q8_0", "q4_0", "mixed", "q5_0", "q4_1", "q5_1"],
+    ids=["q8_0", "q4_0", "q8_0 embedding", "q5_0", "q4_1", "q5_1", "q4_k_m"],
 )
-def test_blocks_are_taken_over_as_they_are(kinds: Any, chosen: Format, said: str, tmp_path) -> None:
+def test_blocks_are_taken_over_as_they_are(kinds: Any, chosen: str, said: str, tmp_path) -> None:
     values = write_gguf(DEMO, tmp_path / "model.gguf", kinds)
     source = source_of(tmp_path / "model.gguf")
-    assert weight_format_of(source, source.pairs()) is chosen
-    assert re.search(said, describe(loading.quantized_tensors(source.pairs()), chosen))
-    found, dequantized = parameters(source, chosen), parameters(source, Format.FLOAT32)
+    weight_format = weight_format_of(source, source.pairs())
+    assert weight_format.value == chosen
+    line = weight_formats.describe_quantized(source.pairs(), weight_format) or ""
+    assert re.search(said, line) and "rounded" not in line.replace("another rounding", "")
+    found, dequantized = parameters(source, weight_format), parameters(source, Format.FLOAT32)
+    formats = weight_formats.formats_of(source.model, weight_format)
     for _, place in source_of(DEMO).pairs():
         rows = slice(place.first_row, place.first_row + place.shape[0])
         expected = place.arranged(values[place.name]) if place.is_arranged else values[place.name]
         np.testing.assert_array_equal(dequantized[place.parameter][rows], expected, err_msg=place.name)
         # The middle of a group's range takes the place of its minimum, and is rounded to float16.
-        is_embedding = place.name.endswith("embed_tokens.weight") and kinds == "Q4_1"
-        tolerance = 1 / 250 if is_embedding else 2.0**-11 if chosen.has_minimum else 0
-        atol = np.abs(expected).max() * tolerance
+        atol = np.abs(expected).max() * 2.0**-11 if formats[place.parameter].has_minimum else 0
         np.testing.assert_allclose(found[place.parameter][rows], expected, rtol=0, atol=atol, err_msg=place.name)
+
+
+def test_print_config_names_the_formats_of_a_quantized_checkpoint(tmp_path: Path) -> None:
+    write_gguf(DEMO, tmp_path / "model.gguf", {"down_proj.weight": "Q5_0", "": "Q4_1"})
+    comments = model_as_comments(load_config({"pretrained_model_dir": str(tmp_path / "model.gguf")}))
+    assert re.match(r"# Weights: .* \(GGUF Q4_1, GGUF Q5_0\): kept as int4_min 78%, int8 22%: 5.8 bits", comments[0])
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K"])
@@ -197,13 +209,13 @@ def test_a_file_answers_as_the_model_does(tmp_path) -> None:
     assert answers[0] == answers[1] and len(answers[0]) > 40
 
 
-@pytest.mark.parametrize("kind", ["Q8_0", "F16"])
-def test_a_file_is_converted_with_its_tokenizer(kind: str, tmp_path, capfd) -> None:
+@pytest.mark.parametrize("kind", ["Q8_0", "F16", Q4_K_M], ids=["q8_0", "f16", "q4_k_m"])
+def test_a_file_is_converted_with_its_tokenizer(kind: Any, tmp_path, capfd) -> None:
     tokenizer = load_tokenizer(DEMO)
     write_gguf(DEMO, tmp_path / "demo.gguf", kind, fields_of(tokenizer, DEMO))
     settings = {"load_checkpoint": str(tmp_path / "demo.gguf"), "run_mode": "convert", "output_dir": str(tmp_path)}
     file, converted = source_of(tmp_path / "demo.gguf"), source_of(convert(load_config(settings)))
-    assert converted.packed is weight_format_of(file, file.pairs())
+    assert converted.packed == weight_format_of(file, file.pairs())
     # Rows lie in the order of the kernels now, as in what is made of the family's own checkpoints.
     assert converted.model.storage == source_of(DEMO).model.storage
     found = {place.name: tensor for tensor, place in converted.pairs()}

@@ -195,7 +195,7 @@ def test_mindformers_form_keeps_the_order_of_the_prompts(mindformers, shared_cli
     assert texts[0][0].startswith(STORY + everything.by_id["short"]["text"])
     assert texts[1:] == [["2 + 3 = 5"], ["4 + 4 = 8"]]
     assert (shared_cli.directory / "old.json").read_text() == mindformers.out
-    assert mindformers.err.startswith("without effect here: 1 key of the config (--check lists them)\n")
+    assert mindformers.err.startswith("without effect here: register_path (--register_path)\n")
 
 
 def sampled(cli, *arguments: str) -> list[str]:

@@ -56,6 +56,17 @@ FLAGS = [
     (["--engin.threads", "2"], "--engin.threads: unknown key 'engin'; did you mean 'engine'?"),
     (["--min_length", "3", "again"], "there is no flag --min_length; did you mean '--generation_config.min_length'?"),
     (["--seed", "1", "again"], "'again' belongs to no flag; a prompt goes after --predict_data"),
+    (["--seed", "1", "chat"], "'chat' belongs to no flag; give --run_mode chat"),
+    (["-p", "hi"], "there is no flag -p; did you mean '--predict_data'?"),
+    (["--load-in-4bit", "True"], "there is no flag --load-in-4bit; did you mean '--weight_dtype'?"),
+    (["--generation-config.top-kk", "3"], "unknown key 'top-kk' in generation_config; did you mean 'top_k'?"),
+    (["--save_file", f"{'x' * 300}.jsonl"], f"{'x' * 80}...: file name too long; give a shorter one"),
+    (["--metrics_file", f"{'x' * 300}.json", "--check"], f"{'x' * 80}...: file name too long; give a shorter one"),
+    (["--seed", "99999999999999999999999", "--threads", "5000"], "engine.threads must be at most 1024, got 5000"),
+    (["--max_new_tokens", "0"], "generation_config.max_new_tokens must be at least 1, got 0"),
+    (["--top_p", "2"], "generation_config.top_p must be at most 1, got 2"),
+    (["--temperature", "-1"], "generation_config.temperature must be at least 0, got -1"),
+    (["--options", "engine.threads=0"], "engine.threads must be at least 1, got 0"),
     (["--show_completion", "tcsh"], "'tcsh' is not one of 'bash', 'zsh', 'fish'"),
 ]
 
@@ -87,6 +98,7 @@ def test_ascend_on_a_machine_with_none(cli):
 
 def test_no_config(cli):
     assert cli(*PROMPT).error().startswith("--config is missing; ")
+    assert "--help shows an example" in cli().error()
     assert cli("some text").error() == "'some text' belongs to no flag; a prompt goes after --predict_data"
 
 
@@ -94,6 +106,7 @@ CONFIGS = [
     ("missing.yml", None, "missing.yml does not exist; did you mean 'missin.yaml'?"),
     ("no/where.yaml", None, "no/where.yaml does not exist; there is no directory no"),
     ("demmo", None, "there is no preset 'demmo'; did you mean 'demo'?"),
+    ("qwen3.guf", None, "qwen3.guf does not exist; did you mean 'qwen3.gguf'?"),
     ("llama2_8b", None, "there is no preset 'llama2_8b'; did you mean 'llama2_7b'?"),
     (".", None, ". is a directory, not a YAML file"),
     ("list.yaml", b"- a\n- b\n", "list.yaml holds a list; a config is a mapping of keys"),
@@ -130,6 +143,7 @@ CONFIGS = [
 @pytest.mark.parametrize(("name", "content", "message"), CONFIGS, ids=[name for name, _, _ in CONFIGS])
 def test_configs(cli, name, content, message):
     cli.write("missin.yaml", "seed: 0\n")
+    cli.write("qwen3.gguf", "")
     if content is not None:
         cli.write(name, content)
     assert message in cli("--config", name, *PROMPT).error()

@@ -11,10 +11,14 @@ from pathlib import Path
 import pytest
 
 from inference import __version__, load_config
+from inference.cli.model_list import HEADER, memory_of, sizes_of
 from inference.cli.options import build_command
 from inference.config.flags import FLAGS
+from inference.config.locate import place_on_disk
 from inference.config.presets import list_presets
 from inference.config.run_modes import RUN_MODES
+from inference.kernels.formats import Format
+from inference.models.weights.loading import weight_bytes
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,7 +49,12 @@ def test_help_fits_a_screen_a_group(cli):
     assert cli("--help", "nosuch").error().startswith("--help: there is no group of flags 'nosuch'; there are run, ")
     everything = cli("--help-all").out
     assert "{}" not in everything
-    assert "--chat [True|False]" in everything
+    # A switch needs no value, and help shows none.
+    assert re.search(r"^  --chat  +Put prompts into the model's chat template\.", everything, re.M)
+    assert "template. [default: off]" in " ".join(everything.split())
+    assert "A flag without a value is a switch: --chat turns it on, --chat False off." in everything
+    for group in ("model", "generation", "output", "evaluation", "information"):
+        assert len(cli("--help", group).out.splitlines()) <= 45
 
 
 @pytest.mark.parametrize(
@@ -86,7 +95,7 @@ def test_mistakes_at_first_use(cli, arguments, message):
 
 def test_a_directory_is_no_prompt(cli):
     (cli.write("prompts/a.txt", "a").parent).is_dir()
-    message = "--predict_data: prompts is a directory; name its files: 'prompts/*.jsonl'"
+    message = "--predict_data: prompts is a directory; name its files: 'prompts/*.txt'"
     assert cli.demo("--predict_data", "prompts", "--check").error() == message
 
 
@@ -105,10 +114,43 @@ def test_version(cli):
 
 
 def test_list_models(cli):
-    lines = cli("--list_models").answered().out.splitlines()
+    cli.write("checkpoint_download/qwen3_8b/config.json", "{}")
+    header, *lines = cli("--list_models").answered().out.partition("\n\n")[0].splitlines()
+    assert re.split("  +", header) == list(HEADER)
     assert [line.split()[0] for line in lines] == [preset.name for preset in list_presets()]
-    assert ["llama2_7b", "llama2", "6.74", "B", "meta-llama/Llama-2-7b-hf"] in [line.split() for line in lines]
-    assert len({re.match(r"\S+ +", line).end() for line in lines}) == 1, "the columns are not below each other"
+    rows = [re.split("  +", line) for line in lines]
+    llama = ["llama2_7b", "6.7 B", "4,096", "13.5 GB", "7.2 GB", "3.9 GB", "-", "meta-llama/Llama-2-7b-hf"]
+    assert llama in rows
+    assert ["demo", "1.8 M", "512", "3.6 MB", "1.9 MB", "1.1 MB", "this package", "-"] in rows
+    assert [row[6] for row in rows if row[0] == "qwen3_8b"] == ["checkpoint_download"]
+    for column in ("on disk", "Hugging Face"):
+        start = header.index(column)
+        assert all(line[start - 1] == " " != line[start] for line in lines), "the columns are not below each other"
+
+
+def test_what_is_in_the_hub_cache_is_on_disk(tmp_path, monkeypatch):
+    for variable, folder in (
+        ("HF_HUB_CACHE", "cache"),
+        ("HF_HOME", "home/hub"),
+        ("XDG_CACHE_HOME", "x/huggingface/hub"),
+    ):
+        monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+        monkeypatch.delenv("HF_HOME", raising=False)
+        monkeypatch.setenv(variable, str(tmp_path / folder.split("/")[0]))
+        assert place_on_disk("qwen3_8b", "Qwen/Qwen3-8B") is None
+        snapshot = tmp_path / folder / "models--Qwen--Qwen3-8B" / "snapshots" / "0123"
+        snapshot.mkdir(parents=True)
+        (snapshot / "model-00001-of-00002.safetensors").touch()
+        assert place_on_disk("qwen3_8b", "Qwen/Qwen3-8B") == "hub cache"
+
+
+@pytest.mark.parametrize("name", ["demo", "qwen3_0_6b", "llama3_1_8b", "flan_t5_base", "gemma3_270m"])
+def test_the_memory_of_a_preset_is_what_its_weights_take(name):
+    preset = next(preset for preset in list_presets() if preset.name == name)
+    model = sizes_of(preset)
+    found = memory_of(preset.parameters or model.num_parameters, model)
+    for size, dtype in zip(found, (Format.FLOAT16, Format.INT8, Format.INT4), strict=True):
+        assert size == pytest.approx(weight_bytes(model, dtype), rel=0.03)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--check", "--predict_data", "a"], ["--seed", "x"], ["--sed", "1"]])

@@ -231,7 +231,11 @@ def test_merges_of_merges_are_stopped() -> None:
         ("qqqqqqqqqqqq", "qqqqqqqqqqqq does not exist; give the path of a YAML file"),
         (".", ". is a directory, not a YAML file; give a file in it, such as predict_llama.yaml"),
         ("", ". is a directory, not a YAML file; give a file in it, such as predict_llama.yaml"),
-        ("empty", "empty is a directory, not a YAML file; give a .yaml file"),
+        (
+            "empty",
+            "empty is a directory, not a YAML file; it holds no config.json either, so it is no model; give a .yaml "
+            "file or a model's directory",
+        ),
         ("predict_llama.yaml/x", "predict_llama.yaml/x cannot be read: Not a directory"),
         ("a\0b", "a\0b cannot be read: embedded null byte"),
     ],

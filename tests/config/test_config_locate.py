@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -97,9 +98,49 @@ def test_nowhere_says_where_it_looked_and_what_to_do(monkeypatch: pytest.MonkeyP
     assert refusal("llama2_7b") == (
         "the model 'llama2_7b' was not found in home/llama2_7b, checkpoint_download/llama2_7b, "
         "and the Hugging Face repository meta-llama/Llama-2-7b-hf: ConnectionError: no route to host; "
-        "put its files into checkpoint_download/llama2_7b, or set pretrained_model_dir to their directory; "
-        "behind a proxy set HTTPS_PROXY, for a mirror HF_ENDPOINT"
+        "behind a proxy set HTTPS_PROXY; for a mirror set HF_ENDPOINT; to use only downloaded files set "
+        "HF_HUB_OFFLINE=1; or put its files into checkpoint_download/llama2_7b, or set pretrained_model_dir to their "
+        "directory"
     )
+
+
+class LocalEntryNotFoundError(Exception):
+    """What huggingface_hub raises in place of a network's error."""
+
+
+class RepositoryNotFoundError(Exception):
+    pass
+
+
+def unreachable(error: Exception, cause: BaseException | None = None) -> Callable[..., str]:
+    def snapshot_download(repo_id: str, **options: object) -> str:
+        raise error from cause
+
+    return snapshot_download
+
+
+@pytest.mark.parametrize(
+    ("download", "expected"),
+    [
+        (
+            unreachable(LocalEntryNotFoundError("An error happened. " * 20), OSError(-2, "Name or service not known")),
+            ": the hub could not be reached: Name or service not known; behind a proxy set HTTPS_PROXY; ",
+        ),
+        (unreachable(LocalEntryNotFoundError("x")), ": the hub could not be reached; behind a proxy set HTTPS_PROXY; "),
+        (
+            unreachable(RepositoryNotFoundError("401 Client Error. (Request ID: Root=1-x)")),
+            ": no such repository, or it is private; check the name; for a gated or private model accept its terms and "
+            "set HF_TOKEN; or put its files into ",
+        ),
+        (unreachable(ValueError("First sentence. Second one.")), ": ValueError: First sentence; behind a proxy"),
+        (unreachable(ValueError("word " * 100)), "word ...; behind a proxy"),
+    ],
+)
+def test_why_a_download_failed_is_one_whole_phrase(
+    download: Callable[..., str], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=download))
+    assert expected in refusal("org/name")
 
 
 def test_offline_uses_the_cache_alone(monkeypatch: pytest.MonkeyPatch, hub: list) -> None:
@@ -117,9 +158,13 @@ def test_without_huggingface_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     ("name", "expected"),
     [
         ("./lama", "there is no model directory ./lama; did you mean 'llama'?"),
-        ("a/b/c", "there is no model directory a/b/c; give a directory, a preset's name, or an org/name"),
+        ("a/b/c", "there is no model directory a/b/c; give a directory, a GGUF file, a preset's name, or "),
         ("~no_such_user/x", "there is no model directory ~no_such_user/x"),
         ("", "no model is named"),
+        ("lama/q.gguf", "there is no GGUF file lama/q.gguf; give a directory, a GGUF file, "),
+        ("tiny-q5.gguf", "there is no GGUF file tiny-q5.gguf; did you mean 'tiny-q4.gguf'?"),
+        ("x" * 300, f"there is no model directory {'x' * 300}; give "),
+        ("tiny.q4.guf", "the model 'tiny.q4.guf' was not found in checkpoint_download/tiny.q4.guf ($INFERENCE_MODEL_"),
         ("a\0b", "no model is named"),
         ("file.ckpt", "file.ckpt is a file, not a model directory; give its directory"),
         (
@@ -131,6 +176,7 @@ def test_without_huggingface_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_no_model(name: str, expected: str, hub: list) -> None:
     make("llama")
     Path("file.ckpt").touch()
+    Path("tiny-q4.gguf").touch()
     assert refusal(name).startswith(expected)
     assert hub == []
 
@@ -156,6 +202,11 @@ def test_name_that_only_the_config_knows(hub: list) -> None:
 
 def test_a_misspelt_preset_names_the_nearest() -> None:
     assert "; did you mean 'demo'? Otherwise put its files into " in refusal("dmeo")
+
+
+def test_a_misspelt_suffix_names_the_nearest_file() -> None:
+    Path("qwen3-q4.gguf").touch()
+    assert "; did you mean 'qwen3-q4.gguf'? Otherwise put its files into " in refusal("qwen3-q4.guf")
 
 
 def test_a_misspelt_gguf_file_names_the_nearest(tmp_path: Path) -> None:

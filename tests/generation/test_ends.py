@@ -14,7 +14,7 @@ from inference.generation.ends import describe_ends, ends_of_answer, with_ends
 from inference.generation.model import make_encoder
 from inference.inputs.prompts import Prompt
 from inference.models.source import ModelSource, resolve
-from inference.modes.ends import ends_as_comments
+from inference.modes.model_comments import model_as_comments
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 
@@ -80,7 +80,7 @@ def test_without_a_tokenizer_the_files_alone_count(directory: Path) -> None:
 
 
 def test_print_config_names_the_ends() -> None:
-    comments = ends_as_comments(load_config({"pretrained_model_dir": "demo"}))
+    comments = model_as_comments(load_config({"pretrained_model_dir": "demo"}))
     assert comments[0].startswith("# Tokens that end an answer")
     assert any("2 </s>: " in line and "the tokenizer's eos_token" in line for line in comments)
-    assert ends_as_comments(load_config({"pretrained_model_dir": "org/not-here"})) == []
+    assert model_as_comments(load_config({"pretrained_model_dir": "org/not-here"})) == []

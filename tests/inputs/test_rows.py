@@ -403,8 +403,35 @@ class TestPatterns:
         assert texts(open_rows([prompt])) == [prompt]
 
     def test_a_directory_is_no_prompt(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match=r"is a directory; name a file of prompts \(.txt, .* there is none in it"):
+            open_rows([f"{tmp_path}/"])
+        for name in ("a.jsonl", "b.jsonl.gz", "c.txt", "notes.md"):
+            (tmp_path / name).touch()
         with pytest.raises(InputError, match=r"is a directory; name its files: '.*/\*.jsonl'"):
             open_rows([f"{tmp_path}/"])
+
+    @pytest.mark.parametrize(
+        ("url", "hint"),
+        [
+            (
+                "https://example.com/prompts.txt",
+                "download it first, such as with curl -LO https://example.com/prompts.txt",
+            ),
+            ("http://hub/p.jsonl.gz?download=true", "curl -LO http://hub/p.jsonl.gz?download=true"),
+            ("s3://bucket/prompts", "or use --run_mode pipeline, which reads Beam's file systems"),
+            ("file:///tmp/prompts.txt", "give its path"),
+        ],
+    )
+    def test_a_url_keeps_its_slashes_and_says_what_to_do(self, url: str, hint: str) -> None:
+        with pytest.raises(InputError) as caught:
+            open_rows([url])
+        message = f"--predict_data: {url} is a URL, and prompts come from files of this machine; "
+        assert str(caught.value).startswith(message)
+        assert str(caught.value).endswith(hint)
+
+    @pytest.mark.parametrize("prompt", ["https://example.com", "see s3://bucket/a", "a://b c"])
+    def test_texts_with_urls_stay_prompts(self, prompt: str) -> None:
+        assert texts(open_rows([prompt])) == [prompt]
 
 
 class TestExpected:

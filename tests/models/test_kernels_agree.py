@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mixed_formats import mixed_format
 
 from examples import examples
 from inference.kernels.build import KernelBuildError, library_path
-from inference.kernels.formats import Format, pack_into
+from inference.kernels.formats import Format, WeightFormat, pack_into
 from inference.models.architecture.registry import model_config_from
 from inference.models.runner import ModelRunner
 from inference.models.step import SequenceStep, StepBatch
@@ -84,7 +85,7 @@ def shared_runner(name: str, kernels: str, half_cache: bool = False) -> ModelRun
 
 
 def make_runner(
-    name: str, kernels: str, half_cache: bool = False, weight_format: Format = Format.FLOAT32
+    name: str, kernels: str, half_cache: bool = False, weight_format: WeightFormat = Format.FLOAT32
 ) -> ModelRunner:
     config = model_config_from(COMMON | (MODELS | ROUTED)[name], name)
     module = import_module(f"inference.kernels.{kernels}")
@@ -176,6 +177,19 @@ def test_a_token_is_the_same_to_the_last_bit_alone_and_in_any_batch(name: str, w
         long = SequenceStep(prompts[2][2 * at : 2 * at + 2], 2 * at, tables[2])
         got = last(SequenceStep(prompts[1][at : at + 1], at, tables[1]), long)
     assert np.array_equal(got[0], together[1])
+
+
+@pytest.mark.parametrize("name", ["grouped", "deepseek"])
+def test_matrices_of_different_formats_agree(name: str) -> None:
+    """Each matrix of the model in another format; only the native kernels round the inputs of products to int8."""
+    formats = mixed_format(model_config_from(COMMON | (MODELS | ROUTED)[name], name))
+    assert len(set(formats.by_parameter.values())) == 5
+    batch = StepBatch.build([SequenceStep(list(range(3, 20)), 0, [1, 2])], BLOCK_SIZE, all_logits=True)
+    got, expected = (
+        make_runner(name, kernels, weight_format=formats).step(batch).logits for kernels in ("native", "stock")
+    )
+    errors = np.sqrt(np.mean((got - expected) ** 2, axis=1)) / np.abs(expected).max()
+    assert 0 < np.median(errors) < 0.03
 
 
 @pytest.mark.parametrize("name", ROUTED)

@@ -22,7 +22,7 @@ from inference.errors import CheckpointError
 from inference.kernels.formats import Format, pack_into
 from inference.models.architecture.config import ModelConfig
 from inference.models.architecture.registry import model_config_from
-from inference.models.weights import loading
+from inference.models.weights import loading, weight_formats
 from inference.models.weights.export import convert
 from inference.models.weights.parameters import parameter_shapes
 from inference.models.weights.sharding import Shard
@@ -182,7 +182,7 @@ def test_a_converted_model_is_arranged_once(tmp_path: Path, name: str) -> None:
     convert([(Shard(config), pairs)], own, None, tmp_path / "packed", Format.FLOAT16, pack_into)
     again = model_config_from(json.loads((tmp_path / "packed/config.json").read_text()), name)
     assert again == config
-    shapes, formats = parameter_shapes(config), loading.formats_of(config, Format.FLOAT16)
+    shapes, formats = parameter_shapes(config), weight_formats.formats_of(config, Format.FLOAT16)
     packed = loading.fit_packed(open_checkpoint(tmp_path / "packed"), shapes, formats, tmp_path)
     arrays = [{key: np.zeros(shape, np.float32) for key, shape in shapes.items()} for _ in ("packed", "own")]
     for some, into in zip((packed, pairs), arrays, strict=True):

@@ -16,7 +16,7 @@ from inference.errors import CheckpointError
 from inference.kernels.formats import Format
 from inference.models.architecture.config import ModelConfig
 from inference.models.source import resolve
-from inference.models.weights import loading
+from inference.models.weights import loading, weight_formats
 from inference.models.weights.mindformers_fused import separate
 from inference.models.weights.parameters import parameter_shapes
 
@@ -80,11 +80,11 @@ def write(model: str, place: Path, names: dict[str, str], layout: str, dtype: ty
 def loaded(directory: Path, weight_format: Format, **engine: str) -> dict[str, np.ndarray]:
     """The network's parameters, packed."""
     source = resolve(load_config({"pretrained_model_dir": str(directory), "engine": engine}))
-    formats = loading.formats_of(source.model, weight_format)
+    formats = weight_formats.formats_of(source.model, weight_format)
     arrays, destinations = {}, {}
     for name, shape in parameter_shapes(source.model).items():
         memory = None if len(shape) == 1 else formats[name]
-        dtype, layout = loading.memory_layout(shape, memory)
+        dtype, layout = weight_formats.memory_layout(shape, memory)
         arrays[name] = np.zeros(layout, dtype)
         destinations[name] = loading.Destination(arrays[name], memory, formats[name])
     loading.load(source.pairs() or [], destinations)

@@ -13,14 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference.checkpoint.quantized_tensor import describe
 from inference.config import load_config
 from inference.errors import CheckpointError, ConfigError
 from inference.generation.build import weight_format_of
 from inference.generation.model import GenerativeModel
 from inference.kernels.formats import PANEL, Format, pack, pack_codes_into, unpack
 from inference.models.source import ModelSource, resolve
-from inference.models.weights import loading
+from inference.models.weights import loading, weight_formats
 from inference.models.weights.float8 import VALUES
 from inference.models.weights.parameters import parameter_shapes
 from inference.models.weights.sharding import Shard
@@ -251,11 +250,11 @@ def source_of(directory: Path, **engine: Any) -> ModelSource:
 
 def parameters(source: ModelSource, weight_format: Format, packed: bool = True) -> Tensors:
     """The network's parameters as float32, from packed memory or as stock operators have them."""
-    formats, found, destinations, arrays = loading.formats_of(source.model, weight_format), {}, {}, {}
+    formats, found, destinations, arrays = weight_formats.formats_of(source.model, weight_format), {}, {}, {}
     shapes = parameter_shapes(source.model)
     for name, shape in shapes.items():
         memory = formats[name] if packed and len(shape) == 2 else None
-        dtype, layout = loading.memory_layout(shape, memory)
+        dtype, layout = weight_formats.memory_layout(shape, memory)
         arrays[name] = np.zeros(layout, dtype)
         destinations[name] = loading.Destination(arrays[name], memory, formats[name])
     loading.load(source.pairs() or [], destinations)
@@ -292,7 +291,8 @@ def test_auto_takes_what_loses_least(case, packed: bool) -> None:
             scale = np.abs(plain[name]).max()
             # Rounded again, each is within half a step of int8.
             np.testing.assert_allclose(found[name], plain[name], rtol=0, atol=0 if exact else scale / 250, err_msg=name)
-    line = describe(loading.quantized_tensors(source.pairs()), chosen)
+    line = weight_formats.describe_quantized(source.pairs(), chosen)
+    assert line is not None
     assert ("without another rounding" in line) == exact and ("rounded again" in line) != exact
 
 
@@ -451,4 +451,4 @@ def test_the_yaml_may_say_how_it_is_quantized(tmp_path) -> None:
     with pytest.raises(CheckpointError, match="of type I32"):
         resolve(load_config(directory)).pairs()
     asked = {**directory, "model": {"model_config": {"quantization_config": GPTQ}}}
-    assert len(loading.quantized_tensors(resolve(load_config(asked)).pairs())) == 14
+    assert len(weight_formats.quantized_tensors(resolve(load_config(asked)).pairs())) == 14

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mixed_formats import mixed_format
 from safetensors.numpy import save_file
 
 from examples import examples
@@ -21,17 +22,18 @@ from inference.checkpoint.open import open_checkpoint, rank_folders
 from inference.checkpoint.tensor import Segment, StoredTensor
 from inference.config import load_config
 from inference.errors import CheckpointError, ConfigError
-from inference.kernels.formats import Format, unpack
+from inference.kernels.formats import Format, WeightFormat, unpack
 from inference.models.architecture.config import ModelConfig
 from inference.models.architecture.registry import ARCHITECTURES, model_config_from
 from inference.models.architecture.t5_config import AnyConfig
 from inference.models.source import resolve
 from inference.models.weights import loading
 from inference.models.weights.export import convert
-from inference.models.weights.loading import Destination, formats_of, memory_layout
+from inference.models.weights.loading import Destination
 from inference.models.weights.lora import read_adapter
 from inference.models.weights.parameters import hugging_face_name, parameter_shapes, tensor_places
 from inference.models.weights.sharding import EXTENTS, SPLITS, Shard, check_split, split_of
+from inference.models.weights.weight_formats import formats_of, memory_layout
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 NAMES = sorted(str(path.parent.relative_to(GOLDENS)) for path in GOLDENS.rglob("config.json"))
@@ -389,7 +391,7 @@ def unpacked(arrays: dict[str, np.ndarray], shard: Shard, form: Format) -> dict[
     return {n: unpack(a, formats[n], *shapes[n]) if a.dtype == np.uint8 else a for n, a in arrays.items()}
 
 
-def load_packed(directory: Path, shard: Shard, form: Format, folder: Path | None = None) -> dict[str, np.ndarray]:
+def load_packed(directory: Path, shard: Shard, form: WeightFormat, folder: Path | None = None) -> dict[str, np.ndarray]:
     formats = formats_of(shard.model, form)
     checkpoint = open_checkpoint(folder or directory)
     if folder:
@@ -422,9 +424,9 @@ WHOLE_GROUPS = {
 
 
 @pytest.mark.parametrize("architecture", list(WHOLE_GROUPS))
-@pytest.mark.parametrize("form", [Format.FLOAT16, Format.INT8, Format.INT4])
+@pytest.mark.parametrize("form", [Format.FLOAT16, Format.INT8, Format.INT4, None], ids=lambda form: form or "mixed")
 def test_a_checkpoint_converted_for_ranks_is_the_one_that_was_converted_whole(
-    tmp_path: Path, form: Format, architecture: str
+    tmp_path: Path, form: Format | None, architecture: str
 ) -> None:
     """Heads of 64 and a width of 256: whole packed weights can be cut, too."""
     from inference.kernels.formats import pack_into
@@ -446,6 +448,7 @@ def test_a_checkpoint_converted_for_ranks_is_the_one_that_was_converted_whole(
     (directory / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data)
     pairs = loading.fit(open_checkpoint(directory), config, directory)
     shards = [Shard(config, rank, 2) for rank in range(2)]
+    form = form or mixed_format(config)
     convert([(Shard(config), pairs)], {}, None, tmp_path / "whole", form, pack_into)
     convert([(shard, shard.cut(pairs)) for shard in shards], {}, None, tmp_path / "split", form, pack_into)
     assert [folder.name for folder in rank_folders(tmp_path / "split", 2)] == ["rank_0", "rank_1"]

@@ -18,7 +18,7 @@ from inference.errors import CheckpointError
 from inference.kernels.formats import Format
 from inference.models.architecture.config import ModelConfig
 from inference.models.architecture.registry import model_config_from
-from inference.models.weights import loading
+from inference.models.weights import loading, weight_formats
 from inference.models.weights.parameters import TensorPlace, hugging_face_name, parameter_shapes, tensor_places
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
@@ -365,7 +365,7 @@ LOAD = """
 import importlib, json, sys
 from pathlib import Path
 from inference.context import build_context
-from inference.models.weights import loading
+from inference.models.weights import loading, weight_formats
 from inference.checkpoint.open import open_checkpoint
 from inference.models.architecture.registry import model_config_from
 from inference.models.runner import ModelRunner
@@ -418,7 +418,7 @@ def test_loading_takes_the_model_and_little_more(tmp_path: Path, kind: str) -> N
     )
     assert done.returncode == 0, done.stderr
     growth, slack = int(done.stdout), 80 * 2**20
-    parameters = loading.weight_bytes(config, Format.INT8 if kind == "packed" else None)
+    parameters = weight_formats.weight_bytes(config, Format.INT8 if kind == "packed" else None)
     print(f"peak {growth / 1e6:.0f} MB, parameters {parameters / 1e6:.0f} MB")
     assert parameters < growth <= parameters + slack
 
@@ -435,7 +435,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(
     rows.tofile(tmp_path / "bytes")
     tensor = StoredTensor("layer.weight", "float32", rows.shape, (Segment(tmp_path / "bytes", 0, rows.nbytes),))
     memory = weight_format if packed else None
-    dtype, shape = loading.memory_layout(rows.shape, memory)
+    dtype, shape = weight_formats.memory_layout(rows.shape, memory)
     destination = loading.Destination(np.zeros(shape, dtype), memory, weight_format)
     places = [TensorPlace("layer.weight", rows.shape, "layer.weight")]
     places.append(replace(places[0], order=np.arange(64)[::-1]))
@@ -451,7 +451,7 @@ def test_large_finite_weights_are_packed(tmp_path: Path) -> None:
     rows = np.full((64, 64), 1e4, np.float32)
     rows.tofile(tmp_path / "bytes")
     tensor = StoredTensor("layer.weight", "float32", rows.shape, (Segment(tmp_path / "bytes", 0, rows.nbytes),))
-    _, shape = loading.memory_layout(rows.shape, Format.INT8)
+    _, shape = weight_formats.memory_layout(rows.shape, Format.INT8)
     destination = loading.Destination(np.zeros(shape, np.uint8), Format.INT8, Format.INT8)
     destination.write(tensor, TensorPlace("layer.weight", rows.shape, "layer.weight"))
     loading.check_finite(np.full(4, 3e38, np.float32))

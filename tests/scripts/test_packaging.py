@@ -15,6 +15,8 @@ IMPORT_NAMES = {"pyyaml": "yaml"}
 # Imported only where the user has installed the extra.
 OPTIONAL = {"mindformers", "apache_beam", "pyarrow", "zstandard", "matplotlib", "sacrebleu"}
 OPTIONAL |= {"datasketch", "ray", "starlette", "uvicorn", "prometheus_client", "llguidance", "prompt_toolkit"}
+# pandas comes with Spark, cloudpickle with Beam.
+OPTIONAL |= {"pyspark", "pandas", "cloudpickle"}
 
 
 def settings() -> configparser.ConfigParser:
@@ -52,7 +54,7 @@ def test_every_import_is_a_requirement():
 def test_all_is_every_extra_of_a_user():
     extras = settings()["options.extras_require"]
     ((named,),) = [re.findall(r"^mindspore-inference\[(.*)\]$", extras["all"], re.MULTILINE)]
-    assert set(named.split(",")) == set(extras) - {"all", "bench", "dev", "goldens"}
+    assert set(named.split(",")) == set(extras) - {"all", "bench", "dev", "goldens", "spark"}
     assert "mindspore-inference[all]" in extras["dev"].split()
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from apache_beam.ml.inference.base import ModelHandler, PredictionResult
 
+from inference.answering.columns import with_threads
 from inference.answering.elements import TokenLength
 from inference.answering.shared_model import LoadedModel
 from inference.api.auto import YAML_SUFFIXES, AutoConfig
@@ -169,6 +170,15 @@ class MindSporeModelHandler(PromptHandler, ModelHandler[Any, PredictionResult, S
         self._kept = model
         note_loaded(model.num_bytes)
         return ServedModel(model, taken, self._trial, refused, copy_id)
+
+    def set_threads(self, cpus: int, where: str) -> None:
+        """Let the model compute with so many threads from the next `load_model` on, unless its config sets them.
+
+        Args:
+            where: who set them.
+        """
+        if self._config is not None:
+            self._config = with_threads(self._config, cpus, where)
 
     def candidate(self, path: str, name: str | None = None, stamp: str = "") -> Candidate:
         """A model to replace this handler's own.

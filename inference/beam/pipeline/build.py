@@ -5,7 +5,6 @@ Knows Beam's transforms; `row_state` knows how a step changes a row, `step_model
 
 from __future__ import annotations
 
-import json
 import sys
 import threading
 import uuid
@@ -24,16 +23,21 @@ from inference.beam.pipeline.failures import NoteFailures
 from inference.beam.pipeline.files import (
     ANSWERS,
     DONE,
-    JSON_LINES,
-    PARQUET,
     READ,
-    SUFFIX,
-    TEXT,
     Columns,
     OutputDirectory,
     Source,
     names_in,
     read_rows,
+)
+from inference.beam.pipeline.record_files import (
+    JSON_LINES,
+    PARQUET,
+    SUFFIX,
+    TEXT,
+    as_columns,
+    json_line,
+    schema,
     text_line,
 )
 from inference.beam.pipeline.row_state import RowState, bad_row, dead_letter_of, given_to, record_of
@@ -108,7 +112,7 @@ def build(pipeline: beam.Pipeline, plan: Plan) -> None:
 def _begin(pipeline: beam.Pipeline, plan: Plan) -> tuple[Rows, Rows]:
     """Read the rows. Returns those to answer, each name once, and those that cannot be answered."""
     rows = pipeline | "Sources" >> beam.Create(list(plan.sources)) | "SpreadFiles" >> beam.Reshuffle()
-    rows = rows | "Read" >> beam.ParDo(_Read(plan.columns, plan.graph.needs_prompt, plan.output))
+    rows = rows | "Read" >> beam.ParDo(ReadRows(plan.columns, plan.graph.needs_prompt, plan.output))
     parts = {"rows": rows | "Name" >> beam.Map(_by_name).with_output_types(tuple[str, Any])}
     if plan.resume and plan.output is not None:
         done = [*plan.output.answers, *plan.output.failures]
@@ -124,7 +128,9 @@ def _begin(pipeline: beam.Pipeline, plan: Plan) -> tuple[Rows, Rows]:
             | "AnswersOfEarlier" >> beam.FlatMap(read_answers).with_output_types(tuple[str, Any])
         )
     apart = (
-        parts | "EachOnce" >> beam.CoGroupByKey() | "Choose" >> beam.ParDo(_Choose()).with_outputs(FAILED, main="rows")
+        parts
+        | "EachOnce" >> beam.CoGroupByKey()
+        | "Choose" >> beam.ParDo(ChooseRows()).with_outputs(FAILED, main="rows")
     )
     return apart["rows"], apart[FAILED] | "NoteFailures" >> beam.ParDo(_noting(plan))
 
@@ -181,7 +187,7 @@ def _named(path: str, output: OutputDirectory) -> Iterator[tuple[str, None]]:
     output.note(DONE, path, rows)
 
 
-class _Read(beam.DoFn):
+class ReadRows(beam.DoFn):
     """Reads the rows of a source, and records their number in the output directory."""
 
     def __init__(self, columns: Columns, needs_prompt: bool, output: OutputDirectory | None):
@@ -202,7 +208,7 @@ class _Read(beam.DoFn):
             self._output.note(READ, f"{source.number} {source.value}", rows)
 
 
-class _Choose(beam.DoFn):
+class ChooseRows(beam.DoFn):
     """Keeps the first row of each name, with its answers from earlier runs; drops rows that an earlier run finished."""
 
     def process(self, item: tuple[str, Mapping[str, Iterable[Any]]]) -> Iterator[Any]:
@@ -235,7 +241,7 @@ class _RunStep(beam.PTransform):
 
     def expand(self, rows: Rows) -> tuple[Rows, Rows]:
         step, model = self._step, self._plan.models[self._step.name]
-        asked = rows | "Ask" >> beam.ParDo(_Ask(step, self._plan.graph, model.prepare)).with_outputs(
+        asked = rows | "Ask" >> beam.ParDo(AskStep(step, self._plan.graph, model.prepare)).with_outputs(
             FAILED, KNOWN, main="asked"
         )
         settings = dict(step.settings.settings) or None
@@ -245,9 +251,9 @@ class _RunStep(beam.PTransform):
         results = asked["asked"] | "RunInference" >> RunInference(
             KeyedModelHandler(model.handler), inference_args=settings
         )
-        answered = results | "Take" >> beam.ParDo(_Take(step.name, model.name, model.result, writer)).with_outputs(
-            FAILED, main="answered"
-        )
+        answered = results | "Take" >> beam.ParDo(
+            TakeAnswers(step.name, model.name, model.result, writer)
+        ).with_outputs(FAILED, main="answered")
         out = (asked[KNOWN], answered["answered"]) | "Out" >> beam.Flatten()
         # Record failures where they occur: a transform after a Flatten waits for all transforms before it to end.
         unasked = asked[FAILED] | "NoteUnasked" >> beam.ParDo(_noting(self._plan))
@@ -255,7 +261,7 @@ class _RunStep(beam.PTransform):
         return out, (unasked, unanswered) | "Without" >> beam.Flatten()
 
 
-class _Ask(beam.DoFn):
+class AskStep(beam.DoFn):
     """Pairs each row with its model's input. Rows that the model has already answered bypass it."""
 
     def __init__(self, step: Step, graph: Graph, prepare: Any):
@@ -283,7 +289,7 @@ class _Ask(beam.DoFn):
         yield state, given
 
 
-class _Take(beam.DoFn):
+class TakeAnswers(beam.DoFn):
     """Puts answers into their rows.
 
     Args:
@@ -344,18 +350,18 @@ def _write(pipeline: beam.Pipeline, plan: Plan, answered: Rows, without: Rows) -
     if plan.form == PARQUET:
         _ = (
             records
-            | "Columns" >> beam.Map(_as_columns)
+            | "Columns" >> beam.Map(as_columns)
             | "WriteAnswers"
-            >> beam.io.WriteToParquet(prefix, _schema(), file_name_suffix=suffix, num_shards=plan.shards)
+            >> beam.io.WriteToParquet(prefix, schema(), file_name_suffix=suffix, num_shards=plan.shards)
         )
     else:
-        lines = records | "Line" >> beam.Map(text_line if plan.form == TEXT else _json_line).with_output_types(str)
+        lines = records | "Line" >> beam.Map(text_line if plan.form == TEXT else json_line).with_output_types(str)
         _ = lines | "WriteAnswers" >> beam.io.WriteToText(
             prefix, file_name_suffix=suffix, num_shards=plan.shards, skip_if_empty=True
         )
     _ = (
         letters
-        | "FailureLine" >> beam.Map(_json_line).with_output_types(str)
+        | "FailureLine" >> beam.Map(json_line).with_output_types(str)
         | "WriteFailures"
         >> beam.io.WriteToText(plan.output.join(f"failed-{run:02}"), file_name_suffix=".jsonl", skip_if_empty=True)
     )
@@ -371,38 +377,6 @@ def _count_failure(state: RowState, graph: Graph) -> dict[str, Any]:
     return dead_letter_of(state, graph)
 
 
-def _json_line(record: Any) -> str:
-    line = json.dumps(record, ensure_ascii=False)
-    try:
-        line.encode()
-    except UnicodeEncodeError:  # JSON can escape a lone surrogate, UTF-8 cannot encode it
-        line = json.dumps(record)
-    return line
-
-
-WHOLE_NUMBERS = ("row", "prompt_tokens", "completion_tokens", "cached_tokens", "seed", "truncated_tokens", "attempts")
-NESTED = ("steps", "logprobs", "value")
-
-
-def _as_columns(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert a record to a row of a table; nested values become JSON."""
-    row = {name: record.get(name) for name in _schema().names}
-    return {**row, **{name: _json_line(row[name]) for name in NESTED if row[name] is not None}}
-
-
-def _schema() -> Any:
-    import pyarrow
-
-    text, whole, real = pyarrow.string(), pyarrow.int64(), pyarrow.float64()
-    kinds = {
-        **dict.fromkeys(("custom_id", "file", "prompt", "text", "finish_reason", "model", "step", *NESTED), text),
-        **dict.fromkeys(WHOLE_NUMBERS, whole),
-        **dict.fromkeys(("ttft_seconds", "total_seconds"), real),
-        "token_ids": pyarrow.list_(whole),
-    }
-    return pyarrow.schema(list(kinds.items()))
-
-
 _PRINTING = threading.Lock()
 
 
@@ -414,7 +388,7 @@ class _Print(beam.DoFn):
 
     def process(self, record: Mapping[str, Any]) -> None:
         with _PRINTING:
-            sys.stdout.write(f"{_json_line(record) if self._as_json else record['text']}\n")
+            sys.stdout.write(f"{json_line(record) if self._as_json else record['text']}\n")
             sys.stdout.flush()
 
 

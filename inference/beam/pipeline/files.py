@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from typing import IO, Any, cast
 from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
+from inference.beam.pipeline.record_files import PARQUET, SUFFIX, unescaped
 from inference.beam.pipeline.row_state import RowState, bad_row
 from inference.config.input_formats import FORMATS, SUFFIXES, format_of_name
 from inference.errors import InferenceError, InputError
@@ -35,11 +37,12 @@ from inference.inputs.prompts import (
 )
 from inference.inputs.rows import decode_line, table_parser
 
-JSON_LINES, TEXT, PARQUET = "jsonl", "text", "parquet"
-SUFFIX = {JSON_LINES: ".jsonl", TEXT: ".txt", PARQUET: ".parquet"}
 # Suffixes of the files in `.parts`. Each name ends in the number of rows that the file represents. Files for rows that
 # were read, or done by earlier runs, are empty.
 ANSWERS, FAILURES, READ, DONE = ".jsonl", ".failed", ".read", ".done"
+# Files of engines without graphs: items on their way to their parts, records to be joined, and the mark of a run that
+# goes on, which its workers look for before they write output.
+SPILL, PIECE, ALIVE = ".spill", ".piece", ".alive"
 # Temporary directories of Beam's sinks.
 TEMPORARY = "beam-temp-*"
 
@@ -234,6 +237,25 @@ class OutputDirectory:
         """Number of rows in the files of one kind in `.parts`; each step's answer counts."""
         return rows_in(self.parts_of(kind))
 
+    def put(self, name: str, data: bytes) -> None:
+        """Write a file of output atomically. Two processes may do so at the same time: one of the files stays."""
+        with self.writing(name) as file:
+            file.write(data)
+
+    def put_part(self, name: str, data: bytes) -> None:
+        """Write a file in `.parts`, likewise."""
+        self.put(f".parts/{name}", data)
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[IO[bytes]]:
+        """Open a file of output for writing; it appears when it is complete.
+
+        Raises:
+            InferenceError: it cannot be written.
+        """
+        with _replacing(self.part(f"{uuid.uuid4().hex}.tmp"), self.join(*name.split("/"))) as file:
+            yield file
+
     def note(self, kind: str, path: str, rows: int) -> None:
         """Record the number of rows in a file."""
         digest = blake2b(path.encode("utf-8", "replace"), digest_size=16).hexdigest()
@@ -243,7 +265,8 @@ class OutputDirectory:
         """Remove the leftovers of an interrupted run, except its answers: its progress files, and files that Beam's
         sinks had not moved into place.
         """
-        self.remove([path for paths in self.parts_by_kind(FAILURES, READ, DONE) for path in paths])
+        kinds = (FAILURES, READ, DONE, SPILL, PIECE, ALIVE)
+        self.remove([path for paths in self.parts_by_kind(*kinds) for path in paths])
         if "://" in self.path:
             self.remove(self.match(TEMPORARY, "*"))
         else:
@@ -336,10 +359,19 @@ def write_file(path: str, data: bytes) -> None:
     Raises:
         InferenceError: it cannot be written.
     """
-    temporary = f"{path}.tmp"
+    with _replacing(f"{path}.tmp", path) as file:
+        file.write(data)
+
+
+@contextmanager
+def _replacing(temporary: str, path: str) -> Iterator[IO[bytes]]:
+    """Open a temporary file that then replaces the file at `path`."""
     try:
         with FileSystems.create(temporary, compression_type=CompressionTypes.UNCOMPRESSED) as file:
-            file.write(data)
+            yield file
+        if "://" not in path:
+            Path(temporary).replace(path)
+            return
         if FileSystems.exists(path):
             FileSystems.delete([path])
         FileSystems.rename([temporary], [path])
@@ -370,18 +402,3 @@ def names_in(path: str) -> Iterator[str]:
             raise InputError(
                 f"{path}:{number} is not a record of a pipeline", "repair that line, or give --overwrite"
             ) from None
-
-
-def text_line(record: Mapping[str, Any]) -> str:
-    """Format a record as a line of text: name, tab, answer. Tabs and line breaks are escaped as in JSON."""
-    return f"{escaped(record['custom_id'])}\t{escaped(record['text'])}"
-
-
-def escaped(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("\n", "\\n").replace("\t", "\\t").replace("\r", "\\r")
-
-
-def unescaped(text: str) -> str:
-    plain = {"n": "\n", "t": "\t", "r": "\r"}
-    parts = iter(text)
-    return "".join(plain.get(after := next(parts, ""), after) if char == "\\" else char for char in parts)

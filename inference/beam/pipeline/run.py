@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 import inference
 from inference.beam.pipeline.build import NAMESPACE, Plan, build
+from inference.beam.pipeline.cluster import Cluster
+from inference.beam.pipeline.cluster_run import check_plan, run_on
 from inference.beam.pipeline.failures import TooManyFailuresError, forget, too_many
 from inference.beam.pipeline.files import ANSWERS, FAILURES, READ, Columns, OutputDirectory, find_sources, rows_in
 from inference.beam.pipeline.options import find_runner, pipeline_options
@@ -32,7 +34,7 @@ from inference.config import InferenceConfig
 from inference.config.flags import FLAGS
 from inference.config.secrets import without_secrets
 from inference.context import check_device
-from inference.errors import EXIT_ROWS_FAILED, InferenceError, InputError
+from inference.errors import EXIT_ROWS_FAILED, ConfigError, InferenceError, InputError
 from inference.jobs.figures import check_target, write_metrics
 from inference.terminal.output import say
 from inference.terminal.signals import last_words
@@ -45,15 +47,17 @@ def run_pipeline(
     values: Sequence[str],
     options: Sequence[str],
     *,
+    cluster: Cluster | None = None,
     overwrite: bool = False,
     resume: bool = False,
     again: str = "",
 ) -> int:
-    """Answer rows on Beam.
+    """Answer rows on Beam, or on another engine.
 
     Args:
         values: file patterns, and prompts.
         options: Beam's options.
+        cluster: the other engine.
         overwrite: delete the contents of the output directory.
         resume: resume the run in the output directory.
         again: the command that resumes this run.
@@ -66,21 +70,27 @@ def run_pipeline(
     """
     if overwrite and resume:
         raise InputError("--resume continues the output, --overwrite deletes it", "give one of them")
-    plan, beam_options = check_pipeline(config, values, options, overwrite or resume)
+    plan, beam_options = check_pipeline(config, values, options, overwrite or resume, cluster)
+
+    def run(plan: Plan) -> dict[str, Any]:
+        if cluster is None:
+            return _run_on_beam(plan, beam_options)
+        return run_on(cluster, plan, config.pipeline.worker_cpus)
+
     if plan.output is None:
-        return _run_and_tell(config, plan, beam_options, again)
+        return _run_and_tell(config, plan, run, again)
     plan.output.make()
     with plan.output.locked():
         plan = replace(plan, resume=_opened(plan.output, plan, overwrite, resume))
-        return _run_and_tell(config, plan, beam_options, again)
+        return _run_and_tell(config, plan, run, again)
 
 
-def _run_and_tell(config: InferenceConfig, plan: Plan, options: PipelineOptions, again: str) -> int:
+def _run_and_tell(config: InferenceConfig, plan: Plan, run: Callable[[Plan], dict[str, Any]], again: str) -> int:
     """Run a pipeline, and write and show its figures. Returns the exit code."""
     output, started = plan.output, time.perf_counter()
     work = Work(len(plan.sources), plan.graph.answers_per_row, exact=not plan.graph.splits)
     with progress(output, work), last_words(lambda: _last_words(output, again)):
-        figures = _run(plan, options, again)
+        figures = _run(plan, run, again)
     seconds = time.perf_counter() - started
     counted = figures["counters"].get(NAMESPACE, {})
     _check_read(plan, counted.get("rows_read", 0))
@@ -96,19 +106,30 @@ def _run_and_tell(config: InferenceConfig, plan: Plan, options: PipelineOptions,
 
 
 def check_pipeline(
-    config: InferenceConfig, values: Sequence[str], options: Sequence[str], may_exist: bool = False
+    config: InferenceConfig,
+    values: Sequence[str],
+    options: Sequence[str],
+    may_exist: bool = False,
+    cluster: Cluster | None = None,
 ) -> tuple[Plan, PipelineOptions]:
     """Check everything that can be checked before a pipeline starts.
 
     Args:
         may_exist: the output directory may hold output.
+        cluster: the engine, unless it is Beam.
 
     Raises:
         InferenceError: the first mistake found.
     """
     check_device(config)
+    if cluster is not None and options:
+        flag = options[0].partition("=")[0]
+        raise ConfigError(
+            f"there is no flag {flag}", f"options of Beam are for pipeline.engine beam; here it is {cluster.name}"
+        )
     settings, written = config.pipeline, config.output
-    beam_options = pipeline_options(options, settings.runner_options or (), [flag.name for flag in FLAGS])
+    unchecked = settings.runner_options or () if cluster is None else ()
+    beam_options = pipeline_options(options, unchecked, [flag.name for flag in FLAGS])
     find_runner(beam_options)
     FileSystems.set_options(beam_options)
     graph = graph_of(settings)
@@ -134,6 +155,8 @@ def check_pipeline(
         print_json=written.format == "json",
         max_errors=written.max_errors,
     )
+    if cluster is not None:
+        check_plan(plan, cluster.name)
     return plan, beam_options
 
 
@@ -197,7 +220,7 @@ def _opened(output: OutputDirectory, plan: Plan, overwrite: bool, resume: bool) 
     return before is not None
 
 
-def _run(plan: Plan, options: PipelineOptions, again: str) -> dict[str, Any]:
+def _run_on_beam(plan: Plan, options: PipelineOptions) -> dict[str, Any]:
     # Beam warns about outputs without files, which are normal if no row fails, or if all do.
     logging.getLogger("apache_beam.io.filebasedsink").setLevel(logging.ERROR)
     for name in ("apache_beam.runners.common", "apache_beam.runners.portability.local_job_service"):
@@ -208,9 +231,17 @@ def _run(plan: Plan, options: PipelineOptions, again: str) -> dict[str, Any]:
     if root not in paths:
         os.environ["PYTHONPATH"] = os.pathsep.join(part for part in (root, *paths) if part)
     attempts = itertools.chain([plan], itertools.repeat(replace(plan, resume=plan.output is not None)))
+    # The next attempt finds the answers of a worker that died.
+    result = run_to_the_end(lambda pipeline: build(pipeline, next(attempts)), options)
+    if result.state not in ("DONE", None):
+        raise InferenceError(f"the pipeline ended in state {result.state}", "the runner's logs say why")
+    return _figures(result)
+
+
+def _run(plan: Plan, run: Callable[[Plan], dict[str, Any]], again: str) -> dict[str, Any]:
+    """Run a pipeline, and make an InferenceError of whatever ends it."""
     try:
-        # The next attempt finds the answers of a worker that died.
-        result = run_to_the_end(lambda pipeline: build(pipeline, next(attempts)), options)
+        return run(plan)
     except Exception as error:  # whatever a runner or a worker raises
         stopped = too_many(error)
         if stopped is not None:
@@ -221,9 +252,6 @@ def _run(plan: Plan, options: PipelineOptions, again: str) -> dict[str, Any]:
         raise InferenceError(f"the pipeline failed: {_reason(error)}", hint) from error
     finally:
         forget(plan.run)
-    if result.state not in ("DONE", None):
-        raise InferenceError(f"the pipeline ended in state {result.state}", "the runner's logs say why")
-    return _figures(result)
 
 
 def _check_read(plan: Plan, rows: int) -> None:

@@ -10,17 +10,18 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from inference.checkpoint.tensor import StoredTensor
-from inference.errors import InferenceError, InputError
-from inference.kernels.formats import Format
-from inference.models.weights.loading import Destination, PackInto, formats_of, layout_bytes, memory_layout
+from inference.errors import ConfigError, InferenceError, InputError
+from inference.kernels.formats import Format, MixedFormat, WeightFormat
+from inference.models.weights.loading import Destination, PackInto
 from inference.models.weights.sharding import PACKED, Pairs, Shard
+from inference.models.weights.weight_formats import formats_of, layout_bytes, memory_layout
 from inference.tokenizer.gguf_tokenizer import write_gguf_tokenizer
 
 PACKED_KEY = "packed_weights"
@@ -45,7 +46,7 @@ def convert(
     own_config: dict[str, Any],
     directory: Path | None,
     target: Path,
-    weight_format: Format,
+    weight_format: WeightFormat,
     pack_into: PackInto,
     *,
     force: bool = False,
@@ -75,7 +76,7 @@ def convert(
                 folder.mkdir(exist_ok=True)
                 with (folder / WEIGHTS_NAME).open("wb") as file:
                     _write_weights(file, pairs, shard, weight_format, pack_into, progress)
-            text = json.dumps({**own_config, PACKED_KEY: {"weight_dtype": weight_format.value}}, indent=2)
+            text = json.dumps({**own_config, PACKED_KEY: _stated(weight_format)}, indent=2)
             (made / "config.json").write_text(text + "\n", encoding="utf-8")
             _copy_companions(directory, made)
             if target.exists():
@@ -83,6 +84,35 @@ def convert(
             made.rename(target)
     except OSError as error:
         raise InferenceError(f"{target} cannot be written: {error.strerror}") from error
+
+
+def _stated(weight_format: WeightFormat) -> dict[str, Any]:
+    """Returns what config.json says of a format; `packed_format` reads it."""
+    stated: dict[str, Any] = {"weight_dtype": weight_format.value}
+    if isinstance(weight_format, MixedFormat):
+        stated["formats"] = {name: form.value for name, form in weight_format.by_parameter.items()}
+    return stated
+
+
+def packed_format(values: Mapping[str, Any], where: str) -> WeightFormat | None:
+    """Returns the format of the weights that a config.json states; None if `convert` did not pack them.
+
+    Args:
+        values: the keys of config.json.
+        where: names it in errors.
+
+    Raises:
+        ConfigError: the entry is damaged.
+    """
+    packed = values.get(PACKED_KEY)
+    if packed is None:
+        return None
+    try:
+        if "formats" in packed:
+            return MixedFormat({str(name): Format(form) for name, form in packed["formats"].items()})
+        return Format(packed["weight_dtype"])
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ConfigError(f"{where}: {PACKED_KEY} is damaged: {packed!r}", "convert the model again") from error
 
 
 def check_target(target: Path, force: bool) -> None:
@@ -95,7 +125,7 @@ def _write_weights(
     file: BinaryIO,
     pairs: Pairs,
     shard: Shard,
-    weight_format: Format,
+    weight_format: WeightFormat,
     pack_into: PackInto,
     progress: Callable[[StoredTensor], None] | None,
 ) -> None:

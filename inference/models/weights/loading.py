@@ -7,37 +7,30 @@ its place, and only packing needs a copy of some rows.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from inference.checkpoint.quantized_tensor import QuantizedTensor, format_for
-from inference.checkpoint.tensor import ITEM_SIZES, Checkpoint, StoredTensor
+from inference.checkpoint.quantized_tensor import QuantizedTensor
+from inference.checkpoint.tensor import Checkpoint, StoredTensor
 from inference.errors import CheckpointError
 from inference.kernels.formats import PANEL, Format, pack, pack_codes_into, pack_into, unpack
 from inference.models.architecture.t5_config import AnyConfig
 from inference.models.weights.parameters import (
     DERIVED,
-    DISTANCES,
     EMBEDDING,
     HEAD,
-    POSITIONS,
-    ROUTER,
-    SHARED,
     TensorPlace,
     hugging_face_name,
     is_draft_layer,
-    parameter_shapes,
     spare_names,
     tensor_places,
 )
 from inference.models.weights.sharding import PACKED, Pairs, Shard
+from inference.models.weights.weight_formats import memory_layout
 
-# Matrices whose rounding affects every token of an answer.
-ENDS = (EMBEDDING, POSITIONS, SHARED, HEAD)
 SHOWN = 5
 # Rows rounded at a time, so that working memory stays small; whole panels.
 ROWS_AT_ONCE = 16 * PANEL
@@ -278,67 +271,6 @@ class Destination:
             for row in range(0, len(rows), ROWS_AT_ONCE):
                 part = rows[row : row + ROWS_AT_ONCE]
                 part[:] = unpack(pack(part, self.precision), self.precision, *part.shape)
-
-
-def formats_of(config: AnyConfig, weight_format: Format) -> dict[str, Format]:
-    """Returns the format of every parameter: matrices in `weight_format`, vectors in float32.
-
-    Embeddings and output head are int8 in an int4 model, because their rounding affects every token of the answer. A
-    router is never rounded, because a rounding may send a token to another expert.
-    """
-    wider = Format.INT8 if weight_format.is_four_bits else weight_format
-
-    def chosen(name: str, shape: tuple[int, ...]) -> Format:
-        # T5's bias by distance is small, and read only once.
-        if len(shape) == 1 or name.endswith((ROUTER, DISTANCES)):
-            return Format.FLOAT32
-        return wider if name in ENDS else weight_format
-
-    return {name: chosen(name, shape) for name, shape in parameter_shapes(config).items()}
-
-
-def memory_layout(shape: tuple[int, ...], memory: Format | None) -> tuple[str, tuple[int, ...]]:
-    """Returns (type, shape) of a parameter in memory: packed in `memory` for matrices, else plain float32."""
-    if memory is None or len(shape) == 1:
-        return Format.FLOAT32.value, shape
-    return PACKED, memory.shape(*shape)
-
-
-def layout_bytes(layout: tuple[str, tuple[int, ...]]) -> int:
-    """Returns the number of bytes of a parameter of this (type, shape)."""
-    dtype, shape = layout
-    return ITEM_SIZES[dtype] * math.prod(shape)
-
-
-def weight_bytes(config: AnyConfig, weight_format: Format | None) -> int:
-    """Returns the bytes of the parameters in memory, packed in a format; None stands for plain float32 rows."""
-    formats = formats_of(config, weight_format or Format.FLOAT32)
-    return sum(
-        layout_bytes(memory_layout(shape, weight_format and formats[name]))
-        for name, shape in parameter_shapes(config).items()
-    )
-
-
-def quantized_tensors(pairs: Pairs | None) -> list[QuantizedTensor]:
-    """Returns a checkpoint's quantized tensors that may be int4: all but the embeddings and the head."""
-    return [
-        tensor for tensor, place in pairs or [] if isinstance(tensor, QuantizedTensor) and place.parameter not in ENDS
-    ]
-
-
-def stored_format(pairs: Pairs | None) -> Format:
-    """Returns a checkpoint's format: that of its quantized layers, or else of most of its bytes.
-
-    Random weights are float32.
-    """
-    quantized = quantized_tensors(pairs)
-    if quantized:
-        return format_for(quantized)
-    sizes = {"float32": 1, "float16": 0, "bfloat16": 0}
-    for tensor, _ in pairs or []:
-        if tensor.dtype in sizes:
-            sizes[tensor.dtype] += layout_bytes((tensor.dtype, tensor.shape))
-    return Format(max(sizes, key=lambda name: sizes[name]))
 
 
 def load(

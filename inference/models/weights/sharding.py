@@ -20,7 +20,7 @@ import numpy as np
 
 from inference.checkpoint.tensor import StoredTensor
 from inference.errors import CheckpointError, ConfigError
-from inference.kernels.formats import GROUP, PAIR, PANEL, Format, whole_panels
+from inference.kernels.formats import GROUP, PAIR, PANEL, Format, WeightFormat, whole_panels
 from inference.kernels.weight import Addition
 from inference.models.architecture.config import ModelConfig
 from inference.models.architecture.experts import ExpertsConfig
@@ -498,7 +498,7 @@ def _cut_packed(tensor: StoredTensor, piece: Piece, form: Format) -> StoredTenso
     return tensor.columns(before, before + form.shape(PANEL, end - begin)[1])
 
 
-def check_split(config: AnyConfig, size: int, weight_format: Format | None, where: str) -> None:
+def check_split(config: AnyConfig, size: int, weight_format: WeightFormat | None, where: str) -> None:
     """Checks whether `size` ranks can share a model.
 
     Args:
@@ -527,7 +527,7 @@ def check_split(config: AnyConfig, size: int, weight_format: Format | None, wher
     )
 
 
-def _obstacle(config: AnyConfig, size: int, weight_format: Format | None) -> str | None:
+def _obstacle(config: AnyConfig, size: int, weight_format: WeightFormat | None) -> str | None:
     if size == 1:
         return None
     heads = config.num_heads

@@ -1,0 +1,307 @@
+"""What the workers of an engine without graphs do: read inputs into parts, and answer a part with all steps.
+
+A part's answers are one file, which its worker moves into place when the part is done. A worker that takes over a part
+finds in `.parts` what the dead one had answered. Knows the graph's transforms; knows no engine.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any
+
+import cloudpickle
+from apache_beam.io.filesystems import FileSystems
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.pvalue import TaggedOutput
+
+from inference.beam.handlers.mindspore import MindSporeModelHandler
+from inference.beam.handlers.prompt_handler import PromptHandler
+from inference.beam.pipeline.build import KNOWN, AskStep, ChooseRows, Plan, ReadRows, TakeAnswers
+from inference.beam.pipeline.compare import CompareSteps, Figures
+from inference.beam.pipeline.failures import NoteFailures
+from inference.beam.pipeline.files import ALIVE, ANSWERS, DONE, PIECE, OutputDirectory, Source, names_in
+from inference.beam.pipeline.record_files import JSON_LINES, SUFFIX, encoded
+from inference.beam.pipeline.row_state import RowState, dead_letter_of, record_of
+from inference.beam.pipeline.shuffle import SpillWriter, read_part
+from inference.beam.pipeline.step_models import StepModel
+from inference.beam.pipeline.steps import Step
+from inference.beam.pipeline.worker_files import CheckpointWriter, answer_line, read_answers
+from inference.errors import InferenceError
+
+# Rows of a batch for a handler that sets no maximum. Ours get the whole part, because they batch by themselves.
+FOREIGN_BATCH = 64
+# The kinds of items in a part: rows of the input, names that an earlier run finished, and answers that it had.
+ROWS, FINISHED, ANSWERED = "rows", "done", "answers"
+COUNTED = ("prompt_tokens", "completion_tokens", "cached_tokens")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """An input: a source of rows, or a file of an earlier run with names or answers."""
+
+    number: int
+    kind: str
+    value: Any
+
+
+@dataclass
+class PartFigures:
+    """The figures of a part.
+
+    Args:
+        rows: counters of its rows.
+        steps: counters of the answers computed now, by step.
+        compared: figures of the comparison, if there is one.
+        pieces: files with its records that the driver joins, by kind.
+    """
+
+    rows: Counter[str] = field(default_factory=Counter)
+    steps: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    compared: Figures | None = None
+    pieces: dict[str, str] = field(default_factory=dict)
+
+
+class ReadInput:
+    """Reads an input into spill files, and returns their paths. It is sent to workers."""
+
+    def __init__(self, plan: Plan, parts: int):
+        self._plan, self._parts = cloudpickle.dumps(plan), parts
+
+    def __call__(self, reading: Reading) -> list[str]:
+        plan = _plan_of(self._plan)
+        spill = SpillWriter(_output_of(plan), f"input-{reading.number:06}", self._parts)
+        for key, item in _items(reading, plan):
+            spill.add(key, (reading.kind, item))
+        spill.flush()
+        return spill.paths
+
+
+def _items(reading: Reading, plan: Plan) -> Iterator[tuple[str, Any]]:
+    if reading.kind == ANSWERED:
+        yield from read_answers(reading.value)
+    elif reading.kind == FINISHED:
+        names = list(names_in(reading.value))
+        _output_of(plan).note(DONE, reading.value, len(names))
+        yield from ((name, None) for name in names)
+    else:
+        assert isinstance(reading.value, Source)
+        for state in ReadRows(plan.columns, plan.graph.needs_prompt, plan.output).process(reading.value):
+            yield state.key, state
+
+
+class AnswerPart:
+    """Answers a part, given by its number, and writes its records. It is sent to workers.
+
+    Args:
+        spills: the files of `ReadInput`.
+        parts: number of parts.
+        run: number of the run, for names of files.
+        cpus: threads of a model whose config sets none.
+    """
+
+    def __init__(self, plan: Plan, spills: Sequence[str], parts: int, run: int, cpus: int):
+        self._plan = cloudpickle.dumps(plan)
+        self._spills, self._parts, self._run, self._cpus = tuple(spills), parts, run, cpus
+
+    def __call__(self, number: int) -> PartFigures:
+        plan = _plan_of(self._plan)
+        check_alive(plan)
+        part = Part(plan, f"part{number:06}", self._cpus)
+        part.answer(read_part(self._spills, number))
+        part.write(f"{self._run:02}-{number:05}-of-{self._parts:05}")
+        return part.figures
+
+
+def check_alive(plan: Plan) -> None:
+    """Check that a run goes on: a worker may outlive its run, and must not write into the output of the next one.
+
+    Raises:
+        InferenceError: it has ended.
+    """
+    if not FileSystems.exists(_output_of(plan).part(f"{plan.run}{ALIVE}")):
+        raise InferenceError("the run of this worker has ended")
+
+
+class Part:
+    """The rows of a part, on their way through the steps.
+
+    Args:
+        name: begins the names of its files in `.parts`.
+        cpus: threads of a model whose config sets none.
+    """
+
+    def __init__(self, plan: Plan, name: str, cpus: int):
+        self._plan, self._name, self._cpus = plan, name, cpus
+        self._output = _output_of(plan)
+        self._rows: dict[str, RowState] = {}
+        self._errors: dict[str, Mapping[str, Any]] = {}
+        # Rows that no step gets: invalid ones, and those with the name of an earlier row.
+        self._refused: list[RowState] = []
+        self._noting = NoteFailures(plan.run, plan.graph, plan.writer, plan.max_errors)
+        self._noting.setup()
+        self.figures = PartFigures()
+
+    def answer(self, items: Iterable[tuple[str, tuple[str, Any]]]) -> None:
+        """Answer the rows among the items with all steps."""
+        try:
+            self._choose(items)
+            for step in self._plan.graph.steps:
+                self._run_step(step)
+        finally:
+            self._noting.finish_bundle()
+
+    def _choose(self, items: Iterable[tuple[str, tuple[str, Any]]]) -> None:
+        groups: dict[str, dict[str, list[Any]]] = defaultdict(lambda: defaultdict(list))
+        for key, (kind, value) in items:
+            groups[key][kind].append(value)
+        for path in self._output.match(".parts", f"{self._name}-*{ANSWERS}"):
+            for key, value in read_answers(path):
+                groups[key][ANSWERED].append(value)
+        for key, parts in groups.items():
+            if parts[FINISHED]:
+                self.figures.rows["rows_done_before"] += len(parts[ROWS])
+            for state, tag in _untagged(ChooseRows().process((key, {ROWS: parts[ROWS], **parts}))):
+                if tag is None:
+                    self._rows[key] = state
+                else:
+                    self._refused += self._noting.process(state)
+
+    def _run_step(self, step: Step) -> None:
+        model = self._plan.models[step.name]
+        ask = AskStep(step, self._plan.graph, model.prepare)
+        asked: list[tuple[RowState, Any]] = []
+        for state in self._rows.values():
+            if not all(any(name in state.answers for name in group) for group in step.parents):
+                continue
+            for found, tag in _untagged(ask.process(state)):
+                if tag is None:
+                    asked.append(found)
+                elif tag == KNOWN:
+                    self.figures.rows["answers_of_earlier_runs"] += 1
+                else:
+                    self._fail(found)
+        if asked:
+            self._ask(step, model, asked)
+
+    def _ask(self, step: Step, model: StepModel, asked: Sequence[tuple[RowState, Any]]) -> None:
+        """Ask a step's model, and put its answers into their rows."""
+        handler, loaded = _loaded(self._plan, step.name, self._cpus)
+        notes = _Notes(self._output, f"{self._name}-{step.name}", step.name, self._plan.checkpoint_seconds)
+        by_itself = isinstance(handler, PromptHandler)
+        if isinstance(handler, PromptHandler):
+            handler.notes = notes
+        size = len(asked) if by_itself else int(handler.batch_elements_kwargs().get("max_batch_size") or FOREIGN_BATCH)
+        settings = dict(step.settings.settings) or None
+        take = TakeAnswers(step.name, model.name, model.result, None)
+        for start in range(0, len(asked), size):
+            batch = asked[start : start + size]
+            results = handler.run_inference([given for _, given in batch], loaded, settings)
+            for (before, _), result in zip(batch, results, strict=True):
+                for state, tag in _untagged(take.process((before, result))):
+                    if tag is None:
+                        self._take(step, state, None if by_itself else notes)
+                    else:
+                        self._fail(state)
+        notes.flush()
+
+    def _take(self, step: Step, state: RowState, notes: _Notes | None) -> None:
+        answer = state.answers[step.name]
+        self._rows[state.key] = state
+        counters = self.figures.steps[step.name]
+        counters["answers"] += 1
+        for name in COUNTED:
+            counters[name] += answer.get(name) or 0
+        if notes is not None:
+            notes.add({**answer, "custom_id": state.key})
+
+    def _fail(self, state: RowState) -> None:
+        """Note a failure. A row with several branches still gets the answers of the others."""
+        assert state.error is not None
+        self._errors.setdefault(state.key, state.error)
+        for _ in self._noting.process(state):
+            pass
+
+    def write(self, name: str) -> None:
+        """Write the records of the part.
+
+        Args:
+            name: the numbers in the names of its files.
+
+        Raises:
+            InferenceError: the run has ended.
+        """
+        plan, graph = self._plan, self._plan.graph
+        answered = [state for key, state in self._rows.items() if key not in self._errors]
+        broken = [replace(self._rows[key], error=error) for key, error in self._errors.items()]
+        failed = [*self._refused, *broken]
+        self.figures.rows.update(rows_answered=len(answered), rows_failed=len(failed))
+        if plan.report is not None:
+            compare = CompareSteps(graph)
+            self.figures.compared = compare.create_accumulator()
+            for state in answered:
+                compare.add_input(self.figures.compared, state)
+        check_alive(plan)
+        if failed:
+            letters = encoded([dead_letter_of(state, graph) for state in failed], JSON_LINES)
+            self._put("failed", f"failed-{name}{SUFFIX[JSON_LINES]}", letters, is_piece=True)
+        if answered:
+            records = encoded([record_of(state, graph, plan.echo) for state in answered], plan.form)
+            self._put("answers", f"answers-{name}{SUFFIX[plan.form]}", records, is_piece=plan.shards > 0)
+
+    def _put(self, kind: str, name: str, data: bytes, is_piece: bool) -> None:
+        if is_piece:
+            name += PIECE
+            self._output.put_part(name, data)
+            self.figures.pieces[kind] = name
+        else:
+            self._output.put(name, data)
+
+
+class _Notes:
+    """Stores the answers of a step to a part as they arrive."""
+
+    def __init__(self, output: OutputDirectory, name: str, step: str, seconds: float):
+        self._step, self._writer = step, CheckpointWriter(output, name, seconds)
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        self._writer.add(answer_line(record["custom_id"], self._step, record))
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+
+def _untagged(outputs: Iterable[Any]) -> Iterator[tuple[Any, str | None]]:
+    """Yield the outputs of a DoFn with their tags; None for the main output."""
+    for output in outputs:
+        yield (output.value, output.tag) if isinstance(output, TaggedOutput) else (output, None)
+
+
+def _output_of(plan: Plan) -> OutputDirectory:
+    assert plan.output is not None
+    return plan.output
+
+
+@lru_cache(maxsize=1)
+def _plan_of(pickled: bytes) -> Plan:
+    """Return the plan of this worker's calls, and prepare its process for them."""
+    FileSystems.set_options(PipelineOptions([]))
+    plan: Plan = cloudpickle.loads(pickled)
+    _models.clear()
+    return plan
+
+
+def _loaded(plan: Plan, step: str, cpus: int) -> tuple[Any, Any]:
+    """Return the handler and the loaded model of a step: each process loads it once."""
+    if (plan.run, step) not in _models:
+        handler = plan.models[step].handler
+        handler.set_environment_vars()
+        if isinstance(handler, MindSporeModelHandler):
+            handler.set_threads(cpus, "pipeline.worker_cpus")
+        _models[plan.run, step] = (handler, handler.load_model())
+    return _models[plan.run, step]
+
+
+_models: dict[tuple[str, str], tuple[Any, Any]] = {}

@@ -1,0 +1,17 @@
+"""A format for each matrix of a model, as checkpoints of several types have."""
+
+from __future__ import annotations
+
+from itertools import cycle
+
+from inference.kernels.formats import Format, MixedFormat
+from inference.models.architecture.t5_config import AnyConfig
+from inference.models.weights.parameters import ROUTER, parameter_shapes
+
+FORMS = (Format.INT4_MIN, Format.INT8, Format.BFLOAT16, Format.INT8_MIN, Format.INT4)
+
+
+def mixed_format(config: AnyConfig) -> MixedFormat:
+    """Every format in turn; routers stay float32."""
+    names = [name for name, shape in parameter_shapes(config).items() if len(shape) > 1 and not name.endswith(ROUTER)]
+    return MixedFormat(dict(zip(names, cycle(FORMS), strict=False)))
