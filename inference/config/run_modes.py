@@ -51,7 +51,7 @@ _ROWS = (
     RunMode("validate", "profiles prompts", processes="one"),
     RunMode("convert", "packs weights", processes="one", takes_prompts=False, works_for_all_ranks=True),
     RunMode("pipeline", "answers rows on Beam, Ray or Spark", processes="one", resumable=True, takes_beam_options=True),
-    RunMode("serve", "answers requests over HTTP", processes="one", takes_prompts=False),
+    RunMode("serve", "answers requests over HTTP", takes_prompts=False),
     RunMode("chat", "talks in the terminal", processes="one", takes_prompts=False),
 )
 RUN_MODES: dict[str, RunMode] = {mode.name: mode for mode in _ROWS}

@@ -23,6 +23,7 @@ from typing import Any, Generic, TypeVar
 from inference.engine.engine import BaseEngine, Event, Row
 from inference.engine.request import FinishReason, Request
 from inference.errors import InferenceError
+from inference.parallel import heartbeat
 
 Result = TypeVar("Result")
 
@@ -266,6 +267,7 @@ class BackgroundEngine:
             left, self._left = self._left, []
             if not entered and not engine.busy and not self._works:
                 self._thread = self._engine = None
+                heartbeat.idle()
                 return False
         for row in entered:
             try:

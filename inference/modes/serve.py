@@ -5,13 +5,16 @@ from __future__ import annotations
 import importlib.util
 import threading
 from contextlib import closing
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from inference.api.backend import choose_model_class
 from inference.context import build_context
 from inference.errors import ConfigError, InferenceError
+from inference.generation.model import GenerativeModel
 from inference.modes.call import Call
-from inference.modes.check import check_run, prepare, say_what_is_used
+from inference.modes.check import Checked, check_run, prepare, say_what_is_used
+from inference.modes.follower import join_others
+from inference.parallel import heartbeat
 from inference.terminal.output import load_progress, say
 from inference.terminal.signals import finishing
 
@@ -51,8 +54,9 @@ def run(call: Call) -> NoReturn:
     server.start()
     with finishing(server.stop):
         build_context(config)
-        model = choose_model_class(config)(ready.source, ready.pairs, progress=load_progress(ready.pairs), say=say)
+        model = _load(ready)
         with closing(model):
+            heartbeat.idle()
             state.service = Service(config, model, ready.tokenizer, ready.encoder)
             say(model.describe_cache())
             say(f"{ready.source.name} answers at {listener.url}/v1 (chat page: {listener.url}/)")
@@ -61,3 +65,12 @@ def run(call: Call) -> NoReturn:
                 # The thread that received the signal ends the process.
                 threading.Event().wait(config.serve.shutdown_seconds)
     raise InferenceError("the HTTP server ended by itself", "its log says why")
+
+
+def _load(ready: Checked) -> GenerativeModel:
+    """Loads the model; joins the other ranks if there are any. If a rank is lost, the process ends with its reason."""
+    given: dict[str, Any] = {"progress": load_progress(ready.pairs), "say": say}
+    if ready.topology.world_size == 1:
+        return choose_model_class(ready.config)(ready.source, ready.pairs, **given)
+    kernels, ranks = join_others(ready.config, ready.topology)
+    return GenerativeModel(ready.source, ready.pairs, **given, ranks=ranks, kernels=kernels)

@@ -90,6 +90,7 @@ def texts(path: Path) -> dict[int, dict[str, Any]]:
     [
         ((*PROMPT, *COPIES, "3"), "data_parallel 3 x model_parallel 1 needs 3 processes, 2 were started; "),
         ((*PROMPT, *COPIES, "2", "--run_mode", "evaluate"), "evaluate runs on one copy of the model; "),
+        ((*COPIES, "2", "--run_mode", "serve"), "serve runs on one copy of the model; "),
         (("--run_mode", "convert"), "convert runs in one process; "),
         (
             (*PROMPT, "--use_parallel", "False"),
