@@ -9,10 +9,10 @@ Three steps, because each needs packages that the others do not:
     # this project
     python scripts/gguf_families.py compare --files OUT
 
-`convert` writes OUT/FAMILY.gguf for each golden of tests/goldens whose family the converter takes. The golden models have
-no tokenizer, so each file gets a vocabulary of single characters. `llama` writes OUT/FAMILY.npz: logits of the golden's
-prompts. `compare` prints a table: the largest difference of logits, as a share of the largest logit, between this
-project and llama.cpp, and between this project and the golden.
+`convert` writes OUT/FAMILY.gguf for each golden of tests/goldens whose family the converter takes. The golden models
+have no tokenizer, so each file gets a vocabulary of single characters. `llama` writes OUT/FAMILY.npz: logits of the
+golden's prompts, with a float32 cache. `compare` prints a table: the largest difference of logits, as a share of the
+largest logit, between this project and llama.cpp, and between this project and the golden.
 """
 
 from __future__ import annotations
@@ -80,6 +80,8 @@ def convert(name: str, llama_cpp: Path, target: Path) -> None:
 EXTRA: dict[str, dict[str, Any]] = {
     "cohere2": {"rotary_pct": 1.0},
     "gpt2": {"n_ctx": 256},
+    # The converter knows Hunyuan's scaling only with this context.
+    "hunyuan": {"max_position_embeddings": 32768},
 }
 
 
@@ -87,7 +89,9 @@ def llama_logits(path: Path, prompts: list[list[int]]) -> list[np.ndarray]:
     """Return llama.cpp's logits [L, V] of each prompt."""
     import llama_cpp
 
-    model = llama_cpp.Llama(str(path), n_ctx=256, n_batch=256, n_threads=1, logits_all=True, verbose=False)
+    model = llama_cpp.Llama(
+        str(path), n_ctx=256, n_batch=256, n_threads=1, logits_all=True, type_k=0, type_v=0, verbose=False
+    )
     found = []
     for prompt in prompts:
         model.reset()
@@ -141,7 +145,7 @@ def main() -> int:
     parser.add_argument("families", nargs="*", help="default: all")
     parser.add_argument("--files", type=Path, required=True)
     parser.add_argument("--llama_cpp", type=Path)
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     args.files.mkdir(parents=True, exist_ok=True)
     failed = 0
     if args.step == "compare":
