@@ -275,7 +275,9 @@ def _latent(file: GgufFile, values: Mapping[str, Any]) -> dict[str, Any]:
         "partial_rotary_factor": None,
     }
     # 2 stands for the sigmoid, which only V3 has.
-    if size("expert_gating_func") == SIGMOID or file.tensor(f"blk.{size('leading_dense_block_count')}.{CORRECTION}.bias"):
+    if size("expert_gating_func") == SIGMOID or file.tensor(
+        f"blk.{size('leading_dense_block_count')}.{CORRECTION}.bias"
+    ):
         return found | {"architectures": ["DeepseekV3ForCausalLM"]}
     return found | {"topk_method": "group_limited_greedy" if values.get("n_group", 1) > 1 else "greedy"}
 
