@@ -141,7 +141,7 @@ COHERE2 = replace(
     name="cohere2",
     sliding="pattern",
     rotated="windowed",
-    defaults=COHERE.defaults | {"rope_theta": 10000.0, "sliding_window": 4096, "sliding_window_pattern": 4},
+    defaults={**COHERE.defaults, "rope_theta": 10000.0, "sliding_window": 4096, "sliding_window_pattern": 4},
 )
 GPT2 = Family(
     "gpt2",
