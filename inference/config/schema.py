@@ -27,6 +27,7 @@ from inference.config.generation import (
 from inference.config.input_formats import MAX_LINE_BYTES, FormatName
 from inference.config.layer import KeyPath, Layer, lay_all
 from inference.config.model_settings import ModelSettings
+from inference.config.preprocess_settings import PreprocessSettings
 from inference.config.print_config import yaml_of
 from inference.config.run_modes import RUN_MODES
 from inference.config.serve_settings import ChatSettings, ServeSettings
@@ -232,7 +233,9 @@ class OutputSettings(Section):
     format: Literal["text", "json", "mindformers"] | None = Field(
         None, description="Form of the answers; json for a save file that ends in .jsonl, and text, if unset."
     )
-    save_file: OptionalText = Field(None, description="File for the answers, besides standard output.")
+    save_file: OptionalText = Field(
+        None, description="File for the answers; text goes to standard output as well, records do not."
+    )
     ordered: bool = Field(False, description="Write records in the order of the prompts, not as they finish.")
     max_errors: NonNegative | None = Field(None, description="Rows that may fail before the run stops.")
     metrics_file: OptionalText = Field(None, description="File for the figures of the run, as JSON.")
@@ -312,6 +315,9 @@ class PipelineSettings(Section):
         None, description="Of a Ray or Spark cluster, such as spark://host:7077; the engine's own setting if unset."
     )
     worker_cpus: Count = Field(1, description="CPUs of each worker on Ray or Spark, and threads of its models.")
+    preprocess: PreprocessSettings = Field(
+        default_factory=PreprocessSettings, description="What happens to rows before the models."
+    )
     steps: dict[str, StepSettings] = Field(
         default_factory=dict, description="Models by name; one step with this config's own if unset."
     )

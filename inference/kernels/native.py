@@ -443,8 +443,8 @@ class OutputHead(nn.Cell):
     """Final norm and logits of the requested tokens, as one operator, which finds the best logit as it computes them.
 
     x [T, hidden], wanted [R], logit_rows [1 + S] -> float32 [2 R + S * vocabulary]: the best token of each row (-1 if
-    a logit is NaN), its logit, then the logits of the rows in `logit_rows[1:]`. The first element of `logit_rows` is
-    not read; it avoids an empty tensor.
+    a logit is NaN or +inf, or all are -inf), its logit (NaN if one is NaN or +inf), then the logits of the rows in
+    `logit_rows[1:]`. The first element of `logit_rows` is not read; it avoids an empty tensor.
     """
 
     def __init__(

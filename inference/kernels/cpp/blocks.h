@@ -183,8 +183,8 @@ struct Head {
   LoraTable lora;
 };
 
-// The requested outputs for the logits of R tokens. A row's best token is the first of those with the largest logit, or
-// -1 if one of its logits is NaN.
+// The requested outputs for the logits of R tokens. A row's best token is the first of those with the largest logit; -1
+// if one of its logits is NaN or +inf, and then its value is NaN, or if all are -inf.
 struct Choice {
   const int32_t *logit_rows;            // [S]: which of the R tokens' logits are requested
   int64_t logit_count;
