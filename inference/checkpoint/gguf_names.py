@@ -324,7 +324,7 @@ def _scaling(file: GgufFile, name: str, values: Mapping[str, Any]) -> dict[str, 
         if original:
             scaling["original_max_position_embeddings"] = original
         for ours, theirs in (("beta_fast", "yarn_beta_fast"), ("beta_slow", "yarn_beta_slow")):
-            scaling[ours] = file.read(f"{name}.rope.scaling.{theirs}", _REAL, None)
+            scaling[ours] = file.get(f"{name}.rope.scaling.{theirs}")
         # A tenth of DeepSeek's weight of the logarithm; its two weights are equal.
         weight = file.read(f"{name}.rope.scaling.yarn_log_multiplier", _REAL, 0.0) * 10
         if weight:

@@ -9,9 +9,10 @@ import re
 from typing import Any
 
 from inference.checkpoint.gguf_header import GgufFile
-from inference.files.values import LARGEST_FLOAT, integer, number
+from inference.files.values import LARGEST_FLOAT, Reader, integer, number
 
-_COUNT, _REAL = integer(0, 2**63 - 1, "an integer"), number(0.0, LARGEST_FLOAT, "a finite number")
+_COUNT: Reader[Any] = integer(0, 2**63 - 1, "an integer")
+_REAL = number(0.0, LARGEST_FLOAT, "a finite number")
 # Hugging Face's keys and GGUF's, without the prefix.
 SIZES = {
     "d_model": "embedding_length",
