@@ -127,7 +127,7 @@ WRONG_VALUES = [
     (
         "generation_config: {eos_token_id: [1, x]}\n",
         "x.yaml:1: generation_config.eos_token_id must be a token id "
-        "or a list of token ids (integers from 0), got [1, 'x']",
+        "or a list of token ids (integers from 0 to 2^31 - 1), got [1, 'x']",
     ),
     (
         f"output_dir: ['{'x' * 99}']\n",
