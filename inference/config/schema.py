@@ -35,6 +35,7 @@ from inference.config.values import (
     Bytes,
     Count,
     Free,
+    LargeCount,
     NamedPaths,
     NonNegative,
     OptionalText,
@@ -136,7 +137,7 @@ class ModelSection:
     arch: ArchSettings = field(default_factory=ArchSettings)
     model_config: ModelSettings = field(default_factory=ModelSettings)
     hub_id: OptionalText = Field(default=None, strict=True, description="Hugging Face repository of the weights.")
-    parameters: Count | None = Field(default=None, strict=True, description="Weights of the model, a count.")
+    parameters: LargeCount | None = Field(default=None, strict=True, description="Weights of the model, a count.")
 
 
 class TokenizerSettings(Section):
@@ -157,8 +158,8 @@ class TokenizerSettings(Section):
     prefix_tokens: Texts | None = Field(None, description="Texts of the tokens before each prompt, in place of bos.")
     add_special_tokens: bool | None = Field(None, description="Add the tokenizer's own special tokens.")
     chat_template: OptionalText = Field(None, description="Jinja template of a conversation.")
-    model_max_length: Count | None = Field(None, description="Longest prompt, in tokens.")
-    max_length: Count | None = Field(None, description="The same.")
+    model_max_length: LargeCount | None = Field(None, description="Longest prompt, in tokens.")
+    max_length: LargeCount | None = Field(None, description="The same.")
 
 
 class ProcessorSettings(Section):
