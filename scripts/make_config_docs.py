@@ -24,6 +24,7 @@ from inference.config.known_keys import NEGATED, NOT_ACTED_ON, RENAMED, TYPED_BU
 from inference.config.layer import KeyPath, dotted  # noqa: E402
 from inference.config.print_config import flow  # noqa: E402
 from inference.config.schema import InferenceConfig  # noqa: E402
+from inference.files.values import LARGEST, LARGEST_FLOAT  # noqa: E402
 
 TARGET = ROOT / "docs" / "config.md"
 HEAD = """# The config
@@ -152,7 +153,8 @@ def limits(extras: tuple[Any, ...]) -> Iterator[str]:
     bounds = [bound for extra in extras for bound in getattr(extra, "metadata", [])]
     for name, word in LIMITS:
         for bound in bounds:
-            if hasattr(bound, name):
+            # What the kernels can hold is no limit that a reader would choose.
+            if getattr(bound, name, None) not in (None, LARGEST, LARGEST_FLOAT):
                 yield f"{word} {getattr(bound, name):g}"
 
 

@@ -105,8 +105,8 @@ def test_yaml_anchors_tabs_and_many_mistakes(cli):
     cli.write("tab.yaml", "seed: 1\nengine:\n\tthreads: 2\n")
     message = "tab.yaml:3: not valid YAML: the line is indented with a tab; use spaces"
     assert cli("--config", "tab.yaml", "--check").error() == message
-    cli.write("many.yaml", "".join(f"key{number}: 1\n" for number in range(50_000)))
-    assert "; and 49,999 more: " in cli("--config", "many.yaml", "--check").error()
+    cli.write("many.yaml", "".join(f"key{number}: 1\n" for number in range(2_000)))
+    assert "; and 1,999 more: " in cli("--config", "many.yaml", "--check").error()
 
 
 def test_version(cli):
