@@ -56,7 +56,11 @@ void head(Team &team, const Head &layer, const float *x, int64_t tokens, const i
   team.run([&](Member &me) {
     arrange(me, workspace.input, workspace.lora);
     const auto finish = [&](int64_t row, int64_t rows, int64_t token, const float *y) {
-      alignas(64) float capped[PANEL];
+      alignas(64) float capped[PANEL], biased[PANEL] = {};
+      if (layer.bias) {
+        for (int64_t r = 0; r < rows; r++) biased[r] = y[r] + layer.bias[row + r];
+        y = biased;
+      }
       if (layer.softcap > 0) {
         for (int64_t i = 0; i < PANEL; i += LANES) store(capped + i, softcap(load(y + i), layer.softcap));
         y = capped;
