@@ -24,6 +24,7 @@ from inference.config.known_keys import NEGATED, NOT_ACTED_ON, RENAMED, TYPED_BU
 from inference.config.layer import KeyPath, dotted  # noqa: E402
 from inference.config.print_config import flow  # noqa: E402
 from inference.config.schema import InferenceConfig  # noqa: E402
+from inference.files.values import LARGEST, LARGEST_FLOAT  # noqa: E402
 
 TARGET = ROOT / "docs" / "config.md"
 HEAD = """# The config
@@ -36,6 +37,10 @@ files (`config.json`, `generation_config.json`), then the defaults below. A key 
 error that names its file, its line and the nearest key. Where a key has several spellings, MindFormers' and Hugging
 Face's (`num_layers`, `num_hidden_layers`), what outranks another does so in any of them; two of them with different
 values in one file, or on one command line, are an error.
+
+A relative path in a YAML means a file beside the YAML or, if there is none, one in the working directory. This holds
+for every key that names a file to read. Files that a run writes lie in the working directory, and so do those that the
+command line names by a relative path.
 
 Every key can be given on the command line as `--section.key VALUE` or `--options section.key=VALUE`.
 `--print_config` shows the merged config and where each key was set; `--check` checks it, loads nothing, and lists the
@@ -152,7 +157,8 @@ def limits(extras: tuple[Any, ...]) -> Iterator[str]:
     bounds = [bound for extra in extras for bound in getattr(extra, "metadata", [])]
     for name, word in LIMITS:
         for bound in bounds:
-            if hasattr(bound, name):
+            # What the kernels can hold is no limit that a reader would choose.
+            if getattr(bound, name, None) not in (None, LARGEST, LARGEST_FLOAT):
                 yield f"{word} {getattr(bound, name):g}"
 
 

@@ -58,9 +58,9 @@ def test_commands_run_and_print_what_is_shown(checkout, body, shown):
     if "--run_mode pipeline" in body:
         pytest.importorskip("apache_beam")
     done = run(checkout, "bash", "-euo", "pipefail", "-c", body)
-    # A pipeline's answers are in its files.
+    # Records that have a file of their own are only there.
     out = done.stdout
-    assert out.strip() or "--run_mode pipeline" in body
+    assert out.strip() or "--save_file" in body
     if shown is not None:
         assert out == shown
 
@@ -101,6 +101,18 @@ def test_links_lead_somewhere(page):
     text = page.read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#]+)\)", text):
         assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/architecture.md"])
+def test_files_that_the_guides_name_exist(page):
+    """Each path in backquotes is the end of a file's or a folder's."""
+    text = re.sub(r"^```.*?^```", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    named = set(re.findall(r"`([\w./-]+/[\w./-]*|[\w-]+\.(?:py|md|sh|cfg|cpp|h))`", text))
+    assert len(named) > 5
+    folders = [ROOT / name for name in ("inference", "tests", "scripts", "configs", "docs", "examples", ".ci")]
+    there = [f"/{path.relative_to(ROOT)}" for folder in folders for path in folder.rglob("*")]
+    there += [f"/{path.name}" for path in ROOT.iterdir()]
+    assert {name for name in named if not any(path.endswith(f"/{name.strip('/')}") for path in there)} == set()
 
 
 def test_flags_that_the_pages_name_exist():

@@ -33,6 +33,7 @@ from inference.errors import EXIT_FAILURE, EXIT_USAGE, ConfigError, InferenceErr
 from inference.launcher import RELAUNCH
 from inference.parallel.topology import is_scheduler, is_worker
 from inference.terminal.signals import begin_end, watch
+from inference.terminal.style import styled
 
 LONGEST_NAME = 80  # characters of a file name that is too long
 FEW = 3  # keys without effect that are named
@@ -108,6 +109,8 @@ def _config_file(name: str) -> Path:
 
 
 def _act(config: InferenceConfig, given: dict[str, Any]) -> int:
+    if not given["check"]:
+        _say_what_loads(config)
     # Imported here because these import tokenizers and models, which would slow down --help.
     from inference import modes
     from inference.terminal.output import say
@@ -131,6 +134,14 @@ def _act(config: InferenceConfig, given: dict[str, Any]) -> int:
     if config.unused_keys and call.topology.is_root:
         say(f"without effect here: {_unused(config)}")
     return modes.run(call)
+
+
+def _say_what_loads(config: InferenceConfig) -> None:
+    """Names the model on a terminal before the imports that take seconds; in a pipe there is nobody to wait."""
+    name = config.load_checkpoint or config.pretrained_model_dir
+    if name and sys.stderr.isatty() and not is_worker() and RUN_MODES[config.run_mode].loads_model:
+        sys.stderr.write(f"{styled(f'loading {name}', sys.stderr, dim=True)}\n")
+        sys.stderr.flush()
 
 
 def _unused(config: InferenceConfig) -> str:
@@ -261,7 +272,7 @@ def _nearest_flag(name: str) -> str | None:
 
 def _fail(what: str, hint: str | None, code: int) -> int:
     line = " ".join((f"{what}; {hint}" if hint else what).split())
-    sys.stderr.write(f"error: {line}\n")
+    sys.stderr.write(f"{styled('error:', sys.stderr, fg='red', bold=True)} {line}\n")
     return code
 
 

@@ -123,7 +123,7 @@ class GenerationSettings(Section):
     typical_p: TopP = Field(1.0, description="Locally typical sampling: probability of what is kept; 1 keeps all.")
     epsilon_cutoff: Cutoff = Field(0.0, description="Sample among tokens of at least this probability; 0 among all.")
     eta_cutoff: Cutoff = Field(0.0, description="The same, with a lower bound where many tokens are likely.")
-    num_return_sequences: Count = Field(1, description="Answers to each prompt; `n` means the same.")
+    num_return_sequences: Count = Field(1, le=1 << 14, description="Answers to each prompt; `n` means the same.")
     renormalize_logits: bool = Field(False, description="Normalize log probabilities after all filters.")
     bos_token_id: TokenId = Field(None, description="Token that begins a sequence.")
     eos_token_id: TokenIds = Field((), description="Tokens that end a sequence: one id or a list.")

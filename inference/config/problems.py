@@ -75,7 +75,8 @@ def _phrase(finding: Any) -> str:
     kind, context = finding["type"], finding.get("ctx", {})
     if kind in _LIMITS:
         words, limit = _LIMITS[kind]
-        return f"{words} {context[limit]:g}"
+        bound = context[limit]
+        return f"{words} {bound if isinstance(bound, int) else format(bound, 'g')}"
     if kind == "value_error":
         return str(context["error"])
     if kind == "literal_error":

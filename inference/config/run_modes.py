@@ -24,6 +24,7 @@ class RunMode:
         retries_rows: whether `--retry_failed` repeats the failed rows of an earlier run.
         takes_beam_options: whether unknown flags are passed on to Beam.
         on_mindformers: whether it works with MindFormers' own networks.
+        loads_model: whether it computes with a model in this process.
         works_for_all_ranks: whether its single process does the work of all ranks that the config asks for.
     """
 
@@ -35,6 +36,7 @@ class RunMode:
     retries_rows: bool = False
     takes_beam_options: bool = False
     on_mindformers: bool = False
+    loads_model: bool = True
     works_for_all_ranks: bool = False
 
 
@@ -48,9 +50,16 @@ _ROWS = (
         on_mindformers=True,
     ),
     RunMode("evaluate", "measures a model"),
-    RunMode("validate", "profiles prompts", processes="one"),
+    RunMode("validate", "profiles prompts", processes="one", loads_model=False),
     RunMode("convert", "packs weights", processes="one", takes_prompts=False, works_for_all_ranks=True),
-    RunMode("pipeline", "answers rows on Beam, Ray or Spark", processes="one", resumable=True, takes_beam_options=True),
+    RunMode(
+        "pipeline",
+        "answers rows on Beam, Ray or Spark",
+        processes="one",
+        resumable=True,
+        takes_beam_options=True,
+        loads_model=False,
+    ),
     RunMode("serve", "answers requests over HTTP", takes_prompts=False),
     RunMode("chat", "talks in the terminal", processes="one", takes_prompts=False),
 )

@@ -27,6 +27,7 @@ from inference.config.generation import (
 from inference.config.input_formats import MAX_LINE_BYTES, FormatName
 from inference.config.layer import KeyPath, Layer, lay_all
 from inference.config.model_settings import ModelSettings
+from inference.config.preprocess_settings import PreprocessSettings
 from inference.config.print_config import yaml_of
 from inference.config.run_modes import RUN_MODES
 from inference.config.serve_settings import ChatSettings, ServeSettings
@@ -34,6 +35,7 @@ from inference.config.values import (
     Bytes,
     Count,
     Free,
+    LargeCount,
     NamedPaths,
     NonNegative,
     OptionalText,
@@ -135,7 +137,7 @@ class ModelSection:
     arch: ArchSettings = field(default_factory=ArchSettings)
     model_config: ModelSettings = field(default_factory=ModelSettings)
     hub_id: OptionalText = Field(default=None, strict=True, description="Hugging Face repository of the weights.")
-    parameters: Count | None = Field(default=None, strict=True, description="Weights of the model, a count.")
+    parameters: LargeCount | None = Field(default=None, strict=True, description="Weights of the model, a count.")
 
 
 class TokenizerSettings(Section):
@@ -156,8 +158,8 @@ class TokenizerSettings(Section):
     prefix_tokens: Texts | None = Field(None, description="Texts of the tokens before each prompt, in place of bos.")
     add_special_tokens: bool | None = Field(None, description="Add the tokenizer's own special tokens.")
     chat_template: OptionalText = Field(None, description="Jinja template of a conversation.")
-    model_max_length: Count | None = Field(None, description="Longest prompt, in tokens.")
-    max_length: Count | None = Field(None, description="The same.")
+    model_max_length: LargeCount | None = Field(None, description="Longest prompt, in tokens.")
+    max_length: LargeCount | None = Field(None, description="The same.")
 
 
 class ProcessorSettings(Section):
@@ -232,7 +234,9 @@ class OutputSettings(Section):
     format: Literal["text", "json", "mindformers"] | None = Field(
         None, description="Form of the answers; json for a save file that ends in .jsonl, and text, if unset."
     )
-    save_file: OptionalText = Field(None, description="File for the answers, besides standard output.")
+    save_file: OptionalText = Field(
+        None, description="File for the answers; text goes to standard output as well, records do not."
+    )
     ordered: bool = Field(False, description="Write records in the order of the prompts, not as they finish.")
     max_errors: NonNegative | None = Field(None, description="Rows that may fail before the run stops.")
     metrics_file: OptionalText = Field(None, description="File for the figures of the run, as JSON.")
@@ -312,6 +316,9 @@ class PipelineSettings(Section):
         None, description="Of a Ray or Spark cluster, such as spark://host:7077; the engine's own setting if unset."
     )
     worker_cpus: Count = Field(1, description="CPUs of each worker on Ray or Spark, and threads of its models.")
+    preprocess: PreprocessSettings = Field(
+        default_factory=PreprocessSettings, description="What happens to rows before the models."
+    )
     steps: dict[str, StepSettings] = Field(
         default_factory=dict, description="Models by name; one step with this config's own if unset."
     )

@@ -13,10 +13,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator
 
+from inference.files.values import COUNT, LARGEST, LARGEST_FLOAT, TOKEN_ID
+
 Seed = Annotated[int, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1, le=LARGEST)]
+# Of weights, or a limit that files set to a number beyond every length.
+LargeCount = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[int, Field(ge=0, le=LARGEST)]
+Positive = Annotated[float, Field(gt=0, le=LARGEST_FLOAT)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Epsilon = Annotated[float, Field(gt=0, lt=1)]
 RotaryBase = Annotated[float, Field(ge=2, le=1e15)]
@@ -54,23 +58,19 @@ def _bytes(value: Any) -> int:
     return count
 
 
-def _is_token_id(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def _token_id(value: Any) -> int | None:
     # Configs of old checkpoints use -1 for "none".
-    if value is None or (_is_token_id(value) and value == -1):
+    if value is None or (type(value) is int and value == -1):
         return None
-    if not _is_token_id(value) or value < 0:
-        raise ValueError("must be a token id (an integer from 0)")
+    if not TOKEN_ID.takes(value):
+        raise ValueError("must be a token id (an integer from 0 to 2^31 - 1)")
     return int(value)
 
 
 def _token_ids(value: Any) -> tuple[int, ...] | None:
     items = value if isinstance(value, (list, tuple)) else () if value is None or value == -1 else (value,)
-    if not all(_is_token_id(item) and item >= 0 for item in items):
-        raise ValueError("must be a token id or a list of token ids (integers from 0)")
+    if not all(TOKEN_ID.takes(item) for item in items):
+        raise ValueError("must be a token id or a list of token ids (integers from 0 to 2^31 - 1)")
     return tuple(items)
 
 
@@ -93,7 +93,7 @@ def _number_of(key: Any) -> Any:
 def _logit_bias(value: Any) -> dict[int, float]:
     items = value.items() if isinstance(value, dict) else [_pair(item) for item in _texts(value)]
     pairs: list[tuple[Any, Any]] = [(_number_of(key), number) for key, number in items]
-    if not all(_is_token_id(token) and token >= 0 and _is_number(number) for token, number in pairs):
+    if not all(TOKEN_ID.takes(token) and _is_number(number) for token, number in pairs):
         raise ValueError("must be token ids and numbers, such as 42: -5 or 42=-5")
     return {token: float(number) for token, number in pairs}
 
@@ -112,8 +112,8 @@ def _sequence_bias(value: Any) -> tuple[tuple[tuple[int, ...], float], ...]:
 def _length_penalty(value: Any) -> tuple[int, float] | None:
     if value is None:
         return None
-    fits = isinstance(value, (list, tuple)) and len(value) == 2 and _is_token_id(value[0]) and _is_number(value[1])
-    if not fits or value[0] < 0 or value[1] <= 0:
+    fits = isinstance(value, (list, tuple)) and len(value) == 2 and COUNT.takes(value[0]) and _is_number(value[1])
+    if not fits or value[1] <= 0:
         raise ValueError("must be a number of tokens and a factor above 0, such as [50, 1.05]")
     return value[0], float(value[1])
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,9 @@ _EXPLICIT_TYPES: dict[str, Any] = {
 }
 _ANCHORS = "x-"  # top-level keys that only hold anchors for other keys
 _MOST_NODES = 200_000  # limit, because aliases of aliases can grow exponentially
+_MOST_KEYS = 20_000
+# At the start of a line, or in a mapping in braces.
+_KEY = re.compile(r"""(?:^|[{,])[ \t]*["']?[\w.\-]+["']?[ \t]*:(?=\s)""", re.MULTILINE)
 _DEEPEST = 100
 _LARGEST = 8 * 1024 * 1024  # bytes; catches weights given in place of a config
 _YAML = (".yaml", ".yml")
@@ -64,6 +68,7 @@ def read_yaml(path: Path, shown: str) -> Layer:
     """
     text = _read_text(path, shown)
     _refuse_depth(text, shown)
+    _refuse_many_keys(text, shown)
     try:
         documents = list(yaml.compose_all(text, _Composer))
     except yaml.YAMLError as error:
@@ -145,6 +150,12 @@ def _refuse_depth(text: str, shown: str) -> None:
                 break
         if depth > _DEEPEST or indentation > 2 * _DEEPEST:
             raise ConfigError(f"{shown}:{number}: nested more than {_DEEPEST} deep")
+
+
+def _refuse_many_keys(text: str, shown: str) -> None:
+    """Rejects a file with more keys than any config has, before the seconds that it takes to parse them."""
+    if sum(1 for _ in islice(_KEY.finditer(text), _MOST_KEYS + 1)) > _MOST_KEYS:
+        raise ConfigError(f"{shown} has more than {_MOST_KEYS:,} keys", "a config is a short YAML file")
 
 
 def _syntax_error(error: yaml.YAMLError, shown: str, text: str) -> ConfigError:

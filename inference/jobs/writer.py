@@ -9,15 +9,17 @@ from __future__ import annotations
 import os
 import sys
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import TextIO
 
 from inference.errors import InferenceError
 from inference.generation.record import Completion
-from inference.generation.text import Answer, TextEvent
+from inference.generation.text import Answer, EncodedPrompt, TextEvent
 from inference.jobs.records import RENDERERS, Result
 from inference.jobs.save_file import Appender, SaveFile
 from inference.terminal.signals import WRITING
 
+Heading = Callable[[EncodedPrompt], str]
 # Maximum number of open rows in ordered output, as a multiple of the rows that run at once.
 WAITING = 16
 
@@ -27,11 +29,11 @@ class TextShow:
 
     Args:
         stream: print text as it is generated, rather than when it is complete.
-        echo: print each prompt before its answer.
+        heading: makes what is printed before the answer of a prompt; None for nothing.
     """
 
-    def __init__(self, file: TextIO, stream: bool, echo: bool):
-        self._file, self._stream, self._echo = file, stream, echo
+    def __init__(self, file: TextIO, stream: bool, heading: Heading | None):
+        self._file, self._stream, self._heading = file, stream, heading
         # Unprinted text of each row; the first row is the one being printed.
         self._pending: OrderedDict[int, list[str]] = OrderedDict()
         self._ended: set[int] = set()
@@ -44,8 +46,8 @@ class TextShow:
     def take(self, event: TextEvent) -> None:
         answer = event.answer
         pending = self._pending[answer.row]
-        if self._echo and event.first:
-            pending.append(answer.source.heading)
+        if self._heading and event.first:
+            pending.append(self._heading(answer.source))
         if self._stream:
             pending.append(event.text)
         elif event.finished:
@@ -95,6 +97,7 @@ class AnswerWriter:
         ordered: write records in the order of the rows; text and mindformers always do.
         stream: print text as it is generated (text only).
         echo: include the prompts.
+        heading: what to print before each answer on standard output (text only), if not the prompt as `echo` does.
         stdout: stream for the answers, besides the save file; None for no stream.
     """
 
@@ -108,13 +111,15 @@ class AnswerWriter:
         stream: bool,
         echo: bool,
         save_file: SaveFile | None,
+        heading: Heading | None = None,
         stdout: TextIO | None = sys.stdout,
     ):
         self._form, self._model, self._echo = form, model, echo
         self._ordered = ordered or form != "json"
         self._most_waiting = WAITING * rows_at_once
         self._save_file = save_file
-        self._show = TextShow(stdout, stream, echo) if stdout is not None and form == "text" else None
+        heading = heading or ((lambda source: source.heading) if echo else None)
+        self._show = TextShow(stdout, stream, heading) if stdout is not None and form == "text" else None
         self._out = stdout if form != "text" else None
         # Unwritten rows in their order, each with its line once it is complete.
         self._open: OrderedDict[int, str | None] = OrderedDict()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,12 @@ from inference.parallel.start import Ranks
 from inference.terminal.output import count, load_progress, say, summary
 from inference.terminal.progress import ProgressLine
 from inference.terminal.signals import last_words
+from inference.terminal.style import styled
 
 # Seconds to wait for the input to end before allocating a KV cache for more rows than have arrived.
 SETTLING = 0.2
+# Characters of a prompt that label its answer on a narrow terminal.
+SHORTEST_LABEL = 20
 
 
 def run(call: Call) -> int:
@@ -54,7 +58,7 @@ def run(call: Call) -> int:
     progress = _progress(config)
     job = Job(
         feed,
-        _writer(ready, save_file),
+        _writer(ready, rows, save_file),
         lambda first: _generator(ready, feed, first, metrics),
         progress=progress,
         complain=say if config.output.form != "json" else None,
@@ -108,9 +112,15 @@ def _save_file(call: Call, ready: Checked, rows: RowStream) -> SaveFile | None:
     return SaveFile(Path(output.save_file), identity, call.overwrite, call.resume, call.retry_failed)
 
 
-def _writer(ready: Checked, save_file: SaveFile | None) -> AnswerWriter:
+def _writer(ready: Checked, rows: RowStream, save_file: SaveFile | None) -> AnswerWriter:
     output = ready.config.output
     form, on_terminal = output.form, sys.stdout.isatty()
+    heading: Callable[[EncodedPrompt], str] | None = None
+    if on_terminal and form == "text":
+        if output.echo:
+            heading = _bold_prompt
+        elif output.echo is None and rows.known_count != 1:
+            heading = _label
     return AnswerWriter(
         form,
         ready.source.name,
@@ -119,9 +129,22 @@ def _writer(ready: Checked, save_file: SaveFile | None) -> AnswerWriter:
         stream=on_terminal if output.stream is None else output.stream,
         echo=(form == "json") if output.echo is None else output.echo,
         save_file=save_file,
-        # If the records go to a file, show progress on the terminal instead of the records.
-        stdout=None if save_file and form == "json" and on_terminal else sys.stdout,
+        heading=heading,
+        # Records go to one place, so that standard output stays free and a terminal can show the progress.
+        stdout=None if save_file and form == "json" else sys.stdout,
     )
+
+
+def _bold_prompt(source: EncodedPrompt) -> str:
+    return styled(source.heading, sys.stdout, bold=True)
+
+
+def _label(source: EncodedPrompt) -> str:
+    """Returns a line that tells several answers on a terminal apart: the beginning of the prompt."""
+    width = max(shutil.get_terminal_size().columns - 3, SHORTEST_LABEL)
+    text = " ".join(source.text.split())
+    shown = text if len(text) <= width else f"{text[: width - 3]}..."
+    return styled(f"> {shown}", sys.stdout, bold=True) + "\n"
 
 
 def _progress(config: InferenceConfig) -> ProgressLine | None:

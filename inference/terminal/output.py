@@ -12,14 +12,15 @@ from inference.checkpoint.tensor import StoredTensor
 from inference.engine.metrics import RunMetrics, peak_memory
 from inference.models.weights.loading import Pairs
 from inference.terminal.progress import byte_progress
+from inference.terminal.style import styled
 
 # Smallest checkpoint in bytes with a load bar; smaller ones load almost instantly.
 BAR_FROM = 256 << 20
 
 
 def say(text: str) -> None:
-    """Writes one line to stderr."""
-    sys.stderr.write(f"{text}\n")
+    """Writes one line to stderr; dim on a terminal, so that answers stand out."""
+    sys.stderr.write(f"{styled(text, sys.stderr, dim=True)}\n")
     sys.stderr.flush()
 
 

@@ -12,10 +12,11 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from inference.checkpoint.gguf_header import HINT, GgufFile, open_gguf
 from inference.errors import TokenizerError, did_you_mean
+from inference.files.values import FLAG, LARGEST_FLOAT, Reader, integer, list_of, number
 from inference.notices import notice
 from inference.tokenizer.base import Tokenizer
 from inference.tokenizer.bpe import bpe_backend
@@ -37,6 +38,12 @@ SENTENCEPIECE = {"llama": 2, "t5": 1}
 MODELS = (*SENTENCEPIECE, "gpt2", "gemma4")
 # llama.cpp's default id of the unknown token.
 DEFAULT_UNKNOWN = {"llama": 0, "t5": 2}
+T = TypeVar("T")
+# A file that has no such token may say so by -1, which is the largest unsigned integer.
+ID = integer(0, 2**32 - 1)
+TYPES = list_of(integer(0, 255), "a list of the tokens' types")
+SCORES = list_of(number(-LARGEST_FLOAT, LARGEST_FLOAT, ""), "a list of finite numbers")
+BYTES = list_of(integer(-128, 255), "a list of bytes")
 IDS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 
 
@@ -87,8 +94,8 @@ def _own_settings(file: GgufFile, tokens: list[str]) -> dict[str, Any]:
     named = {name: tokens[token_id] for name, token_id in _ids(file).items() if 0 <= token_id < len(tokens)}
     return {
         **named,
-        "add_bos_token": file.get("tokenizer.ggml.add_bos_token"),
-        "add_eos_token": file.get("tokenizer.ggml.add_eos_token"),
+        "add_bos_token": _field(file, "add_bos_token", FLAG),
+        "add_eos_token": _field(file, "add_eos_token", FLAG),
         "chat_template": file.get("tokenizer.chat_template"),
     }
 
@@ -125,7 +132,7 @@ def _read(file: GgufFile) -> _Stored:
             f"{path} has a tokenizer of kind {model}, which is not read",
             f"read are {', '.join(MODELS)}; give --processor.tokenizer.tokenizer_file the model's tokenizer.json",
         )
-    types = file.get("tokenizer.ggml.token_type") or [NORMAL] * len(tokens)
+    types = _field(file, "token_type", TYPES) or [NORMAL] * len(tokens)
     own = _own_settings(file, tokens)
     if model in SENTENCEPIECE:
         # Like Llama 2's tokenizer.json, llama.cpp also adds the leading space after a special token.
@@ -163,8 +170,14 @@ def _splitting(file: GgufFile) -> PreTokenizer:
 
 
 def _ids(file: GgufFile) -> dict[str, int]:
-    found = {name: file.get(f"tokenizer.ggml.{theirs}_token_id") for name, theirs in IDS.items()}
+    found = {name: _field(file, f"{theirs}_token_id", ID) for name, theirs in IDS.items()}
     return {name: token_id for name, token_id in found.items() if token_id is not None}
+
+
+def _field(file: GgufFile, key: str, reader: Reader[T]) -> T | None:
+    """Returns a field of the tokenizer as a reader converts it; None if it is missing."""
+    value = file.get(f"tokenizer.ggml.{key}")
+    return None if value is None else reader.read(value, f"{file.path}: tokenizer.ggml.{key}", TokenizerError)
 
 
 def _piece_types(file: GgufFile, types: list[int]) -> list[int]:
@@ -172,9 +185,11 @@ def _piece_types(file: GgufFile, types: list[int]) -> list[int]:
 
     llama.cpp's converter marks `<unk>` as CONTROL and the vocabulary's padding as UNKNOWN.
     """
-    unknown = file.get("tokenizer.ggml.unknown_token_id", DEFAULT_UNKNOWN[file.get("tokenizer.ggml.model")])
+    unknown = _field(file, "unknown_token_id", ID)
+    if unknown is None:
+        unknown = DEFAULT_UNKNOWN[file.get("tokenizer.ggml.model")]
     made = [USER_DEFINED if kind == UNKNOWN else kind for kind in types]
-    if not 0 <= unknown < len(made):
+    if unknown >= len(made):
         raise TokenizerError(f"{file.path}: unknown_token_id {unknown} is none of its {len(made)} tokens", HINT)
     made[unknown] = UNKNOWN
     return made
@@ -182,7 +197,7 @@ def _piece_types(file: GgufFile, types: list[int]) -> list[int]:
 
 def _model_proto(file: GgufFile, tokens: list[str], types: list[int], own: Mapping[str, Any]) -> bytes:
     """Rebuilds the sentencepiece ModelProto (sentencepiece_model.proto) from the file's fields."""
-    scores = file.get("tokenizer.ggml.scores") or [0.0] * len(tokens)
+    scores = _field(file, "scores", SCORES) or [0.0] * len(tokens)
     if not len(tokens) == len(types) == len(scores):
         raise TokenizerError(f"{file.path}: {len(tokens)} tokens, {len(scores)} scores, {len(types)} types")
     types = _piece_types(file, types)
@@ -193,14 +208,14 @@ def _model_proto(file: GgufFile, tokens: list[str], types: list[int], own: Mappi
     # model_type and byte_fallback, followed by the names of unk, bos, eos and pad.
     trainer = _number(3, SENTENCEPIECE[file.get("tokenizer.ggml.model")]) + _number(35, int(BYTE in types))
     named = {"unk_token": tokens[types.index(UNKNOWN)], **own}
-    for number, name in ((45, "unk_token"), (46, "bos_token"), (47, "eos_token"), (48, "pad_token")):
+    for key, name in ((45, "unk_token"), (46, "bos_token"), (47, "eos_token"), (48, "pad_token")):
         if name in named:
-            trainer += _message(number, named[name].encode())
-    has_prefix = file.get("tokenizer.ggml.add_space_prefix", True)
-    strips = file.get("tokenizer.ggml.remove_extra_whitespaces", False)
-    charsmap = bytes(value % 256 for value in file.get("tokenizer.ggml.precompiled_charsmap") or [])
+            trainer += _message(key, named[name].encode())
+    has_prefix = _field(file, "add_space_prefix", FLAG)
+    strips = _field(file, "remove_extra_whitespaces", FLAG)
+    charsmap = bytes(value % 256 for value in _field(file, "precompiled_charsmap", BYTES) or [])
     normalizer = _message(2, charsmap) if charsmap else _message(1, b"identity")
-    normalizer += _number(3, int(has_prefix)) + _number(4, int(strips)) + _number(5, 1)
+    normalizer += _number(3, int(has_prefix is not False)) + _number(4, int(strips is True)) + _number(5, 1)
     return bytes(made) + _message(2, trainer) + _message(3, normalizer)
 
 

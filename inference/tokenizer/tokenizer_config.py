@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from inference.errors import TokenizerError
-from inference.files.values import TOKEN_ID, TOKEN_TEXT, shown
+from inference.files.values import FLAG, TEXT, TEXTS, TOKEN_ID, TOKEN_TEXT, shown
 from inference.tokenizer import chatglm
 from inference.tokenizer.added_token import AddedToken
 
@@ -112,16 +112,12 @@ def _prefixes(merged: Mapping[str, Any], path: Path) -> tuple[tuple[str, ...], .
     given = merged.get("prefix_tokens")
     if given is None:
         return merged.get("prefixes")
-    if not isinstance(given, (list, tuple)) or not all(isinstance(token, str) for token in given):
-        raise TokenizerError(f"prefix_tokens in {path} is {given!r}", "it must be a list of tokens")
-    return (tuple(given),)
+    return (tuple(TEXTS.read(given, f"prefix_tokens in {path}", TokenizerError)),)
 
 
 def _flag(merged: Mapping[str, Any], key: str, path: Path) -> bool | None:
     value = merged.get(key)
-    if value is None or isinstance(value, bool):
-        return value
-    raise TokenizerError(f"{key} in {path} is {value!r}", "it must be true or false")
+    return None if value is None else FLAG.read(value, f"{key} in {path}", TokenizerError)
 
 
 def _padding_side(merged: Mapping[str, Any], path: Path) -> str:
@@ -167,7 +163,7 @@ def _content(value: Any, path: Path) -> str:
 
 def _added_token(value: Mapping[str, Any], path: Path) -> AddedToken:
     def flag(name: str) -> bool:
-        return bool(value.get(name, False))
+        return bool(_flag(value, name, path))
 
     return AddedToken(
         _content(value["content"], path),
@@ -198,7 +194,9 @@ def _named_templates(value: Any, path: Path) -> dict[str, str]:
     if isinstance(value, str):
         return {"default": value}
     try:
-        return {str(item["name"]): str(item["template"]) for item in value}
+        named = f"a name or template of chat_template in {path}"
+        pairs = [[TEXT.read(item[key], named, TokenizerError) for key in ("name", "template")] for item in value]
+        return dict(pairs)
     except (KeyError, TypeError) as error:
         raise TokenizerError(f"chat_template in {path} is no text and no list of {{name, template}}") from error
 

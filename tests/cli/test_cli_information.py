@@ -18,7 +18,7 @@ from inference.config.locate import place_on_disk
 from inference.config.presets import list_presets
 from inference.config.run_modes import RUN_MODES
 from inference.kernels.formats import Format
-from inference.models.weights.loading import weight_bytes
+from inference.models.weights.weight_formats import weight_bytes
 
 ROOT = Path(__file__).parents[2]
 
@@ -105,8 +105,8 @@ def test_yaml_anchors_tabs_and_many_mistakes(cli):
     cli.write("tab.yaml", "seed: 1\nengine:\n\tthreads: 2\n")
     message = "tab.yaml:3: not valid YAML: the line is indented with a tab; use spaces"
     assert cli("--config", "tab.yaml", "--check").error() == message
-    cli.write("many.yaml", "".join(f"key{number}: 1\n" for number in range(50_000)))
-    assert "; and 49,999 more: " in cli("--config", "many.yaml", "--check").error()
+    cli.write("many.yaml", "".join(f"key{number}: 1\n" for number in range(2_000)))
+    assert "; and 1,999 more: " in cli("--config", "many.yaml", "--check").error()
 
 
 def test_version(cli):

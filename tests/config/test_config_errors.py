@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -127,7 +128,7 @@ WRONG_VALUES = [
     (
         "generation_config: {eos_token_id: [1, x]}\n",
         "x.yaml:1: generation_config.eos_token_id must be a token id "
-        "or a list of token ids (integers from 0), got [1, 'x']",
+        "or a list of token ids (integers from 0 to 2^31 - 1), got [1, 'x']",
     ),
     (
         f"output_dir: ['{'x' * 99}']\n",
@@ -302,3 +303,30 @@ def test_no_file_ends_in_anything_but_a_config_or_a_line(content: bytes) -> None
     except ConfigError as error:
         assert "\n" not in str(error)
         assert str(error).startswith("any.yaml")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "".join(f"key{number}: 1\n" for number in range(190_000)),
+        "generation_config:\n" + "".join(f"  key{number}: 1\n" for number in range(190_000)),
+        "adapters: {" + ", ".join(f'"a{number}": b' for number in range(190_000)) + "}\n",
+    ],
+    ids=["root", "section", "braces"],
+)
+def test_too_many_keys_are_rejected_at_once(text: str) -> None:
+    Path("many.yaml").write_text(text)
+    began = time.process_time()
+    with pytest.raises(ConfigError) as caught:
+        load_config("many.yaml")
+    # Processor time, so that a busy machine does not matter; parsing them takes five times as long.
+    assert time.process_time() - began < 2
+    assert str(caught.value) == "many.yaml has more than 20,000 keys; a config is a short YAML file"
+
+
+def test_many_mistakes_are_counted_and_the_first_shown() -> None:
+    Path("many.yaml").write_text("".join(f"key{number}: 1\n" for number in range(19_000)))
+    began = time.process_time()
+    with pytest.raises(ConfigError, match="; and 18,999 more: "):
+        load_config("many.yaml")
+    assert time.process_time() - began < 2

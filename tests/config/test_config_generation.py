@@ -90,13 +90,13 @@ REFUSED = [
     ({"stop": 3}, "stop must be text or a list of texts, none of them empty, got 3"),
     (
         {"eos_token_id": "x"},
-        "eos_token_id must be a token id or a list of token ids (integers from 0), got 'x'",
+        "eos_token_id must be a token id or a list of token ids (integers from 0 to 2^31 - 1), got 'x'",
     ),
     (
         {"eos_token_id": [True]},
-        "eos_token_id must be a token id or a list of token ids (integers from 0), got [True]",
+        "eos_token_id must be a token id or a list of token ids (integers from 0 to 2^31 - 1), got [True]",
     ),
-    ({"pad_token_id": -2}, "pad_token_id must be a token id (an integer from 0), got -2"),
+    ({"pad_token_id": -2}, "pad_token_id must be a token id (an integer from 0 to 2^31 - 1), got -2"),
     ({"num_beams": 4}, "num_beams is not supported yet except as 1, got 4"),
     ({"num_beams": True}, "num_beams is not supported yet except as 1, got true"),
     ({"output_logits": True}, "output_logits is not supported yet except as false, got true"),
@@ -330,3 +330,26 @@ def test_what_a_models_own_file_asks_for_in_vain_is_named(tmp_path: Path) -> Non
     assert ignored_settings(path) == ["num_beams 4", "x 1"]
     assert read_generation_file(path).no_repeat_ngram_size == 3
     assert ignored_settings(tmp_path / "none.json") == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"eos_token_id": 2**63},
+            "eos_token_id must be a token id or a list of token ids (integers from 0 to 2^31 - 1)",
+        ),
+        ({"bos_token_id": 2**31}, "bos_token_id must be a token id (an integer from 0 to 2^31 - 1), got 2147483648"),
+        (
+            {"bad_words_ids": [[2**40]]},
+            "bad_words_ids must be a token id or a list of token ids (integers from",
+        ),
+        ({"max_new_tokens": 2**63}, "max_new_tokens must be at most 2147483647, got 9223372036854775808"),
+        ({"repetition_penalty": 1e300}, "repetition_penalty must be at most 3.4e+38, got 1e+300"),
+        ({"num_return_sequences": 10**12}, "num_return_sequences must be at most "),
+    ],
+)
+def test_numbers_of_a_model_beyond_what_kernels_hold(settings: dict, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        settings_from_model(settings, "generation_config.json")
+    assert message in str(caught.value)

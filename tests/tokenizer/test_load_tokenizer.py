@@ -8,14 +8,16 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from inference.errors import InputError, TokenizerError
-from inference.tokenizer import load_tokenizer
+from inference.tokenizer import gguf_tokenizer, load_tokenizer
 from inference.tokenizer.json_tokenizer import JsonTokenizer
 from inference.tokenizer.sentencepiece_tokenizer import SentencePieceTokenizer
+from inference.tokenizer.tokenizer_config import read_tokenizer_config
 
 ROOT = Path(__file__).resolve().parent.parent / "goldens" / "tokenizers"
 
@@ -266,3 +268,42 @@ def test_a_t5_tokenizer_ends_its_texts_and_counts_its_gaps_backwards(tmp_path: P
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
     tokenizer = load_tokenizer(tmp_path)
     assert [tokenizer.token_to_id(gap) for gap in gaps] == [len(plain) + 2, len(plain) + 1, len(plain)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"added_tokens_decoder": {"5": {"content": "x", "special": "yes"}}},
+            "special in .* is 'yes'; it must be ",
+        ),
+        ({"added_tokens_decoder": {"5": {"content": "x", "lstrip": 3}}}, "lstrip in .* is 3; it must be true or false"),
+        (
+            {"chat_template": [{"name": 3, "template": "x"}]},
+            "or template of chat_template in .* is 3; it must be text",
+        ),
+        ({"prefix_tokens": [3]}, "prefix_tokens in .* is .3.; it must be a list of texts"),
+        ({"add_bos_token": 2}, "add_bos_token in .* is 2; it must be true or false"),
+    ],
+)
+def test_values_of_the_wrong_type(settings, message, tmp_path):
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(TokenizerError, match=message):
+        read_tokenizer_config(tmp_path, {}, None)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("bos_token_id", "1", "m.gguf: tokenizer.ggml.bos_token_id is '1'; it must be an integer from 0 to 4294967295"),
+        ("scores", [0.0, "x"], "m.gguf: tokenizer.ggml.scores is .*; it must be a list of finite numbers"),
+        ("token_type", [1, 1.5], "m.gguf: tokenizer.ggml.token_type is .*; it must be a list of the tokens' types"),
+        ("add_bos_token", 1, "m.gguf: tokenizer.ggml.add_bos_token is 1; it must be true or false"),
+    ],
+)
+def test_fields_of_a_gguf_tokenizer_with_the_wrong_type(key, value, message, monkeypatch):
+    fields = {"model": "llama", "tokens": ["<unk>", "a"], key: value}
+    file = SimpleNamespace(path=Path("m.gguf"), get=lambda name, default=None: fields.get(name.split(".")[-1], default))
+    monkeypatch.setattr(gguf_tokenizer, "open_gguf", lambda path: file)
+    with pytest.raises(TokenizerError, match=message):
+        gguf_tokenizer.read_gguf_tokenizer(Path("m.gguf"), {})
