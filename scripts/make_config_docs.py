@@ -38,6 +38,10 @@ error that names its file, its line and the nearest key. Where a key has several
 Face's (`num_layers`, `num_hidden_layers`), what outranks another does so in any of them; two of them with different
 values in one file, or on one command line, are an error.
 
+A relative path in a YAML means a file beside the YAML or, if there is none, one in the working directory. This holds
+for every key that names a file to read. Files that a run writes lie in the working directory, and so do those that the
+command line names by a relative path.
+
 Every key can be given on the command line as `--section.key VALUE` or `--options section.key=VALUE`.
 `--print_config` shows the merged config and where each key was set; `--check` checks it, loads nothing, and lists the
 keys that have no effect.

@@ -25,6 +25,7 @@ from inference.config.known_keys import (
 from inference.config.layer import KeyPath, Layer, dotted, lay_all, layer_from_mapping
 from inference.config.overrides import Override
 from inference.config.problems import Problem, problems_of, show
+from inference.config.relative_paths import resolve_relative_paths
 from inference.config.schema import InferenceConfig
 from inference.config.yaml_file import read_yaml
 from inference.errors import ConfigError
@@ -80,6 +81,7 @@ def _files(path: Path, shown: str, children: tuple[str, ...]) -> Iterator[tuple[
         if not Path(base).is_file():
             raise ConfigError(f"{line}: base_config: there is no file {base}", f"it is relative to {shown}")
         yield from _files(Path(base), base, (*children, os.path.realpath(path)))
+    resolve_relative_paths(layer, os.path.dirname(shown))  # noqa: PTH120
     yield layer, shown
 
 

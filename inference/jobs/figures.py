@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -42,11 +43,13 @@ def check_target(path: Path, what: str) -> None:
     """Rejects a path that cannot be written, before a model is loaded.
 
     Raises:
-        InputError: its directory does not exist, or the path is itself a directory.
+        InputError: its directory does not exist, the path is itself a directory, or it may not be written.
     """
     if path.is_dir() or not path.parent.is_dir():
         problem = "is a directory" if path.is_dir() else f"cannot be made: there is no directory {path.parent}"
         raise InputError(f"{what}: {path} {problem}", "give the name of a file")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise InputError(f"{what}: {path} cannot be written: permission denied", "give another name")
 
 
 def check_plot(path: Path) -> None:

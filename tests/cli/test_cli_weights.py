@@ -42,7 +42,14 @@ def test_convert_then_load(cli, exact):
     names = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.model", "tokenizer_config.json")
     files = ("made", "made/demo-int8", *(f"made/demo-int8/{name}" for name in names))
     assert cli.demo(*convert, writes=files).answered().out == "made/demo-int8\n"
-    assert cli.demo(*convert).error() == ("made/demo-int8 exists; give another --output_dir, or --force to replace it")
+    for flags in ((), ("--check",)):
+        assert cli.demo(*convert, *flags).error() == (
+            "made/demo-int8 exists; give another --output_dir, or --force to replace it"
+        )
+    cli.write("taken", "a file")
+    assert cli.demo(*convert[:-1], "taken/made", "--check").error() == (
+        f"taken/made/demo-int8 cannot be made: {cli.directory / 'taken'} is a file; give another --output_dir"
+    )
     cli.demo(*convert, "--force").answered()
     packed = ("--load_checkpoint", "made/demo-int8")
     assert cli.demo(*packed, *QUESTIONS).answered().out == " 19\n das große Haus\n 5\n"

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from inference.config import InferenceConfig, Override, load_config, override_config, parse_override
+from inference.config.layer import Layer, dotted
+from inference.config.relative_paths import ANY, INPUT_PATHS, resolve_relative_paths
 from inference.errors import ConfigError
 
 # The older style of MindFormers: the model written out, training keys beside it.
@@ -496,3 +498,43 @@ def test_nothing_heavy_is_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("pattern", INPUT_PATHS, ids=dotted)
+def test_relative_paths_are_looked_for_beside_the_yaml_and_then_here(pattern, tmp_path, monkeypatch) -> None:
+    """The same rule for every key; a path in neither place, a preset's name and an absolute path stay as they are."""
+    monkeypatch.chdir(tmp_path)
+    Path("sub").mkdir()
+
+    def value_of(written: str) -> str:
+        layer = Layer()
+        path = tuple("name" if key == ANY else key for key in pattern)
+        layer.put(path, written)
+        resolve_relative_paths(layer, "sub")
+        return layer.get(path)
+
+    assert value_of("there") == "there"
+    Path("there").mkdir()
+    assert value_of("there") == "there"
+    Path("sub/there").mkdir()
+    assert value_of("there") == "sub/there"
+    assert value_of("../sub/there") == "sub/there"
+    assert value_of("nowhere") == "nowhere"
+    assert value_of(str(tmp_path)) == str(tmp_path)
+    Path("sub/demo").mkdir()
+    assert value_of("demo") == "demo" and value_of("./demo") == "sub/demo"
+
+
+def test_relative_paths_of_a_file_and_of_its_base(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in ("a/model/x", "b/lora/x", "b/in/p.txt"):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).touch()
+    Path("a/base.yaml").write_text("load_checkpoint: model\ninput_data: [in/*.txt, hello]\n")
+    Path("b/own.yaml").write_text("base_config: ../a/base.yaml\nadapters: {l: lora}\noutput: {save_file: out.jsonl}\n")
+    config = load_config("b/own.yaml", overrides=[Override("processor.tokenizer.vocab_file", "in/p.txt", "--x")])
+    assert config.load_checkpoint == "a/model"
+    assert config.input_data == ("in/*.txt", "hello")
+    assert config.adapters == {"l": "b/lora"}
+    assert config.output.save_file == "out.jsonl"
+    assert config.processor.tokenizer.vocab_file == "in/p.txt"

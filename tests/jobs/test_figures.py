@@ -17,6 +17,7 @@ from inference.engine.metrics import RunMetrics
 from inference.errors import InferenceError, InputError
 from inference.jobs.figures import check_plot, check_target, metrics_of, write_metrics, write_plot
 from inference.jobs.progress import POINTS, Course, Figures
+from inference.jobs.save_file import check_writable
 from inference.terminal.progress import ProgressLine, byte_progress
 
 
@@ -169,3 +170,11 @@ def test_a_plot(tmp_path: Path, ran) -> None:
     assert data.startswith(b"\x89PNG") and len(data) > 10_000
     with pytest.raises(InputError, match="is of no known kind; known: .*png"):
         check_plot(tmp_path / "p.xyz")
+
+
+def test_a_target_without_permission_is_refused_by_the_check(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: not (Path(path) == tmp_path and mode == os.W_OK))
+    with pytest.raises(InputError, match="--metrics_file: .*m.json cannot be written: permission denied"):
+        check_target(tmp_path / "m.json", "--metrics_file")
+    with pytest.raises(InputError, match="the save file .*a.jsonl cannot be written: permission denied"):
+        check_writable(tmp_path / "a.jsonl", overwrite=False)

@@ -6,6 +6,7 @@ finds in `.parts` what the dead one had answered. Knows the graph's transforms; 
 
 from __future__ import annotations
 
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -160,9 +161,11 @@ class AnswerPart:
         plan = _plan_of(self._plan)
         check_alive(plan)
         part = Part(plan, f"part{number:06}", self._cpus)
+        started = time.perf_counter()
         with counting() as part.figures.rows:
             part.answer(read_part(self._spills, number))
         part.write(f"{self._run:02}-{number:05}-of-{self._parts:05}")
+        part.figures.rows["worker_milliseconds"] += _milliseconds(started)
         return part.figures
 
 
@@ -237,7 +240,9 @@ class Part:
 
     def _ask(self, step: Step, model: StepModel, asked: Sequence[tuple[RowState, Any]]) -> None:
         """Ask a step's model, and put its answers into their rows."""
+        started = time.perf_counter()
         handler, loaded = _loaded(self._plan, step.name, self._cpus)
+        self.figures.rows["load_milliseconds"] += _milliseconds(started)
         notes = _Notes(self._output, f"{self._name}-{step.name}", step.name, self._plan.checkpoint_seconds)
         by_itself = isinstance(handler, PromptHandler)
         if isinstance(handler, PromptHandler):
@@ -249,7 +254,9 @@ class Part:
         take = TakeAnswers(step.name, model.name, model.result, None)
         for start in range(0, len(asked), size):
             batch = asked[start : start + size]
-            results = handler.run_inference([given for _, given in batch], loaded, settings)
+            started = time.perf_counter()
+            results = list(handler.run_inference([given for _, given in batch], loaded, settings))
+            self.figures.rows["model_milliseconds"] += _milliseconds(started)
             for (before, _), result in zip(batch, results, strict=True):
                 for state, tag in _untagged(take.process((before, result))):
                     if tag is None:
@@ -322,6 +329,10 @@ class _Notes:
 
     def flush(self) -> None:
         self._writer.flush()
+
+
+def _milliseconds(started: float) -> int:
+    return round(1000 * (time.perf_counter() - started))
 
 
 def _untagged(outputs: Iterable[Any]) -> Iterator[tuple[Any, str | None]]:
