@@ -8,6 +8,7 @@
     generation   starts and follows the rows of a request, and cancels them when the client disconnects
     inbox        carries items from the engine's thread to the event loop
     answers      answers in OpenAI's formats, whole and streamed
+    responses    the answers of `/v1/responses`, on top of the chat
     embeddings   embedding vectors of texts
     limits       checks clients, body sizes and the number of waiting requests
     errors       errors in OpenAI's format

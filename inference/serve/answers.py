@@ -54,14 +54,14 @@ class Answers:
                 self._choices[piece.choice].add(piece)
                 if piece.finished:
                     self._finished(piece.row.request)
-        return {**self._head, "choices": [choice.whole() for choice in self._choices], "usage": self._usage()}
+        return {**self._head, "choices": [choice.whole() for choice in self._choices], "usage": self.usage()}
 
     def without_text(self) -> dict[str, Any]:
         """Returns the prompts as the answers of a request that generates nothing."""
         for choice, row in zip(self._choices, self._rows, strict=True):
             row.request.finish(FinishReason.LENGTH)
             choice.add(Piece(0, row, "", 0, True))
-        return {**self._head, "choices": [choice.whole() for choice in self._choices], "usage": self._usage()}
+        return {**self._head, "choices": [choice.whole() for choice in self._choices], "usage": self.usage()}
 
     async def events(self, rows: Rows) -> AsyncIterator[bytes]:
         """Streams the chunks as server-sent events."""
@@ -69,25 +69,31 @@ class Answers:
             self._head["object"] = "chat.completion.chunk"
             for choice in self._choices:
                 yield self._event([choice.part({"role": "assistant", "content": ""})])
+        async for parts in self.parts(rows):
+            yield b"".join(self._event([part]) for part in parts)
+        if self._ask.include_usage:
+            yield self._event([], self.usage())
+        yield DONE
+
+    async def parts(self, rows: Rows) -> AsyncIterator[list[dict[str, Any]]]:
+        """Yields the parts of the answers as they arrive, in the format of a chunk's `choices`."""
         async for pieces in rows:
-            parts: list[bytes] = []
+            parts: list[dict[str, Any]] = []
             for piece in pieces:
-                parts += [self._event([part]) for part in self._choices[piece.choice].parts(piece)]
+                parts += self._choices[piece.choice].parts(piece)
                 if piece.finished:
                     self._finished(piece.row.request)
             if parts:
-                yield b"".join(parts)
-        if self._ask.include_usage:
-            yield self._event([], self._usage())
-        yield DONE
+                yield parts
 
     def _event(self, choices: list[dict[str, Any]], usage: dict[str, Any] | None = None) -> bytes:
         chunk = {**self._head, "choices": choices}
         if self._ask.include_usage:
-            chunk["usage"] = self._usage() if self._ask.continuous_usage else usage
+            chunk["usage"] = self.usage() if self._ask.continuous_usage else usage
         return as_event(chunk)
 
-    def _usage(self) -> dict[str, Any]:
+    def usage(self) -> dict[str, Any]:
+        """Returns the token counts so far."""
         requests = [row.request for row in self._rows]
         first = requests[:: self._ask.samples]
         return usage_of(

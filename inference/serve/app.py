@@ -25,14 +25,15 @@ from inference import __version__
 from inference.engine.request import TokenLogprob
 from inference.errors import did_you_mean
 from inference.generation.passes import embeddings
-from inference.serve import bodies, metrics
+from inference.serve import bodies, metrics, responses
 from inference.serve.answers import Answers, as_event
-from inference.serve.bodies import read_ask
+from inference.serve.bodies import Ask, read_ask
 from inference.serve.embeddings import embeddings_answer, read_embeddings
 from inference.serve.errors import RequestError, as_request_error
 from inference.serve.generation import LeftError, Rows, Work
 from inference.serve.limits import check_client, read_body, wait_for_disconnect
 from inference.serve.listen import Listener
+from inference.serve.responses import as_chat
 from inference.serve.service import Service
 from inference.serve.texts import detokenize, tokenize, tokenizer_info
 
@@ -69,6 +70,7 @@ def build_app(state: State) -> Starlette:
         Route("/v1/models/{name:path}", _guarded(state, _model), methods=["GET"]),
         Route(bodies.CHAT, _guarded(state, _generate), methods=["POST"]),
         Route(bodies.COMPLETIONS, _guarded(state, _generate), methods=["POST"]),
+        Route("/v1/responses", _guarded(state, _respond), methods=["POST"]),
         Route("/v1/embeddings", _guarded(state, _embeddings), methods=["POST"]),
         Route("/tokenize", _guarded(state, _tokenize), methods=["POST"]),
         Route("/tokenizer_info", _guarded(state, _tokenizer_info), methods=["GET"]),
@@ -218,6 +220,25 @@ async def _generate(service: Service, request: Request) -> Response:
     """Answers `/v1/chat/completions` and `/v1/completions`."""
     body = await read_body(request, service.settings)
     ask = read_ask(body, request.scope["route"].path, service.settings, service.models)
+    return await _answer(service, request, ask, lambda answers: answers)
+
+
+async def _respond(service: Service, request: Request) -> Response:
+    """Answers `/v1/responses`."""
+    body = await read_body(request, service.settings)
+    ask = read_ask(as_chat(body), bodies.CHAT, service.settings, service.models)
+    name = ask.model or service.names[0]
+    return await _answer(service, request, ask, lambda answers: responses.Response(body, answers, name))
+
+
+async def _answer(
+    service: Service, request: Request, ask: Ask, form: Callable[[Answers], Answers | responses.Response]
+) -> Response:
+    """Runs the rows of a request.
+
+    Args:
+        form: returns the answers in the format of the endpoint.
+    """
     with ExitStack() as place:
         place.enter_context(service.admission.enter(len(ask.prompts) * ask.samples))
         rows = await service.in_thread(service.rows, ask)
@@ -234,10 +255,10 @@ async def _generate(service: Service, request: Request) -> Response:
         place.callback(running.cancel)
         async with _cancelled_with_client(request.receive, running):
             if not ask.stream:
-                return JSONResponse(await answers.whole(running))
+                return JSONResponse(await form(answers).whole(running))
             # Wait for the first output, so that a prompt rejected by the engine still gets its own HTTP status.
             await running.begun()
-        return _EventStream(answers, running, place.pop_all())
+        return _EventStream(form(answers), running, place.pop_all())
 
 
 @asynccontextmanager
@@ -270,7 +291,7 @@ class _EventStream(Response):
         place: resources to release at the end.
     """
 
-    def __init__(self, answers: Answers, running: Rows, place: ExitStack):
+    def __init__(self, answers: Answers | responses.Response, running: Rows, place: ExitStack):
         # Keep proxies from buffering the events.
         super().__init__(
             media_type="text/event-stream", headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}

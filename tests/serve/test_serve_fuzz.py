@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 COUNT = 1000
-PATHS = ("/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize", "/v1/embeddings")
+PATHS = ("/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize", "/v1/embeddings", "/v1/responses")
 KEYS = (
     *("model", "messages", "prompt", "max_tokens", "temperature", "top_p", "top_k", "n", "stop", "seed", "stream"),
     *("stream_options", "logprobs", "top_logprobs", "logit_bias", "frequency_penalty", "min_p", "echo", "best_of"),
