@@ -387,6 +387,109 @@ CASES |= {
         "seed_oss",
         sizes(head_dim=16, attention_bias=True, attention_out_bias=False, rope_parameters=rope(10000.0)),
     ),
+    "smollm3": Case(
+        "smollm3",
+        sizes(
+            num_hidden_layers=4,
+            pad_token_id=0,
+            no_rope_layers=[1, 1, 1, 0],
+            tie_word_embeddings=True,
+            rope_parameters=rope(10000.0),
+        ),
+        form=4,
+        distinct=4,
+    ),
+    "granite": Case(
+        "granite",
+        sizes(
+            embedding_multiplier=12.0,
+            residual_multiplier=0.22,
+            attention_multiplier=0.25,
+            logits_scaling=2.0,
+            rope_parameters=rope(10000.0),
+        ),
+        form=4,
+        distinct=4,
+    ),
+    "olmo2": Case("olmo2", sizes(pad_token_id=0, rope_parameters=rope(10000.0)), distinct=4),
+    "exaone4": Case(
+        "exaone4",
+        sizes(
+            num_hidden_layers=4,
+            hidden_size=64,
+            sliding_window=12,
+            sliding_window_pattern=3,
+            rope_parameters=rope(10000.0),
+        ),
+        form=4,
+        dropped=("layer_types",),
+        distinct=4,
+    ),
+    "stablelm": Case(
+        "stablelm",
+        sizes(
+            hidden_size=64,
+            use_qkv_bias=True,
+            layer_norm_eps=1e-5,
+            rope_parameters=rope(10000.0, partial_rotary_factor=0.25),
+        ),
+        form=4,
+        written={"partial_rotary_factor": 0.25},
+    ),
+    "hunyuan": Case(
+        "hunyuan_v1_dense",
+        sizes(head_dim=16, rope_parameters=rope(10000.0, rope_type="dynamic", alpha=50.0, factor=1.0)),
+    ),
+    "ministral": Case(
+        "ministral",
+        sizes(
+            head_dim=12,
+            num_hidden_layers=3,
+            sliding_window=12,
+            layer_types=["full_attention", "sliding_attention", "sliding_attention"],
+            rope_parameters=rope(10000.0),
+        ),
+    ),
+    "phi": Case(
+        "phi",
+        sizes(
+            hidden_size=64,
+            intermediate_size=256,
+            num_key_value_heads=4,
+            layer_norm_eps=1e-5,
+            hidden_act="gelu_new",
+            rope_parameters=rope(10000.0, partial_rotary_factor=0.5),
+        ),
+        form=4,
+        dtype=torch.float16,
+        written={"partial_rotary_factor": 0.5},
+    ),
+    "cohere": Case(
+        "cohere",
+        sizes(
+            pad_token_id=0,
+            layer_norm_eps=1e-5,
+            logit_scale=2.0,
+            tie_word_embeddings=True,
+            rope_parameters=rope(10000.0),
+        ),
+        form=4,
+        distinct=4,
+    ),
+    "cohere2": Case(
+        "cohere2",
+        sizes(
+            num_hidden_layers=4,
+            pad_token_id=0,
+            layer_norm_eps=1e-5,
+            logit_scale=2.0,
+            sliding_window=12,
+            tie_word_embeddings=True,
+            layer_types=["sliding_attention"] * 3 + ["full_attention"],
+            rope_parameters=rope(10000.0),
+        ),
+        distinct=4,
+    ),
     "ernie4_5": Case(
         "ernie4_5",
         sizes(head_dim=16, use_bias=False, tie_word_embeddings=True, rope_parameters=rope(10000.0)),
@@ -520,13 +623,18 @@ CASES |= {
 # ------------------------------------------------------------------------------------------
 
 
+# Embeddings are scaled, or tied to the head: see `less_of_the_token`.
+LIKELY_TO_REPEAT = ("gpt2", "smollm3", "granite", "cohere", "cohere2")
+
+
 def random_weights(model: torch.nn.Module, rng: np.random.Generator) -> None:
     """Fill `model` so that logits are spread and greedy text is varied: norms about 1, nonzero biases."""
     # Gemma stores its norms minus one; GPT-2's matrices are [in, out].
-    is_gemma, inputs = model.config.model_type.startswith("gemma"), 0 if model.config.model_type == "gpt2" else -1
+    kind = model.config.model_type
+    is_gemma, inputs = kind.startswith("gemma"), 0 if kind == "gpt2" else -1
     for name, parameter in sorted(model.named_parameters()):
         values = random_values(name, tuple(parameter.shape), rng, inputs)
-        if is_gemma or inputs == 0:
+        if is_gemma or kind in LIKELY_TO_REPEAT:
             values = less_of_the_token(name, values)
         if is_gemma and parameter.ndim == 1:
             values = values - 1.0

@@ -6,11 +6,10 @@ import ast
 import subprocess
 import sys
 from collections.abc import Collection, Iterator, Mapping
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import NamedTuple
-
-import pytest
 
 PACKAGE = Path(__file__).parents[1] / "inference"
 # What lies in a layer: files and folders of the package. The longest path that fits decides.
@@ -89,6 +88,7 @@ def _imports(nodes: list[ast.stmt], package: str, at_top: bool) -> Iterator[Impo
             yield from _imports(inner + handlers + cases, package, at_top and not in_function)
 
 
+@cache
 def layer_of(path: str) -> int:
     """The layer of a file or folder of the package: `models/weights/lora`, `config`."""
     parts = path.split("/")
@@ -100,6 +100,7 @@ def layer_of(path: str) -> int:
     raise AssertionError(f"inference/{path}: put it into a layer of tests/test_layers.py")
 
 
+@cache
 def path_of(module: str) -> str | None:
     """The file or folder of a module of this package (`models/decoder`), None for a name that is none of ours."""
     parts = module.split(".")
@@ -113,13 +114,15 @@ def path_of(module: str) -> str | None:
     return None
 
 
-def imported_paths(file: str) -> Iterator[tuple[str, int]]:
+def source_of(file: str) -> str:
+    return (PACKAGE / file).read_text(encoding="utf-8")
+
+
+@cache
+def imported_paths(file: str) -> list[tuple[str, int]]:
     """What a file imports of this package, with the lines."""
-    tree = ast.parse((PACKAGE / file).read_text(encoding="utf-8"))
-    for module, line in _whole_names(tree):
-        path = path_of(module)
-        if path is not None and f"{path}.py" != file:
-            yield path, line
+    found = ((path_of(module), line) for module, line in _whole_names(ast.parse(source_of(file))))
+    return [(path, line) for path, line in found if path is not None and f"{path}.py" != file]
 
 
 def _whole_names(tree: ast.Module) -> Iterator[tuple[str, int]]:
@@ -147,16 +150,19 @@ def circles(graph: Mapping[str, Collection[str]]) -> list[list[str]]:
     return []
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_every_module_has_a_layer(file: str) -> None:
-    assert layer_of(file.removesuffix(".py")) >= 0
+def test_every_module_has_a_layer() -> None:
+    for file in FILES:
+        assert layer_of(file.removesuffix(".py")) >= 0
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_imports_go_down(file: str) -> None:
-    own = layer_of(file.removesuffix(".py"))
-    for path, line in imported_paths(file):
-        assert layer_of(path) <= own, f"inference/{file}:{line} imports {path}, which is in a higher layer"
+def test_imports_go_down() -> None:
+    up = [
+        f"inference/{file}:{line} imports {path}, which is in a higher layer"
+        for file in FILES
+        for path, line in imported_paths(file)
+        if layer_of(path) > layer_of(file.removesuffix(".py"))
+    ]
+    assert up == []
 
 
 def test_no_files_import_each_other() -> None:
@@ -186,19 +192,19 @@ def test_a_circle_is_found() -> None:
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}})
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_mindspore_is_imported_late(file: str) -> None:
-    plain = layer_of(file.removesuffix(".py")) == 0
-    for module, line, at_top in imports_of((PACKAGE / file).read_text(encoding="utf-8")):
-        if module.split(".")[0] in ("mindspore", "mindformers"):
-            assert not plain, f"{file}:{line}: plain Python never imports {module}"
-            assert not at_top or file.startswith(MINDSPORE_AT_TOP), f"{file}:{line} imports {module} at its top"
+def test_mindspore_is_imported_late() -> None:
+    for file in FILES:
+        plain = layer_of(file.removesuffix(".py")) == 0
+        for module, line, at_top in imports_of(source_of(file)):
+            if module.split(".")[0] in ("mindspore", "mindformers"):
+                assert not plain, f"{file}:{line}: plain Python never imports {module}"
+                assert not at_top or file.startswith(MINDSPORE_AT_TOP), f"{file}:{line} imports {module} at its top"
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_torch_and_transformers_are_no_dependency(file: str) -> None:
-    used = {module.split(".")[0] for module, _, _ in imports_of((PACKAGE / file).read_text(encoding="utf-8"))}
-    assert not used & {"torch", "transformers"}
+def test_torch_and_transformers_are_no_dependency() -> None:
+    for file in FILES:
+        used = {module.split(".")[0] for module, _, _ in imports_of(source_of(file))}
+        assert not used & {"torch", "transformers"}, file
 
 
 def test_the_walk_sees_every_kind_of_import() -> None:

@@ -103,6 +103,18 @@ def test_links_lead_somewhere(page):
         assert target.startswith("https://") or (page.parent / target).exists(), target
 
 
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/architecture.md"])
+def test_files_that_the_guides_name_exist(page):
+    """Each path in backquotes is the end of a file's or a folder's."""
+    text = re.sub(r"^```.*?^```", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    named = set(re.findall(r"`([\w./-]+/[\w./-]*|[\w-]+\.(?:py|md|sh|cfg|cpp|h))`", text))
+    assert len(named) > 5
+    folders = [ROOT / name for name in ("inference", "tests", "scripts", "configs", "docs", "examples", ".ci")]
+    there = [f"/{path.relative_to(ROOT)}" for folder in folders for path in folder.rglob("*")]
+    there += [f"/{path.name}" for path in ROOT.iterdir()]
+    assert {name for name in named if not any(path.endswith(f"/{name.strip('/')}") for path in there)} == set()
+
+
 def test_flags_that_the_pages_name_exist():
     known = {flag.name for flag in FLAGS} | {
         *("--config", "--predict_data", "--options", "--overwrite", "--no-stream", "--traceback", "--check", "--help"),

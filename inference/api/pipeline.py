@@ -10,7 +10,7 @@ from typing import Any
 from inference.api.auto import AutoModel, AutoTokenizer
 from inference.errors import ConfigError, InferenceError, InputError, did_you_mean
 from inference.generation.model import GenerativeModel
-from inference.generation.streamers import BaseStreamer, SeparateStreamers
+from inference.generation.streamers import BaseStreamer, IdStreams, SeparateStreamers, takes_ids
 from inference.generation.text import EncodedPrompt
 from inference.inputs.prompts import Prompt, prompt_of
 from inference.tokenizer import Tokenizer
@@ -73,7 +73,8 @@ class TextGenerationPipeline:
             batch_size: the most inputs that run together; by default as many as the model has room for.
             keys: `{"src_language": key}`: the key of a mapping to read instead of `text`.
             add_special_tokens: begin each prompt with the tokens that the model expects, such as bos.
-            streamer: replaces the pipeline's own; or one for each input, so that all can be followed at once.
+            streamer: replaces the pipeline's own; or one for each input, so that all can be followed at once. Any
+                object with `put` and `end` works, such as MindFormers' streamers: it gets token ids.
             return_full_text: put the prompt before its answer, as MindFormers does. A model with an encoder always
                 returns the answer alone.
             return_errors: if an input cannot run or the model fails on it, return a result with its error and no text
@@ -89,17 +90,15 @@ class TextGenerationPipeline:
             InputError: an input is empty or does not fit the model's context.
             GenerationError: the model failed on an input.
         """
-        given = streamer or self.streamer
-        shown = given if isinstance(given, BaseStreamer) or given is None else SeparateStreamers(given)
+        shown = _shown(streamer or self.streamer)
         try:
             if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
                 raise ConfigError(f"batch_size is {batch_size}", "give an integer of at least 1")
             prompts_given = _texts(inputs, (keys or {}).get(SOURCE, TEXT))
             encoded = self._encoded(prompts_given, settings, return_errors, add_special_tokens)
-            if isinstance(shown, SeparateStreamers) and len(shown) != len(encoded):
-                raise InputError(
-                    f"{len(shown)} streamers for {len(encoded)} inputs", "give one for each, or a single one"
-                )
+            several = _number_of_streamers(shown)
+            if several is not None and several != len(encoded):
+                raise InputError(f"{several} streamers for {len(encoded)} inputs", "give one for each, or a single one")
         except InferenceError:
             # Close it, or a consumer that iterates over the streamer in another thread would wait forever.
             if shown is not None:
@@ -145,6 +144,22 @@ class TextGenerationPipeline:
         if not encoded:
             raise InputError("the pipeline was given no input", "give a text or a list of texts")
         return encoded
+
+
+def _shown(given: Any) -> BaseStreamer | SeparateStreamers | IdStreams | None:
+    """Returns what passes text to streamers, or ids to those that have only `put` and `end`."""
+    if given is None:
+        return None
+    if takes_ids(given) or (isinstance(given, Sequence) and any(map(takes_ids, given))):
+        return IdStreams(given)
+    return given if isinstance(given, BaseStreamer) else SeparateStreamers(given)
+
+
+def _number_of_streamers(shown: BaseStreamer | SeparateStreamers | IdStreams | None) -> int | None:
+    """Returns how many rows have streamers of their own; None if one streamer, or none, has all."""
+    if isinstance(shown, SeparateStreamers) or (isinstance(shown, IdStreams) and not shown.is_single):
+        return len(shown)
+    return None
 
 
 def _texts(inputs: Inputs, key: str) -> list[Any]:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from inference.checkpoint.gguf_header import HINT, GgufFile
+from inference.checkpoint.gguf_t5 import is_gated, t5_config_of, t5_name
 from inference.errors import CheckpointError
 from inference.files.values import FLAG, LARGEST_FLOAT, TEXT, Reader, integer, number
 
@@ -44,6 +45,10 @@ SIZES = {
     "n_group": "expert_group_count",
     "topk_group": "expert_group_used_count",
     "num_nextn_predict_layers": "nextn_predict_layers",
+    "attention_multiplier": "attention.scale",
+    "embedding_multiplier": "embedding_scale",
+    "residual_multiplier": "residual_scale",
+    "logit_scale": "logit_scale",
 }
 READERS: dict[str, Reader[Any]] = {
     "rms_norm_eps": _REAL,
@@ -53,6 +58,10 @@ READERS: dict[str, Reader[Any]] = {
     "final_logit_softcapping": _REAL,
     "routed_scaling_factor": _REAL,
     "norm_topk_prob": FLAG,
+    "attention_multiplier": _REAL,
+    "embedding_multiplier": _REAL,
+    "residual_multiplier": _REAL,
+    "logit_scale": _REAL,
 }
 NAMES = {
     "token_embd": "model.embed_tokens",
@@ -73,6 +82,14 @@ LAYER_NAMES = {
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
+    "attn_q_a": "self_attn.q_a_proj",
+    "attn_q_b": "self_attn.q_b_proj",
+    "attn_q_a_norm": "self_attn.q_a_layernorm",
+    "attn_kv_a_mqa": "self_attn.kv_a_proj_with_mqa",
+    "attn_kv_a_norm": "self_attn.kv_a_layernorm",
+    "attn_kv_b": "self_attn.kv_b_proj",
+    "attn_k_b": "self_attn.k_b_proj",
+    "attn_v_b": "self_attn.v_b_proj",
     "ffn_gate_inp": "mlp.gate",
     "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
     "ffn_gate_shexp": "mlp.shared_experts.gate_proj",
@@ -95,8 +112,17 @@ _GEMMA_NAMES = {
     "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
+# Models without norms before their sublayers.
+_POST_NORMS = {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm"}
 _GATE_UP = {"ffn_up": "mlp.gate_up_proj"}
 _GLM4_NAMES = {**_GATE_UP, "post_attention_norm": "post_self_attn_layernorm", "post_ffw_norm": "post_mlp_layernorm"}
+# Names of a layer's tensors whose bias stands for one of queries, keys and values.
+_WITH_BIAS = ("attn_q", "attn_qkv", "attn_kv_a_mqa")
+# Baichuan 13B has this number of layers, and ALiBi; llama.cpp tells it from 7B in the same way.
+LAYERS_WITH_ALIBI = 40
+# GGUF's number for a router that scores experts by the sigmoid.
+SIGMOID = 2
+T5 = "T5ForConditionalGeneration"
 # Config keys set here that describe the file and not the model.
 GGUF_KEYS = ("rotary_neighbors", "stored_by_gguf")
 
@@ -134,6 +160,22 @@ ARCHITECTURES = {
     "internlm2": Architecture("InternLM2ForCausalLM", neighbors=True),
     "chatglm": Architecture("ChatGLMForConditionalGeneration", _GATE_UP),
     "glm4": Architecture("Glm4ForCausalLM", _GLM4_NAMES),
+    "gemma": Architecture("GemmaForCausalLM"),
+    "starcoder2": Architecture("Starcoder2ForCausalLM"),
+    "ernie4_5": Architecture("Ernie4_5ForCausalLM"),
+    "seed_oss": Architecture("SeedOssForCausalLM", {"post_attention_norm": "post_attention_layernorm"}),
+    "smollm3": Architecture("SmolLM3ForCausalLM", neighbors=True),
+    "granite": Architecture("GraniteForCausalLM", neighbors=True),
+    "olmo2": Architecture("Olmo2ForCausalLM", _POST_NORMS),
+    "exaone4": Architecture("Exaone4ForCausalLM", _POST_NORMS),
+    "stablelm": Architecture("StableLmForCausalLM"),
+    "hunyuan-dense": Architecture("HunYuanDenseV1ForCausalLM"),
+    "phi2": Architecture("PhiForCausalLM"),
+    "command-r": Architecture("CohereForCausalLM"),
+    "cohere2": Architecture("Cohere2ForCausalLM"),
+    "deepseek2": Architecture("DeepseekV2ForCausalLM", says={"norm_topk_prob": False}),
+    "baichuan": Architecture("BaichuanForCausalLM", neighbors=True),
+    "t5": Architecture(T5),
     "glm4moe": Architecture("Glm4MoeForCausalLM", {"post_attention_norm": "post_attention_layernorm"}),
 }
 
@@ -165,17 +207,22 @@ def config_of(file: GgufFile) -> dict[str, Any]:
     if embedding is None:
         raise CheckpointError(f"{file.path} holds no token_embd.weight", HINT)
     ends = [file.read(f"tokenizer.ggml.{end}_token_id", _COUNT, NO_TOKEN) for end in ("eos", "eot", "eom")]
+    if name == "t5":
+        values = t5_config_of(file)
     values = {
         **architecture.says,
         **values,
         "architectures": [_ours(name, architecture, values)],
         "vocab_size": embedding.shape[0],
         "tie_word_embeddings": file.tensor("output.weight") is None,
-        "qkv_bias": any(file.tensor(f"blk.0.{part}.bias") is not None for part in ("attn_q", "attn_qkv")),
+        "qkv_bias": any(file.tensor(f"blk.0.{part}.bias") is not None for part in _WITH_BIAS),
+        "attention_out_bias": file.tensor("blk.0.attn_output.bias") is not None,
         "rotary_neighbors": architecture.neighbors,
         "stored_by_gguf": True,
         "eos_token_id": list(dict.fromkeys(end for end in ends if end != NO_TOKEN)) or None,
     }
+    if name == "t5":
+        return values
     head = values.get("head_dim") or values.get("hidden_size", 0) // max(values.get("num_attention_heads", 1), 1)
     rotated = file.read(f"{name}.rope.dimension_count", _COUNT, 0)
     if rotated and head and rotated != head:
@@ -184,9 +231,20 @@ def config_of(file: GgufFile) -> dict[str, Any]:
         is_large = values.get("num_hidden_layers") == architecture.large
         whole = values.get("hidden_size", 0) // max(values.get("num_attention_heads", 1), 1)
         values["query_pre_attn_scalar"] = whole if is_large else head
-    if name == "gpt2":
-        values["rms_norm_eps"] = file.read("gpt2.attention.layer_norm_epsilon", _REAL, 1e-5)
-    return values | _experts(file, name, values) | _scaling(file, name, values)
+    if "rms_norm_eps" not in values:
+        values["rms_norm_eps"] = file.read(f"{name}.attention.layer_norm_epsilon", _REAL, 1e-5)
+    if name == "granite" and "logit_scale" in values:
+        # The key is called a scale, and the logits are divided by it.
+        values["logits_scaling"] = values.pop("logit_scale")
+    if file.tensor("blk.0.ffn_norm.weight") is None and name == "stablelm":
+        values["use_parallel_residual"] = True
+    if file.tensor("blk.0.attn_q_norm.weight") is not None and name in ("stablelm", "command-r"):
+        values["qk_layernorm"] = True
+    if name == "deepseek2":
+        values |= _latent(file, values)
+    if name == "baichuan" and values.get("num_hidden_layers") == LAYERS_WITH_ALIBI:
+        values["position_embedding_type"] = "alibi"
+    return values | _windows(file, name, values) | _experts(file, name, values) | _scaling(file, name, values)
 
 
 def _ours(name: str, architecture: Architecture, values: Mapping[str, Any]) -> str:
@@ -194,6 +252,42 @@ def _ours(name: str, architecture: Architecture, values: Mapping[str, Any]) -> s
     if name == "llama" and "num_experts" in values:
         return "MixtralForCausalLM"
     return "MistralForCausalLM" if name == "llama" and "sliding_window" in values else architecture.ours
+
+
+def _latent(file: GgufFile, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config values of DeepSeek's latent attention and of its experts.
+
+    Newer files describe the cached vector as one key/value head, and add the sizes of the heads under `_mla`.
+    """
+
+    def size(name: str, default: int = 0) -> int:
+        return file.read(f"deepseek2.{name}", _COUNT, default)
+
+    rope = size("rope.dimension_count")
+    found: dict[str, Any] = {
+        "kv_lora_rank": size("attention.kv_lora_rank") or None,
+        "q_lora_rank": size("attention.q_lora_rank") or None,
+        "qk_rope_head_dim": rope or None,
+        "qk_nope_head_dim": size("attention.key_length_mla", size("attention.key_length")) - rope,
+        "v_head_dim": size("attention.value_length_mla", size("attention.value_length")) or None,
+        "num_key_value_heads": values.get("num_attention_heads"),
+        "head_dim": None,
+        "partial_rotary_factor": None,
+    }
+    # 2 stands for the sigmoid, which only V3 has.
+    if size("expert_gating_func") == SIGMOID or file.tensor(
+        f"blk.{size('leading_dense_block_count')}.{CORRECTION}.bias"
+    ):
+        return found | {"architectures": ["DeepseekV3ForCausalLM"]}
+    return found | {"topk_method": "group_limited_greedy" if values.get("n_group", 1) > 1 else "greedy"}
+
+
+def _windows(file: GgufFile, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return which layers have a window, if the file states it for each layer."""
+    stated = file.get(f"{name}.attention.sliding_window_pattern")
+    if not isinstance(stated, list) or "sliding_window" not in values:
+        return {}
+    return {"layer_types": ["sliding_attention" if has_window else "full_attention" for has_window in stated]}
 
 
 def _experts(file: GgufFile, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -229,7 +323,13 @@ def _scaling(file: GgufFile, name: str, values: Mapping[str, Any]) -> dict[str, 
         scaling = {"rope_type": kind, "factor": factor}
         if original:
             scaling["original_max_position_embeddings"] = original
-        return {"rope_scaling": scaling}
+        for ours, theirs in (("beta_fast", "yarn_beta_fast"), ("beta_slow", "yarn_beta_slow")):
+            scaling[ours] = file.get(f"{name}.rope.scaling.{theirs}")
+        # A tenth of DeepSeek's weight of the logarithm; its two weights are equal.
+        weight = file.read(f"{name}.rope.scaling.yarn_log_multiplier", _REAL, 0.0) * 10
+        if weight:
+            scaling |= {"mscale": weight, "mscale_all_dim": weight}
+        return {"rope_scaling": {key: value for key, value in scaling.items() if value is not None}}
     if kind not in ("none", "longrope"):
         raise CheckpointError(
             f"{file.path}: rope scaling '{kind}' of GGUF is not read", "read are linear, yarn and longrope"
@@ -274,8 +374,10 @@ def expert_names(name: str) -> str | None:
     return f"model.layers.{layer[1]}.mlp.experts.{{}}.{EXPERTS[layer[2]]}.weight"
 
 
-def our_name(name: str, architecture: Architecture) -> str:
+def our_name(name: str, architecture: Architecture, file: GgufFile | None = None) -> str:
     """Return a tensor's name in the checkpoints of its family; an unknown name is returned unchanged."""
+    if architecture.ours == T5:
+        return t5_name(name, file is not None and is_gated(file))
     stem, _, kind = name.rpartition(".")
     layer = _LAYER.fullmatch(stem)
     if layer is None:

@@ -24,7 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from inference.checkpoint.gguf_header import GgufTensor, open_gguf
+from inference.checkpoint.gguf_header import GgufFile, GgufTensor, open_gguf
+from inference.checkpoint.gguf_latent import KEYS, VALUES, join_latents
 from inference.checkpoint.gguf_names import (
     FACTORS,
     LONG_FACTORS,
@@ -38,6 +39,7 @@ from inference.checkpoint.gguf_names import (
 from inference.checkpoint.quantized_tensor import Codes, CodeSource, QuantizedTensor
 from inference.checkpoint.tensor import Checkpoint, Segment, StoredTensor
 from inference.errors import CheckpointError
+from inference.files.values import integer
 from inference.kernels.formats import GROUP, Format
 
 PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
@@ -45,6 +47,7 @@ PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64
 BLOCKS = {"Q8_0": 34, "Q4_0": 18, "Q4_1": 20, "Q5_0": 22, "Q5_1": 24}
 # Bytes of a block of 256 values.
 SUPER_BLOCKS = {"Q4_K": 144, "Q5_K": 176}
+HEADS = integer(1, 1 << 16)
 FORMS = {
     **{"Q8_0": Format.INT8, "Q4_0": Format.INT4, "Q4_1": Format.INT4_MIN, "Q4_K": Format.INT4_MIN},
     **{"Q5_0": Format.INT8, "Q5_1": Format.INT8_MIN, "Q5_K": Format.INT8_MIN},
@@ -67,16 +70,21 @@ def read_gguf_tensors(path: Path) -> Checkpoint:
         CheckpointError: the file is damaged, or has a type that cannot be dequantized.
     """
     file = open_gguf(path)
-    _, architecture = architecture_of(file)
+    name, architecture = architecture_of(file)
     wanted = [stored for stored in file.tensors if stored.name not in (FACTORS, SHORT_FACTORS, LONG_FACTORS)]
-    return {tensor.name: tensor for stored in wanted for tensor in _tensors(stored, architecture)}
+    tensors = {tensor.name: tensor for stored in wanted for tensor in _tensors(stored, architecture, file)}
+    heads = file.read(f"{name}.attention.head_count", HEADS, 1)
+    return join_latents(tensors, heads)
 
 
-def _tensors(stored: GgufTensor, architecture: Architecture) -> Iterator[StoredTensor]:
+def _tensors(stored: GgufTensor, architecture: Architecture, file: GgufFile) -> Iterator[StoredTensor]:
     """Yield the tensor, or one tensor for each expert if it holds all experts of a layer."""
     names = expert_names(stored.name)
     if names is None:
-        tensor = _tensor(stored, our_name(stored.name, architecture), stored.shape)
+        name, shape = our_name(stored.name, architecture, file), stored.shape
+        if name.endswith((KEYS, VALUES)) and len(shape) == 3:
+            shape = (shape[0] * shape[1], shape[2])
+        tensor = _tensor(stored, name, shape)
         # GGUF stores the gate of a shared expert as a vector; make it a matrix of one row.
         yield replace(tensor, shape=(1, *tensor.shape)) if tensor.name.endswith("shared_expert_gate.weight") else tensor
         return

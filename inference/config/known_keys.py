@@ -92,7 +92,7 @@ _MODEL_CONFIG = _words("""
     gradient_checkpointing z_loss_weight cache_implementation chunk_size_feed_forward
     _sliding_window_pattern logn masked_softmax_fusion flash_attn skip_bias_add skip_bias_add_qkv slow_but_exact
     offset_alibi unk_token_id res_dtype pretrain_seqlen embed_dropout_prob out_proj_has_bias wo_has_bias
-    id2label label2id problem_type tie_encoder_decoder add_cross_attention
+    id2label label2id problem_type tie_encoder_decoder add_cross_attention eod_token_id
 """)
 
 # Keys of families that this project does not run (the registry rejects those by name first), and keys for how
@@ -178,6 +178,8 @@ RENAMED: dict[KeyPath, KeyPath] = {
     (*MODEL, "layernorm_epsilon"): (*MODEL, "rms_norm_eps"),
     (*MODEL, "layer_norm_epsilon"): (*MODEL, "rms_norm_eps"),
     (*MODEL, "norm_epsilon"): (*MODEL, "rms_norm_eps"),
+    (*MODEL, "layer_norm_eps"): (*MODEL, "rms_norm_eps"),
+    (*MODEL, "use_qkv_bias"): (*MODEL, "qkv_has_bias"),
     (*MODEL, "rotary_base"): (*MODEL, "rope_theta"),
     (*MODEL, "init_method_std"): (*MODEL, "initializer_range"),
     (*MODEL, "layernorm_compute_dtype"): (*MODEL, "layernorm_compute_type"),

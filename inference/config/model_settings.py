@@ -87,6 +87,16 @@ class ModelSettings(Section):
     query_pre_attn_scalar: Positive | None = Field(
         None, description="Scores are divided by its root; head_dim if unset."
     )
+    embedding_multiplier: Positive | None = Field(None, description="Multiplies the embeddings (Granite).")
+    residual_multiplier: Positive | None = Field(
+        None, description="Multiplies what a layer adds to the residual stream (Granite)."
+    )
+    attention_multiplier: Positive | None = Field(None, description="Multiplies attention scores (Granite).")
+    logits_scaling: Positive | None = Field(None, description="Divides the logits (Granite).")
+    logit_scale: Positive | None = Field(None, description="Multiplies the logits (Command R).")
+    use_parallel_residual: bool | None = Field(
+        None, description="Attention and feed-forward read the same input (StableLM)."
+    )
     attn_logit_softcapping: Positive | None = Field(
         None, description="Bounds attention scores by a tanh; null for none."
     )
@@ -123,6 +133,13 @@ class ModelSettings(Section):
     )
     scaling_factor: Annotated[float | Free | None, BeforeValidator(_rope_factor)] = Field(
         None, description="Factor of PI and NTK, a mapping for LINEAR, LLAMA3 and YARN."
+    )
+
+    no_rope_layers: Annotated[tuple[int, ...] | None, BeforeValidator(_as_tuple)] = Field(
+        None, description="0 for each layer without rotary embedding, 1 for the others (SmolLM3)."
+    )
+    no_rope_layer_interval: Count | None = Field(
+        None, description="Every n-th layer is without rotary embedding, where no_rope_layers is unset (SmolLM3)."
     )
 
     # Sliding windows.

@@ -27,6 +27,7 @@ from inference.config.generation import (
 from inference.config.input_formats import MAX_LINE_BYTES, FormatName
 from inference.config.layer import KeyPath, Layer, lay_all
 from inference.config.model_settings import ModelSettings
+from inference.config.preprocess_settings import PreprocessSettings
 from inference.config.print_config import yaml_of
 from inference.config.run_modes import RUN_MODES
 from inference.config.serve_settings import ChatSettings, ServeSettings
@@ -315,6 +316,9 @@ class PipelineSettings(Section):
         None, description="Of a Ray or Spark cluster, such as spark://host:7077; the engine's own setting if unset."
     )
     worker_cpus: Count = Field(1, description="CPUs of each worker on Ray or Spark, and threads of its models.")
+    preprocess: PreprocessSettings = Field(
+        default_factory=PreprocessSettings, description="What happens to rows before the models."
+    )
     steps: dict[str, StepSettings] = Field(
         default_factory=dict, description="Models by name; one step with this config's own if unset."
     )

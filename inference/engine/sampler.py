@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from inference.engine import flat_choice
 from inference.engine.processors import due_processors, processed
 from inference.engine.request import Request, TokenLogprob
 
@@ -40,7 +41,13 @@ def choose(logits: np.ndarray, request: Request) -> int:
     if generation.greedy:
         return int(scores.argmax())
     drawn = uniform(request.seed, len(request.output_ids))
-    ids, probabilities = distribution(scores, generation, drawn)
+    weights = _weights_of_all(scores, generation)
+    found = _likeliest(scores, weights, generation, drawn)
+    if found is None and weights is not None and not generation.has_cutoff:
+        token = flat_choice.pick(scores, weights, drawn, generation.top_p, generation.min_p)
+        if token is not None:
+            return token
+    ids, probabilities = found or _of_all(scores, weights, generation)
     rank = int(probabilities.cumsum().searchsorted(drawn, side="right"))
     return int(ids[min(rank, len(ids) - 1)])
 
@@ -79,26 +86,63 @@ def distribution(
         scores: [vocabulary].
         enough: return no more tokens once their probabilities add up to more than this.
     """
-    limit = min(generation.top_k or scores.size, scores.size)
-    total = _weights(scores, float(scores.max()), generation).sum() if limit == scores.size else None
-    filtered = generation.top_p < 1 or generation.min_p > 0
+    weights = _weights_of_all(scores, generation)
+    return _likeliest(scores, weights, generation, enough) or _of_all(scores, weights, generation)
+
+
+def _weights_of_all(scores: np.ndarray, generation: GenerationConfig) -> np.ndarray | None:
+    """Returns the weights of the whole vocabulary; None if top-k limits it."""
+    if 0 < generation.top_k < scores.size:
+        return None
+    return _weights(scores, float(scores.max()), generation)
+
+
+def _likeliest(
+    scores: np.ndarray, whole_weights: np.ndarray | None, generation: GenerationConfig, enough: float
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Returns the distribution if a small part of the vocabulary decides it, else None.
+
+    A few hundred tokens are nearly always enough, and finding them is far faster than sorting the whole vocabulary.
+    """
+    if whole_weights is None:
+        return None
     if generation.has_cutoff:
         enough = np.inf
-    # A few hundred tokens are nearly always enough, and finding them is far faster than sorting the whole vocabulary.
-    heads = [head for head in HEADS if head < limit] if total is not None else []
-    for count in (*heads, limit):
+    whole = whole_weights.sum()
+    # No weight exceeds 1, so fewer tokens than the sum that is wanted cannot reach it.
+    least = 0.0 if generation.min_p > 0 else whole * min(generation.top_p, enough if generation.top_p == 1 else 1)
+    for count in (head for head in HEADS if least < head < scores.size):
         ids = _largest(scores, count)
         weights = _weights(scores[ids], float(scores[ids[0]]), generation)
         ahead = weights.cumsum()
-        whole = ahead[-1] if total is None else total
-        if filtered:
+        if _is_filtered(generation):
             number = _kept(weights, ahead, whole, generation)
-            if number < count or count == limit:
+            if number < count:
                 return _cut_off(ids[:number], weights[:number] / weights[:number].sum(), generation)
         elif ahead[-1] > enough * whole:
-            break
+            number = int(np.count_nonzero(weights))
+            return _cut_off(ids[:number], weights[:number] / whole, generation)
+    return None
+
+
+def _of_all(
+    scores: np.ndarray, whole_weights: np.ndarray | None, generation: GenerationConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the whole distribution: sorts all tokens, or as many as top-k keeps."""
+    limit = min(generation.top_k or scores.size, scores.size)
+    ids = _largest(scores, limit)
+    weights = _weights(scores[ids], float(scores[ids[0]]), generation)
+    ahead = weights.cumsum()
+    whole = ahead[-1] if whole_weights is None else whole_weights.sum()
     number = int(np.count_nonzero(weights))
+    if _is_filtered(generation):
+        number = _kept(weights, ahead, whole, generation)
+        whole = weights[:number].sum()
     return _cut_off(ids[:number], weights[:number] / whole, generation)
+
+
+def _is_filtered(generation: GenerationConfig) -> bool:
+    return generation.top_p < 1 or generation.min_p > 0
 
 
 def _cut_off(ids: np.ndarray, probabilities: np.ndarray, generation: GenerationConfig) -> tuple[np.ndarray, np.ndarray]:

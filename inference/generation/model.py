@@ -27,8 +27,9 @@ from inference.errors import GenerationError, InferenceError, InputError
 from inference.generation.build import Say, build_runner, choose_kernels, format_in_memory, share
 from inference.generation.cache_size import num_blocks
 from inference.generation.ends import with_ends
+from inference.generation.padding import unpadded
 from inference.generation.samples import SampleGatherer
-from inference.generation.streamers import BaseStreamer, SeparateStreamers
+from inference.generation.streamers import BaseStreamer, IdStreams, SeparateStreamers
 from inference.generation.text import AnswerRow, EncodedPrompt, Encoder
 from inference.inputs.prompts import Prompt
 from inference.models import kv_cache
@@ -191,14 +192,21 @@ class GenerativeModel:
         input_ids: Sequence[int] | Sequence[Sequence[int]] | np.ndarray,
         generation_config: GenerationConfig | None = None,
         streamer: Any = None,
+        *,
+        attention_mask: Any = None,
+        valid_length: Any = None,
         **settings: Any,
     ) -> list[list[int]]:
         """Continues prompts of token ids; rows may differ in length.
 
         Args:
-            input_ids: one prompt, or several. Padding is not recognized: give rows as long as they are.
+            input_ids: one prompt, or several; also what a tokenizer returns, with its attention_mask. Rows that begin
+                or end with pad_token_id lose it, unless it is a token of its own.
             generation_config: replaces the model's own settings.
-            streamer: receives the ids of a single prompt through `put` and `end`.
+            streamer: receives the ids of each prompt and its answer through `put`, and `end` when its row ends: the
+                rows one after the other; or a list with a streamer for each row.
+            attention_mask: for each row 1 for a token and 0 for padding.
+            valid_length: for each row its length without padding on the right.
             settings: settings to override, such as max_new_tokens.
 
         Returns:
@@ -209,45 +217,60 @@ class GenerativeModel:
             ConfigError: a setting is unknown.
             InputError: a prompt is empty or does not fit the context.
         """
+        streams = None if streamer is None else IdStreams(streamer)
         try:
             generation = (generation_config or self.generation_config).updated(**settings)
-            return self._generate(_rows(input_ids), generation, streamer)
+            if attention_mask is None and isinstance(input_ids, Mapping):
+                attention_mask = input_ids.get("attention_mask")
+            rows = unpadded(_rows(input_ids), generation, attention_mask, valid_length)
+            return self._generate(rows, generation, streams)
         finally:
             # End it even after an error, so that no consumer waits for text that never comes.
-            if streamer is not None:
-                streamer.end()
+            if streams is not None:
+                streams.close()
 
-    def _generate(self, rows: list[list[int]], generation: GenerationConfig, streamer: Any) -> list[list[int]]:
+    def _generate(
+        self, rows: list[list[int]], generation: GenerationConfig, streams: IdStreams | None
+    ) -> list[list[int]]:
         if not rows:
             raise InputError("generate was given no prompt", "give token ids, or rows of them")
-        if streamer is not None and len(rows) != 1:
-            raise InputError(f"generate streams one prompt, got {len(rows)}", "use pipeline for several")
+        if streams is not None and not streams.is_single and len(streams) != len(rows):
+            raise InputError(f"{len(streams)} streamers for {len(rows)} prompts", "give one for each, or a single one")
         if generation.stop:
             raise InputError("stop strings need a tokenizer, generate has none", "use pipeline")
         prompts = [Prompt(str(row), f"row {row}", token_ids=tuple(ids)) for row, ids in enumerate(rows)]
         encoder = make_encoder(self.source, None, generation)
         encoded = [sample for prompt in encoder.encode_all(prompts) for sample in prompt.samples]
         requests = [sample.request(self.config.context_length) for sample in encoded]
-        if streamer is not None:
-            streamer.put(rows[0])
-        running = map(_Tokens, requests)
-        for delivery in self.background.stream(running, len(requests), every_token=streamer is not None):
-            tokens = delivery.unwrap()
-            for token in tokens if streamer is not None else ():
-                streamer.put([token])
+        for row, ids in enumerate(rows if streams is not None else ()):
+            assert streams is not None
+            streams.prompt(row, ids)
+        # Of several answers to a prompt, the first one is streamed.
+        running = [
+            _Tokens(request, int(sample.prompt.custom_id) if not sample.sample else None)
+            for request, sample in zip(requests, encoded, strict=True)
+        ]
+        for delivery in self.background.stream(running, len(requests), every_token=streams is not None):
+            delivery.unwrap()
+            shown = delivery.row
+            assert isinstance(shown, _Tokens)
+            if streams is not None and shown.shown_as is not None:
+                streams.tokens(shown.shown_as, shown.request.output_ids[: shown.taken])
+                if delivery.last:
+                    streams.finish(shown.shown_as)
         return [request.prompt_ids + request.output_ids for request in requests]
 
     def answer(
         self,
         prompts: Iterable[EncodedPrompt],
         tokenizer: Tokenizer,
-        streamer: BaseStreamer | SeparateStreamers | None = None,
+        streamer: BaseStreamer | SeparateStreamers | IdStreams | None = None,
         return_errors: bool = False,
     ) -> list[list[str] | InferenceError]:
         """Returns the texts of every prompt's answers, in the order of the prompts.
 
         Args:
-            streamer: receives the text of each prompt's first answer as it is generated.
+            streamer: receives the text or the ids of each prompt's first answer as it is generated.
             return_errors: if a prompt cannot run or the model fails on it, return the error in place of its texts
                 instead of raising it.
         """
@@ -256,7 +279,10 @@ class GenerativeModel:
         try:
             if streamer is not None:
                 for source in sources:
-                    streamer.prompt(source.row, source.text if source.decoder_start is None else "")
+                    if isinstance(streamer, IdStreams):
+                        streamer.prompt(source.row, source.ids)
+                    else:
+                        streamer.prompt(source.row, source.text if source.decoder_start is None else "")
             rows = [self.row(sample, tokenizer) for source in sources for sample in source.samples]
             for delivery in self.background.stream(rows, len(rows), every_token=streamer is not None):
                 assert isinstance(delivery.row, AnswerRow)
@@ -265,7 +291,10 @@ class GenerativeModel:
                     found[answer.row] = delivery.error
                 else:
                     event = delivery.unwrap()
-                    if streamer is not None and not answer.source.sample:
+                    if isinstance(streamer, IdStreams):
+                        if not answer.source.sample:
+                            streamer.tokens(answer.row, list(answer.request.output_ids))
+                    elif streamer is not None and not answer.source.sample:
                         streamer.write(answer.row, event.text)
                     whole = gatherer.take(answer) if event.finished else None
                     if whole is not None:
@@ -299,10 +328,14 @@ def check_no_fork() -> None:
 
 @dataclass(eq=False)
 class _Tokens:
-    """A row whose events are its token ids."""
+    """A row whose events are its token ids.
+
+    Args:
+        shown_as: its number among the rows that are streamed; None if it is not.
+    """
 
     request: Request
-
+    shown_as: int | None = None
     taken: int = 0
 
     def advance(self, engine: BaseEngine) -> list[int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TextIO
+from typing import Any, TextIO
 
 from inference.tokenizer import IncrementalDetokenizer, Tokenizer
 
@@ -89,6 +89,79 @@ class SeparateStreamers:
         """Ends the streams that are still open."""
         for row in self._open:
             self._streamers[row].close()
+
+
+class IdStreams:
+    """Passes token ids to streamers with `put` and `end`, as MindFormers' and Hugging Face's are.
+
+    `put` is called with a row's prompt first and then with its tokens, and `end` when the row ends.
+
+    Args:
+        streamers: one for all rows, which gets them one after the other; or one for each row.
+    """
+
+    def __init__(self, streamers: Any):
+        self._separate = isinstance(streamers, Sequence)
+        self._streamers = list(streamers) if self._separate else [streamers]
+        self._pending: dict[int, list[list[int]]] = {}
+        self._taken: dict[int, int] = {}
+        self._ended: set[int] = set()
+        self._current = 0
+
+    def __len__(self) -> int:
+        return len(self._streamers)
+
+    @property
+    def is_single(self) -> bool:
+        """Whether one streamer gets all rows."""
+        return not self._separate
+
+    def prompt(self, row: int, ids: Sequence[int]) -> None:
+        """Pass a row's prompt."""
+        self._pass(row, list(ids))
+
+    def tokens(self, row: int, output_ids: Sequence[int]) -> None:
+        """Pass those of a row's tokens that are new since the last call."""
+        taken = self._taken.get(row, 0)
+        self._taken[row] = len(output_ids)
+        for token in output_ids[taken:]:
+            self._pass(row, [token])
+
+    def finish(self, row: int) -> None:
+        """End a row; pass what has been collected for the following ones, up to the first unfinished one."""
+        self._ended.add(row)
+        if self._separate:
+            self._streamers[row].end()
+            return
+        while self._current in self._ended:
+            self._streamers[0].end()
+            self._current += 1
+            for ids in self._pending.pop(self._current, []):
+                self._streamers[0].put(ids)
+
+    def close(self) -> None:
+        """End the rows that are still open, so that no consumer waits for text that never comes."""
+        if self._separate:
+            for row in sorted(set(range(len(self._streamers))) - self._ended):
+                self._streamers[row].end()
+        elif not self._ended or self._pending or set(self._taken) - self._ended:
+            self._streamers[0].end()
+
+    def _pass(self, row: int, ids: list[int]) -> None:
+        if self._separate:
+            self._streamers[row].put(ids)
+        elif row == self._current:
+            self._streamers[0].put(ids)
+        else:
+            self._pending.setdefault(row, []).append(ids)
+
+
+def takes_ids(streamer: Any) -> bool:
+    """Return whether a streamer is to be given ids by `put` and `end`, because it takes no text."""
+    takes_text = isinstance(streamer, BaseStreamer) and (
+        type(streamer).on_finalized_text is not BaseStreamer.on_finalized_text
+    )
+    return not takes_text and hasattr(streamer, "put") and hasattr(streamer, "end")
 
 
 class TextStreamer(BaseStreamer):

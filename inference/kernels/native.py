@@ -272,6 +272,8 @@ class AttentionSublayer:
     ):
         self.is_cross = shape.scope == "cross"
         slopes = None if shape.slopes is None else np.array(shape.slopes, np.float32)
+        # Without an angle, rotation changes nothing.
+        rotation = rotation if rotation is not None and rotation[0].any() else None
         tables = {name: AdapterTable(weights.get(name)) for name in ("qkv", "output")}
         self.is_adapted = any(table.address for table in tables.values())
         self.kept = (weights, caches, rotation, slopes, tables)
@@ -285,6 +287,8 @@ class AttentionSublayer:
             half_cache=shape.half_cache,
             scope=SCOPES.index(shape.scope),
             reach=shape.reach,
+            norms_all_heads=shape.norms_all_heads,
+            norms_rotated=shape.norms_rotated,
             eps=shape.eps,
             scale=shape.scale,
             softcap=shape.softcap or 0,
@@ -365,6 +369,7 @@ class FeedForwardSublayer:
             width=shape.width,
             activation=ACTIVATIONS.index(shape.activation),
             gated=shape.gated,
+            parallel=shape.parallel,
             eps=shape.eps,
             **_weights(weights),
             **_addresses(tables),
@@ -402,6 +407,11 @@ class ExpertsSublayer:
         )
 
 
+def parallel_sublayers(attention: AttentionSublayer, feed_forward: FeedForwardSublayer) -> list:
+    """Return sublayers that both read norm(x) and add to x; the norm is the attention's."""
+    return [attention, feed_forward]
+
+
 class Sublayers(nn.Cell):
     """Run x [T, hidden] through all sublayers in order, as one operator."""
 
@@ -433,8 +443,8 @@ class OutputHead(nn.Cell):
     """Final norm and logits of the requested tokens, as one operator, which finds the best logit as it computes them.
 
     x [T, hidden], wanted [R], logit_rows [1 + S] -> float32 [2 R + S * vocabulary]: the best token of each row (-1 if
-    a logit is NaN), its logit, then the logits of the rows in `logit_rows[1:]`. The first element of `logit_rows` is
-    not read; it avoids an empty tensor.
+    a logit is NaN or +inf, or all are -inf), its logit (NaN if one is NaN or +inf), then the logits of the rows in
+    `logit_rows[1:]`. The first element of `logit_rows` is not read; it avoids an empty tensor.
     """
 
     def __init__(
@@ -446,11 +456,12 @@ class OutputHead(nn.Cell):
         weight: Weight,
         norm_bias: Weight | None = None,
         softcap: float | None = None,
+        bias: Weight | None = None,
     ):
         super().__init__()
         table = AdapterTable(weight)
         self.is_adapted = table.address != 0
-        self.kept = (norm, weight, norm_bias, table)
+        self.kept = (norm, weight, norm_bias, bias, table)
         record = HeadRecord(
             hidden=hidden,
             vocabulary=vocabulary,
@@ -459,6 +470,7 @@ class OutputHead(nn.Cell):
             norm=_address(norm.data),
             norm_bias=_address(None if norm_bias is None else norm_bias.data),
             weight=_matrix(weight),
+            bias=_address(None if bias is None else bias.data),
             lora=table.address,
         )
         self.record = Tensor(sound(record).numbers())

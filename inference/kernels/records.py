@@ -65,13 +65,13 @@ class Record(ctypes.Structure):
 
 
 class AttentionRecord(Record):
-    """x + output(attention(qkv(norm(x))))."""
+    """x + output(attention(qkv(norm(x)))); without a norm, of x itself."""
 
     KIND = 0
     _fields_: ClassVar = [
         ("header", RecordHeader),
         *((name, _NUMBER) for name in ("hidden", "heads", "kv_heads", "head_size", "block_size", "window")),
-        *((name, _NUMBER) for name in ("half_cache", "scope", "reach")),
+        *((name, _NUMBER) for name in ("half_cache", "scope", "reach", "norms_all_heads", "norms_rotated")),
         *((name, _REAL) for name in ("eps", "scale", "softcap")),
         *((name, _POINTER) for name in ("norm", "norm_bias", "post_norm", "rotation", "slopes", "distances")),
         ("qkv", MatrixRecord),
@@ -100,12 +100,15 @@ class LatentRecord(Record):
 
 
 class FeedForwardRecord(Record):
-    """x + down(activation(gate(norm(x))) * up(norm(x)))."""
+    """x + down(activation(gate(norm(x))) * up(norm(x))); without a norm, of x itself.
+
+    If `parallel`, norm(x) is what the attention sublayer before it has normalized.
+    """
 
     KIND = 1
     _fields_: ClassVar = [
         ("header", RecordHeader),
-        *((name, _NUMBER) for name in ("hidden", "width", "activation", "gated")),
+        *((name, _NUMBER) for name in ("hidden", "width", "activation", "gated", "parallel")),
         ("eps", _REAL),
         *((name, _POINTER) for name in ("norm", "norm_bias", "post_norm")),
         ("gate_up", MatrixRecord),
@@ -148,7 +151,7 @@ class HeadRecord(Record):
         *((name, _REAL) for name in ("eps", "softcap")),
         *((name, _POINTER) for name in ("norm", "norm_bias")),
         ("weight", MatrixRecord),
-        ("lora", _POINTER),
+        *((name, _POINTER) for name in ("bias", "lora")),
     ]
 
 

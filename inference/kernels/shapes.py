@@ -25,6 +25,8 @@ class AttentionShape:
         slopes: amount subtracted from the scores per position of distance (ALiBi), one per head; None for none.
         scope: one of SCOPES. `store` writes the keys and values that `cross` reads, and adds nothing to its input.
         reach: the farthest distance that the score bias distinguishes, if there is such a bias (T5).
+        norms_all_heads: a norm of queries spans all heads of a token (OLMo 2); the same for keys.
+        norms_rotated: queries and keys are normalized after their rotation (Hunyuan).
     """
 
     hidden: int
@@ -41,6 +43,8 @@ class AttentionShape:
     slopes: tuple[float, ...] | None = None
     scope: str = "causal"
     reach: int = 0
+    norms_all_heads: bool = False
+    norms_rotated: bool = False
 
     @property
     def slots(self) -> int:
@@ -96,6 +100,7 @@ class FeedForwardShape:
     Args:
         activation: one of ACTIVATIONS.
         gated: whether the activation multiplies a second projection of the same width.
+        parallel: its input is what the attention sublayer before it has normalized (`parallel_sublayers`).
     """
 
     hidden: int
@@ -103,6 +108,7 @@ class FeedForwardShape:
     eps: float
     activation: str = "silu"
     gated: bool = True
+    parallel: bool = False
 
 
 @dataclass(frozen=True)

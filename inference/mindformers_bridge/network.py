@@ -7,13 +7,16 @@ because our block 0 belongs to no sequence.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from mindformers.core.context import set_context
+from mindformers.generation.logits_process import run_using_numpy
 from mindformers.models import PretrainedConfig, PreTrainedModel
-from mindspore import Tensor, ops
+from mindspore import Tensor, get_context, ops
 
 from inference.config import InferenceConfig, load_config
 from inference.errors import InferenceError
@@ -93,6 +96,18 @@ class InferenceForCausalLM(PreTrainedModel):
         self.argmax = ops.argmax
         self._arrays: Mapping[str, Any] | None = None
         self._built: GenerativeModel | None = None
+
+    def generate(self, *arguments: Any, **settings: Any) -> Any:
+        """Generate as MindFormers does. On a CPU, its sampling runs in numpy: the operators that it uses by default
+        (TopkExt, SortExt) are not registered there.
+        """
+        sampling = settings.get("do_sample")
+        if sampling is None:
+            sampling = getattr(settings.get("generation_config") or self.generation_config, "do_sample", False)
+        if not sampling or get_context("device_target") != "CPU":
+            return super().generate(*arguments, **settings)
+        with _numpy_sampling():
+            return super().generate(*arguments, **settings)
 
     # Methods through which MindFormers passes weights.
 
@@ -197,6 +212,17 @@ class InferenceForCausalLM(PreTrainedModel):
                 "a .ckpt, or with load_ckpt_format: safetensors a directory",
             )
         return resolve(self.config.inference_config(self.checkpoint if self._arrays is None else None))
+
+
+@contextmanager
+def _numpy_sampling() -> Iterator[None]:
+    """Make MindFormers sample in numpy while this context is active."""
+    before = run_using_numpy()
+    set_context(postprocess_use_numpy=True)
+    try:
+        yield
+    finally:
+        set_context(postprocess_use_numpy=bool(before))
 
 
 def renamed(own: Class, name: str, architecture: str) -> Class:

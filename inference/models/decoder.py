@@ -12,12 +12,13 @@ import numpy as np
 from mindspore import Tensor, nn
 from mindspore import dtype as mstype
 
+from inference.kernels.formats import Format
 from inference.kernels.shapes import AttentionShape, ExpertsShape, FeedForwardShape, LatentShape, Part, windows_of
 from inference.kernels.weight import Weight
 from inference.models.architecture.config import ModelConfig
 from inference.models.architecture.latent import LATENT_NORM_EPS
 from inference.models.kv_cache import LayerCache
-from inference.models.weights.parameters import EMBEDDING, HEAD, POSITIONS, ROUTER
+from inference.models.weights.parameters import EMBEDDING, HEAD, HEAD_BIAS, POSITIONS, ROUTER
 
 # For each weight of a layer: the kernels' name and the checkpoint's name.
 ATTENTION_WEIGHTS = {
@@ -99,6 +100,8 @@ def attention_shapes(
             half_cache,
             config.softcap,
             config.alibi_slopes,
+            norms_all_heads=config.norms_all_heads,
+            norms_rotated=config.norms_rotated,
         )
         for window in config.windows
     ]
@@ -116,7 +119,9 @@ def layer_sublayers(
     cache: LayerCache,
     part: Part | None = None,
 ) -> list:
-    """Returns the two sublayers of a layer: x + attention(norm(x)), then x + feed_forward(norm(x)) or experts(norm(x)).
+    """Returns the sublayers of a layer: x + attention(norm(x)), then x + feed_forward(norm(x)) or experts(norm(x)).
+
+    In a parallel layer both read the same norm(x).
 
     Args:
         mask_index: which of the step's masks the layer uses.
@@ -135,11 +140,20 @@ def layer_sublayers(
         attention = kernels.AttentionSublayer(shape, *shared, chosen(ATTENTION_WEIGHTS), cache, part)
     experts, hidden, eps = config.experts_of(layer), config.hidden_size, config.norm_eps
     if experts is None:
-        sizes = FeedForwardShape(hidden, config.intermediate_size, eps, config.activation, config.gated)
-        return [attention, kernels.FeedForwardSublayer(sizes, chosen(FEED_FORWARD_WEIGHTS), part)]
+        sizes = FeedForwardShape(
+            hidden, config.intermediate_size, eps, config.activation, config.gated, config.parallel
+        )
+        feed_forward = kernels.FeedForwardSublayer(sizes, chosen(FEED_FORWARD_WEIGHTS), part)
+        return kernels.parallel_sublayers(attention, feed_forward) if config.parallel else [attention, feed_forward]
     widths = (experts.width, experts.shared_width, experts.shared_gate)
     shapes = ExpertsShape(hidden, *widths, eps, experts.routing)
     return [attention, kernels.ExpertsSublayer(shapes, chosen(EXPERTS_WEIGHTS), part)]
+
+
+def _zero_biases(kernels: ModuleType, config: ModelConfig, weights: Mapping[str, Weight]) -> dict[str, Weight]:
+    """Returns a bias of zeros for each LayerNorm of a model that stores none."""
+    zeros = Weight(kernels.zeros("norm_bias", (config.hidden_size,), np.float32), Format.FLOAT32)
+    return {f"{name.removesuffix('.weight')}.bias": zeros for name in weights if name.endswith("norm.weight")}
 
 
 class Decoder(nn.Cell):
@@ -163,6 +177,8 @@ class Decoder(nn.Cell):
         part: Part | None = None,
     ):
         super().__init__()
+        if config.layer_norm and not config.norm_bias:
+            weights = {**weights, **_zero_biases(kernels, config, weights)}
         # Layers with the same angles share one array; the kernels recognize them by its identity.
         ropes = list(dict.fromkeys(config.rope_of(layer) for layer in range(config.num_layers)))
         rotations = [config.rotation(rope) for rope in ropes]
@@ -188,6 +204,7 @@ class Decoder(nn.Cell):
             head,
             weights.get("model.norm.bias"),
             config.logit_softcap,
+            weights.get(HEAD_BIAS),
         )
         vector, matrix = Tensor(shape=[None], dtype=mstype.int32), Tensor(shape=[None, None], dtype=mstype.int32)
         self.is_adapted = any(weight.additions for weight in weights.values())

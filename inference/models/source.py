@@ -6,7 +6,7 @@ mindspore, so that mistakes are reported at once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -122,10 +122,8 @@ class ModelSource:
         """
         model = shard.config if shard else self.model
         loading.check_sizes(checkpoint, model, path)
-        checkpoint = dequantized(checkpoint, self.scheme, model, path)
-        if isinstance(model, ModelConfig):
-            checkpoint = separate(checkpoint, model, self.config.engine.qkv_layout, path)
-            checkpoint = as_published(checkpoint, model, path)
+        for transform in TRANSFORMS:
+            checkpoint = transform(self, checkpoint, model, path)
         pairs = loading.fit(checkpoint, model, path)
         merged = self.adapters.merged
         if merged is None:
@@ -138,6 +136,26 @@ class ModelSource:
         directory = self.directory or (self.checkpoint and _directory_of(self.checkpoint))
         usual = ARCHITECTURES[self.model.architecture].tokenizer
         return load_tokenizer(directory, settings=settings, usual_class=usual)
+
+
+def _dequantize(source: ModelSource, checkpoint: Checkpoint, model: AnyConfig, path: Path) -> Checkpoint:
+    return dequantized(checkpoint, source.scheme, model, path)
+
+
+def _split_fused(source: ModelSource, checkpoint: Checkpoint, model: AnyConfig, path: Path) -> Checkpoint:
+    if not isinstance(model, ModelConfig):
+        return checkpoint
+    return separate(checkpoint, model, source.config.engine.qkv_layout, path)
+
+
+def _restore_layout(source: ModelSource, checkpoint: Checkpoint, model: AnyConfig, path: Path) -> Checkpoint:
+    return as_published(checkpoint, model, path) if isinstance(model, ModelConfig) else checkpoint
+
+
+Transform = Callable[[ModelSource, Checkpoint, AnyConfig, Path], Checkpoint]
+# What gives a checkpoint Hugging Face's tensors, under Hugging Face's names, in the order in which it applies. Each
+# transform leaves tensors alone that it does not know.
+TRANSFORMS: tuple[Transform, ...] = (_dequantize, _split_fused, _restore_layout)
 
 
 def resolve(config: InferenceConfig) -> ModelSource:

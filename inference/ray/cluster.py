@@ -39,13 +39,16 @@ class RayCluster:
 
     @contextmanager
     def connected(self) -> Iterator[None]:
-        """Connect to the cluster, or start one.
+        """Connect to the cluster, or start one. In a program that is already connected, use its connection.
 
         Raises:
             InferenceError: there is no cluster at the address.
         """
         import ray
 
+        if ray.is_initialized():
+            yield
+            return
         environment = {"env_vars": {"PYTHONPATH": self._path}} if self._path else None
         try:
             ray.init(address=self._address, log_to_driver=False, logging_level="ERROR", runtime_env=environment)

@@ -174,13 +174,18 @@ class Tokenizer(ABC):
 
     # Ids to text.
 
-    def decode(self, token_ids: int | Iterable[int], skip_special_tokens: bool = True) -> str:
-        """Decodes `token_ids` (one id, a list or an array); skips ids outside the vocabulary.
+    def decode(self, token_ids: Any, skip_special_tokens: bool = True) -> Any:
+        """Decodes `token_ids` (one id, a list or an array) to a text, and rows of ids to a list of texts; skips ids
+        outside the vocabulary.
 
         Invalid UTF-8 becomes U+FFFD. Valid characters in a run of byte tokens are kept, as in sentencepiece; the
         tokenizers package replaces the whole run.
         """
-        ids = [int(i) for i in token_ids] if isinstance(token_ids, Iterable) else [int(token_ids)]
+        given = _listed_ids(token_ids)
+        # An array without dimensions is a number.
+        if given and isinstance(given[0], Iterable) and getattr(given[0], "ndim", None) != 0:
+            return [self.decode(row, skip_special_tokens) for row in given]
+        ids = [int(token) for token in given]
         skipped = self.all_special_ids if skip_special_tokens else frozenset()
         chunks = [self.token_bytes(token_id) for token_id in ids if token_id not in skipped]
         return self.joining.text([chunk for chunk in chunks if chunk])
@@ -336,6 +341,14 @@ def check_text(text: Any) -> None:
     except UnicodeEncodeError as error:
         code = f"U+{ord(text[error.start]):04X}"
         raise InputError(f"the text holds half of a character ({code}) at position {error.start}") from error
+
+
+def _listed_ids(token_ids: Any) -> list[Any]:
+    """Lists ids, or rows of them: a number, a list, an array, or a tensor of MindSpore."""
+    for method in ("asnumpy", "tolist"):
+        if hasattr(token_ids, method):
+            token_ids = getattr(token_ids, method)()
+    return list(token_ids) if isinstance(token_ids, Iterable) else [token_ids]
 
 
 def _check_call(padding: bool | str, truncation: bool, max_length: int | None, return_tensors: str | None) -> None:

@@ -121,12 +121,86 @@ def test_a_streamer_can_be_used_again(model, tokenizer, capsys):
     assert capsys.readouterr().out == "".join(f"{text}\n" for text in ANSWERS)
 
 
-def test_generate_streams_one_row(model, tokenizer, capsys):
-    ids = tokenizer.encode(SUM)
-    model.generate(ids, streamer=TextStreamer(tokenizer))
+class Ids:
+    """A streamer as MindFormers' base class has it: `put` and `end`."""
+
+    def __init__(self):
+        self.calls = []
+
+    def put(self, value):
+        self.calls.append(list(value))
+
+    def end(self):
+        self.calls.append("end")
+
+
+def test_generate_streams_rows(model, tokenizer, capsys):
+    ids = tokenizer([SUM, PHRASE])["input_ids"]
+    model.generate(ids[0], streamer=TextStreamer(tokenizer))
     assert capsys.readouterr().out == f"{ANSWERS[0]}\n"
-    with pytest.raises(InputError, match="generate streams one prompt, got 2; use pipeline for several"):
-        model.generate([ids, ids], streamer=TextStreamer(tokenizer))
+    out = model.generate(ids, streamer=TextStreamer(tokenizer))
+    assert capsys.readouterr().out == "".join(f"{text}\n" for text in ANSWERS)
+    one, two = Ids(), [Ids(), Ids()]
+    model.generate(ids, streamer=one)
+    model.generate(ids, streamer=two)
+    expected = []
+    for row, given, streamer in zip(out, ids, two, strict=True):
+        assert streamer.calls == [given, *([token] for token in row[len(given) :]), "end"]
+        expected += streamer.calls
+    # One streamer gets the rows one after the other.
+    assert one.calls == expected
+    with pytest.raises(InputError, match="1 streamers for 2 prompts"):
+        model.generate(ids, streamer=[Ids()])
+
+
+def test_streamers_with_put_and_end(pipe, model, tokenizer):
+    import inference
+
+    class Subclass(Ids, inference.BaseStreamer):
+        """Has `put` and `end`, and no `on_finalized_text`."""
+
+    ids = tokenizer([SUM, PHRASE])["input_ids"]
+    expected = Ids()
+    model.generate(ids, streamer=expected)
+    for streamer in (Ids(), Subclass()):
+        pipe([SUM, PHRASE], streamer=streamer)
+        assert streamer.calls == expected.calls
+    each = [Ids(), Ids()]
+    pipe([SUM, PHRASE], streamer=each)
+    assert each[0].calls + each[1].calls == expected.calls
+    broken = Ids()
+    with pytest.raises(InputError):
+        pipe([SUM, ""], streamer=broken)
+    assert broken.calls == ["end"]
+
+
+def test_padding_is_recognized(model, tokenizer, capsys):
+    rows = tokenizer([SUM, "Translate to English: das große Haus"])["input_ids"]
+    expected = model.generate(rows)
+    pad = next(
+        token for token in range(5, 99) if token not in {*rows[0], *rows[1], *model.generation_config.eos_token_id}
+    )
+    width = max(map(len, rows)) + 2
+    right = [[*row, *[pad] * (width - len(row))] for row in rows]
+    left = [[*[pad] * (width - len(row)), *row] for row in rows]
+    mask = np.array(right) != pad
+    assert model.generate(right, attention_mask=mask) == expected
+    assert model.generate({"input_ids": right, "attention_mask": mask.tolist()}) == expected
+    assert model.generate(right, valid_length=[len(row) for row in rows]) == expected
+    assert capsys.readouterr().err == ""
+    assert model.generate(right, pad_token_id=pad) == model.generate(left, pad_token_id=pad) == expected
+    assert capsys.readouterr().err.startswith(f"removed pad_token_id {pad} from the ends of rows; an attention_mask")
+    with pytest.raises(InputError, match="attention_mask has 1 rows, and there are 2 prompts"):
+        model.generate(rows, attention_mask=[[1]])
+    with pytest.raises(InputError, match="valid_length of row 1 is 0; from 1 to"):
+        model.generate(rows[:1], valid_length=[0])
+
+
+def test_nested_ids_are_decoded(tokenizer):
+    rows = tokenizer([SUM, PHRASE])["input_ids"]
+    texts = tokenizer.batch_decode(rows)
+    assert tokenizer.decode(rows) == texts and tokenizer.decode(np.array([rows[0]])) == texts[:1]
+    assert tokenizer.decode(rows[0][1]) == tokenizer.decode([rows[0][1]]) == tokenizer.decode(np.array(rows[0][1]))
 
 
 def collect(pipe, tokenizer, inputs, **settings) -> tuple[list[str], list[BaseException]]:

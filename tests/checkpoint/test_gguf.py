@@ -107,6 +107,7 @@ FAMILIES = [
     "glm",
     "glm4",
     "glm4_moe",
+    "baichuan2_7b",
 ]
 
 

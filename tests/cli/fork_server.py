@@ -1,7 +1,7 @@
-"""Processes of the command line that have its first imports behind them: each is forked off one that has made them.
+"""Processes of the command line that have its imports behind them: each is forked off one that has made them.
 
-They are most of what a run costs that ends before MindSpore is needed. Words, directory, environment, streams and exit
-code of a run are its own; what Python itself takes from the environment at its start is the server's.
+Imports, MindSpore's above all, are most of what a run of the demo model costs. Words, directory, environment, streams
+and exit code of a run are its own; what Python itself takes from the environment at its start is the server's.
 """
 
 from __future__ import annotations
@@ -126,8 +126,12 @@ def become(words: list[str], directory: str, environment: dict[str, str], stream
 if __name__ == "__main__":
     # What the program would find.
     sys.argv[0], sys.path[0] = str(PROGRAM), str(PROGRAM.parent)
-    import inference.cli.main  # noqa: F401
+    import inference.cli.main
+    import inference.generation.model
+    import inference.modes  # noqa: F401
     import run_inference
+    from inference.context import import_mindspore
 
-    assert "mindspore" not in sys.modules, "its threads would not be there in a forked process"
+    # MindSpore starts its threads when a context is built, not when it is imported: a forked process has its own.
+    import_mindspore()
     serve(socket.socket(fileno=int(sys.argv[1])))

@@ -14,6 +14,7 @@ from toys import make_request
 
 from examples import examples
 from inference.config import GenerationConfig
+from inference.engine import flat_choice
 from inference.engine.processors import processed
 from inference.engine.sampler import choose, distribution, token_logprob, uniform
 from inference.errors import GenerationError
@@ -277,3 +278,30 @@ def test_penalties_that_leave_no_number_to_choose_by(settings: dict) -> None:
         with warnings.catch_warnings(), pytest.raises(GenerationError, match="leave no token to choose; give milder"):
             warnings.simplefilter("error")
             choose(np.array([1, 2, -3, 4], np.float32), request)
+
+
+@pytest.mark.parametrize("spread", [0.02, 0.3, 2.0])
+@pytest.mark.parametrize(
+    "filters", [{}, {"top_p": 0.9}, {"top_p": 0.999, "min_p": 0.3}, {"min_p": 0.5}, {"top_p": 0.5}]
+)
+def test_from_a_flat_distribution_the_same_token_is_chosen_as_when_all_are_sorted(spread: float, filters: dict) -> None:
+    """With equal logits, zeros of both signs, and tokens that cannot be chosen."""
+    random = np.random.default_rng(3)
+    logits = (np.round(random.standard_normal(30000) * 512) / 512 * spread).astype(np.float32)
+    logits[random.integers(0, len(logits), 300)] = -np.inf
+    logits[:50] *= 0
+    logits[50:60] = np.float32(-0.0)
+    generation = GenerationConfig(do_sample=True, top_k=0, temperature=0.8, **filters)
+    ids, probabilities = distribution(logits, generation)
+    sums = probabilities.cumsum()
+    for seed in range(25):
+        request = make_request([1], do_sample=True, top_k=0, temperature=0.8, seed=seed, **filters)
+        rank = int(sums.searchsorted(uniform(request.seed, 0), side="right"))
+        assert choose(logits, request) == ids[min(rank, len(ids) - 1)]
+
+
+def test_a_draw_at_the_edge_between_two_tokens_is_left_to_the_exact_sum() -> None:
+    logits, weights = np.zeros(8, np.float32), np.ones(8)
+    assert [flat_choice.pick(logits, weights, drawn, 1.0, 0.0) for drawn in (0.2, 0.5, 0.9)] == [1, None, 7]
+    assert flat_choice.pick(logits, weights, 0.3, 0.5, 0.0) is None
+    assert flat_choice.pick(logits, weights, 0.3, 0.4, 0.0) == 1

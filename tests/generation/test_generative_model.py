@@ -125,8 +125,8 @@ class TestGenerate:
         prompt, greedy = llama.prompts[2], llama.greedy[2]
         llama.model.generate([prompt], streamer=streamer, **{**GREEDY, "max_new_tokens": 5})
         assert streamer.calls == [prompt, *([token] for token in greedy[:5]), "end"]
-        with pytest.raises(InputError, match="streams one prompt, got 2"):
-            llama.model.generate([[1], [2]], streamer=streamer)
+        with pytest.raises(InputError, match="1 streamers for 2 prompts"):
+            llama.model.generate([[1], [2]], streamer=[streamer])
 
     def test_the_stream_ends_when_the_run_fails(self, llama: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
         streamer = TextIteratorStreamer(load_tokenizer(SPM), timeout=60)

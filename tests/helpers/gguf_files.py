@@ -92,6 +92,10 @@ def arranged(name: str, array: np.ndarray, architecture: str, config: dict[str, 
         array = array.T
     if name.endswith("shared_expert_gate.weight"):
         array = array[0]
+    if name.endswith("W_pack.weight"):
+        start, (q, k, v) = f"blk.{name.split('.')[2]}.attn", np.split(array, 3)
+        turned_parts = pairs_from_halves(q, heads), pairs_from_halves(k, heads), v
+        return {f"{start}_{part}.weight": rows for part, rows in zip("qkv", turned_parts, strict=True)}
     if "wqkv" in name:
         by_group = array.reshape(groups, heads // groups + 2, -1, array.shape[1])
         q, k, v = (part.reshape(-1, array.shape[1]) for part in (by_group[:, :-2], by_group[:, -2], by_group[:, -1]))
@@ -174,7 +178,7 @@ def _write_sizes(writer: Any, architecture: str, config: dict[str, Any]) -> None
     if architecture == "gpt2":
         writer.add_layer_norm_eps(config["layer_norm_epsilon"])
         return
-    writer.add_head_count_kv(value("num_key_value_heads", "multi_query_group_num"))
+    writer.add_head_count_kv(value("num_key_value_heads", "multi_query_group_num") or heads)
     writer.add_layer_norm_rms_eps(value("rms_norm_eps", "layernorm_epsilon"))
     writer.add_rope_freq_base(value("rope_theta") or whole.get("rope_theta") or 10000.0 * config.get("rope_ratio", 1))
     head = value("head_dim", "kv_channels") or hidden // heads

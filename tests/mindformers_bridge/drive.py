@@ -101,6 +101,8 @@ longest = max(map(len, IDS))
 padded = [row + [3] * (longest - len(row)) for row in IDS]
 results["batch"] = lists(model.generate(padded, max_new_tokens=12))
 results["no cache"] = lists(AutoModel.from_config("demo.yaml", use_past=False).generate(padded, max_new_tokens=12))
+drawn = {"do_sample": True, "top_k": 5, "top_p": 0.9, "temperature": 0.8, "max_length": 20}
+results["sampled"] = [lists(model.generate(padded, seed=seed, **drawn)) for seed in (1, 1, 2)]
 tokenizer = LlamaTokenizer(str(DEMO / "tokenizer.model"), pad_token="<|user|>")
 generate = pipeline("text_generation", model=model, tokenizer=tokenizer)
 results["pipeline"] = generate(PROMPTS, max_length=40, do_sample=False)

@@ -63,6 +63,13 @@ def test_generate_gives_our_tokens(results, ours) -> None:
     assert results["batch"] == results["no cache"] == ours.generate(rows, max_new_tokens=12, do_sample=False)
 
 
+def test_sampling_runs_on_a_cpu(results) -> None:
+    """In MindFormers' own way: its seeds are those of numpy."""
+    one, again, other = results["sampled"]
+    assert one == again != other
+    assert [row[:3] for row in one] == [[1, 1205, 1227], [1, 1212, 1240]] and max(map(len, one)) <= 20
+
+
 def test_pipeline_gives_our_text(results) -> None:
     assert results["pipeline"] == [SUMS, HOUSE]
 

@@ -73,12 +73,57 @@ def test_sizes_of_the_golden_models(path: Path) -> None:
     assert config.query_size == config.num_heads * config.head_dim
     assert config.group_size == config.num_heads // config.num_kv_heads
     kind = values["model_type"]
-    assert config.qk_norm == (kind.startswith("qwen3") or kind == "gemma3_text" or values.get("use_qk_norm", False))
+    with_norm = kind in ("gemma3_text", "olmo2", "exaone4", "hunyuan_v1_dense") or kind.startswith("qwen3")
+    assert config.qk_norm == (with_norm or values.get("use_qk_norm", False))
     with_bias = ("qwen2", "qwen2_tied", "qwen2_moe", "glm", "chatglm3", "gpt2", "glm4_moe", "deepseek_v2")
-    with_bias += ("seed_oss", "starcoder2")
+    with_bias += ("seed_oss", "starcoder2", "stablelm", "phi")
     assert config.qkv_bias == (path.parent.name in with_bias)
     assert (config.experts is None) == ("num_experts_per_tok" not in values)
     assert (config.latent is None) == ("kv_lora_rank" not in values)
+
+
+def test_the_multipliers_of_granite_are_folded() -> None:
+    """The stream is divided by the residual multiplier, whose square the norms' epsilon is divided by."""
+    keys = {"embedding_multiplier": 12.0, "residual_multiplier": 0.5, "logits_scaling": 8.0}
+    granite = family("GraniteForCausalLM", **keys, attention_multiplier=0.25, rms_norm_eps=1e-5)
+    assert (granite.embedding_scale, granite.norm_eps, granite.logit_scale) == (24.0, 4e-5, 0.125)
+    assert granite.attention_scale == 0.25
+    assert family("GraniteForCausalLM").attention_scale == 1 and family("CohereForCausalLM").logit_scale == 0.0625
+    with pytest.raises(ConfigError, match="'residual_multiplier' is 0.5; it must be 1 for this family"):
+        family("Qwen3ForCausalLM", residual_multiplier=0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "rotated"),
+    [
+        ("SmolLM3ForCausalLM", {}, (True, True, True, False, True)),
+        ("SmolLM3ForCausalLM", {"no_rope_layers": [0, 1, 1, 0, 1, 1]}, (False, True, True, False, True)),
+        ("Exaone4ForCausalLM", {"sliding_window_pattern": "LGL"}, (True, False, True, True, False)),
+        ("Exaone4ForCausalLM", {"sliding_window_pattern": 2}, (True, False, True, False, True)),
+        ("Exaone4ForCausalLM", {"sliding_window": None}, None),
+        ("Cohere2ForCausalLM", {"layer_types": ["full_attention", *["sliding_attention"] * 4]}, (False, *[True] * 4)),
+        ("CohereForCausalLM", {}, None),
+    ],
+)  # fmt: skip
+def test_layers_without_rotary_embedding(name: str, keys: dict, rotated: tuple[bool, ...] | None) -> None:
+    config = family(name, num_hidden_layers=5, **keys)
+    assert config.rotated == rotated
+    angles = [config.rotation(config.rope_of(layer))[0].any() for layer in range(5)]
+    assert angles == list(rotated or (True,) * 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "problem"),
+    [
+        ("SmolLM3ForCausalLM", {"no_rope_layers": [1]}, "'no_rope_layers' .* an entry for each of the 3 layers"),
+        ("Exaone4ForCausalLM", {"sliding_window_pattern": "LLX"}, "'sliding_window_pattern' .* a text of L and G"),
+        ("StableLmForCausalLM", {"qk_layernorm": True}, "'qk_layernorm' is True; it must be false"),
+        ("CohereForCausalLM", {"use_qk_norm": True}, "'use_qk_norm' is True; it must be false"),
+    ],
+)
+def test_parts_of_new_families_that_are_refused(name: str, keys: dict, problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        family(name, **keys)
 
 
 class TestRope:
@@ -321,7 +366,7 @@ class TestSizes:
 
         config = model_config_from(json.loads(path.read_text()), str(path))
         stored = open_checkpoint(path.parent).values()
-        small = ("bias", ".q_norm.weight", ".k_norm.weight")
+        small = ("bias", ".q_norm.weight", ".k_norm.weight", ".query_layernorm.weight", ".key_layernorm.weight")
         assert config.num_parameters == sum(math.prod(t.shape) for t in stored if not t.name.endswith(small))
 
     def test_families_that_go_their_own_way(self) -> None:

@@ -1,4 +1,4 @@
-"""What holds for every family: weight formats and adapters; and that the README's table of families says what is so."""
+"""What holds for every family: weight formats and adapters; and that the documented table of families is true."""
 
 from __future__ import annotations
 
@@ -29,12 +29,13 @@ try:
 except KernelBuildError as error:
     pytest.skip(str(error), allow_module_level=True)
 
-README = Path(__file__).parents[2] / "README.md"
+TABLE = Path(__file__).parents[2] / "docs" / "compatibility.md"
 # A golden of each.
 FAMILIES = (
     "baichuan2_13b", "chatglm3", "deepseek_v2", "deepseek_v3", "gemma2", "gemma3", "glm", "glm4", "glm4_moe", "gpt2",
     "internlm2", "llama31", "mistral_window", "mixtral", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe",
-    "t5/t5_gated_untied", "telechat2", "gemma", "starcoder2", "ernie4_5", "seed_oss",
+    "t5/t5_gated_untied", "telechat2", "gemma", "starcoder2", "ernie4_5", "seed_oss", "smollm3", "granite", "olmo2",
+    "exaone4", "stablelm", "hunyuan", "ministral", "phi", "cohere", "cohere2",
 )  # fmt: skip
 FORMATS = (Format.FLOAT16, Format.BFLOAT16, Format.INT8, Format.INT4)
 
@@ -129,7 +130,7 @@ def test_an_adapter_by_the_row_and_merged(base: str, tmp_path: Path, graph_mode:
     assert np.abs(got - plain).max() > 0.02 * np.abs(plain).max()
 
 
-# --- the README's table -----------------------------------------------------------------------------------------------
+# --- the table of families --------------------------------------------------------------------------------------------
 
 # The families of goldens that no preset is of.
 WITHOUT_PRESET = {"glm": "glm4"}
@@ -137,8 +138,8 @@ TICK = "✓"
 
 
 def table() -> list[dict[str, str]]:
-    """Rows of the README's table of families, by the names of its columns."""
-    lines = README.read_text(encoding="utf-8").partition("<!-- families -->")[2].partition("<!-- /families -->")[0]
+    """Rows of the documented table of families, by the names of its columns."""
+    lines = TABLE.read_text(encoding="utf-8").partition("<!-- families -->")[2].partition("<!-- /families -->")[0]
     head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines.strip().splitlines())
     return [dict(zip(head, row, strict=True)) for row in rows]
 
@@ -182,7 +183,7 @@ def parametrised(test: Any) -> dict[str, list]:
 
 @pytest.fixture(scope="module")
 def covered() -> dict[str, set[str]]:
-    """The families that are tested with what each column of the README's table is about."""
+    """The families that are tested with what each column of the table is about."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(Path(__file__).parents[1] / "parallel"))
         shared = import_module("test_shared_models")

@@ -32,6 +32,11 @@ class RowByRow(ModelHandler[Any, Any, Any]):
     def __init__(self, base: ModelHandler):
         self._base = base
 
+    @property
+    def base(self) -> ModelHandler:
+        """The wrapped handler."""
+        return self._base
+
     def run_inference(
         self, batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None = None
     ) -> Iterable[Any]:

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.metrics import Metrics
 from apache_beam.ml.inference.base import KeyedModelHandler
 from apache_beam.pvalue import TaggedOutput
 
 from inference.beam.handlers.prompt_handler import PromptHandler
 from inference.beam.pipeline.compare import CompareSteps, WriteComparison
+from inference.beam.pipeline.counting import count
 from inference.beam.pipeline.failures import NoteFailures
 from inference.beam.pipeline.files import (
     ANSWERS,
@@ -30,6 +30,7 @@ from inference.beam.pipeline.files import (
     names_in,
     read_rows,
 )
+from inference.beam.pipeline.preprocess import Preprocess, digest_of
 from inference.beam.pipeline.record_files import (
     JSON_LINES,
     PARQUET,
@@ -49,7 +50,6 @@ from inference.beam.transform import RunInference
 from inference.errors import InputError
 from inference.generation.record import DUPLICATE
 
-NAMESPACE = "inference.pipeline"
 FAILED, KNOWN = "failed", "known"
 Rows = Any  # a PCollection of RowState
 Writer = tuple[OutputDirectory, float]
@@ -67,6 +67,7 @@ class Plan:
         form: format of the files with answers.
         shards: number of these files; 0 leaves it to the runner.
         max_errors: number of rows that may fail before the pipeline ends.
+        preprocess: the steps before the models.
         run: distinguishes this run from others in the same process.
     """
 
@@ -83,6 +84,7 @@ class Plan:
     report: str | None = None
     print_json: bool = False
     max_errors: int | None = None
+    preprocess: Preprocess | None = None
     run: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @property
@@ -112,7 +114,14 @@ def build(pipeline: beam.Pipeline, plan: Plan) -> None:
 def _begin(pipeline: beam.Pipeline, plan: Plan) -> tuple[Rows, Rows]:
     """Read the rows. Returns those to answer, each name once, and those that cannot be answered."""
     rows = pipeline | "Sources" >> beam.Create(list(plan.sources)) | "SpreadFiles" >> beam.Reshuffle()
-    rows = rows | "Read" >> beam.ParDo(ReadRows(plan.columns, plan.graph.needs_prompt, plan.output))
+    rows = rows | "Read" >> beam.ParDo(reader(plan))
+    if plan.preprocess is not None and plan.preprocess.deduplicates:
+        rows = (
+            rows
+            | "Said" >> beam.Map(_by_prompt).with_output_types(tuple[str, Any])
+            | "EachPrompt" >> beam.GroupByKey()
+            | "FirstOfPrompt" >> beam.FlatMap(lambda item: first_of_prompt(item[1]))
+        )
     parts = {"rows": rows | "Name" >> beam.Map(_by_name).with_output_types(tuple[str, Any])}
     if plan.resume and plan.output is not None:
         done = [*plan.output.answers, *plan.output.failures]
@@ -187,23 +196,59 @@ def _named(path: str, output: OutputDirectory) -> Iterator[tuple[str, None]]:
     output.note(DONE, path, rows)
 
 
-class ReadRows(beam.DoFn):
-    """Reads the rows of a source, and records their number in the output directory."""
+def reader(plan: Plan) -> ReadRows:
+    """Return what reads the sources of a plan."""
+    return ReadRows(plan.columns, plan.graph.needs_prompt, plan.output, plan.preprocess)
 
-    def __init__(self, columns: Columns, needs_prompt: bool, output: OutputDirectory | None):
+
+def prompt_key(state: RowState) -> str:
+    """Return a key that rows with equal prompts have in common; a row without a prompt is alone."""
+    if state.prompt is None or state.error is not None:
+        return f"row {state.file} {state.row}"
+    return digest_of(state.prompt)
+
+
+def _by_prompt(state: RowState) -> tuple[str, RowState]:
+    return prompt_key(state), state
+
+
+def first_of_prompt(states: Iterable[RowState]) -> Iterator[RowState]:
+    """Yield the first of the rows with equal prompts. A row is not equal to another one of its name: that one fails."""
+    ordered = sorted(states, key=lambda state: (state.file or "", state.row))
+    yield ordered[0]
+    for state in ordered[1:]:
+        if state.key == ordered[0].key:
+            yield state
+        else:
+            count("rows_deduplicated")
+
+
+class ReadRows(beam.DoFn):
+    """Reads and preprocesses the rows of a source, and records their number in the output directory."""
+
+    def __init__(
+        self,
+        columns: Columns,
+        needs_prompt: bool,
+        output: OutputDirectory | None,
+        preprocess: Preprocess | None = None,
+    ):
         self._columns, self._needs_prompt, self._output = columns, needs_prompt, output
+        self._preprocess = preprocess
 
     def setup(self) -> None:
         follow()
 
     def process(self, source: Source) -> Iterator[RowState]:
-        read, rows = Metrics.counter(NAMESPACE, "rows_read"), 0
+        rows = 0
         for state in read_rows(source, self._columns):
-            read.inc()
-            rows += 1
+            count("rows_read")
             if self._needs_prompt and state.prompt is None and state.error is None:
                 state = bad_row(state, InputError(f"{state.file}:{state.line}: no prompt in this row"))
-            yield state
+            kept = state if self._preprocess is None else self._preprocess(state)
+            if kept is not None:
+                rows += 1
+                yield kept
         if self._output is not None:
             self._output.note(READ, f"{source.number} {source.value}", rows)
 
@@ -215,7 +260,7 @@ class ChooseRows(beam.DoFn):
         key, parts = item
         rows = sorted(parts["rows"], key=lambda state: (state.file or "", state.row))
         if any(True for _ in parts.get("done", ())):
-            Metrics.counter(NAMESPACE, "rows_done_before").inc(len(rows))
+            count("rows_done_before", len(rows))
             return
         if not rows:
             return
@@ -271,7 +316,7 @@ class AskStep(beam.DoFn):
         if not self._graph.goes_to(self._step, state.key):
             return
         if self._step.name in state.answers:
-            Metrics.counter(NAMESPACE, "answers_of_earlier_runs").inc()
+            count("answers_of_earlier_runs")
             yield TaggedOutput(KNOWN, state)
             return
         try:
@@ -368,12 +413,12 @@ def _write(pipeline: beam.Pipeline, plan: Plan, answered: Rows, without: Rows) -
 
 
 def _count_record(state: RowState, graph: Graph, echo: bool) -> dict[str, Any]:
-    Metrics.counter(NAMESPACE, "rows_answered").inc()
+    count("rows_answered")
     return record_of(state, graph, echo)
 
 
 def _count_failure(state: RowState, graph: Graph) -> dict[str, Any]:
-    Metrics.counter(NAMESPACE, "rows_failed").inc()
+    count("rows_failed")
     return dead_letter_of(state, graph)
 
 

@@ -11,11 +11,23 @@ from typing import Any
 
 from apache_beam.io.filesystems import FileSystems
 
-from inference.beam.pipeline.build import NAMESPACE, Plan
+from inference.beam.pipeline.build import Plan
 from inference.beam.pipeline.cluster import Cluster
 from inference.beam.pipeline.compare import CompareSteps, Figures, WriteComparison
-from inference.beam.pipeline.files import ALIVE, ANSWERS, READ, OutputDirectory, rows_in
-from inference.beam.pipeline.parts import ANSWERED, FINISHED, ROWS, AnswerPart, PartFigures, Reading, ReadInput
+from inference.beam.pipeline.counting import NAMESPACE
+from inference.beam.pipeline.files import ALIVE, ANSWERS, OutputDirectory
+from inference.beam.pipeline.parts import (
+    ANSWERED,
+    FINISHED,
+    ROWS,
+    SAID,
+    AnswerPart,
+    DropRepeated,
+    PartFigures,
+    Reading,
+    ReadInput,
+    Spilled,
+)
 from inference.beam.pipeline.record_files import JSON_LINES, PARQUET, SUFFIX
 from inference.errors import ConfigError
 
@@ -43,14 +55,20 @@ def run_on(cluster: Cluster, plan: Plan, cpus: int) -> dict[str, Any]:
     with cluster.connected():
         parts = number_of_parts(_bytes_of(plan), cluster.slots)
         readings = _readings(plan, output)
-        spills = sorted(path for paths in cluster.map(ReadInput(plan, parts), readings) for path in paths)
+        spilled = list(cluster.map(ReadInput(plan, parts), readings))
+        if plan.preprocess is not None and plan.preprocess.deduplicates:
+            said = [path for spill in spilled for path in spill.paths if path.rpartition("/")[2].startswith(SAID)]
+            for spill in spilled:
+                spill.paths = [path for path in spill.paths if path not in said]
+            spilled += cluster.map(DropRepeated(plan, sorted(said), parts), range(parts))
+        spills = sorted(path for spill in spilled for path in spill.paths)
         answering = AnswerPart(plan, spills, parts, run, cpus)
         found = list(cluster.map(answering, range(parts)))
     _join(output, "failed", JSON_LINES, 1, run, found)
     _join(output, "answers", plan.form, plan.shards, run, found)
     if plan.report is not None:
         _report(plan, [part.compared for part in found if part.compared is not None])
-    return _figures(output, found)
+    return _figures(spilled, found)
 
 
 def check_plan(plan: Plan, name: str) -> None:
@@ -131,12 +149,13 @@ def _report(plan: Plan, figures: Sequence[Figures]) -> None:
         pass
 
 
-def _figures(output: OutputDirectory, found: Sequence[PartFigures]) -> dict[str, Any]:
-    rows: Counter[str] = Counter(rows_read=rows_in(output.parts_of(READ)), rows_answered=0, rows_failed=0)
-    counters: dict[str, Any] = {}
+def _figures(spilled: Sequence[Spilled], found: Sequence[PartFigures]) -> dict[str, Any]:
+    rows: Counter[str] = Counter(rows_read=0, rows_answered=0, rows_failed=0)
+    for counts in (*(spill.rows for spill in spilled), *(part.rows for part in found)):
+        rows.update(counts)
+    steps: dict[str, Counter[str]] = {}
     for part in found:
-        rows.update(part.rows)
         for step, counts in part.steps.items():
-            counters.setdefault(step, Counter()).update(counts)
-    counted = {name: dict(counts) for name, counts in counters.items()}
-    return {"counters": {NAMESPACE: dict(rows), **counted}, "distributions": {}}
+            steps.setdefault(step, Counter()).update(counts)
+    counters = {NAMESPACE: dict(rows), **{name: dict(counts) for name, counts in steps.items()}}
+    return {"counters": counters, "distributions": {}}

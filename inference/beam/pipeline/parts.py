@@ -6,6 +6,7 @@ finds in `.parts` what the dead one had answered. Knows the graph's transforms; 
 
 from __future__ import annotations
 
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,8 +20,19 @@ from apache_beam.pvalue import TaggedOutput
 
 from inference.beam.handlers.mindspore import MindSporeModelHandler
 from inference.beam.handlers.prompt_handler import PromptHandler
-from inference.beam.pipeline.build import KNOWN, AskStep, ChooseRows, Plan, ReadRows, TakeAnswers
+from inference.beam.pipeline.build import (
+    KNOWN,
+    AskStep,
+    ChooseRows,
+    Plan,
+    TakeAnswers,
+    first_of_prompt,
+    prompt_key,
+    reader,
+)
+from inference.beam.pipeline.chunks import Chunked
 from inference.beam.pipeline.compare import CompareSteps, Figures
+from inference.beam.pipeline.counting import counting
 from inference.beam.pipeline.failures import NoteFailures
 from inference.beam.pipeline.files import ALIVE, ANSWERS, DONE, PIECE, OutputDirectory, Source, names_in
 from inference.beam.pipeline.record_files import JSON_LINES, SUFFIX, encoded
@@ -35,6 +47,8 @@ from inference.errors import InferenceError
 FOREIGN_BATCH = 64
 # The kinds of items in a part: rows of the input, names that an earlier run finished, and answers that it had.
 ROWS, FINISHED, ANSWERED = "rows", "done", "answers"
+# Begins the names of spill files that are sorted by prompt.
+SAID = "said"
 COUNTED = ("prompt_tokens", "completion_tokens", "cached_tokens")
 
 
@@ -64,19 +78,32 @@ class PartFigures:
     pieces: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass
+class Spilled:
+    """Spill files, and the counts of what went into them."""
+
+    paths: list[str]
+    rows: Counter[str]
+
+
 class ReadInput:
-    """Reads an input into spill files, and returns their paths. It is sent to workers."""
+    """Reads an input into spill files. It is sent to workers.
+
+    If rows with equal prompts are to be found, the files of rows are sorted by prompt, for `DropRepeated`.
+    """
 
     def __init__(self, plan: Plan, parts: int):
         self._plan, self._parts = cloudpickle.dumps(plan), parts
 
-    def __call__(self, reading: Reading) -> list[str]:
+    def __call__(self, reading: Reading) -> Spilled:
         plan = _plan_of(self._plan)
-        spill = SpillWriter(_output_of(plan), f"input-{reading.number:06}", self._parts)
-        for key, item in _items(reading, plan):
-            spill.add(key, (reading.kind, item))
+        by_prompt = reading.kind == ROWS and plan.preprocess is not None and plan.preprocess.deduplicates
+        spill = SpillWriter(_output_of(plan), f"{SAID if by_prompt else 'input'}-{reading.number:06}", self._parts)
+        with counting() as counted:
+            for key, item in _items(reading, plan):
+                spill.add(prompt_key(item) if by_prompt else key, (reading.kind, item))
         spill.flush()
-        return spill.paths
+        return Spilled(spill.paths, counted)
 
 
 def _items(reading: Reading, plan: Plan) -> Iterator[tuple[str, Any]]:
@@ -88,8 +115,32 @@ def _items(reading: Reading, plan: Plan) -> Iterator[tuple[str, Any]]:
         yield from ((name, None) for name in names)
     else:
         assert isinstance(reading.value, Source)
-        for state in ReadRows(plan.columns, plan.graph.needs_prompt, plan.output).process(reading.value):
+        for state in reader(plan).process(reading.value):
             yield state.key, state
+
+
+class DropRepeated:
+    """Keeps the first of the rows with equal prompts in a part, given by its number. It is sent to workers.
+
+    Args:
+        spills: the files of rows by `ReadInput`.
+    """
+
+    def __init__(self, plan: Plan, spills: Sequence[str], parts: int):
+        self._plan, self._spills, self._parts = cloudpickle.dumps(plan), tuple(spills), parts
+
+    def __call__(self, number: int) -> Spilled:
+        plan = _plan_of(self._plan)
+        said: dict[str, list[RowState]] = defaultdict(list)
+        for key, (_, state) in read_part(self._spills, number):
+            said[key].append(state)
+        spill = SpillWriter(_output_of(plan), f"kept-{number:06}", self._parts)
+        with counting() as counted:
+            for states in said.values():
+                for state in first_of_prompt(states):
+                    spill.add(state.key, (ROWS, state))
+        spill.flush()
+        return Spilled(spill.paths, counted)
 
 
 class AnswerPart:
@@ -110,8 +161,11 @@ class AnswerPart:
         plan = _plan_of(self._plan)
         check_alive(plan)
         part = Part(plan, f"part{number:06}", self._cpus)
-        part.answer(read_part(self._spills, number))
+        started = time.perf_counter()
+        with counting() as part.figures.rows:
+            part.answer(read_part(self._spills, number))
         part.write(f"{self._run:02}-{number:05}-of-{self._parts:05}")
+        part.figures.rows["worker_milliseconds"] += _milliseconds(started)
         return part.figures
 
 
@@ -161,8 +215,6 @@ class Part:
             for key, value in read_answers(path):
                 groups[key][ANSWERED].append(value)
         for key, parts in groups.items():
-            if parts[FINISHED]:
-                self.figures.rows["rows_done_before"] += len(parts[ROWS])
             for state, tag in _untagged(ChooseRows().process((key, {ROWS: parts[ROWS], **parts}))):
                 if tag is None:
                     self._rows[key] = state
@@ -180,7 +232,7 @@ class Part:
                 if tag is None:
                     asked.append(found)
                 elif tag == KNOWN:
-                    self.figures.rows["answers_of_earlier_runs"] += 1
+                    pass  # it has the answer already
                 else:
                     self._fail(found)
         if asked:
@@ -188,17 +240,23 @@ class Part:
 
     def _ask(self, step: Step, model: StepModel, asked: Sequence[tuple[RowState, Any]]) -> None:
         """Ask a step's model, and put its answers into their rows."""
+        started = time.perf_counter()
         handler, loaded = _loaded(self._plan, step.name, self._cpus)
+        self.figures.rows["load_milliseconds"] += _milliseconds(started)
         notes = _Notes(self._output, f"{self._name}-{step.name}", step.name, self._plan.checkpoint_seconds)
         by_itself = isinstance(handler, PromptHandler)
         if isinstance(handler, PromptHandler):
             handler.notes = notes
-        size = len(asked) if by_itself else int(handler.batch_elements_kwargs().get("max_batch_size") or FOREIGN_BATCH)
+        size = len(asked)
+        if not isinstance(handler, (PromptHandler, Chunked)):
+            size = int(handler.batch_elements_kwargs().get("max_batch_size") or FOREIGN_BATCH)
         settings = dict(step.settings.settings) or None
         take = TakeAnswers(step.name, model.name, model.result, None)
         for start in range(0, len(asked), size):
             batch = asked[start : start + size]
-            results = handler.run_inference([given for _, given in batch], loaded, settings)
+            started = time.perf_counter()
+            results = list(handler.run_inference([given for _, given in batch], loaded, settings))
+            self.figures.rows["model_milliseconds"] += _milliseconds(started)
             for (before, _), result in zip(batch, results, strict=True):
                 for state, tag in _untagged(take.process((before, result))):
                     if tag is None:
@@ -273,6 +331,10 @@ class _Notes:
         self._writer.flush()
 
 
+def _milliseconds(started: float) -> int:
+    return round(1000 * (time.perf_counter() - started))
+
+
 def _untagged(outputs: Iterable[Any]) -> Iterator[tuple[Any, str | None]]:
     """Yield the outputs of a DoFn with their tags; None for the main output."""
     for output in outputs:
@@ -298,8 +360,9 @@ def _loaded(plan: Plan, step: str, cpus: int) -> tuple[Any, Any]:
     if (plan.run, step) not in _models:
         handler = plan.models[step].handler
         handler.set_environment_vars()
-        if isinstance(handler, MindSporeModelHandler):
-            handler.set_threads(cpus, "pipeline.worker_cpus")
+        own = handler.base if isinstance(handler, Chunked) else handler
+        if isinstance(own, MindSporeModelHandler):
+            own.set_threads(cpus, "pipeline.worker_cpus")
         _models[plan.run, step] = (handler, handler.load_model())
     return _models[plan.run, step]
 

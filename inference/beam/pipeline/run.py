@@ -19,12 +19,14 @@ from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions
 
 import inference
-from inference.beam.pipeline.build import NAMESPACE, Plan, build
+from inference.beam.pipeline.build import Plan, build
 from inference.beam.pipeline.cluster import Cluster
 from inference.beam.pipeline.cluster_run import check_plan, run_on
+from inference.beam.pipeline.counting import NAMESPACE
 from inference.beam.pipeline.failures import TooManyFailuresError, forget, too_many
 from inference.beam.pipeline.files import ANSWERS, FAILURES, READ, Columns, OutputDirectory, find_sources, rows_in
 from inference.beam.pipeline.options import find_runner, pipeline_options
+from inference.beam.pipeline.preprocess import Preprocess
 from inference.beam.pipeline.progress import Work, progress
 from inference.beam.pipeline.step_models import StepModel, model_of
 from inference.beam.pipeline.steps import Graph, graph_of
@@ -141,6 +143,7 @@ def check_pipeline(
     output = None if written.save_file is None else OutputDirectory(written.save_file.rstrip("/"))
     if output is not None:
         _check_output(output, may_exist)
+    preprocess = Preprocess(config)
     plan = Plan(
         graph,
         {step.name: model_of(step, config) for step in graph.steps},
@@ -154,15 +157,19 @@ def check_pipeline(
         report=settings.report_file,
         print_json=written.format == "json",
         max_errors=written.max_errors,
+        preprocess=preprocess,
     )
     if cluster is not None:
         check_plan(plan, cluster.name)
     return plan, beam_options
 
 
-def identity_of_job(graph: Graph, models: Mapping[str, StepModel]) -> dict[str, Any]:
+def identity_of_job(
+    graph: Graph, models: Mapping[str, StepModel], preprocess: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Everything that determines the answers, as dotted keys with JSON values."""
     identity: dict[str, Any] = {"splits": [dict(split) for split in graph.splits], "output": graph.output}
+    identity |= {f"preprocess.{key}": value for key, value in (preprocess or {}).items()}
     for step in graph.steps:
         asked = step.settings.model_dump(warnings=False, exclude={"config", "options", "remote", "arguments"})
         about = {**models[step.name].identity, **asked}
@@ -197,7 +204,7 @@ def _check_output(output: OutputDirectory, may_exist: bool) -> None:
 
 def _opened(output: OutputDirectory, plan: Plan, overwrite: bool, resume: bool) -> bool:
     """Prepare the output directory. Returns whether there is a run to resume."""
-    identity = identity_of_job(plan.graph, plan.models)
+    identity = identity_of_job(plan.graph, plan.models, plan.preprocess.given if plan.preprocess else None)
     if overwrite:
         output.clear()
     before = output.read_json(JOB) if resume else None
@@ -264,7 +271,7 @@ def _check_read(plan: Plan, rows: int) -> None:
     if plan.output is not None:
         # Count from the workers' files, because not every runner has metrics.
         read = plan.output.parts_of(READ)
-        rows = rows_in(read)
+        rows = rows or rows_in(read)
         if len(read) < len(plan.sources):
             raise InferenceError(
                 f"the runner finished after reading {len(read)} of {len(plan.sources)} inputs",

@@ -17,6 +17,7 @@ from apache_beam.ml.inference.base import ModelHandler, PredictionResult
 from inference.beam.handlers.mindspore import MindSporeModelHandler
 from inference.beam.handlers.openai import OpenAIModelHandler
 from inference.beam.handlers.row_by_row import RowByRow, RowFailure
+from inference.beam.pipeline.chunks import Chunked
 from inference.beam.pipeline.steps import Step
 from inference.config import InferenceConfig, Override, load_config, override_config
 from inference.config.presets import find_preset, is_preset
@@ -57,18 +58,25 @@ def model_of(step: Step, config: InferenceConfig) -> StepModel:
         InferenceError: a model cannot be found.
     """
     settings = step.settings
+    chunk = config.pipeline.preprocess.chunk
+
+    def chunked(handler: ModelHandler, own: InferenceConfig) -> ModelHandler:
+        # The rows of the input are long; what a template makes of answers is the user's own.
+        is_first = not step.parents and step.template is None
+        return handler if chunk.tokens is None or not is_first else Chunked(handler, own, chunk)
+
     if settings.remote is not None:
         remote = _made(step, OpenAIModelHandler, settings.remote)
         endpoint = settings.remote
         about = {key: endpoint.get(key) for key in ("url", "model", "api", "extra")}
-        return StepModel(remote, str(endpoint["model"]), {"remote": about})
+        return StepModel(chunked(remote, config), str(endpoint["model"]), {"remote": about})
     if settings.handler is not None:
         return _foreign(step)
     own = config_of_step(step, config)
     handler = _made(step, MindSporeModelHandler, own)
     source = resolve(own)
     identity = model_identity(source, source.pairs(), source.tokenizer(), source.generation)
-    return StepModel(handler, source.name, identity)
+    return StepModel(chunked(handler, own), source.name, identity)
 
 
 def config_of_step(step: Step, config: InferenceConfig) -> InferenceConfig:

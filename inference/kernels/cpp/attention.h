@@ -35,9 +35,10 @@ inline void store_head(const AttentionLayer &layer, const Step &step, const floa
   float *x = qkv + token * layer.columns() + head * size;
   const bool is_query = head < queries, is_value = head >= queries + kv;
   if (!is_value) {
-    const float *norm = is_query ? layer.query_norm : layer.key_norm;
-    if (norm) rms_norm_row(x, norm, size, layer.eps, x);
+    const float *norm = layer.norms_all_heads ? nullptr : is_query ? layer.query_norm : layer.key_norm;
+    if (norm && !layer.norms_rotated) rms_norm_row(x, norm, size, layer.eps, x);
     if (layer.rotation) apply_rope(x, angles + token * size, angles + token * size + half, size);
+    if (norm && layer.norms_rotated) rms_norm_row(x, norm, size, layer.eps, x);
   }
   if (is_query) {
     for (int64_t i = 0; i < size; i++) x[i] *= layer.scale;

@@ -61,13 +61,15 @@ struct AttentionLayer {
   float eps;
   float scale;                          // multiplies the scores
   float softcap;                        // bounds scores with tanh; 0 for no bound
-  const float *norm;                    // [hidden]
+  const float *norm;                    // [hidden], or null for a layer that reads x as it is
   const float *norm_bias;               // or null; with a bias the norm is LayerNorm, without one RMSNorm
   const float *rotation;                // [2, D / 2]: angle per position and magnitude of each rotated pair, or null
   const float *slopes;                  // [H]: added to scores per position of distance (ALiBi), or null
   Matrix qkv;                           // [(H + 2K) * D, hidden]; CROSS has only the queries, STORE all but the queries
   const float *qkv_bias;                // or null
-  const float *query_norm, *key_norm;   // [D], or null
+  const float *query_norm, *key_norm;   // [D], or null; [H * D] and [K * D] if `norms_all_heads`
+  bool norms_all_heads;                 // one norm spans all heads of a token, instead of one per head
+  bool norms_rotated;                   // heads are normalized after their rotation
   Matrix output;                        // [hidden, H * D]
   const float *output_bias;             // or null
   const float *post_norm;               // [hidden]: RMSNorm of the value added to x, or null
@@ -121,6 +123,7 @@ struct FeedForwardLayer {
   float eps;
   Activation activation;
   bool gated;
+  bool parallel;                        // reads what the attention sublayer before it has normalized
   const float *norm, *norm_bias;        // as in AttentionLayer
   Matrix gate_up;                       // [2 * width, hidden]; [width, hidden] without a gate
   const float *gate_up_bias;
@@ -176,11 +179,12 @@ struct Head {
   float softcap;                        // bounds logits with tanh; 0 for no bound
   const float *norm, *norm_bias;        // as in AttentionLayer
   Matrix weight;                        // [vocabulary, hidden]
+  const float *bias;                    // or null
   LoraTable lora;
 };
 
-// The requested outputs for the logits of R tokens. A row's best token is the first of those with the largest logit, or
-// -1 if one of its logits is NaN.
+// The requested outputs for the logits of R tokens. A row's best token is the first of those with the largest logit; -1
+// if one of its logits is NaN or +inf, and then its value is NaN, or if all are -inf.
 struct Choice {
   const int32_t *logit_rows;            // [S]: which of the R tokens' logits are requested
   int64_t logit_count;

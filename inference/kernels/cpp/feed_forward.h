@@ -89,14 +89,14 @@ void feed_forward_sublayer(Team &team, const FeedForwardLayer &layer, const Step
   float *normed = sized(workspace.normed, tokens * layer.hidden);
   float *gate_up = is_grouped || !layer.gated ? nullptr : sized(workspace.gate_up, tokens * 2 * layer.width);
   float *gated = sized(workspace.gated, tokens * layer.width);
-  workspace.input.reserve(layer.gate_up, normed, tokens);
+  workspace.input.reserve(layer.gate_up, layer.norm || layer.parallel ? normed : x, tokens);
   workspace.second.reserve(layer.down, gated, tokens);
   const Lora &lora = workspace.lora;
   workspace.lora.reserve(layer.gate_up_lora, step.adapters, workspace.input);
   workspace.lora_second.reserve(layer.down_lora, step.adapters, workspace.second);
   team.run([&](Member &me) {
     prefetch(me, layer.gate_up, workspace.input);
-    norm_phase(me, x, layer.norm, layer.norm_bias, tokens, layer.hidden, layer.eps, normed);
+    if (layer.norm) norm_phase(me, x, layer.norm, layer.norm_bias, tokens, layer.hidden, layer.eps, normed);
     arrange(me, workspace.input, workspace.lora);
     if (!layer.gated) ungated_phase(me, layer, workspace.input, gated, lora);
     else if (is_grouped) gated_phase(me, layer, workspace.input, gated, lora);

@@ -11,8 +11,19 @@
 namespace KERNEL_ISA {
 namespace {
 
+// Normalizes the queries of all heads of a token together, and its keys.
+void all_heads_norm_phase(Member &me, const AttentionLayer &layer, int64_t tokens, float *qkv) {
+  const int64_t queries = layer.queries() * layer.head_size, keys = layer.stored() * layer.head_size;
+  me.share(tokens, 1, [&](int64_t t) {
+    float *row = qkv + t * layer.columns();
+    rms_norm_row(row, layer.query_norm, queries, layer.eps, row);
+    rms_norm_row(row + queries, layer.key_norm, keys, layer.eps, row + queries);
+  });
+}
+
 void attention_phase(Member &me, const AttentionLayer &layer, const Step &step, float *qkv, float *out) {
   const float *angles = workspace.angles.data();
+  if (layer.norms_all_heads) all_heads_norm_phase(me, layer, step.tokens, qkv);
   const int64_t heads = layer.queries() + 2 * layer.stored();
   me.share(step.tokens * heads, 8, [&](int64_t i) {
     if (layer.half_cache) store_head<CacheHalf>(layer, step, angles, qkv, i / heads, i % heads);
@@ -59,7 +70,7 @@ void attention_sublayer(Team &team, const AttentionLayer &layer, const Step &ste
   if (layer.post_norm) sized(workspace.added, tokens * layer.hidden);
   const bool has_angles = !layer.rotation || step.angles_of == layer.rotation;
   if (layer.rotation) step.angles_of = layer.rotation;
-  workspace.input.reserve(layer.qkv, normed, tokens);
+  workspace.input.reserve(layer.qkv, layer.norm ? normed : x, tokens);
   const bool attends = layer.scope != STORE;
   if (attends) workspace.second.reserve(layer.output, attended, tokens);
   workspace.lora.reserve(layer.qkv_lora, step.adapters, workspace.input);
@@ -70,7 +81,7 @@ void attention_sublayer(Team &team, const AttentionLayer &layer, const Step &ste
       me.share(tokens, 1, [&](int64_t t) {
         rope_angles(layer.rotation, step.positions[t], layer.head_size, angles + t * layer.head_size);
       });
-    norm_phase(me, x, layer.norm, layer.norm_bias, tokens, layer.hidden, layer.eps, normed);
+    if (layer.norm) norm_phase(me, x, layer.norm, layer.norm_bias, tokens, layer.hidden, layer.eps, normed);
     arrange(me, workspace.input, workspace.lora);
     if (attends) prefetch(me, layer.output, workspace.input);
     linear_into(me, layer.qkv, workspace.input, layer.qkv_bias, nullptr, qkv, workspace.lora);

@@ -58,6 +58,7 @@ AttentionLayer attention_layer(const AttentionRecord &r) {
   layer.rotation = r.rotation, layer.slopes = r.slopes, layer.distances = r.distances;
   layer.qkv = r.qkv.of(layer.columns(), r.hidden), layer.qkv_bias = r.qkv_bias;
   layer.query_norm = r.query_norm, layer.key_norm = r.key_norm;
+  layer.norms_all_heads = r.norms_all_heads != 0, layer.norms_rotated = r.norms_rotated != 0;
   layer.output = r.output.of(r.hidden, r.heads * r.head_size), layer.output_bias = r.output_bias;
   layer.keys = r.keys, layer.values = r.values;
   layer.qkv_lora = LoraTable::at(r.qkv_lora), layer.output_lora = LoraTable::at(r.output_lora);
@@ -89,6 +90,7 @@ FeedForwardLayer feed_forward_layer(const FeedForwardRecord &r) {
   FeedForwardLayer layer{};
   layer.hidden = r.hidden, layer.width = r.width, layer.eps = float(r.eps);
   layer.activation = Activation(r.activation), layer.gated = r.gated != 0;
+  layer.parallel = r.parallel != 0;
   layer.norm = r.norm, layer.norm_bias = r.norm_bias, layer.post_norm = r.post_norm;
   layer.gate_up = r.gate_up.of((layer.gated ? 2 : 1) * r.width, r.hidden), layer.gate_up_bias = r.gate_up_bias;
   layer.down = r.down.of(r.hidden, r.width), layer.down_bias = r.down_bias;
@@ -218,7 +220,7 @@ int run_head(void **p, int64_t **shapes, const int32_t *adapters, float *out) {
   if (!record || record->vocabulary != shapes[4][0]) return BAD_RECORD;
   Head layer{};
   layer.hidden = record->hidden, layer.eps = float(record->eps), layer.softcap = float(record->softcap);
-  layer.norm = record->norm, layer.norm_bias = record->norm_bias;
+  layer.norm = record->norm, layer.norm_bias = record->norm_bias, layer.bias = record->bias;
   layer.weight = record->weight.of(record->vocabulary, layer.hidden), layer.lora = LoraTable::at(record->lora);
   const int32_t *wanted = as<const int32_t>(p[1]);
   const int64_t tokens = shapes[1][0];

@@ -1,6 +1,9 @@
 // Final norm and logits; also finds each row's largest logit.
 #pragma once
 
+#include <cmath>
+#include <limits>
+
 #include "phases.h"
 
 namespace KERNEL_ISA {
@@ -10,21 +13,26 @@ namespace {
 struct Argmax {
   float value = -INFINITY;
   int64_t index = -1;
-  bool spoiled = false;  // one of the logits is NaN
+  bool spoiled = false;  // one of the logits is NaN or +inf; -inf is a token that cannot be chosen
+
+  // Bounds a logit below, so that its difference with itself is 0 for -inf too, and NaN for NaN and +inf.
+  static constexpr float LOWEST = std::numeric_limits<float>::lowest();
 
   void see(const float *y, int64_t row, int64_t rows) {
     if (rows == PANEL) {
-      VecF largest = load(y), differences = largest - largest;
-      for (int i = LANES; i < PANEL; i += LANES) {
-        const VecF some = load(y + i);
+      const VecF lowest = broadcast(LOWEST);
+      VecF largest = load(y), differences = zero();
+      for (int i = 0; i < PANEL; i += LANES) {
+        const VecF some = load(y + i), bounded = some < lowest ? lowest : some;
         largest = some > largest ? some : largest;
-        differences += some - some;
+        differences += bounded - bounded;
       }
       spoiled |= sum_lanes(differences) != 0.0f;
       if (largest_lane(largest) <= value) return;
     }
     for (int64_t r = 0; r < rows; r++) {
-      spoiled |= y[r] - y[r] != 0.0f;
+      const float bounded = y[r] < LOWEST ? LOWEST : y[r];
+      spoiled |= bounded - bounded != 0.0f;
       if (y[r] > value) value = y[r], index = row + r;
     }
   }
@@ -48,7 +56,11 @@ void head(Team &team, const Head &layer, const float *x, int64_t tokens, const i
   team.run([&](Member &me) {
     arrange(me, workspace.input, workspace.lora);
     const auto finish = [&](int64_t row, int64_t rows, int64_t token, const float *y) {
-      alignas(64) float capped[PANEL];
+      alignas(64) float capped[PANEL], biased[PANEL] = {};
+      if (layer.bias) {
+        for (int64_t r = 0; r < rows; r++) biased[r] = y[r] + layer.bias[row + r];
+        y = biased;
+      }
       if (layer.softcap > 0) {
         for (int64_t i = 0; i < PANEL; i += LANES) store(capped + i, softcap(load(y + i), layer.softcap));
         y = capped;
@@ -61,7 +73,7 @@ void head(Team &team, const Head &layer, const float *x, int64_t tokens, const i
   for (int64_t token = 0; token < tokens; token++) {
     for (int thread = 1; thread < team.size(); thread++) best[0][token].merge(best[thread][token]);
     choice.best[token] = best[0][token].spoiled ? -1.0f : float(best[0][token].index);
-    choice.value[token] = best[0][token].value;
+    choice.value[token] = best[0][token].spoiled ? NAN : best[0][token].value;
   }
 }
 

@@ -26,7 +26,8 @@ struct MatrixRecord {
   FIELD(RecordHeader, header)                                                                                          \
   FIELD(int64_t, hidden) FIELD(int64_t, heads) FIELD(int64_t, kv_heads) FIELD(int64_t, head_size)                      \
   FIELD(int64_t, block_size) FIELD(int64_t, window) FIELD(int64_t, half_cache) FIELD(int64_t, scope)                   \
-  FIELD(int64_t, reach) FIELD(double, eps) FIELD(double, scale) FIELD(double, softcap)                                 \
+  FIELD(int64_t, reach) FIELD(int64_t, norms_all_heads) FIELD(int64_t, norms_rotated)                                  \
+  FIELD(double, eps) FIELD(double, scale) FIELD(double, softcap)                                                       \
   FIELD(const float *, norm) FIELD(const float *, norm_bias) FIELD(const float *, post_norm)                           \
   FIELD(const float *, rotation) FIELD(const float *, slopes) FIELD(const float *, distances)                          \
   FIELD(MatrixRecord, qkv) FIELD(const float *, qkv_bias)                                                              \
@@ -50,7 +51,8 @@ struct MatrixRecord {
 
 #define FEED_FORWARD_FIELDS(FIELD)                                                                                     \
   FIELD(RecordHeader, header)                                                                                          \
-  FIELD(int64_t, hidden) FIELD(int64_t, width) FIELD(int64_t, activation) FIELD(int64_t, gated) FIELD(double, eps)     \
+  FIELD(int64_t, hidden) FIELD(int64_t, width) FIELD(int64_t, activation) FIELD(int64_t, gated)                        \
+  FIELD(int64_t, parallel) FIELD(double, eps)                                                                          \
   FIELD(const float *, norm) FIELD(const float *, norm_bias) FIELD(const float *, post_norm)                           \
   FIELD(MatrixRecord, gate_up) FIELD(const float *, gate_up_bias)                                                      \
   FIELD(MatrixRecord, down) FIELD(const float *, down_bias)                                                            \
@@ -74,7 +76,8 @@ struct MatrixRecord {
 #define HEAD_FIELDS(FIELD)                                                                                             \
   FIELD(RecordHeader, header)                                                                                          \
   FIELD(int64_t, hidden) FIELD(int64_t, vocabulary) FIELD(double, eps) FIELD(double, softcap)                          \
-  FIELD(const float *, norm) FIELD(const float *, norm_bias) FIELD(MatrixRecord, weight) FIELD(const LoraTable *, lora)
+  FIELD(const float *, norm) FIELD(const float *, norm_bias) FIELD(MatrixRecord, weight) FIELD(const float *, bias)    \
+  FIELD(const LoraTable *, lora)
 
 // `group`: the ranks that hold the other tokens of the vocabulary, or null.
 #define EMBEDDING_FIELDS(FIELD)                                                                                        \
@@ -157,7 +160,8 @@ inline const char *problem(const AttentionRecord &r) {
   if (!in_range(0, MOST, {r.window, r.reach})) return "window or reach";
   if (!in_range(CAUSAL, STORE, {r.scope})) return "scope";
   if (const char *found = problem_of_cache(r.block_size)) return found;
-  if (!r.norm || !r.qkv.data || !r.keys || !r.values) return "norm, qkv, keys or values";
+  if (!r.qkv.data || !r.keys || !r.values) return "qkv, keys or values";
+  if (r.norms_all_heads && (!r.query_norm || !r.key_norm)) return "norms_all_heads";
   if (r.scope != STORE && !r.output.data) return "output";
   if (const char *found = problem(r.qkv)) return found;
   return problem(r.output);
@@ -176,7 +180,8 @@ inline const char *problem(const LatentRecord &r) {
 inline const char *problem(const FeedForwardRecord &r) {
   if (!in_range(1, MOST, {r.hidden, r.width})) return "hidden or width";
   if (!in_range(SILU, RELU, {r.activation})) return "activation";
-  if (!r.norm || !r.gate_up.data || !r.down.data) return "norm, gate_up or down";
+  if (!r.gate_up.data || !r.down.data) return "gate_up or down";
+  if (r.parallel && r.norm) return "norm";
   if (const char *found = problem(r.gate_up)) return found;
   return problem(r.down);
 }

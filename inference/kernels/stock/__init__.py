@@ -12,6 +12,7 @@ from inference.kernels.stock.attention import AttentionSublayer, StepGeometry, c
 from inference.kernels.stock.feed_forward import ExpertsSublayer, FeedForwardSublayer
 from inference.kernels.stock.latent import LatentAttentionSublayer
 from inference.kernels.stock.layers import Embedding, OutputHead, Sublayers
+from inference.kernels.stock.parallel_block import parallel_sublayers
 from inference.kernels.stock.parameters import empty, memory, zeros
 from inference.kernels.stock.relative import RelativeAttentionSublayer, SourceGeometry, TargetGeometry
 
@@ -34,5 +35,6 @@ __all__ = [
     "cache_shapes",
     "empty",
     "memory",
+    "parallel_sublayers",
     "zeros",
 ]

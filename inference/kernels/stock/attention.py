@@ -97,6 +97,7 @@ class Attention(nn.Cell):
         self.key_cache, self.value_cache = caches
         self.mask_index, self.rotation_index = mask_index, rotation_index
         self.has_norm = query_norm is not None
+        self.norms_all_heads, self.norms_rotated = shape.norms_all_heads, shape.norms_rotated
         if query_norm is not None and key_norm is not None:
             self.query_norm, self.key_norm = query_norm, key_norm
         self.scale = shape.scale
@@ -121,10 +122,12 @@ class Attention(nn.Cell):
         heads, kv_heads, dim = self.heads, self.kv_heads, self.head_dim
         qkv = qkv.reshape(-1, heads + 2 * kv_heads, dim)
         rotated, value = qkv[:, : heads + kv_heads], qkv[:, heads + kv_heads :]
-        if self.has_norm:
-            rotated = ops.concat((self.query_norm(rotated[:, :heads]), self.key_norm(rotated[:, heads:])), 1)
+        if self.has_norm and not self.norms_rotated:
+            rotated = self.normed(rotated)
         # Swapping the halves turns rotate_half(x) * sin into a gather; `sin` already contains the sign.
         rotated = rotated * cos + self.gather(rotated, self.swap_halves, 2) * sin
+        if self.has_norm and self.norms_rotated:
+            rotated = self.normed(rotated)
         self.scatter(self.key_cache, write_slots, ops.transpose(rotated[:, heads:], (1, 0, 2)))
         self.scatter(self.value_cache, write_slots, ops.transpose(value, (1, 0, 2)))
         keys = self.gather(self.key_cache, context_slots, 0)  # [K, B, L, D]
@@ -143,6 +146,17 @@ class Attention(nn.Cell):
         mixed = self.weighted_sum(weights, values).reshape(kv_heads, rows, self.groups, longest, dim)
         mixed = ops.transpose(mixed, (1, 3, 0, 2, 4)).reshape(-1, heads * dim)
         return self.gather(mixed, token_index, 0)
+
+    def normed(self, heads: Tensor) -> Tensor:
+        """Normalize queries and keys [T, H + K, D]: each head by itself, or all heads of a token together."""
+        query, key = heads[:, : self.heads], heads[:, self.heads :]
+        if self.norms_all_heads:
+            query, key = query.reshape(-1, self.heads * self.head_dim), key.reshape(-1, self.kv_heads * self.head_dim)
+        query, key = self.query_norm(query), self.key_norm(key)
+        if self.norms_all_heads:
+            query = query.reshape(-1, self.heads, self.head_dim)
+            key = key.reshape(-1, self.kv_heads, self.head_dim)
+        return ops.concat((query, key), 1)
 
 
 class AttentionSublayer(nn.Cell):
@@ -168,7 +182,11 @@ class AttentionSublayer(nn.Cell):
         self.output = LinearResidual(weights["output"], bias, post_norm, part)
 
     def construct(self, x: Tensor, geometry: tuple) -> Tensor:
-        return self.output(self.attention(self.qkv(self.norm(x), geometry), geometry), x, geometry)
+        return self.add(self.norm(x), x, geometry)
+
+    def add(self, normed: Tensor, x: Tensor, geometry: tuple) -> Tensor:
+        """Return x + the attention of an input that is already normalized."""
+        return self.output(self.attention(self.qkv(normed, geometry), geometry), x, geometry)
 
 
 def cache_shapes(shape: AttentionShape | LatentShape) -> tuple[tuple[int, ...], ...]:

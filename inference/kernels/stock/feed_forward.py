@@ -35,7 +35,11 @@ class FeedForwardSublayer(nn.Cell):
         self.down = LinearResidual(weights["down"], bias, post_norm, part)
 
     def construct(self, x: Tensor, geometry: tuple) -> Tensor:
-        return self.down(self.activation(self.gate_up(self.norm(x), geometry)), x, geometry)
+        return self.add(self.norm(x), x, geometry)
+
+    def add(self, normed: Tensor, x: Tensor, geometry: tuple) -> Tensor:
+        """Return x + the feed-forward of an input that is already normalized."""
+        return self.down(self.activation(self.gate_up(normed, geometry)), x, geometry)
 
 
 class Router(nn.Cell):

@@ -44,8 +44,10 @@ class LayerNorm(nn.Cell):
         return x * self.rsqrt(self.mean(self.square(x), -1) + self.eps) * self.weight + self.bias
 
 
-def norm_of(weights: Mapping[str, Weight], eps: float) -> RMSNorm | LayerNorm:
-    """Return the norm before a sublayer: LayerNorm if it has a bias, otherwise RMSNorm."""
+def norm_of(weights: Mapping[str, Weight], eps: float) -> RMSNorm | LayerNorm | nn.Identity:
+    """Return the norm before a sublayer, if it has one: LayerNorm if the norm has a bias, otherwise RMSNorm."""
+    if "norm" not in weights:
+        return nn.Identity()
     if "norm_bias" in weights:
         return LayerNorm(weights["norm"].data, weights["norm_bias"].data, eps)
     return RMSNorm(weights["norm"].data, eps)
@@ -278,10 +280,11 @@ class OutputHead(nn.Cell):
         weight: Weight,
         norm_bias: Weight | None = None,
         softcap: float | None = None,
+        bias: Weight | None = None,
     ):
         super().__init__()
         self.norm = norm_of({"norm": norm} if norm_bias is None else {"norm": norm, "norm_bias": norm_bias}, eps)
-        self.linear = AdaptedLinear(weight)
+        self.linear = AdaptedLinear(weight, None if bias is None else bias.data)
         self.has_softcap = softcap is not None
         if softcap is not None:
             self.softcap = Softcap(softcap)

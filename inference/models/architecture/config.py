@@ -15,11 +15,11 @@ import numpy as np
 
 from inference.errors import ConfigError
 from inference.files.fields import Fields
-from inference.files.values import COUNT
+from inference.files.values import COUNT, INTEGERS
 from inference.models.architecture.config_aliases import translate_mindformers
 from inference.models.architecture.experts import ExpertsConfig, ExpertsRule, read_experts
 from inference.models.architecture.latent import LatentConfig, read_latent
-from inference.models.architecture.rope import RopeConfig, alibi_slopes
+from inference.models.architecture.rope import NO_ROPE, RopeConfig, alibi_slopes
 from inference.models.architecture.rope_config import context_length, read_ropes, rotary_size, scaling_of
 from inference.models.architecture.sizes import HEADS, HIDDEN, LAYERS, MULTIPLIER, RATIO, WIDTH, check_sizes
 
@@ -63,22 +63,29 @@ class Storage:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes and parts of a pre-norm decoder.
+    """Sizes and parts of a decoder.
 
     Args:
         windows: one entry per layer: how many positions back a token may attend (itself included); None for all.
         context_length: the most tokens of a sequence, prompt and answer together.
         rotary_size: number of elements of a head that are rotated; 0 for a model without rotary embedding.
         local_rope: the rotary embedding of layers with a window, if it differs.
+        rotated: one entry per layer: whether its queries and keys are rotated; None for all layers.
+        qk_norm: queries and keys are normalized: each head, or all heads of a token together if `norms_all_heads`;
+            before their rotation, or after it if `norms_rotated`.
         attention_scale: factor of the attention scores.
         softcap, logit_softcap: soft caps of attention scores and of logits; None for none.
         activation: the feed-forward's activation, as in `kernels.shapes`.
         gated: the feed-forward multiplies its activation by a second projection.
-        layer_norm: norms are LayerNorm with a bias, not RMSNorm.
-        post_norms: the outputs of attention and feed-forward are also normalized before they are added.
+        layer_norm: norms are LayerNorm, not RMSNorm; with a bias if `norm_bias`.
+        pre_norms: the inputs of attention and feed-forward are normalized.
+        post_norms: the outputs of attention and feed-forward are normalized before they are added.
+        parallel: attention and feed-forward read the same normalized input, and both are added to the stream.
+        head_bias: the output head has a bias.
         alibi_slopes: how much each head's scores drop per position of distance (ALiBi); None without ALiBi.
         position_rows: rows of the table of learned positions; None for no table.
         embedding_scale: factor of the embeddings.
+        logit_scale: factor of the logits; it is multiplied into the last norm.
         experts: the experts of the layers that have them; None for none.
         latent: latent attention, which replaces key/value heads; None for none.
         draft_layers: number of layers at the end of a checkpoint that are not run.
@@ -110,10 +117,18 @@ class ModelConfig:
     activation: str = "silu"
     gated: bool = True
     layer_norm: bool = False
+    norm_bias: bool = True
+    pre_norms: bool = True
     post_norms: bool = False
+    parallel: bool = False
+    norms_all_heads: bool = False
+    norms_rotated: bool = False
+    head_bias: bool = False
+    rotated: tuple[bool, ...] | None = None
     alibi_slopes: tuple[float, ...] | None = None
     position_rows: int | None = None
     embedding_scale: float = 1.0
+    logit_scale: float = 1.0
     storage: Storage = field(default_factory=Storage)
     experts: ExpertsConfig | None = None
     latent: LatentConfig | None = None
@@ -158,7 +173,8 @@ class ModelConfig:
         if self.latent:
             attention = self.latent.num_parameters(self.hidden_size, self.num_heads)
         feed_forward = (3 if self.gated else 2) * self.intermediate_size
-        layers = self.num_layers * (attention + (4 if self.post_norms else 2) * self.hidden_size)
+        norms = (1 if self.parallel else 2) * self.pre_norms + 2 * self.post_norms
+        layers = self.num_layers * (attention + norms * self.hidden_size)
         for layer in range(self.num_layers):
             experts = self.experts_of(layer)
             layers += self.hidden_size * (experts.size if experts else feed_forward)
@@ -167,6 +183,8 @@ class ModelConfig:
 
     def rope_of(self, layer: int) -> RopeConfig:
         """Returns the rotary embedding of a layer."""
+        if self.rotated and not self.rotated[layer]:
+            return NO_ROPE
         return self.local_rope if self.local_rope and self.windows[layer] else self.rope
 
     def rotation(self, rope: RopeConfig) -> np.ndarray:
@@ -177,7 +195,7 @@ class ModelConfig:
         table = np.zeros((2, self.head_dim // 2), np.float32)
         table[1] = 1
         pairs = self.rotary_size // 2
-        if pairs:
+        if pairs and rope != NO_ROPE:
             table[0, :pairs] = rope.inverse_frequencies(self.rotary_size)
             table[1, :pairs] = rope.attention_factor
         return table
@@ -194,10 +212,13 @@ class Family:
             (optional), or all but every n-th (pattern).
         positions: rope, alibi or learned; or rope_or_alibi if the config decides.
         local_rope: layers with a window have their own rotary base.
+        rotated: which layers are rotated if the config does not state it: all, or those with a window (windowed),
+            provided that any layer has one.
         scaled_embeddings: embeddings are multiplied by the root of the hidden size.
         defaults: values for keys that the config does not have.
         experts: how experts are chosen, if the config has any; None if the family has none.
         latent: attention uses compressed keys and values (`models/architecture/latent.py`).
+        norm_bias, pre_norms, parallel, norms_all_heads, norms_rotated, head_bias: as in `ModelConfig`.
         tokenizer: the tokenizer's class, for `tokenizer.load_tokenizer`, if it does something that no file states.
     """
 
@@ -211,9 +232,16 @@ class Family:
     sliding: str = "never"
     positions: str = "rope"
     local_rope: bool = False
+    rotated: str = "all"
     gated: bool = True
     layer_norm: bool = False
+    norm_bias: bool = True
+    pre_norms: bool = True
     post_norms: bool = False
+    parallel: bool = False
+    norms_all_heads: bool = False
+    norms_rotated: bool = False
+    head_bias: bool = False
     scaled_embeddings: bool = False
     storage: Storage = field(default_factory=Storage)
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -258,6 +286,14 @@ def read_model_config(values: Mapping[str, Any], family: Family, architecture: s
     rotated = rotary_size(fields, head_dim) if positions == "rope" else 0
     if rotated == 2 and rope.kind in ("ntk", "dynamic"):
         raise fields.error("head_dim", f"4 or more, because rope scaling '{rope.kind}' spares the first pair")
+    windows = _windows(fields, family, layers)
+    # The stream divided by the residual multiplier gives the same norms, if their epsilon is divided by its square.
+    residual = fields.read_or("residual_multiplier", MULTIPLIER, 1.0)
+    if residual != 1 and (family.qk_norm or family.post_norms):
+        raise fields.error("residual_multiplier", "1 for this family")
+    if family.layer_norm and fields.flag("use_qk_norm", False):
+        raise fields.error("use_qk_norm", "false: heads with a LayerNorm of their own are not supported")
+    usual_scale = fields.number("query_pre_attn_scalar", head_dim) ** -0.5
     model = ModelConfig(
         architecture=architecture,
         vocab_size=fields.integer("vocab_size"),
@@ -267,7 +303,7 @@ def read_model_config(values: Mapping[str, Any], family: Family, architecture: s
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
-        norm_eps=fields.epsilon("rms_norm_eps", 1e-6),
+        norm_eps=fields.epsilon("rms_norm_eps", 1e-6) / residual**2,
         context_length=context,
         rope=rope,
         tie_embeddings=fields.flag("tie_word_embeddings", False),
@@ -279,19 +315,30 @@ def read_model_config(values: Mapping[str, Any], family: Family, architecture: s
         mlp_bias=family.mlp_bias or mlp_bias,
         down_bias=family.down_bias or mlp_bias,
         qk_norm=family.qk_norm or fields.flag("use_qk_norm", False),
-        windows=_windows(fields, family, layers),
+        windows=windows,
         rotary_size=rotated,
-        attention_scale=fields.number("query_pre_attn_scalar", head_dim) ** -0.5,
+        attention_scale=fields.read_or("attention_multiplier", MULTIPLIER, usual_scale),
         local_rope=local_rope,
         softcap=fields.optional_number("attn_logit_softcapping"),
         logit_softcap=fields.optional_number("final_logit_softcapping"),
         activation=ACTIVATIONS[activation],
         gated=family.gated,
         layer_norm=family.layer_norm,
+        norm_bias=family.norm_bias,
+        pre_norms=family.pre_norms,
         post_norms=family.post_norms,
+        parallel=family.parallel or fields.flag("use_parallel_residual", False),
+        norms_all_heads=family.norms_all_heads,
+        norms_rotated=family.norms_rotated,
+        head_bias=family.head_bias,
+        rotated=_rotated(fields, family, windows),
         alibi_slopes=alibi_slopes(heads) if positions == "alibi" else None,
         position_rows=_position_rows(fields) if positions == "learned" else None,
-        embedding_scale=hidden**0.5 if family.scaled_embeddings else 1.0,
+        embedding_scale=fields.read_or(
+            "embedding_multiplier", MULTIPLIER, hidden**0.5 if family.scaled_embeddings else 1.0
+        )
+        / residual,
+        logit_scale=fields.read_or("logit_scale", MULTIPLIER, 1.0) / fields.read_or("logits_scaling", MULTIPLIER, 1.0),
         storage=_storage(fields, family),
         experts=read_experts(fields, family.experts, layers) if family.experts else None,
         latent=latent,
@@ -311,6 +358,7 @@ _COMPUTED: dict[str, Any] = {
     "use_bidirectional_attention": False,
     "embed_layernorm": False,
     "add_cross_attention": False,
+    "qk_layernorm": False,
 }
 
 
@@ -319,6 +367,24 @@ def _refuse(fields: Fields) -> None:
     for key, value in _COMPUTED.items():
         if fields.flag(key, value) is not value:
             raise fields.error(key, f"{str(value).lower()}: the other value is not supported")
+
+
+def _rotated(fields: Fields, family: Family, windows: tuple[int | None, ...]) -> tuple[bool, ...] | None:
+    """Returns which layers are rotated; None for all.
+
+    SmolLM3's keys: a list with 0 for a layer without rotary embedding, or every how many layers there is one.
+    """
+    stated, layers = fields.read("no_rope_layers", INTEGERS), len(windows)
+    if stated is not None:
+        if len(stated) < layers:
+            raise fields.error("no_rope_layers", f"a list with an entry for each of the {layers} layers")
+        return tuple(bool(flag) for flag in stated[:layers])
+    if fields.get("no_rope_layer_interval") is not None:
+        every = fields.integer("no_rope_layer_interval")
+        return tuple((layer + 1) % every != 0 for layer in range(layers))
+    if family.rotated == "windowed" and any(windows):
+        return tuple(window is not None for window in windows)
+    return None
 
 
 def _positions(fields: Fields, family: Family) -> str:
@@ -403,6 +469,15 @@ def _windows(fields: Fields, family: Family, layers: int) -> tuple[int | None, .
             raise fields.error("layer_types", f"made of {' and '.join(LAYER_TYPES)}")
         return tuple(window if kind == "sliding_attention" else None for kind in kinds[:layers])
     if family.sliding == "pattern":
+        pattern = fields.get("sliding_window_pattern")
+        if isinstance(pattern, str):
+            # EXAONE 4: L for a window and G for none, repeated; the last layer has none.
+            if not pattern or set(pattern) - set("LG"):
+                raise fields.error("sliding_window_pattern", "a number, or a text of L and G")
+            last = layers - 1
+            return tuple(
+                window if pattern[layer % len(pattern)] == "L" and layer < last else None for layer in range(layers)
+            )
         every = fields.integer("sliding_window_pattern")
         return tuple(window if (layer + 1) % every else None for layer in range(layers))
     first = 0 if family.sliding == "always" else fields.read_or("max_window_layers", COUNT, layers)

@@ -78,6 +78,71 @@ ERNIE4_5 = Family(
     "ernie4_5", storage=Storage(pairs="neighbors"), defaults={"head_dim": 128, "tie_word_embeddings": True}
 )
 SEED_OSS = Family("seed_oss", defaults={"head_dim": 128, "attention_bias": True})
+SMOLLM3 = Family(
+    "smollm3",
+    attention_bias_on_output=True,
+    defaults={"no_rope_layer_interval": 4, "rope_theta": 2e6, "tie_word_embeddings": True},
+)
+GRANITE = Family("granite", attention_bias_on_output=True, defaults={"attention_multiplier": 1.0})
+OLMO2 = Family(
+    "olmo2",
+    attention_bias_on_output=True,
+    pre_norms=False,
+    post_norms=True,
+    qk_norm=True,
+    norms_all_heads=True,
+    storage=Storage(tensor_names.POST_NORMS),
+    defaults={"rms_norm_eps": 1e-5},
+)
+EXAONE4 = Family(
+    "exaone4",
+    sliding="pattern",
+    rotated="windowed",
+    pre_norms=False,
+    post_norms=True,
+    qk_norm=True,
+    storage=Storage(tensor_names.POST_NORMS),
+    defaults={"rms_norm_eps": 1e-5, "sliding_window": 4096, "sliding_window_pattern": 4},
+)
+STABLELM = Family("stablelm", layer_norm=True, defaults={"rms_norm_eps": 1e-5, "partial_rotary_factor": 0.25})
+HUNYUAN = Family(
+    "hunyuan_v1_dense",
+    attention_bias_on_output=True,
+    qk_norm=True,
+    norms_rotated=True,
+    storage=Storage(tensor_names.HUNYUAN),
+    defaults={"rms_norm_eps": 1e-5},
+)
+MINISTRAL = replace(MISTRAL, name="ministral")
+PHI = Family(
+    "phi",
+    qkv_bias=True,
+    output_bias=True,
+    mlp_bias=True,
+    down_bias=True,
+    head_bias=True,
+    parallel=True,
+    gated=False,
+    layer_norm=True,
+    storage=Storage(tensor_names.PHI),
+    defaults={"hidden_act": "gelu_new", "rms_norm_eps": 1e-5, "partial_rotary_factor": 0.5},
+)
+COHERE = Family(
+    "cohere",
+    attention_bias_on_output=True,
+    parallel=True,
+    layer_norm=True,
+    norm_bias=False,
+    storage=Storage(pairs="neighbors"),
+    defaults={"rms_norm_eps": 1e-5, "rope_theta": 5e5, "logit_scale": 0.0625, "tie_word_embeddings": True},
+)
+COHERE2 = replace(
+    COHERE,
+    name="cohere2",
+    sliding="pattern",
+    rotated="windowed",
+    defaults={**COHERE.defaults, "rope_theta": 10000.0, "sliding_window": 4096, "sliding_window_pattern": 4},
+)
 GPT2 = Family(
     "gpt2",
     qkv_bias=True,
@@ -139,6 +204,16 @@ ARCHITECTURES: dict[str, Family] = {
     "Starcoder2ForCausalLM": STARCODER2,
     "Ernie4_5ForCausalLM": ERNIE4_5,
     "SeedOssForCausalLM": SEED_OSS,
+    "SmolLM3ForCausalLM": SMOLLM3,
+    "GraniteForCausalLM": GRANITE,
+    "Olmo2ForCausalLM": OLMO2,
+    "Exaone4ForCausalLM": EXAONE4,
+    "StableLmForCausalLM": STABLELM,
+    "HunYuanDenseV1ForCausalLM": HUNYUAN,
+    "MinistralForCausalLM": MINISTRAL,
+    "PhiForCausalLM": PHI,
+    "CohereForCausalLM": COHERE,
+    "Cohere2ForCausalLM": COHERE2,
     "GPT2LMHeadModel": GPT2,
     "TeleChat2ForCausalLM": TELECHAT2,
     "T5ForConditionalGeneration": T5,
@@ -189,6 +264,16 @@ ALIASES = {
     "starcoder2": "Starcoder2ForCausalLM",
     "ernie4_5": "Ernie4_5ForCausalLM",
     "seed_oss": "SeedOssForCausalLM",
+    "smollm3": "SmolLM3ForCausalLM",
+    "granite": "GraniteForCausalLM",
+    "olmo2": "Olmo2ForCausalLM",
+    "exaone4": "Exaone4ForCausalLM",
+    "stablelm": "StableLmForCausalLM",
+    "hunyuan_v1_dense": "HunYuanDenseV1ForCausalLM",
+    "ministral": "MinistralForCausalLM",
+    "phi": "PhiForCausalLM",
+    "cohere": "CohereForCausalLM",
+    "cohere2": "Cohere2ForCausalLM",
     "gemma2": "Gemma2ForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM",
     "gpt2": "GPT2LMHeadModel",

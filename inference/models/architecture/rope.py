@@ -55,6 +55,10 @@ class RopeConfig:
         return ROPE_KINDS[self.kind](self, size).astype(np.float32)
 
 
+# Of a layer whose queries and keys are not rotated.
+NO_ROPE = RopeConfig(theta=math.inf)
+
+
 def _frequencies(theta: float, size: int) -> np.ndarray:
     exponents = np.arange(0, size, 2, dtype=np.float32) / np.float32(size)
     return (1.0 / np.float32(theta) ** exponents).astype(np.float32)

@@ -90,7 +90,10 @@ def read_ropes(fields: Fields, has_local: bool, context: int) -> tuple[RopeConfi
         high_freq_factor=scaling.read_or("high_freq_factor", FACTOR, 4.0),
         original_max_positions=scaling.integer("original_max_position_embeddings", 8192),
     )
-    if kind in ("dynamic", "yarn", "longrope"):
+    if kind == "dynamic" and scaling.get("alpha") is not None:
+        # Hunyuan calls it dynamic, and states a factor that no length changes.
+        rope = replace(rope, kind="ntk", factor=scaling.read_or("alpha", FACTOR, 1.0))
+    elif kind in ("dynamic", "yarn", "longrope"):
         rope = _with_lengths(rope, fields, scaling, context)
     elif kind == "ntk":
         rope = _stretched(rope, fields, scaling, context)

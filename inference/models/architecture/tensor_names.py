@@ -142,6 +142,24 @@ GPT2: Names = (
     (r"\.output\.projection\.", ".mlp.down_proj."),
 )
 
+# Models without norms before their sublayers: the first name is in other models that of the norm before feed-forward.
+POST_NORMS: Names = (
+    (r"\.post_attention_layernorm\.", ".post_self_attn_layernorm."),
+    (r"\.post_feedforward_layernorm\.", ".post_mlp_layernorm."),
+)
+
+HUNYUAN: Names = (
+    (r"\.self_attn\.query_layernorm\.", ".self_attn.q_norm."),
+    (r"\.self_attn\.key_layernorm\.", ".self_attn.k_norm."),
+)
+
+PHI: Names = (
+    (r"\.self_attn\.dense\.", ".self_attn.o_proj."),
+    (r"\.mlp\.fc1\.", ".mlp.up_proj."),
+    (r"\.mlp\.fc2\.", ".mlp.down_proj."),
+    (r"^model\.final_layernorm\.", "model.norm."),
+)
+
 STARCODER2: Names = ((r"\.mlp\.c_fc\.", ".mlp.up_proj."), (r"\.mlp\.c_proj\.", ".mlp.down_proj."))
 
 TELECHAT: Names = (

@@ -45,6 +45,7 @@ class TensorPlace:
         order: for each row, the index of the stored row; None if the stored rows are in the parameter's order.
         transposed: it is stored [in, out].
         offset: number to add to the stored values.
+        factor: number to multiply the values by, after the offset.
         normalized: divide each row by its length.
         room: rows reserved for it; more than it has if the next tensor must begin a panel.
         take: computes the values from the stored ones, of shape `taken_from`; replaces `order`.
@@ -58,6 +59,7 @@ class TensorPlace:
     order: np.ndarray | None = field(default=None, compare=False, repr=False)
     transposed: bool = False
     offset: float = 0.0
+    factor: float = 1.0
     normalized: bool = False
     room: int = 0
     take: Callable[[np.ndarray], np.ndarray] | None = None
@@ -102,18 +104,20 @@ class TensorPlace:
     @property
     def is_computed(self) -> bool:
         """Whether its values differ from the stored ones."""
-        return self.normalized or self.offset != 0
+        return self.normalized or self.offset != 0 or self.factor != 1
 
     def computed(self, rows: np.ndarray) -> np.ndarray:
         """Computes the values of some rows from the stored ones, float32."""
         if self.normalized:
             rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-        return (rows + self.offset if self.offset else rows).astype(np.float32, copy=False)
+        rows = rows + self.offset if self.offset else rows
+        return (rows * self.factor if self.factor != 1 else rows).astype(np.float32, copy=False)
 
 
 EMBEDDING = "model.embed_tokens.weight"
 POSITIONS = "model.embed_positions.weight"
 HEAD = "lm_head.weight"
+HEAD_BIAS = "lm_head.bias"
 # A layer's router, followed by the gate of its shared expert if it has one.
 ROUTER = "router.weight"
 LAYER = re.compile(r"model\.layers\.(\d+)\.")
@@ -167,10 +171,12 @@ def tensor_places(config: AnyConfig, stored: Container[str] = ()) -> list[Tensor
         places.append(TensorPlace(POSITIONS, (config.position_rows, config.hidden_size), POSITIONS))
     for layer in range(config.num_layers):
         places.extend(_layer_places(config, layer, stored))
-    places.extend(_norm(config, "model.norm"))
+    places.extend(_norm(config, "model.norm", config.logit_scale))
     if not config.tie_embeddings:
         shape = (config.vocab_size, config.hidden_size)
         places.append(TensorPlace(HEAD, shape, HEAD, normalized=config.storage.normalized_head))
+    if config.head_bias:
+        places.append(_whole(HEAD_BIAS, (config.vocab_size,)))
     return places
 
 
@@ -195,14 +201,16 @@ def parameter_shapes(config: AnyConfig) -> dict[str, tuple[int, ...]]:
 
 def _layer_places(config: ModelConfig, layer: int, stored: Container[str]) -> Iterator[TensorPlace]:
     prefix = f"model.layers.{layer}."
-    yield from _norm(config, f"{prefix}input_layernorm")
+    if config.pre_norms:
+        yield from _norm(config, f"{prefix}input_layernorm")
     if config.latent is None:
         yield from _attention_places(config, f"{prefix}self_attn.", stored)
     else:
         yield from _latent_places(config, config.latent, f"{prefix}self_attn.")
     if config.post_norms:
         yield from _norm(config, f"{prefix}post_self_attn_layernorm")
-    yield from _norm(config, f"{prefix}post_attention_layernorm")
+    if config.pre_norms and not config.parallel:
+        yield from _norm(config, f"{prefix}post_attention_layernorm")
     experts = config.experts_of(layer)
     if experts is None:
         yield from _feed_forward_places(config, f"{prefix}mlp.", stored)
@@ -218,14 +226,21 @@ def _attention_places(config: ModelConfig, attention: str, stored: Container[str
     if config.qkv_bias:
         yield from _qkv_places(config, attention, "bias", (), stored)
     if config.qk_norm:
-        order = _head_order(config)
-        for name in ("q_norm", "k_norm"):
-            parameter = f"{attention}{name}.weight"
-            shape = (config.head_dim,)
-            yield TensorPlace(parameter, shape, parameter, order=order, offset=config.storage.norm_offset)
+        yield from _head_norms(config, attention)
     yield _matrix(config, f"{attention}o_proj.weight", (hidden, config.query_size))
     if config.output_bias:
         yield _whole(f"{attention}o_proj.bias", (hidden,))
+
+
+def _head_norms(config: ModelConfig, attention: str) -> Iterator[TensorPlace]:
+    """Yields the norms of queries and keys: of a head, or of all heads of a token."""
+    for name, layout, heads in (("q_norm", "queries", config.num_heads), ("k_norm", "keys", config.num_kv_heads)):
+        parameter, shape, order = f"{attention}{name}.weight", (config.head_dim,), _head_order(config)
+        if config.norms_all_heads:
+            sizes = (config.num_heads, config.num_kv_heads, config.head_dim)
+            shape = (heads * config.head_dim,)
+            order = _order_of_heads(layout, *sizes, config.rotary_size, config.storage.pairs)[1]
+        yield TensorPlace(parameter, shape, parameter, order=order, offset=config.storage.norm_offset)
 
 
 def _latent_places(config: ModelConfig, latent: LatentConfig, attention: str) -> Iterator[TensorPlace]:
@@ -373,11 +388,12 @@ def _matrix(config: ModelConfig, name: str, shape: tuple[int, ...]) -> TensorPla
     return TensorPlace(name, shape, name, transposed=config.storage.transposed)
 
 
-def _norm(config: ModelConfig, name: str) -> Iterator[TensorPlace]:
+def _norm(config: ModelConfig, name: str, factor: float = 1.0) -> Iterator[TensorPlace]:
     shape = (config.hidden_size,)
-    yield TensorPlace(f"{name}.weight", shape, f"{name}.weight", offset=config.storage.norm_offset)
-    if config.layer_norm:
-        yield _whole(f"{name}.bias", shape)
+    weight, bias = f"{name}.weight", f"{name}.bias"
+    yield TensorPlace(weight, shape, weight, offset=config.storage.norm_offset, factor=factor)
+    if config.layer_norm and config.norm_bias:
+        yield TensorPlace(bias, shape, bias, factor=factor)
 
 
 def _qkv_places(

@@ -59,6 +59,7 @@ SPLITS = {
     "model.embed_tokens.weight": Split(0, "vocabulary"),
     "model.embed_positions.weight": REPLICATED,
     "lm_head.weight": Split(0, "vocabulary"),
+    "lm_head.bias": Split(0, "vocabulary"),
     "model.norm.weight": REPLICATED,
     "model.norm.bias": REPLICATED,
     "input_layernorm.weight": REPLICATED,
@@ -532,6 +533,8 @@ def _obstacle(config: AnyConfig, size: int, weight_format: WeightFormat | None) 
     heads = config.num_heads
     if heads % size:
         return f"{heads} attention heads cannot be split {size} ways"
+    if isinstance(config, ModelConfig) and config.norms_all_heads:
+        return "its norm of all heads cannot be split"
     if isinstance(config, ModelConfig) and config.latent is None:
         kv_heads = config.num_kv_heads
         if kv_heads % size and size % kv_heads:
