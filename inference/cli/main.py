@@ -28,7 +28,7 @@ from inference.config.error_messages import known_keys
 from inference.config.flags import FLAGS, OTHER_NAMES, Flag
 from inference.config.presets import find_preset, is_preset
 from inference.config.run_modes import RUN_MODES
-from inference.config.secrets import arguments_without_secrets
+from inference.config.secrets import arguments_without_secrets, hide_secrets
 from inference.errors import EXIT_FAILURE, EXIT_USAGE, ConfigError, InferenceError, did_you_mean, is_out_of_memory
 from inference.launcher import RELAUNCH
 from inference.parallel.topology import is_scheduler, is_worker
@@ -271,7 +271,7 @@ def _nearest_flag(name: str) -> str | None:
 
 
 def _fail(what: str, hint: str | None, code: int) -> int:
-    line = " ".join((f"{what}; {hint}" if hint else what).split())
+    line = hide_secrets(" ".join((f"{what}; {hint}" if hint else what).split()))
     sys.stderr.write(f"{styled('error:', sys.stderr, fg='red', bold=True)} {line}\n")
     return code
 
