@@ -299,6 +299,30 @@ def write_llama3(directory: Path) -> None:
     (directory / "chat_template.jinja").write_text(TURN_TEMPLATE, encoding="utf-8")
 
 
+def write_flags(directory: Path) -> None:
+    """Write byte-level BPE whose tokenizer_config.json gives added tokens other flags than tokenizer.json.
+
+    One token is listed only in additional_special_tokens.
+    """
+    tokenizer = byte_level(LLAMA3_SPLIT, 330, ignore_merges=False)
+    tokenizer.normalizer = normalizers.NFC()
+    names = ("<|end|>", "<left>", "<right>", "<word>", "<plain>", "<normal>")
+    tokenizer.add_tokens([AddedToken(name, special=name != "<normal>", normalized=False) for name in names])
+    (directory / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
+    flags = ({}, {"lstrip": True}, {"rstrip": True}, {"single_word": True}, {"special": False}, {"special": True})
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": "<|end|>",
+        "additional_special_tokens": ["<extra>"],
+        "added_tokens_decoder": {
+            str(tokenizer.token_to_id(name)): added(name, **own) for name, own in zip(names, flags, strict=True)
+        },
+        "clean_up_tokenization_spaces": False,
+        "chat_template": TURN_TEMPLATE,
+    }
+    write_json(directory / "tokenizer_config.json", config)
+
+
 # --- records
 # ----------------------------------------------------------------------------------------------------
 
@@ -400,4 +424,5 @@ TOKENIZERS: dict[str, Callable[[Path], None]] = {
     "spm_and_json": write_spm_and_json,
     "qwen": write_qwen,
     "llama3": write_llama3,
+    "flags": write_flags,
 }

@@ -138,6 +138,7 @@ class Architecture:
         large: number of layers of the one model size that scales scores by the root of width / heads instead of the
             head size; 0 for none.
         says: config values that llama.cpp's loader knows and the file does not state.
+        eps: config.json's key for the norms' epsilon.
     """
 
     ours: str
@@ -145,6 +146,7 @@ class Architecture:
     neighbors: bool = False
     large: int = 0
     says: Mapping[str, Any] = field(default_factory=dict)
+    eps: str = "rms_norm_eps"
 
 
 ARCHITECTURES = {
@@ -156,23 +158,23 @@ ARCHITECTURES = {
     "gemma2": Architecture("Gemma2ForCausalLM", _GEMMA_NAMES, large=46),
     "gemma3": Architecture("Gemma3ForCausalLM", _GEMMA_NAMES, large=62),
     "phi3": Architecture("Phi3ForCausalLM", _GATE_UP),
-    "gpt2": Architecture("GPT2LMHeadModel"),
+    "gpt2": Architecture("GPT2LMHeadModel", eps="layer_norm_epsilon"),
     "internlm2": Architecture("InternLM2ForCausalLM", neighbors=True),
     "chatglm": Architecture("ChatGLMForConditionalGeneration", _GATE_UP),
     "glm4": Architecture("Glm4ForCausalLM", _GLM4_NAMES),
     "gemma": Architecture("GemmaForCausalLM"),
-    "starcoder2": Architecture("Starcoder2ForCausalLM"),
+    "starcoder2": Architecture("Starcoder2ForCausalLM", eps="norm_epsilon"),
     "ernie4_5": Architecture("Ernie4_5ForCausalLM"),
     "seed_oss": Architecture("SeedOssForCausalLM", {"post_attention_norm": "post_attention_layernorm"}),
     "smollm3": Architecture("SmolLM3ForCausalLM", neighbors=True),
     "granite": Architecture("GraniteForCausalLM", neighbors=True),
     "olmo2": Architecture("Olmo2ForCausalLM", _POST_NORMS),
     "exaone4": Architecture("Exaone4ForCausalLM", _POST_NORMS),
-    "stablelm": Architecture("StableLmForCausalLM"),
+    "stablelm": Architecture("StableLmForCausalLM", eps="layer_norm_eps"),
     "hunyuan-dense": Architecture("HunYuanDenseV1ForCausalLM"),
-    "phi2": Architecture("PhiForCausalLM"),
-    "command-r": Architecture("CohereForCausalLM"),
-    "cohere2": Architecture("Cohere2ForCausalLM"),
+    "phi2": Architecture("PhiForCausalLM", eps="layer_norm_eps"),
+    "command-r": Architecture("CohereForCausalLM", eps="layer_norm_eps"),
+    "cohere2": Architecture("Cohere2ForCausalLM", eps="layer_norm_eps"),
     "deepseek2": Architecture("DeepseekV2ForCausalLM", says={"norm_topk_prob": False}),
     "baichuan": Architecture("BaichuanForCausalLM", neighbors=True),
     "t5": Architecture(T5),
@@ -231,8 +233,9 @@ def config_of(file: GgufFile) -> dict[str, Any]:
         is_large = values.get("num_hidden_layers") == architecture.large
         whole = values.get("hidden_size", 0) // max(values.get("num_attention_heads", 1), 1)
         values["query_pre_attn_scalar"] = whole if is_large else head
-    if "rms_norm_eps" not in values:
-        values["rms_norm_eps"] = file.read(f"{name}.attention.layer_norm_epsilon", _REAL, 1e-5)
+    if architecture.eps != "rms_norm_eps":
+        values.pop("rms_norm_eps", None)
+        values[architecture.eps] = file.read(f"{name}.attention.layer_norm_epsilon", _REAL, 1e-5)
     if name == "granite" and "logit_scale" in values:
         # The key is called a scale, and the logits are divided by it.
         values["logits_scaling"] = values.pop("logit_scale")

@@ -14,6 +14,7 @@ from inference.context import check_device
 from inference.errors import ConfigError, TokenizerError
 from inference.generation.build import say_what_becomes_of, weight_format_of
 from inference.kernels.formats import WeightFormat
+from inference.models.architecture.registry import ARCHITECTURES, model_type_of
 from inference.models.source import ModelSource, is_gguf, resolve
 from inference.models.weights.export import check_target as check_converted
 from inference.models.weights.export import convert as write_converted
@@ -23,28 +24,6 @@ from inference.modes.call import Call
 from inference.modes.check import check_run
 from inference.terminal.output import load_progress, say
 from inference.tokenizer.gguf_tokenizer import read_gguf_tokenizer
-
-# The model_type that transformers' AutoConfig needs and a GGUF file lacks, by architecture class.
-MODEL_TYPES = {
-    "LlamaForCausalLM": "llama",
-    "MistralForCausalLM": "mistral",
-    "MixtralForCausalLM": "mixtral",
-    "Qwen2ForCausalLM": "qwen2",
-    "Qwen3ForCausalLM": "qwen3",
-    "Qwen2MoeForCausalLM": "qwen2_moe",
-    "Qwen3MoeForCausalLM": "qwen3_moe",
-    "Gemma2ForCausalLM": "gemma2",
-    "Gemma3ForCausalLM": "gemma3_text",
-    "Phi3ForCausalLM": "phi3",
-    "GPT2LMHeadModel": "gpt2",
-    "InternLM2ForCausalLM": "internlm2",
-    "Glm4ForCausalLM": "glm4",
-    "GlmForCausalLM": "glm",
-    "Glm4MoeForCausalLM": "glm4_moe",
-    "DeepseekV2ForCausalLM": "deepseek_v2",
-    "DeepseekV3ForCausalLM": "deepseek_v3",
-    "T5ForConditionalGeneration": "t5",
-}
 
 
 def run(call: Call) -> int:
@@ -108,8 +87,8 @@ def convert(config: InferenceConfig, force: bool = False) -> Path:
         from inference.kernels.formats import pack_into
     own = {key: value for key, value in source.own_config.items() if key not in GGUF_KEYS}
     named = own.get("architectures") or [None]
-    if "model_type" not in own and named[0] in MODEL_TYPES:
-        own["model_type"] = MODEL_TYPES[named[0]]
+    if "model_type" not in own and named[0] in ARCHITECTURES:
+        own["model_type"] = model_type_of(named[0])
     write_converted(
         plan.parts,
         own,

@@ -137,29 +137,36 @@ def read_json_tokenizer(path: Path, config: TokenizerConfig | None = None) -> Js
 
 
 def _add_missing(backend: tokenizers.Tokenizer, config: TokenizerConfig) -> None:
-    """Adds the config's tokens that the file lacks or has with other flags; tokens with known ids first."""
+    """Adds the config's tokens that the file lacks or has with other flags; tokens with known ids first.
+
+    As in transformers, the flags of tokenizer_config.json's added_tokens_decoder outrank those of tokenizer.json, but a
+    token that is special in one of the two is special.
+    """
     import tokenizers
 
     present = {token.content: token for token in backend.get_added_tokens_decoder().values()}
+    special_contents = {*config.special_contents, *(content for content, token in present.items() if token.special)}
     wanted = {token.content: token for _, token in sorted(config.added.items())}
     for content in sorted(config.special_contents):
-        wanted.setdefault(content, AddedToken(content, special=True))
-    special_contents = frozenset(config.special_contents)
+        if content not in present or not present[content].special:
+            wanted.setdefault(content, AddedToken(content, special=True))
+    made = [
+        tokenizers.AddedToken(
+            content,
+            single_word=token.single_word,
+            lstrip=token.lstrip,
+            rstrip=token.rstrip,
+            normalized=token.normalized,
+            special=content in special_contents,
+        )
+        for content, token in wanted.items()
+    ]
     # Use one call, because each call rebuilds the package's tables of added tokens.
-    backend.add_tokens(
-        [
-            tokenizers.AddedToken(
-                content,
-                single_word=token.single_word,
-                lstrip=token.lstrip,
-                rstrip=token.rstrip,
-                normalized=token.normalized,
-                special=content in special_contents,
-            )
-            for content, token in wanted.items()
-            if content not in present or (content in special_contents and not present[content].special)
-        ]
-    )
+    backend.add_tokens([token for token in made if _flags(token) != _flags(present.get(token.content))])
+
+
+def _flags(token: tokenizers.AddedToken | None) -> tuple[bool, ...] | None:
+    return token and (token.single_word, token.lstrip, token.rstrip, token.normalized, token.special)
 
 
 @dataclass

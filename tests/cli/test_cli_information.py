@@ -18,7 +18,7 @@ from inference.config.locate import place_on_disk
 from inference.config.presets import list_presets
 from inference.config.run_modes import RUN_MODES
 from inference.kernels.formats import Format
-from inference.models.weights.loading import weight_bytes
+from inference.models.weights.weight_formats import weight_bytes
 
 ROOT = Path(__file__).parents[2]
 

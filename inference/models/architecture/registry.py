@@ -306,6 +306,11 @@ def resolve_architecture(name: str, where: str) -> str:
     raise ConfigError(f"{where}: architecture '{name}' is not supported", f"{guess} {accepted}" if guess else accepted)
 
 
+def model_type_of(architecture: str) -> str:
+    """Returns the model_type by which transformers' AutoConfig finds the config class of an architecture."""
+    return next(alias for alias, name in ALIASES.items() if name == architecture and alias.islower())
+
+
 def model_config_from(values: Mapping[str, Any], where: str, architecture: str | None = None) -> AnyConfig:
     """Reads the keys of a config.json (overridden by a YAML's) for the architecture that they name.
 
