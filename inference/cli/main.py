@@ -28,7 +28,7 @@ from inference.config.error_messages import known_keys
 from inference.config.flags import FLAGS, OTHER_NAMES, Flag
 from inference.config.presets import find_preset, is_preset
 from inference.config.run_modes import RUN_MODES
-from inference.config.secrets import arguments_without_secrets
+from inference.config.secrets import arguments_without_secrets, hide_secrets
 from inference.errors import EXIT_FAILURE, EXIT_USAGE, ConfigError, InferenceError, did_you_mean, is_out_of_memory
 from inference.launcher import RELAUNCH
 from inference.parallel.topology import is_scheduler, is_worker
@@ -40,7 +40,10 @@ FEW = 3  # keys without effect that are named
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 YAML = (".yaml", ".yml")
 # Sections in which to look for a key that was given as a flag but has none.
-SECTIONS = ("generation_config", "engine", "output", "context", "model.model_config", "processor.tokenizer")
+SECTIONS = (
+    *("generation_config", "engine", "output", "context", "model.model_config", "processor.tokenizer"),
+    *("serve", "chat", "evaluate", "validation", "pipeline"),
+)
 
 
 def _run(**given: Any) -> int:
@@ -63,6 +66,8 @@ def _with_config(given: dict[str, Any]) -> int:
     if given["config"] and model:
         overrides.insert(0, Override("pretrained_model_dir", model, "--model"))
     if not name:
+        if given["beam"]:
+            raise click.exceptions.NoSuchOption(given["beam"][0].partition("=")[0])
         if not (given["pretrained_model_dir"] or given["load_checkpoint"]):
             raise click.UsageError(
                 "--config is missing; give a YAML file or a preset's name, or --model a model; --list_models lists the "
@@ -105,7 +110,13 @@ def _config_file(name: str) -> Path:
     """Returns a config file or the preset of that name; a plain word that is neither is treated as a preset name."""
     path = Path(name)
     is_word = path.name == name and not path.suffix and not path.exists()
-    return find_preset(name) if is_word or (is_preset(name) and not path.is_file()) else path
+    if is_word or (is_preset(name) and not path.is_file()):
+        return find_preset(name)
+    stem = path.stem.removeprefix("predict_")
+    if path.suffix in YAML and is_preset(stem) and not path.exists():
+        # Somebody who runs the documentation's commands outside the repository.
+        raise ConfigError(f"{name} does not exist", f"did you mean the preset, '--config {stem}'?")
+    return path
 
 
 def _act(config: InferenceConfig, given: dict[str, Any]) -> int:
@@ -271,7 +282,7 @@ def _nearest_flag(name: str) -> str | None:
 
 
 def _fail(what: str, hint: str | None, code: int) -> int:
-    line = " ".join((f"{what}; {hint}" if hint else what).split())
+    line = hide_secrets(" ".join((f"{what}; {hint}" if hint else what).split()))
     sys.stderr.write(f"{styled('error:', sys.stderr, fg='red', bold=True)} {line}\n")
     return code
 

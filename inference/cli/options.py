@@ -16,6 +16,7 @@ import click
 
 from inference.config import InferenceConfig
 from inference.config.flags import FLAGS, Flag
+from inference.config.presets import is_preset
 from inference.config.run_modes import RUN_MODES
 
 _CALLED = Path(sys.argv[0]).name
@@ -74,7 +75,14 @@ class Help(click.Command):
 
 
 def _misplaced(word: str) -> str:
-    hint = f"give --run_mode {word}" if word in RUN_MODES else "a prompt goes after --predict_data"
+    if word == "help":
+        hint = "--help shows the flags"
+    elif word in RUN_MODES:
+        hint = f"give --run_mode {word}"
+    elif is_preset(word):
+        hint = f"give --model {word}; a prompt goes after --predict_data"
+    else:
+        hint = "a prompt goes after --predict_data"
     return f"'{word}' belongs to no flag; {hint}"
 
 

@@ -56,6 +56,7 @@ OTHER_NAMES = {
     "max_num_seqs": "--predict_batch_size",
     "device": "--device_target",
     "temp": "--temperature",
+    "V": "--version",
     **dict.fromkeys(("cache_type", "kv_cache_type"), "--kv_cache_dtype"),
 }
 

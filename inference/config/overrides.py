@@ -69,7 +69,9 @@ def parse_override(assignment: str, origin: str = "--options") -> Override:
     path, equals, text = assignment.partition("=")
     path = path.strip()
     if not equals or not path:
-        raise ConfigError(f"{origin}: '{assignment}' is not of the form key=value", "such as generation_config.top_k=3")
+        raise ConfigError(
+            f"{origin}: '{assignment}' is not of the form key=value", "write it as generation_config.top_k=3"
+        )
     return Override(_underscored(path), parse_value(text), origin, text)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from inference.config.layer import KeyPath, dotted
+from inference.config.secrets import MASK, is_secret_name, without_password, without_secrets
 
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 _LONGEST_VALUE = 60  # characters of a wrong value to repeat in a message
@@ -66,9 +67,9 @@ def _problem(finding: Any) -> Problem:
     if finding["type"] in _UNKNOWN:
         return Problem(path, "is not a known key", unknown=True)
     phrase, semicolon, reason = _phrase(finding).partition(";")
-    return Problem(
-        path, f"{phrase}, got {show(finding['input'])}{semicolon}{reason}", out_of_range=finding["type"] in _LIMITS
-    )
+    is_secret = any(is_secret_name(str(key)) for key in path)
+    given = MASK if is_secret else show(finding["input"])
+    return Problem(path, f"{phrase}, got {given}{semicolon}{reason}", out_of_range=finding["type"] in _LIMITS)
 
 
 def _phrase(finding: Any) -> str:
@@ -89,12 +90,12 @@ def _lowered(message: str) -> str:
 
 
 def show(value: Any) -> str:
-    """Formats a wrong value for a message: as YAML spells it, and shortened."""
+    """Formats a wrong value for a message: as YAML spells it, without passwords, and shortened."""
     if value is None:
         return "nothing"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, dict):
         return "a mapping"
-    shown = repr(value)
+    shown = without_password(repr(without_secrets(value)))
     return shown if len(shown) <= _LONGEST_VALUE else f"{shown[:_LONGEST_VALUE]}..."

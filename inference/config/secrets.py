@@ -5,6 +5,7 @@ Knows how secrets are spelled; knows nothing about who prints what.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from html import unescape
@@ -105,6 +106,30 @@ def _masked(text: str, hidden: bytearray) -> str:
             start = end
 
     return "".join(pieces())
+
+
+def hide_secrets(text: str, settings: Any = None) -> str:
+    """Masks secrets in a message of code that is not ours: passwords in URLs, values of environment variables such as
+    HF_TOKEN, and values of such keys in `settings`.
+
+    Call this before the text is shortened.
+    """
+    for secret in dict.fromkeys((*_secrets_in(dict(os.environ)), *_secrets_in(settings))):
+        text = redact(text, secret)
+    return without_password(text)
+
+
+def _secrets_in(settings: Any) -> Iterator[str]:
+    """Yields the secrets in nested settings that are long enough not to be an ordinary word."""
+    if isinstance(settings, Mapping):
+        for key, value in settings.items():
+            if _holds_secret(key, value) and len(value) >= PART:
+                yield value
+            else:
+                yield from _secrets_in(value)
+    elif isinstance(settings, (list, tuple)):
+        for item in settings:
+            yield from _secrets_in(item)
 
 
 def is_secret_name(name: str) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from inference.config.secrets import hide_secrets
 from inference.engine.request import FinishReason, TokenLogprob
 from inference.errors import InferenceError, InputError
 from inference.generation.message import TOOL_CALLS, read_message
@@ -179,14 +180,14 @@ def failed_completion(
     attempts: int | None = None,
     input_digest: str | None = None,
 ) -> Completion:
-    """Makes the record of a row without an answer."""
+    """Makes the record of a row without an answer; secrets of the environment are masked in its message."""
     return Completion(
         custom_id,
         row,
         prompt,
         finish_reason="error",
         model=model,
-        error=ErrorRecord(kind, message, line),
+        error=ErrorRecord(kind, hide_secrets(message), line),
         attempts=attempts,
         input_digest=input_digest,
     )

@@ -158,7 +158,7 @@ def check_file(value: str, suffixes: tuple[str, ...]) -> None:
     """
     path = Path(value)
     if not exists(path) or path.is_dir():
-        raise InputError(f"the prompt file {path} does not exist", _file_hint(path))
+        raise InputError(f"the prompt file {path} does not exist", _file_hint(path, suffixes))
 
 
 def exists(path: Path) -> bool:
@@ -169,8 +169,9 @@ def exists(path: Path) -> bool:
         return False
 
 
-def _file_hint(path: Path) -> str:
-    close = nearest(path.name, [file.name for file in path.parent.iterdir()]) if path.parent.is_dir() else None
+def _file_hint(path: Path, suffixes: tuple[str, ...]) -> str:
+    files = path.parent.iterdir() if path.parent.is_dir() else ()
+    close = nearest(path.name, [file.name for file in files if file.name.lower().endswith(suffixes)])
     return (
         f"did you mean '{path.parent / close}'?"
         if close

@@ -23,7 +23,7 @@ import click
 from inference.errors import EXIT_FAILURE, EXIT_USAGE, SIGNALLED, InferenceError, InputError
 from inference.launcher import RELAUNCH
 from inference.launcher.arguments import Settings, build_command
-from inference.launcher.supervision import Supervisor, check_port
+from inference.launcher.supervision import Supervisor, take_port
 from inference.parallel.topology import WORLD_SIZE
 
 # How scripts/launcher.sh was called.
@@ -93,9 +93,9 @@ def launch(settings: Settings, arguments: Sequence[str]) -> int:
     code = check(settings)
     if code:
         return code
-    settings = replace(settings, port=check_port(settings))
     os.environ[RELAUNCH] = relaunch_line(settings, arguments)
-    with _logs(settings):
+    with take_port(settings) as port, _logs(replace(settings, port=port)):
+        settings = replace(settings, port=port)
         if settings.join:
             return Supervisor(settings).run()
         child = os.fork()

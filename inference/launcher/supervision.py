@@ -336,6 +336,32 @@ def check_port(settings: Settings) -> int:
         return int(probe.getsockname()[1])
 
 
+@contextlib.contextmanager
+def take_port(settings: Settings) -> Iterator[int]:
+    """Chooses the port as `check_port` does, and keeps other launchers on this machine off it meanwhile: the scheduler
+    listens on it only some seconds later.
+
+    Raises:
+        InputError: another program or another launcher has it.
+    """
+    port = check_port(settings)
+    if sys.platform != "linux" or (not settings.on_one_machine and settings.node_rank):
+        yield port
+        return
+    with socket.socket(socket.AF_UNIX) as claim:
+        while True:
+            try:
+                # In Linux's abstract name space (unix(7)): the name goes with the last process that has the socket.
+                claim.bind(f"\0mindspore-inference launcher {port}")
+                break
+            except OSError:
+                if settings.port is not None:
+                    where = f"{settings.master_addr}:{port}"
+                    raise InputError(f"another launcher has taken {where}", "give another port, or none") from None
+                port = check_port(settings)
+        yield port
+
+
 def _free_port(settings: Settings) -> int:
     return check_port(replace(settings, master_addr=MASTER, port=None))
 

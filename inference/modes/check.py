@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,8 +147,11 @@ def prepare(call: Call, rows: RowStream | None, encodes_prompts: bool = True) ->
 
 
 def rows_of(config: InferenceConfig, values: Sequence[str]) -> RowStream:
-    """Opens the rows of prompts and prompt files; they are read lazily."""
+    """Opens the rows of prompts and prompt files; they are read lazily. Says so if they are to be typed."""
     given = config.input
+    if STDIN in values and sys.stdin is not None and sys.stdin.isatty():
+        form = "row of .jsonl" if given.format == "jsonl" else "prompt"
+        say(f"reading prompts from the terminal: type one {form} a line, and end with Ctrl-D")
     return open_rows(values, given.format, given.prompt_column, given.id_column, given.max_line_bytes)
 
 

@@ -57,6 +57,9 @@ FLAGS = [
     (["--min_length", "3", "again"], "there is no flag --min_length; did you mean '--generation_config.min_length'?"),
     (["--seed", "1", "again"], "'again' belongs to no flag; a prompt goes after --predict_data"),
     (["--seed", "1", "chat"], "'chat' belongs to no flag; give --run_mode chat"),
+    (["--seed", "1", "help"], "'help' belongs to no flag; --help shows the flags"),
+    (["--seed", "1", "llama2_7b"], "'llama2_7b' belongs to no flag; give --model llama2_7b; a prompt goes after"),
+    (["--port", "8000"], "there is no flag --port; did you mean '--serve.port'?"),
     (["-p", "hi"], "there is no flag -p; did you mean '--predict_data'?"),
     (["--load-in-4bit", "True"], "there is no flag --load-in-4bit; did you mean '--weight_dtype'?"),
     (["--generation-config.top-kk", "3"], "unknown key 'top-kk' in generation_config; did you mean 'top_k'?"),
@@ -99,6 +102,7 @@ def test_ascend_on_a_machine_with_none(cli):
 def test_no_config(cli):
     assert cli(*PROMPT).error().startswith("--config is missing; ")
     assert "--help shows an example" in cli().error()
+    assert cli("--list_model").error() == "there is no flag --list_model; did you mean '--list_models'?"
     assert cli("some text").error() == "'some text' belongs to no flag; a prompt goes after --predict_data"
 
 
@@ -106,6 +110,12 @@ CONFIGS = [
     ("missing.yml", None, "missing.yml does not exist; did you mean 'missin.yaml'?"),
     ("no/where.yaml", None, "no/where.yaml does not exist; there is no directory no"),
     ("demmo", None, "there is no preset 'demmo'; did you mean 'demo'?"),
+    (
+        "configs/demo/predict_demo.yaml",
+        None,
+        "predict_demo.yaml does not exist; did you mean the preset, '--config demo'?",
+    ),
+    ("llama2-7b.yaml", None, "llama2-7b.yaml does not exist; did you mean the preset, '--config llama2-7b'?"),
     ("qwen3.guf", None, "qwen3.guf does not exist; did you mean 'qwen3.gguf'?"),
     ("llama2_8b", None, "there is no preset 'llama2_8b'; did you mean 'llama2_7b'?"),
     (".", None, ". is a directory, not a YAML file"),
@@ -162,6 +172,11 @@ PROMPTS = [
     (["-"], b"", "there is no prompt"),
     (["-"], b"\n \n", "there is no prompt"),
     (["promts.txt"], b"", "the prompt file promts.txt does not exist; did you mean 'prompts.txt'?"),
+    (
+        ["prompt.jsonl"],
+        b"",
+        "the prompt file prompt.jsonl does not exist; a prompt that ends like a file name goes through",
+    ),
     (["none/prompts.jsonl"], b"", "the prompt file none/prompts.jsonl does not exist"),
     (["blank.txt"], b"", "the prompt file blank.txt holds no prompt"),
     (["prompts.json"], b"", "prompts.json is a file, but none of .txt, .jsonl, .csv, .parquet, "),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import string
+from importlib import import_module
 from urllib.parse import quote
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from inference.config.secrets import (
     PART,
     arguments_without_secrets,
+    hide_secrets,
     is_secret_name,
     redact,
     without_secrets,
@@ -149,3 +151,36 @@ def test_the_command_that_resumes_has_no_secret():
 
     line = resume_command(["--predict_data", "a b", "--s3_secret_access_key=hidden", "--max_new_tokens", "9"])
     assert "hidden" not in line and "--max_new_tokens 9" in line and "'a b'" in line
+
+
+def test_errors_of_other_code_show_no_secret(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_abcdefghijkl")
+    monkeypatch.setenv("SERVICE_PASSWORD", "short")
+    text = "401 for hf_abcdefghijkl at https://me:word@host/x?sig=1 Bearer sk-12345678, a short answer, %73k-12345678"
+    settings = {"auth": [{"api_key": "sk-12345678", "model": "sk-12"}], "max_tokens": "answer"}
+    expected = "401 for *** at https://***@host/x?sig=*** Bearer ***, a short answer, ***"
+    assert hide_secrets(text, settings) == expected
+
+
+def test_error_lines_and_records_show_no_secret(monkeypatch, capsys):
+    from inference.generation.record import failed_completion
+
+    monkeypatch.setenv("HF_TOKEN", "hf_abcdefghijkl")
+    record = failed_completion("a", 0, "model_failed", "ValueError: hf_abcdefghijkl is wrong")
+    assert record.error is not None and record.error.message == "ValueError: *** is wrong"
+    import_module("inference.cli.main")._fail("no access with hf_abcdefghijkl", None, 1)
+    assert capsys.readouterr().err == "error: no access with ***\n"
+
+
+def test_errors_of_a_config_show_no_secret():
+    from inference.config import load_config
+    from inference.errors import ConfigError
+
+    for mapping in (
+        {"pipeline": {"steps": {"a": {"config": ["https://me:hidden@host"]}}}},
+        {"pipeline": {"steps": {"a": {"template": [{"api_key": "hidden"}]}}}},
+        {"serve": {"certificate_key": 3, "port": "s3://u:hidden@b"}},
+    ):
+        with pytest.raises(ConfigError) as caught:
+            load_config(mapping)
+        assert "hidden" not in str(caught.value) and "must be" in str(caught.value)

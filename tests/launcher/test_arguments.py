@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from inference.errors import InputError
 from inference.launcher.arguments import Settings, build_command, make_settings
+from inference.launcher.supervision import take_port
 
 COMMAND = "python run_inference.py --predict_data 'I love Beijing, because'"
 WORDS = ("python", "run_inference.py", "--predict_data", "I love Beijing, because")
@@ -102,3 +104,18 @@ def test_any_word_survives_its_quotes(words: list[str]) -> None:
 def test_what_is_refused(arguments: list[str], named: dict[str, str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         make_settings(arguments, named)
+
+
+def test_two_launchers_in_the_same_moment_do_not_share_a_port() -> None:
+    """The second gets one clear line if it asks for the port of the first, and another port if it asks for none."""
+    settings = make_settings(["true", "2"], {})
+    with take_port(settings) as first:
+        again = replace(settings, port=first)
+        with pytest.raises(
+            InputError, match=rf"another launcher has taken 127.0.0.1:{first}; give another port, or none"
+        ):
+            take_port(again).__enter__()
+        with take_port(settings) as second:
+            assert second != first
+    with take_port(again) as third:
+        assert third == first

@@ -57,15 +57,16 @@ Serve = Callable[..., Any]
 
 @pytest.fixture(scope="session")
 def serve(model: GenerativeModel, tokenizer: Tokenizer) -> Serve:
-    """Runs a server with its own settings on the one model: `with serve(max_waiting=0) as served: ...`."""
+    """Runs a server with its own settings on the one model or another: `with serve(max_waiting=0) as served: ...`."""
 
     @contextmanager
-    def run(key: str | None = None, **settings: Any) -> Iterator[Served]:
+    def run(key: str | None = None, other: GenerativeModel | None = None, **settings: Any) -> Iterator[Served]:
+        used = other or model
         config = demo_config(serve={"port": 0, "shutdown_seconds": 2, **settings}, predict_batch_size=16)
         listener = listen(config)
         listener.key = Key(key) if key else None
         state = State(listener, config.serve.page)
-        state.service = Service(config, model, tokenizer, model.encoder(tokenizer))
+        state.service = Service(config, used, tokenizer, used.encoder(tokenizer))
         http = HttpServer(state, config.serve.shutdown_seconds)
         http.start()
         try:

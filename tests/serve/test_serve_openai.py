@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import jsonschema
+import numpy as np
 import openai
 import pytest
 
 from inference import LLM
+from inference.config import load_config
+from inference.generation.model import GenerativeModel
 
 STORY = [{"role": "user", "content": "Tell me a story about a dog."}]
 
@@ -123,6 +128,47 @@ class TestCompletions:
         )
         assert sum((chunk.choices[0].logprobs.token_logprobs for chunk in chunks), []) == found.token_logprobs
         assert sum((chunk.choices[0].logprobs.text_offset for chunk in chunks), []) == found.text_offset
+
+    def test_logit_bias(self, client, tokenizer) -> None:
+        """The client's keys are token ids as text; a bias of 100 decides, and one of -100 forbids."""
+        settings = {"model": "demo", "prompt": "Once upon", "max_tokens": 4}
+        forced = tokenizer.encode("dog", add_special_tokens=False)[-1]
+        answer = client.completions.create(logit_bias={str(forced): 100}, logprobs=0, **settings).choices[0]
+        assert answer.logprobs.tokens == [tokenizer.token_bytes(forced).decode()] * 4
+        (first,) = tokenizer.encode(client.completions.create(**{**settings, "max_tokens": 1}).choices[0].text)[-1:]
+        other = client.completions.create(logit_bias={str(first): -100}, **settings).choices[0]
+        assert first not in tokenizer.encode(other.text)
+        with pytest.raises(openai.BadRequestError, match="logit_bias"):
+            client.completions.create(logit_bias={"dog": 1}, **settings)
+
+
+def test_adapters_by_model_name(serve, tokenizer, graph_mode) -> None:
+    """Each adapter is a model of its own to clients; rows of several run in one batch."""
+    names = ("llama_patterns", "llama_rslora")
+    goldens = Path(__file__).parents[1] / "goldens"
+    adapters = {name: str(goldens / "lora" / name) for name in names}
+    config = load_config({"load_checkpoint": str(goldens / "llama2_gqa"), "adapters": adapters})
+    cases = {"llama2_gqa": "llama2_gqa", **{name: f"lora/{name}" for name in names}}
+    with serve(other=GenerativeModel.from_config(config, say=print)) as served:
+        client = served.client()
+        cards = {card.id: card.parent for card in client.models.list()}
+        base = next(name for name in cards if name not in names)
+        assert cards == {base: None, **dict.fromkeys(names, base)}
+
+        def ask(case: str) -> tuple[str, str]:
+            golden = np.load(goldens / cases[case] / "golden.npz")
+            prompt, expected = golden["prompt_2"].tolist(), golden["greedy_2"].tolist()[:16]
+            answer = client.completions.create(
+                model=case if case in names else base, prompt=prompt, max_tokens=16, extra_body={"ignore_eos": True}
+            )
+            assert answer.model == (case if case in names else base)
+            return answer.choices[0].text, tokenizer.decode(prompt + expected)[len(tokenizer.decode(prompt)) :]
+
+        with ThreadPoolExecutor(6) as threads:
+            for found, expected in threads.map(ask, [*cases, *cases]):
+                assert found == expected
+        vectors = [client.embeddings.create(model=name, input=[5, 6, 7]).data[0].embedding for name in cards]
+        assert len({tuple(vector) for vector in vectors}) == 3
 
 
 class TestErrors:

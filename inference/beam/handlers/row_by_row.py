@@ -11,6 +11,8 @@ from typing import Any
 
 from apache_beam.ml.inference.base import ModelHandler
 
+from inference.config.secrets import hide_secrets
+
 
 @dataclass(frozen=True)
 class RowFailure:
@@ -27,10 +29,11 @@ class RowByRow(ModelHandler[Any, Any, Any]):
 
     Args:
         base: the wrapped handler.
+        settings: the arguments that made it; secrets in them are masked in errors.
     """
 
-    def __init__(self, base: ModelHandler):
-        self._base = base
+    def __init__(self, base: ModelHandler, settings: Mapping[str, Any] | None = None):
+        self._base, self._made_with = base, settings
 
     @property
     def base(self) -> ModelHandler:
@@ -48,7 +51,7 @@ class RowByRow(ModelHandler[Any, Any, Any]):
             return results
         except Exception as error:  # whatever a model raises becomes the failure of its rows
             if len(batch) == 1:
-                return [RowFailure(f"{type(error).__name__}: {error}")]
+                return [RowFailure(hide_secrets(f"{type(error).__name__}: {error}", self._made_with))]
         middle = len(batch) // 2
         halves = (batch[:middle], batch[middle:])
         return [result for half in halves for result in self.run_inference(half, model, inference_args)]

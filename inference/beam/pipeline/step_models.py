@@ -21,6 +21,7 @@ from inference.beam.pipeline.chunks import Chunked
 from inference.beam.pipeline.steps import Step
 from inference.config import InferenceConfig, Override, load_config, override_config
 from inference.config.presets import find_preset, is_preset
+from inference.config.secrets import hide_secrets
 from inference.errors import ConfigError, InferenceError, did_you_mean
 from inference.generation.record import MODEL_FAILED, Completion, failed_completion
 from inference.jobs.identity import model_identity
@@ -103,7 +104,9 @@ def _foreign(step: Step) -> StepModel:
         for key in ("prepare", "result")
     }
     about = {"handler": settings.handler, "arguments": settings.arguments}
-    return StepModel(RowByRow(handler), kind.__name__, about, functions["prepare"], functions["result"])
+    return StepModel(
+        RowByRow(handler, settings.arguments), kind.__name__, about, functions["prepare"], functions["result"]
+    )
 
 
 def _made(step: Step, kind: type[ModelHandler], *first: Any) -> ModelHandler:
@@ -116,7 +119,9 @@ def _made(step: Step, kind: type[ModelHandler], *first: Any) -> ModelHandler:
     except InferenceError:
         raise
     except Exception as error:  # a foreign constructor may raise anything
-        raise ConfigError(f"{where}: {kind.__name__} rejects these arguments: {error}") from error
+        raise ConfigError(
+            f"{where}: {kind.__name__} rejects these arguments: {hide_secrets(str(error), given)}"
+        ) from error
 
 
 def imported(path: str, where: str) -> Any:
