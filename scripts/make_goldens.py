@@ -411,6 +411,21 @@ CASES |= {
         form=4,
         distinct=4,
     ),
+    "granitemoe": Case(
+        "granitemoe",
+        sizes(
+            intermediate_size=40,
+            num_local_experts=6,
+            num_experts_per_tok=3,
+            embedding_multiplier=12.0,
+            residual_multiplier=0.22,
+            attention_multiplier=0.25,
+            logits_scaling=2.0,
+            rope_parameters=rope(10000.0),
+        ),
+        form=4,
+        distinct=4,
+    ),
     "olmo2": Case("olmo2", sizes(pad_token_id=0, rope_parameters=rope(10000.0)), distinct=4),
     "exaone4": Case(
         "exaone4",
@@ -624,7 +639,7 @@ CASES |= {
 
 
 # Embeddings are scaled, or tied to the head: see `less_of_the_token`.
-LIKELY_TO_REPEAT = ("gpt2", "smollm3", "granite", "cohere", "cohere2")
+LIKELY_TO_REPEAT = ("gpt2", "smollm3", "granite", "granitemoe", "cohere", "cohere2")
 
 
 def random_weights(model: torch.nn.Module, rng: np.random.Generator) -> None:

@@ -168,6 +168,7 @@ ARCHITECTURES = {
     "seed_oss": Architecture("SeedOssForCausalLM", {"post_attention_norm": "post_attention_layernorm"}),
     "smollm3": Architecture("SmolLM3ForCausalLM", neighbors=True),
     "granite": Architecture("GraniteForCausalLM", neighbors=True),
+    "granitemoe": Architecture("GraniteMoeForCausalLM", neighbors=True, says={"norm_topk_prob": True}),
     "olmo2": Architecture("Olmo2ForCausalLM", _POST_NORMS),
     "exaone4": Architecture("Exaone4ForCausalLM", _POST_NORMS),
     "stablelm": Architecture("StableLmForCausalLM", eps="layer_norm_eps"),
@@ -236,7 +237,7 @@ def config_of(file: GgufFile) -> dict[str, Any]:
     if architecture.eps != "rms_norm_eps":
         values.pop("rms_norm_eps", None)
         values[architecture.eps] = file.read(f"{name}.attention.layer_norm_epsilon", _REAL, 1e-5)
-    if name == "granite" and "logit_scale" in values:
+    if name in ("granite", "granitemoe") and "logit_scale" in values:
         # The key is called a scale, and the logits are divided by it.
         values["logits_scaling"] = values.pop("logit_scale")
     if file.tensor("blk.0.ffn_norm.weight") is None and name == "stablelm":

@@ -7,6 +7,7 @@ the schema is a mistake.
 from __future__ import annotations
 
 from inference.config.generation import IGNORED_KEYS
+from inference.config.key_aliases import MOE_CONFIG_ALIASES, renamed_in_yaml
 from inference.config.layer import KeyPath
 from inference.config.model_settings import DEVICE_KEYS, GENERATION_KEYS
 
@@ -161,40 +162,8 @@ TYPED_BUT_NOT_ACTED_ON: dict[KeyPath, frozenset[str]] = {
 RENAMED: dict[KeyPath, KeyPath] = {
     ("save_file",): ("output", "save_file"),
     ("generation_config", "max_decode_length"): ("generation_config", "max_length"),
-    (*MODEL, "kv_channels"): (*MODEL, "head_dim"),
-    (*MODEL, "ffn_hidden_size"): (*MODEL, "intermediate_size"),
-    (*MODEL, "n_inner"): (*MODEL, "intermediate_size"),
-    (*MODEL, "n_embd"): (*MODEL, "hidden_size"),
-    (*MODEL, "n_embed"): (*MODEL, "hidden_size"),
-    (*MODEL, "n_positions"): (*MODEL, "max_position_embeddings"),
-    (*MODEL, "padded_vocab_size"): (*MODEL, "vocab_size"),
-    (*MODEL, "hidden_activation"): (*MODEL, "hidden_act"),
-    (*MODEL, "activation_function"): (*MODEL, "hidden_act"),
-    (*MODEL, "add_qkv_bias"): (*MODEL, "qkv_has_bias"),
-    (*MODEL, "qkv_bias"): (*MODEL, "qkv_has_bias"),
-    (*MODEL, "num_query_groups"): (*MODEL, "num_key_value_heads"),
-    (*MODEL, "n_layer"): (*MODEL, "num_hidden_layers"),
-    (*MODEL, "n_head"): (*MODEL, "num_attention_heads"),
-    (*MODEL, "layernorm_epsilon"): (*MODEL, "rms_norm_eps"),
-    (*MODEL, "layer_norm_epsilon"): (*MODEL, "rms_norm_eps"),
-    (*MODEL, "norm_epsilon"): (*MODEL, "rms_norm_eps"),
-    (*MODEL, "layer_norm_eps"): (*MODEL, "rms_norm_eps"),
-    (*MODEL, "use_qkv_bias"): (*MODEL, "qkv_has_bias"),
-    (*MODEL, "rotary_base"): (*MODEL, "rope_theta"),
-    (*MODEL, "init_method_std"): (*MODEL, "initializer_range"),
-    (*MODEL, "layernorm_compute_dtype"): (*MODEL, "layernorm_compute_type"),
-    (*MODEL, "softmax_compute_dtype"): (*MODEL, "softmax_compute_type"),
-    (*MODEL, "params_dtype"): (*MODEL, "param_init_type"),
     ("moe_config",): (*MODEL, "moe_config"),
-    (*MODEL, "num_moe_experts"): (*MODEL, "num_experts"),
-    (*MODEL, "moe_router_topk"): (*MODEL, "num_experts_per_tok"),
-    (*MODEL, "moe_ffn_hidden_size"): (*MODEL, "moe_intermediate_size"),
-    (*MODEL, "shared_expert_num"): (*MODEL, "n_shared_experts"),
-    (*MODEL, "moe_router_num_groups"): (*MODEL, "n_group"),
-    (*MODEL, "moe_router_group_topk"): (*MODEL, "topk_group"),
-    (*MODEL, "moe_router_topk_scaling_factor"): (*MODEL, "routed_scaling_factor"),
-    (*MODEL, "qk_pos_emb_head_dim"): (*MODEL, "qk_rope_head_dim"),
-    (*MODEL, "mtp_num_layers"): (*MODEL, "num_nextn_predict_layers"),
+    **{(*MODEL, other): (*MODEL, name) for other, name in renamed_in_yaml().items()},
 }
 # MindFormers' keys with the opposite meaning.
 NEGATED: dict[KeyPath, KeyPath] = {
@@ -218,20 +187,7 @@ _SPELLINGS = (
     "start_token_id decoder_start_token_id",
     "torch_dtype dtype",
     "num_experts num_local_experts n_routed_experts moe_config.expert_num",
-    "num_experts_per_tok moe_config.num_experts_chosen",
-    "n_shared_experts moe_config.shared_expert_num",
-    *(
-        f"{name} moe_config.{name}"
-        for name in (
-            "moe_intermediate_size",
-            "norm_topk_prob",
-            "routed_scaling_factor",
-            "first_k_dense_replace",
-            "topk_method",
-            "n_group",
-            "topk_group",
-        )
-    ),
+    *(f"{name} moe_config.{other}" for other, name in MOE_CONFIG_ALIASES.items() if other != "expert_num"),
 )
 SYNONYMS: tuple[tuple[KeyPath, ...], ...] = tuple(
     tuple((*MODEL, *name.split(".")) for name in group.split()) for group in _SPELLINGS

@@ -173,9 +173,9 @@ PROMPTS = [
     (["-"], b"\n \n", "there is no prompt"),
     (["promts.txt"], b"", "the prompt file promts.txt does not exist; did you mean 'prompts.txt'?"),
     (
-        ["prompt.jsonl"],
+        ["zz.jsonl"],
         b"",
-        "the prompt file prompt.jsonl does not exist; a prompt that ends like a file name goes through",
+        "the prompt file zz.jsonl does not exist; a prompt that ends like a file name goes through",
     ),
     (["none/prompts.jsonl"], b"", "the prompt file none/prompts.jsonl does not exist"),
     (["blank.txt"], b"", "the prompt file blank.txt holds no prompt"),

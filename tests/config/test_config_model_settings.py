@@ -10,11 +10,11 @@ import pytest
 
 from inference.config import Override, load_config, parse_override
 from inference.config.error_messages import known_keys
+from inference.config.key_aliases import MOE_CONFIG_ALIASES
 from inference.config.known_keys import MODEL, NEGATED, NOT_ACTED_ON, RENAMED, RIVALS, SYNONYMS
 from inference.config.model_settings import ARCHITECTURE_KEYS, DEVICE_KEYS, GENERATION_KEYS, ModelSettings
 from inference.errors import ConfigError
 from inference.models.architecture.config_aliases import lay_over
-from inference.models.architecture.experts import MINDFORMERS_NAMES
 from inference.models.architecture.registry import model_config_from
 
 GOLDENS = sorted((Path(__file__).parents[1] / "goldens").glob("*/config.json"))
@@ -98,7 +98,7 @@ def test_tables_name_keys_that_exist_and_each_key_once() -> None:
         section = path[: len(MODEL)] if path[: len(MODEL)] == MODEL else path[:-1]
         assert path[len(section)] in known_keys(section)
     groups = [{path[len(MODEL) :] for path in group} for group in SYNONYMS]
-    for theirs, ours in MINDFORMERS_NAMES.items():
+    for theirs, ours in MOE_CONFIG_ALIASES.items():
         assert any({("moe_config", theirs), (ours,)} <= group for group in groups), theirs
 
 

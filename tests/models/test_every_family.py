@@ -35,7 +35,7 @@ FAMILIES = (
     "baichuan2_13b", "chatglm3", "deepseek_v2", "deepseek_v3", "gemma2", "gemma3", "glm", "glm4", "glm4_moe", "gpt2",
     "internlm2", "llama31", "mistral_window", "mixtral", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe",
     "t5/t5_gated_untied", "telechat2", "gemma", "starcoder2", "ernie4_5", "seed_oss", "smollm3", "granite", "olmo2",
-    "exaone4", "stablelm", "hunyuan", "ministral", "phi", "cohere", "cohere2",
+    "exaone4", "stablelm", "hunyuan", "ministral", "phi", "cohere", "cohere2", "granitemoe",
 )  # fmt: skip
 FORMATS = (Format.FLOAT16, Format.BFLOAT16, Format.INT8, Format.INT4)
 

@@ -35,6 +35,8 @@ LORA = GOLDENS / "lora"
 CASES = sorted(path.name for path in LORA.iterdir() if path.name != "t5")
 BLOCK_SIZE, BLOCKS = 16, 100
 TOLERANCE = 1e-4
+# Experts that a checkpoint stacks in one tensor have no matrix of their own to adapt.
+STACKED = re.compile(r"block_sparse_moe\.(input|output)_linear$")
 # Tables, of which rows are looked up.
 NOT_ADAPTED = (EMBEDDING, POSITIONS, SHARED, DISTANCES)
 
@@ -429,6 +431,8 @@ def random_adapter(directory: Path, base: str, modules: str, rank: int, seed: in
     for tensor, place in pairs:
         module = tensor.name.removesuffix(".weight")
         if len(tensor.shape) != 2 or not re.search(modules, module) or place.parameter.endswith(NOT_ADAPTED):
+            continue
+        if STACKED.search(module):
             continue
         rows, columns = place.taken_from or place.shape
         for half, shape in {"A": (rank, columns), "B": (rows, rank)}.items():

@@ -8,44 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from inference.config.key_aliases import aliases_of_a_model
 from inference.errors import ConfigError
 from inference.files.values import Reader, shown
 from inference.models.architecture.experts import from_moe_config
 from inference.models.architecture.sizes import FACTOR, THETA
 
-# Other names of a key (MindFormers' and some families') -> Hugging Face's usual one. `seq_length` is not translated: it
-# is the length to run with, not the model's own limit.
-OTHER_NAMES = {
-    "num_layers": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-    "n_kv_heads": "num_key_value_heads",
-    "theta": "rope_theta",
-    "max_position_embedding": "max_position_embeddings",
-    "qkv_has_bias": "qkv_bias",
-    "n_layer": "num_hidden_layers",
-    "n_head": "num_attention_heads",
-    "n_embd": "hidden_size",
-    "n_embed": "hidden_size",
-    "n_inner": "intermediate_size",
-    "n_positions": "max_position_embeddings",
-    "ffn_hidden_size": "intermediate_size",
-    "kv_channels": "head_dim",
-    "padded_vocab_size": "vocab_size",
-    "add_qkv_bias": "qkv_bias",
-    "use_qkv_bias": "qkv_bias",
-    "layernorm_epsilon": "rms_norm_eps",
-    "layer_norm_epsilon": "rms_norm_eps",
-    "norm_epsilon": "rms_norm_eps",
-    "layer_norm_eps": "rms_norm_eps",
-    "hidden_activation": "hidden_act",
-    "activation_function": "hidden_act",
-    "d_model": "hidden_size",
-    "d_ff": "intermediate_size",
-    "d_kv": "head_dim",
-    "bias": "attention_bias",
-    "num_local_experts": "num_experts",
-    "n_routed_experts": "num_experts",
-}
+OTHER_NAMES = aliases_of_a_model()
 
 
 def lay_over(own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from inference.config.key_aliases import MOE_CONFIG_ALIASES
 from inference.files.fields import Fields
 from inference.files.values import INTEGERS
 from inference.kernels.formats import with_room
@@ -18,19 +19,6 @@ from inference.kernels.shapes import Routing
 from inference.models.architecture.sizes import EXPERTS, MOST_EXPERTS, SHARED_EXPERTS, WIDTH
 
 SCORING = ("softmax", "sigmoid")
-# Names in MindFormers' section `moe_config` -> Hugging Face's names.
-MINDFORMERS_NAMES = {
-    "expert_num": "num_experts",
-    "num_experts_chosen": "num_experts_per_tok",
-    "shared_expert_num": "n_shared_experts",
-    "moe_intermediate_size": "moe_intermediate_size",
-    "norm_topk_prob": "norm_topk_prob",
-    "routed_scaling_factor": "routed_scaling_factor",
-    "first_k_dense_replace": "first_k_dense_replace",
-    "topk_method": "topk_method",
-    "n_group": "n_group",
-    "topk_group": "topk_group",
-}
 # How many of a group's best experts its score adds up: 1 in DeepSeek-V2, 2 in V3, whose scores have a correction.
 GROUP_BEST = {"greedy": 1, "group_limited_greedy": 1, "noaux_tc": 2}
 
@@ -80,7 +68,7 @@ def from_moe_config(section: Mapping[str, Any]) -> dict[str, Any]:
     """Returns MindFormers' `moe_config` in Hugging Face's names; empty if it has one expert, which stands for none."""
     if section.get("expert_num") in (None, 1):
         return {}
-    keys = {ours: section[theirs] for theirs, ours in MINDFORMERS_NAMES.items() if section.get(theirs) is not None}
+    keys = {ours: section[theirs] for theirs, ours in MOE_CONFIG_ALIASES.items() if section.get(theirs) is not None}
     if section.get("use_gating_sigmoid"):
         keys["scoring_func"] = "sigmoid"
     # One expert per token, unless the section states more.

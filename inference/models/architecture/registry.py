@@ -84,6 +84,12 @@ SMOLLM3 = Family(
     defaults={"no_rope_layer_interval": 4, "rope_theta": 2e6, "tie_word_embeddings": True},
 )
 GRANITE = Family("granite", attention_bias_on_output=True, defaults={"attention_multiplier": 1.0})
+GRANITE_MOE = replace(
+    GRANITE,
+    name="granitemoe",
+    storage=Storage(tensor_names.GRANITE_MOE),
+    experts=ExpertsRule(chosen=2, normalize=True),
+)
 OLMO2 = Family(
     "olmo2",
     attention_bias_on_output=True,
@@ -206,6 +212,7 @@ ARCHITECTURES: dict[str, Family] = {
     "SeedOssForCausalLM": SEED_OSS,
     "SmolLM3ForCausalLM": SMOLLM3,
     "GraniteForCausalLM": GRANITE,
+    "GraniteMoeForCausalLM": GRANITE_MOE,
     "Olmo2ForCausalLM": OLMO2,
     "Exaone4ForCausalLM": EXAONE4,
     "StableLmForCausalLM": STABLELM,
@@ -266,6 +273,7 @@ ALIASES = {
     "seed_oss": "SeedOssForCausalLM",
     "smollm3": "SmolLM3ForCausalLM",
     "granite": "GraniteForCausalLM",
+    "granitemoe": "GraniteMoeForCausalLM",
     "olmo2": "Olmo2ForCausalLM",
     "exaone4": "Exaone4ForCausalLM",
     "stablelm": "StableLmForCausalLM",

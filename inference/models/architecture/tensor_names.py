@@ -148,6 +148,13 @@ POST_NORMS: Names = (
     (r"\.post_feedforward_layernorm\.", ".post_mlp_layernorm."),
 )
 
+# All experts of a layer are in one tensor, which `separate_experts` splits.
+GRANITE_MOE: Names = (
+    (r"\.block_sparse_moe\.router\.layer\.", ".mlp.gate."),
+    (r"\.block_sparse_moe\.input_linear\.", ".mlp.experts.gate_up_proj."),
+    (r"\.block_sparse_moe\.output_linear\.", ".mlp.experts.down_proj."),
+)
+
 HUNYUAN: Names = (
     (r"\.self_attn\.query_layernorm\.", ".self_attn.q_norm."),
     (r"\.self_attn\.key_layernorm\.", ".self_attn.k_norm."),

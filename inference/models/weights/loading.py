@@ -25,6 +25,7 @@ from inference.models.weights.parameters import (
     TensorPlace,
     hugging_face_name,
     is_draft_layer,
+    separate_experts,
     spare_names,
     tensor_places,
 )
@@ -111,7 +112,7 @@ def _by_our_names(checkpoint: Checkpoint, config: AnyConfig, path: Path) -> Chec
         if ours in stored:
             raise CheckpointError(f"{path}: '{stored[ours].name}' and '{name}' are two spellings of one tensor")
         if not DERIVED.search(name):
-            stored[ours] = tensor
+            stored |= separate_experts(ours, tensor)
     return stored
 
 

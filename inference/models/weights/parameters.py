@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Container, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 
 import numpy as np
 
+from inference.checkpoint.tensor import StoredTensor
 from inference.kernels.formats import whole_panels
 from inference.models.architecture.config import ModelConfig
 from inference.models.architecture.experts import ExpertsConfig, mindformers_down, mindformers_gate_up
@@ -121,6 +122,7 @@ HEAD_BIAS = "lm_head.bias"
 # A layer's router, followed by the gate of its shared expert if it has one.
 ROUTER = "router.weight"
 LAYER = re.compile(r"model\.layers\.(\d+)\.")
+_STACKED = re.compile(r"(.*\.mlp\.experts\.)(gate_up_proj|down_proj)\.weight")
 # T5's embedding, and the last part of the name of its bias by distance.
 SHARED = "shared.weight"
 DISTANCES = "relative_attention_bias.weight"
@@ -146,6 +148,27 @@ def hugging_face_name(name: str, names: Names = ()) -> str:
     for pattern, ours in (*names, *MINDFORMERS):
         name = re.sub(pattern, ours, name)
     return name
+
+
+def separate_experts(name: str, tensor: StoredTensor) -> dict[str, StoredTensor]:
+    """Returns one tensor for each expert's matrix if `tensor` stacks them, [experts, out, in], else the tensor itself.
+
+    A stacked gate and up projection has each expert's gate above its up.
+    """
+    found = _STACKED.fullmatch(name)
+    if found is None or len(tensor.shape) != 3:
+        return {name: tensor}
+    count, rows, columns = tensor.shape
+    parts = ("gate_proj", "up_proj") if found[2] == "gate_up_proj" else (found[2],)
+    if rows % len(parts):
+        return {name: tensor}
+    flat, size = replace(tensor, shape=(count * rows, columns)), rows // len(parts)
+    separate = {}
+    for index in range(count):
+        for half, part in enumerate(parts):
+            first = index * rows + half * size
+            separate[f"{found[1]}{index}.{part}.weight"] = flat.rows(first, first + size)
+    return separate
 
 
 def is_draft_layer(name: str, config: AnyConfig) -> bool:
