@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import io
-import os
-import shutil
 import sys
 
 import pytest
@@ -70,7 +68,7 @@ def test_what_loads_is_said_on_a_terminal(
 
 @pytest.mark.parametrize("columns", [5, 30, 80])
 def test_labels_and_progress_fit_the_window(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "get_terminal_size", lambda *_: os.terminal_size((columns, 20)))
+    monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setattr(sys, "stdout", io.StringIO())
     text = "Once upon\na time " * 10
     label = predict._label(EncodedPrompt(0, Prompt("0", "x", text=text), text, [], GenerationConfig()))
