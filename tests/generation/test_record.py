@@ -12,6 +12,8 @@ from inference.generation.record import Completion, completion_of, failed_comple
 from inference.generation.text import Answer, EncodedPrompt
 from inference.inputs.prompts import Prompt
 
+# Fields that JSON has only if they were given.
+GIVEN = ("attempts", "value", "input_digest", "tool_calls")
 OPTIONAL = {"row", "seed", "truncated_tokens", "logprobs", "samples", "reasoning"}
 
 
@@ -38,7 +40,7 @@ def test_json_has_every_field_of_the_dataclass() -> None:
     first = replace(first, samples=[first, replace(first, text="no")])
     made = completion_of(first, "m").as_dict()
     names = [item.name for item in fields(Completion)]
-    assert [name for name in names if name not in ("attempts", "value", "input_digest")] == list(made)
+    assert [name for name in names if name not in GIVEN] == list(made)
     assert (made["reasoning"], made["text"]) == ("hm", "yes")
     assert [sample["text"] for sample in made["samples"]] == ["yes", "no"]
     assert made["logprobs"][2] == {"token_id": 0, "logprob": -0.5, "top": [[0, -0.5]]}

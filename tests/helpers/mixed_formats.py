@@ -6,12 +6,13 @@ from itertools import cycle
 
 from inference.kernels.formats import Format, MixedFormat
 from inference.models.architecture.t5_config import AnyConfig
-from inference.models.weights.parameters import ROUTER, parameter_shapes
+from inference.models.weights.parameters import DISTANCES, ROUTER, parameter_shapes
 
 FORMS = (Format.INT4_MIN, Format.INT8, Format.BFLOAT16, Format.INT8_MIN, Format.INT4)
 
 
 def mixed_format(config: AnyConfig) -> MixedFormat:
-    """Every format in turn; routers stay float32."""
-    names = [name for name, shape in parameter_shapes(config).items() if len(shape) > 1 and not name.endswith(ROUTER)]
+    """Every format in turn; what is never rounded stays float32: routers, and T5's bias by distance."""
+    exact = (ROUTER, DISTANCES)
+    names = [name for name, shape in parameter_shapes(config).items() if len(shape) > 1 and not name.endswith(exact)]
     return MixedFormat(dict(zip(names, cycle(FORMS), strict=False)))
