@@ -105,7 +105,7 @@ FLAGS: tuple[Flag, ...] = (
         _MODEL,
         ("auto", "float32", "float16", "bfloat16", "int8", "int4", "int8_min", "int4_min"),
     ),
-    Flag("--kv_cache_dtype", "engine.kv_cache_dtype", str, "Type of the KV cache.", _MODEL, ("float32", "float16")),
+    Flag("--kv_cache_dtype", "engine.kv_cache_dtype", str, "Type of the KV cache.", _MODEL, ("float32", "float16", "int8")),
     Flag("--random_weights", "engine.random_weights", bool, "Run with random weights.", _MODEL),
     Flag("--device_target", "context.device_target", str, "Kind of device.", _DEVICE, ("CPU", "Ascend", "GPU")),
     Flag("--device_id", "context.device_id", int, "Number of the device on this machine.", _DEVICE),
