@@ -147,10 +147,11 @@ def test_logits_agree(name: str, steps: list[list[SequenceStep]]) -> None:
             assert np.abs(narrow[dtype].step(batch).logits - expected).max() <= limit * allowed, dtype
 
 
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
 @pytest.mark.parametrize("name", MODELS)
-def test_a_tokens_result_does_not_depend_on_its_neighbors(name: str) -> None:
+def test_a_tokens_result_does_not_depend_on_its_neighbors(name: str, dtype: str) -> None:
     """To the last bit: alone, beside another sequence, token by token."""
-    model, tokens = shared_runner(name, "native"), np.random.default_rng(4).integers(0, VOCABULARY, 40).tolist()
+    model, tokens = shared_runner(name, "native", dtype), np.random.default_rng(4).integers(0, VOCABULARY, 40).tolist()
     alone = model.step(StepBatch.build([SequenceStep(tokens, 0, range(1, 4))], BLOCK_SIZE, all_logits=True)).logits
     pair = [SequenceStep(tokens[7:30], 0, range(4, 7)), SequenceStep(tokens, 0, range(7, 10))]
     together = model.step(StepBatch.build(pair, BLOCK_SIZE, all_logits=True)).logits
@@ -166,7 +167,8 @@ def test_a_tokens_result_does_not_depend_on_its_neighbors(name: str) -> None:
 )
 def test_a_token_is_the_same_to_the_last_bit_alone_and_in_any_batch(name: str, weight_format: Format) -> None:
     """Whole prompts together, prompts one by one, and prompts token by token in the company of others."""
-    model = make_runner(name, "native", cache_dtype="float16" if weight_format is Format.INT4 else "float32", weight_format=weight_format)
+    cache_dtype = "float16" if weight_format is Format.INT4 else "float32"
+    model = make_runner(name, "native", cache_dtype, weight_format)
     lengths = (1, 17, 40)
     prompts = [np.random.default_rng(row).integers(0, VOCABULARY, n).tolist() for row, n in enumerate(lengths)]
     tables = [range(1 + 8 * row, 9 + 8 * row) for row in range(len(prompts))]
