@@ -210,7 +210,7 @@ class TestRefused:
         self.refused(done, "started with max_new_tokens 12, but it is 13 now; .*--overwrite", max_new_tokens=13)
 
     def test_a_file_that_is_there(self, done: tuple[str, Path]) -> None:
-        self.refused(done, "exists; give another name, or --overwrite, or --resume to go on", resume=False)
+        self.refused(done, "exists; give another name, or --overwrite, or --resume to continue", resume=False)
         toy_job([done[0]], str(done[1]), overwrite=True, max_new_tokens=1)
         assert max(row["completion_tokens"] or 0 for row in records(done[1])) >= 1
 
