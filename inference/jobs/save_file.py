@@ -363,7 +363,7 @@ def _check_same(path: Path, identity: Identity) -> None:
         InputError: something differs; the message names it.
     """
     sidecar = sidecar_of(path)
-    again = "--overwrite begins anew"
+    again = "--overwrite starts again"
     try:
         with sidecar.open("rb") as file:
             old = json.loads(file.read(LARGEST_SIDECAR))

@@ -133,7 +133,7 @@ class TestCommands:
     def test_a_file_that_is_no_conversation(self, text: str, tmp_path: Path) -> None:
         path = tmp_path / "x.json"
         path.write_text(text)
-        with pytest.raises(InputError, match="no conversation|not JSON"):
+        with pytest.raises(InputError, match="not a saved conversation|not JSON"):
             Conversation.load(path)
 
 

@@ -216,7 +216,7 @@ class TestRefused:
 
     def test_no_sidecar(self, done: tuple[str, Path]) -> None:
         sidecar_of(done[1]).unlink()
-        self.refused(done, "there is no .*out.jsonl.job")
+        self.refused(done, r"without .*out\.jsonl\.job, which is missing")
         sidecar_of(done[1]).write_text("{")
         self.refused(done, "out.jsonl.job cannot be read")
 
