@@ -204,7 +204,7 @@ class TestAnswer:
             return dataclasses.replace(result, best=result.best * 0 - 1) if len(calls) == 3 else result
 
         monkeypatch.setattr(llama.model.runner, "step", fail)
-        with pytest.raises(InferenceError, match="no numbers"):
+        with pytest.raises(InferenceError, match="not numbers"):
             llama.model.answer(prompts, tokenizer, streamer)
         assert isinstance("".join(streamer), str) and len(calls) == 3
         monkeypatch.undo()

@@ -213,7 +213,7 @@ class TestRope:
                 "'scaling_factor' .* must be a positive number",
             ),
             ({"partial_rotary_factor": 1.5}, "'partial_rotary_factor' is 1.5"),
-            ({"partial_rotary_factor": 0.1}, "'partial_rotary_factor' 0.1 of a head of 8 is no pairs"),
+            ({"partial_rotary_factor": 0.1}, "'partial_rotary_factor' 0.1 of a head of 8 does not give whole pairs"),
             ({"extend_method": "LLAMA3"}, "scaling_factor"),
             ({"extend_method": "PI"}, "scaling_factor"),
         ],
