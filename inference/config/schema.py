@@ -193,7 +193,7 @@ class EngineSettings(Section):
     weight_dtype: Annotated[
         Literal["auto", "float32", "float16", "bfloat16", "int8", "int4", "int8_min", "int4_min"], Spelling
     ] = Field("auto", description="Type of the weights in memory.")
-    kv_cache_dtype: Annotated[Literal["float32", "float16"], Spelling] = Field(
+    kv_cache_dtype: Annotated[Literal["float32", "float16", "int8"], Spelling] = Field(
         "float32", description="Type of the KV cache."
     )
     block_size: Count = Field(16, le=4096, description="Tokens in a block of the KV cache.")

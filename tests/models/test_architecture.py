@@ -568,7 +568,8 @@ class TestLatent:
         config = family("DeepseekV3ForCausalLM", **DEEPSEEK)
         assert config.latent == LatentConfig(20, 24, 10, 6, 12, 0.25, True)
         assert (config.head_dim, config.cache_size, config.draft_layers) == (6, 26, 1)
-        assert block_bytes(config, 16) == 3 * 16 * 26 * 4 and block_bytes(config, 16, half=True) == 3 * 16 * 26 * 2
+        assert block_bytes(config, 16) == 3 * 16 * 26 * 4 and block_bytes(config, 16, "float16") == 3 * 16 * 26 * 2
+        assert block_bytes(config, 16, "int8") == 3 * 16 * (26 + 2 * 4)
         plain = family("DeepseekV2ForCausalLM", **{**DEEPSEEK, "q_lora_rank": None, "rope_interleave": False})
         assert plain.latent == LatentConfig(20, 0, 10, 6, 12, 0.25, False)
 

@@ -83,6 +83,11 @@ class T5Config:
         return 2 * self.kv_size
 
     @property
+    def cache_vectors(self) -> int:
+        """Number of vectors per position in a layer's cache, each of which has a scale if the cache is int8."""
+        return 2 * self.num_heads
+
+    @property
     def cache_length(self) -> int:
         """The most cache positions that a request needs, for its source and its answer together."""
         return 2 * self.context_length
