@@ -87,7 +87,7 @@ def test_killed_interrupted_and_gone_on_with(cli):
     again = cli.demo(*FLAGS, *SLOW, "--resume")
     assert again.code == 3 and again.out == "" and f"{ROWS} rows had been done before, 0 were left" in again.err
     other = cli.demo(*FLAGS, *SLOW, "--resume", "--temperature", "0.5")
-    assert "out.jsonl was begun with generation.do_sample false, it is true now; give the same" in other.error()
+    assert "out.jsonl was started with generation.do_sample false, but it is true now; give the same" in other.error()
     assert "--resume continues a save file, --overwrite replaces it" in cli.demo(*FLAGS, "--resume", "--force").error()
 
 
