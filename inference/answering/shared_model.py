@@ -148,7 +148,7 @@ class _Work:
         return left
 
     def run_in_halves(self, rows: Sequence[EncodedPrompt]) -> None:
-        """Run rows in ever smaller parts. A row that breaks the engine by itself fails."""
+        """Run rows in ever smaller parts. A row that breaks the engine on its own fails."""
         if len(rows) == 1:
             for row in self.run(rows):
                 error = self.errors[row.row]

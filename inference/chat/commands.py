@@ -81,7 +81,7 @@ def _set(chat: Chat, argument: str) -> str:
 def _regenerate(chat: Chat, argument: str) -> str:
     question = chat.conversation.take_back()
     if question is None:
-        raise InputError("there is no answer to make anew")
+        raise InputError("there is no answer to regenerate")
     chat.ask(question)
     return ""
 

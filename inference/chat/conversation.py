@@ -70,7 +70,7 @@ class Conversation:
         except (ValueError, RecursionError) as error:
             raise InputError(f"{path} is not JSON ({error})") from None
         if not _is_conversation(value):
-            raise InputError(f"{path} is no conversation", "a file that /save wrote")
+            raise InputError(f"{path} is not a saved conversation", "a file that /save wrote")
         return cls(value.get("system"), list(value["messages"]), dict(value.get("settings") or {}))
 
 

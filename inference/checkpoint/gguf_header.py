@@ -128,7 +128,7 @@ def _opened(path: Path, changed: int, size: int) -> GgufFile:
             reader = _Reader(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         magic, version = reader.take(4), reader.number(4)
         if magic != MAGIC or version not in VERSIONS:
-            raise CheckpointError(f"{path} is no GGUF file of version 2 or 3", "give another file")
+            raise CheckpointError(f"{path} is not a GGUF file of version 2 or 3", "give another file")
         tensors, count = reader.number(10), reader.number(10)
         fields = dict(reader.field() for _ in range(count))
         infos = [reader.info() for _ in range(tensors)]

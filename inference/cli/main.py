@@ -148,7 +148,7 @@ def _act(config: InferenceConfig, given: dict[str, Any]) -> int:
 
 
 def _say_what_loads(config: InferenceConfig) -> None:
-    """Names the model on a terminal before the imports that take seconds; in a pipe there is nobody to wait."""
+    """Names the model on a terminal before the imports that take seconds; nobody waits at a pipe."""
     name = config.load_checkpoint or config.pretrained_model_dir
     if name and sys.stderr.isatty() and not is_worker() and RUN_MODES[config.run_mode].loads_model:
         sys.stderr.write(f"{styled(f'loading {name}', sys.stderr, dim=True)}\n")
@@ -253,7 +253,7 @@ def _report(error: BaseException) -> int:
     if isinstance(error, InferenceError):
         return _fail(str(error), None, error.exit_code)
     if isinstance(error, SystemExit):
-        # click raises this if the reader of standard output is gone: there is nobody to report it to.
+        # click raises this if the reader of standard output is gone: the error cannot be reported.
         return error.code if isinstance(error.code, int) else EXIT_FAILURE
     if is_out_of_memory(error):
         return _fail("out of memory", "take a smaller model, or set engine.kv_cache_memory", EXIT_FAILURE)

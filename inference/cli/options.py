@@ -233,7 +233,7 @@ def build_command(callback: Callable[..., int]) -> click.Command:
         PROGRAM,
         params=list(parameters()),
         callback=callback,
-        help="Runs a language model as a YAML config says. Answers go to standard output, all else to stderr. "
+        help="Runs a language model from a YAML config. Answers go to standard output, all else to stderr. "
         "Any key of the config can be given as --section.key VALUE. The command line outranks the YAML, the YAML the "
         "model's own files, and these the defaults.",
         options_metavar="--config YAML --predict_data TEXT [OPTIONS]",
@@ -264,7 +264,7 @@ def spread(arguments: Sequence[str]) -> list[str]:
         elif name in MULTIPLE:
             several = name
             out += [name, value if equals else _next_value(name, waiting)]
-        # One letter after a dash is no further value: other programs have such flags, and `-p text` is no prompt.
+        # One letter after a dash is not a further value: other programs have such flags, and `-p text` is not a prompt.
         elif argument.startswith("--") or _LETTER.fullmatch(argument):
             several = None
             out.append(argument)

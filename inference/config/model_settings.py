@@ -213,7 +213,7 @@ class ModelSettings(Section):
     max_length: Count | None = Field(None, description="The same; outranks max_decode_length.")
     max_new_tokens: Count | None = Field(None, description="Most tokens of the answer.")
     min_length: NonNegative | None = Field(None, description="Fewest tokens of prompt and answer together.")
-    do_sample: bool | None = Field(None, description="Draw tokens at random.")
+    do_sample: bool | None = Field(None, description="Sample tokens instead of taking the likeliest.")
     temperature: Temperature | None = Field(None, description="Divides the logits before sampling.")
     top_k: TopK | None = Field(None, description="Sample among the k most likely tokens.")
     top_p: TopP | None = Field(None, description="Sample among tokens of this total probability.")

@@ -34,7 +34,7 @@ class CutSettings(Section):
 
 
 class ChunkSettings(Section):
-    """`pipeline.preprocess.chunk`: long prompts in pieces, each of which is answered by itself."""
+    """`pipeline.preprocess.chunk`: long prompts in pieces, each of which is answered separately."""
 
     tokens: Count | None = Field(None, description="Tokens of a chunk, at most; no chunks if unset.")
     overlap: NonNegative = Field(0, description="Tokens at the end of a chunk with which the next one begins.")

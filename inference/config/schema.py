@@ -84,14 +84,14 @@ class ContextSettings(Section):
     )
     device_target: Annotated[Literal["CPU", "Ascend", "GPU"], Spelling] = Field("CPU", description="Kind of device.")
     device_id: NonNegative = Field(0, description="Number of the device on this machine.")
-    max_device_memory: OptionalText = Field(None, description="Most memory of an Ascend device, such as 58GB.")
+    max_device_memory: OptionalText = Field(None, description="Maximum memory of an Ascend device, such as 58GB.")
     mempool_block_size: OptionalText = Field(None, description="Step by which an Ascend device's memory grows.")
     memory_optimize_level: Literal["O0", "O1"] | None = Field(None, description="O1 saves memory in compiling.")
     max_call_depth: Count = Field(10000, description="Deepest nesting of calls in a graph.")
     save_graphs: Annotated[int, BeforeValidator(one_of(_SAVE_GRAPHS, "true, false, or 0 to 3"))] = Field(
         0, description="How much of the compiled graphs to write out, 0 to 3."
     )
-    save_graphs_path: OptionalText = Field(None, description="Directory for them.")
+    save_graphs_path: OptionalText = Field(None, description="Directory for the graphs.")
     deterministic: Literal["ON", "OFF"] | None = Field(None, description="Deterministic kernels on Ascend.")
     runtime_num_threads: NonNegative | None = Field(None, description="Threads of MindSpore's CPU runtime.")
     enable_graph_kernel: bool | None = Field(None, description="Fuse operators into graph kernels.")
@@ -117,9 +117,10 @@ class ParallelConfig(Section):
 
     data_parallel: Count = Field(1, description="Copies of the model.")
     model_parallel: Count = Field(
-        1, description="Devices that share each layer (tensor parallel); in a parallel run all that are left, if unset."
+        1,
+        description="Devices that share each layer (tensor parallel); if unset, all devices that data_parallel leaves.",
     )
-    pipeline_stage: Count = Field(1, description="Groups of layers on devices of their own.")
+    pipeline_stage: Count = Field(1, description="Groups of layers, each on its own devices.")
     expert_parallel: Count = Field(1, description="Devices that share the experts.")
 
 
@@ -151,14 +152,14 @@ class TokenizerSettings(Section):
     unk_token: OptionalText = Field(None, description="Text of the unknown token.")
     bos_token: OptionalText = Field(None, description="Text of the token that begins a sequence.")
     eos_token: OptionalText = Field(None, description="Text of the token that ends a sequence.")
-    pad_token: OptionalText = Field(None, description="Text of the token that fills up short rows.")
+    pad_token: OptionalText = Field(None, description="Text of the token that pads short rows.")
     additional_special_tokens: Texts | None = Field(None, description="Texts of further special tokens.")
     add_bos_token: bool | None = Field(None, description="Begin each prompt with bos_token.")
     add_eos_token: bool | None = Field(None, description="End each prompt with eos_token.")
     prefix_tokens: Texts | None = Field(None, description="Texts of the tokens before each prompt, in place of bos.")
     add_special_tokens: bool | None = Field(None, description="Add the tokenizer's own special tokens.")
     chat_template: OptionalText = Field(None, description="Jinja template of a conversation.")
-    model_max_length: LargeCount | None = Field(None, description="Longest prompt, in tokens.")
+    model_max_length: LargeCount | None = Field(None, description="Maximum prompt length in tokens.")
     max_length: LargeCount | None = Field(None, description="The same.")
 
 
@@ -167,9 +168,9 @@ class ProcessorSettings(Section):
 
     type: OptionalText = Field(None, description="MindFormers' processor class.")
     tokenizer: TokenizerSettings = Field(default_factory=TokenizerSettings, description="The tokenizer.")
-    chat: bool = Field(False, description="Put each prompt into the model's chat template.")
+    chat: bool = Field(False, description="Render each prompt with the model's chat template.")
     chat_template_kwargs: Free | None = Field(
-        None, description="Variables of the chat template, such as enable_thinking; those of a row outrank them."
+        None, description="Variables of the chat template, such as enable_thinking; a row's own variables outrank them."
     )
 
 
@@ -183,26 +184,30 @@ class TrainerSettings(Section):
 class EngineSettings(Section):
     """`engine`: how this project runs the model."""
 
-    backend: Literal["auto", "native", "mindformers"] = Field("auto", description="Whose networks run.")
-    kernels: Literal["auto", "native", "stock"] = Field("auto", description="Our CPU kernels, or stock operators.")
+    backend: Literal["auto", "native", "mindformers"] = Field(
+        "auto", description="Which networks run: this project's or MindFormers'."
+    )
+    kernels: Literal["auto", "native", "stock"] = Field(
+        "auto", description="This project's CPU kernels, or MindSpore's stock operators."
+    )
     weight_dtype: Annotated[
         Literal["auto", "float32", "float16", "bfloat16", "int8", "int4", "int8_min", "int4_min"], Spelling
     ] = Field("auto", description="Type of the weights in memory.")
-    kv_cache_dtype: Annotated[Literal["float32", "float16"], Spelling] = Field(
+    kv_cache_dtype: Annotated[Literal["float32", "float16", "int8"], Spelling] = Field(
         "float32", description="Type of the KV cache."
     )
     block_size: Count = Field(16, le=4096, description="Tokens in a block of the KV cache.")
     kv_cache_memory: Bytes | None = Field(
         None, description="Memory of the KV cache: bytes, or a size such as 2GiB; sized to the work if unset."
     )
-    max_batch_tokens: Count = Field(512, le=1 << 20, description="Most tokens in one step of the model.")
-    max_sequences: Count = Field(64, le=1 << 16, description="Most sequences in one step of the model.")
+    max_batch_tokens: Count = Field(512, le=1 << 20, description="Maximum number of tokens in one step of the model.")
+    max_sequences: Count = Field(64, le=1 << 16, description="Maximum number of sequences in one step of the model.")
     threads: Count | None = Field(None, le=1024, description="CPU threads; all cores if unset.")
-    prefix_cache: bool = Field(True, description="Prompts that begin alike share that part of the KV cache.")
+    prefix_cache: bool = Field(True, description="Prompts with a common prefix share its part of the KV cache.")
     speculation: Literal["none", "lookup", "auto"] = Field(
         "none",
-        description="Guess tokens from the row's own text and check them in one step, where that pays (lookup, auto); "
-        "answers stay the same.",
+        description="Guess tokens from the row's own text and verify them in one step when that is faster (lookup, "
+        "auto); answers stay the same.",
     )
     qkv_layout: Literal["stacked", "interleaved"] | None = Field(
         None,
@@ -221,10 +226,10 @@ class InputSettings(Section):
     """`input`: how prompt files are read."""
 
     format: FormatName | None = Field(
-        None, description="Format of files and standard input; told by the file's suffix if unset, txt for stdin."
+        None, description="Format of files and standard input; if unset, the file's suffix decides, and stdin is txt."
     )
-    prompt_column: str = Field("prompt", description="Column of a table that has the prompts.")
-    id_column: str = Field("custom_id", description="Column of a table that has the rows' names, if it has one.")
+    prompt_column: str = Field("prompt", description="Table column with the prompts.")
+    id_column: str = Field("custom_id", description="Table column with the row names, if there is one.")
     max_line_bytes: Count = Field(MAX_LINE_BYTES, description="Longest line; a longer one is a bad row.")
 
 
@@ -232,7 +237,7 @@ class OutputSettings(Section):
     """`output`: what to write, and where."""
 
     format: Literal["text", "json", "mindformers"] | None = Field(
-        None, description="Form of the answers; json for a save file that ends in .jsonl, and text, if unset."
+        None, description="Format of the answers; json for a save file that ends in .jsonl, and text, if unset."
     )
     save_file: OptionalText = Field(
         None, description="File for the answers; text goes to standard output as well, records do not."
@@ -240,8 +245,8 @@ class OutputSettings(Section):
     ordered: bool = Field(False, description="Write records in the order of the prompts, not as they finish.")
     max_errors: NonNegative | None = Field(None, description="Rows that may fail before the run stops.")
     metrics_file: OptionalText = Field(None, description="File for the figures of the run, as JSON.")
-    metrics_plot: OptionalText = Field(None, description="Picture of the figures, such as a .png; needs matplotlib.")
-    stream: bool | None = Field(None, description="Write text as it comes; decided by the output if unset.")
+    metrics_plot: OptionalText = Field(None, description="Plot of the figures, such as a .png; needs matplotlib.")
+    stream: bool | None = Field(None, description="Write text as it is generated; if unset, only on a terminal.")
     echo: bool | None = Field(
         None, description="Write the prompt before its answer, or into its record; records alone have it if unset."
     )
@@ -257,17 +262,19 @@ class EvaluateSettings(Section):
     """`evaluate`: how answers are compared with references."""
 
     metrics: Texts | None = Field(
-        None, description="exact_match, token_f1, bleu, chrf, perplexity, latency; all that can be had if unset."
+        None, description="exact_match, token_f1, bleu, chrf, perplexity, latency; if unset, all that are available."
     )
-    reference_key: str = Field("reference", description="Key of a row that has its reference, or (with an s) several.")
-    slice_key: str = Field("slice", description="Key of a row that has the slices it is in.")
+    reference_key: str = Field("reference", description="Key of a row's reference, or with an s of several.")
+    slice_key: str = Field("slice", description="Key of a row's slices.")
     compare_with: OptionalText = Field(
         None, description="A second model: a config, a preset, or the .json result of an evaluation."
     )
     result_file: OptionalText = Field(None, description="File for all figures and answers, as JSON.")
     report_file: OptionalText = Field(None, description="File for the page with tables and plots, as HTML.")
     bootstrap_samples: Count = Field(1000, description="Resamplings of the rows for a confidence interval.")
-    confidence: Annotated[float, Field(gt=0, lt=1)] = Field(0.95, description="Share of them that it holds.")
+    confidence: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.95, description="Share of the resamplings that the interval holds."
+    )
     min_score: Scores = Field(default_factory=dict, description="Scores that must be at least this, or exit code 4.")
     max_score: Scores = Field(default_factory=dict, description="Scores that must be at most this, or exit code 4.")
     max_drop: Scores = Field(
@@ -294,18 +301,20 @@ class StepSettings(Section):
     remote: Free | None = Field(
         None, description="An OpenAI-compatible endpoint instead: url, model, key_variable, ..."
     )
-    handler: OptionalText = Field(None, description="Any other model handler of Beam's: the dotted path of its class.")
+    handler: OptionalText = Field(None, description="Any other Beam model handler: the dotted path of its class.")
     arguments: Free = Field(
         default_factory=dict, description="Arguments of the handler, of any kind; {object: path} is an import."
     )
     settings: Free = Field(default_factory=dict, description="Generation settings of all rows in this step.")
-    after: Texts | None = Field(None, description="Steps whose answers it waits for; rows of the input if unset.")
+    after: Texts | None = Field(
+        None, description="Steps whose answers this step waits for; if unset, it takes the input rows."
+    )
     template: OptionalText = Field(
         None, description="Its prompt, as a Jinja template over prompt, row, answer and the steps before it."
     )
     field: OptionalText = Field(None, description="Key of the row that is given to the handler, instead of the prompt.")
     prepare: OptionalText = Field(None, description="Function that makes the handler's example, by its dotted path.")
-    result: OptionalText = Field(None, description="Function that makes an answer of what the handler gives.")
+    result: OptionalText = Field(None, description="Function that makes an answer from the handler's result.")
 
 
 class PipelineSettings(Section):
@@ -313,7 +322,8 @@ class PipelineSettings(Section):
 
     engine: Literal["beam", "ray", "spark"] = Field("beam", description="What distributes the rows.")
     address: OptionalText = Field(
-        None, description="Of a Ray or Spark cluster, such as spark://host:7077; the engine's own setting if unset."
+        None,
+        description="Address of a Ray or Spark cluster, such as spark://host:7077; the engine's own setting if unset.",
     )
     worker_cpus: Count = Field(1, description="CPUs of each worker on Ray or Spark, and threads of its models.")
     preprocess: PreprocessSettings = Field(
@@ -325,7 +335,7 @@ class PipelineSettings(Section):
     splits: tuple[dict[str, float], ...] = Field(
         (), description="Mappings of steps to shares of 1: a row goes to one of them, by a hash of its name."
     )
-    fields: Texts = Field((), description="Keys of rows that are for templates and handlers, and no settings.")
+    fields: Texts = Field((), description="Keys of rows that only templates and handlers use; all others are settings.")
     output: OptionalText = Field(
         None, description="Step whose answer is the row's; the first of the last steps if unset."
     )
@@ -355,12 +365,12 @@ class InferenceConfig(Section):
         "predict",
         description=f"{', '.join(f'{mode.name} {mode.help}' for mode in RUN_MODES.values())}.",
     )
-    output_dir: str = Field("./output", description="Directory for what a run writes.")
+    output_dir: str = Field("./output", description="Directory for output files.")
     use_parallel: bool = Field(False, description="Run on several devices; the launcher starts a process for each.")
     load_checkpoint: OptionalText = Field(
         None, description="Directory or file of the weights; a GGUF file is a whole model."
     )
-    load_ckpt_format: Literal["safetensors", "ckpt"] | None = Field(None, description="Form of the weights.")
+    load_ckpt_format: Literal["safetensors", "ckpt"] | None = Field(None, description="Format of the weights.")
     auto_trans_ckpt: bool = Field(
         False,
         description="Either way each rank reads its part of a whole checkpoint, or its own of rank_0, rank_1, ...",
@@ -508,7 +518,9 @@ class InferenceConfig(Section):
         known = list(known)
         unknown = next((name for name in names if name and name not in known), None)
         if unknown:
-            raise ConfigError(f"{self.origin(key)}: {key} '{unknown}' is no adapter of this run", adapters_hint(known))
+            raise ConfigError(
+                f"{self.origin(key)}: {key} '{unknown}' is not an adapter of this run", adapters_hint(known)
+            )
 
 
 def adapters_hint(names: Iterable[str]) -> str:

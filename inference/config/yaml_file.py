@@ -128,7 +128,7 @@ def _files(directory: Path, suffixes: tuple[str, ...]) -> list[str]:
 def _yaml_inside(path: Path, shown: str) -> str:
     if found := _files(path, _YAML):
         return f"give a file in it, such as {Path(shown) / found[0]}"
-    return "it holds no config.json either, so it is no model; give a .yaml file or a model's directory"
+    return "it has no config.json either, so it is not a model; give a .yaml file or a model's directory"
 
 
 def _nearest_file(path: Path, shown: str) -> str:

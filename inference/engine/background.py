@@ -40,7 +40,7 @@ def check_process(process: int) -> None:
     if os.getpid() != process:
         raise InferenceError(
             f"process {os.getpid()} is a fork of process {process}, which has loaded a model: "
-            "MindSpore cannot go on here",
+            "MindSpore cannot continue here",
             "start processes with multiprocessing.get_context('spawn')",
         )
 

@@ -279,7 +279,7 @@ class Engine(BaseEngine):
             self.speculation.note(request, len(item.guesses), right)
 
     def _advance_apart(self, planned: Sequence[Scheduled]) -> list[Request]:
-        """Runs each row by itself after the model failed on all together, so that only rows it cannot compute fail.
+        """Runs each row separately after the model failed on the whole batch, so that only rows it cannot compute fail.
 
         Raises:
             Exception: the model does not work at all any more.
@@ -304,7 +304,7 @@ class Engine(BaseEngine):
         generation = request.generation
         if best < 0:
             raise GenerationError(
-                f"the model gave logits that are no numbers for request {request.request_id}",
+                f"the model gave logits that are not numbers for request {request.request_id}",
                 "the checkpoint is damaged, or its config is another model's",
             )
         token = best if logits is None else choose(logits, request)

@@ -61,7 +61,7 @@ def read_text(path: Path, error: type[InferenceError] = ConfigError) -> str:
     except OSError as problem:
         raise error(f"{path}: cannot be read ({problem.strerror})") from problem
     except ValueError as problem:
-        raise error(f"{path} is no text in UTF-8 ({problem})", "save it in UTF-8") from problem
+        raise error(f"{path} is not UTF-8 text ({problem})", "save it in UTF-8") from problem
 
 
 def read_json_object(path: Path, error: type[InferenceError] = ConfigError) -> dict[str, Any]:

@@ -69,8 +69,9 @@ def choose_kernels(config: InferenceConfig, say: Say) -> ModuleType:
         threads=config.engine.threads,
         say=say,
     )
-    if config.engine.kv_cache_dtype == "float16" and not chosen.NARROW:
-        say("engine.kv_cache_dtype float16 needs the native kernels: the cache is in float32")
+    dtype = config.engine.kv_cache_dtype
+    if dtype != "float32" and not chosen.NARROW:
+        say(f"engine.kv_cache_dtype {dtype} needs the native kernels: the cache is in float32")
     return chosen
 
 
@@ -97,7 +98,7 @@ def build_runner(
         block_size=engine.block_size,
         kernels=kernels,
         weight_format=weight_format,
-        half_cache=engine.kv_cache_dtype == "float16" and kernels.NARROW,
+        cache_dtype=engine.kv_cache_dtype if kernels.NARROW else "float32",
         seed=source.config.seed or 0,
         progress=progress,
         shard=source.shard(ranks.topology.model_rank if ranks else 0),

@@ -62,7 +62,9 @@ def num_blocks(
         ConfigError: `engine.kv_cache_memory` is too small for a row.
     """
     settings, model = source.config.engine, (shard or source.shard()).config
-    size = kv_cache.block_bytes(model, settings.block_size, settings.kv_cache_dtype == "float16")
+    size = kv_cache.block_bytes(
+        model, settings.block_size, "float32" if settings.kernels == "stock" else settings.kv_cache_dtype
+    )
     weights = weight_bytes(model, None if settings.kernels == "stock" else weight_format) + source.adapters.num_bytes
     available = available_memory() // sharing
     free = available - weights

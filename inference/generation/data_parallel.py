@@ -30,11 +30,11 @@ from inference.parallel.channel import Channel, Message, PeerLostError
 
 OPEN, ROWS, END = "open", "rows", "end"
 READY, EVENTS, FAILED, FIGURES = "ready", "events", "failed", "figures"
-# Seconds for which a replica collects tokens to send them together; it sends a complete answer at once.
+# Seconds that a replica collects tokens to send them together; it sends a complete answer at once.
 TOGETHER = 0.02
-# Seconds for which rank 0 waits for events before it looks for new rows.
+# Seconds that rank 0 waits for events before it looks for new rows.
 LOOK = 0.02
-# Seconds for which rank 0 waits for the metrics of replicas at the end.
+# Seconds that rank 0 waits for the metrics of replicas at the end.
 FAREWELL = 5.0
 
 

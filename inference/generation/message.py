@@ -14,7 +14,7 @@ from inference.structured.tool_calls import ToolCallReader, overlap
 from inference.tokenizer.chat import END_OF_THINK, THINK
 
 Delta = Mapping[str, Any]
-# The finish reason of an answer that calls tools and ended by itself.
+# The finish reason of an answer that calls tools and was not cut off.
 TOOL_CALLS = "tool_calls"
 
 

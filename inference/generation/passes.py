@@ -118,7 +118,7 @@ def _run(
 
 
 def _groups(pool: BlockPool, rows: Sequence[PassRow], most: int) -> Iterator[list[int]]:
-    """Groups rows so that each group fits into a step and into the cache; a long row is a group by itself.
+    """Groups rows so that each group fits into a step and into the cache; a long row is a group of its own.
 
     Raises:
         InputError: a row does not fit into the cache.

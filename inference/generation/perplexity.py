@@ -84,7 +84,7 @@ def score_continuations(model: StepModel, rows: Iterable[Continuation]) -> list[
             model.encode(StepBatch.build(read, model.block_size))
         nats = [0.0] * len(group)
         longest = max(len(row.tokens) for row in group)
-        # A row that is longer than a step is a group by itself, and runs in parts.
+        # A row that is longer than a step is a group of its own, and runs in parts.
         for begin in range(0, longest, TOKENS_AT_ONCE):
             steps = [
                 SequenceStep(
@@ -148,7 +148,7 @@ def _pieces(documents: Iterable[Sequence[int]], length: int) -> Iterator[Sequenc
 
 
 def _groups(items: Iterable[Item], length: Callable[[Item], int]) -> Iterator[list[Item]]:
-    """Groups items so that each group fits into a step; an item that is longer is a group by itself."""
+    """Groups items so that each group fits into a step; a longer item is a group of its own."""
     group: list[Item] = []
     for item in items:
         if group and sum(map(length, group)) + length(item) > TOKENS_AT_ONCE:

@@ -55,7 +55,7 @@ class StopMatcher:
 
 
 class HidingMatcher:
-    """A `StopMatcher` for text some of which, such as special tokens, is matched but never shown.
+    """A `StopMatcher` for text with parts, such as special tokens, that are matched but never shown.
 
     Args:
         stops: as for `StopMatcher`.

@@ -38,7 +38,7 @@ class EncodedPrompt:
     Args:
         row: its index in the input.
         text: as given; the rendered template for a chat, the decoded ids for token ids.
-        is_chat: the answer stands by itself and does not continue the prompt's text.
+        is_chat: the answer is a separate text and does not continue the prompt.
         truncated: how many tokens were cut off.
         decoder_start: the token that begins an answer, for models with an encoder; None for others.
         adapter: its number in the model; 0 for none.
@@ -236,7 +236,7 @@ class Encoder:
         if not name:
             return 0
         if name not in self.adapters:
-            raise InputError(f"adapter_id '{name}' is no adapter of this model", adapters_hint(self.adapters))
+            raise InputError(f"adapter_id '{name}' is not an adapter of this model", adapters_hint(self.adapters))
         return self.adapters[name]
 
     def _limit(self, generation: GenerationConfig) -> int:

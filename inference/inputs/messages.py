@@ -63,7 +63,7 @@ def _part(part: Any, where: str) -> str:
     key = TEXT_PARTS.get(part.get("type", "text")) if isinstance(part, Mapping) else None
     text = part.get(key) if key is not None else None
     if not isinstance(text, str):
-        raise InputError(f"{where}: a message has a part that is no text", "only text can be answered")
+        raise InputError(f"{where}: a message has a part that is not text", "only text can be answered")
     return text
 
 

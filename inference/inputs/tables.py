@@ -165,7 +165,7 @@ def _parquet(file: ByteFile) -> Any:
 
 
 def _damaged(file: ByteFile, error: Exception) -> InputError:
-    return InputError(f"{file.name} is no .parquet file, or damaged: {error}")
+    return InputError(f"{file.name} is not a .parquet file, or is damaged: {error}")
 
 
 Reader = Callable[[ByteFile, str, str], Iterator[tuple[int, Cell, Cell]]]

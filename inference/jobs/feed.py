@@ -160,7 +160,7 @@ class Feed:
     def _changed(what: str) -> InputError:
         return InputError(
             f"--resume: the input has changed: {what}; give it as it was (rows may be added at its end)",
-            "--overwrite begins anew",
+            "--overwrite starts again",
         )
 
     def _item(self, row: Row) -> Item:

@@ -46,7 +46,7 @@ def check_target(path: Path, what: str) -> None:
         InputError: its directory does not exist, the path is itself a directory, or it may not be written.
     """
     if path.is_dir() or not path.parent.is_dir():
-        problem = "is a directory" if path.is_dir() else f"cannot be made: there is no directory {path.parent}"
+        problem = "is a directory" if path.is_dir() else f"cannot be created: there is no directory {path.parent}"
         raise InputError(f"{what}: {path} {problem}", "give the name of a file")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise InputError(f"{what}: {path} cannot be written: permission denied", "give another name")

@@ -247,13 +247,13 @@ class SaveFile:
     def _take_up(self) -> None:
         """Reads the existing records, and cuts off a partial line at the end."""
         if self._identity is None:
-            raise InputError("--resume goes on with records", "give --output_format json and a --save_file")
+            raise InputError("--resume needs a save file of records", "give --output_format json and a --save_file")
         if not self.path.exists() or not self.path.stat().st_size:
             # There is nothing to resume: start a new file.
             self._overwrite = True
             return
         if not self.path.is_file():
-            raise InputError(f"--resume: {self.path} is no file that could be gone on with")
+            raise InputError(f"--resume: {self.path} is not a regular file, so it cannot be resumed")
         fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
         try:
             self._lock(fd)
@@ -347,7 +347,7 @@ def sync_directory(directory: Path) -> None:
 
 
 def _exists(path: Path) -> InputError:
-    more = ", or --resume to go on with it" if sidecar_of(path).is_file() else ""
+    more = ", or --resume to continue it" if sidecar_of(path).is_file() else ""
     return InputError(f"the save file {path} exists", f"give another name, or --overwrite{more}")
 
 
@@ -363,14 +363,14 @@ def _check_same(path: Path, identity: Identity) -> None:
         InputError: something differs; the message names it.
     """
     sidecar = sidecar_of(path)
-    again = "--overwrite begins anew"
+    again = "--overwrite starts again"
     try:
         with sidecar.open("rb") as file:
             old = json.loads(file.read(LARGEST_SIDECAR))
         if not isinstance(old, dict):
             raise ValueError("it holds no object")
     except FileNotFoundError:
-        raise InputError(f"--resume: there is no {sidecar}, so nobody can tell what made {path}", again) from None
+        raise InputError(f"--resume: {path} cannot be resumed without {sidecar}, which is missing", again) from None
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"--resume: {sidecar} cannot be read ({error})", again) from error
     # A round trip through JSON turns tuples into lists.
@@ -380,7 +380,9 @@ def _check_same(path: Path, identity: Identity) -> None:
         is_added_input = key.startswith("predict_data.") and key not in old
         if not is_added_input and old.get(key) != new.get(key):
             was, now = (json.dumps(side.get(key), ensure_ascii=False) for side in (old, new))
-            raise InputError(f"--resume: {path} was begun with {key} {was}, it is {now} now", f"give the same; {again}")
+            raise InputError(
+                f"--resume: {path} was started with {key} {was}, but it is {now} now", f"give the same; {again}"
+            )
 
 
 def _read_records(path: Path, retry: bool) -> tuple[DoneRows, int, bool]:
@@ -400,8 +402,8 @@ def _read_records(path: Path, retry: bool) -> tuple[DoneRows, int, bool]:
             record = _record(line)
             if record is None:
                 if file.read(1):
-                    hint = "repair that line, or begin anew with --overwrite"
-                    raise InputError(f"--resume: {path}:{number} is no record of this job", hint)
+                    hint = "repair that line, or start again with --overwrite"
+                    raise InputError(f"--resume: {path}:{number} is not a record of this job", hint)
                 break
             row, error = record["row"], record.get("error")
             if row in answered:

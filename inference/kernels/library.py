@@ -142,11 +142,23 @@ def sound(record: _AnyRecord) -> _AnyRecord:
     return record
 
 
-def sublayer(record: Record, x: np.ndarray) -> np.ndarray:
-    """Run x [tokens, hidden] through a sublayer without a cache, given its record from `native`."""
+def sublayer(record: Record, x: np.ndarray, table: np.ndarray | None = None, position: int = 0) -> np.ndarray:
+    """Run x [tokens, hidden] through a sublayer, given its record from `native`.
+
+    A sublayer with a cache needs the block table of the one sequence whose tokens from `position` on are x.
+    """
     out = np.array(x, np.float32, order="C")
-    program = sound(record).numbers()
-    code = _library().kernels_sublayers(_at(program), len(program), len(out), 0, 0, None, None, None, None, _at(out))
+    program, sizes = sound(record).numbers(), (0, 0)
+    step: list[np.ndarray | None] = [None] * 4
+    if table is not None:
+        positions = np.arange(position, position + len(out))
+        block_size = record.block_size
+        slots = table[positions // block_size] * block_size + positions % block_size
+        step = [np.ascontiguousarray(a, np.int32) for a in (positions, slots, table, [0, len(out)])]
+        sizes = (1, len(table))
+    code = _library().kernels_sublayers(
+        _at(program), len(program), len(out), *sizes, *(_at(array) for array in step), _at(out)
+    )
     assert code == 0
     return out
 

@@ -38,6 +38,7 @@ from inference.kernels.records import (
 )
 from inference.kernels.shapes import (
     ACTIVATIONS,
+    CACHE_DTYPES,
     SCOPES,
     AttentionShape,
     ExpertsShape,
@@ -284,7 +285,7 @@ class AttentionSublayer:
             head_size=shape.head_dim,
             block_size=shape.block_size,
             window=shape.window or 0,
-            half_cache=shape.half_cache,
+            cache_type=CACHE_DTYPES.index(shape.cache_dtype),
             scope=SCOPES.index(shape.scope),
             reach=shape.reach,
             norms_all_heads=shape.norms_all_heads,
@@ -344,7 +345,7 @@ class LatentAttentionSublayer:
             rope=shape.rope,
             value=shape.value,
             block_size=shape.block_size,
-            half_cache=shape.half_cache,
+            cache_type=CACHE_DTYPES.index(shape.cache_dtype),
             eps=shape.eps,
             latent_eps=shape.latent_eps,
             scale=shape.scale,
@@ -485,8 +486,12 @@ class OutputHead(nn.Cell):
 
 
 def cache_shapes(shape: AttentionShape | LatentShape) -> tuple[tuple[int, ...], ...]:
-    """Return the shapes of a layer's key and value cache (keys transposed within a block), or of its latent cache."""
+    """Return the shapes of a layer's key and value cache (keys transposed within a block), or of its latent cache.
+
+    An int8 block is followed by its scales, four bytes each: one per vector, two per vector of a latent cache.
+    """
+    scale = 4 if shape.cache_dtype == "int8" else 0
     if isinstance(shape, LatentShape):
-        return ((shape.num_blocks, shape.block_size, shape.width),)
-    heads = (shape.num_blocks, shape.kv_heads)
-    return (*heads, shape.head_dim, shape.block_size), (*heads, shape.block_size, shape.head_dim)
+        return ((shape.num_blocks, shape.block_size, shape.width + 2 * scale),)
+    heads, size = (shape.num_blocks, shape.kv_heads), shape.head_dim + scale
+    return (*heads, size, shape.block_size), (*heads, shape.block_size, size)

@@ -71,7 +71,7 @@ class AttentionRecord(Record):
     _fields_: ClassVar = [
         ("header", RecordHeader),
         *((name, _NUMBER) for name in ("hidden", "heads", "kv_heads", "head_size", "block_size", "window")),
-        *((name, _NUMBER) for name in ("half_cache", "scope", "reach", "norms_all_heads", "norms_rotated")),
+        *((name, _NUMBER) for name in ("cache_type", "scope", "reach", "norms_all_heads", "norms_rotated")),
         *((name, _REAL) for name in ("eps", "scale", "softcap")),
         *((name, _POINTER) for name in ("norm", "norm_bias", "post_norm", "rotation", "slopes", "distances")),
         ("qkv", MatrixRecord),
@@ -88,7 +88,7 @@ class LatentRecord(Record):
     _fields_: ClassVar = [
         ("header", RecordHeader),
         *((name, _NUMBER) for name in ("hidden", "heads", "query_rank", "rank", "nope", "rope", "value")),
-        *((name, _NUMBER) for name in ("block_size", "half_cache")),
+        *((name, _NUMBER) for name in ("block_size", "cache_type")),
         *((name, _REAL) for name in ("eps", "latent_eps", "scale")),
         *((name, _POINTER) for name in ("norm", "rotation")),
         ("down", MatrixRecord),

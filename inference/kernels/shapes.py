@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 # Numbered as in `cpp/blocks.h`. gelu is exact, gelu_tanh its tanh approximation.
 ACTIVATIONS = ("silu", "gelu_tanh", "gelu", "relu")
+# Types of the KV cache, numbered as in `cpp/blocks.h`.
+CACHE_DTYPES = ("float32", "float16", "int8")
 # What a token attends to, numbered as in `cpp/blocks.h`: tokens up to itself, its whole sequence, its sequence's
 # source, nothing.
 SCOPES = ("causal", "whole", "cross", "store")
@@ -20,7 +22,7 @@ class AttentionShape:
         window: positions that a token may attend to, including its own; None for all.
         num_blocks, block_size: of the paged cache; a slot is block * block_size + offset.
         scale: multiplies the scores.
-        half_cache: store keys and values in float16.
+        cache_dtype: one of CACHE_DTYPES; int8 has a float32 scale for each vector.
         softcap: bounds scores to softcap * tanh(score / softcap) (Gemma 2); None for no bound.
         slopes: amount subtracted from the scores per position of distance (ALiBi), one per head; None for none.
         scope: one of SCOPES. `store` writes the keys and values that `cross` reads, and adds nothing to its input.
@@ -38,7 +40,7 @@ class AttentionShape:
     window: int | None
     num_blocks: int
     block_size: int
-    half_cache: bool = False
+    cache_dtype: str = "float32"
     softcap: float | None = None
     slopes: tuple[float, ...] | None = None
     scope: str = "causal"
@@ -62,7 +64,7 @@ class LatentShape:
         value: size of a head's value.
         scale: multiplies the scores.
         latent_eps: eps of the norms of the latent and the compressed query.
-        num_blocks, block_size, half_cache: as in AttentionShape.
+        num_blocks, block_size, cache_dtype: as in AttentionShape.
     """
 
     hidden: int
@@ -77,7 +79,7 @@ class LatentShape:
     latent_eps: float
     num_blocks: int
     block_size: int
-    half_cache: bool = False
+    cache_dtype: str = "float32"
     # Attributes that a step's geometry expects of every kind of attention.
     window: None = None
     slopes: None = None

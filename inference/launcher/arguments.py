@@ -113,7 +113,7 @@ def build_command(callback: Any) -> click.Command:
         "port": "Where MindSpore's scheduler listens, on that machine.",
         "node_rank": "Which of the machines this is, from 0.",
         "log_dir": "Where worker_<rank>.log are written.",
-        "join": "False: go on in the background.",
+        "join": "False: run in the background.",
         "timeout": "Seconds for all to start, and that a rank may give no sign of life; 0 for any time.",
     }
     options = [

@@ -125,7 +125,7 @@ def _from(path: Path, start: int) -> bytes:
 
 
 def _wrote(data: bytes, write: Callable[[int, bytes], int] = os.write) -> bool:
-    """Write to standard error; False if nobody reads it."""
+    """Write to standard error; False if its reader has gone."""
     try:
         while data:
             data = data[write(2, data) :]

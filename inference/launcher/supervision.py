@@ -29,7 +29,7 @@ from inference.parallel.topology import MEETING
 
 # Seconds that rank 0 has to say its last words, and to finish the record in hand.
 GRACE = 4.0
-# Seconds after a failure in which others that end by themselves count too.
+# Seconds after a failure in which other ranks that end on their own count too.
 SETTLING = 0.3
 # Seconds between looks at the heartbeats.
 LOOK = 0.5
@@ -94,7 +94,7 @@ class Supervisor:
         """Start all and wait for their end.
 
         Returns:
-            0, or the worst exit code of those that failed by themselves; 124 for a rank that hangs, 126 for a command
+            0, or the worst exit code of those that failed on their own; 124 for a rank that hangs, 126 for a command
             that cannot be run, 128 + number for a signal.
         """
         processes.adopt_orphans()
@@ -267,14 +267,14 @@ class Supervisor:
         return max(rank.sign, beat or 0.0, self._continued)
 
     def _fail(self, who: str, code: int, log: Path, is_root: bool = False) -> None:
-        """End the run if a process ended with an error. What a rank does because it was asked to is no failure."""
+        """End the run if a process ended with an error. What a rank does because it was asked to is not a failure."""
         if not code or (self._deadline is not None and (is_root or not self._failed)):
             return
         self._code = max(self._code, code)
         if self._deadline is not None:
             return
         self._failed = True
-        # What rank 0 says is on standard error already; and rows without an answer are no failure of a process.
+        # What rank 0 says is on standard error already; and rows without an answer are not a failure of the process.
         seen = is_root and self._attached
         if not (seen and code == EXIT_ROWS_FAILED):
             say(f"{who} {processes.how_it_ended(code)}", log, [] if seen and code < SIGNALLED else None)

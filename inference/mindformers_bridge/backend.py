@@ -250,7 +250,7 @@ class _Generation:
         failure: BaseException | None = None
         try:
             self._network.generate(self._padded(), streamer=self, **self._settings())
-            # The call ends by itself only if it has less room than the request assumed.
+            # The call ends on its own only if it has less room than the request assumed.
             failure = InferenceError("it ended before the answer did")
         except _AbandonedError:
             pass

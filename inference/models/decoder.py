@@ -65,7 +65,7 @@ EXPERTS_WEIGHTS = {
 
 
 def attention_shapes(
-    config: ModelConfig, num_blocks: int, block_size: int, half_cache: bool = False
+    config: ModelConfig, num_blocks: int, block_size: int, cache_dtype: str = "float32"
 ) -> list[AttentionShape] | list[LatentShape]:
     """Returns the shape of each attention layer of a model."""
     if config.latent:
@@ -83,7 +83,7 @@ def attention_shapes(
             LATENT_NORM_EPS,
             num_blocks,
             block_size,
-            half_cache,
+            cache_dtype,
         )
         return [shape] * config.num_layers
     return [
@@ -97,7 +97,7 @@ def attention_shapes(
             window,
             num_blocks,
             block_size,
-            half_cache,
+            cache_dtype,
             config.softcap,
             config.alibi_slopes,
             norms_all_heads=config.norms_all_heads,

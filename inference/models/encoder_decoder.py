@@ -160,7 +160,7 @@ class EncoderDecoderRunner(ModelRunner):
         self._encoder = CompiledNetwork(SourceEncoder(*networks))
         return CompiledNetwork(TargetDecoder(*networks))
 
-    def attention_shapes(self, half_cache: bool) -> list[AttentionShape]:
+    def attention_shapes(self, cache_dtype: str) -> list[AttentionShape]:
         config = self.config
         shape = AttentionShape(
             config.hidden_size,
@@ -172,7 +172,7 @@ class EncoderDecoderRunner(ModelRunner):
             window=None,
             num_blocks=self.num_blocks,
             block_size=self.block_size,
-            half_cache=half_cache,
+            cache_dtype=cache_dtype,
             reach=config.max_distance,
         )
         return [shape] * config.num_layers

@@ -18,16 +18,17 @@ from inference.models.architecture.t5_config import AnyConfig
 LayerCache = tuple[Any, ...]
 
 
-def block_bytes(config: AnyConfig, block_size: int, half: bool = False) -> int:
-    """Returns the bytes of one block over all layers."""
-    return config.num_layers * block_size * config.cache_size * (2 if half else 4)
+def block_bytes(config: AnyConfig, block_size: int, dtype: str = "float32") -> int:
+    """Returns the bytes of one block over all layers; int8 has a float32 scale for each cached vector."""
+    scales = 4 * config.cache_vectors if dtype == "int8" else 0
+    return config.num_layers * block_size * (config.cache_size * np.dtype(dtype).itemsize + scales)
 
 
 def allocate(kernels: ModuleType, shapes: Sequence[AttentionShape | LatentShape]) -> list[LayerCache]:
     """Allocates a zeroed cache for every layer; stock operators read (and mask) slots that were never written."""
     return [
         tuple(
-            kernels.zeros(f"cache.{layer}.{part}", size, np.float16 if shape.half_cache else np.float32)
+            kernels.zeros(f"cache.{layer}.{part}", size, np.dtype(shape.cache_dtype))
             for part, size in enumerate(kernels.cache_shapes(shape))
         )
         for layer, shape in enumerate(shapes)

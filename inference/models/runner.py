@@ -71,7 +71,7 @@ class ModelRunner:
         block_size: positions per block.
         kernels: `kernels.stock` or `kernels.native`.
         weight_format: format or formats of the matrices in memory; None keeps the checkpoint's format.
-        half_cache: keep keys and values in float16.
+        cache_dtype: type of the KV cache, one of `shapes.CACHE_DTYPES`.
         seed: seed for random weights.
         progress: called with each tensor as it is loaded.
         shard: this rank's part of the model, to which `pairs` belong; None for the whole model.
@@ -88,7 +88,7 @@ class ModelRunner:
         block_size: int,
         kernels: ModuleType | None = None,
         weight_format: WeightFormat | None = None,
-        half_cache: bool = False,
+        cache_dtype: str = "float32",
         seed: int = 0,
         progress: Callable[[StoredTensor], None] | None = None,
         shard: Shard | None = None,
@@ -113,7 +113,7 @@ class ModelRunner:
         self._is_adapted = bool(additions)
         for name, parts in additions.items():
             parameters[name] = replace(parameters[name], additions=parts)
-        self._shapes = self.attention_shapes(half_cache)
+        self._shapes = self.attention_shapes(cache_dtype)
         self._caches = kv_cache.allocate(self.kernels, self._shapes)
         self._final_norm = [parameters.get(f"model.norm.{part}") for part in ("weight", "bias")]
         self._hidden_network: CompiledNetwork | None = None
@@ -121,12 +121,12 @@ class ModelRunner:
             self._network = self.build(parameters)
         self.times.load = time.perf_counter() - started
 
-    def attention_shapes(self, half_cache: bool) -> Sequence[AttentionShape | LatentShape]:
+    def attention_shapes(self, cache_dtype: str) -> Sequence[AttentionShape | LatentShape]:
         """Returns the shape of each attention layer that has a cache."""
         from inference.models.decoder import attention_shapes
 
         assert isinstance(self.config, ModelConfig)
-        return attention_shapes(self.config, self.num_blocks, self.block_size, half_cache)
+        return attention_shapes(self.config, self.num_blocks, self.block_size, cache_dtype)
 
     def build(self, parameters: dict[str, Weight]) -> CompiledNetwork:
         """Builds the network on these parameters and the caches."""

@@ -167,4 +167,4 @@ def follow(runner: ModelRunner, links: Links) -> None:
             links.unwatch()
             return
         else:
-            raise PeerLostError(f"rank {links.leader.peer} asks for '{message.kind}', which nobody knows")
+            raise PeerLostError(f"rank {links.leader.peer} sent an unknown message '{message.kind}'")

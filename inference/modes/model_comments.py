@@ -44,4 +44,4 @@ def _ends(source: ModelSource) -> list[str]:
         ends = describe_ends(source, source.tokenizer())
     except InferenceError as error:
         return [f"# Tokens that end an answer: unknown ({error})"]
-    return ["# Tokens that end an answer, and what says so:", *(f"#   {line}" for line in ends)]
+    return ["# Tokens that end an answer, and where they are set:", *(f"#   {line}" for line in ends)]

@@ -194,7 +194,7 @@ def _go_on(save_file: SaveFile | None, again: str) -> str:
     """Returns how to resume a run that ends early; empty if it cannot be resumed."""
     if save_file is None or not save_file.can_resume or not save_file.num_written:
         return ""
-    return f"{count(save_file.num_written, 'row')} in {save_file.path}, go on with: {again}"
+    return f"{count(save_file.num_written, 'row')} in {save_file.path}, resume with: {again}"
 
 
 def _last_words(save_file: SaveFile | None, again: str) -> str:

@@ -64,7 +64,7 @@ def run(call: Call) -> NoReturn:
             if state.is_ending:
                 # The thread that received the signal ends the process.
                 threading.Event().wait(config.serve.shutdown_seconds)
-    raise InferenceError("the HTTP server ended by itself", "its log says why")
+    raise InferenceError("the HTTP server ended unexpectedly", "its log says why")
 
 
 def _load(ready: Checked) -> GenerativeModel:

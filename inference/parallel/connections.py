@@ -171,7 +171,7 @@ def own_address(host: str) -> str:
         try:
             socket.create_server((given, 0)).close()
         except OSError as error:
-            raise ConfigError(f"{ADDRESS}={given} is no address of this machine: {error.strerror}") from error
+            raise ConfigError(f"{ADDRESS}={given} is not an address of this machine: {error.strerror}") from error
         return given
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((host, 9))

@@ -86,7 +86,7 @@ def serve(
 
 
 def _hello(connection: socket.socket, world_size: int) -> tuple[int, str | None] | None:
-    """A rank and its text; None for a caller that is no rank, since a port is open to all."""
+    """A rank and its text; None for a caller that is not a rank, since any process can connect to a port."""
     connection.settimeout(HELLO)
     try:
         rank, text = json.loads(_receive(connection))

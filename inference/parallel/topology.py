@@ -107,7 +107,7 @@ def patience(environment: Mapping[str, str] = os.environ) -> float:
 
 
 def check_topology(config: InferenceConfig, environment: Mapping[str, str] = os.environ) -> Topology:
-    """This process's place in the run that a config asks for. A process that nobody started as a rank is rank 0, also
+    """This process's place in the run that a config asks for. A process that was not started as a rank is rank 0, also
     when the launcher checks a config for `INFERENCE_WORLD_SIZE` ranks.
 
     Raises:

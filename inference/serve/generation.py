@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 
 
 class LeftError(Exception):
-    """The rows were cancelled because nobody waits for them."""
+    """The rows were cancelled because the client has gone."""
 
 
 @dataclass

@@ -39,7 +39,7 @@ class Admission:
         """Reserves a slot for each row of a request while the context is open.
 
         Raises:
-            RequestError: status 429 if the server is busy; status 400 if the request exceeds the limit by itself.
+            RequestError: status 429 if the server is busy; status 400 if the request alone exceeds the limit.
         """
         if rows > self._limit:
             raise RequestError(400, f"a request of {rows} prompts; this server takes at most {self._limit} at once")
@@ -127,7 +127,7 @@ def parse_body(data: bytes) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise RequestError(400, f"the body is not UTF-8: byte 0x{data[error.start]:02X} at {error.start}") from None
     except UnicodeEncodeError:
-        raise RequestError(400, "the body has half a surrogate pair, which is no character") from None
+        raise RequestError(400, "the body has half a surrogate pair, which is not a character") from None
     except RecursionError:
         raise RequestError(400, "the body is nested too deeply") from None
     except ValueError as error:
@@ -138,7 +138,7 @@ def parse_body(data: bytes) -> dict[str, Any]:
 
 
 def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 async def wait_for_disconnect(receive: Receive) -> None:

@@ -130,7 +130,9 @@ def _bound(settings: ServeSettings, origin: str) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError) as error:
-        raise ConfigError(f"serve.host '{host}' is no address of this machine ({error})", "such as 127.0.0.1") from None
+        raise ConfigError(
+            f"serve.host '{host}' is not an address of this machine ({error})", "such as 127.0.0.1"
+        ) from None
     bound = socket.socket(family, kind, protocol)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -76,7 +76,7 @@ def read_tools(tools: Any, choice: Any, parallel: Any = None) -> Tools | None:
         return None
     if tools in (None, []):
         if choice not in (None, "auto"):
-            raise InputError("tool_choice asks for a call, and there are no tools", "give tools")
+            raise InputError("tool_choice requires a call, but there are no tools", "give tools")
         return None
     if not isinstance(tools, Sequence) or isinstance(tools, str) or not all(map(_is_tool, tools)):
         raise InputError('tools must be a list of {"type": "function", "function": {"name", "parameters"}}')

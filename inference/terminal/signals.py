@@ -26,7 +26,7 @@ from inference.errors import SIGNALLED
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
 # Held while a record is written: an interrupt waits until the record is complete.
 WRITING = threading.Lock()
-# Seconds to wait for that; a pipe that nobody reads may block forever.
+# Seconds to wait for that; a pipe without a reader may block forever.
 PATIENCE = 1.0
 # Taken by the thread that ends the process, so that only one reports why.
 _ending = threading.Lock()
@@ -124,7 +124,7 @@ def begin_end() -> bool:
     """
     if _ending.acquire(blocking=False):
         return True
-    # The reporting thread may block on a pipe that nobody reads.
+    # The reporting thread may block on a pipe without a reader.
     time.sleep(PATIENCE)
     return False
 

@@ -125,7 +125,7 @@ def read_json_tokenizer(path: Path, config: TokenizerConfig | None = None) -> Js
     try:
         backend = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the package raises plain Exception
-        raise TokenizerError(f"{path} is no tokenizer: {error}", "the file may be cut short") from error
+        raise TokenizerError(f"{path} is not a tokenizer: {error}", "the file may be cut short") from error
     tokenizer = JsonTokenizer(backend, config, path)
     try:
         backend.encode("a")

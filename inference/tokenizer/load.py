@@ -47,7 +47,7 @@ def load_tokenizer(
         return _loaded(directory, settings or {}, usual_class)
     except UnicodeError as error:
         raise TokenizerError(
-            f"the tokenizer of {directory} holds a token that is no valid Unicode ({error})"
+            f"the tokenizer of {directory} holds a token that is not valid Unicode ({error})"
         ) from error
 
 

@@ -197,9 +197,9 @@ def _processor(model: bytes, path: Path | str) -> SentencePieceProcessor:
     try:
         processor = SentencePieceProcessor(model_proto=model) if model else None
     except (RuntimeError, ValueError) as error:
-        raise TokenizerError(f"{path} is no sentencepiece model", hint) from error
+        raise TokenizerError(f"{path} is not a sentencepiece model", hint) from error
     if processor is None or processor.get_piece_size() == 0:
-        raise TokenizerError(f"{path} is no sentencepiece model", "the file is empty")
+        raise TokenizerError(f"{path} is not a sentencepiece model", "the file is empty")
     return processor
 
 

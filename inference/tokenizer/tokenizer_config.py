@@ -198,7 +198,7 @@ def _named_templates(value: Any, path: Path) -> dict[str, str]:
         pairs = [[TEXT.read(item[key], named, TokenizerError) for key in ("name", "template")] for item in value]
         return dict(pairs)
     except (KeyError, TypeError) as error:
-        raise TokenizerError(f"chat_template in {path} is no text and no list of {{name, template}}") from error
+        raise TokenizerError(f"chat_template in {path} is neither a text nor a list of {{name, template}}") from error
 
 
 def _template_files(directory: Path) -> dict[str, str]:

@@ -104,8 +104,8 @@ class Ours:
         }
         # A token reads only one row of the input embedding, unless it is also the output head.
         unread = 0 if runner.config.tie_embeddings else sizes[EMBEDDING]
-        half = engine.kv_cache_dtype == "float16" and not self._stock
-        kv = kv_cache.block_bytes(runner.config, engine.block_size, half) * runner.num_blocks
+        dtype = "float32" if self._stock else engine.kv_cache_dtype
+        kv = kv_cache.block_bytes(runner.config, engine.block_size, dtype) * runner.num_blocks
         weights = sum(sizes.values())
         return {"weight_bytes": weights, "token_bytes": weights - unread, "kv_bytes": kv}
 

@@ -189,7 +189,7 @@ def test_settings_are_checked_before_anything_is_asked_for(llm):
 
 @pytest.fixture
 def poisoned(model, monkeypatch):
-    """The model gives no numbers for a row that has a certain token in its prompt."""
+    """The model gives NaN logits for a row that has a certain token in its prompt."""
     step, bad = model.stepper.step, model.source.tokenizer().encode(BAD)[-1]
 
     def broken(batch):
@@ -206,11 +206,11 @@ def test_a_row_on_which_the_model_fails_takes_nobody_with_it(llm, tokenizer, poi
     found = {c.index: c for c in llm.generate([SUM, BAD, PHRASE], return_errors=True)}
     assert [found[0].text, found[2].text] == ANSWERS and found[0].error is None
     assert (found[1].finish_reason, found[1].custom_id, found[1].prompt, found[1].text) == ("error", "1", BAD, None)
-    assert found[1].error.type == "model_failed" and "logits that are no numbers" in str(found[1].error)
+    assert found[1].error.type == "model_failed" and "logits that are not numbers" in str(found[1].error)
     assert "".join(streams[0]) == ANSWERS[0]
-    with pytest.raises(GenerationError, match="no numbers"):
+    with pytest.raises(GenerationError, match="not numbers"):
         list(streams[1])
-    with pytest.raises(GenerationError, match="no numbers"):
+    with pytest.raises(GenerationError, match="not numbers"):
         list(llm.generate([SUM, BAD, PHRASE]))
     assert texts(llm, SUM) == [ANSWERS[0]]
 
@@ -223,7 +223,7 @@ def test_a_pipeline_returns_errors_where_that_is_asked_for(model, tokenizer, poi
         results = pipe(inputs, streamer=streamer, **show)
         assert [result["text_generation_text"] for result in results] == [[ANSWERS[0]], [], [], [ANSWERS[1]]]
         assert ["error" in result for result in results] == [False, True, True, False]
-        assert "no numbers" in str(results[1]["error"]) and "input 3: the prompt is empty" in str(results[2]["error"])
+        assert "not numbers" in str(results[1]["error"]) and "input 3: the prompt is empty" in str(results[2]["error"])
     assert capsys.readouterr().out == f"{ANSWERS[0]}\n\n\n{ANSWERS[1]}\n"
     assert ["".join(streamer) for streamer in streamers] == [ANSWERS[0], "", "", ANSWERS[1]]
     for bad, error in ((BAD, GenerationError), (" ", InputError), (3, InputError)):

@@ -104,7 +104,7 @@ def test_a_later_run_does_what_is_new(shared, first_run):
     assert after["new"]["text"] == " 12"
     assert {name: row for name, row in after.items() if name != "new"} == before
     with pytest.raises(
-        InputError, match="--resume: .* was begun with steps.model.generation.max_new_tokens 12; now it is 9"
+        InputError, match="--resume: .* was started with steps.model.generation.max_new_tokens 12, but it is 9 now"
     ):
         config = {**shared.config, "generation_config": {"max_new_tokens": 9}}
         Place(shared.directory, config).run("in/*.jsonl", resume=True)

@@ -114,7 +114,7 @@ class TestCommands:
 
     def test_regenerate(self, chat: Chat, said: list[str]) -> None:
         chat.run(["/regen", "/set temperature 1.5", "/set do_sample True", QUESTION])
-        assert said[0] == "error: there is no answer to make anew"
+        assert said[0] == "error: there is no answer to regenerate"
         first = list(chat.conversation.messages)
         chat.run(["/regen"])
         assert chat.conversation.messages[0] == first[0] and len(chat.conversation.messages) == 2
@@ -133,7 +133,7 @@ class TestCommands:
     def test_a_file_that_is_no_conversation(self, text: str, tmp_path: Path) -> None:
         path = tmp_path / "x.json"
         path.write_text(text)
-        with pytest.raises(InputError, match="no conversation|not JSON"):
+        with pytest.raises(InputError, match="not a saved conversation|not JSON"):
             Conversation.load(path)
 
 

@@ -39,6 +39,6 @@ def test_rows_name_their_adapters(cli, tmp_path):
     rows = result.by_id
     assert rows["plain"]["text"] == " 19"
     assert rows["own"]["text"] == rows["config"]["text"] != " 19"
-    assert "rows.jsonl:4: adapter_id 'turn' is no adapter of this model" in json.dumps(rows["wrong"])
-    wrong = "--adapter_id: adapter_id 'turn' is no adapter of this run; there are turned"
+    assert "rows.jsonl:4: adapter_id 'turn' is not an adapter of this model" in json.dumps(rows["wrong"])
+    wrong = "--adapter_id: adapter_id 'turn' is not an adapter of this run; there are turned"
     assert cli.demo(*words, "--adapter_id", "turn").error() == wrong

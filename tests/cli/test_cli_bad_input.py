@@ -43,7 +43,7 @@ FLAGS = [
     (["--run_mode", "finetune"], "this project runs models and does not train them"),
     (
         ["--adapter_id", "x"],
-        "--adapter_id: adapter_id 'x' is no adapter of this run; name it and its directory",
+        "--adapter_id: adapter_id 'x' is not an adapter of this run; name it and its directory",
     ),
     (["--options", "top_k=1"], "--options: unknown key 'top_k'; did you mean 'generation_config.top_k'?"),
     (["--options", "engine.kernel=stock"], "unknown key 'kernel' in engine; did you mean 'kernels'?"),

@@ -105,7 +105,10 @@ BAD = [
     (["--compare_with", "none.json"], "none.json cannot be read: No such file or directory"),
     (["--compare_with", "none.yaml"], "none.yaml"),
     (["--evaluate.metrics", "exact"], "there is no metric 'exact'; did you mean 'exact_match'?"),
-    (["--report_file", "none/page.html"], "--report_file: none/page.html cannot be made: there is no directory none"),
+    (
+        ["--report_file", "none/page.html"],
+        "--report_file: none/page.html cannot be created: there is no directory none",
+    ),
     (["--evaluate.reference_key", "answer"], "rows.jsonl:1: no reference in this row"),
     (["--predict_data", "rows.txt"], "--predict_data: rows.txt is not a .jsonl file"),
 ]

@@ -50,7 +50,7 @@ def test_help_fits_a_screen_a_group(cli):
     everything = cli("--help-all").out
     assert "{}" not in everything
     # A switch needs no value, and help shows none.
-    assert re.search(r"^  --chat  +Put prompts into the model's chat template\.", everything, re.M)
+    assert re.search(r"^  --chat  +Render prompts with the model's chat\s+template\.", everything, re.M)
     assert "template. [default: off]" in " ".join(everything.split())
     assert "A flag without a value is a switch: --chat turns it on, --chat False off." in everything
     for group in ("model", "generation", "output", "evaluation", "information"):

@@ -1,4 +1,4 @@
-"""Jobs of the demo model: killed and interrupted, gone on with, with bad rows, and the figures at their end."""
+"""Jobs of the demo model: killed and interrupted, resumed, with bad rows, and the figures at their end."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_killed_interrupted_and_gone_on_with(cli):
             (line,) = [line for line in error.decode().splitlines() if line.startswith("error")]
             there = len(out.read_bytes().splitlines())
             assert re.match(
-                rf"error: {words[how]}; {there} rows in out.jsonl, go on with: python \S+ --config demo", line
+                rf"error: {words[how]}; {there} rows in out.jsonl, resume with: python \S+ --config demo", line
             )
             assert line.endswith("--resume") and line.count("--resume") == 1
         else:
@@ -87,7 +87,7 @@ def test_killed_interrupted_and_gone_on_with(cli):
     again = cli.demo(*FLAGS, *SLOW, "--resume")
     assert again.code == 3 and again.out == "" and f"{ROWS} rows had been done before, 0 were left" in again.err
     other = cli.demo(*FLAGS, *SLOW, "--resume", "--temperature", "0.5")
-    assert "out.jsonl was begun with generation.do_sample false, it is true now; give the same" in other.error()
+    assert "out.jsonl was started with generation.do_sample false, but it is true now; give the same" in other.error()
     assert "--resume continues a save file, --overwrite replaces it" in cli.demo(*FLAGS, "--resume", "--force").error()
 
 
@@ -167,7 +167,8 @@ def test_what_is_checked_before_the_model_loads(cli):
     assert "--metrics_file: none/m.json cannot be made" in cli.demo(*job, "--metrics_file", "none/m.json").error()
     assert "--resume continues a save file, and none is named" in cli.demo("--predict_data", "a", "--resume").error()
     assert (
-        "--resume goes on with records" in cli.demo("--predict_data", "a", "--resume", "--save_file", "out.txt").error()
+        "--resume needs a save file of records"
+        in cli.demo("--predict_data", "a", "--resume", "--save_file", "out.txt").error()
     )
     assert "output.max_errors must be at least 0, got -1" in cli.demo(*job, "--max_errors", "-1").error()
 
@@ -183,7 +184,7 @@ def test_a_full_disk_says_how_to_go_on(cli):
     (line,) = [line for line in done.stderr.splitlines() if "error" in line]
     there = len(texts(cli.directory / "out.jsonl"))
     message = "out.jsonl cannot be written: File too large"
-    assert re.match(rf"error: {message}; {there} rows in out.jsonl, go on with: python .* --resume$", line)
+    assert re.match(rf"error: {message}; {there} rows in out.jsonl, resume with: python .* --resume$", line)
     assert 0 < there < ROWS and "--overwrite" not in line
 
 

@@ -35,6 +35,11 @@ def test_a_narrower_format_costs_little(shared_cli, exact, dtype, allowed):
         assert got != exact
 
 
+def test_an_int8_cache_costs_a_thousandth_at_most(shared_cli, exact):
+    got = perplexity(shared_cli, "--engine.weight_dtype", "float32", "--engine.kv_cache_dtype", "int8")
+    assert got != exact and abs(got / exact - 1) < 1e-3
+
+
 def test_stock_operators_give_the_same_perplexity(shared_cli, exact):
     assert perplexity(shared_cli, "--engine.kernels", "stock") == pytest.approx(exact, rel=1e-4)
 

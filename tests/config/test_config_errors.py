@@ -234,7 +234,7 @@ def test_merges_of_merges_are_stopped() -> None:
         ("", ". is a directory, not a YAML file; give a file in it, such as predict_llama.yaml"),
         (
             "empty",
-            "empty is a directory, not a YAML file; it holds no config.json either, so it is no model; give a .yaml "
+            "empty is a directory, not a YAML file; it has no config.json either, so it is not a model; give a .yaml "
             "file or a model's directory",
         ),
         ("predict_llama.yaml/x", "predict_llama.yaml/x cannot be read: Not a directory"),

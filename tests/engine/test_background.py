@@ -186,7 +186,7 @@ def test_logits_that_are_no_numbers_are_their_row_s_error() -> None:
     good, bad = make_request([3], max_new_tokens=9), make_request([7], max_new_tokens=9)
     last = {d.request: d for d in background.stream([Tokens(good), Tokens(bad)], 2) if d.last}
     assert good.output_ids == naive_answer(make_request([3], max_new_tokens=9))[0] and last[good].error is None
-    assert "no numbers" in str(last[bad].error) and last[bad].event is None
+    assert "not numbers" in str(last[bad].error) and last[bad].event is None
     assert background.idle()
 
 

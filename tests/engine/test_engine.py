@@ -313,7 +313,7 @@ POISON, CRASH = 39, 38
 def test_a_row_on_which_the_model_fails_takes_nobody_with_it(
     rows: list[tuple[list[int], dict]], cache: tuple[int, int], sequences: int, most_tokens: int, prefix_cache: bool
 ) -> None:
-    """After one token a row's logits are no numbers, with another one no step can be computed; twice."""
+    """After one token a row's logits are not numbers, with another one no step can be computed; twice."""
 
     def expected(request: Request) -> tuple[list[int], FinishReason]:
         found, reason = naive_answer(request)
@@ -330,7 +330,7 @@ def test_a_row_on_which_the_model_fails_takes_nobody_with_it(
         assert [(r.output_ids, r.finish_reason) for r in requests] == [expected(r) for r in requests_of(rows)]
         for request in requests:
             assert (request.error is not None) == (request.finish_reason is FinishReason.ERROR)
-            assert request.error is None or re.search("no numbers|RuntimeError: the graph", str(request.error))
+            assert request.error is None or re.search("not numbers|RuntimeError: the graph", str(request.error))
         assert model.blocks.num_free == model.blocks.capacity
 
 
@@ -342,7 +342,7 @@ def test_what_a_row_that_failed_has_computed_is_shared_with_nobody() -> None:
     bad = make_request([*shared, *range(8, 16), POISON, 1, 2, 3])
     run(model, [bad])
     assert isinstance(bad.error, GenerationError) and bad.error.exit_code == 1
-    assert re.search(r"no numbers for request 0.*checkpoint is damaged", str(bad.error))
+    assert re.search(r"not numbers for request 0.*checkpoint is damaged", str(bad.error))
     assert bad.num_reused == 8 and model.blocks.num_published == 2
 
 
@@ -376,7 +376,7 @@ def test_a_single_bad_logit_is_seen(bad: float) -> None:
     engine = Engine(OneBad(VOCABULARY))
     request = make_request([1])
     engine.add(request)
-    assert engine.step() == [request] and "no numbers" in str(request.error)
+    assert engine.step() == [request] and "not numbers" in str(request.error)
 
 
 def test_metrics_count_what_was_done() -> None:

@@ -204,7 +204,7 @@ class TestAnswer:
             return dataclasses.replace(result, best=result.best * 0 - 1) if len(calls) == 3 else result
 
         monkeypatch.setattr(llama.model.runner, "step", fail)
-        with pytest.raises(InferenceError, match="no numbers"):
+        with pytest.raises(InferenceError, match="not numbers"):
             llama.model.answer(prompts, tokenizer, streamer)
         assert isinstance("".join(streamer), str) and len(calls) == 3
         monkeypatch.undo()
@@ -235,6 +235,11 @@ class TestCacheSize:
         block = 2 * 3 * 16 * 16 * 4
         assert self.blocks(100, kv_cache_memory=10**6) == 10**6 // block + 1
         assert self.blocks(100, kv_cache_memory=10**6, kv_cache_dtype="float16") == 10**6 // (block // 2) + 1
+        # Each vector of 8 values has a scale of four bytes.
+        int8 = block // 4 * 12 // 8
+        assert self.blocks(100, kv_cache_memory=10**6, kv_cache_dtype="int8") == 10**6 // int8 + 1
+        stock = self.blocks(100, kv_cache_memory=10**6, kv_cache_dtype="int8", kernels="stock")
+        assert stock == 10**6 // block + 1
 
     def test_no_more_than_half_of_what_the_weights_leave(self, memory) -> None:
         config = resolve(config_of("llama2_gqa")).model

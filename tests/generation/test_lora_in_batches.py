@@ -82,7 +82,7 @@ def test_a_merged_adapter_has_its_name_still(graph_mode: None) -> None:
     for settings in ({}, {"adapter_id": "llama_rslora"}):
         (row,) = merged.generate([prompt], max_new_tokens=LENGTH, ignore_eos=True, **settings)
         assert row[len(prompt) :] == expected
-    with pytest.raises(InputError, match="'llama_patterns' is no adapter of this model; there are llama_rslora"):
+    with pytest.raises(InputError, match="'llama_patterns' is not an adapter of this model; there are llama_rslora"):
         merged.generate([prompt], adapter_id="llama_patterns")
 
 

@@ -63,7 +63,7 @@ def test_a_row_without_an_answer_has_the_same_keys() -> None:
 
 def test_the_error_says_whose_fault_it_is() -> None:
     source = answer().source
-    for error, kind in ((InputError("too long"), "bad_row"), (GenerationError("no numbers"), "model_failed")):
+    for error, kind in ((InputError("too long"), "bad_row"), (GenerationError("not numbers"), "model_failed")):
         failed = failure_of(source, error)
         assert failed.error is not None
         assert (failed.error.type, failed.error.line, str(failed.error)) == (kind, 4, f"in.jsonl:4: {error}")

@@ -29,8 +29,8 @@ class ToyModel:
     is found at once.
 
     Args:
-        broken_after: gives logits that are no numbers once a sequence has this many tokens.
-        poison: a token after which a row's logits are no numbers.
+        broken_after: gives logits that are not numbers once a sequence has this many tokens.
+        poison: a token after which a row's logits are not numbers.
         crash: a token with which no step can be computed.
     """
 

@@ -228,7 +228,7 @@ class TestTables:
         assert [p.token_ids for p in prompts(open_rows([ids]))] == [(1, 2), (3,)]
         with pytest.raises(InputError, match="has no column 'z'"):
             open_rows([path], prompt_column="z")
-        with pytest.raises(InputError, match="is no .parquet file, or damaged"):
+        with pytest.raises(InputError, match="is not a .parquet file, or is damaged"):
             open_rows([write(tmp_path / "bad.parquet", "PAR1")])
         with pytest.raises(InputError, match="from standard input"):
             open_rows(["-"], "parquet")

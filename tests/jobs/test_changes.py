@@ -169,7 +169,7 @@ class TestSidecar:
         source, out = write_rows(tmp_path / "in.jsonl", 3), tmp_path / "out.jsonl"
         toy_job([source], str(out))
         out.write_text(f"{line}\n{out.read_text()}")
-        with pytest.raises(InputError, match="out.jsonl:1 is no record of this job"):
+        with pytest.raises(InputError, match="out.jsonl:1 is not a record of this job"):
             toy_job([source], str(out), resume=True)
 
 

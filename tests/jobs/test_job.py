@@ -367,8 +367,8 @@ class TestTerminal:
         for row in range(3):
             writer.expect(row)
             writer.take(event(row, f"{row}.1 ", 1, False))
-        writer.fail(failed_completion("1", 1, "model_failed", "f:2: no numbers", line=2))
-        writer.fail(failed_completion("0", 0, "model_failed", "f:1: no numbers", line=1))
+        writer.fail(failed_completion("1", 1, "model_failed", "f:2: not numbers", line=2))
+        writer.fail(failed_completion("0", 0, "model_failed", "f:1: not numbers", line=1))
         assert out.getvalue() == "0.1 \n2.1 "
         writer.take(event(2, "2.2", 2, True))
         assert out.getvalue() == "0.1 \n2.1 2.2\n"

@@ -207,28 +207,28 @@ class TestRefused:
         assert caught.value.exit_code == 2 and out.read_bytes() == before
 
     def test_other_settings(self, done: tuple[str, Path]) -> None:
-        self.refused(done, "begun with max_new_tokens 12, it is 13 now; .*--overwrite", max_new_tokens=13)
+        self.refused(done, "started with max_new_tokens 12, but it is 13 now; .*--overwrite", max_new_tokens=13)
 
     def test_a_file_that_is_there(self, done: tuple[str, Path]) -> None:
-        self.refused(done, "exists; give another name, or --overwrite, or --resume to go on", resume=False)
+        self.refused(done, "exists; give another name, or --overwrite, or --resume to continue", resume=False)
         toy_job([done[0]], str(done[1]), overwrite=True, max_new_tokens=1)
         assert max(row["completion_tokens"] or 0 for row in records(done[1])) >= 1
 
     def test_no_sidecar(self, done: tuple[str, Path]) -> None:
         sidecar_of(done[1]).unlink()
-        self.refused(done, "there is no .*out.jsonl.job")
+        self.refused(done, r"without .*out\.jsonl\.job, which is missing")
         sidecar_of(done[1]).write_text("{")
         self.refused(done, "out.jsonl.job cannot be read")
 
     def test_a_damaged_line_in_the_middle(self, done: tuple[str, Path]) -> None:
         lines = done[1].read_bytes().splitlines(keepends=True)
         done[1].write_bytes(lines[0] + b"{}\n" + b"".join(lines[1:]))
-        self.refused(done, "out.jsonl:2 is no record of this job")
+        self.refused(done, "out.jsonl:2 is not a record of this job")
         done[1].write_bytes(lines[0] + lines[0] + lines[1])
         self.refused(done, "out.jsonl:2: row \\d is there twice")
 
     def test_text_cannot_be_gone_on_with(self, done: tuple[str, Path]) -> None:
-        self.refused(done, "--resume goes on with records", form="text")
+        self.refused(done, "--resume needs a save file of records", form="text")
 
     def test_two_runs_at_once(self, done: tuple[str, Path]) -> None:
         import fcntl

@@ -69,7 +69,7 @@ def toy_job(
         loaded: gets the row for which the model was loaded.
         replicas: copies of the model, all but the first in threads that stand for processes.
         lost_after: the last copy breaks off after so many steps.
-        broken: a character after which the model gives no numbers.
+        broken: a character after which the model gives NaN logits.
     """
     rows = open_rows(values)
     identity = {"max_new_tokens": max_new_tokens} if form == "json" else None

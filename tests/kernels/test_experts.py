@@ -172,7 +172,7 @@ def test_a_token_does_not_depend_on_its_neighbors(model: Model, tokens: int, see
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_only_the_chosen_experts_are_computed(threads: int) -> None:
-    """The weights of the others are no numbers, which would show."""
+    """The weights of the other experts are NaN, which would show."""
     shape = ExpertsShape(32, 24, 0, False, EPS, Routing(experts=16, chosen=2))
     model = Model.random(shape, Format.FLOAT32, False, 1)
     x = np.random.default_rng(2).standard_normal((3, 32), np.float32)

@@ -180,8 +180,8 @@ def test_a_job_that_is_interrupted_and_killed_goes_on(job: Launcher, of_one_proc
 
 
 def go_on(error: str, end: str) -> str:
-    """The command that a run says it can be gone on with."""
-    match = re.search(rf"^{end}; \d+ rows? in out.jsonl, go on with: (?P<again>bash .* 2)$", error, re.MULTILINE)
+    """The command that a run prints to resume it."""
+    match = re.search(rf"^{end}; \d+ rows? in out.jsonl, resume with: (?P<again>bash .* 2)$", error, re.MULTILINE)
     assert match, error
     assert shlex.split(match["again"])[2].endswith("--resume")
     return match["again"]
@@ -307,7 +307,7 @@ def test_two_machines(job: Launcher, network: Loopback, of_one_process: dict[int
     (_, errors), (_, other) = (node.communicate(timeout=60) for node in nodes)
     assert time.monotonic() - since < 10 and job.processes() == {}
     assert [node.returncode for node in nodes] == [1, 137], (errors, other)
-    assert b"error: rank 1 is gone" in errors and b"rows in out.jsonl, go on with: " in errors
+    assert b"error: rank 1 is gone" in errors and b"rows in out.jsonl, resume with: " in errors
     assert b"launcher: rank 1 was killed by SIGKILL" in other
 
     nodes = [start(node, "--resume") for node in range(2)]

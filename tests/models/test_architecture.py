@@ -213,7 +213,7 @@ class TestRope:
                 "'scaling_factor' .* must be a positive number",
             ),
             ({"partial_rotary_factor": 1.5}, "'partial_rotary_factor' is 1.5"),
-            ({"partial_rotary_factor": 0.1}, "'partial_rotary_factor' 0.1 of a head of 8 is no pairs"),
+            ({"partial_rotary_factor": 0.1}, "'partial_rotary_factor' 0.1 of a head of 8 does not give whole pairs"),
             ({"extend_method": "LLAMA3"}, "scaling_factor"),
             ({"extend_method": "PI"}, "scaling_factor"),
         ],
@@ -568,7 +568,8 @@ class TestLatent:
         config = family("DeepseekV3ForCausalLM", **DEEPSEEK)
         assert config.latent == LatentConfig(20, 24, 10, 6, 12, 0.25, True)
         assert (config.head_dim, config.cache_size, config.draft_layers) == (6, 26, 1)
-        assert block_bytes(config, 16) == 3 * 16 * 26 * 4 and block_bytes(config, 16, half=True) == 3 * 16 * 26 * 2
+        assert block_bytes(config, 16) == 3 * 16 * 26 * 4 and block_bytes(config, 16, "float16") == 3 * 16 * 26 * 2
+        assert block_bytes(config, 16, "int8") == 3 * 16 * (26 + 2 * 4)
         plain = family("DeepseekV2ForCausalLM", **{**DEEPSEEK, "q_lora_rank": None, "rope_interleave": False})
         assert plain.latent == LatentConfig(20, 0, 10, 6, 12, 0.25, False)
 

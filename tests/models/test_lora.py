@@ -149,7 +149,7 @@ def copied(case: str, to: Path, **changes: Any) -> Path:
         ({"r": 0}, "r is 0; it must be a positive integer"),
         ({"lora_alpha": None}, "lora_alpha is None"),
         ({"r": 5}, "config.json says rank 5"),
-        ({"rank_pattern": {"(": 3}}, "is no regular expression"),
+        ({"rank_pattern": {"(": 3}}, "is not a regular expression"),
         ({"target_modules": ["q_proj", "v_proj"]}, "down_proj is stored and not named"),
         ({"target_modules": 3}, "target_modules is 3; it must be a list of texts"),
         ({"rank_pattern": {"q_proj": "8"}}, "rank_pattern of q_proj is '8'; it must be a positive integer"),
@@ -223,15 +223,21 @@ def test_adapters_that_a_run_does_not_have_are_refused_before_weights_are_read()
     adapters = adapters_of("llama_patterns", "llama_rslora")
     merged = {"merge_adapter": "llama_rslora"}
     for keys, expected in (
-        ({"adapter_id": ["llama_rslora", "x"]}, "adapter_id 'x' is no adapter of this run; there are llama_patterns"),
-        ({"engine": {"merge_adapter": "x"}}, "engine.merge_adapter 'x' is no adapter of this run; there are llama_pat"),
+        (
+            {"adapter_id": ["llama_rslora", "x"]},
+            "adapter_id 'x' is not an adapter of this run; there are llama_patterns",
+        ),
+        (
+            {"engine": {"merge_adapter": "x"}},
+            "engine.merge_adapter 'x' is not an adapter of this run; there are llama_pat",
+        ),
         (
             {"generation_config": {"adapter_id": "x"}},
-            "adapter_id 'x' is no adapter of this run; there are llama_patterns",
+            "adapter_id 'x' is not an adapter of this run; there are llama_patterns",
         ),
         (
             {"adapter_id": "llama_patterns", "engine": merged},
-            "'llama_patterns' is no adapter of this run; there are llama_r",
+            "'llama_patterns' is not an adapter of this run; there are llama_r",
         ),
         ({"engine": {**merged, "random_weights": True}}, "cannot be merged into weights that are packed or random"),
     ):
@@ -250,7 +256,7 @@ def test_mindformers_names_adapters_in_a_file(tmp_path: Path) -> None:
     """`pet_type: slora`, with a lora_adapter.json in `adapter_path`."""
     pet = {"pet_type": "slora", "adapter_path": str(tmp_path)}
     keys = {"model": {"model_config": {"pet_config": pet}}}
-    with pytest.raises(ConfigError, match=r"lora_adapter\.json is no mapping of adapters' names"):
+    with pytest.raises(ConfigError, match=r"lora_adapter\.json is not a mapping of adapter names"):
         source_of("llama2_gqa", **keys)
     (tmp_path / "lora_adapter.json").write_text(json.dumps({"one": str(LORA / "llama_rslora")}))
     source = source_of("llama2_gqa", **keys, adapters={"two": str(LORA / "llama_patterns")})

@@ -193,7 +193,7 @@ class TestWhatIsRefused:
             ("{", "config.json is not valid JSON"),
             ("[" * 100_000, "config.json is not valid JSON"),
             ("[]", "config.json holds a list; it must hold a JSON object"),
-            ("\xff", "config.json is no text in UTF-8"),
+            ("\xff", "config.json is not UTF-8 text"),
             ("{}", "config.json: no architecture is named"),
             ('{"architectures": ["BertForMaskedLM"]}', "architecture 'BertForMaskedLM' is not supported"),
             ('{"architectures": ["LlamaForCausalLM"]}', "config.json: .* is missing"),

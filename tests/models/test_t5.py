@@ -71,7 +71,7 @@ def read_config(name: str) -> T5Config:
     return model_config_from(json.loads((GOLDENS / name / "config.json").read_text()), name)
 
 
-def build(name: str, kernels: str, weight_format: Format | None = Format.FLOAT32, half_cache: bool = False) -> Case:
+def build(name: str, kernels: str, weight_format: Format | None = Format.FLOAT32, cache_dtype: str = "float32") -> Case:
     if kernels == "native":
         try:
             library_path()
@@ -89,7 +89,7 @@ def build(name: str, kernels: str, weight_format: Format | None = Format.FLOAT32
         rows.append(Row(golden[f"source_{i}"].tolist(), answer, golden[f"logits_{i}"], source_blocks, blocks))
     pairs = loading.fit(open_checkpoint(GOLDENS / name), config, GOLDENS / name)
     module = import_module(f"inference.kernels.{kernels}")
-    sizes = {"num_blocks": count, "block_size": BLOCK, "half_cache": half_cache}
+    sizes = {"num_blocks": count, "block_size": BLOCK, "cache_dtype": cache_dtype}
     from inference.models.encoder_decoder import EncoderDecoderRunner
 
     return Case(EncoderDecoderRunner(config, pairs, kernels=module, weight_format=weight_format, **sizes), rows)
@@ -151,10 +151,10 @@ def test_another_source_gives_other_logits(case: Case) -> None:
     assert error_of(row, case.decode([cut], 0, STEPS)[0]) > 10 * TOLERANCE
 
 
-@pytest.mark.parametrize(("half_cache", "limit"), [(False, TOLERANCE), (True, 0.02)])
-def test_sixteen_bits(half_cache: bool, limit: float) -> None:
+@pytest.mark.parametrize(("cache_dtype", "limit"), [("float32", TOLERANCE), ("float16", 0.02), ("int8", 0.1)])
+def test_sixteen_bits(cache_dtype: str, limit: float) -> None:
     """The goldens' weights are bfloat16 values; what is measured with a float16 cache is up to 9e-3."""
-    case = build("t5_gated_untied", "native", Format.BFLOAT16, half_cache)
+    case = build("t5_gated_untied", "native", Format.BFLOAT16, cache_dtype)
     case.encode(case.rows)
     for row, logits in zip(case.rows, case.decode(case.rows, 0, STEPS), strict=True):
         error = np.sqrt(np.mean((logits[::EVERY] - row.logits) ** 2))

@@ -241,7 +241,7 @@ def test_the_address_of_a_machine_can_be_said(monkeypatch: pytest.MonkeyPatch) -
     peers = in_threads(2, 1, lambda links: [peer.address[0] for peer in links.peers])
     assert peers == [["127.0.0.2"] * 2] * 2
     monkeypatch.setenv("INFERENCE_ADDRESS", "192.0.2.1")
-    with pytest.raises(ConfigError, match=r"INFERENCE_ADDRESS=192.0.2.1 is no address of this machine"):
+    with pytest.raises(ConfigError, match=r"INFERENCE_ADDRESS=192.0.2.1 is not an address of this machine"):
         own_address("127.0.0.1")
 
 

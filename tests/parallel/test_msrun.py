@@ -124,7 +124,7 @@ def test_msrun_ends_soon_after_a_follower_that_is_killed_in_a_step(tmp_path: Pat
             assert job.wait(timeout=10) != 0
         finally:
             job.send_signal(signal.SIGINT)
-    # It kills the leader, too, if that has not ended by itself.
+    # It kills the leader, too, if that has not ended on its own.
     assert text_of(logs[0]).count("Once") < 5000
 
 

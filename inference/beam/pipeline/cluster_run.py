@@ -83,7 +83,7 @@ def check_plan(plan: Plan, name: str) -> None:
         if model.handler.share_model_across_processes() or model.handler.model_copies() > 1:
             raise ConfigError(
                 f"pipeline.steps.{step}: large_model and model_copies are for pipeline.engine beam",
-                "leave them out: workers of a machine share the weights of a converted directory by themselves",
+                "leave them out: workers of a machine share the weights of a converted directory without them",
             )
 
 

@@ -43,7 +43,7 @@ from inference.beam.pipeline.steps import Step
 from inference.beam.pipeline.worker_files import CheckpointWriter, answer_line, read_answers
 from inference.errors import InferenceError
 
-# Rows of a batch for a handler that sets no maximum. Ours get the whole part, because they batch by themselves.
+# Rows of a batch for a handler that sets no maximum. Ours get the whole part, because they form their own batches.
 FOREIGN_BATCH = 64
 # The kinds of items in a part: rows of the input, names that an earlier run finished, and answers that it had.
 ROWS, FINISHED, ANSWERED = "rows", "done", "answers"
@@ -170,7 +170,7 @@ class AnswerPart:
 
 
 def check_alive(plan: Plan) -> None:
-    """Check that a run goes on: a worker may outlive its run, and must not write into the output of the next one.
+    """Check that a run is still active: a worker may outlive its run, and must not write into the next run's output.
 
     Raises:
         InferenceError: it has ended.

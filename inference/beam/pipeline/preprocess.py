@@ -170,7 +170,7 @@ def _mask(settings: PreprocessSettings, config: InferenceConfig) -> RowStep | No
 
     def masked(text: str) -> str:
         for pattern, kind in patterns:
-            # Brackets are no references to groups.
+            # Brackets are not references to groups.
             text, times = pattern.subn(kind.replace("\\", ""), text)
             if times:
                 count(f"masked_{kind[1:-1].lower()}", times)

@@ -213,7 +213,7 @@ def _opened(output: OutputDirectory, plan: Plan, overwrite: bool, resume: bool) 
             if before.get(key) != identity.get(key):
                 was, now = (json.dumps(side.get(key), ensure_ascii=False) for side in (before, identity))
                 raise InputError(
-                    f"--resume: {output.path} was begun with {key} {was}; now it is {now}",
+                    f"--resume: {output.path} was started with {key} {was}, but it is {now} now",
                     "give the same value, or start again with --overwrite",
                 )
     elif resume and (output.answers or output.failures):

@@ -86,27 +86,37 @@ void attend(const AttentionLayer &layer, const Step &step, const Tile &tile, Att
                                   : step.block_tables + tile.sequence * step.table_width;
   const auto *keys = static_cast<const Element *>(layer.keys), *values = static_cast<const Element *>(layer.values);
   const auto start = [&](int64_t position) {
-    return (int64_t(table[position / block_size]) * kv + tile.kv_head) * size * block_size;
+    return (int64_t(table[position / block_size]) * kv + tile.kv_head) * (size + Cache::SCALE_ELEMENTS) *
+           block_size;
   };
   // A piece is a whole number of blocks, at least one; blocks longer than a piece are rejected when a layer is created.
   // Pieces begin at the same positions for every tile, so that sums do not depend on which tokens a tile holds.
   const int64_t piece = std::max<int64_t>(1, PIECE / block_size) * block_size;
   for (int64_t at = begin / piece * piece; at < end; at += piece) {
     const int64_t count = std::min(piece, end - at), vectors = (count + LANES - 1) / LANES;
-    const Element *key_vectors[PIECE / LANES], *value_blocks[PIECE / LANES];
+    const Element *key_vectors[PIECE / LANES], *key_blocks[PIECE / LANES], *value_blocks[PIECE / LANES];
+    for (int64_t p = 0; p < count; p += block_size) {
+      key_blocks[p / block_size] = keys + start(at + p);
+      value_blocks[p / block_size] = values + start(at + p);
+    }
     for (int64_t i = 0; i < vectors; i++)
-      key_vectors[i] = keys + start(at + i * LANES) + (at + i * LANES) % block_size;
-    for (int64_t p = 0; p < count; p += block_size) value_blocks[p / block_size] = values + start(at + p);
+      key_vectors[i] = key_blocks[i * LANES / block_size] + i * LANES % block_size;
     score_piece<Cache>(queries, key_vectors, vectors, block_size, work.queries.data(), size, work.scores[0]);
+    if constexpr (Cache::SCALE_ELEMENTS > 0)
+      scale_positions(queries, key_blocks, block_size, size * block_size, count, work.scores[0]);
     if (layer.softcap > 0 || layer.slopes)
       for (int v = 0; v < queries; v++) adjust(layer, work, v, at, count);
     if (layer.distances)
       for (int v = 0; v < queries; v++) add_distances(layer.reach, work, v, at, count);
     for (int v = 0; v < queries; v++) softmax_piece(work, v, at, count, size);
+    if constexpr (Cache::SCALE_ELEMENTS > 0)
+      scale_positions(queries, value_blocks, block_size, size * block_size, count, work.scores[0]);
     mix<Cache>(queries, value_blocks, block_size, size, work.scores[0], size, count, work.mixed.data());
   }
-  for (int v = 0; v < queries; v++)
+  for (int v = 0; v < queries; v++) {
     for (int64_t d = 0; d < size; d++) work.out[v][d] = work.mixed[v * size + d] / work.total[v];
+    if (Cache::SCALE_ELEMENTS) hadamard(work.out[v], size);
+  }
 }
 
 // The last position that a token may attend to.
@@ -166,9 +176,12 @@ void attend_tile(const AttentionLayer &layer, const Step &step, const float *qkv
 
 template void mix<CacheFloat>(int, const float *const *, int64_t, int64_t, const float *, int64_t, int64_t, float *);
 template void mix<CacheHalf>(int, const uint16_t *const *, int64_t, int64_t, const float *, int64_t, int64_t, float *);
+template void mix<CacheInt8>(int, const int8_t *const *, int64_t, int64_t, const float *, int64_t, int64_t, float *);
 template void attend_tile<CacheFloat>(const AttentionLayer &, const Step &, const float *, float *, const Tile &,
                                       AttentionWork &);
 template void attend_tile<CacheHalf>(const AttentionLayer &, const Step &, const float *, float *, const Tile &,
+                                     AttentionWork &);
+template void attend_tile<CacheInt8>(const AttentionLayer &, const Step &, const float *, float *, const Tile &,
                                      AttentionWork &);
 
 }  // namespace KERNEL_ISA

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "blocks.h"
+#include "int8_cache.h"
 #include "norms.h"
 #include "rope.h"
 #include "simd.h"
@@ -20,12 +21,39 @@ constexpr int TILE = 8;            // query vectors that share one pass over the
 constexpr int64_t PIECE = 128;     // positions between two updates of the running maximum
 constexpr float MASKED = -1e30f;
 
+// SCALE_ELEMENTS: elements that a vector's scale takes, behind the values of its block; 0 without scales.
 struct CacheFloat : LoadFloat {
+  static constexpr int64_t SCALE_ELEMENTS = 0;
   static float narrow(float x) { return x; }
 };
 struct CacheHalf : LoadHalf {
+  static constexpr int64_t SCALE_ELEMENTS = 0;
   static uint16_t narrow(float x) { return float_to_half(x); }
 };
+struct CacheInt8 : LoadInt8 {
+  static constexpr int64_t SCALE_ELEMENTS = sizeof(float);
+};
+
+// Calls work(Cache()) with the type of the cache.
+template <class Work>
+inline void with_cache(CacheType type, const Work &work) {
+  switch (type) {
+    case CACHE_FLOAT16: return work(CacheHalf());
+    case CACHE_INT8: return work(CacheInt8());
+    default: return work(CacheFloat());
+  }
+}
+
+// Writes a vector, elements `stride` apart, and its scale, if the cache has scales. May change x.
+template <class Cache>
+inline void store_vector(float *x, int64_t size, typename Cache::Element *out, int64_t stride,
+                         [[maybe_unused]] typename Cache::Element *scale) {
+  if constexpr (Cache::SCALE_ELEMENTS > 0) {
+    *reinterpret_cast<float *>(scale) = quantize_vector(x, size, out, stride);
+  } else {
+    for (int64_t i = 0; i < size; i++) out[i * stride] = Cache::narrow(x[i]);
+  }
+}
 
 // Normalizes, rotates and scales a token's query heads in place; writes its keys and values into the cache.
 template <class Cache>
@@ -42,18 +70,16 @@ inline void store_head(const AttentionLayer &layer, const Step &step, const floa
   }
   if (is_query) {
     for (int64_t i = 0; i < size; i++) x[i] *= layer.scale;
+    if (Cache::SCALE_ELEMENTS) hadamard(x, size);
     return;
   }
   const int64_t slot = step.slots[token], block = slot / layer.block_size, at = slot % layer.block_size;
   const int64_t kv_head = is_value ? head - queries - kv : head - queries;
-  const int64_t start = (block * kv + kv_head) * size * layer.block_size;
-  if (is_value) {
-    auto *values = static_cast<typename Cache::Element *>(layer.values) + start + at * size;
-    for (int64_t i = 0; i < size; i++) values[i] = Cache::narrow(x[i]);
-  } else {
-    auto *keys = static_cast<typename Cache::Element *>(layer.keys) + start + at;
-    for (int64_t i = 0; i < size; i++) keys[i * layer.block_size] = Cache::narrow(x[i]);
-  }
+  auto *start = static_cast<typename Cache::Element *>(is_value ? layer.values : layer.keys) +
+                (block * kv + kv_head) * (size + Cache::SCALE_ELEMENTS) * layer.block_size;
+  auto *scale = start + size * layer.block_size + at * Cache::SCALE_ELEMENTS;
+  if (is_value) store_vector<Cache>(x, size, start + at * size, 1, scale);
+  else store_vector<Cache>(x, size, start + at, layer.block_size, scale);
 }
 
 // Query vectors [first, first + count) of one sequence and key/value head; vector i is token i / G, head i % G.
@@ -138,6 +164,21 @@ void mix(int vectors, const typename Cache::Element *const *blocks, int64_t bloc
       }
 }
 
+// Multiplies `vectors` rows of `count` scores by the scales of their positions, which begin `offset` elements into each
+// block.
+template <class Element>
+inline void scale_positions(int vectors, const Element *const *blocks, int64_t block_size, int64_t offset,
+                            int64_t count, float *scores) {
+  for (int64_t p = 0; p < count; p += block_size) {
+    const float *scales = reinterpret_cast<const float *>(blocks[p / block_size] + offset);
+    for (int64_t i = 0; i < block_size; i += LANES)
+      for (int v = 0; v < vectors; v++) {
+        float *at = scores + v * PIECE + p + i;
+        store(at, load(at) * load(scales + i));
+      }
+  }
+}
+
 // Turns scores of positions [begin, begin + count) into weights, and rescales the earlier sums to the new maximum. In
 // attention.cpp.
 void softmax_piece(AttentionWork &work, int v, int64_t begin, int64_t count, int64_t size);
@@ -146,6 +187,8 @@ void softmax_piece(AttentionWork &work, int v, int64_t begin, int64_t count, int
 extern template void mix<CacheFloat>(int, const float *const *, int64_t, int64_t, const float *, int64_t, int64_t,
                                      float *);
 extern template void mix<CacheHalf>(int, const uint16_t *const *, int64_t, int64_t, const float *, int64_t, int64_t,
+                                    float *);
+extern template void mix<CacheInt8>(int, const int8_t *const *, int64_t, int64_t, const float *, int64_t, int64_t,
                                     float *);
 
 // Computes attention of a tile's query vectors over the cache into `out`, [tokens, H * D]. In attention.cpp.

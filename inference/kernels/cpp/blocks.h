@@ -55,9 +55,13 @@ struct LoraTables {
 // source. STORE attends to nothing: it writes the keys and values that CROSS reads.
 enum Scope : int64_t { CAUSAL = 0, WHOLE = 1, CROSS = 2, STORE = 3 };
 
+// Numbered as in inference/kernels/shapes.py. An int8 block of a head holds its values and then its scales, one float
+// per position (two in a latent cache: of the latent, of the rotated key).
+enum CacheType : int64_t { CACHE_FLOAT32 = 0, CACHE_FLOAT16 = 1, CACHE_INT8 = 2 };
+
 struct AttentionLayer {
   int64_t hidden, heads, kv_heads, head_size, block_size, window;
-  bool half_cache;
+  CacheType cache_type;
   float eps;
   float scale;                          // multiplies the scores
   float softcap;                        // bounds scores with tanh; 0 for no bound
@@ -89,7 +93,7 @@ struct AttentionLayer {
 // Latent attention; see inference/kernels/shapes.py. A head's rows in `key_up` and `value_up` begin at panel boundaries.
 struct LatentLayer {
   int64_t hidden, heads, query_rank, rank, nope, rope, value, block_size;
-  bool half_cache;
+  CacheType cache_type;
   float eps, latent_eps, scale;
   const float *norm;                    // [hidden]
   const float *rotation;                // [2, rope / 2], as in AttentionLayer

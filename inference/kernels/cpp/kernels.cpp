@@ -26,8 +26,8 @@ void attention_phase(Member &me, const AttentionLayer &layer, const Step &step, 
   if (layer.norms_all_heads) all_heads_norm_phase(me, layer, step.tokens, qkv);
   const int64_t heads = layer.queries() + 2 * layer.stored();
   me.share(step.tokens * heads, 8, [&](int64_t i) {
-    if (layer.half_cache) store_head<CacheHalf>(layer, step, angles, qkv, i / heads, i % heads);
-    else store_head<CacheFloat>(layer, step, angles, qkv, i / heads, i % heads);
+    with_cache(layer.cache_type,
+               [&](auto cache) { store_head<decltype(cache)>(layer, step, angles, qkv, i / heads, i % heads); });
   });
   if (layer.scope == STORE) return;
   const int64_t group = layer.heads / layer.kv_heads;
@@ -42,8 +42,8 @@ void attention_phase(Member &me, const AttentionLayer &layer, const Step &step, 
     // Last tiles first: they have the longest context, so the shortest work comes last and balances the threads.
     const int64_t task = i - before, tile = tiles_of(b) - 1 - task / layer.kv_heads;
     const Tile work{b, task % layer.kv_heads, tile * TILE, int(std::min<int64_t>(TILE, vectors_of(b) - tile * TILE))};
-    if (layer.half_cache) attend_tile<CacheHalf>(layer, step, qkv, out, work, attention_work);
-    else attend_tile<CacheFloat>(layer, step, qkv, out, work, attention_work);
+    with_cache(layer.cache_type,
+               [&](auto cache) { attend_tile<decltype(cache)>(layer, step, qkv, out, work, attention_work); });
   });
 }
 
@@ -102,8 +102,7 @@ void latent_phase(Member &me, const LatentLayer &layer, const Step &step, float 
     if (layer.query_rank) rms_norm_row(row, layer.query_norm, layer.query_rank, layer.latent_eps, row);
     rms_norm_row(entry, layer.latent_norm, layer.rank, layer.latent_eps, entry);
     apply_rope(entry + layer.rank, angles + t * rope, angles + t * rope + rope / 2, rope);
-    if (layer.half_cache) store_latent<CacheHalf>(layer, step, t, entry);
-    else store_latent<CacheFloat>(layer, step, t, entry);
+    with_cache(layer.cache_type, [&](auto cache) { store_latent<decltype(cache)>(layer, step, t, entry); });
   });
 }
 
@@ -137,7 +136,7 @@ void heads_phase(Member &me, std::vector<Input> &inputs, std::vector<Lora> &lora
   });
 }
 
-void attend_latents_phase(Member &me, const LatentLayer &layer, const Step &step, const float *queries, float *out) {
+void attend_latents_phase(Member &me, const LatentLayer &layer, const Step &step, float *queries, float *out) {
   Lists tiles;
   const auto vectors_of = [&](int64_t b) {
     return (step.query_starts[b + 1] - step.query_starts[b]) * layer.heads;
@@ -148,8 +147,9 @@ void attend_latents_phase(Member &me, const LatentLayer &layer, const Step &step
       // Last tiles first, as in attention_phase.
       const int64_t first = ((vectors_of(b) - 1) / TILE - tile) * TILE;
       const int count = int(std::min<int64_t>(TILE, vectors_of(b) - first));
-      if (layer.half_cache) attend_latent_tile<CacheHalf>(layer, step, queries, out, b, first, count, attention_work);
-      else attend_latent_tile<CacheFloat>(layer, step, queries, out, b, first, count, attention_work);
+      with_cache(layer.cache_type, [&](auto cache) {
+        attend_latent_tile<decltype(cache)>(layer, step, queries, out, b, first, count, attention_work);
+      });
     });
   });
 }

@@ -51,7 +51,7 @@ T *as(void *pointer) {
 AttentionLayer attention_layer(const AttentionRecord &r) {
   AttentionLayer layer{};
   layer.hidden = r.hidden, layer.heads = r.heads, layer.kv_heads = r.kv_heads, layer.head_size = r.head_size;
-  layer.block_size = r.block_size, layer.window = r.window, layer.half_cache = r.half_cache != 0;
+  layer.block_size = r.block_size, layer.window = r.window, layer.cache_type = CacheType(r.cache_type);
   layer.scope = Scope(r.scope), layer.reach = r.reach;
   layer.eps = float(r.eps), layer.scale = float(r.scale), layer.softcap = float(r.softcap);
   layer.norm = r.norm, layer.norm_bias = r.norm_bias, layer.post_norm = r.post_norm;
@@ -69,7 +69,7 @@ LatentLayer latent_layer(const LatentRecord &r) {
   LatentLayer layer{};
   layer.hidden = r.hidden, layer.heads = r.heads, layer.query_rank = r.query_rank, layer.rank = r.rank;
   layer.nope = r.nope, layer.rope = r.rope, layer.value = r.value;
-  layer.block_size = r.block_size, layer.half_cache = r.half_cache != 0;
+  layer.block_size = r.block_size, layer.cache_type = CacheType(r.cache_type);
   layer.eps = float(r.eps), layer.latent_eps = float(r.latent_eps), layer.scale = float(r.scale);
   layer.norm = r.norm, layer.rotation = r.rotation;
   const int64_t query = r.query_rank ? r.query_rank : layer.query();

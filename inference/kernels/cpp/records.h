@@ -25,7 +25,7 @@ struct MatrixRecord {
 #define ATTENTION_FIELDS(FIELD)                                                                                        \
   FIELD(RecordHeader, header)                                                                                          \
   FIELD(int64_t, hidden) FIELD(int64_t, heads) FIELD(int64_t, kv_heads) FIELD(int64_t, head_size)                      \
-  FIELD(int64_t, block_size) FIELD(int64_t, window) FIELD(int64_t, half_cache) FIELD(int64_t, scope)                   \
+  FIELD(int64_t, block_size) FIELD(int64_t, window) FIELD(int64_t, cache_type) FIELD(int64_t, scope)                   \
   FIELD(int64_t, reach) FIELD(int64_t, norms_all_heads) FIELD(int64_t, norms_rotated)                                  \
   FIELD(double, eps) FIELD(double, scale) FIELD(double, softcap)                                                       \
   FIELD(const float *, norm) FIELD(const float *, norm_bias) FIELD(const float *, post_norm)                           \
@@ -39,7 +39,7 @@ struct MatrixRecord {
 #define LATENT_FIELDS(FIELD)                                                                                           \
   FIELD(RecordHeader, header)                                                                                          \
   FIELD(int64_t, hidden) FIELD(int64_t, heads) FIELD(int64_t, query_rank) FIELD(int64_t, rank) FIELD(int64_t, nope)    \
-  FIELD(int64_t, rope) FIELD(int64_t, value) FIELD(int64_t, block_size) FIELD(int64_t, half_cache)                     \
+  FIELD(int64_t, rope) FIELD(int64_t, value) FIELD(int64_t, block_size) FIELD(int64_t, cache_type)                     \
   FIELD(double, eps) FIELD(double, latent_eps) FIELD(double, scale)                                                    \
   FIELD(const float *, norm) FIELD(const float *, rotation)                                                            \
   FIELD(MatrixRecord, down) FIELD(const float *, down_bias)                                                            \
@@ -149,7 +149,8 @@ inline const char *problem(const MatrixRecord &matrix) {
   return in_range(FLOAT32, LAST_FORMAT, {matrix.format}) ? nullptr : "format";
 }
 
-inline const char *problem_of_cache(int64_t block_size) {
+inline const char *problem_of_cache(int64_t block_size, int64_t cache_type) {
+  if (!in_range(CACHE_FLOAT32, CACHE_INT8, {cache_type})) return "cache_type";
   // Neighboring positions map to lanes of a register; a piece of the softmax is whole blocks.
   return block_size % 16 || block_size < 16 || block_size > 128 ? "block_size" : nullptr;
 }
@@ -159,7 +160,7 @@ inline const char *problem(const AttentionRecord &r) {
   if (r.heads % r.kv_heads) return "kv_heads";
   if (!in_range(0, MOST, {r.window, r.reach})) return "window or reach";
   if (!in_range(CAUSAL, STORE, {r.scope})) return "scope";
-  if (const char *found = problem_of_cache(r.block_size)) return found;
+  if (const char *found = problem_of_cache(r.block_size, r.cache_type)) return found;
   if (!r.qkv.data || !r.keys || !r.values) return "qkv, keys or values";
   if (r.norms_all_heads && (!r.query_norm || !r.key_norm)) return "norms_all_heads";
   if (r.scope != STORE && !r.output.data) return "output";
@@ -170,7 +171,7 @@ inline const char *problem(const AttentionRecord &r) {
 inline const char *problem(const LatentRecord &r) {
   if (!in_range(1, MOST, {r.hidden, r.heads, r.rank, r.nope, r.value})) return "hidden, heads, rank, nope or value";
   if (!in_range(0, MOST, {r.query_rank, r.rope})) return "query_rank or rope";
-  if (const char *found = problem_of_cache(r.block_size)) return found;
+  if (const char *found = problem_of_cache(r.block_size, r.cache_type)) return found;
   if (!r.norm || !r.down.data || !r.output.data || !r.cache) return "norm, down, output or cache";
   for (const MatrixRecord *matrix : {&r.down, &r.query_up, &r.key_up, &r.value_up, &r.output})
     if (const char *found = problem(*matrix)) return found;

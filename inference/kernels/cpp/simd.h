@@ -164,6 +164,18 @@ inline void store_half(uint16_t *p, VecF x) {
 #endif
 }
 
+inline VecF load_int8(const int8_t *p) {
+#if defined(__AVX512F__)
+  return (VecF)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p))));
+#elif defined(__AVX2__)
+  return (VecF)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p))));
+#else
+  VecF x;
+  for (int i = 0; i < LANES; i++) x[i] = float(p[i]);
+  return x;
+#endif
+}
+
 inline VecF load_bfloat(const uint16_t *p) {
 #if defined(__AVX512F__)
   const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));
@@ -244,6 +256,11 @@ struct LoadHalf {
   typedef uint16_t Element;
   static VecF vector(const uint16_t *p) { return load_half(p); }
   static float scalar(uint16_t x) { return half_to_float(x); }
+};
+struct LoadInt8 {
+  typedef int8_t Element;
+  static VecF vector(const int8_t *p) { return load_int8(p); }
+  static float scalar(int8_t x) { return float(x); }
 };
 struct LoadBfloat {
   typedef uint16_t Element;

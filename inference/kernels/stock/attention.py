@@ -148,7 +148,7 @@ class Attention(nn.Cell):
         return self.gather(mixed, token_index, 0)
 
     def normed(self, heads: Tensor) -> Tensor:
-        """Normalize queries and keys [T, H + K, D]: each head by itself, or all heads of a token together."""
+        """Normalize queries and keys [T, H + K, D]: each head separately, or all heads of a token together."""
         query, key = heads[:, : self.heads], heads[:, self.heads :]
         if self.norms_all_heads:
             query, key = query.reshape(-1, self.heads * self.head_dim), key.reshape(-1, self.kv_heads * self.head_dim)

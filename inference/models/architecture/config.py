@@ -162,6 +162,11 @@ class ModelConfig:
         return self.latent.width if self.latent else 2 * self.kv_size
 
     @property
+    def cache_vectors(self) -> int:
+        """Number of vectors per position in a layer's cache, each of which has a scale if the cache is int8."""
+        return 2 if self.latent else 2 * self.num_kv_heads
+
+    @property
     def group_size(self) -> int:
         """Number of query heads that share one key/value head."""
         return self.num_heads // self.num_kv_heads

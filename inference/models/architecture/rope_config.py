@@ -23,7 +23,9 @@ def rotary_size(fields: Fields, head_dim: int) -> int:
     factor = place.read_or(key, FRACTION, 1.0)
     size = int(head_dim * factor)
     if size % 2 or not size:
-        raise ConfigError(f"{fields.where}: 'partial_rotary_factor' {factor} of a head of {head_dim} is no pairs")
+        raise ConfigError(
+            f"{fields.where}: 'partial_rotary_factor' {factor} of a head of {head_dim} does not give whole pairs"
+        )
     return size
 
 

@@ -83,6 +83,11 @@ class T5Config:
         return 2 * self.kv_size
 
     @property
+    def cache_vectors(self) -> int:
+        """Number of vectors per position in a layer's cache, each of which has a scale if the cache is int8."""
+        return 2 * self.num_heads
+
+    @property
     def cache_length(self) -> int:
         """The most cache positions that a request needs, for its source and its answer together."""
         return 2 * self.context_length
@@ -154,7 +159,7 @@ def read_t5_config(values: Mapping[str, Any], architecture: str, where: str) -> 
         num_heads=fields.integer("num_heads", reader=HEADS),
         head_dim=fields.integer("d_kv", 64, HEAD),
         norm_eps=fields.epsilon("layer_norm_epsilon", 1e-6),
-        # Positions are relative, so the trained length n_positions is no limit: a YAML may request more.
+        # Positions are relative, so the trained length n_positions is not a limit: a YAML may request more.
         context_length=fields.integer("seq_length", fields.integer("n_positions", 512)),
         num_buckets=buckets,
         max_distance=max_distance,

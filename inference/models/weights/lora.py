@@ -145,7 +145,7 @@ class Adapter:
         fused = self.parts.keys() - (pieces.keys() & {place.name for _, place in pairs})
         if fused:
             raise CheckpointError(
-                f"{self.path}: {self.parts[min(fused)].module} is no tensor of its own in a checkpoint split for ranks",
+                f"{self.path}: {self.parts[min(fused)].module} is not a separate tensor in a checkpoint split by rank",
                 "give the whole checkpoint",
             )
         merged: Pairs = []
@@ -285,7 +285,7 @@ def adapter_paths(config: InferenceConfig) -> dict[str, Path]:
         if named is None or not all(is_text(path) for path in named.values()):
             where = config.origin("model.model_config.pet_config")
             raise ConfigError(
-                f"{where}: {file} is no mapping of adapters' names to their directories",
+                f"{where}: {file} is not a mapping of adapter names to directories",
                 "adapter_path is a directory with that file",
             )
         paths = named | paths
@@ -430,7 +430,7 @@ class PeftConfig:
         try:
             return re.fullmatch(pattern, module) is not None
         except re.error as error:
-            raise CheckpointError(f"{self.path}: '{pattern}' is no regular expression: {error}") from error
+            raise CheckpointError(f"{self.path}: '{pattern}' is not a regular expression: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -224,7 +224,7 @@ def split_of(name: str) -> Split:
     for ending, split in SPLITS.items():
         if numberless.endswith(ending):
             return split
-    raise KeyError(f"nobody has said how ranks share {name}: add it to {__name__}.SPLITS")
+    raise KeyError(f"no rule says how ranks share {name}: add one to {__name__}.SPLITS")
 
 
 def _split_name(place: TensorPlace) -> str:
