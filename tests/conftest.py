@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import tempfile
@@ -66,6 +67,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=order)
 
 
+def pytest_collection_finish() -> None:
+    # MindSpore collects garbage at every compilation, which takes half a second beside all that collected tests hold.
+    gc.freeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def temporary_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What is made in the system's directory of temporary files, here and in processes that tests start, goes with
@@ -84,3 +90,4 @@ def graph_mode() -> None:
     from inference.context import build_context
 
     build_context({"context": {"mode": 0, "device_target": "CPU"}})
+    gc.freeze()

@@ -267,7 +267,8 @@ class EvaluateSettings(Section):
     reference_key: str = Field("reference", description="Key of a row's reference, or with an s of several.")
     slice_key: str = Field("slice", description="Key of a row's slices.")
     compare_with: OptionalText = Field(
-        None, description="A second model: a config, a preset, or the .json result of an evaluation."
+        None,
+        description="A second model, which is the baseline for texts: a config or a preset; with references also the .json result of an evaluation.",
     )
     result_file: OptionalText = Field(None, description="File for all figures and answers, as JSON.")
     report_file: OptionalText = Field(None, description="File for the page with tables and plots, as HTML.")

@@ -37,7 +37,8 @@ from inference.terminal.progress import ProgressLine, clock
 
 def is_asked_for(config: InferenceConfig, values: Sequence[str]) -> bool:
     """Whether to compare answers with references: the rows have some, or the settings require them."""
-    return bool(config.evaluate.model_fields_set) or have_references(values, config.evaluate.reference_key)
+    settings = config.evaluate.model_fields_set - {"compare_with"}
+    return bool(settings) or have_references(values, config.evaluate.reference_key)
 
 
 def evaluate_answers(config: InferenceConfig, values: Sequence[str]) -> int:
@@ -184,7 +185,12 @@ def _other(config: InferenceConfig, metrics: Sequence[Metric], sampling: Samplin
         return None
     if name.lower().endswith(".json"):
         return read_evaluation(Path(name), metrics, sampling)
-    return _Model.of(load_config(find_preset(name) if is_preset(name) and not Path(name).is_file() else name))
+    return _Model.of(config_of_other(name))
+
+
+def config_of_other(name: str) -> InferenceConfig:
+    """Load the config of the model to compare with: a YAML file or a preset."""
+    return load_config(find_preset(name) if is_preset(name) and not Path(name).is_file() else name)
 
 
 def _write(config: InferenceConfig, evaluation: Evaluation, verdicts: Sequence[Verdict]) -> None:

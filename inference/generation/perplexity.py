@@ -1,4 +1,4 @@
-"""Perplexity: how well a model predicts given texts.
+"""Perplexity: how well a model predicts given texts, and how far its predictions are from another model's.
 
 Knows token ids. Documents are scored side by side, by the same flat step that generates. A document that is longer than
 the model's context is scored in consecutive pieces, each from an empty context; an answer to a prompt, or to an
@@ -35,6 +35,33 @@ class Score:
         return math.exp(self.nats / self.tokens) if self.tokens else math.nan
 
 
+@dataclass(frozen=True)
+class Divergence:
+    """How far a model's predictions are from a baseline's, at every token of the same texts.
+
+    Attributes:
+        score: the model's score.
+        baseline: the baseline's score.
+        nats: Kullback-Leibler divergence [tokens] of the model's distribution from the baseline's, in nats.
+        same_argmax: number of tokens at which both models give one token the largest probability.
+    """
+
+    score: Score
+    baseline: Score
+    nats: np.ndarray
+    same_argmax: int
+
+    def as_dict(self) -> dict[str, float]:
+        """The figures by their names; the divergence's mean, 99th percentile and maximum."""
+        return {
+            "baseline_perplexity": self.baseline.perplexity,
+            "kl_divergence": float(self.nats.mean()),
+            "kl_divergence_p99": float(np.percentile(self.nats, 99)),
+            "kl_divergence_max": float(self.nats.max()),
+            "same_argmax": self.same_argmax / len(self.nats),
+        }
+
+
 class Continuation(NamedTuple):
     """A sequence whose end is scored.
 
@@ -60,16 +87,36 @@ def score(model: StepModel, documents: Iterable[Sequence[int]], adapter: int = 0
     tokens, nats = 0, 0.0
     model.blocks.forget()
     for group in _groups(_pieces(documents, min(model.context_length, TOKENS_AT_ONCE)), len):
-        tables = _blocks(map(len, group), model.block_size)
-        steps = [SequenceStep(piece, 0, table, adapter=adapter) for piece, table in zip(group, tables, strict=True)]
-        logits = model.step(StepBatch.build(steps, model.block_size, True)).logits
-        row = 0
-        for piece in group:
-            predicted = logits[row : row + len(piece) - 1].astype(np.float64)
-            row += len(piece)
+        for piece, predicted in zip(group, _predictions(model, group, adapter), strict=True):
             nats += float(_negative_log_likelihood(predicted, np.asarray(piece[1:])).sum())
             tokens += len(piece) - 1
     return Score(tokens, nats)
+
+
+def compare(
+    model: StepModel, baseline: StepModel, documents: Iterable[Sequence[int]], adapters: tuple[int, int] = (0, 0)
+) -> Divergence:
+    """Scores documents with two models of one vocabulary, and compares their predictions token by token.
+
+    The models take turns, so that only the logits of one step are in memory. The shorter context limits the pieces.
+
+    Args:
+        adapters: the number of each model's adapter; 0 for none.
+    """
+    nats, divergences, same = [0.0, 0.0], [], 0
+    for each in (model, baseline):
+        each.blocks.forget()
+    length = min(model.context_length, baseline.context_length, TOKENS_AT_ONCE)
+    for group in _groups(_pieces(documents, length), len):
+        both = zip(_predictions(model, group, adapters[0]), _predictions(baseline, group, adapters[1]), strict=True)
+        for piece, (own, theirs) in zip(group, both, strict=True):
+            targets = np.asarray(piece[1:])
+            nats[0] += float(_negative_log_likelihood(own, targets).sum())
+            nats[1] += float(_negative_log_likelihood(theirs, targets).sum())
+            divergences.append(_divergence(theirs, own))
+            same += int((own.argmax(axis=1) == theirs.argmax(axis=1)).sum())
+    found = np.concatenate(divergences) if divergences else np.zeros(0)
+    return Divergence(Score(len(found), nats[0]), Score(len(found), nats[1]), found, same)
 
 
 def score_continuations(model: StepModel, rows: Iterable[Continuation]) -> list[Score]:
@@ -130,6 +177,31 @@ def _nats_of_parts(model: StepModel, group: Sequence[Continuation], steps: Seque
         predicted = logits[row_of : row_of + len(ids)].astype(np.float64)
         row_of += len(ids)
         yield float(_negative_log_likelihood(predicted, np.asarray(ids)).sum()) if ids else 0.0
+
+
+def _predictions(model: StepModel, group: Sequence[Sequence[int]], adapter: int) -> Iterator[np.ndarray]:
+    """Runs pieces of text in one step; yields for each the logits [n - 1, vocabulary] of all tokens but its first."""
+    tables = _blocks(map(len, group), model.block_size)
+    steps = [SequenceStep(piece, 0, table, adapter=adapter) for piece, table in zip(group, tables, strict=True)]
+    logits = model.step(StepBatch.build(steps, model.block_size, True)).logits
+    row = 0
+    for piece in group:
+        yield logits[row : row + len(piece) - 1].astype(np.float64)
+        row += len(piece)
+
+
+def _divergence(reference: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Computes sum(p * log(p / q)) [n], in nats, from logits [n, vocabulary] of p (`reference`) and q (`other`)."""
+    log_p, log_q = _log_softmax(reference), _log_softmax(other)
+    p = np.exp(log_p)
+    # A token of probability 0 adds nothing, though its logarithm is -inf.
+    difference = np.subtract(log_p, log_q, where=p > 0, out=np.zeros_like(p))
+    return (p * difference).sum(axis=1)
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
 def _negative_log_likelihood(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:

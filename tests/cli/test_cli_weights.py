@@ -9,17 +9,22 @@ from pathlib import Path
 
 import pytest
 
+from inference.config.presets import find_preset
 from inference.kernels.build import SET_SOURCES, SOURCES_FOR_ALL
 
 HELD_OUT = (Path(__file__).resolve().parents[1] / "demo" / "heldout.txt").read_text(encoding="utf-8")
 QUESTIONS = ("--predict_data", "12 + 7 =", "Translate to German: the big house", "2 + 3 =")
 
 
-def perplexity(cli, *arguments: object) -> float:
+def measured(cli, *arguments: object) -> dict:
     # A part of the file is enough to tell formats apart, and stock operators take long.
     texts = cli.write("texts.txt", "".join(HELD_OUT.splitlines(keepends=True)[:50]))
     words = ("--run_mode", "evaluate", "--predict_data", texts, "--output_format", "json", *arguments)
-    return json.loads(cli.demo(*words).answered().out)["perplexity"]
+    return json.loads(cli.demo(*words).answered().out)
+
+
+def perplexity(cli, *arguments: object) -> float:
+    return measured(cli, *arguments)["perplexity"]
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +36,29 @@ def exact(shared_cli) -> float:
 def test_a_narrower_format_costs_little(shared_cli, exact, dtype, allowed):
     got = perplexity(shared_cli, "--engine.weight_dtype", dtype)
     assert abs(got / exact - 1) < allowed
-    if dtype == "int4":
-        assert got != exact
+
+
+def test_narrow_weights_are_compared_token_by_token(shared_cli, exact):
+    found = measured(shared_cli, "--engine.weight_dtype", "int4", "--compare_with", "demo")
+    assert found["perplexity"] != exact == pytest.approx(found["baseline_perplexity"], rel=1e-6)
+    assert 0 < found["kl_divergence"] < 0.01 < found["kl_divergence_max"] and 0.9 < found["same_argmax"] < 1
+
+
+BASELINES = [
+    (("--compare_with", "result.json"), "--compare_with: result.json is the result of an evaluation, and texts are"),
+    (("--compare_with", "gemma2"), "gemma2"),
+    (
+        ("--compare_with", "wide.yaml"),
+        "--compare_with: wide.yaml has 1,000 tokens and demo 1,280, so their",
+    ),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BASELINES, ids=lambda value: value[1])
+def test_a_baseline_that_cannot_be_one_is_refused_before_a_model_loads(cli, arguments, message):
+    wide = {"base_config": str(find_preset("demo")), "model": {"model_config": {"vocab_size": 1000}}}
+    cli.write("wide.yaml", json.dumps(wide | {"engine": {"random_weights": True}}))
+    assert message in cli.demo("--run_mode", "evaluate", "--predict_data", "A text", *arguments).error()
 
 
 def test_an_int8_cache_costs_a_thousandth_at_most(shared_cli, exact):

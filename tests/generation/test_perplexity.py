@@ -7,7 +7,7 @@ import pytest
 from toys import ToyModel, logits_of
 
 from inference.generation import perplexity
-from inference.generation.perplexity import Continuation, score, score_continuations
+from inference.generation.perplexity import Continuation, compare, score, score_continuations
 
 
 def nats_of(tokens: list[int], start: int) -> float:
@@ -45,3 +45,44 @@ def test_there_is_cache_for_the_longest_row():
     model = ToyModel(num_blocks=-(-positions // block) + 1)
     rows = [Continuation([1] * 60, 1), *(Continuation([1, 2], 1) for _ in range(400))]
     assert len(score_continuations(model, rows)) == 401
+
+
+class FlatterModel(ToyModel):
+    """The toy model at a temperature of 2, with token 7 ruled out."""
+
+    def step(self, batch):
+        result = super().step(batch)
+        result.logits[:] = flatter(result.logits)
+        return result
+
+
+def flatter(logits: np.ndarray) -> np.ndarray:
+    found = logits / 2
+    found[..., 7] = -np.inf
+    return found
+
+
+@pytest.mark.parametrize("at_once", [5, 512])
+def test_the_divergence_is_that_of_each_token_s_distributions(monkeypatch, at_once):
+    """Against sum(p * log(p / q)), token by token, from the toy's own logits; p is the baseline."""
+    monkeypatch.setattr(perplexity, "TOKENS_AT_ONCE", at_once)
+    documents = [list(range(1, 5)), [3], [9, 8, 6, 5, 4]]
+    expected, same = [], 0
+    for document in documents:
+        for place in range(1, len(document)):
+            q = logits_of(document[:place], 40).astype(np.float64)
+            p = flatter(q)
+            p_of, q_of = (np.exp(x) / np.exp(x).sum() for x in (p, q))
+            expected.append(sum(a * np.log(a / b) for a, b in zip(p_of, q_of, strict=True) if a))
+            same += int(p.argmax() == q.argmax())
+    found = compare(ToyModel(), FlatterModel(), documents)
+    assert found.nats.tolist() == pytest.approx(expected, rel=1e-5)
+    assert found.same_argmax == same and found.score == score(ToyModel(), documents)
+    assert found.baseline.nats == pytest.approx(score(FlatterModel(), documents).nats)
+    figures = found.as_dict()
+    assert figures["kl_divergence"] == pytest.approx(np.mean(expected)) and figures["kl_divergence_max"] > 0
+
+
+def test_a_model_does_not_differ_from_itself():
+    found = compare(ToyModel(), ToyModel(), [list(range(1, 30))])
+    assert not found.nats.any() and found.same_argmax == len(found.nats) == 28 and found.score == found.baseline

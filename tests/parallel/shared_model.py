@@ -7,6 +7,7 @@ add through their connections.
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from pathlib import Path
@@ -109,6 +110,8 @@ def greedy(
 def main() -> None:
     rank, size, port, *cases = sys.argv[1:]
     build_context({"use_parallel": True, "context": {"mode": 0, "device_target": "CPU"}})
+    # MindSpore collects garbage at every compilation.
+    gc.freeze()
     group: Group | None = None
     if cases[0].split(":")[1] == "stock":
         ranks = join(load_config({"use_parallel": True}), Topology(int(rank), int(size)), False)
