@@ -1,7 +1,7 @@
-"""One running engine for all callers: a thread that runs steps as long as there are rows.
+"""One running engine for all callers: a thread that runs steps while there are rows.
 
 Callers in any thread or event loop submit rows and receive the events of each step; their rows run together. Knows
-requests; does not know what tokens mean, which is up to the row.
+requests; knows nothing about the meaning of tokens, which each row handles itself.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Result = TypeVar("Result")
 
 
 def check_process(process: int) -> None:
-    """Refuses to run in a fork: MindSpore's threads and locks belong to the parent, and waiting for them never ends.
+    """Refuses to run in a fork: MindSpore's threads and locks belong to the parent, so waiting would never end.
 
     Args:
         process: the id of the process that loaded a model.
@@ -72,7 +72,7 @@ class Delivery(Generic[Event]):
 
 @dataclass(frozen=True)
 class _Work:
-    """Work of another kind than rows: a generator that pauses between its parts, and where its result goes."""
+    """Work other than generating rows: a generator that pauses between its parts, and the future for its result."""
 
     parts: Generator[None, None, Any]
     future: Future[Any]
@@ -114,7 +114,7 @@ class BackgroundEngine:
     """Runs rows in its own thread, which ends when there are none.
 
     Args:
-        open_engine: opens an engine that no one else uses while it is open.
+        open_engine: opens an engine for exclusive use.
     """
 
     def __init__(self, open_engine: Callable[[], AbstractContextManager[BaseEngine]]):
@@ -130,16 +130,16 @@ class BackgroundEngine:
 
     @property
     def engine(self) -> BaseEngine | None:
-        """The engine that is running rows, for its metrics; None if there are no rows."""
+        """The engine that currently runs rows, for its metrics; None if there are no rows."""
         return self._engine
 
     def submit(self, row: Row[Event], deliver: Callable[[Delivery[Event]], None], every_token: bool = True) -> None:
         """Adds a row to the running batch.
 
         Args:
-            row: a row that was not submitted before; its `advance` is called in the engine's thread.
+            row: a new row; its `advance` is called in the engine's thread.
             deliver: called in the engine's thread; a row is cancelled if its `deliver` raises RuntimeError.
-            every_token: deliver an event for each step that yields tokens; otherwise for the last one only.
+            every_token: deliver an event for each step that yields tokens; otherwise only for the last one.
 
         Raises:
             InferenceError: this process is a fork of the engine's.
@@ -151,7 +151,7 @@ class BackgroundEngine:
             self._start()
 
     def interleave(self, parts: Generator[None, None, Result]) -> Future[Result]:
-        """Runs a generator in the engine's thread: one part after each step, so that rows are not held up for long.
+        """Runs a generator in the engine's thread: one part after each step, so that rows do not wait long.
 
         Returns:
             Its result. Cancelling it closes the generator at its next pause.
@@ -173,7 +173,7 @@ class BackgroundEngine:
             self._thread.start()
 
     def cancel(self, request: Request) -> None:
-        """Cancels a row, if it is not finished: its slot and its blocks are free after the current step."""
+        """Cancels an unfinished row: its slot and its blocks are free after the current step."""
         with self._lock:
             if self._entries.pop(request, None) is not None:
                 self._left.append(request)
@@ -239,7 +239,7 @@ class BackgroundEngine:
             self.cancel(row.request)
 
     def _run(self) -> None:
-        """Runs steps until no row is left; the body of the thread."""
+        """Runs steps until no row is left. This is the body of the thread."""
         try:
             with self._open() as engine:
                 self._engine = engine
@@ -261,7 +261,7 @@ class BackgroundEngine:
                 work.fail(error)
 
     def _take_changes(self, engine: BaseEngine) -> bool:
-        """Adds new rows and removes cancelled ones; returns False, which ends the thread, if none is left."""
+        """Adds new rows and removes cancelled ones; returns False, which ends the thread, if no row is left."""
         with self._lock:
             entered, self._entered = self._entered, []
             left, self._left = self._left, []
@@ -302,7 +302,7 @@ class BackgroundEngine:
 
 @cache
 def _running() -> weakref.WeakSet[BackgroundEngine]:
-    """Returns the engines that may have a thread. The first call registers their stop, to run before MindSpore ends."""
+    """Returns the engines that may have a thread. The first call registers a hook that stops them at exit."""
     engines: weakref.WeakSet[BackgroundEngine] = weakref.WeakSet()
 
     def stop() -> None:

@@ -1,6 +1,6 @@
-"""The protocol by which a structured answer tells the sampler which tokens may come next.
+"""The protocol that tells the sampler which tokens of a structured answer may come next.
 
-A grammar, a JSON schema or a list of choices implements it; the engine knows none of them.
+Grammars, JSON schemas and lists of choices implement it; the engine knows nothing about them.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ class TokenConstraint(Protocol):
     """Restricts the tokens of one answer. It belongs to one request and is used by one thread at a time.
 
     For each token the sampler calls `allowed` once, masks the logits with it, chooses a token, and calls `advance` with
-    it. The calls follow the order of the answer, whatever runs beside it, and no token is ever taken back: a token that
-    speculation proposes is passed to `advance` only once it is chosen.
+    it. The calls follow the order of the answer, regardless of other rows, and no token is ever taken back: a token
+    that speculation proposes is passed to `advance` only once it is chosen.
     """
 
     def allowed(self) -> np.ndarray | None:
         """Returns which tokens may come next: bool [N], N at most the vocabulary's size. Ids from N on may not.
 
-        None allows every token. The end-of-sequence tokens are ordinary tokens here: allow one where the answer may
+        None allows every token. The end-of-sequence tokens are ordinary tokens here: allow one if the answer may
         end.
         """
         ...

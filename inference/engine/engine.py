@@ -42,9 +42,9 @@ class BaseEngine(ABC):
     """Base of all engines: takes requests, generates their tokens step by step, and counts metrics.
 
     Attributes:
-        context_length: the most tokens of a prompt and its answer.
-        max_sequences: the most rows that run together.
-        metrics: of the work done.
+        context_length: maximum number of tokens of a prompt and its answer together.
+        max_sequences: maximum number of rows that run together.
+        metrics: the metrics of the work done.
     """
 
     def __init__(self, context_length: int, max_sequences: int, metrics: RunMetrics | None = None):
@@ -62,7 +62,7 @@ class BaseEngine(ABC):
     @property
     @abstractmethod
     def kv_use(self) -> float:
-        """The share of the KV cache that requests hold."""
+        """Share of the KV cache that requests hold."""
 
     @property
     def busy(self) -> bool:
@@ -71,7 +71,7 @@ class BaseEngine(ABC):
 
     @abstractmethod
     def step(self) -> list[Request]:
-        """Runs one step; returns the requests that got a token, which may have finished them, and those that failed.
+        """Runs one step; returns the requests that got a token, including finished ones, and those that failed.
 
         Raises:
             InferenceError: no request can continue.
@@ -79,7 +79,7 @@ class BaseEngine(ABC):
 
     @abstractmethod
     def finish(self, request: Request, reason: FinishReason) -> None:
-        """Ends a request from outside: a stop string was found, or the caller cancelled it."""
+        """Ends a request early: a stop string was found, or the caller cancelled it."""
 
     @abstractmethod
     def close(self) -> None:
@@ -110,7 +110,7 @@ class BaseEngine(ABC):
 
     @abstractmethod
     def _queue(self, request: Request) -> None:
-        """Takes a request that fits the context."""
+        """Queues a request that fits the context."""
 
     def fail(self, request: Request, error: Exception) -> None:
         """Ends a request with an error, without affecting any other."""
@@ -159,8 +159,8 @@ class Engine(BaseEngine):
 
     Args:
         model: computes the logits of a step.
-        max_sequences: the most rows in a step.
-        max_batch_tokens: the most tokens in a step; longer prompts are split into chunks.
+        max_sequences: maximum number of rows in a step.
+        max_batch_tokens: maximum number of tokens in a step; longer prompts are split into chunks.
         prefix_cache: requests with a common prefix share its blocks, even those of earlier engines.
         metrics: counts the work done.
         lookup: guess tokens from the row's own text; this does not change answers.
@@ -266,7 +266,7 @@ class Engine(BaseEngine):
         return ready
 
     def _take_tokens(self, item: Scheduled, found: Sequence[tuple[int, np.ndarray | None]]) -> None:
-        """Appends the next token, and further ones as long as each guess is the token that was chosen."""
+        """Appends the next token, and more tokens as long as each guess equals the chosen token."""
         request, right = item.request, 0
         self._take_token(request, *found[0])
         for guess, after in zip(item.guesses, found[1:], strict=True):
@@ -279,10 +279,10 @@ class Engine(BaseEngine):
             self.speculation.note(request, len(item.guesses), right)
 
     def _advance_apart(self, planned: Sequence[Scheduled]) -> list[Request]:
-        """Runs each row separately after the model failed on the whole batch, so that only rows it cannot compute fail.
+        """Runs each row separately after the model failed on the whole batch, so that only the faulty rows fail.
 
         Raises:
-            Exception: the model does not work at all any more.
+            Exception: the model fails on every row.
         """
         ready: list[Request] = []
         failed: dict[Request, Exception] = {}
@@ -300,7 +300,7 @@ class Engine(BaseEngine):
         return [*ready, *failed]
 
     def _take_token(self, request: Request, best: int, logits: np.ndarray | None) -> None:
-        """Appends the next token: the best one, or one chosen from the logits if the request needs them."""
+        """Appends the next token: the most likely one, or one sampled from the logits if the request needs them."""
         generation = request.generation
         if best < 0:
             raise GenerationError(
@@ -316,7 +316,7 @@ class Engine(BaseEngine):
 
 
 def _is_of_all(error: Exception) -> bool:
-    """Returns whether the error stops all rows: a rank is gone, or memory has run out."""
+    """Returns whether the error stops all rows: a rank was lost, or memory ran out."""
     return isinstance(error, InferenceError) or is_out_of_memory(error)
 
 

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 
 _MAGNITUDE = 0x7FFFFFFF
-# A bound of how much a sum of a million weights depends on their order, relative to the sum of all.
+# Bound on how much the sum of a million weights depends on their order, relative to the sum.
 _ROUNDING = 1e-9
 
 
 def pick(scores: np.ndarray, weights: np.ndarray, drawn: float, top_p: float, min_p: float) -> int | None:
-    """Returns the token that `drawn` selects of those that top-p and min-p keep, the likeliest first.
+    """Returns the token that `drawn` selects among those that top-p and min-p keep, the likeliest first.
 
     Args:
         scores: float32 [vocabulary].
@@ -30,7 +30,7 @@ def pick(scores: np.ndarray, weights: np.ndarray, drawn: float, top_p: float, mi
     ranked = _Ranked.of(scores, weights)
     kept = ranked.whole
     if top_p < 1:
-        # The last token that is kept reaches the sum.
+        # The last token kept reaches the sum.
         reached = ranked.reach(top_p * ranked.whole)
         if reached is None:
             return None
@@ -75,8 +75,7 @@ class _Ranked:
         return float(self.ends[-1])
 
     def reach(self, target: float) -> tuple[int, float] | None:
-        """Returns the token with which the running sum exceeds `target`, and that sum; None if rounding could
-        decide.
+        """Returns the token at which the running sum exceeds `target`, and that sum; None if rounding could decide.
         """
         index = int(self.ends.searchsorted(target, side="right"))
         if index == len(self.ends):

@@ -1,7 +1,7 @@
 """Counts and times of a run, and their totals over ranks and replicas. Never prints.
 
-Each metric is one field of `RunMetrics`, which says who counts it. JSON, the closing lines, and the sums over ranks and
-replicas derive from the fields.
+Each metric is one field of `RunMetrics`, which states who counts it. JSON, the closing lines, and the sums over ranks
+and replicas derive from the fields.
 
 Terms: TTFT is the time from a request's arrival to its first token; TPOT the mean time per token after the first.
 """
@@ -28,7 +28,7 @@ REQUEST, STEP, RUN = "request", "step", "run"
 
 @dataclass
 class StartupTimes:
-    """Seconds before the first prompt could run, by part.
+    """Seconds before the first prompt could run, by phase.
 
     `python` runs from the start of the process to the import of MindSpore: the interpreter, the config, the tokenizer
     and all checks.
@@ -55,7 +55,7 @@ def _metric(counted_by: str, default: Any = 0, note: str | None = None) -> Any:
 
 @dataclass
 class RunMetrics:
-    """The metrics of a run; `startup` is kept apart from the work itself."""
+    """The metrics of a run; `startup` is separate from the work itself."""
 
     startup: StartupTimes = _metric(RUN, StartupTimes)
     requests: int = _metric(REQUEST)
@@ -111,7 +111,7 @@ class RunMetrics:
                 mine.update(theirs)
             else:
                 setattr(self, name, mine + theirs)
-        # The seconds that all replicas together would have taken for the work.
+        # The seconds that all replicas working together would have taken.
         self.prefill_seconds = prefill_tokens / prefill if prefill else 0.0
         self.decode_seconds = self.decode_tokens / decode if decode else 0.0
 
@@ -168,7 +168,7 @@ def _plain(value: Any) -> Any:
 
 
 def process_age() -> float:
-    """Returns the seconds since this process started, as the kernel counts them (Linux: proc(5), field 22 of stat)."""
+    """Returns the seconds since this process started (on Linux, from proc(5), field 22 of stat)."""
     fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
     uptime = float(Path("/proc/uptime").read_text().split()[0])
     return uptime - int(fields[19]) / os.sysconf("SC_CLK_TCK")

@@ -1,6 +1,6 @@
 """Percentiles of times in little memory: a histogram whose buckets grow by a constant factor.
 
-Knows numbers; knows nothing about what took the time.
+Knows numbers; knows nothing about what was timed.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 from collections import Counter
 
-# Each bucket is wider than the one before by this factor: a percentile is off by half of the increase at most.
+# Each bucket is wider than the previous one by this factor: a percentile is off by at most half of the increase.
 GROWTH = 1.01
-# Seconds; shorter times are counted as this.
+# In seconds; shorter times are counted as this.
 SHORTEST = 1e-6
 PERCENTILES = (50, 90, 99)
 
@@ -35,7 +35,7 @@ class Percentiles:
         self.greatest = max(self.greatest, other.greatest)
 
     def percentile(self, percent: float) -> float | None:
-        """Returns the time that `percent` of all do not exceed (nearest rank), within 0.5 %; None without times."""
+        """Returns the time that `percent` of all do not exceed (nearest rank), within 0.5 %; None if empty."""
         rank = max(math.ceil(self.count * percent / 100), 1)
         for bucket in sorted(self._counts):
             rank -= self._counts[bucket]

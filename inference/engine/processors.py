@@ -1,6 +1,6 @@
 """Logits processors: they change a row's logits before a token is chosen, in the same order as in transformers.
 
-Each processor is a small function on the logits and the request, and says when it applies. Source of the formulas and
+Each processor is a small function on the logits and the request, and states when it applies. Source of the formulas and
 of the order: `transformers.generation.logits_process` and `GenerationMixin._get_logits_processor`; the frequency and
 presence penalties are OpenAI's (API reference). Knows one row at a time; knows nothing about how a token is sampled.
 """

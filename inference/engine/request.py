@@ -73,12 +73,12 @@ class Request:
         request_id: unique within an engine.
         prompt_ids: the prompt's token ids, at least one; for a model with an encoder, the token that begins an answer.
         generation: the generation settings.
-        max_new_tokens: the most tokens to generate; already limited to the model's context.
-        min_new_tokens: the fewest tokens before an end-of-sequence token may be chosen.
+        max_new_tokens: maximum number of tokens to generate; already limited to the model's context.
+        min_new_tokens: minimum number of tokens before an end-of-sequence token may be chosen.
         seed: the seed of sampling. The engine derives it from the settings' seed, the row and the sample, or draws one.
-        adapter: its number in the model; 0 for none.
-        cache_key: what keys and values depend on besides the tokens, such as the adapter; requests with different
-            cache keys share no blocks.
+        adapter: number of its adapter in the model; 0 for none.
+        cache_key: identifies everything that keys and values depend on besides the tokens, such as the adapter;
+            requests with different cache keys share no blocks.
         source_ids: token ids that the encoder reads; None for models without one.
         row: its index in the run; part of its seed, so that equal prompts get different samples.
         sample: its number among the samples of its prompt.
@@ -124,7 +124,7 @@ class Request:
 
     @property
     def num_tokens(self) -> int:
-        """Length of prompt and answer so far."""
+        """Number of tokens of the prompt and the answer so far."""
         return len(self.prompt_ids) + len(self.output_ids)
 
     @property
@@ -134,7 +134,7 @@ class Request:
 
     @property
     def most_cached(self) -> int:
-        """The most tokens that it can ever have in the cache: the last chosen token never enters it."""
+        """Maximum number of its tokens in the cache, where the last chosen token is never written."""
         return len(self.prompt_ids) + self.max_new_tokens - 1
 
     @property
@@ -148,7 +148,7 @@ class Request:
         return len(self.prompt_ids) if self.source_ids is None else len(self.source_ids)
 
     def most_blocks(self, block_size: int) -> int:
-        """Returns the most blocks of cache that it can ever hold."""
+        """Returns the maximum number of cache blocks that it can hold."""
         return -(-self.source_length // block_size) + -(-self.most_cached // block_size)
 
     @property

@@ -1,7 +1,7 @@
 """Chooses the next token from a row of logits: a chain of small pure functions and an explicit seed.
 
 Knows one row at a time, so a row's choice depends only on its own logits, settings and seed. The random number of a
-row's n-th token is a function of (seed, n) alone, whatever ran before it or beside it.
+row's n-th token is a function of (seed, n) alone, regardless of other rows.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def choose(logits: np.ndarray, request: Request) -> int:
 
 
 def needs_logits(request: Request, ahead: int = 0) -> bool:
-    """Returns whether the next token, or one of the `ahead` after it, takes more than its row's largest logit."""
+    """Returns whether the next token, or one of the `ahead` after it, needs more than its row's largest logit."""
     generation = request.generation
     if not generation.greedy or generation.logprobs is not None or request.constraint is not None:
         return True
@@ -109,7 +109,7 @@ def _likeliest(
     if generation.has_cutoff:
         enough = np.inf
     whole = whole_weights.sum()
-    # No weight exceeds 1, so fewer tokens than the sum that is wanted cannot reach it.
+    # No weight exceeds 1, so reaching the sum takes at least that many tokens.
     least = 0.0 if generation.min_p > 0 else whole * min(generation.top_p, enough if generation.top_p == 1 else 1)
     for count in (head for head in HEADS if least < head < scores.size):
         ids = _largest(scores, count)
@@ -159,7 +159,7 @@ def _cut_off(ids: np.ndarray, probabilities: np.ndarray, generation: GenerationC
 
 
 def _typical(probabilities: np.ndarray, mass: float) -> np.ndarray:
-    """Keeps the fewest tokens, nearest in surprise to the entropy, that reach this mass (Meister et al. 2022)."""
+    """Keeps the fewest tokens with surprisal nearest to the entropy that reach this mass (Meister et al. 2022)."""
     surprise = -np.log(probabilities)
     distance = np.abs(surprise - (probabilities * surprise).sum())
     order = np.argsort(distance, kind="stable")

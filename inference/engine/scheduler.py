@@ -1,8 +1,8 @@
 """Chooses which sequences go through the model in the next step, and assigns the blocks of the KV cache.
 
 Touches no tensors: a plan is a list of (request, number of tokens). Waiting requests join whenever there is room. Long
-prompts run in chunks beside the rows that decode. When blocks run out, the youngest row is preempted: it gives its
-blocks back and is computed again later, so the oldest row always makes progress and nothing can deadlock. A request
+prompts run in chunks beside the rows that decode. When blocks run out, the youngest row is preempted: it frees its
+blocks and is recomputed later, so the oldest row always makes progress and nothing can deadlock. A request
 that shares a prefix with an earlier one reuses the blocks of that prefix.
 """
 
@@ -17,7 +17,7 @@ from inference.errors import InputError
 from inference.models.block_pool import BlockPool, chain
 
 # A waiting row joins if it and every running row can still grow by this many blocks: a row that joins too early is
-# preempted at once and computed again. In a simulation of 300 rows with cache for a few of them, 2 took the least time;
+# preempted at once and recomputed. In a simulation of 300 rows with cache for a few of them, 2 took the least time;
 # with 0, seven times as many tokens were computed twice.
 ROOM = 2
 
@@ -54,8 +54,8 @@ class Scheduler:
 
     Args:
         pool: the blocks of the model's KV cache.
-        max_sequences: the most rows in a step.
-        max_batch_tokens: the most tokens in a step.
+        max_sequences: maximum number of rows in a step.
+        max_batch_tokens: maximum number of tokens in a step.
         prefix_cache: share the blocks of common prefixes.
         guess: given a request, the number of rows that decode and the most tokens to return, returns tokens that may
             follow the request's newest one; None to make no guesses.
@@ -74,13 +74,13 @@ class Scheduler:
         self.max_sequences = max_sequences
         self.max_batch_tokens = max(max_batch_tokens, max_sequences)
         self.prefix_cache = prefix_cache
-        # Both in the order of arrival; dicts, because any row may leave.
+        # Both in the order of arrival; dicts, because any row can be removed.
         self.waiting: OrderedDict[Request, None] = OrderedDict()
         self.running: dict[Request, None] = {}
 
     @property
     def capacity(self) -> int:
-        """The most tokens of one sequence that fit into the cache."""
+        """Maximum number of tokens of one sequence that fit into the cache."""
         return self.pool.capacity * self.pool.block_size
 
     @property
@@ -187,7 +187,7 @@ class Scheduler:
         encoding = False
         while self.waiting and budget > 0 and len(self.running) < self.max_sequences:
             request = next(iter(self.waiting))
-            # A source is encoded in one piece: the first of a step whatever its length, others only if they fit.
+            # A source is encoded in one piece: the first in a step regardless of its length, others only if they fit.
             if encoding and request.source_length >= budget:
                 return
             item = self._begin(request, max(1, budget - request.source_length), computing)

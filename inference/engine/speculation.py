@@ -16,11 +16,11 @@ from inference.engine.request import Request
 
 # Tokens that must match before a guess is made: two match by chance too often.
 NGRAM = 3
-# The most tokens in a guess.
+# Maximum number of tokens in a guess.
 LONGEST = 16
 # The smoothing factor of the share of right guesses: the higher, the slower it changes.
 SLOWNESS = 0.9
-# The share of guessed tokens assumed to be right before any were checked.
+# The share of guessed tokens assumed to be right until some have been checked.
 HOPE = 0.6
 # A row whose guesses do not pay off tries again after this many tokens.
 PAUSE = 64
@@ -63,7 +63,7 @@ class Lookup:
 
 @dataclass
 class StepCost:
-    """Seconds of a decode step as a linear function of its tokens: a least-squares fit in which old steps fade."""
+    """Seconds of a decode step as a linear function of its tokens: a least-squares fit with decaying weights."""
 
     sums: list[float] = field(default_factory=lambda: [0.0] * 5)
 
@@ -102,7 +102,7 @@ class Speculation:
 
         Args:
             rows: rows that decode in this step.
-            budget: the most tokens.
+            budget: maximum number of tokens.
         """
         most = min(budget, LONGEST, request.max_new_tokens - len(request.output_ids) - 1)
         if most < 1 or not request.generation.use_past:
@@ -123,7 +123,7 @@ class Speculation:
         return guessed[:length]
 
     def _worthwhile(self, share: float, rows: int) -> int:
-        """Returns how many guessed tokens pay off: a right one saves its row's part of a step; each one costs time."""
+        """Returns how many guessed tokens pay off: a right one saves its row's part of a step, but each costs time."""
         price = self.cost.share_of_token(rows) * rows
         length, chance = 0, share
         while length < LONGEST and chance > max(price, 0.15):

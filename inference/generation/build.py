@@ -53,7 +53,7 @@ def weight_format_of(source: ModelSource, pairs: Pairs | None) -> WeightFormat:
 
 
 def say_what_becomes_of(pairs: Pairs | None, weight_format: WeightFormat, say: Say) -> None:
-    """Reports the formats into which a quantized checkpoint is converted; says nothing for other checkpoints."""
+    """Reports the formats into which a quantized checkpoint is converted; reports nothing for other checkpoints."""
     line = describe_quantized(pairs, weight_format)
     if line:
         say(line)

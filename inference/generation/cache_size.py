@@ -19,12 +19,12 @@ from inference.models.weights.weight_formats import weight_bytes
 
 
 def positions_needed(prompts: Iterable[EncodedPrompt], source: ModelSource) -> int:
-    """Returns the cache positions with which no prompt has to wait for another to free its own."""
+    """Returns the number of cache positions that lets all prompts run without waiting for each other."""
     return sum(sorted(_lengths(prompts, source), reverse=True)[: source.config.rows_at_once])
 
 
 def longest_row(prompts: Iterable[EncodedPrompt], source: ModelSource) -> int:
-    """Returns the cache positions that the longest prompt needs together with its answer."""
+    """Returns the number of cache positions that the longest prompt needs together with its answer."""
     return max(_lengths(prompts, source), default=1)
 
 
@@ -46,14 +46,14 @@ def num_blocks(
 ) -> int:
     """Returns the number of cache blocks to allocate, including the null block.
 
-    Uses `engine.kv_cache_memory` if it is set. Otherwise allocates as much as the work needs, or, if that is unknown,
-    as much as `max_sequences` rows of full context length need, up to half of the memory that the weights leave free.
+    Uses `engine.kv_cache_memory` if it is set. Otherwise allocates what the work needs, or, if that is unknown,
+    what `max_sequences` rows of full context length need, up to half of the memory that the weights leave free.
     Blocks that are never used take no physical memory.
 
     Args:
         positions: positions that the work needs; None if unknown.
         weight_format: the format of the matrices in memory; None for plain float32.
-        row: the least number of positions: those of the longest row.
+        row: minimum number of positions: those of the longest row.
         shard: the part of the model in this process.
         sharing: the number of processes that share the memory.
 

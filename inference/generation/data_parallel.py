@@ -3,8 +3,8 @@
 Rank 0 gives each row to the replica with the most room, and collects all answers. The leader of every other replica
 answers the rows that it receives.
 
-Messages from rank 0: `open` (load the model, with a KV cache for so many positions), `rows`, `end`. From the others:
-`ready`, `events`, `failed`, `figures`. Knows channels and engines; knows nothing about files or the ranks
+Messages from rank 0: `open` (load the model, with a KV cache for a number of positions), `rows`, `end`. From the
+others: `ready`, `events`, `failed`, `figures`. Knows channels and engines; knows nothing about files or the ranks
 of a replica.
 """
 
@@ -106,7 +106,7 @@ class Replicas:
         """Runs one step of rank 0's engine, if it has work; returns its events and those received from the others.
 
         Raises:
-            PeerLostError: a replica is gone, and its rows with it.
+            PeerLostError: a replica was lost, together with its rows.
         """
         events: list[TextEvent | Failure] = []
         if self._local.busy:
@@ -196,7 +196,7 @@ class Replica:
         """Answers rows until rank 0 sends `end`.
 
         Raises:
-            PeerLostError: rank 0 is gone.
+            PeerLostError: rank 0 was lost.
         """
         generator = self._generator
         self._channel.send(READY, capacity=generator.capacity)
@@ -262,7 +262,7 @@ class Replica:
 
 
 def _read(channel: Channel, take: Callable[[Any], None]) -> None:
-    """Receives in a separate thread, so that two sides that send at once never block each other."""
+    """Receives in a separate thread, so that two sides that send at the same time never block each other."""
 
     def read() -> None:
         try:

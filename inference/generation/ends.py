@@ -14,7 +14,7 @@ from inference.config import GenerationConfig
 from inference.models.source import ModelSource
 from inference.tokenizer import Tokenizer
 
-# Control tokens that llama.cpp takes as the end of a turn by their names alone (src/llama-vocab.cpp).
+# Control tokens that llama.cpp recognizes as the end of a turn by name alone (src/llama-vocab.cpp).
 END_NAMES = (
     "<|eot_id|>",
     "<|im_end|>",
@@ -39,7 +39,7 @@ END_NAMES = (
     "<\uff5cend\u2581of\u2581sentence\uff5c>",
     "[e~[",
 )
-# If a vocabulary has all tokens of a row, `<|end|>` ends a message and not the turn.
+# If a vocabulary has all tokens of a row, `<|end|>` ends a message, not the turn.
 _MESSAGE_ENDS = (("<|return|>", "<|call|>", "<|end|>"), ("<|calls|>", "<|flush|>", "<|end|>"))
 # If a vocabulary has both, `</s>` is plain text.
 _PLAIN_END = ("<|tool_response>", "</s>")

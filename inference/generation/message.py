@@ -46,7 +46,7 @@ class ReasoningReader:
     """Separates the reasoning at the start of an answer; leaves the rest to another reader.
 
     Args:
-        answer: reads what follows the reasoning.
+        answer: reads the text after the reasoning.
         is_open: the prompt ends with the opening <think>, so the answer begins inside the reasoning.
 
     Attributes:
@@ -123,7 +123,7 @@ def message_reader(source: EncodedPrompt) -> ReasoningReader:
 
 
 def read_message(source: EncodedPrompt, text: str) -> tuple[dict[str, Any], str | None]:
-    """Reads a whole answer; returns the message, and its reasoning, None if it does not begin with reasoning."""
+    """Reads a whole answer; returns the message and its reasoning, or None if it does not begin with reasoning."""
     reader = message_reader(source)
     message: dict[str, Any] = {"content": None}
     for delta in (*reader.push(text), *reader.finish()):

@@ -52,7 +52,7 @@ class GenerativeModel:
         positions: positions of KV cache that the work needs; None if unknown.
         row: positions that the longest row needs.
         progress: called with each tensor as it is loaded.
-        ranks: the ranks that share the model, led by this one; None for a model in this process alone.
+        ranks: the ranks that share the model, led by this one; None for a model in a single process.
         kernels: the kernels to use; None to choose them by the config.
         say: takes lines for the user, such as which kernels run the model.
 
@@ -60,7 +60,7 @@ class GenerativeModel:
         times: how long loading and compiling took.
         runner: the part of the model in this process.
         stepper: the whole model.
-        background: the engine that all calls share; `engine()` opens one for the caller alone.
+        background: the engine that all calls share; `engine()` opens one for exclusive use.
         metrics: the metrics of `background`.
 
     Raises:
@@ -101,7 +101,7 @@ class GenerativeModel:
         self.times = self.runner.times
 
     def _set_up(self, source: ModelSource, say: Say) -> None:
-        """Sets up what every model has, whatever runs it."""
+        """Sets up what all models have in common."""
         check_no_fork()
         self.source = source
         ignored = ignored_settings(source.directory / GENERATION_FILE) if source.directory else []
@@ -109,7 +109,7 @@ class GenerativeModel:
             say(f"{GENERATION_FILE}: without effect here: {', '.join(ignored)}")
         self.generation_config = source.generation
         self._process = os.getpid()
-        # Two threads that ran steps at once would overwrite each other's cache.
+        # Two threads that run steps at the same time would overwrite each other's cache.
         self._lock = threading.Lock()
         self.metrics = RunMetrics()
         self.background = BackgroundEngine(lambda: self.engine(self.metrics))
@@ -136,7 +136,7 @@ class GenerativeModel:
 
     @property
     def max_sequences(self) -> int:
-        """The most rows in a step."""
+        """Maximum number of rows in a step."""
         return self.source.config.rows_at_once
 
     @contextmanager
@@ -200,7 +200,7 @@ class GenerativeModel:
         """Continues prompts of token ids; rows may differ in length.
 
         Args:
-            input_ids: one prompt, or several; also what a tokenizer returns, with its attention_mask. Rows that begin
+            input_ids: one prompt, or several; or a tokenizer's output, with its attention_mask. Rows that begin
                 or end with pad_token_id lose it, unless it is a token of its own.
             generation_config: replaces the model's own settings.
             streamer: receives the ids of each prompt and its answer through `put`, and `end` when its row ends: the
@@ -225,7 +225,7 @@ class GenerativeModel:
             rows = unpadded(_rows(input_ids), generation, attention_mask, valid_length)
             return self._generate(rows, generation, streams)
         finally:
-            # End it even after an error, so that no consumer waits for text that never comes.
+            # End it even after an error, so that no consumer waits forever.
             if streams is not None:
                 streams.close()
 
@@ -331,7 +331,7 @@ class _Tokens:
     """A row whose events are its token ids.
 
     Args:
-        shown_as: its number among the rows that are streamed; None if it is not.
+        shown_as: its number among the streamed rows; None if it is not streamed.
     """
 
     request: Request

@@ -24,8 +24,8 @@ def unpadded(
 
     Args:
         generation: its pad_token_id is padding at the ends of a row, unless it ends or begins a sequence too.
-        attention_mask: for each row 1 for a token and 0 for padding; decides alone, if given.
-        valid_length: for each row its length without padding on the right; likewise.
+        attention_mask: for each row 1 for a token and 0 for padding; if given, it alone decides.
+        valid_length: for each row its length without padding on the right; if given, it alone decides.
 
     Raises:
         InputError: the mask or the lengths do not fit the rows.
@@ -46,7 +46,7 @@ def unpadded(
 
 
 def _listed(values: Any, rows: Sequence[list[int]], name: str) -> list[Any]:
-    """Return one value for each row, of a list, an array or a tensor; for a single row also without its brackets."""
+    """Return one value for each row from a list, an array or a tensor; a single row may give a bare value."""
     for method in ("asnumpy", "tolist"):
         if hasattr(values, method):
             values = getattr(values, method)()

@@ -20,7 +20,7 @@ from inference.models.block_pool import BlockPool, chain
 from inference.models.runner import StepModel
 from inference.models.step import SequenceStep, StepBatch
 
-# The most tokens in a step, and the most logits of a step (256 MiB).
+# Maximum number of tokens in a step, and of logits in a step (256 MiB).
 TOKENS_AT_ONCE, LOGITS_AT_ONCE = 512, 1 << 26
 Pooling = Literal["mean", "last"]
 Result = TypeVar("Result")
@@ -65,10 +65,10 @@ def embeddings(model: StepModel, rows: Sequence[PassRow], pooling: Pooling, shar
 def prompt_logprobs(
     model: StepModel, rows: Sequence[PassRow], alternatives: int, vocab_size: int, share: bool = False
 ) -> Steps[list[list[TokenLogprob]]]:
-    """Computes the log probability of every token of each prompt but the first, given those before it.
+    """Computes the log probability of every token of each prompt except the first, given those before it.
 
     Args:
-        alternatives: report this many of the most likely tokens at each place.
+        alternatives: report this many of the most likely tokens at each position.
         share: leave the prompts in the prefix cache.
     """
     found: list[list[TokenLogprob]] = [[] for _ in rows]
@@ -95,13 +95,13 @@ def _run(
     """Runs rows in groups; calls `take` with the indices and the parts of the rows in each step, then pauses.
 
     Args:
-        most: the most tokens in a step; a longer row runs in parts.
+        most: maximum number of tokens in a step; a longer row runs in parts.
     """
     for group in _groups(model.blocks, rows, most):
         tables: list[list[int]] = [[] for _ in group]
         try:
             while not _take_blocks(model.blocks, tables, [len(rows[index].ids) for index in group]):
-                yield  # the rows of the engine hold the blocks
+                yield  # the engine's rows hold the blocks
             for begin in range(0, max(len(rows[index].ids) for index in group), most):
                 steps = [
                     SequenceStep(rows[index].ids[begin : begin + most], begin, table, adapter=rows[index].adapter)

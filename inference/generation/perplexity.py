@@ -1,7 +1,7 @@
 """Perplexity: how well a model predicts given texts, and how far its predictions are from another model's.
 
-Knows token ids. Documents are scored side by side, by the same flat step that generates. A document that is longer than
-the model's context is scored in consecutive pieces, each from an empty context; an answer to a prompt, or to an
+Knows token ids. Documents are scored side by side, with the same flat step that generates. A document that is longer
+than the model's context is scored in consecutive pieces, each from an empty context; an answer to a prompt, or to an
 encoder's source, is scored in its whole context.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 from inference.models.runner import StepModel
 from inference.models.step import SequenceStep, StepBatch
 
-# The most tokens in a step; the logits of all of them are in memory at once.
+# Maximum number of tokens in a step; the logits of all of them are in memory at once.
 TOKENS_AT_ONCE = 512
 Item = TypeVar("Item")
 
@@ -79,7 +79,7 @@ class Continuation(NamedTuple):
 
 
 def score(model: StepModel, documents: Iterable[Sequence[int]], adapter: int = 0) -> Score:
-    """Scores every token of every document but the first, given those before it.
+    """Scores every token of every document except the first, given those before it.
 
     Args:
         adapter: its number in the model; 0 for none.

@@ -69,7 +69,7 @@ def run_follower(source: ModelSource, pairs: Pairs | None, kernels: ModuleType, 
     """Loads this rank's part of a model and runs the leader's commands until the leader ends.
 
     Raises:
-        PeerLostError: the leader is gone.
+        PeerLostError: the leader was lost.
     """
     say_stage(ranks.topology, LOADING)
     blocks = follow_on_blocks(ranks.links, lambda needs: share(source, pairs, kernels, ranks, *needs))
@@ -83,13 +83,13 @@ def run_follower(source: ModelSource, pairs: Pairs | None, kernels: ModuleType, 
 def load(model_class: type[GenerativeModel], config: InferenceConfig, say: Say) -> GenerativeModel:
     """Loads a model for a user's own program, which msrun may have started as several ranks.
 
-    Returns the model on rank 0. The other ranks stay in this call and compute their part until rank 0 closes the model,
-    at the latest when its program ends; then they raise `SystemExit`. So only rank 0 runs the rest of the program.
+    Returns the model on rank 0. The other ranks stay in this call and compute their part until rank 0 closes the model
+    or its program ends; then they raise `SystemExit`. So only rank 0 runs the rest of the program.
 
     Raises:
         ConfigError: data_parallel is above 1; only run_inference.py distributes rows over several replicas.
         InferenceError: the program has loaded a model already.
-        PeerLostError: another rank is gone.
+        PeerLostError: another rank was lost.
     """
     topology = check_topology(config)
     if topology.world_size == 1:

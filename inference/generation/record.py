@@ -54,9 +54,9 @@ class Completion:
     """An answer, or the error of a row that has none. Unknown values are None.
 
     Args:
-        custom_id: name of the row, its number if it has no name.
-        row: place of the row in the input, from 0.
-        prompt: the prompt as the model saw it; the rendered template for a chat.
+        custom_id: name of the row, or its number if it has no name.
+        row: index of the row in the input, from 0.
+        prompt: the prompt as the model sees it; the rendered template for a chat.
         text: the decoded `token_ids`, without special tokens, the stop string, the reasoning and tool calls.
         token_ids: every generated token, including the one that ended the answer.
         finish_reason: `stop`, `length`, `tool_calls`, or `error`.
@@ -66,7 +66,7 @@ class Completion:
         ttft_seconds: from the arrival of the row in the engine to its first token.
         total_seconds: from the arrival of the row to its last token.
         model: name of the model.
-        error: why there is no answer.
+        error: why the row has no answer.
         seed: the seed, if the answer was sampled.
         truncated_tokens: tokens that were cut from the prompt to fit the context.
         logprobs: one entry per token of `token_ids`, if requested.
@@ -74,7 +74,7 @@ class Completion:
             differ (`SAMPLE_FIELDS`).
         attempts: requests sent to a remote endpoint for this row.
         reasoning: the reasoning of a chat model before its answer, if it is marked with <think>.
-        tool_calls: the calls in the answer as OpenAI has them, if the row offers tools in OpenAI's format.
+        tool_calls: the calls in the answer, in OpenAI's format, if the row offers tools in OpenAI's format.
         value: the result of a model that does not answer in text (pipelines).
         input_digest: identifies the content of the input row in a later run, if the row has no name.
     """
@@ -208,7 +208,7 @@ def failure_of(source: EncodedPrompt, error: InferenceError) -> Completion:
 
 
 def kind_of(error: BaseException) -> str:
-    """Returns the kind of an error: the row's fault or the model's."""
+    """Returns the kind of an error: caused by the row or by the model."""
     return BAD_ROW if isinstance(error, InputError) else MODEL_FAILED
 
 

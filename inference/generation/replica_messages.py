@@ -1,6 +1,6 @@
 """Rows and answers as messages between the replicas of a model: plain fields that JSON can hold.
 
-Knows what each side already has: rank 0 has the prompts, and every replica has the settings common to all rows.
+Sends only what the other side lacks: rank 0 has the prompts, and every replica has the settings common to all rows.
 """
 
 from __future__ import annotations

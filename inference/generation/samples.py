@@ -39,7 +39,7 @@ class SampleGatherer:
         self._failed: set[int] = set()
 
     def take(self, answer: Answer) -> Answer | None:
-        """Takes a finished answer; once all are there, returns the prompt's first sample with `samples` filled in."""
+        """Takes a finished answer; after the last one, returns the prompt's first sample with `samples` filled in."""
         count = answer.source.generation.num_return_sequences
         if count == 1:
             return answer
@@ -64,7 +64,7 @@ class SampleGatherer:
 
 
 class SampledGenerator:
-    """A generator that gives a prompt as many answers as its settings ask for (`num_return_sequences`).
+    """A generator that gives a prompt as many answers as its settings request (`num_return_sequences`).
 
     The samples share the prompt's blocks of the KV cache through the prefix cache. The text of the first sample is
     shown as it is generated; the row is finished when all samples are.
@@ -101,7 +101,7 @@ class SampledGenerator:
             InputError: the engine cannot take it.
         """
         samples = source.samples
-        # The samples are alike: if the engine takes the first, it takes all.
+        # The samples have the same size: if the engine accepts the first, it accepts all.
         for sample in samples:
             self._generator.add(sample)
         if len(samples) > 1:
@@ -121,7 +121,7 @@ class SampledGenerator:
         if source.generation.num_return_sequences == 1:
             return [event]
         if source.row not in self._open:
-            # The row has failed already, because another of its samples has.
+            # The row has already failed, because another of its samples did.
             return []
         if isinstance(event, Failure):
             self._open.remove(source.row)

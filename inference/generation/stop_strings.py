@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 
 class StopMatcher:
-    """Watches text as it grows and holds back what might become a stop string.
+    """Watches text as it grows and holds back a possible start of a stop string.
 
     Args:
         stops: the texts that end an answer; empty ones are ignored.
@@ -29,7 +29,8 @@ class StopMatcher:
         self._held += text
         found = [(at, stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if found:
-            # Take the stop string that completes first, the longest of several: so the chunking does not matter.
+            # Take the stop string that completes first, and the longest of several, so that the result does not depend
+            # on chunking.
             at, self.matched = min(found, key=lambda match: (match[0] + len(match[1]), match[0]))
             shown, self._held = self._held[:at], ""
             return shown
@@ -83,7 +84,7 @@ class HidingMatcher:
         return self._shown(len(self._matcher.finish()))
 
     def _shown(self, count: int) -> str:
-        """Returns those of the next `count` characters that are shown."""
+        """Returns the visible ones among the next `count` characters."""
         shown = []
         while count > 0:
             text, is_shown = self._open.pop(0)

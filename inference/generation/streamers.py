@@ -1,4 +1,4 @@
-"""Streamers: they receive text while it is generated.
+"""Streamers, which receive text while it is generated.
 
 Rows are kept apart: the first unfinished row is shown as it grows, and the others wait for their turn. The class names
 and `put`/`end` are those of MindFormers and Hugging Face.
@@ -60,7 +60,7 @@ class BaseStreamer:
 
 
 class SeparateStreamers:
-    """Gives each row its own streamer, so that several rows can be followed at once.
+    """Gives each row its own streamer, so that several rows can be streamed at once.
 
     Args:
         streamers: one for each row, in the order of the rows.
@@ -92,7 +92,7 @@ class SeparateStreamers:
 
 
 class IdStreams:
-    """Passes token ids to streamers with `put` and `end`, as MindFormers' and Hugging Face's are.
+    """Passes token ids to streamers with `put` and `end`, like those of MindFormers and Hugging Face.
 
     `put` is called with a row's prompt first and then with its tokens, and `end` when the row ends.
 
@@ -121,14 +121,14 @@ class IdStreams:
         self._pass(row, list(ids))
 
     def tokens(self, row: int, output_ids: Sequence[int]) -> None:
-        """Pass those of a row's tokens that are new since the last call."""
+        """Pass the tokens of a row that are new since the last call."""
         taken = self._taken.get(row, 0)
         self._taken[row] = len(output_ids)
         for token in output_ids[taken:]:
             self._pass(row, [token])
 
     def finish(self, row: int) -> None:
-        """End a row; pass what has been collected for the following ones, up to the first unfinished one."""
+        """End a row; pass what was collected for the following rows, up to the first unfinished one."""
         self._ended.add(row)
         if self._separate:
             self._streamers[row].end()
@@ -140,7 +140,7 @@ class IdStreams:
                 self._streamers[0].put(ids)
 
     def close(self) -> None:
-        """End the rows that are still open, so that no consumer waits for text that never comes."""
+        """End the rows that are still open, so that no consumer waits forever."""
         if self._separate:
             for row in sorted(set(range(len(self._streamers))) - self._ended):
                 self._streamers[row].end()
@@ -157,7 +157,7 @@ class IdStreams:
 
 
 def takes_ids(streamer: Any) -> bool:
-    """Return whether a streamer is to be given ids by `put` and `end`, because it takes no text."""
+    """Return whether a streamer takes ids through `put` and `end` instead of text."""
     takes_text = isinstance(streamer, BaseStreamer) and (
         type(streamer).on_finalized_text is not BaseStreamer.on_finalized_text
     )

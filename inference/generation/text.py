@@ -25,9 +25,9 @@ from inference.structured.vocabulary import vocabulary_of
 from inference.tokenizer import IncrementalDetokenizer, Tokenizer
 from inference.tokenizer.chat import END_OF_THINK, THINK, reads_tools
 
-# The fewest tokens to keep of a truncated prompt, even if the answer then has less room.
+# Minimum number of tokens to keep of a truncated prompt, even if the answer then has less room.
 MINIMUM_KEPT = 16
-# How many requests wait in the engine besides the running ones, so that a row that ends is replaced at once.
+# Number of requests that wait in the engine besides the running ones, so that a finished row is replaced at once.
 WAITING = 4
 
 
@@ -38,10 +38,10 @@ class EncodedPrompt:
     Args:
         row: its index in the input.
         text: as given; the rendered template for a chat, the decoded ids for token ids.
-        is_chat: the answer is a separate text and does not continue the prompt.
+        is_chat: the answer is a separate text, not a continuation of the prompt.
         truncated: how many tokens were cut off.
         decoder_start: the token that begins an answer, for models with an encoder; None for others.
-        adapter: its number in the model; 0 for none.
+        adapter: number of its adapter in the model; 0 for none.
         sample: its number among the samples of the prompt.
         seed_row: distinguishes its seed from those of the run's other rows; 0 if the row has its own seed.
         constraint: makes the constraint of an answer, such as a grammar; called once for each sample.
@@ -113,7 +113,7 @@ class Encoder:
             may then each be as long as the context.
         notice: called with the setting that makes a row sampled without do_sample.
         adapters: numbers of the adapters that a prompt may name.
-        adapter_ids: adapter names for the prompts that name none, in the order of the prompts.
+        adapter_ids: adapters of the prompts that do not name one, in the order of the prompts.
         template_variables: variables of the chat template, besides the messages.
     """
 
@@ -189,7 +189,7 @@ class Encoder:
         )
 
     def _tool_format(self, prompt: Prompt) -> ToolFormat | None:
-        """Returns the format of the answer's tool calls. A required call is JSON, because a grammar holds it."""
+        """Returns the format of the answer's tool calls. A required call is JSON, because a grammar constrains it."""
         if prompt.tools is None or self.tokenizer is None:
             return None
         template = self.tokenizer.template_of(self._variables(prompt).get("chat_template"), True)
@@ -205,7 +205,7 @@ class Encoder:
         )
 
     def _constraint(self, generation: GenerationConfig) -> Callable[[], TokenConstraint] | None:
-        """Compiles the constraint of a structured answer, before the row takes a slot; returns a factory of it.
+        """Compiles the constraint of a structured answer, before the row takes a slot; returns a factory for it.
 
         Raises:
             InputError: the constraint cannot be compiled.
@@ -240,7 +240,7 @@ class Encoder:
         return self.adapters[name]
 
     def _limit(self, generation: GenerationConfig) -> int:
-        """Returns the most prompt tokens that leave room for a new one; with an encoder, the whole context."""
+        """Returns the maximum length of a prompt, which leaves room for one token; with an encoder, the context."""
         if self.decoder_start is not None:
             return self.context_length
         if generation.max_new_tokens is None and generation.max_length is not None:
@@ -330,7 +330,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class TextEvent:
-    """New text of an answer, possibly empty, from at least one new token.
+    """The new text of an answer, possibly empty, from at least one new token.
 
     Args:
         finished: it is the last event of the answer.
@@ -377,7 +377,7 @@ class TextGenerator:
 
     @property
     def capacity(self) -> int:
-        """The most prompts that can be used at a time: one for each row of a step, and a few that wait."""
+        """Maximum number of prompts in the engine at a time: one for each row of a step, and a few that wait."""
         return self.engine.max_sequences + WAITING
 
     @property
@@ -470,7 +470,7 @@ class AnswerRow:
     def advance(self, engine: BaseEngine) -> TextEvent:
         """Takes the request's new tokens."""
         request = self.answer.request
-        # If special tokens are shown, show the one that ended the answer as well.
+        # If special tokens are shown, also show the one that ended the answer.
         skips = self.answer.source.generation.skip_special_tokens
         first, text = self.taken_tokens == 0, ""
         for token in (request.answer_ids if skips else request.output_ids)[self.shown_tokens :]:
