@@ -186,7 +186,7 @@ class _Answer(base._RunInferenceDoFn):
             self._exchange(ours, update)
             update = None
         elif isinstance(update, list) and self._model is None:
-            # Otherwise Beam would answer the first batch with the models that are about to be replaced.
+            # Otherwise Beam would answer the first batch with models that are about to be replaced.
             self.update_model(None)
         if self._pattern is not None:
             self._take_name()

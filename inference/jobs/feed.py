@@ -1,5 +1,4 @@
-"""Reads ahead: a thread parses and encodes rows while the model works on earlier ones, and waits when it is far
-enough ahead.
+"""Reads ahead: a thread parses and encodes rows while the model answers earlier ones, up to a maximum lead.
 
 Knows rows and how to encode them; knows nothing about engines or results.
 """
@@ -23,11 +22,11 @@ from inference.parallel import heartbeat
 
 @dataclass
 class DoneRows:
-    """The rows that earlier runs have done.
+    """The rows that earlier runs have finished.
 
     Args:
         numbers: the rows to skip.
-        names: the names that these rows use.
+        names: the names of these rows.
         fingerprints: a hash of each row's digest, or of its name if it has no digest.
         failed: how many of these rows failed.
     """
@@ -51,7 +50,7 @@ class Feed:
         done: rows to skip.
 
     Attributes:
-        error: the error that ended the input early; set after every row before it has been queued.
+        error: the error that ended the input early; set once every row before it has been queued.
         skipped: number of rows skipped.
     """
 
@@ -132,7 +131,7 @@ class Feed:
                     self._queue.put(self._item(row))
             if self.skipped < len(self._done.numbers):
                 raise self._changed(f"{len(self._done.numbers) - self.skipped:,} rows that have a record are gone")
-        except Exception as error:  # the thread that takes rows raises it
+        except Exception as error:  # raised by the thread that takes rows
             self.error = error
         self._complete.set()
         self._queue.put(None)

@@ -53,7 +53,7 @@ def check_target(path: Path, what: str) -> None:
 
 
 def check_plot(path: Path) -> None:
-    """Rejects a plot that could not be drawn at the end of the run.
+    """Rejects a plot that cannot be drawn at the end of the run.
 
     Raises:
         InputError: matplotlib is not installed, or does not know the suffix.
@@ -69,7 +69,7 @@ def check_plot(path: Path) -> None:
 
 
 def write_plot(path: Path, outcome: Outcome, metrics: RunMetrics, model: str) -> None:
-    """Draws the course of a run (tokens per second, rows, KV cache) and the distribution of its latencies."""
+    """Plots a run over time (tokens per second, rows, KV cache) and the distribution of its latencies."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""The progress of a job: its figures as a line, and its course for a plot.
+"""The progress of a job: its figures as a line, and over time for a plot.
 
 Knows figures; `inference.terminal.progress` displays them.
 """
@@ -38,7 +38,7 @@ class Figures:
     kv_use: float = 0.0
 
     def line(self, seconds: float) -> str:
-        """Formats the figures as one line, `seconds` after the first row began."""
+        """Formats the figures as one line, `seconds` after the first row started."""
         seconds = max(seconds, 1e-9)
         total = "" if self.expected is None else f" of {'' if self.exact else 'about '}{self.expected:,.0f}"
         parts = [

@@ -9,7 +9,7 @@ from array import array
 from hashlib import blake2b
 
 _EMPTY = 0
-# Numbers per block; a set or table allocates only the blocks that hold something.
+# Numbers per block; a set or table allocates only the blocks that it uses.
 BLOCK = 1 << 16
 
 

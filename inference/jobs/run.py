@@ -80,7 +80,8 @@ class Job:
         """Runs all rows to completion.
 
         Raises:
-            InferenceError: the input ended early, or the output cannot be written. Records already written are whole.
+            InferenceError: the input ended early, or the output cannot be written. Records already written are
+                complete.
         """
         outcome = self.outcome
         try:
@@ -133,7 +134,7 @@ class Job:
             self._writer.flush()
             self._generator = stack.enter_context(self._open(item))
             self._started = time.perf_counter()
-            # The course begins before the first step, so that it includes the tokens of that step.
+            # Start the course before the first step, so that it includes the tokens of that step.
             self.outcome.course.add(0.0, self._figures())
             if self._progress:
                 self._progress.restart()

@@ -1,11 +1,12 @@
-"""The save file: writes whole lines only, whatever happens, and reads what an earlier run left.
+"""The save file: writes only whole lines, whatever happens, and reads those of earlier runs.
 
-A line reaches the kernel in one piece as soon as it is complete, so killing the process loses no line. It reaches the
-disk with the next `commit`, and is counted only then. A partial line is cut off: at once if the disk fills up in the
-middle of it, or by the next run if the process was killed there. The sidecar, `<file>.job`, records what made the file.
+Each line goes to the operating system in one write as soon as it is complete, so a killed process loses no line. It
+reaches the disk with the next `commit`, and is counted only then. A partial line is cut off: at once if the disk fills
+up in the middle of it, or by the next run if the process was killed there. The sidecar, `<file>.job`, records which job
+wrote the file.
 
-A failed row that is run again has two records until the job ends. Then the file is replaced by one in which the newer
-record takes the older one's place. Knows nothing about models.
+A failed row that is run again has two records until the job ends. Then a new file replaces it, with the newer record in
+place of the older one. Knows nothing about models.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class Appender:
 
 class SaveFile:
     """The file that records are written to. It is created, or its old content discarded, when the first record is
-    written; a run that fails earlier leaves it alone.
+    written; a run that fails earlier does not touch it.
 
     Args:
         path: a regular file, or anything else that can be written.
@@ -125,7 +126,7 @@ class SaveFile:
         """Writes lines; from then on they survive the end of this process.
 
         Raises:
-            InferenceError: the disk is full, or the reader of a pipe has gone; no partial line is left.
+            InferenceError: the disk is full, or a pipe was closed; no partial line is left.
         """
         with WRITING:
             if self._appender is None:
@@ -186,7 +187,7 @@ class SaveFile:
         The file is replaced atomically: the old one stays in place until the new one is complete.
 
         Raises:
-            InferenceError: there is no room for the new file.
+            InferenceError: the disk has no space for the new file.
         """
         if self._appender is None or not self._appender.is_regular or self._identity is None:
             return
@@ -230,7 +231,7 @@ class SaveFile:
         sync_directory(self.path.parent)
 
     def _lock(self, fd: int) -> None:
-        """Locks the file: two runs that write the same one would both do every row."""
+        """Locks the file: two runs that write the same file would both answer every row."""
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # A run that has just ended may have replaced the file.
@@ -271,7 +272,7 @@ class SaveFile:
 
 
 def sidecar_of(path: Path) -> Path:
-    """The path of the sidecar, the file beside a save file that records what made it."""
+    """The path of the sidecar, the file beside a save file that records which job wrote it."""
     return path.with_name(path.name + ".job")
 
 
@@ -376,7 +377,7 @@ def _check_same(path: Path, identity: Identity) -> None:
     # A round trip through JSON turns tuples into lists.
     new = json.loads(json.dumps({"format": FORMAT, **identity}))
     for key in sorted({*old, *new}):
-        # Files may have been added at the end; a changed row is detected when its turn comes.
+        # Files may have been added at the end; a changed row is detected when it is read.
         is_added_input = key.startswith("predict_data.") and key not in old
         if not is_added_input and old.get(key) != new.get(key):
             was, now = (json.dumps(side.get(key), ensure_ascii=False) for side in (old, new))

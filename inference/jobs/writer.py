@@ -25,7 +25,7 @@ WAITING = 16
 
 
 class TextShow:
-    """Prints text: the first open row as it is generated, the others after it.
+    """Prints text: the first open row as it is generated, then the others.
 
     Args:
         stream: print text as it is generated, rather than when it is complete.
@@ -62,7 +62,7 @@ class TextShow:
         self._show()
 
     def leave_out(self, row: int) -> None:
-        """Ends a row that gets no answer: ends the line if any of it was printed, and drops the rest."""
+        """Ends a row that gets no answer: ends its line if part of it was printed, and drops the rest."""
         if row in self._begun:
             self._pending[row][:] = ["\n"] if row == next(iter(self._pending)) else []
         self._end(row)
@@ -132,11 +132,11 @@ class AnswerWriter:
 
     @property
     def has_room(self) -> bool:
-        """Whether another row may begin: not too many rows are waiting for their turn."""
+        """Whether another row may begin: only a limited number of rows may wait for earlier ones."""
         return not self._ordered or len(self._open) < self._most_waiting
 
     def expect(self, row: int) -> None:
-        """Announces that a row begins; rows begin in their order."""
+        """Announces that a row starts; rows start in order."""
         self._open[row] = None
         if self._show:
             self._show.expect(row)
@@ -149,17 +149,17 @@ class AnswerWriter:
             self._finish(event.answer.row, event.answer)
 
     def fail(self, failed: Completion) -> None:
-        """Takes the record of a row that has begun and failed."""
+        """Takes the record of a row that failed after it started."""
         assert failed.row is not None
         if self._show:
             self._show.leave_out(failed.row)
         self._finish(failed.row, failed)
 
     def flush(self) -> None:
-        """Hands all due records to the kernel; `commit` brings them to the disk.
+        """Hands all due records to the operating system; `commit` flushes them to the disk.
 
         Raises:
-            InferenceError: they could not be written; whole records stay.
+            InferenceError: they could not be written; complete records stay.
         """
         lines, number = self._due, self._num_due
         self._due, self._num_due = [], 0

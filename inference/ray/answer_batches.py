@@ -17,7 +17,7 @@ class AnswerBatches:
     Adds the columns `text`, `finish_reason`, `prompt_tokens`, `completion_tokens`, `total_seconds`, `model`
     and `error`.
 
-    A row needs a column `prompt` or `messages`. A row that cannot be answered gets the reason in `error` and no text;
+    A row needs a column `prompt` or `messages`. If a row has no answer, `error` holds the reason and `text` is empty;
     it raises no exception, so Ray does not retry the batch. Each actor loads the model once and uses as many threads as
     Ray has given it CPUs. The weights of a converted directory are memory-mapped, so the actors of a machine share
     them.
@@ -49,7 +49,7 @@ class AnswerBatches:
 
     @property
     def threads(self) -> int | None:
-        """The threads that the model computes with; None for all CPUs."""
+        """Number of threads that the model uses; None for all CPUs."""
         return self._answerer.config.engine.threads
 
 

@@ -12,23 +12,23 @@ from typing import Any
 
 from inference.errors import ConfigError, InferenceError
 
-# How often Ray calls a function again whose worker has died. More would hide a row that kills every worker.
+# How often Ray retries a call whose worker died. More retries would hide a row that kills every worker.
 RETRIES = 5
-# Calls that wait for a free slot, for each slot: few, so that the driver keeps no long queue.
+# Calls queued per slot: few, so that the driver's queue stays short.
 QUEUED = 2
 
 
 class RayCluster:
-    """Calls functions on a Ray cluster, as tasks. A process that is idle runs the next task, and keeps its models.
+    """Calls functions on a Ray cluster, as tasks. An idle process takes the next task and keeps its models.
 
     Args:
-        address: of the cluster; by default `RAY_ADDRESS`, else a cluster that runs on this machine, else a new one.
-        cpus: CPUs of a call.
-        options: further resources of a call, such as `NPU=1`.
+        address: address of the cluster; by default `RAY_ADDRESS`, else a cluster on this machine, else a new one.
+        cpus: CPUs per call.
+        options: other resources per call, such as `NPU=1`.
         python_path: directories from which workers must be able to import.
 
     Raises:
-        ConfigError: an option is not a resource and a number.
+        ConfigError: an option does not consist of a resource and a number.
     """
 
     name = "ray"
@@ -62,16 +62,16 @@ class RayCluster:
 
     @property
     def slots(self) -> int:
-        """How many calls the cluster runs at the same time, as it is now."""
+        """Number of calls that the cluster can currently run at the same time."""
         import ray
 
         return max(int(ray.cluster_resources().get("CPU", 0)) // self._cpus, 1)
 
     def map(self, function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
-        """Call a function with each item. Yield the results as they come.
+        """Call a function with each item. Yield the results as they arrive.
 
         Raises:
-            Exception: what the function raised, or a worker died too often.
+            Exception: the function's own error, or a worker died too often.
         """
         import ray
 

@@ -29,7 +29,7 @@ class Answers:
         rows: the samples of the first prompt, then those of the next, and so on.
         tokenizer: converts tokens to text if log probabilities are requested.
         finished: called with the request of each finished row.
-        prompt_logprobs: for each prompt, the log probabilities of its tokens but the first.
+        prompt_logprobs: for each prompt, the log probabilities of all tokens except the first.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class _Choice:
         return {"index": self._index, "message": message, "logprobs": logprobs, "finish_reason": reason}
 
     def parts(self, piece: Piece) -> list[dict[str, Any]]:
-        """Returns the chunks that a piece adds to the stream; empty while its text is held back."""
+        """Returns the chunks that a piece adds to the stream; empty if its text is held back for now."""
         reason = self._reason(piece)
         if not self._ask.chat:
             begins, text = self._ask.echo and not self._begun, piece.text
@@ -210,7 +210,7 @@ class _Choice:
         return {"token": token_text(self._tokenizer, token), "logprob": finite(logprob), "bytes": list(data)}
 
     def _echoed_logprobs(self) -> dict[str, Any] | None:
-        """Returns the log probabilities of the prompt; null for its first token, which nothing precedes."""
+        """Returns the log probabilities of the prompt; null for its first token, which has no predecessor."""
         if self._ask.prompt_logprobs is None:
             return None
         ids = self._row.request.prompt_ids

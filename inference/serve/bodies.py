@@ -21,7 +21,7 @@ MOST_LOGPROBS = 20
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 # vLLM's names of settings, in addition to OpenAI's.
 VLLM_NAMES = {"min_tokens": "min_new_tokens"}
-# Keys read here and not by the layers below.
+# Keys that are read here, not by the layers below.
 OWN_KEYS = ("model", "stream", "stream_options", "n", "best_of", "echo", "prompt", "messages")
 
 
@@ -76,7 +76,7 @@ def read_ask(body: Mapping[str, Any], path: str, settings: ServeSettings, models
     prompt_logprobs = _whole(body, "logprobs", 0, MOST_LOGPROBS) if echo else None
     only_prompt = echo and body.get("max_tokens") == 0
     if only_prompt:
-        # Engines generate at least one token, and this request starts none.
+        # An engine generates at least one token, so this request does not use it.
         body = {**body, "max_tokens": 1, "stream": False}
         stream = False
     samples = _whole(body, "n", 1, settings.max_samples) or 1

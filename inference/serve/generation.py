@@ -1,4 +1,4 @@
-"""The rows of a request: adds them to the running batch, follows their text, and cancels them if the client leaves.
+"""The rows of a request: adds them to the batch, follows their text, and cancels them if the client disconnects.
 
 Knows the background engine; knows nothing about HTTP or the format of answers.
 """
@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 
 
 class LeftError(Exception):
-    """The rows were cancelled because the client has gone."""
+    """The rows were cancelled because the client disconnected."""
 
 
 @dataclass
@@ -65,7 +65,7 @@ class Rows:
     ) -> Callable[[Delivery[TextEvent]], None]:
         def deliver(delivery: Delivery[TextEvent]) -> None:
             event = delivery.event
-            # If not every_token, the row's only event has just the text of its last token.
+            # Without every_token, the row's only event holds only the text of its last token.
             text = "" if event is None else event.text if every_token else row.answer.text
             inbox.put(self, Piece(choice, row, text, row.shown_tokens, delivery.last, delivery.error))
 
@@ -120,7 +120,7 @@ class Rows:
 
 
 class Work(Generic[Result]):
-    """Work of another kind than rows, which runs between the engine's steps."""
+    """Work other than generating rows, which runs between the engine's steps."""
 
     def __init__(self, future: Future[Result]):
         self._future = future

@@ -131,7 +131,7 @@ class Response:
 
 
 class _ItemStream:
-    """Converts deltas of a message to events: each item is added, grows, and is done before the next one begins.
+    """Converts deltas of a message to events: each item is added, extended and finished before the next one.
 
     Attributes:
         done: the finished items.

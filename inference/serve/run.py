@@ -36,7 +36,7 @@ class HttpServer:
 
     Args:
         state: the state to serve; it may change at any time.
-        patience: seconds that running requests have to finish after shutdown begins.
+        patience: seconds that running requests get to finish once shutdown starts.
     """
 
     def __init__(self, state: State, patience: float):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # Types of the columns in `ANSWER`.
 TYPES = {"prompt_tokens": "bigint", "completion_tokens": "bigint", "total_seconds": "double"}
-# Spark's own setting for the rows of a batch, and its default.
+# Spark's own setting for the number of rows in a batch, and its default.
 BATCH_ROWS = "spark.sql.execution.arrow.maxRecordsPerBatch"
 
 
@@ -31,7 +31,7 @@ def answer(
     """Return a DataFrame with the same rows and the columns `text`, `finish_reason`, `prompt_tokens`,
     `completion_tokens`, `total_seconds`, `model` and `error`.
 
-    A row needs a column `prompt` or `messages`. A row that cannot be answered gets the reason in `error` and no text;
+    A row needs a column `prompt` or `messages`. If a row has no answer, `error` holds the reason and `text` is empty;
     it raises no exception, so Spark does not retry its task. Each Python worker of an executor loads the model once and
     computes with `spark.task.cpus` threads, unless the config sets `engine.threads`. Like every transformation, this
     one runs when an action asks for rows, and again for each action: write the answers, or cache them.
@@ -44,7 +44,7 @@ def answer(
 
     Raises:
         ConfigError: a setting is unknown or impossible.
-        InputError: there is no column of prompts, or a column that would be added is already there.
+        InputError: there is no column of prompts, or a column that would be added already exists.
         ModelNotFoundError: the model cannot be found.
     """
     from pyspark.sql.types import StructType
@@ -68,14 +68,14 @@ def _answering(
         answerer = _answerer(config, settings, prompt_column)
         for batch in batches:
             columns = {name: batch[name].tolist() for name in batch.columns}
-            # No columns of numpy: they would turn missing texts and numbers into NaN.
+            # Do not use numpy columns: they would turn missing texts and numbers into NaN.
             yield batch.assign(**{name: column.tolist() for name, column in answerer.answer(columns).items()})
 
     return answered
 
 
 def _answerer(config: str | Mapping[str, Any], settings: Mapping[str, Any], prompt_column: str) -> ColumnAnswerer:
-    """Return this worker's answerer, which it keeps: Spark uses a Python worker for many tasks."""
+    """Return this worker's answerer. It is cached, because Spark uses a Python worker for many tasks."""
     key = json.dumps([config, settings, prompt_column], sort_keys=True, default=str)
     if key not in _answerers:
         own = with_threads(config_of(config), task_cpus(), "spark.task.cpus")

@@ -16,8 +16,8 @@ from inference.errors import ConfigError, InferenceError
 if TYPE_CHECKING:
     from pyspark import SparkContext
 
-# Settings that neither the user nor spark-defaults.conf has set. Spark's own number of failures of a task, 4, is low
-# for machines that go away while a task of many minutes runs.
+# Defaults for settings missing from the command line and spark-defaults.conf. Spark allows 4 failures per task, too few
+# if machines disappear during tasks that take many minutes.
 DEFAULTS = {
     "spark.master": "local[*]",
     "spark.app.name": "inference pipeline",
@@ -28,17 +28,17 @@ DEFAULTS = {
 
 
 class SparkCluster:
-    """Calls functions on a Spark cluster, one in a task. A Python worker of an executor keeps its models.
+    """Calls functions on a Spark cluster, one per task. A Python worker of an executor keeps its models.
 
     Args:
-        address: URL of the master: `spark://host:7077`, `yarn`, `k8s://...`, `local[2]`. By default what
-            spark-submit or spark-defaults.conf says, else this machine.
-        cpus: CPUs of a call: `spark.task.cpus`.
-        options: further settings, such as `spark.executor.memory=8g`.
+        address: URL of the master: `spark://host:7077`, `yarn`, `k8s://...`, `local[2]`. By default, the one in
+            spark-submit or spark-defaults.conf, else this machine.
+        cpus: CPUs per call (`spark.task.cpus`).
+        options: other settings, such as `spark.executor.memory=8g`.
         python_path: directories from which workers must be able to import.
 
     Raises:
-        ConfigError: an option is not a setting of Spark.
+        ConfigError: an option is not a Spark setting.
     """
 
     name = "spark"
@@ -56,12 +56,12 @@ class SparkCluster:
         """Start a Spark application.
 
         Raises:
-            InferenceError: there is no Java, or no master at the address.
+            InferenceError: Java is missing, or there is no master at the address.
         """
         from pyspark import SparkConf, SparkContext
         from pyspark.errors import PySparkException
 
-        # Workers on this machine run this Python; others the one of that name on theirs.
+        # Workers on this machine run this Python; other machines run the Python of the same name.
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
         try:
             settings = SparkConf()
@@ -74,7 +74,7 @@ class SparkCluster:
         except (PySparkException, OSError, RuntimeError) as error:
             hint = "Spark needs Java 17 or 21 in PATH or JAVA_HOME (Debian: openjdk-17-jre-headless)"
             raise InferenceError(f"Spark cannot start: {_first_line(error)}", hint) from error
-        except Exception as error:  # py4j's, for whatever Java raises
+        except Exception as error:  # py4j raises this for any Java exception
             raise InferenceError(f"Spark cannot start: {_reason(error)}", "check pipeline.address") from error
         try:
             yield
@@ -84,15 +84,15 @@ class SparkCluster:
 
     @property
     def slots(self) -> int:
-        """How many calls the executors run at the same time, as it is now."""
+        """Number of calls that the executors can currently run at the same time."""
         assert self._context is not None
         return max(int(self._context.defaultParallelism) // self._cpus, 1)
 
     def map(self, function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
-        """Call a function with each item. Yield the results in the items' order, when all are there.
+        """Call a function with each item. Once all results have arrived, yield them in the order of the items.
 
         Raises:
-            Exception: what the function raised, or a worker died too often.
+            Exception: the function's own error, or a worker died too often.
         """
         assert self._context is not None
         if items:
@@ -114,7 +114,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """The message of Java's exception, which py4j quotes after its own first line."""
+    """Return the message of Java's exception, which py4j quotes after its own first line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = [line.lstrip(": ") for line in lines if line.startswith(": ")]
     return said[0] if said else _first_line(error)

@@ -139,5 +139,5 @@ def _any_grammar(text: str) -> str:
 
     try:
         return LLMatcher.grammar_from_lark(any_to_lark(text))
-    except Exception as error:  # any error of the converter is caused by the text
+    except Exception as error:  # the text causes any error of the converter
         raise InputError(f"the grammar cannot be read ({error})") from None

@@ -27,7 +27,7 @@ class ToolFormat:
         begin: marks that begin a call.
         end: the mark that ends a call; None if a call lasts to the end of the answer.
         parse: parses the calls between the marks; empty if the text is not a call.
-        inner: further marks that `parse` reads.
+        inner: additional marks that `parse` reads.
     """
 
     name: str
@@ -147,7 +147,7 @@ class ToolCallReader:
     Args:
         form: the model's tool-call format.
         salt: text that makes the ids of this answer's calls differ from those of other answers.
-        most: the most calls to report; later ones are dropped.
+        most: maximum number of calls to report; later ones are dropped.
     """
 
     def __init__(self, form: ToolFormat, salt: str = "", most: int | None = None):
@@ -206,7 +206,7 @@ class ToolCallReader:
         return False
 
     def _begins(self) -> list[str]:
-        """Returns the marks that may begin a call now: a bare brace only if nothing but white space came before."""
+        """Returns the marks that may begin a call now: a bare brace only if nothing but white space precedes it."""
         fresh = not self._has_content and not self._count
         start = self._text.lstrip()[:1]
         return [mark for mark in self._form.begin if len(mark) > 1 or (fresh and start in ("", mark))]

@@ -13,7 +13,7 @@ from typing import Any
 from inference.errors import InputError, did_you_mean
 
 CHOICES = ("none", "auto", "required")
-# White space of a required call: that of most models' training data, and no more.
+# White space allowed in a required call: only what most models' training data has.
 SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 # Maximum number of calls in an answer that must call tools.
 MOST_CALLS = 8
@@ -110,14 +110,14 @@ def _call_schema(function: Mapping[str, Any], arguments: str) -> dict[str, Any]:
 
 
 def _arguments(function: Mapping[str, Any], index: int) -> Any:
-    """Returns the schema of a function's arguments, to be put under `$defs` of the whole."""
+    """Returns the schema of a function's arguments, to put under `$defs` of the whole schema."""
     # As in OpenAI's API, a function without parameters takes no arguments.
     parameters = function.get("parameters") or {"type": "object", "properties": {}, "additionalProperties": False}
     return _with_references(parameters, f"#/$defs/arguments{index}")
 
 
 def _with_references(schema: Any, root: str) -> Any:
-    """Returns a schema whose references lead to their targets after it has moved to `root`."""
+    """Returns a schema whose references still resolve after it has moved to `root`."""
     if isinstance(schema, Mapping):
         return {
             key: root + value[1:]

@@ -38,13 +38,13 @@ class _Tokens:
         self._longest = max(map(len, self.tokens))
 
     def _bytes(self, token: int, is_special: bool) -> bytes:
-        # A special token never represents text, so start its bytes with one that is invalid in UTF-8: no grammar
+        # A special token never represents text, so start its bytes with a byte that is invalid in UTF-8: no grammar
         # matches it.
         data = b"" if is_special else self._tokenizer.token_bytes(token)
         return data or b"\xff" + f"[{token}]".encode()
 
     def __call__(self, text: bytes) -> list[int]:
-        """Encodes bytes to tokens with exactly these bytes, as the tokenizer would after other text."""
+        """Encodes bytes to tokens with exactly these bytes, as the tokenizer would in the middle of a text."""
         ids = self._tokenizer.encode_text(BEFORE + text.decode("utf-8", "replace"), allow_special=False)
         pieces = [self.tokens[token] for token in ids]
         for start in range(len(ids) + 1):
@@ -92,7 +92,7 @@ class Vocabulary:
         self._compiled: OrderedDict[str, llguidance.LLMatcher] = OrderedDict()
 
     def compile(self, grammar: str) -> Callable[[], GrammarConstraint]:
-        """Compiles a grammar; returns a factory that makes one constraint per sample.
+        """Compiles a grammar; returns a factory that makes a constraint for each sample.
 
         Raises:
             InputError: the grammar cannot be compiled.

@@ -80,7 +80,7 @@ def check_validation(config: InferenceConfig, values: Sequence[str]) -> None:
 
 
 def check_expectations(figures: Mapping[str, float], settings: ValidateSettings) -> list[Verdict]:
-    """Check all bounds. The share of a script or label without rows is 0; NaN meets no bound.
+    """Check all bounds. The share of a script or label without rows is 0; NaN fails every bound.
 
     Raises:
         ConfigError: a bound is for an unknown figure.

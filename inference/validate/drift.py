@@ -11,7 +11,7 @@ from inference.validate.profile import Profile
 
 
 def drift(one: Profile, other: Profile) -> dict[str, float]:
-    """Return the distances of lengths, scripts and labels, by the names that expectations use."""
+    """Return the distances of lengths, scripts and labels, keyed by the names that expectations use."""
     return {
         "drift_chars": kolmogorov_smirnov(one.chars, other.chars),
         "drift_tokens": kolmogorov_smirnov(one.tokens, other.tokens),
@@ -21,7 +21,7 @@ def drift(one: Profile, other: Profile) -> dict[str, float]:
 
 
 def kolmogorov_smirnov(one: array[int], other: array[int]) -> float:
-    """Return the largest difference of two empirical distribution functions; 1 if only one side has values."""
+    """Return the largest difference between two empirical distribution functions; 1 if only one side has values."""
     if not one or not other:
         return float(bool(one) != bool(other))
     left, right = (np.sort(np.frombuffer(values, np.int64)) for values in (one, other))

@@ -24,9 +24,9 @@ from inference.validate.rows import DataRow
 
 PERCENTILES = (1, 10, 50, 90, 99)
 BINS = 30
-# The most rows to list as examples of a problem.
+# Maximum number of rows to list as examples of a problem.
 EXAMPLES = 20
-# Words per shingle, and the least estimated Jaccard similarity of near duplicates.
+# Words per shingle, and the minimum estimated Jaccard similarity of near duplicates.
 SHINGLE, SIMILAR = 3, 0.8
 # Tukey's "far out": more than this many interquartile ranges from the quartiles.
 FAR_OUT = 3.0
@@ -154,12 +154,12 @@ def histogram(values: array[int], bounds: tuple[float, float] | None = None) -> 
 
 @lru_cache(maxsize=1 << 16)
 def _script(char: str) -> str | None:
-    """Return the script of a letter, the first word of its Unicode name; None for other characters."""
+    """Return the script of a letter (the first word of its Unicode name), or None for other characters."""
     return unicodedata.name(char, "UNKNOWN").split()[0] if char.isalpha() else None
 
 
 def main_script(text: str) -> str:
-    """Return the script of most letters: `LATIN`, `CJK`, `CYRILLIC`, ...; `NONE` without letters."""
+    """Return the script that most letters have: `LATIN`, `CJK`, `CYRILLIC`, ...; `NONE` without letters."""
     counts = Counter(script for char in text if (script := _script(char)) is not None)
     return counts.most_common(1)[0][0] if counts else "NONE"
 

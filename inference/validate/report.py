@@ -17,7 +17,7 @@ from inference.validate.profile import Profile, histogram
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-# The most scripts or labels to show, the most frequent first.
+# Maximum number of scripts or labels to show, the most frequent first.
 MOST_NAMES = 20
 Profiles = Mapping[str, Profile]
 
@@ -26,8 +26,8 @@ def report(profiles: Profiles, distances: Mapping[str, float], verdicts: Sequenc
     """Render the whole page.
 
     Args:
-        profiles: profiles by the names of their data; the first one is validated.
-        distances: distances from the second profile, if there is one.
+        profiles: profiles, keyed by the name of their data; the first one is validated.
+        distances: distances from the second profile, if any.
     """
     name, profile = next(iter(profiles.items()))
     side: list[Markup] = []

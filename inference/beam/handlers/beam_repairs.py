@@ -1,6 +1,6 @@
 """Patches for faults in Beam's own RunInference, applied when our handler is imported, and the versions that need each.
 
-A pipeline imports the handler before it is built, and a worker before it loads a model. A version that is not listed is
+A pipeline imports the handler before it is built, and a worker before it loads a model. An unlisted version is
 left alone: it may have fixed the fault, or moved the code that a patch replaces.
 """
 

@@ -41,7 +41,7 @@ ConfigLike = str | Path | InferenceConfig | AutoConfig | Mapping[str, Any]
 class MindSporeModelHandler(PromptHandler, ModelHandler[Any, PredictionResult, ServedModel]):
     """Answers prompts.
 
-    An element is a text, token ids, or a mapping as in a line of a .jsonl file: `prompt` or `messages`, optionally
+    An element is a text, token ids, or a mapping like a line of a .jsonl file: `prompt` or `messages`, optionally
     `custom_id` and generation settings. It may also be the PredictionResult of another RunInference, whose answer is
     then the prompt. `PredictionResult.inference` is a record as the batch job writes it: `text`,
     `token_ids`, `finish_reason`, `prompt_tokens`, `completion_tokens`, times, and `error`, which is None or the reason
@@ -163,7 +163,7 @@ class MindSporeModelHandler(PromptHandler, ModelHandler[Any, PredictionResult, S
         else:
             try:
                 model, taken = tried(wanted, self._trial, copy_id), wanted
-            except Exception as error:  # whatever a broken model raises, keep the last good one
+            except Exception as error:  # keep the last good model, whatever the broken one raises
                 taken, refused = _last_good.get(self._lineage, own), (wanted, error)
                 model = loaded(taken, copy_id)
         _last_good[self._lineage] = taken
@@ -172,10 +172,10 @@ class MindSporeModelHandler(PromptHandler, ModelHandler[Any, PredictionResult, S
         return ServedModel(model, taken, self._trial, refused, copy_id)
 
     def set_threads(self, cpus: int, where: str) -> None:
-        """Let the model compute with so many threads from the next `load_model` on, unless its config sets them.
+        """Set the model's number of threads, from the next `load_model` on, unless its config sets it.
 
         Args:
-            where: who set them.
+            where: what set the number.
         """
         if self._config is not None:
             self._config = with_threads(self._config, cpus, where)
@@ -197,7 +197,7 @@ class MindSporeModelHandler(PromptHandler, ModelHandler[Any, PredictionResult, S
         _last_good.pop(self._lineage, None)
 
     def update_model_path(self, model_path: str | None = None) -> None:
-        """Use another model from the next `load_model` on.
+        """Switch to another model at the next `load_model`.
 
         Args:
             model_path: a model directory, a file of weights, a YAML file, or a preset's name; None changes nothing.
@@ -257,7 +257,7 @@ def config_from(config: ConfigLike) -> InferenceConfig:
 
 
 def config_at(config: InferenceConfig, path: str) -> InferenceConfig:
-    """A config with the model at `path`; all other settings stay."""
+    """A config with the model at `path`; all other settings stay the same."""
     if path.endswith(YAML_SUFFIXES):
         return load_config(path)
     whole_model = not Path(path).is_file()

@@ -41,7 +41,7 @@ class Pattern:
         """Check that the pattern matches a file.
 
         Raises:
-            ModelNotFoundError: it matches none.
+            ModelNotFoundError: it matches no file.
         """
         try:
             found = self.newest()

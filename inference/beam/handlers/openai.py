@@ -1,7 +1,7 @@
 """`OpenAIModelHandler`: Beam's RemoteModelHandler for any OpenAI-compatible endpoint.
 
-Beam retries and dead-letters whole batches. Here each row is retried alone, and the record of a failed row says why it
-failed. Knows Beam's handler interface; knows nothing about HTTP.
+Beam retries and dead-letters whole batches. Here each row is retried alone, and the record of a failed row has the
+reason. Knows Beam's handler interface; knows nothing about HTTP.
 """
 
 from __future__ import annotations

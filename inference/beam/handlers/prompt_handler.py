@@ -1,4 +1,4 @@
-"""The part of a model handler that depends on its elements being prompts, not on the model that answers them."""
+"""The part of a model handler that depends on prompts as elements, not on the model that answers them."""
 
 from __future__ import annotations
 

@@ -24,8 +24,8 @@ class RowFailure:
 class RowByRow(ModelHandler[Any, Any, Any]):
     """Wraps another handler.
 
-    A batch that raises is split in half until the failing rows are found. Each of those gets a `RowFailure`; the others
-    get their results.
+    A batch that raises is split in half until the failing rows are found. Each failing row gets a `RowFailure`; the
+    others get their results.
 
     Args:
         base: the wrapped handler.
@@ -49,7 +49,7 @@ class RowByRow(ModelHandler[Any, Any, Any]):
                 name = type(self._base).__name__
                 raise ValueError(f"{name} gave {len(results)} results for a batch of {len(batch)}")
             return results
-        except Exception as error:  # whatever a model raises becomes the failure of its rows
+        except Exception as error:  # any error of a model becomes the failure of its rows
             if len(batch) == 1:
                 return [RowFailure(hide_secrets(f"{type(error).__name__}: {error}", self._made_with))]
         middle = len(batch) // 2

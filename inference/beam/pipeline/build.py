@@ -176,7 +176,7 @@ def _incoming(step: Step, rows: Rows, out: Mapping[str, Rows]) -> Rows:
 
 
 def _joined(item: tuple[str, Iterable[RowState]], parents: Sequence[Sequence[str]]) -> Iterator[RowState]:
-    """Yield a row that all parents have answered. If a parent failed, the row is already among the failures."""
+    """Yield a row once all parents have answered it. If a parent failed, the row is already among the failures."""
     states = list(item[1])
     whole = states[0].with_others(states[1:])
     if all(any(name in whole.answers for name in group) for group in parents):
@@ -197,12 +197,12 @@ def _named(path: str, output: OutputDirectory) -> Iterator[tuple[str, None]]:
 
 
 def reader(plan: Plan) -> ReadRows:
-    """Return what reads the sources of a plan."""
+    """Return the reader for the sources of a plan."""
     return ReadRows(plan.columns, plan.graph.needs_prompt, plan.output, plan.preprocess)
 
 
 def prompt_key(state: RowState) -> str:
-    """Return a key that rows with equal prompts have in common; a row without a prompt is alone."""
+    """Return a key that is equal for rows with equal prompts; a row without a prompt gets a unique key."""
     if state.prompt is None or state.error is not None:
         return f"row {state.file} {state.row}"
     return digest_of(state.prompt)
@@ -213,7 +213,7 @@ def _by_prompt(state: RowState) -> tuple[str, RowState]:
 
 
 def first_of_prompt(states: Iterable[RowState]) -> Iterator[RowState]:
-    """Yield the first of the rows with equal prompts. A row is not equal to another one of its name: that one fails."""
+    """Yield the first of the rows with equal prompts. Rows with the same name are not compared: the later one fails."""
     ordered = sorted(states, key=lambda state: (state.file or "", state.row))
     yield ordered[0]
     for state in ordered[1:]:
@@ -300,7 +300,7 @@ class _RunStep(beam.PTransform):
             TakeAnswers(step.name, model.name, model.result, writer)
         ).with_outputs(FAILED, main="answered")
         out = (asked[KNOWN], answered["answered"]) | "Out" >> beam.Flatten()
-        # Record failures where they occur: a transform after a Flatten waits for all transforms before it to end.
+        # Record failures where they occur: a transform after a Flatten waits until all transforms before it end.
         unasked = asked[FAILED] | "NoteUnasked" >> beam.ParDo(_noting(self._plan))
         unanswered = answered[FAILED] | "NoteUnanswered" >> beam.ParDo(_noting(self._plan))
         return out, (unasked, unanswered) | "Without" >> beam.Flatten()

@@ -22,7 +22,7 @@ from inference.config.preprocess_settings import ChunkSettings
 from inference.errors import InputError
 from inference.inputs.prompts import Prompt
 
-# Numbers that are added up over the chunks of a prompt.
+# Numbers to sum over the chunks of a prompt.
 SUMMED = ("prompt_tokens", "completion_tokens", "cached_tokens", "truncated_tokens", "attempts")
 
 
@@ -30,7 +30,7 @@ class Chunked(RowByRow):
     """Wraps a handler whose results are records of answers.
 
     Args:
-        config: of the model whose tokenizer counts.
+        config: config of the model whose tokenizer counts.
     """
 
     def __init__(self, base: ModelHandler, config: InferenceConfig, settings: ChunkSettings):
@@ -56,11 +56,11 @@ class Chunked(RowByRow):
         return results
 
     def _pieces(self, example: Any) -> list[Any]:
-        """The chunks of an example as prompts; the example alone if it is short, or not a prompt."""
+        """The chunks of an example as prompts; only the example itself if it is short or is not a prompt."""
         try:
             prompt = prompt_from(example)
         except InputError:
-            return [example]  # the handler says what is wrong
+            return [example]  # the handler reports what is wrong
         tokens, overlap = self._settings.tokens or 1, self._settings.overlap
         if prompt.token_ids is not None:
             step = tokens - overlap
@@ -79,14 +79,14 @@ class Chunked(RowByRow):
 
 
 def joined_record(records: Sequence[dict[str, Any]], join: str) -> dict[str, Any]:
-    """Join the records of a prompt's chunks. The first failure among them is that of the prompt."""
+    """Join the records of a prompt's chunks. If any chunk failed, the prompt fails with the first error."""
     for number, record in enumerate(records, 1):
         if record["error"] is not None:
             message = f"chunk {number} of {len(records)}: {record['error']['message']}"
             return {**record, "error": {**record["error"], "message": message}}
     whole = {**records[0], "text": join.join(record["text"] or "" for record in records)}
     whole["token_ids"] = [token for record in records for token in record["token_ids"] or ()]
-    # Without the prompt of a record, the pipeline shows that of the row.
+    # If a record has no prompt, the pipeline shows the row's.
     whole["prompt"] = None
     for name in SUMMED:
         values = [record[name] for record in records if record.get(name) is not None]

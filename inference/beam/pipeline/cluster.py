@@ -1,6 +1,6 @@
-"""What a pipeline needs of an engine that has no graphs of its own, such as Ray or Spark.
+"""The interface to an engine without graphs of its own, such as Ray or Spark.
 
-Knows the interface; `inference.ray.cluster` and `inference.spark.cluster` are two of them.
+`inference.ray.cluster` and `inference.spark.cluster` implement it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 
 class Cluster(Protocol):
-    """Calls functions on the workers of an engine, and calls them again if a worker dies."""
+    """Calls functions on the workers of an engine, and retries calls whose worker died."""
 
     name: str
 
@@ -24,11 +24,11 @@ class Cluster(Protocol):
 
     @property
     def slots(self) -> int:
-        """How many calls run at the same time, once connected."""
+        """Number of calls that can run at the same time, once connected."""
 
     def map(self, function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
         """Call a function with each item, on any worker. Yield the results in any order, one per item.
 
         Raises:
-            Exception: what the function raised, or a worker died too often. The message holds that of the function.
+            Exception: the function's own error, whose message is included, or a worker died too often.
         """

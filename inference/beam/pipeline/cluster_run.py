@@ -1,6 +1,7 @@
-"""Runs a pipeline on an engine without graphs: reads the input into parts, has each answered, and joins the figures.
+"""Runs a pipeline on an engine without graphs: reads the input into parts, has workers answer each part, and joins the
+figures.
 
-Knows plans and files; `parts` is what the workers do, `cluster` what an engine is.
+Knows plans and files; `parts` has the functions that workers run, `cluster` the interface of an engine.
 """
 
 from __future__ import annotations
@@ -31,22 +32,22 @@ from inference.beam.pipeline.parts import (
 from inference.beam.pipeline.record_files import JSON_LINES, PARQUET, SUFFIX
 from inference.errors import ConfigError
 
-# Parts for each call that runs at a time: enough that the last ones end at about the same time.
+# Parts per slot: enough that all slots finish at about the same time.
 PARTS_PER_SLOT = 4
-# Bytes of input in a part, at least and at most. Small parts leave the engine idle at their ends; of a large one, much
-# must be repeated if it fails, and its records must fit into memory.
+# Minimum and maximum bytes of input in a part. Many small parts leave the engine idle between them; if a large part
+# fails, much work is repeated, and its records must fit into memory.
 LEAST_BYTES, MOST_BYTES = 16 * 2**10, 4 * 2**20
 COPIED_AT_ONCE = 2**20
 
 
 def run_on(cluster: Cluster, plan: Plan, cpus: int) -> dict[str, Any]:
-    """Run a pipeline, and return its figures in the form of Beam's.
+    """Run a pipeline, and return its figures in Beam's format.
 
     Args:
-        cpus: threads of a model whose config sets none.
+        cpus: number of threads for a model whose config does not set it.
 
     Raises:
-        Exception: a worker's error, or the engine's.
+        Exception: an error of a worker or of the engine.
     """
     output = plan.output
     assert output is not None
@@ -88,7 +89,7 @@ def check_plan(plan: Plan, name: str) -> None:
 
 
 def number_of_parts(num_bytes: int, slots: int) -> int:
-    """Return the number of parts for an input of that size on so many slots."""
+    """Return the number of parts for an input of this size on this number of slots."""
     wanted = max(min(PARTS_PER_SLOT * slots, num_bytes // LEAST_BYTES), num_bytes // MOST_BYTES)
     return max(wanted, min(slots, num_bytes // (LEAST_BYTES // 16)), 1)
 
@@ -110,7 +111,7 @@ def _readings(plan: Plan, output: OutputDirectory) -> list[Reading]:
 
 
 def _join(output: OutputDirectory, kind: str, form: str, shards: int, run: int, found: Sequence[PartFigures]) -> None:
-    """Join the pieces of one kind into so many files."""
+    """Join the pieces of one kind into this number of files."""
     pieces = sorted(part.pieces[kind] for part in found if kind in part.pieces)
     for number in range(min(shards, len(pieces))):
         name = f"{kind}-{run:02}-{number:05}-of-{min(shards, len(pieces)):05}{SUFFIX[form]}"

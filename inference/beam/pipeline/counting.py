@@ -1,4 +1,4 @@
-"""Counts of rows: Beam's metrics where Beam runs, and a counter of the caller's on other engines."""
+"""Counts of rows: Beam's metrics if Beam runs, and a counter of the caller on other engines."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def count(name: str, number: int = 1) -> None:
 
 @contextmanager
 def counting() -> Iterator[Counter[str]]:
-    """Collect the counts that this thread adds in this context."""
+    """Collect the counts that this thread adds while the context is open."""
     counter: Counter[str] = Counter()
     token = _counter.set(counter)
     try:

@@ -1,4 +1,4 @@
-"""Checkpoints and counts failed rows, and ends a pipeline in which too many rows fail.
+"""Checkpoints and counts failed rows, and ends a pipeline if too many rows fail.
 
 A row counts once, however often and in however many steps it fails. Within a process the count is always exact.
 Processes see each other's failures through the files in the output's `.parts`: each process reads them after writing

@@ -40,8 +40,8 @@ from inference.inputs.rows import decode_line, table_parser
 # Suffixes of the files in `.parts`. Each name ends in the number of rows that the file represents. Files for rows that
 # were read, or done by earlier runs, are empty.
 ANSWERS, FAILURES, READ, DONE = ".jsonl", ".failed", ".read", ".done"
-# Files of engines without graphs: items on their way to their parts, records to be joined, and the mark of a run that
-# goes on, which its workers look for before they write output.
+# Files of engines without graphs: items on their way to their parts, records to join, and the mark of an active run,
+# which its workers check before they write output.
 SPILL, PIECE, ALIVE = ".spill", ".piece", ".alive"
 # Temporary directories of Beam's sinks.
 TEMPORARY = "beam-temp-*"
@@ -234,21 +234,21 @@ class OutputDirectory:
         return [[path for path in paths if path.endswith(kind)] for kind in kinds]
 
     def count(self, kind: str) -> int:
-        """Number of rows in the files of one kind in `.parts`; each step's answer counts."""
+        """Number of rows in the files of one kind in `.parts`; each answer of a step counts."""
         return rows_in(self.parts_of(kind))
 
     def put(self, name: str, data: bytes) -> None:
-        """Write a file of output atomically. Two processes may do so at the same time: one of the files stays."""
+        """Write a file of output atomically. If two processes do so at the same time, one of the files remains."""
         with self.writing(name) as file:
             file.write(data)
 
     def put_part(self, name: str, data: bytes) -> None:
-        """Write a file in `.parts`, likewise."""
+        """Write a file in `.parts` in the same way."""
         self.put(f".parts/{name}", data)
 
     @contextmanager
     def writing(self, name: str) -> Iterator[IO[bytes]]:
-        """Open a file of output for writing; it appears when it is complete.
+        """Open a file of output for writing; it becomes visible when it is complete.
 
         Raises:
             InferenceError: it cannot be written.

@@ -1,7 +1,7 @@
-"""What the workers of an engine without graphs do: read inputs into parts, and answer a part with all steps.
+"""The functions that workers of an engine without graphs run: read inputs into parts, and answer a part with all steps.
 
-A part's answers are one file, which its worker moves into place when the part is done. A worker that takes over a part
-finds in `.parts` what the dead one had answered. Knows the graph's transforms; knows no engine.
+A part's answers form one file, which its worker moves into place when the part is done. A worker that takes over a part
+finds the dead worker's answers in `.parts`. Knows the graph's transforms; knows nothing about engines.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ from inference.beam.pipeline.steps import Step
 from inference.beam.pipeline.worker_files import CheckpointWriter, answer_line, read_answers
 from inference.errors import InferenceError
 
-# Rows of a batch for a handler that sets no maximum. Ours get the whole part, because they form their own batches.
+# Rows per batch for a handler without a maximum. Our handlers get the whole part, because they form their own batches.
 FOREIGN_BATCH = 64
-# The kinds of items in a part: rows of the input, names that an earlier run finished, and answers that it had.
+# The kinds of items in a part: rows of the input, names that an earlier run finished, and its answers.
 ROWS, FINISHED, ANSWERED = "rows", "done", "answers"
-# Begins the names of spill files that are sorted by prompt.
+# Prefix of spill files that are sorted by prompt.
 SAID = "said"
 COUNTED = ("prompt_tokens", "completion_tokens", "cached_tokens")
 
@@ -66,7 +66,7 @@ class PartFigures:
     """The figures of a part.
 
     Args:
-        rows: counters of its rows.
+        rows: counts of its rows.
         steps: counters of the answers computed now, by step.
         compared: figures of the comparison, if there is one.
         pieces: files with its records that the driver joins, by kind.
@@ -80,7 +80,7 @@ class PartFigures:
 
 @dataclass
 class Spilled:
-    """Spill files, and the counts of what went into them."""
+    """Spill files, and the counts of their items."""
 
     paths: list[str]
     rows: Counter[str]
@@ -89,7 +89,7 @@ class Spilled:
 class ReadInput:
     """Reads an input into spill files. It is sent to workers.
 
-    If rows with equal prompts are to be found, the files of rows are sorted by prompt, for `DropRepeated`.
+    To find rows with equal prompts, the files of rows are sorted by prompt, for `DropRepeated`.
     """
 
     def __init__(self, plan: Plan, parts: int):
@@ -149,7 +149,7 @@ class AnswerPart:
     Args:
         spills: the files of `ReadInput`.
         parts: number of parts.
-        run: number of the run, for names of files.
+        run: number of the run, for file names.
         cpus: threads of a model whose config sets none.
     """
 
@@ -180,10 +180,10 @@ def check_alive(plan: Plan) -> None:
 
 
 class Part:
-    """The rows of a part, on their way through the steps.
+    """The rows of a part as they pass through the steps.
 
     Args:
-        name: begins the names of its files in `.parts`.
+        name: prefix of its files in `.parts`.
         cpus: threads of a model whose config sets none.
     """
 
@@ -192,7 +192,7 @@ class Part:
         self._output = _output_of(plan)
         self._rows: dict[str, RowState] = {}
         self._errors: dict[str, Mapping[str, Any]] = {}
-        # Rows that no step gets: invalid ones, and those with the name of an earlier row.
+        # Rows that skip all steps: invalid ones, and those with the name of an earlier row.
         self._refused: list[RowState] = []
         self._noting = NoteFailures(plan.run, plan.graph, plan.writer, plan.max_errors)
         self._noting.setup()
@@ -232,7 +232,7 @@ class Part:
                 if tag is None:
                     asked.append(found)
                 elif tag == KNOWN:
-                    pass  # it has the answer already
+                    pass  # it already has the answer
                 else:
                     self._fail(found)
         if asked:
@@ -286,7 +286,7 @@ class Part:
         """Write the records of the part.
 
         Args:
-            name: the numbers in the names of its files.
+            name: the numbers in its file names.
 
         Raises:
             InferenceError: the run has ended.
@@ -319,7 +319,7 @@ class Part:
 
 
 class _Notes:
-    """Stores the answers of a step to a part as they arrive."""
+    """Stores the answers of a step for a part as they arrive."""
 
     def __init__(self, output: OutputDirectory, name: str, step: str, seconds: float):
         self._step, self._writer = step, CheckpointWriter(output, name, seconds)

@@ -1,7 +1,7 @@
-"""The steps that rows pass before the models: one table, in the order in which they run.
+"""The steps that process rows before the models: one table, in the order in which they run.
 
-`deduplicate` and `chunk` are not steps of one row: the first compares rows (`build`, `parts`), the second is done
-around a model (`chunks`). Knows rows; knows nothing about engines.
+`deduplicate` and `chunk` do not process rows one by one: the first compares rows (`build`, `parts`), the second wraps
+a model (`chunks`). Knows rows; knows nothing about engines.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from inference.inputs.prompts import Prompt
 from inference.models.source import resolve
 from inference.tokenizer.template_sandbox import TemplateLimitError, make_environment, render
 
-# Personal data that is found by its form. None of these checks a number's digits, so some other numbers are masked too.
+# Patterns of personal data. None of them verifies check digits, so some other numbers are masked too.
 PATTERNS = {
     "email": r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+",
     "url": r"https?://\S+",
@@ -47,7 +47,7 @@ class _TextStep:
     """Changes each text of a prompt: the prompt itself, or the messages of a chat.
 
     Args:
-        name: of the count of rows that it changes.
+        name: name of the count of changed rows.
     """
 
     def __init__(self, name: str, change: Callable[[str], str]):
@@ -101,7 +101,7 @@ class _Filter:
 
 
 class _Truncate:
-    """Cuts long prompts, of a chat the last message. Each process that cuts loads the tokenizer."""
+    """Cuts long prompts; in a chat, the last message. Each process that runs this step loads the tokenizer."""
 
     def __init__(self, config: InferenceConfig, tokens: int, side: str):
         self._config, self._tokens, self._side = config, tokens, side
@@ -127,7 +127,7 @@ class _Truncate:
 
 
 def cuts_of(config: InferenceConfig) -> TokenCuts:
-    """Return what cuts texts by the tokens of a config's model.
+    """Return an object that cuts texts by the tokens of a config's model.
 
     Raises:
         ConfigError: the model has no tokenizer.
@@ -158,7 +158,7 @@ def _mask(settings: PreprocessSettings, config: InferenceConfig) -> RowStep | No
         if kind not in PATTERNS:
             hint = did_you_mean(kind, PATTERNS) or f"known: {', '.join(PATTERNS)}"
             raise ConfigError(f"pipeline.preprocess.mask.kinds: there is no kind '{kind}'", hint)
-    # In the order of the table: an IBAN or a card holds what looks like a phone number.
+    # In the order of the table: part of an IBAN or a card number looks like a phone number.
     named |= {kind: pattern for kind, pattern in PATTERNS.items() if kind in settings.mask.kinds}
     patterns: list[tuple[re.Pattern[str], str]] = []
     for name, pattern in {**settings.mask.patterns, **named}.items():
@@ -170,7 +170,7 @@ def _mask(settings: PreprocessSettings, config: InferenceConfig) -> RowStep | No
 
     def masked(text: str) -> str:
         for pattern, kind in patterns:
-            # Brackets are not references to groups.
+            # Without backslashes, the replacement cannot refer to groups.
             text, times = pattern.subn(kind.replace("\\", ""), text)
             if times:
                 count(f"masked_{kind[1:-1].lower()}", times)
@@ -188,7 +188,7 @@ def _truncate(settings: PreprocessSettings, config: InferenceConfig) -> RowStep 
     return None if cut.tokens is None else _Truncate(config, cut.tokens, cut.side)
 
 
-# All steps of one row, in their order: what makes each of them from the settings, or None if it is not asked for.
+# All steps for one row, in order. Each function makes a step from the settings, or returns None if the step is off.
 STEPS: dict[str, Callable[[PreprocessSettings, InferenceConfig], RowStep | None]] = {
     "normalize": _normalize,
     "mask": _mask,
@@ -198,17 +198,17 @@ STEPS: dict[str, Callable[[PreprocessSettings, InferenceConfig], RowStep | None]
 
 
 class Preprocess:
-    """All steps of one row that a config asks for. It is sent to workers.
+    """All steps for one row that a config turns on. It is sent to workers.
 
     Raises:
-        ConfigError: a pattern, an expression or an overlap is not valid.
+        ConfigError: a pattern, an expression or an overlap is invalid.
     """
 
     def __init__(self, config: InferenceConfig):
         settings = config.pipeline.preprocess
         self._steps = [step for make in STEPS.values() if (step := make(settings, config)) is not None]
         self.deduplicates = settings.deduplicate
-        # What the config asks for, to check a resumed run.
+        # The active settings, to check a resumed run.
         self.given = _asked_for(settings)
         chunk = settings.chunk
         if chunk.tokens is not None and chunk.overlap >= chunk.tokens:
@@ -218,7 +218,7 @@ class Preprocess:
             )
 
     def __call__(self, state: RowState) -> RowState | None:
-        """Apply the steps to a row; None if one drops it. A row that has an error stays as it is."""
+        """Apply the steps to a row; None if one drops it. A row with an error does not change."""
         for step in self._steps:
             if state.error is not None or state.prompt is None:
                 return state
@@ -230,7 +230,7 @@ class Preprocess:
 
 
 def _asked_for(settings: PreprocessSettings) -> dict[str, Any]:
-    """Return the settings that are not their defaults, by section."""
+    """Return the settings that differ from their defaults, by section."""
     given, default = settings.model_dump(), PreprocessSettings().model_dump()
     return {name: value for name, value in given.items() if value != default[name]}
 
@@ -239,7 +239,7 @@ def with_texts(state: RowState, change: Callable[[str], str], last: bool = False
     """Change the texts of a row's prompt.
 
     Args:
-        last: of a chat, only the last message.
+        last: in a chat, change only the last message.
     """
     prompt = state.prompt
     if prompt is None or prompt.token_ids is not None:
@@ -255,6 +255,6 @@ def with_texts(state: RowState, change: Callable[[str], str], last: bool = False
 
 
 def digest_of(prompt: Prompt) -> str:
-    """Return a digest of what a prompt says: equal for equal prompts."""
+    """Return a digest of a prompt's contents; equal prompts have equal digests."""
     said = [prompt.text, prompt.token_ids, prompt.messages]
     return blake2b(json.dumps(said, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()

@@ -1,6 +1,6 @@
 """Shows a pipeline's progress on stderr, from the files that its workers write into the output's `.parts`.
 
-So it works the same on every runner, and counts only stored work. Knows files and terminals; knows nothing about
+It therefore works the same on every runner, and counts only stored work. Knows files and terminals; knows nothing about
 models.
 """
 

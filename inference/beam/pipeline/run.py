@@ -246,10 +246,10 @@ def _run_on_beam(plan: Plan, options: PipelineOptions) -> dict[str, Any]:
 
 
 def _run(plan: Plan, run: Callable[[Plan], dict[str, Any]], again: str) -> dict[str, Any]:
-    """Run a pipeline, and make an InferenceError of whatever ends it."""
+    """Run a pipeline, and turn any error that ends it into an InferenceError."""
     try:
         return run(plan)
-    except Exception as error:  # whatever a runner or a worker raises
+    except Exception as error:  # a runner or a worker may raise anything
         stopped = too_many(error)
         if stopped is not None:
             raise TooManyFailuresError(f"stopped: {stopped}", _after_stop(plan.output, again)) from error

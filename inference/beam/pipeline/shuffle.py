@@ -1,7 +1,7 @@
-"""Brings the rows of one name together without an engine's help, through files in `.parts`.
+"""Groups rows by name through files in `.parts`, without help from the engine.
 
 A reading task writes its items into spill files, sorted by part; a part's task reads its own section of each of them.
-So the death of a worker or a machine loses nothing that was written, and every engine that can call functions can run
+The death of a worker or a machine loses nothing that was written, and any engine that can call functions can run
 a pipeline. Knows keys, items and files; knows nothing about rows or engines.
 """
 
@@ -18,13 +18,13 @@ from typing import Any
 
 from inference.beam.pipeline.files import SPILL, OutputDirectory, open_file
 
-# A task writes a spill file when its pickled items have this many bytes, so that it holds no more of them in memory.
+# A task writes a spill file when its pickled items reach this many bytes, which limits its memory.
 SPILL_BYTES = 64 * 2**20
 _LENGTH = struct.Struct("<Q")
 
 
 def part_of(key: str, parts: int) -> int:
-    """Return the part of a key, by a hash: the same in every process."""
+    """Return the part of a key, by a hash that is the same in every process."""
     digest = blake2b(key.encode("utf-8", "replace"), digest_size=8).digest()
     return int.from_bytes(digest, "big") % parts
 
@@ -33,11 +33,11 @@ class SpillWriter:
     """Writes the items of one task.
 
     Args:
-        name: of the task. Tasks of the same name replace each other's files.
+        name: name of the task. Tasks with the same name replace each other's files.
         parts: number of parts.
 
     Attributes:
-        paths: of the files written.
+        paths: paths of the files written.
     """
 
     def __init__(self, output: OutputDirectory, name: str, parts: int):

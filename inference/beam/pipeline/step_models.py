@@ -62,7 +62,7 @@ def model_of(step: Step, config: InferenceConfig) -> StepModel:
     chunk = config.pipeline.preprocess.chunk
 
     def chunked(handler: ModelHandler, own: InferenceConfig) -> ModelHandler:
-        # The rows of the input are long; what a template makes of answers is the user's own.
+        # The rows of the input are long; prompts that a template makes from answers are the user's responsibility.
         is_first = not step.parents and step.template is None
         return handler if chunk.tokens is None or not is_first else Chunked(handler, own, chunk)
 
@@ -118,7 +118,7 @@ def _made(step: Step, kind: type[ModelHandler], *first: Any) -> ModelHandler:
         return kind(*first, **arguments)
     except InferenceError:
         raise
-    except Exception as error:  # a foreign constructor may raise anything
+    except Exception as error:  # another project's constructor may raise anything
         raise ConfigError(
             f"{where}: {kind.__name__} rejects these arguments: {hide_secrets(str(error), given)}"
         ) from error

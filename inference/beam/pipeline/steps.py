@@ -86,7 +86,7 @@ class Graph:
 
     @property
     def answers_per_row(self) -> float:
-        """Number of answers that a row gets; the mean, if there are splits."""
+        """Number of answers that a row gets; the mean if there are splits."""
         shares: dict[str, float] = {}
         for step in self.steps:
             # All groups of parents answer the same rows.

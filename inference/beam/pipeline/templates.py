@@ -23,7 +23,7 @@ class Template:
         names: the variables that it uses.
 
     Raises:
-        ConfigError: the template is not valid.
+        ConfigError: the template is invalid.
     """
 
     def __init__(self, source: str, where: str):

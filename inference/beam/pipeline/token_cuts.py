@@ -1,4 +1,4 @@
-"""Cuts texts by tokens, between words where it can.
+"""Cuts texts by tokens, between words if possible.
 
 Knows texts and a tokenizer's counts; knows nothing about rows.
 """
@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-# A word with the space before it; the space at the end of a text.
+# A word with the space before it, or the space at the end of a text.
 _UNIT = re.compile(r"\s*\S+|\s+$")
-# A word of more tokens than this share of a chunk is cut between characters: some scripts have no spaces.
+# A word that takes more than this share of a chunk is cut between characters: some scripts have no spaces.
 WIDEST = 8
 
 
@@ -18,17 +18,17 @@ class TokenCuts:
     """Cuts texts.
 
     Args:
-        count: returns the tokens of a text.
+        count: returns the number of tokens of a text.
     """
 
     def __init__(self, count: Callable[[str], int]):
         self._count = count
 
     def chunks(self, text: str, tokens: int, overlap: int = 0) -> list[str]:
-        """Cut a text into chunks of at most so many tokens.
+        """Cut a text into chunks with a maximum number of tokens.
 
         Args:
-            overlap: tokens at the end of a chunk with which the next one begins, at most.
+            overlap: maximum number of tokens at the end of a chunk that the next chunk repeats.
 
         Returns:
             The chunks in order. Without an overlap they add up to the text. A single character stays whole, however
@@ -45,26 +45,26 @@ class TokenCuts:
         return found
 
     def truncated(self, text: str, tokens: int, side: str) -> str:
-        """Cut a text to at most so many tokens, on the right or left side."""
+        """Cut a text to a maximum number of tokens, on the right or left side."""
         units = self._units(text, tokens)
         if side == "right":
             return "".join(units[: self._end(units, 0, tokens)])
         return "".join(units[self._begin(units, 0, len(units), tokens) :])
 
     def _units(self, text: str, tokens: int) -> list[str]:
-        """Cut a text into words, or into characters where a word is long."""
+        """Cut a text into words, and long words into characters."""
         if self._count(text) <= tokens:
             return [text] if text else []
         units: list[str] = []
         for word in _UNIT.findall(text):
-            # A token has a byte at least, so a short word needs no count.
+            # A token has at least one byte, so a short word needs no count.
             short = len(word.encode("utf-8", "replace")) <= max(tokens // WIDEST, 1)
             units += [word] if short or self._count(word) <= max(tokens // WIDEST, 1) else list(word)
         return units
 
     def _end(self, units: list[str], start: int, tokens: int) -> int:
         """Return where a chunk that begins at `start` ends: at least one unit later."""
-        # Tokens of a text are nearly those of its beginning and its rest, so the search by halves ends close to the
+        # The token count of a text is close to the sum over its two parts, so the binary search ends close to the
         # limit; the last steps make it exact.
         low, high = start + 1, len(units)
         while low < high:
@@ -78,7 +78,7 @@ class TokenCuts:
         return low
 
     def _begin(self, units: list[str], least: int, end: int, tokens: int) -> int:
-        """Return the first unit from which on, up to `end`, there are at most so many tokens."""
+        """Return the first unit from which the tokens up to `end` are within the limit."""
         low, high = least, end
         while low < high:
             middle = (low + high) // 2

@@ -1,7 +1,7 @@
 """A model that can be replaced while batches run.
 
 The new model is loaded beside the old one and validated. If it fails, it is rejected and the old one stays. A batch
-keeps the model it began with. Knows models; knows nothing about Beam.
+keeps the model that it started with. Knows models; knows nothing about Beam.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ class ServedModel:
                 return False
             try:
                 model = tried(candidate, self._trial, self._copy_id)
-            except Exception as error:  # whatever a broken model raises, keep the old one
+            except Exception as error:  # keep the old model, whatever the broken one raises
                 self._refuse(candidate, error)
                 return False
             self._current = (model, candidate)

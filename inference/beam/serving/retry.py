@@ -1,8 +1,8 @@
 """Runs a pipeline to completion even if a worker on this machine dies.
 
-Flink, Spark and Dataflow give the rows of a dead worker to another one. Beam's local runners fail instead, so the
-pipeline is run again. Beam's sinks move their files into place when they are complete, so an interrupted run
-leaves nothing in the output.
+Flink, Spark and Dataflow give the rows of a dead worker to another one. Beam's local runners fail instead, so
+this module runs the pipeline again. Beam's sinks move their files into place when they are complete, so an interrupted
+run leaves nothing in the output.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from inference.beam.serving.worker_lifetime import leading
 logger = logging.getLogger(__name__)
 
 ATTEMPTS = 3
-# Messages of Beam's local runners when the process at the other end has died.
+# Messages of Beam's local runners if the other process has died.
 _DEATHS = ("channel closed prematurely", "worker subprocess exited", "worker died", "socket closed", "connection reset")
 
 
@@ -51,6 +51,6 @@ def run_to_the_end(
 
 
 def worker_died(error: BaseException) -> bool:
-    """Whether a runner's error says that a worker process died."""
+    """Whether a runner's error reports that a worker process died."""
     text = str(error).lower()
     return any(death in text for death in _DEATHS)
