@@ -268,7 +268,7 @@ class EvaluateSettings(Section):
     slice_key: str = Field("slice", description="Key of a row's slices.")
     compare_with: OptionalText = Field(
         None,
-        description="A second model, which is the baseline for texts: a config or a preset; with references also the .json result of an evaluation.",
+        description="A second model: a config, a preset, or the .json result of an evaluation on rows with references.",
     )
     result_file: OptionalText = Field(None, description="File for all figures and answers, as JSON.")
     report_file: OptionalText = Field(None, description="File for the page with tables and plots, as HTML.")
