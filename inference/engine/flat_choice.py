@@ -75,8 +75,7 @@ class _Ranked:
         return float(self.ends[-1])
 
     def reach(self, target: float) -> tuple[int, float] | None:
-        """Returns the token at which the running sum exceeds `target`, and that sum; None if rounding could decide.
-        """
+        """Returns the token at which the running sum exceeds `target`, and that sum; None if rounding could decide."""
         index = int(self.ends.searchsorted(target, side="right"))
         if index == len(self.ends):
             return None

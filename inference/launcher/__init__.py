@@ -4,5 +4,5 @@
 copies and shows their output, `main` is the program. Never imports mindspore.
 """
 
-# Tells the ranks how they were started: a shell command in which `{}` stands for theirs.
+# Tells the ranks how they were started: a shell command with `{}` in place of their own.
 RELAUNCH = "INFERENCE_RELAUNCH"

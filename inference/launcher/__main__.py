@@ -1,4 +1,4 @@
-"""`python -m inference.launcher`: what scripts/launcher.sh runs."""
+"""`python -m inference.launcher`, which scripts/launcher.sh runs."""
 
 from inference.launcher.main import main
 

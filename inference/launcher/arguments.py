@@ -1,4 +1,4 @@
-"""The launcher's command line: MindFormers' positions, and named options beside them.
+"""The launcher's command line: MindFormers' positional arguments, and named options.
 
 Knows the arguments; starts nothing.
 """
@@ -19,15 +19,15 @@ from inference.errors import InputError
 WORKERS = 8
 MASTER = "127.0.0.1"
 LOG_DIR = "output/msrun_log"
-# MindFormers' own: two hours.
+# MindFormers' own default: two hours.
 TIMEOUT = 7200
-# What the positions after the command mean: on one machine, and on several, by how many there are.
+# Meaning of the positional arguments after the command, by their number: on one machine, and on several.
 ONE_NODE = ("workers", "port", "log_dir", "join", "timeout")
 NODES = ("workers", "local_workers", "master_addr", "port", "node_rank", "log_dir", "join", "timeout")
 TRUE, FALSE = ("true", "1", "yes"), ("false", "0", "no")
 HIGHEST_PORT = 65535
 PROGRAMS = ("run_inference.py", "mindspore-inference")
-# The program is looked for among this many first words of a command: `python -u run_inference.py`.
+# Number of words at the start of a command that may name the program: `python -u run_inference.py`.
 FIRST_WORDS = 3
 HELP = """Runs COMMAND in N processes, the ranks, with the environment that MindSpore's msrun gives. COMMAND is one
 string: it is split into words as a shell does, and nothing in it is expanded. Rank 0 has this terminal's standard
@@ -48,16 +48,16 @@ Examples:
 
 @dataclass(frozen=True)
 class Settings:
-    """What to start, and how.
+    """What to start, and how to start it.
 
     Args:
         command: the words of the command.
-        workers: ranks on all machines.
-        local_workers: ranks on this one.
+        workers: number of ranks on all machines.
+        local_workers: number of ranks on this machine.
         master_addr: the machine with rank 0.
-        port: where the scheduler listens; None for a free one.
+        port: port of the scheduler; None for a free one.
         node_rank: the number of this machine.
-        join: wait until all ranks have ended; otherwise run in the background.
+        join: wait until all ranks have ended; if False, run in the background.
         timeout: seconds that a rank may be silent; 0 for no limit.
         tail: show the output of all ranks.
     """
@@ -75,13 +75,13 @@ class Settings:
 
     @property
     def ranks(self) -> range:
-        """The ranks on this machine; each machine has as many."""
+        """The ranks on this machine; all machines have the same number."""
         first = self.node_rank * self.local_workers
         return range(first, first + self.local_workers)
 
     @property
     def runs_inference(self) -> bool:
-        """Whether the command is this project's, which can be checked first, and whose run ends with rank 0."""
+        """Whether the command is this project's: it can be checked first, and its run ends with rank 0."""
         return any(Path(word).name in PROGRAMS for word in self.command[:FIRST_WORDS])
 
     @property
@@ -89,7 +89,7 @@ class Settings:
         return self.local_workers == self.workers
 
     def log(self, rank: int) -> Path:
-        """The log of a rank."""
+        """Path of a rank's log."""
         return self.log_dir / f"worker_{rank}.log"
 
 
@@ -137,7 +137,7 @@ def make_settings(positions: Sequence[str], named: dict[str, str], tail: bool = 
     """Settings from positions and named options.
 
     Raises:
-        InputError: with what is accepted.
+        InputError: an argument is invalid; the message lists what is accepted.
     """
     if not positions:
         raise InputError("there is no command", 'give it as one string: bash scripts/launcher.sh "python ..." N')

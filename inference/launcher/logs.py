@@ -1,4 +1,5 @@
-"""Output of the ranks: copy rank 0's standard error as it comes, follow all logs on request, read the end of one.
+"""Output of the ranks: copies rank 0's standard error as it arrives, follows all logs on request, and reads the end of
+a log.
 
 Knows files and terminals; knows nothing about processes.
 """
@@ -14,14 +15,14 @@ import tty
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-# Seconds between looks at the logs.
+# Seconds between two checks of the logs.
 INTERVAL = 0.1
-# Bytes of a log that are read to find its last lines.
+# Number of bytes to read from a log to find its last lines.
 END = 64 << 10
 
 
 class Echo:
-    """Copies what is written to `fd` to a log and to standard error.
+    """Copies everything written to `fd` to a log and to standard error.
 
     Args:
         log: the file to append to.
@@ -34,22 +35,24 @@ class Echo:
         self._thread = threading.Thread(target=self._copy, name="echo", daemon=True)
 
     def start(self) -> None:
-        """Begin to copy. Call it once the writer has the other end, which is closed here."""
+        """Start copying. Call it once the writer has the other end, which this method closes."""
         os.close(self.fd)
         self._thread.start()
 
     def finish(self, seconds: float = 2.0) -> None:
-        """Copy what is left, once the writer has ended."""
+        """Copy the remaining output after the writer has ended."""
         if self._thread.ident is not None:
             self._thread.join(seconds)
 
     def resize(self) -> None:
-        """Tell the writer how large the terminal is."""
+        """Tell the writer the size of the terminal."""
         if os.isatty(self._source):
             fcntl.ioctl(self._source, termios.TIOCSWINSZ, fcntl.ioctl(2, termios.TIOCGWINSZ, b"\0" * 8))
 
     def _open(self) -> tuple[int, int]:
-        """The two ends of a pipe, or of a terminal if stderr is one, so that the writer can draw on it."""
+        """The two ends of a pipe, or of a pseudo-terminal if stderr is a terminal, so that the writer can draw on
+        it.
+        """
         if not (self._shown and os.isatty(2)):
             return os.pipe()
         source, fd = pty.openpty()
@@ -73,7 +76,7 @@ class Echo:
 
 
 class Tail:
-    """Shows new lines of logs on standard error, each after its rank."""
+    """Shows new lines of logs on standard error, each prefixed with its rank."""
 
     def __init__(self, logs: Iterable[tuple[int, Path]]):
         self._logs = dict(logs)
@@ -83,7 +86,7 @@ class Tail:
         self._thread.start()
 
     def finish(self) -> None:
-        """Show what is left and stop."""
+        """Show the remaining lines and stop."""
         self._ended.set()
         self._thread.join()
         self._show(whole=False)
@@ -108,7 +111,7 @@ def last_lines(path: Path, count: int) -> list[str]:
 
 
 def size_of(path: Path) -> int:
-    """The size of a file, bytes; 0 if there is none."""
+    """The size of a file in bytes; 0 if it does not exist."""
     try:
         return path.stat().st_size
     except OSError:
@@ -125,7 +128,7 @@ def _from(path: Path, start: int) -> bytes:
 
 
 def _wrote(data: bytes, write: Callable[[int, bytes], int] = os.write) -> bool:
-    """Write to standard error; False if its reader has gone."""
+    """Write to standard error; False if its reader has closed it."""
     try:
         while data:
             data = data[write(2, data) :]

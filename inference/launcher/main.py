@@ -26,7 +26,7 @@ from inference.launcher.arguments import Settings, build_command
 from inference.launcher.supervision import Supervisor, take_port
 from inference.parallel.topology import WORLD_SIZE
 
-# How scripts/launcher.sh was called.
+# The command line of scripts/launcher.sh.
 PROGRAM = "INFERENCE_LAUNCHER_PROGRAM"
 LOGS = re.compile(r"(worker_(?P<rank>\d+)|scheduler|msrun|launcher)\.log")
 
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     given = list(sys.argv[1:] if arguments is None else arguments)
     _open_missing_streams()
     _end_on_signals()
-    # The command takes `python` from PATH: it is to be this one.
+    # The command finds `python` in PATH, where it must be this one.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     try:
         code = build_command(lambda settings: launch(settings, given)).main(given, standalone_mode=False)
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 class Ended(BaseException):
-    """A signal told the launcher to end while it checks. Once there are ranks, `Supervisor` handles signals."""
+    """A signal ended the launcher during the check. Once there are ranks, `Supervisor` handles signals."""
 
     def __init__(self, number: int):
         super().__init__(number)
@@ -62,7 +62,7 @@ class Ended(BaseException):
 
 
 def _end_on_signals() -> None:
-    """End what has been started first, as Ctrl-C does. A signal that the shell ignores stays ignored."""
+    """On a signal, first end the started processes, as Ctrl-C does. Signals that the shell ignores stay ignored."""
 
     def end(number: int, _: object) -> NoReturn:
         raise Ended(number)
@@ -85,7 +85,7 @@ def launch(settings: Settings, arguments: Sequence[str]) -> int:
     """Check, start the ranks and wait for them; return the exit code.
 
     Args:
-        arguments: the launcher's own, for the command that resumes the run.
+        arguments: the launcher's own arguments, for the command that resumes the run.
 
     Raises:
         InferenceError: nothing was started.
@@ -109,7 +109,7 @@ def check(settings: Settings) -> int:
     """Let run_inference.py check its config and flags once; other commands are not checked.
 
     Returns:
-        The exit code of the check, whose standard error is shown if it failed.
+        The exit code of the check. If the check failed, its standard error is shown.
     """
     if not settings.runs_inference:
         return 0
@@ -141,7 +141,7 @@ def _split(word: str) -> list[str]:
 
 
 def _in_background(settings: Settings) -> int:
-    """Run in a session of its own, with launcher.log instead of a terminal."""
+    """Run in a separate session, with launcher.log instead of a terminal."""
     os.setsid()
     null = os.open(os.devnull, os.O_RDWR)
     log = os.open(settings.log_dir / "launcher.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
@@ -157,7 +157,7 @@ def _in_background(settings: Settings) -> int:
 
 @contextlib.contextmanager
 def _logs(settings: Settings) -> Iterator[None]:
-    """The directory of the logs, without an earlier run's logs.
+    """The directory of the logs, after removing those of an earlier run.
 
     Raises:
         InputError: another run on this machine uses it.

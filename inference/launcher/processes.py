@@ -1,8 +1,9 @@
-"""Processes of a run on this machine: start one for a rank or the scheduler, signal, reap and kill them.
+"""Processes of a run on this machine: starts, signals, reaps and kills ranks and the scheduler.
 
 Each gets the environment that MindSpore's msrun gives (mindspore/parallel/cluster/process_entity/_api.py of MindSpore
-2.9), so a program cannot tell who started it. Starting them here and not through msrun saves its import of MindSpore
-(2-3 s) and makes every rank a child of the launcher from the first moment. Knows nothing about what the command does.
+2.9), so a program cannot tell which one started it. Starting them here and not through msrun saves its import of
+MindSpore (2-3 s) and makes every rank a child of the launcher from the first moment. Knows nothing about what the
+command does.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _LIBC = ctypes.CDLL(None)
 
 
 def adopt_orphans() -> None:
-    """Make this process the parent of descendants whose own parent ends, so that all can be killed."""
+    """Adopt descendants whose own parent ends, so that all of them can be killed."""
     _LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
@@ -64,7 +65,7 @@ def scheduler_variables() -> dict[str, str]:
 
 
 def _ip_address(name: str) -> str:
-    """The address of a host. MindSpore takes no names, and IPv6 without brackets.
+    """The address of a host. MindSpore accepts no host names, and IPv6 addresses only without brackets.
 
     Raises:
         InputError: the name does not resolve.
@@ -84,9 +85,9 @@ def start(
     streams: tuple[int | None, int, int],
     keep: Iterable[int] = (),
 ) -> int:
-    """Start a process in a session of its own that dies with this one; return its id.
+    """Start a process in a separate session, which is killed when this process ends; return its id.
 
-    Call it before this process has threads, because of what runs between fork and exec.
+    Call it before this process has threads, because Python code runs between fork and exec.
 
     Args:
         streams: file descriptors of its standard streams; None for an empty standard input.
@@ -103,37 +104,37 @@ def start(
         stdout=stdout,
         stderr=stderr,
         pass_fds=tuple(keep),
-        # Ctrl-C is the launcher's to act on.
+        # Only the launcher reacts to Ctrl-C.
         start_new_session=True,
         preexec_fn=_die_with(os.getpid()),
     )
-    # All children are reaped in one place; without this, `process` would wait for its own too.
+    # All children are reaped in one place; without this, `process` would also wait for its own.
     process.returncode = 0
     return process.pid
 
 
 def _die_with(launcher: int) -> Callable[[], None]:
-    """What a new process does before it becomes the command: ask the kernel to kill it when the launcher ends."""
+    """Prepare a new process before it runs the command: the system kills it when the launcher ends."""
 
     def prepare() -> None:
         _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != launcher:
             os._exit(1)
-        # A shell ignores it for jobs in the background, and an ignored signal stays ignored in the new program.
+        # A shell ignores it for background jobs, and an ignored signal stays ignored in the new program.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     return prepare
 
 
 def signal_groups(groups: Iterable[int], number: signal.Signals) -> None:
-    """Send a signal to process groups; those that have ended are passed over."""
+    """Send a signal to process groups; skip those that have ended."""
     for group in groups:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(group, number)
 
 
 def ended_children() -> Iterator[tuple[int, int]]:
-    """Reap the children that have ended: the process id, and the exit code as a shell has it."""
+    """Reap the children that have ended: the process id, and the exit code as a shell reports it."""
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)
@@ -146,7 +147,7 @@ def ended_children() -> Iterator[tuple[int, int]]:
 
 
 def kill_children(seconds: float = 5.0) -> None:
-    """Kill all children, and theirs, which become this process's own as their parents end."""
+    """Kill all children and their descendants, which this process adopts as their parents end."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         children = _children()
@@ -168,7 +169,7 @@ def how_it_ended(code: int) -> str:
 
 
 def _children() -> list[int]:
-    """Processes whose parent is this one (proc(5): the fourth field of stat)."""
+    """The child processes of this one (proc(5): the fourth field of stat)."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():

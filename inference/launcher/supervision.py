@@ -1,6 +1,6 @@
-"""One run of the ranks on this machine: started, watched, and ended all together.
+"""One run of the ranks on this machine: starts, watches and ends all of them together.
 
-Nothing that any rank started is left when `run` returns. Knows nothing about what the command does.
+When `run` returns, no process that a rank started is left. Knows nothing about what the command does.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from inference.parallel.msrun_scheduler import MINDSPORE
 from inference.parallel.rendezvous import serve
 from inference.parallel.topology import MEETING
 
-# Seconds that rank 0 has to say its last words, and to finish the record in hand.
+# Seconds that rank 0 gets to report its last messages, and to finish the current record.
 GRACE = 4.0
-# Seconds after a failure in which other ranks that end on their own count too.
+# Seconds after a failure in which the failures of other ranks also count.
 SETTLING = 0.3
-# Seconds between looks at the heartbeats.
+# Seconds between two checks of the heartbeats.
 LOOK = 0.5
-# What timeout(1) returns.
+# Exit code of timeout(1).
 EXIT_TIMEOUT = 124
-# What a shell returns for a command that cannot be run.
+# A shell's exit code for a command that cannot be run.
 EXIT_CANNOT_RUN = 126
 LINES = 10
-# MindSpore's own scheduler, for programs that are not this project's.
+# MindSpore's own scheduler, for programs of other projects.
 MINDSPORE_SCHEDULER = """
 import os
 os.environ.setdefault("GLOG_v", "3")
@@ -50,7 +50,7 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @dataclass
 class Rank:
-    """A rank on this machine; `code` as a shell has it, None while it runs."""
+    """A rank on this machine; `code` is its exit code as a shell reports it, None while it runs."""
 
     number: int
     log: Path
@@ -69,8 +69,9 @@ class Supervisor:
     """One run of the ranks on this machine.
 
     Args:
-        settings: with a port.
-        attached: rank 0 has this process's standard streams; otherwise its log has them, as those of the others.
+        settings: the settings; `port` must be set.
+        attached: rank 0 has this process's standard streams; otherwise its output goes to its log, as for the other
+            ranks.
     """
 
     def __init__(self, settings: Settings, attached: bool = True):
@@ -82,20 +83,20 @@ class Supervisor:
         self._echo: Echo | None = None
         self._tail: Tail | None = None
         self._code = 0
-        # Once the run is to end before its end: until when ranks are waited for, and at least.
+        # If the run is ended early: the latest and the earliest time to stop waiting for ranks.
         self._deadline: float | None = None
         self._settled = 0.0
-        # When the run was last continued after a stop.
+        # Time at which the run was last continued after a stop.
         self._continued = 0.0
         self._failed = False
         self._over = False
 
     def run(self) -> int:
-        """Start all and wait for their end.
+        """Start all ranks and wait until they end.
 
         Returns:
-            0, or the worst exit code of those that failed on their own; 124 for a rank that hangs, 126 for a command
-            that cannot be run, 128 + number for a signal.
+            0, or the worst exit code of the ranks that failed on their own; 124 if a rank hangs, 126 if the command
+            cannot be run, 128 + number for a signal.
         """
         processes.adopt_orphans()
         with contextlib.ExitStack() as stack:
@@ -110,13 +111,13 @@ class Supervisor:
         return self._code
 
     def _start(self) -> bool:
-        """Start the scheduler and the ranks, and only then threads; False if the command cannot be run."""
+        """Start the scheduler and the ranks, then threads; return False if the command cannot be run."""
         settings = self._settings
         port = None if settings.runs_inference or not settings.on_one_machine else _free_port(settings)
         environment = {**os.environ, **processes.cluster_variables(settings)}
         if not settings.runs_inference:
-            # MindSpore's own scheduler runs for it. Ranks that do not need that meet beside it; on several machines
-            # nobody knows a port but that one.
+            # MindSpore's own scheduler runs for it. Ranks that do not need it meet beside it; on several machines
+            # only the scheduler's port is known.
             environment[MEETING] = MINDSPORE if port is None else f"{MASTER}:{port}"
         if not settings.node_rank:
             self._start_scheduler(environment)
@@ -135,7 +136,7 @@ class Supervisor:
         return True
 
     def _start_scheduler(self, environment: dict[str, str]) -> None:
-        """Start the process through which the ranks find one another. It needs nothing of the command."""
+        """Start the process through which the ranks find each other. It does not depend on the command."""
         words = ["-m", "inference.parallel.msrun_scheduler"]
         if not self._settings.runs_inference:
             words = ["-c", MINDSPORE_SCHEDULER]
@@ -167,17 +168,17 @@ class Supervisor:
         return Rank(number, path, pid, sign=time.monotonic())
 
     def _meet(self, port: int) -> None:
-        """Let the ranks of a program that has its model from this project find one another."""
+        """Let ranks find each other if another program uses a model of this project."""
         with contextlib.suppress(InferenceError):
             serve((MASTER, port), self._settings.workers, math.inf)
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """Let signals wake the loop, which acts on them."""
+        """Make signals wake the loop, which handles them."""
         read, write = socket.socketpair()
         for end in (read, write):
             end.setblocking(False)
-        # What a shell has ignored stays so.
+        # A signal that the shell ignores stays ignored.
         numbers = [n for n in (*ENDING, signal.SIGTSTP) if signal.getsignal(n) is not signal.SIG_IGN]
         old = {n: signal.signal(n, lambda *_: None) for n in (*numbers, signal.SIGCHLD, signal.SIGWINCH)}
         old_fd = signal.set_wakeup_fd(write.fileno(), warn_on_full_buffer=False)
@@ -203,7 +204,7 @@ class Supervisor:
                 self._interrupt(number)
 
     def _interrupt(self, number: int) -> None:
-        """End the run on request; at once if asked a second time."""
+        """End the run on request; at once on a second request."""
         if self._deadline is not None:
             self._deadline = 0.0
             return
@@ -211,26 +212,26 @@ class Supervisor:
         self._stop()
 
     def _pause(self) -> None:
-        """Stop the whole run, as Ctrl-Z does with a job of the shell, until the launcher is continued."""
+        """Stop the whole run, as Ctrl-Z does with a shell job, until the launcher is continued."""
         groups = self._groups()
         began = time.monotonic()
-        # Not SIGTSTP, which the kernel keeps from groups without a parent in their session, as these are.
+        # Not SIGTSTP, which the system ignores for process groups without a parent in their session, such as these.
         processes.signal_groups(groups, signal.SIGSTOP)
         handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
-        # Returns when the shell's `fg`, `bg` or SIGCONT continues this process.
+        # Returns when `fg`, `bg` or SIGCONT continues this process.
         signal.raise_signal(signal.SIGTSTP)
         signal.signal(signal.SIGTSTP, handler)
         processes.signal_groups(groups, signal.SIGCONT)
         if self._echo:
             self._echo.resize()
-        # Nobody was silent in that time, or slow.
+        # Do not count the stopped time as silence of a rank.
         self._continued = time.monotonic()
         self._settled += self._continued - began
         if self._deadline is not None:
             self._deadline += self._continued - began
 
     def _reap(self) -> None:
-        """Learn which processes have ended, and decide what that means for the run."""
+        """Reap the processes that have ended, and end the run if necessary."""
         for pid, code in processes.ended_children():
             rank = next((rank for rank in self._ranks if rank.pid == pid), None)
             if pid == self._scheduler:
@@ -244,11 +245,11 @@ class Supervisor:
         if not any(rank.running for rank in self._ranks):
             self._over = True
         elif self._has_root and self._ranks[0].code == 0 and self._settings.runs_inference:
-            # All is written. The others end, or still wait for work that never came.
+            # All output is written. The other ranks end, or are still waiting for work.
             self._deadline = time.monotonic() + GRACE
 
     def _look(self) -> None:
-        """What time alone brings: heartbeats that are missing, and the end of the grace."""
+        """Check what depends on time alone: missing heartbeats, and the end of the grace period."""
         now, limit = time.monotonic(), self._settings.timeout
         if self._deadline is not None:
             waited_for = self._asked() if self._code else [rank for rank in self._ranks if rank.running]
@@ -260,21 +261,21 @@ class Supervisor:
                 self._hang(f"rank {who} gave no sign of life", silent[0].log)
 
     def _sign_of(self, rank: Rank, now: float) -> float:
-        """When a rank last showed progress: by a step, by waiting for work, or by a line in its log."""
+        """Time at which a rank last showed progress: a step, waiting for work, or a line in its log."""
         beat, size = self._heartbeats.silent_since(rank.number), size_of(rank.log)
         if size != rank.log_size or beat is None:
             rank.log_size, rank.sign = size, now
         return max(rank.sign, beat or 0.0, self._continued)
 
     def _fail(self, who: str, code: int, log: Path, is_root: bool = False) -> None:
-        """End the run if a process ended with an error. What a rank does because it was asked to is not a failure."""
+        """End the run if a process ended with an error. An exit that was requested is not a failure."""
         if not code or (self._deadline is not None and (is_root or not self._failed)):
             return
         self._code = max(self._code, code)
         if self._deadline is not None:
             return
         self._failed = True
-        # What rank 0 says is on standard error already; and rows without an answer are not a failure of the process.
+        # Rank 0's messages are already on standard error, and rows without an answer are not a failure of the process.
         seen = is_root and self._attached
         if not (seen and code == EXIT_ROWS_FAILED):
             say(f"{who} {processes.how_it_ended(code)}", log, [] if seen and code < SIGNALLED else None)
@@ -287,18 +288,18 @@ class Supervisor:
         self._stop()
 
     def _stop(self) -> None:
-        """Interrupt rank 0, which has the answers; the others are killed after it, or when its grace is over."""
+        """Interrupt rank 0, which has the answers; the others are killed after it ends or its grace period is over."""
         self._deadline = time.monotonic() + GRACE
         for rank in self._asked():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(rank.pid, signal.SIGINT)
 
     def _asked(self) -> list[Rank]:
-        """The running ranks that are interrupted: rank 0, or all if it is on another machine."""
+        """The running ranks to interrupt: rank 0, or all if rank 0 is on another machine."""
         return [rank for rank in (self._ranks[:1] if self._has_root else self._ranks) if rank.running]
 
     def _groups(self) -> list[int]:
-        """The process groups that run, named as the processes that lead them."""
+        """The running process groups, identified by their leading processes."""
         scheduler = [self._scheduler] if self._scheduler is not None else []
         return scheduler + [rank.pid for rank in self._ranks if rank.running]
 
@@ -307,7 +308,7 @@ class Supervisor:
         return self._settings.ranks.start == 0
 
     def _finish(self) -> None:
-        """Leave nothing behind."""
+        """Kill and clean up everything that is left."""
         processes.signal_groups(self._groups(), signal.SIGKILL)
         processes.kill_children()
         if self._echo:
@@ -318,10 +319,10 @@ class Supervisor:
 
 
 def check_port(settings: Settings) -> int:
-    """The port that is asked for, or one that is free.
+    """The requested port, or a free one.
 
     Raises:
-        InputError: another program has it.
+        InputError: another program uses it.
     """
     if not settings.on_one_machine and settings.node_rank:
         assert settings.port is not None
@@ -338,11 +339,11 @@ def check_port(settings: Settings) -> int:
 
 @contextlib.contextmanager
 def take_port(settings: Settings) -> Iterator[int]:
-    """Chooses the port as `check_port` does, and keeps other launchers on this machine off it meanwhile: the scheduler
-    listens on it only some seconds later.
+    """Chooses the port as `check_port` does, and reserves it against other launchers on this machine: the scheduler
+    starts to listen on it only some seconds later.
 
     Raises:
-        InputError: another program or another launcher has it.
+        InputError: another program or another launcher uses it.
     """
     port = check_port(settings)
     if sys.platform != "linux" or (not settings.on_one_machine and settings.node_rank):
@@ -351,7 +352,8 @@ def take_port(settings: Settings) -> Iterator[int]:
     with socket.socket(socket.AF_UNIX) as claim:
         while True:
             try:
-                # In Linux's abstract name space (unix(7)): the name goes with the last process that has the socket.
+                # In Linux's abstract name space (unix(7)), the name disappears with the last process that has the
+                # socket.
                 claim.bind(f"\0mindspore-inference launcher {port}")
                 break
             except OSError:
@@ -367,7 +369,7 @@ def _free_port(settings: Settings) -> int:
 
 
 def say(what: str, log: Path, lines: list[str] | None = None) -> None:
-    """One line on standard error, and the end of a log below it."""
+    """Print a line on standard error, with the end of a log below it."""
     lines = last_lines(log, LINES) if lines is None else lines
     text = f"launcher: {what}; " + (f"the last lines of {log}:" if lines else f"its log is {log}")
     sys.stderr.write("".join(f"{line}\n" for line in [text, *(f"  {line}" for line in lines)]))

@@ -1,1 +1,1 @@
-"""Several processes that run one model: which rank a process is, and how ranks talk to each other."""
+"""Several processes that run one model: which rank a process is, and how ranks communicate."""

@@ -1,7 +1,7 @@
 """Framed messages between two ranks over a TCP connection: a kind, plain fields, and numpy arrays.
 
-A message is two little-endian uint32, the bytes of its head and those of its arrays, then the head (JSON: kind, fields,
-types and shapes of the arrays), then the arrays' bytes one after the other. Nothing is unpickled. Never imports
+A message is two little-endian uint32 (the sizes of its head and of its arrays in bytes), then the head (JSON: kind,
+fields, types and shapes of the arrays), then the arrays' bytes in order. Nothing is unpickled. Never imports
 mindspore.
 """
 
@@ -24,7 +24,7 @@ from inference.errors import InferenceError
 _SIZES = struct.Struct("<II")
 # Array types that a message may hold; any other means that it is damaged.
 DTYPES = ("int32", "int64", "float32", "uint8", "bool")
-# Seconds of silence after which the system asks whether the other machine is still there, and how often it asks.
+# Seconds of silence before the system probes the other machine (TCP keep-alive), and the number of probes.
 KEEPALIVE = ((socket.TCP_KEEPIDLE, 5), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3))
 
 
@@ -34,7 +34,7 @@ class PeerLostError(InferenceError):
 
 @dataclass(frozen=True)
 class Message:
-    """What one rank tells another."""
+    """A message from one rank to another."""
 
     kind: str
     fields: Mapping[str, Any] = field(default_factory=dict)
@@ -45,7 +45,7 @@ class Channel:
     """One end of a connection between two ranks. One thread receives; any thread sends.
 
     Args:
-        connection: a connected socket, which the channel owns from now on.
+        connection: a connected socket, which the channel then owns.
         peer: the other rank.
     """
 
@@ -61,11 +61,11 @@ class Channel:
                 connection.setsockopt(socket.IPPROTO_TCP, option, seconds)
 
     def fileno(self) -> int:
-        """For `select` and the like."""
+        """The file descriptor, for `select` and similar calls."""
         return self._socket.fileno()
 
     def send(self, kind: str, arrays: Sequence[np.ndarray] = (), **fields: Any) -> None:
-        """Send a message; return when the system has accepted it.
+        """Send a message; return once the system has accepted it.
 
         Args:
             arrays: arrays of the types in `DTYPES`.
@@ -87,13 +87,13 @@ class Channel:
         """Wait for the next message.
 
         Args:
-            timeout: seconds; None waits without a limit.
+            timeout: seconds; None for no limit.
 
         Raises:
             PeerLostError: the other rank has ended.
-            TimeoutError: no message began in time.
+            TimeoutError: no message started to arrive in time.
         """
-        # Not through the socket's own timeout, which would also apply to a thread that sends.
+        # Do not use the socket's own timeout, which would also apply to a sending thread.
         if timeout is not None and not select.select([self._socket], [], [], timeout)[0]:
             raise TimeoutError(f"rank {self.peer} said nothing for {timeout:g} s")
         try:

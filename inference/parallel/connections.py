@@ -1,7 +1,7 @@
 """The connections of a rank: within its replica, and between the leaders of replicas.
 
-If a connection closes before both ends have agreed to close it, a rank has died. A thread watches for that and ends
-this rank at once, whatever it is doing: waiting for a message, in a collective, or computing.
+If a connection closes before both ends have agreed to close it, a rank has died. A thread detects this and ends
+this rank at once, even while it waits for a message, runs a collective, or computes.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from inference.parallel.rendezvous import Exchange
 from inference.parallel.topology import Topology
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-# Seconds that a connection may take once all ranks are known.
+# Time limit for a connection once all ranks are known, in seconds.
 PATIENCE = 60.0
 TOKEN_BYTES = 16
-# Names the address at which other machines reach this one, if it has several.
+# Sets the address at which other machines reach this one, if it has several.
 ADDRESS = "INFERENCE_ADDRESS"
 
 
 @dataclass(frozen=True)
 class Peer:
-    """What a rank tells the others about itself.
+    """Data that a rank sends to the others about itself.
 
     Args:
         host: the id of the running system; equal only for processes that can share memory.
@@ -52,11 +52,11 @@ class Links:
     """Open connections to other ranks; made by `connect`.
 
     Attributes:
-        leader: to this rank's leader; None on a leader.
-        followers: of a leader, to the other ranks of its replica, by model rank.
-        root: of the other replicas' leaders, to rank 0; None elsewhere.
-        replicas: of rank 0, to the leaders of the other replicas.
-        peers: of all ranks, in their order.
+        leader: connection to this rank's leader; None on a leader.
+        followers: on a leader, connections to the other ranks of its replica, by model rank.
+        root: on the other replicas' leaders, the connection to rank 0; None elsewhere.
+        replicas: on rank 0, connections to the leaders of the other replicas.
+        peers: data of all ranks, in order.
     """
 
     def __init__(
@@ -86,17 +86,17 @@ class Links:
 
     @property
     def sharing_processors(self) -> int:
-        """How many ranks use the same processors as this one."""
+        """Number of ranks that use the same processors as this one."""
         own = self.peers[self.topology.rank]
         return sum((peer.host, peer.cpus) == (own.host, own.cpus) for peer in self.peers)
 
     @property
     def sharing_memory(self) -> int:
-        """How many ranks are on this host."""
+        """Number of ranks on this host."""
         return sum(peer.host == self.peers[self.topology.rank].host for peer in self.peers)
 
     def watch(self, lost: Callable[[str], None] | None = None) -> None:
-        """End this process as soon as another rank is gone, until `close` is called.
+        """End this process as soon as another rank is lost, until `close` is called.
 
         Args:
             lost: called with a message instead of ending the process.
@@ -116,7 +116,7 @@ class Links:
                 return
 
     def unwatch(self) -> None:
-        """Stop watching: from now on other ranks may end."""
+        """Stop watching: after this, other ranks may end."""
         self._watching = False
 
     def close(self) -> None:
@@ -142,7 +142,7 @@ def connect(topology: Topology, exchange: Exchange, scheduler: str = "127.0.0.1"
         assert len(peers) == topology.world_size
         if not topology.is_leader:
             return Links(topology, peers, leader=_call(topology, peers, topology.leader))
-        # A caller waits in the listen queue of the rank that it calls, so no order can deadlock.
+        # A caller waits in the listen queue of the rank that it calls, so no order of calls can deadlock.
         root = None if topology.is_root else _call(topology, peers, 0)
         callers = set(topology.replica_ranks) - {topology.rank}
         if topology.is_root:
@@ -154,7 +154,7 @@ def connect(topology: Topology, exchange: Exchange, scheduler: str = "127.0.0.1"
 
 
 def host_id() -> str:
-    """The id of the running system, within which processes can share memory."""
+    """The id of the running system; processes of the same system can share memory."""
     shared = Path("/dev/shm")
     device = shared.stat().st_dev if shared.is_dir() else os.getpid()
     boot = BOOT_ID.read_text().strip() if BOOT_ID.exists() else socket.gethostname()
@@ -165,7 +165,7 @@ def own_address(host: str) -> str:
     """The address of this machine that `host` sees, found without sending anything; or the one in `INFERENCE_ADDRESS`.
 
     Raises:
-        ConfigError: the variable names no address of this machine.
+        ConfigError: the variable is not an address of this machine.
     """
     if given := os.environ.get(ADDRESS):
         try:

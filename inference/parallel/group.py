@@ -1,6 +1,6 @@
 """The ranks that share a model, as the kernels see them: a group of MindSpore's collectives, or of the native kernels.
 
-The native kernels add through shared memory if all ranks of a replica are on one host, and otherwise through the ranks'
+The native kernels sum through shared memory if all ranks of a replica are on one host, and otherwise through the ranks'
 connections.
 """
 
@@ -24,7 +24,7 @@ class Group:
 
     Args:
         name: the group's name in MindSpore.
-        native: the native kernels' group; None if MindSpore adds.
+        native: the native kernels' group; None if MindSpore computes the sums.
         transport: how the ranks exchange sums, in words.
     """
 
@@ -38,10 +38,10 @@ class Group:
 
 
 def mindspore_group(topology: Topology) -> Group:
-    """Create a group in MindSpore, whose communication must be set up."""
+    """Create a group in MindSpore, whose communication must already be set up."""
     from mindspore.communication import create_group
 
-    # Every rank must create each group that it belongs to, and no other.
+    # Every rank must create exactly the groups that it belongs to.
     name = f"replica-{topology.replica}"
     create_group(name, list(topology.replica_ranks))
     return Group(name, None, "MindSpore's collectives")
@@ -61,7 +61,7 @@ def native_group(links: Links) -> Group:
 def _shared_memory(links: Links, size: int) -> np.ndarray | None:
     """Memory that all ranks of the replica share; None if one of them cannot map it.
 
-    It is anonymous, so nothing is left of it once the last process has ended, however that ended.
+    It is anonymous, so it disappears with the last process, even if that one is killed.
     """
     if links.leader is not None:
         fields = links.leader.expect("memory").fields

@@ -1,7 +1,7 @@
-"""Heartbeats of the ranks of a parallel run, by which the launcher tells a rank that hangs from one that works.
+"""Heartbeats of the ranks of a parallel run, from which the launcher detects ranks that hang.
 
-Each rank has a number in shared memory: when it last did a step, or since when it waits for work. Writing it takes no
-system call. Without a launcher nothing is written. Plain Python.
+Each rank has a number in shared memory: the time of its last step, or the time since which it waits for work. Writing
+it takes no system call. Without a launcher nothing is written. Uses the standard library only.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from functools import cache
 
 # Set by the launcher for a rank: the file descriptor of the memory, and the rank.
 VARIABLE = "INFERENCE_PULSE"
-# Seconds of the system's monotonic clock: of the last step, or negative since the wait for work began; 0 at first.
+# Monotonic clock, seconds: time of the last step, or the negated time at which waiting for work began; initially 0.
 _SIGN = struct.Struct("=d")
 
 
 def busy() -> None:
-    """Note that a step of work begins or is done. If nothing follows, this rank hangs."""
+    """Note the start or end of a step of work. If nothing follows, the rank counts as hanging."""
     _writer()(time.monotonic())
 
 
@@ -30,7 +30,7 @@ def idle() -> None:
 
 
 class Pulses:
-    """The heartbeats of all ranks, as the launcher sees them.
+    """The heartbeats of all ranks, for the launcher.
 
     Attributes:
         fd: the shared memory, which each rank inherits.
@@ -43,7 +43,7 @@ class Pulses:
         self._memory = mmap.mmap(self.fd, size)
 
     def silent_since(self, rank: int) -> float | None:
-        """When the rank's last step was, seconds of the monotonic clock: 0 if there was none, None while the rank
+        """Time of the rank's last step, seconds of the monotonic clock: 0 if there was none, None while the rank
         waits for work.
         """
         (sign,) = _SIGN.unpack_from(self._memory, rank * _SIGN.size)

@@ -1,8 +1,8 @@
 """The scheduler process of a run: `python -m inference.parallel.msrun_scheduler`, with the environment that msrun
 gives.
 
-The ranks meet here. If they say that they need MindSpore's communication, this becomes MindSpore's own scheduler at the
-same address.
+The ranks meet here. If they need MindSpore's communication, this process becomes MindSpore's own scheduler at the same
+address.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from inference.errors import EXIT_FAILURE
 from inference.parallel.rendezvous import LOOK, serve
 from inference.parallel.topology import MEETING, WORKERS, patience, scheduler_address
 
-# The text of a rank that needs MindSpore's communication.
+# Text that a rank sends if it needs MindSpore's communication.
 MINDSPORE = "mindspore"
-# Seconds that MindSpore's scheduler gets to end once the ranks have ended.
+# Seconds that MindSpore's scheduler gets to exit once the ranks have ended.
 FAREWELL = 10.0
 
 
 def is_mindspores() -> bool:
-    """Whether MindSpore's own scheduler runs: the launcher says so, or the program has set up MindSpore's
+    """Whether to run MindSpore's own scheduler: the launcher requests it, or the program has set up MindSpore's
     communication.
     """
     if os.environ.get(MEETING) == MINDSPORE:
@@ -42,7 +42,7 @@ class Siblings:
         self.all_ended()
 
     def all_ended(self) -> bool:
-        """Whether there were ranks and all have ended; False if the system does not say."""
+        """Whether there were ranks and all have ended; False if the system cannot tell."""
         listed = Path(f"/proc/{self._parent}/task/{self._parent}/children")
         try:
             others = set(listed.read_text().split()) - {str(os.getpid())}
@@ -53,7 +53,7 @@ class Siblings:
         return self._seen and not running and os.getppid() == self._parent
 
     def end_after_them(self) -> None:
-        """End this process if it still runs when they have ended."""
+        """End this process if it still runs after all ranks have ended."""
         while not self.all_ended():
             time.sleep(LOOK)
         time.sleep(FAREWELL)
@@ -63,7 +63,7 @@ class Siblings:
 
 
 def _runs(pid: str) -> bool:
-    """Whether a process still runs. msrun leaves some that it has killed as zombies."""
+    """Whether a process still runs. msrun leaves some killed processes as zombies."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -74,7 +74,7 @@ def main() -> None:
     """Run the scheduler until all ranks have met, or, with MindSpore's, until they have ended.
 
     Raises:
-        InferenceError: not all ranks came.
+        InferenceError: not all ranks connected.
     """
     siblings = Siblings()
     texts = serve(scheduler_address(), int(os.environ[WORKERS]), patience(), siblings.all_ended)
@@ -82,7 +82,7 @@ def main() -> None:
         os.environ.setdefault("GLOG_v", "3")
         from mindspore import communication
 
-        # By itself it takes half a minute to notice that a rank was killed, and msrun waits for it.
+        # On its own it takes half a minute to detect that a rank was killed, and msrun waits for it.
         threading.Thread(target=siblings.end_after_them, name="siblings", daemon=True).start()
         communication.init("mccl")
 

@@ -1,8 +1,8 @@
-"""How ranks find each other: each gives a short text and gets the texts of all.
+"""How ranks find each other: each sends a short text and receives the texts of all.
 
-Ranks that need MindSpore's own communication anyway (stock operators, Ascend) exchange them through it. Otherwise the
+Ranks that need MindSpore's own communication anyway (stock operators, Ascend) use it to exchange texts. Otherwise the
 ranks meet at the scheduler process, whose address they all know. That takes milliseconds; MindSpore's cluster takes
-seconds to come up, and half a minute to notice that a worker is gone.
+seconds to come up, and half a minute to detect a lost worker.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from types import NoneType
 from inference.errors import InferenceError
 from inference.parallel.channel import PeerLostError
 
-# Takes this rank's text and returns the texts of all ranks in order.
+# Takes this rank's text; returns the texts of all ranks in order.
 Exchange = Callable[[str], list[str]]
 _SIZE = struct.Struct("<I")
 MOST = 1 << 16
-# Seconds between attempts to reach a scheduler that does not listen yet.
+# Seconds between attempts to reach a scheduler that is not listening yet.
 RETRY = 0.05
-# Seconds between checks that ranks can still come.
+# Seconds between checks for abandoned ranks.
 LOOK = 0.5
-# Seconds that a rank has to send its text once it is connected.
+# Seconds that a connected rank gets to send its text.
 HELLO = 5.0
-# Bytes of a text in a collective, in which all ranks give equally many.
+# Bytes of a text in a collective, where all ranks send the same number.
 ROOM = 1024
 
 
@@ -38,14 +38,14 @@ def serve(
 ) -> list[str]:
     """The scheduler's side: wait for the texts of all ranks, send all of them to each, and return them.
 
-    A rank that has nothing to do, or cannot continue, gives None. Then the others are told so as they come, and the
-    result is empty.
+    A rank that has nothing to do, or cannot continue, sends None. Then the others are told so when they connect, and
+    the result is empty.
 
     Args:
-        abandoned: called now and then; True if no rank is left that could come.
+        abandoned: called regularly; returns True if no rank is left that could connect.
 
     Raises:
-        InferenceError: the address is taken, or not all ranks came in time.
+        InferenceError: the address is in use, or not all ranks connected in time.
     """
     deadline = time.monotonic() + patience
     texts: dict[int, str | None] = {}
@@ -59,7 +59,7 @@ def serve(
                     missing = [rank for rank in range(world_size) if rank not in texts]
                     why = f"did not come in {patience:g} s" if left <= 0 else "have ended before all came together"
                     raise InferenceError(f"ranks {missing} {why}", "their logs say why")
-                # A waiting rank sends nothing more, so one that is readable has ended.
+                # A waiting rank sends nothing more, so a readable connection means that the rank has ended.
                 for rank in [rank for rank, held in waiting.items() if held in ready]:
                     waiting.pop(rank).close()
                     texts[rank] = None
@@ -99,18 +99,18 @@ def _hello(connection: socket.socket, world_size: int) -> tuple[int, str | None]
 
 
 class NobodyNeededError(InferenceError):
-    """Another rank has nothing to do, or cannot continue and has said why."""
+    """Another rank has nothing to do, or cannot continue and has reported the reason."""
 
 
 def meet(address: tuple[str, int], rank: int, text: str | None, patience: float) -> list[str]:
     """A rank's side of `serve`: return the texts of all ranks.
 
     Args:
-        text: None if this rank does not take part, and so none can.
+        text: None if this rank does not take part, in which case no rank can.
 
     Raises:
         NobodyNeededError: a rank does not take part.
-        PeerLostError: the scheduler does not answer, or not all ranks came in time.
+        PeerLostError: the scheduler does not answer, or not all ranks connected in time.
     """
     deadline = time.monotonic() + patience
     while True:
@@ -136,13 +136,13 @@ def meet(address: tuple[str, int], rank: int, text: str | None, patience: float)
 
 
 def through_mindspore(text: str) -> list[str]:
-    """Exchange texts by a collective of MindSpore, whose communication must be set up."""
+    """Exchange texts with a collective of MindSpore, whose communication must already be set up."""
     import mindspore
     import numpy as np
     from mindspore import nn, ops
 
     class Gather(nn.Cell):
-        """Bytes of one rank [ROOM] to those of all [ranks * ROOM]."""
+        """Gathers the bytes of each rank [ROOM] into those of all ranks [ranks * ROOM]."""
 
         def __init__(self) -> None:
             super().__init__()

@@ -1,4 +1,4 @@
-"""Bring the ranks of a parallel run together, through MindSpore's communication or without it.
+"""Connects the ranks of a parallel run, with or without MindSpore's communication.
 
 The native kernels do not need it. Stock operators need MindSpore's collectives: `mccl` on a CPU, `hccl` on Ascend.
 """
@@ -19,7 +19,7 @@ from inference.parallel.msrun_scheduler import MINDSPORE, is_mindspores
 from inference.parallel.rendezvous import Exchange, meet, through_mindspore
 from inference.parallel.topology import RANK, Topology, meeting_address, patience, scheduler_address
 
-# Seconds that a rank which ends waits for the scheduler to take notice.
+# Seconds that an ending rank waits for the scheduler to notice.
 BRIEFLY = 5.0
 _joined: list[Topology] = []
 BACKENDS = {"CPU": "mccl", "Ascend": "hccl"}
@@ -30,7 +30,7 @@ class Ranks:
     """This rank's connections to the others.
 
     Args:
-        group: the ranks that share its model; None if it has the model alone.
+        group: the ranks that share its model; None if it does not share it.
     """
 
     links: Links
@@ -44,14 +44,14 @@ class Ranks:
 def join(
     config: InferenceConfig, topology: Topology, is_native: bool, lost: Callable[[str], None] | None = None
 ) -> Ranks:
-    """Wait for all ranks, connect them, and from then on end this process when one of them is lost.
+    """Wait for all ranks and connect them; afterwards, end this process if one of them is lost.
 
     Args:
         is_native: whether this rank's kernels are the native ones.
         lost: called in another thread with the reason; it must end the process.
 
     Raises:
-        PeerLostError: a rank does not come.
+        PeerLostError: a rank does not connect.
         ConfigError: some ranks have native kernels and some do not.
         InferenceError: this process has joined already.
     """
@@ -75,7 +75,7 @@ def join(
 
 
 def stay_away() -> None:
-    """Tell the other ranks that this one ends without having joined them. Does nothing if it has joined."""
+    """Tell the other ranks that this one ends without joining. Does nothing if it has joined."""
     if not _joined and RANK in os.environ:
         with suppress(InferenceError):
             meet(scheduler_address(), int(os.environ[RANK]), None, BRIEFLY)

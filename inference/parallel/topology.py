@@ -25,10 +25,10 @@ ROLE, WORKERS, RANK, SCHEDULER_HOST, SCHEDULER_PORT, PATIENCE = (
     "MS_TOPO_TIMEOUT",
 )
 WORKER, SCHEDULER = "MS_WORKER", "MS_SCHED"
-# Set by the launcher for another program, beside which MindSpore's own scheduler runs: where ranks that do not need
-# that scheduler meet, as HOST:PORT, or `mindspore` if they cannot.
+# Set by the launcher for another project's program, which also gets MindSpore's own scheduler: the meeting point of
+# ranks that do not need that scheduler, as HOST:PORT, or `mindspore` if there is none.
 MEETING = "INFERENCE_MEETING"
-# Set by the launcher for the check before it starts ranks: how many there will be.
+# Set by the launcher for the check before it starts ranks: the number of ranks to come.
 WORLD_SIZE = "INFERENCE_WORLD_SIZE"
 
 
@@ -91,12 +91,12 @@ def is_worker(environment: Mapping[str, str] = os.environ) -> bool:
 
 
 def scheduler_address(environment: Mapping[str, str] = os.environ) -> tuple[str, int]:
-    """Where the scheduler listens."""
+    """Address of the scheduler."""
     return environment[SCHEDULER_HOST], int(environment[SCHEDULER_PORT])
 
 
 def meeting_address(environment: Mapping[str, str] = os.environ) -> tuple[str, int]:
-    """Where the ranks meet: at the scheduler, unless the launcher says otherwise."""
+    """Address where the ranks meet: the scheduler's, unless the launcher sets another."""
     host, _, port = environment.get(MEETING, "").rpartition(":")
     return (host, int(port)) if host else scheduler_address(environment)
 
@@ -107,11 +107,11 @@ def patience(environment: Mapping[str, str] = os.environ) -> float:
 
 
 def check_topology(config: InferenceConfig, environment: Mapping[str, str] = os.environ) -> Topology:
-    """This process's place in the run that a config asks for. A process that was not started as a rank is rank 0, also
+    """This process's place in the run that a config requests. A process that was not started as a rank is rank 0, even
     when the launcher checks a config for `INFERENCE_WORLD_SIZE` ranks.
 
     Raises:
-        ConfigError: another number of processes was started, or the config asks for an unsupported kind of parallelism.
+        ConfigError: the number of processes is wrong, or the config requests an unsupported kind of parallelism.
     """
     asked = config.parallel_config
     count = world_size(environment)
@@ -141,16 +141,16 @@ def check_topology(config: InferenceConfig, environment: Mapping[str, str] = os.
 
 
 def origin_of_split(config: InferenceConfig) -> str:
-    """Where the config says how many ranks share the model: by the key itself, or by `use_parallel`, which takes
-    all.
+    """The setting that determines how many ranks share the model: the key itself, or `use_parallel`, which takes
+    all ranks.
     """
     where = config.origin("parallel_config.model_parallel")
     return config.origin("use_parallel") if where == "default" else where
 
 
 def ranks_of_model(config: InferenceConfig) -> int:
-    """How many ranks share the model. A conversion is one process, and writes for as many ranks as the config asks
-    for.
+    """Number of ranks that share the model. A conversion is one process, and writes for as many ranks as the config
+    requests.
     """
     if not RUN_MODES[config.run_mode].works_for_all_ranks:
         return check_topology(config).model_parallel
