@@ -1,7 +1,7 @@
 """Kernels: the operations of a decoder step, behind one interface.
 
-`stock` builds them from MindSpore's own operators and runs on every device. It is the reference that `native`, our own
-CPU kernels, is tested against. Both modules export the same names; `choose` picks one.
+`stock` builds them from MindSpore's own operators and runs on every device. It is the reference against which our own
+CPU kernels, `native`, are tested. Both modules export the same names; `choose` picks one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from types import ModuleType
 from inference.errors import ConfigError
 from inference.kernels.build import KernelBuildError, library_path
 
-# Neighboring positions of a cache block map to the lanes of a register, at most sixteen.
+# Neighboring positions of a cache block map to the lanes of a register, which has at most sixteen.
 LANES = 16
 MAX_BLOCK_SIZE = 128
 

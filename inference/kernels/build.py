@@ -170,7 +170,7 @@ def _what_is_unsafe(status: os.stat_result, is_kind: Callable[[int], bool]) -> s
 
 
 def _is_sound(path: Path) -> bool:
-    """Return whether a library exists and is the one that was built.
+    """Return whether a library exists and is unchanged since it was built.
 
     Raises:
         KernelBuildError: the file is a link, belongs to another user, or is writable by others.

@@ -1,6 +1,6 @@
 """Memory layouts of weight matrices: the formats of `cpp/formats.h`, and how to unpack them.
 
-Plain numpy; the packing and unpacking here are the reference that the kernels are tested against.
+Plain numpy; the packing and unpacking here are the reference for testing the kernels.
 """
 
 from __future__ import annotations
@@ -85,16 +85,16 @@ def by_size(formats: Iterable[Format]) -> list[Format]:
 
 @dataclass(frozen=True)
 class MixedFormat:
-    """A format for each matrix of a model, by parameter name; parameters that are not named are float32.
+    """A format for each matrix of a model, by parameter name; all other parameters are float32.
 
-    It has those properties of `Format` that are asked of a whole model.
+    It has the properties of `Format` that apply to a whole model.
     """
 
     by_parameter: Mapping[str, Format]
 
     @property
     def value(self) -> str:
-        """Its name for people: its formats, the narrowest first, such as int4_min+int8."""
+        """Its display name: its formats, the narrowest first, such as int4_min+int8."""
         return "+".join(form.value for form in by_size(set(self.by_parameter.values())))
 
     @property
@@ -279,7 +279,7 @@ def _grouped(weights: np.ndarray) -> np.ndarray:
 
 
 def _scales(groups: np.ndarray, weight_format: Format) -> np.ndarray:
-    """Return a scale per group. int8: from the largest magnitude. int4: of 24 near it, the one with the least error."""
+    """Return a scale per group. int8: from the largest magnitude. int4: the best of 24 near that."""
     largest = np.abs(groups).max(axis=2)
     if not weight_format.is_four_bits:
         return largest / np.float32(127)

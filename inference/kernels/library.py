@@ -77,7 +77,7 @@ def set_threads(count: int | None) -> int:
     """Set the number of threads and return it; None for one per processor that this process may use.
 
     Raises:
-        ConfigError: the machine cannot start that many.
+        ConfigError: the machine cannot start that many threads.
     """
     processors = len(os.sched_getaffinity(0))
     count = count or processors

@@ -2,8 +2,8 @@
 
 It has the same interface as `stock`, and the same results up to rounding. MindSpore spends about 25 microseconds per
 operator with dynamic shapes and checks every parameter of a network at every call, which exceeds the arithmetic time of
-a small model. So weights and cache are plain memory, and the operators receive a program: one record (`records.py`) per
-sublayer, with its sizes and the addresses of its weights.
+a small model. Therefore weights and cache are plain memory, and the operators receive a program: one record
+(`records.py`) per sublayer, with its sizes and the addresses of its weights.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class AdapterTable:
     """The adapters' additions to a matrix: a LoraTable and everything that it points to.
 
     Attributes:
-        address: of the table; 0 if nothing is added. The holder of the address must keep this object alive.
+        address: address of the table; 0 if nothing is added. The holder of the address must keep this object alive.
     """
 
     def __init__(self, weight: Weight | None):
@@ -205,7 +205,7 @@ class Embedding(nn.Cell):
         place = {"first_token": part.first_token, "group": part.handle} if part else {}
         record = EmbeddingRecord(hidden=hidden, tokens=vocabulary, weight=_matrix(weight), **place)
         self.record = Tensor(sound(record).numbers())
-        # Its length passes the width to shape inference, which sees no values.
+        # Its length passes the width to shape inference, which cannot see values.
         self.width = Tensor(np.zeros(hidden, np.uint8))
         self.operator = _operator("embedding")
 
@@ -214,7 +214,7 @@ class Embedding(nn.Cell):
 
 
 class StepGeometry(nn.Cell):
-    """Pick the inputs that the kernels need; they compute everything that a step shares."""
+    """Select the inputs that the kernels need; the kernels compute everything that a step's layers share."""
 
     def __init__(self, rotations: Sequence[np.ndarray], shapes: Sequence[AttentionShape | LatentShape]):
         super().__init__()

@@ -16,7 +16,7 @@ _NUMBER, _REAL, _POINTER = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
 
 
 class RecordError(InferenceError):
-    """A record that the native kernels cannot read."""
+    """The native kernels cannot read a record."""
 
 
 class RecordHeader(ctypes.Structure):
@@ -34,7 +34,7 @@ class MatrixRecord(ctypes.Structure):
 class LoraEntry(ctypes.Structure):
     """An adapter's addition to some rows of a product: up (down x).
 
-    `offset` is where its part of down x begins within its adapter's; `down` [rank, columns], `up` [panels, rank, 16].
+    `offset` is the index of its part of down x within its adapter's; `down` [rank, columns], `up` [panels, rank, 16].
     """
 
     _fields_: ClassVar = [
@@ -102,7 +102,7 @@ class LatentRecord(Record):
 class FeedForwardRecord(Record):
     """x + down(activation(gate(norm(x))) * up(norm(x))); without a norm, of x itself.
 
-    If `parallel`, norm(x) is what the attention sublayer before it has normalized.
+    If `parallel`, norm(x) comes from the preceding attention sublayer.
     """
 
     KIND = 1

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 ACTIVATIONS = ("silu", "gelu_tanh", "gelu", "relu")
 # Types of the KV cache, numbered as in `cpp/blocks.h`.
 CACHE_DTYPES = ("float32", "float16", "int8")
-# What a token attends to, numbered as in `cpp/blocks.h`: tokens up to itself, its whole sequence, its sequence's
-# source, nothing.
+# The tokens that a token attends to, numbered as in `cpp/blocks.h`: those up to itself, its whole sequence, its
+# sequence's source, none.
 SCOPES = ("causal", "whole", "cross", "store")
 
 
@@ -20,13 +20,13 @@ class AttentionShape:
 
     Args:
         window: positions that a token may attend to, including its own; None for all.
-        num_blocks, block_size: of the paged cache; a slot is block * block_size + offset.
+        num_blocks, block_size: sizes of the paged cache; a slot is block * block_size + offset.
         scale: multiplies the scores.
         cache_dtype: one of CACHE_DTYPES; int8 has a float32 scale for each vector.
         softcap: bounds scores to softcap * tanh(score / softcap) (Gemma 2); None for no bound.
-        slopes: amount subtracted from the scores per position of distance (ALiBi), one per head; None for none.
+        slopes: amounts subtracted from the scores per position of distance (ALiBi), one per head; None for none.
         scope: one of SCOPES. `store` writes the keys and values that `cross` reads, and adds nothing to its input.
-        reach: the farthest distance that the score bias distinguishes, if there is such a bias (T5).
+        reach: the largest distance that the score bias distinguishes, if there is such a bias (T5).
         norms_all_heads: a norm of queries spans all heads of a token (OLMo 2); the same for keys.
         norms_rotated: queries and keys are normalized after their rotation (Hunyuan).
     """
@@ -102,7 +102,7 @@ class FeedForwardShape:
     Args:
         activation: one of ACTIVATIONS.
         gated: whether the activation multiplies a second projection of the same width.
-        parallel: its input is what the attention sublayer before it has normalized (`parallel_sublayers`).
+        parallel: its input is the normalized input of the preceding attention sublayer (`parallel_sublayers`).
     """
 
     hidden: int
@@ -115,7 +115,7 @@ class FeedForwardShape:
 
 @dataclass(frozen=True)
 class Routing:
-    """How a token chooses its experts.
+    """How experts are chosen for a token.
 
     Args:
         experts, chosen: number of experts, and number chosen per token.

@@ -67,7 +67,7 @@ class BlockPool:
         return True
 
     def release(self, table: list[int]) -> None:
-        """Releases one hold on each block of `table`, and empties the table."""
+        """Releases each block of `table` once, and empties the table."""
         # Later blocks can be found only through earlier ones, so evict them first.
         for block in reversed(table):
             self._holders[block] -= 1
@@ -101,13 +101,13 @@ class BlockPool:
             table.append(block)
 
     def publish(self, block: int, key: bytes) -> None:
-        """Makes a full block findable; of two blocks with the same contents, `find` keeps returning the first."""
+        """Makes a full block findable; if two blocks have the same contents, `find` keeps returning the first."""
         if key not in self._block_of:
             self._block_of[key] = block
             self._hash_of[block] = key
 
     def withdraw(self, block: int) -> None:
-        """Unpublishes a block, because its holder is about to write into it."""
+        """Unpublishes a block, because the sequence that holds it is about to write into it."""
         del self._block_of[self._hash_of.pop(block)]
 
     def retract(self, blocks: Iterable[int]) -> None:
@@ -117,7 +117,7 @@ class BlockPool:
                 self.withdraw(block)
 
     def forget(self) -> None:
-        """Unpublishes all blocks, because something writes into the cache without this pool."""
+        """Unpublishes all blocks, because something bypasses this pool and writes into the cache."""
         self._free.extend(reversed(self._idle))
         self._idle.clear()
         self._hash_of.clear()

@@ -20,7 +20,7 @@ from inference.models.architecture.latent import LATENT_NORM_EPS
 from inference.models.kv_cache import LayerCache
 from inference.models.weights.parameters import EMBEDDING, HEAD, HEAD_BIAS, POSITIONS, ROUTER
 
-# For each weight of a layer: the kernels' name and the checkpoint's name.
+# For each weight of a layer: its names in the kernels and in the checkpoint.
 ATTENTION_WEIGHTS = {
     "norm": "input_layernorm.weight",
     "norm_bias": "input_layernorm.bias",
@@ -164,7 +164,7 @@ class Decoder(nn.Cell):
     Args:
         kernels: the module that provides the operations, `kernels.stock` or `kernels.native`.
         config: the sizes of the part of the model that this process has.
-        part: which part that is; None for the whole model.
+        part: the rank's part of the model; None for the whole model.
     """
 
     def __init__(

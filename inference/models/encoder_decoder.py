@@ -233,7 +233,7 @@ def _feed_forward(kernels: ModuleType, config: T5Config, weights: Weights, prefi
 
 
 def _is_adapted(weights: Weights) -> bool:
-    """Whether any weight has adapters; encoder and decoder then both take adapter numbers as an input."""
+    """Whether any weight has adapters, in which case encoder and decoder take adapter numbers as an input."""
     return any(weight.additions for weight in weights.values())
 
 

@@ -66,7 +66,7 @@ class ModelRunner:
 
     Args:
         config: the architecture.
-        pairs: stored tensors and their places in the parameters (`loading.fit`), or None for random weights.
+        pairs: stored tensors and their places in the parameters (`loading.fit`); None for random weights.
         num_blocks: size of the KV cache.
         block_size: positions per block.
         kernels: `kernels.stock` or `kernels.native`.
@@ -176,7 +176,7 @@ class ModelRunner:
 
     def warm_up(self) -> None:
         """Runs a dummy step, so that compilation happens now."""
-        # Block 0 belongs to no sequence (the scheduler keeps it as padding), so writing to it is safe.
+        # Block 0 does not belong to any sequence (the scheduler keeps it as padding), so writing to it is safe.
         self.step(StepBatch.build([SequenceStep([0], 0, [0])], self.block_size))
 
     def encode(self, batch: StepBatch) -> None:
@@ -199,7 +199,7 @@ class ModelRunner:
     def hidden_states(self, batch: StepBatch) -> np.ndarray:
         """Writes the batch's keys and values, and returns the states after the final norm: float32 [T, hidden].
 
-        The first call compiles a network of its own.
+        The first call compiles a separate network.
         """
         from inference.models.decoder import Decoder, HiddenStates
 

@@ -46,12 +46,12 @@ class ModelSource:
 
     Args:
         name: the model's name in results.
-        directory: the directory of config.json and the tokenizer, or a GGUF file that has both; None if the YAML has
-            everything.
+        directory: the directory of config.json and the tokenizer, or a GGUF file that has both; None if the YAML
+            contains everything.
         checkpoint: file or directory of the weights; None for random weights.
         model: the architecture.
         generation: the generation settings that apply to every prompt.
-        packed: the format or formats that `convert` packed the weights in; None for a checkpoint as published.
+        packed: the format or formats in which `convert` packed the weights; None for a checkpoint as published.
         scheme: how a checkpoint as published is quantized; None if it is not quantized.
         own_config: the keys of config.json, overridden by those of the YAML.
         ranks: number of ranks that share the model.
@@ -153,8 +153,8 @@ def _restore_layout(source: ModelSource, checkpoint: Checkpoint, model: AnyConfi
 
 
 Transform = Callable[[ModelSource, Checkpoint, AnyConfig, Path], Checkpoint]
-# What gives a checkpoint Hugging Face's tensors, under Hugging Face's names, in the order in which it applies. Each
-# transform leaves tensors alone that it does not know.
+# Transforms that convert a checkpoint to Hugging Face's tensors and names, in the order in which they apply. Each one
+# leaves tensors that it does not know unchanged.
 TRANSFORMS: tuple[Transform, ...] = (_dequantize, _split_fused, _restore_layout)
 
 
@@ -162,7 +162,7 @@ def resolve(config: InferenceConfig) -> ModelSource:
     """Finds the model that a config names.
 
     Raises:
-        ModelNotFoundError: there is no model, or there is no checkpoint and random weights were not requested.
+        ModelNotFoundError: there is no model, or it has no checkpoint and random weights were not requested.
         ConfigError: sizes are missing or invalid.
     """
     config.check_supported()
@@ -271,7 +271,7 @@ def _locate(config: InferenceConfig) -> tuple[Path | None, Path | None]:
 def _model_directory(config: InferenceConfig, checkpoint: Path | None) -> Path | None:
     """Returns the directory of the model's files: that of the weights if it has a config.json, else the YAML's.
 
-    A GGUF file is returned itself, because it is a whole model.
+    For a GGUF file, returns its own path, because it is a whole model.
     """
     if checkpoint is not None and is_gguf(checkpoint):
         return checkpoint

@@ -162,7 +162,7 @@ class StepResult:
     """The results of a step for the R tokens of its `logits_index`.
 
     best [R]: the token with the largest logit, the first of equals; -1 if a logit is NaN or +inf, or all are -inf.
-        A token with a logit of -inf cannot be chosen.
+        A token with a logit of -inf is never chosen.
     logits [S, vocabulary]: float32, for the rows in `logit_rows`.
     value [R]: float32, the logit of each `best`; NaN or +inf if the row contains one.
     """

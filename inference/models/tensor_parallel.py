@@ -1,8 +1,8 @@
 """One model on several ranks: the leader steps, the others follow.
 
-The leader has the engine, and so scheduling, sampling and text. A follower has its part of the weights and of the
-cache, and executes the leader's commands: run a step, compute states, encode sources, copy blocks, end. So every
-decision is made only once.
+The leader runs the engine, including scheduling, sampling and text. A follower has its part of the weights and of the
+cache, and executes the leader's commands: run a step, compute states, encode sources, copy blocks, end. Therefore
+every decision is made only once.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from inference.parallel.connections import Links
 
 STEP, ENCODE, COPY, HIDDEN, RESULT, END = "step", "encode", "copy", "hidden", "result", "end"
 NEEDS, ROOM, BLOCKS = "needs", "room", "blocks"
-# Cache positions that a rank must have room for: in total (or None), and of the longest row.
+# Cache positions that a rank must have room for: in total (or None), and for the longest row.
 Needs = tuple[int | None, int]
 
 
 def agree_on_blocks(links: Links, measure: Callable[[], tuple[int, Needs]]) -> int:
-    """Agrees on the number of cache blocks that all ranks of a replica have room for: the leader's side.
+    """Runs the leader's side of agreeing on a number of cache blocks that all ranks of a replica have room for.
 
     Args:
         measure: returns the number of blocks that this rank has room for, and its needs.
@@ -95,7 +95,7 @@ class LeadingRunner:
         """Returns the next tokens of the batch's sequences.
 
         Raises:
-            PeerLostError: a follower is gone.
+            PeerLostError: a follower was lost.
             InferenceError: this rank's part failed; the followers wait for it in the middle of the step, so none of
                 them can continue.
         """
@@ -132,7 +132,7 @@ class LeadingRunner:
         self.runner.encode(batch)
 
     def hidden_states(self, batch: StepBatch) -> np.ndarray:
-        """Returns the states after the final norm: every rank computes them whole."""
+        """Returns the states after the final norm: every rank computes all of them."""
         for channel in self._links.followers:
             channel.send(HIDDEN, batch.fields())
         return self.runner.hidden_states(batch)
@@ -149,7 +149,7 @@ def follow(runner: ModelRunner, links: Links) -> None:
     """Runs a follower: executes the leader's commands until the leader ends it.
 
     Raises:
-        PeerLostError: the leader is gone.
+        PeerLostError: the leader was lost.
     """
     assert links.leader is not None
     while True:

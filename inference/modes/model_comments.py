@@ -14,7 +14,7 @@ from inference.models.weights.weight_formats import describe_quantized
 
 
 def model_as_comments(config: InferenceConfig) -> list[str]:
-    """Returns YAML comments: what becomes of a quantized checkpoint, each token that ends an answer, and its source.
+    """Returns YAML comments: how a quantized checkpoint is converted, each token that ends an answer, and its source.
 
     Empty if the model is not on this disk.
     """

@@ -39,7 +39,7 @@ MODELS = (*SENTENCEPIECE, "gpt2", "gemma4")
 # llama.cpp's default id of the unknown token.
 DEFAULT_UNKNOWN = {"llama": 0, "t5": 2}
 T = TypeVar("T")
-# A file that has no such token may say so by -1, which is the largest unsigned integer.
+# A file without such a token may state -1, which is the largest unsigned integer.
 ID = integer(0, 2**32 - 1)
 TYPES = list_of(integer(0, 255), "a list of the tokens' types")
 SCORES = list_of(number(-LARGEST_FLOAT, LARGEST_FLOAT, ""), "a list of finite numbers")

@@ -49,7 +49,8 @@ class StepGeometry(CacheGeometry):
         query_index: Tensor,
         token_index: Tensor,
     ) -> tuple:
-        """positions, slots [T]; block_tables [B, blocks]; query_starts [B + 1], where each sequence's tokens begin.
+        """positions, slots [T]; block_tables [B, blocks]; query_starts [B + 1], the index of each sequence's first
+        token.
 
         query_index [B, Q] gathers each sequence's tokens from the flat batch; token_index [T] inverts it. Both are
         returned after cos and sin [T, 1, D] of each rotation; write_slots [K, T]; context_slots [K, B, L]; and masks
@@ -116,7 +117,7 @@ class Attention(nn.Cell):
         self.softmax = ops.Softmax(-1)
 
     def construct(self, qkv: Tensor, geometry: tuple) -> Tensor:
-        """`geometry` is what `StepGeometry` returns."""
+        """`geometry` is the output of `StepGeometry`."""
         turns, write_slots, context_slots, masks, query_index, token_index, distances = geometry[:7]
         cos, sin = turns[self.rotation_index]
         heads, kv_heads, dim = self.heads, self.kv_heads, self.head_dim

@@ -159,7 +159,7 @@ class AdaptedLinear(nn.Cell):
 
 
 class LinearResidual(nn.Cell):
-    """residual + linear(x), or residual + norm(linear(x)); each rank of a group holds some columns of x."""
+    """residual + linear(x), or residual + norm(linear(x)); each rank of a group holds some of the columns of x."""
 
     def __init__(
         self, weight: Weight, bias: Parameter | None = None, norm: RMSNorm | None = None, part: Part | None = None

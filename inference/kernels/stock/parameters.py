@@ -19,7 +19,7 @@ def zeros(name: str, shape: tuple[int, ...], dtype: DTypeLike) -> Parameter:
 
 def _parameter(name: str, values: np.ndarray) -> Parameter:
     parameter = Parameter(Tensor.from_numpy(np.zeros(1, values.dtype)), name=name, requires_grad=False)
-    # `Parameter` copies its source, which would touch all of its memory; this uses numpy's memory without a copy.
+    # `Parameter` would copy its source and so touch all of its memory; this uses numpy's memory without a copy.
     parameter.assign_value(Tensor.from_numpy(values))
     return parameter
 

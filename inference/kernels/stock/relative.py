@@ -98,7 +98,7 @@ class RelativeAttention(nn.Cell):
         self.softmax = ops.Softmax(-1)
 
     def construct(self, projected: Tensor, geometry: tuple) -> Tensor:
-        """`geometry` is what `SourceGeometry` or `TargetGeometry` returns."""
+        """`geometry` is the output of `SourceGeometry` or `TargetGeometry`."""
         write_slots, context_slots, mask, distances, query_index, token_index, cross_slots, cross_mask = geometry[:8]
         heads, dim = self.heads, self.head_dim
         projected = projected.reshape(-1, projected.shape[1] // dim, dim)

@@ -67,7 +67,7 @@ class ModelConfig:
 
     Args:
         windows: one entry per layer: how many positions back a token may attend (itself included); None for all.
-        context_length: the most tokens of a sequence, prompt and answer together.
+        context_length: maximum length of a sequence in tokens, prompt and answer together.
         rotary_size: number of elements of a head that are rotated; 0 for a model without rotary embedding.
         local_rope: the rotary embedding of layers with a window, if it differs.
         rotated: one entry per layer: whether its queries and keys are rotated; None for all layers.
@@ -79,8 +79,9 @@ class ModelConfig:
         gated: the feed-forward multiplies its activation by a second projection.
         layer_norm: norms are LayerNorm, not RMSNorm; with a bias if `norm_bias`.
         pre_norms: the inputs of attention and feed-forward are normalized.
-        post_norms: the outputs of attention and feed-forward are normalized before they are added.
-        parallel: attention and feed-forward read the same normalized input, and both are added to the stream.
+        post_norms: the outputs of attention and feed-forward are normalized before they are added to the residual
+            stream.
+        parallel: attention and feed-forward read the same normalized input, and both are added to the residual stream.
         head_bias: the output head has a bias.
         alibi_slopes: how much each head's scores drop per position of distance (ALiBi); None without ALiBi.
         position_rows: rows of the table of learned positions; None for no table.
@@ -88,7 +89,7 @@ class ModelConfig:
         logit_scale: factor of the logits; it is multiplied into the last norm.
         experts: the experts of the layers that have them; None for none.
         latent: latent attention, which replaces key/value heads; None for none.
-        draft_layers: number of layers at the end of a checkpoint that are not run.
+        draft_layers: number of layers at the end of a checkpoint that are not run (multi-token prediction).
     """
 
     architecture: str
@@ -135,7 +136,7 @@ class ModelConfig:
     draft_layers: int = 0
 
     def experts_of(self, layer: int) -> ExpertsConfig | None:
-        """Returns the experts of a layer; None if it has a feed-forward."""
+        """Returns the experts of a layer; None if it has a dense feed-forward."""
         return self.experts if self.experts and self.experts.layers[layer] else None
 
     @property
@@ -145,7 +146,7 @@ class ModelConfig:
 
     @property
     def cache_length(self) -> int:
-        """The most cache positions that a request needs."""
+        """Maximum number of cache positions that a request needs."""
         return self.context_length
 
     @property
@@ -292,7 +293,8 @@ def read_model_config(values: Mapping[str, Any], family: Family, architecture: s
     if rotated == 2 and rope.kind in ("ntk", "dynamic"):
         raise fields.error("head_dim", f"4 or more, because rope scaling '{rope.kind}' spares the first pair")
     windows = _windows(fields, family, layers)
-    # The stream divided by the residual multiplier gives the same norms, if their epsilon is divided by its square.
+    # The residual stream divided by the residual multiplier gives the same norms, if their epsilon is divided by its
+    # square.
     residual = fields.read_or("residual_multiplier", MULTIPLIER, 1.0)
     if residual != 1 and (family.qk_norm or family.post_norms):
         raise fields.error("residual_multiplier", "1 for this family")

@@ -18,7 +18,7 @@ OTHER_NAMES = aliases_of_a_model()
 
 
 def lay_over(own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the keys of config.json overridden by a YAML's keys, even if the two spell a key differently.
+    """Returns the keys of config.json overridden by a YAML's keys, even if they spell a key differently.
 
     transformers 5 puts transformers 4's `rope_theta` and `rope_scaling` into `rope_parameters`. If the YAML has one of
     the two, `rope_parameters` is split, so that the YAML wins.

@@ -19,18 +19,18 @@ from inference.kernels.shapes import Routing
 from inference.models.architecture.sizes import EXPERTS, MOST_EXPERTS, SHARED_EXPERTS, WIDTH
 
 SCORING = ("softmax", "sigmoid")
-# How many of a group's best experts its score adds up: 1 in DeepSeek-V2, 2 in V3, whose scores have a correction.
+# Number of best experts whose scores add up to a group's score: 1 in DeepSeek-V2, 2 in V3, whose scores are corrected.
 GROUP_BEST = {"greedy": 1, "group_limited_greedy": 1, "noaux_tc": 2}
 
 
 @dataclass(frozen=True)
 class ExpertsRule:
-    """A family's values for what config.json may not state.
+    """A family's values for settings that config.json may omit.
 
     Args:
-        chosen: experts per token, if the config does not state it.
-        normalize: whether the weights of the chosen experts add up to 1, if the config does not state it.
-        method: how experts are chosen (`GROUP_BEST`), if the config does not state it.
+        chosen: experts per token, if the config omits it.
+        normalize: whether the weights of the chosen experts add up to 1, if the config omits it.
+        method: how experts are chosen (`GROUP_BEST`), if the config omits it.
     """
 
     chosen: int | None = None
@@ -47,7 +47,7 @@ class ExpertsConfig:
         shared_width: intermediate size of the shared expert, which every token uses; 0 for none.
         shared_gate: the shared expert's output is scaled by the sigmoid of its own gate.
         corrected: a stored bias affects which experts are chosen, but not their weights.
-        layers: one entry per layer: whether it has experts; the others have a feed-forward.
+        layers: one entry per layer: whether it has experts; the others have a dense feed-forward.
     """
 
     routing: Routing
@@ -65,7 +65,7 @@ class ExpertsConfig:
 
 
 def from_moe_config(section: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns MindFormers' `moe_config` in Hugging Face's names; empty if it has one expert, which stands for none."""
+    """Returns MindFormers' `moe_config` in Hugging Face's names; empty if it has only one expert, which means none."""
     if section.get("expert_num") in (None, 1):
         return {}
     keys = {ours: section[theirs] for theirs, ours in MOE_CONFIG_ALIASES.items() if section.get(theirs) is not None}
@@ -76,7 +76,7 @@ def from_moe_config(section: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_experts(fields: Fields, rule: ExpertsRule, num_layers: int) -> ExpertsConfig | None:
-    """Reads the experts from config.json; None if it states no experts, or no layer has them.
+    """Reads the experts from config.json; None if it has none, or no layer has them.
 
     Raises:
         ConfigError: a size is missing or does not fit another, or the routing method is unknown.

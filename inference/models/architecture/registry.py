@@ -300,7 +300,7 @@ ALIASES = {
 }
 
 
-# Longest possible name of an architecture.
+# Maximum length of an architecture's name.
 LONGEST_NAME = 200
 
 

@@ -21,7 +21,7 @@ class RopeConfig:
     Args:
         theta: the base.
         kind: one of ROPE_KINDS.
-        factor: how many times longer the scaled context is.
+        factor: ratio of the scaled context to the original one.
         low_freq_factor, high_freq_factor: Llama 3: a frequency with fewer turns than the first within the original
             context is divided; one with more than the second is kept.
         original_max_positions: the context that the model was first trained with.
@@ -55,7 +55,7 @@ class RopeConfig:
         return ROPE_KINDS[self.kind](self, size).astype(np.float32)
 
 
-# Of a layer whose queries and keys are not rotated.
+# For a layer whose queries and keys are not rotated.
 NO_ROPE = RopeConfig(theta=math.inf)
 
 
@@ -96,7 +96,7 @@ def _llama3(rope: RopeConfig, size: int) -> np.ndarray:
 
 
 def _yarn(rope: RopeConfig, size: int) -> np.ndarray:
-    """YaRN (Peng et al. 2023), eq. 17 to 23: interpolate by how often a pair turns within the original context."""
+    """YaRN (Peng et al. 2023), eq. 17 to 23: interpolate by a pair's number of turns within the original context."""
 
     def pair_that_turns(times: float) -> float:
         turned = rope.original_max_positions / (times * 2 * math.pi)

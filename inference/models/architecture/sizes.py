@@ -1,7 +1,7 @@
 """The ranges of a model's sizes, and a check of their combination before anything of that size is allocated.
 
-The bounds are far above every published model. They keep a damaged or hostile config.json from causing work: tables of
-layers, heads or experts are built only after their size has been checked.
+The bounds are far above every published model. They prevent a damaged or hostile config.json from causing work: tables
+of layers, heads or experts are built only after their size has been checked.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ EXPERTS = integer(1, 1 << 16)
 SHARED_EXPERTS = integer(0, 1 << 10)
 RATIO = integer(1, 1 << 10)
 MULTIPLIER = number(1e-3, 1e3, "a number from 0.001 to 1000")
-# Base and factor of rotary embedding; their combination still fits into float32.
+# Base and factor of rotary embedding, whose combination still fits into float32.
 THETA = number(2.0, 1e15, "a number from 2 to 10^15")
 FACTOR = number(1e-6, 1e6, "a positive number of at most 10^6")
-# Most experts in all layers together, and most weights.
+# Maximum number of experts in all layers together, and of weights.
 MOST_EXPERTS = 1 << 18
 MOST_PARAMETERS = 10**14
 

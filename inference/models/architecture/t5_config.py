@@ -44,7 +44,7 @@ FEED_FORWARDS = {
 class T5Config:
     """Sizes of a T5: pre-norm layers with RMSNorm, relative position biases, unscaled attention, no other bias.
 
-    `context_length` is the most tokens of a source and of an answer, each.
+    `context_length` is the maximum length of a source, and of an answer, in tokens.
     """
 
     architecture: str
@@ -89,7 +89,7 @@ class T5Config:
 
     @property
     def cache_length(self) -> int:
-        """The most cache positions that a request needs, for its source and its answer together."""
+        """Maximum number of cache positions that a request needs, for its source and its answer together."""
         return 2 * self.context_length
 
     @property
@@ -165,8 +165,8 @@ def read_t5_config(values: Mapping[str, Any], architecture: str, where: str) -> 
         max_distance=max_distance,
         activation=activation,
         gated=gated,
-        # transformers 5 writes `tie_word_embeddings: true` for every T5; for untied ones it also writes that the output
-        # is not scaled.
+        # transformers 5 writes `tie_word_embeddings: true` for every T5; if they are untied, it also writes that the
+        # output is not scaled.
         tie_embeddings=fields.flag("tie_word_embeddings", True) and fields.flag("scale_decoder_outputs", True),
         decoder_start=fields.read_or(start_key, TOKEN_ID, 0),
     )

@@ -142,7 +142,7 @@ GPT2: Names = (
     (r"\.output\.projection\.", ".mlp.down_proj."),
 )
 
-# Models without norms before their sublayers: the first name is in other models that of the norm before feed-forward.
+# Models without norms before their sublayers. In other models, the first name is the norm before the feed-forward.
 POST_NORMS: Names = (
     (r"\.post_attention_layernorm\.", ".post_self_attn_layernorm."),
     (r"\.post_feedforward_layernorm\.", ".post_mlp_layernorm."),

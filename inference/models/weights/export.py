@@ -2,7 +2,7 @@
 
 Such a directory is mapped instead of loaded. It holds `model.safetensors` with the network's parameters (packed ones as
 U8, in the layout of `kernels/cpp/formats.h`), the model's config.json with the added key `packed_weights`, and its
-tokenizer files. Peak memory is one parameter.
+tokenizer files. Peak memory is that of one parameter.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def convert(
 
 
 def _stated(weight_format: WeightFormat) -> dict[str, Any]:
-    """Returns what config.json says of a format; `packed_format` reads it."""
+    """Returns the entry for a format in config.json; `packed_format` reads it."""
     stated: dict[str, Any] = {"weight_dtype": weight_format.value}
     if isinstance(weight_format, MixedFormat):
         stated["formats"] = {name: form.value for name, form in weight_format.by_parameter.items()}
@@ -95,11 +95,11 @@ def _stated(weight_format: WeightFormat) -> dict[str, Any]:
 
 
 def packed_format(values: Mapping[str, Any], where: str) -> WeightFormat | None:
-    """Returns the format of the weights that a config.json states; None if `convert` did not pack them.
+    """Returns the weight format that a config.json states; None if `convert` did not pack the weights.
 
     Args:
         values: the keys of config.json.
-        where: names it in errors.
+        where: its name in errors.
 
     Raises:
         ConfigError: the entry is damaged.
@@ -131,7 +131,7 @@ def _write_weights(
 ) -> None:
     shapes, formats = shard.parameter_shapes(), formats_of(shard.model, weight_format)
     layouts = {name: memory_layout(shape, formats[name]) for name, shape in shapes.items()}
-    # Write matrices first: each fills whole cache lines, so that every matrix begins at one.
+    # Write matrices first: each one fills whole cache lines, so every matrix starts at a cache line.
     layouts = dict(sorted(layouts.items(), key=lambda item: item[1][0] != PACKED))
     header, offset = {}, 0
     for name, layout in layouts.items():

@@ -1,4 +1,4 @@
-"""Weights of 8-bit floats with separate scales: DeepSeek-V3's float8, and that of compressed-tensors and others.
+"""8-bit floating-point weights with separate scales: the float8 formats of DeepSeek-V3, compressed-tensors and others.
 
 A linear layer X has X.weight [out, in] of type float8 e4m3 (a sign, 4 bits of exponent with bias 7, 3 of mantissa; no
 infinity, S.1111.111 is NaN: arXiv 2209.05433, table 1) and its scales as X.weight_scale_inv or X.weight_scale. There is
@@ -20,7 +20,8 @@ from inference.errors import CheckpointError
 
 Block = tuple[int, int]
 SCALES = ("weight_scale_inv", "weight_scale")
-# Scales of activations and of a cache, stored beside a layer or in its attention; unused, because neither is rounded.
+# Scales of activations and of a cache, stored beside a layer or in its attention; not needed, because neither is
+# rounded.
 SPARE = ("input_scale", "output_scale", "activation_scale_ub", "k_scale", "v_scale", "q_scale")
 
 

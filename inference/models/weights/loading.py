@@ -1,8 +1,8 @@
 """Fills a network's parameters from a checkpoint, tensor by tensor.
 
 Knows names, shapes and formats. The parameters are plain numpy arrays here, so that this module does not need
-mindspore. Peak memory is the parameters and a part of one tensor: a tensor is read from the mapped file straight into
-its place, and only packing needs a copy of some rows.
+mindspore. Peak memory is that of the parameters and a part of one tensor: a tensor is read from the mapped file
+straight into its place, and only packing needs a copy of some rows.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def check_sizes(checkpoint: Checkpoint, config: AnyConfig, path: Path) -> None:
             f"{config.num_layers} layers"
         )
     size = sum(tensor.stored_bytes for tensor in checkpoint.values())
-    # No format takes less than a bit for a weight.
+    # Every format takes at least one bit per weight.
     if config.num_parameters > 8 * size:
         raise CheckpointError(
             f"{path} does not fit the config: it holds {size} bytes of weights, and the config's sizes add up to "
@@ -82,7 +82,8 @@ def fit(checkpoint: Checkpoint, config: AnyConfig, path: Path) -> Pairs:
     """Pairs every tensor that the model needs with the stored one.
 
     Raises:
-        CheckpointError: tensors are missing, unexpected or of the wrong shape; it counts all and lists the first few.
+        CheckpointError: tensors are missing, unexpected or of the wrong shape; the message has their number and the
+            first few names.
     """
     stored = _by_our_names(checkpoint, config, path)
     places = tensor_places(config, stored)
@@ -173,7 +174,7 @@ class Destination:
         """Reads a tensor into the rows of its place, and converts it to the format.
 
         Raises:
-            CheckpointError: the tensor contains NaN or infinity, and the format has neither.
+            CheckpointError: the tensor contains NaN or infinity, and the format can represent neither.
         """
         try:
             self._write(tensor, place)

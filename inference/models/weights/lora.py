@@ -45,7 +45,7 @@ SLORA_FILE = "lora_adapter.json"
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 # Groups: the module, and A or B. The first releases of PEFT put the adapter's name before `weight`.
 _NAME = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.[^.]+)?\.weight")
-# What else PEFT's LoRA can train; none of it is a low-rank addition to a matrix.
+# Other options of PEFT's LoRA; none of them is a low-rank addition to a matrix.
 _REFUSED = (
     "modules_to_save",
     "use_dora",
@@ -58,7 +58,7 @@ _REFUSED = (
 )
 # These initializations change the base weights, so the adapter does not fit the original ones.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
-# Tables whose rows are looked up; nothing is multiplied by them.
+# Tables that are only looked up by row, never multiplied.
 _LOOKED_UP = (EMBEDDING, POSITIONS, SHARED, DISTANCES)
 
 
@@ -272,7 +272,7 @@ class MergedTensor(StoredTensor):
 def adapter_paths(config: InferenceConfig) -> dict[str, Path]:
     """Returns the directories of a config's adapters by name: those in `adapters`, and those of MindFormers' `slora`.
 
-    An empty `adapter_path`, the placeholder in MindFormers' own files, names no adapter.
+    An empty `adapter_path`, the placeholder in MindFormers' own files, does not name an adapter.
 
     Raises:
         ConfigError: `pet_config` names no directory with a `lora_adapter.json` that maps names to directories.
@@ -301,7 +301,7 @@ def read_adapter(name: str, path: Path, config: AnyConfig) -> Adapter:
         config: the config of the model that it was trained for.
 
     Raises:
-        ModelNotFoundError: there is none.
+        ModelNotFoundError: there is no adapter.
         CheckpointError: it is damaged, or does anything other than add low-rank products to matrices.
     """
     settings = PeftConfig.read(path)
@@ -352,7 +352,7 @@ class PeftConfig:
         """Reads the config in an adapter's directory.
 
         Raises:
-            ModelNotFoundError: there is none.
+            ModelNotFoundError: there is no config.
             CheckpointError: it is damaged, or requests something else.
         """
         path = directory / CONFIG_FILE

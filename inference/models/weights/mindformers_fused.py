@@ -117,7 +117,7 @@ def _pick(
         if periods == 1:
             picked[part] = replace(tensor.rows(offset, offset + count), name=name)
         else:
-            # These are as many bytes as its own, but other ones; they serve for progress and to identify the file.
+            # As many bytes as its own, though not the same ones: enough to show progress and to identify the file.
             share = tensor.rows(offset * periods, (offset + count) * periods).segments
             picked[part] = PickedTensor(
                 name=name,

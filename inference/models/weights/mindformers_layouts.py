@@ -2,7 +2,7 @@
 
 Experts: one tensor for all experts of a layer, `feed_forward.ffn.w1.weight` or, beside a shared expert,
 `feed_forward.routed_experts.ffn.w1.weight` (w1, w2, w3: gate, down, up), [experts, out, in], or [experts, in, out] for
-inference with grouped products (`use_gmm`). The shape shows which it is.
+inference with grouped products (`use_gmm`). The shape shows which one applies.
 DeepSeek-V3: projections are split by the use of their rows, and rotated rows are in the order of halves. Queries are
 `l2q_nope_proj` and `l2q_pe_proj`, the latent and the rotated key `kv2l_latent_kv` and `kv2l_k_pe`, keys and values
 `lkv2kv_k_nope` and `lkv2kv_v`.
@@ -118,7 +118,8 @@ def as_published(checkpoint: Checkpoint, config: ModelConfig, path: Path) -> Che
     """Returns the checkpoint with tensors in Hugging Face's layout, under its names; other tensors are unchanged.
 
     Raises:
-        CheckpointError: a tensor's shape does not fit the config, or the other half of a split projection is missing.
+        CheckpointError: a tensor's shape does not fit the config, or the second tensor of a split projection is
+            missing.
     """
     found: Checkpoint = {}
     used: set[str] = set()

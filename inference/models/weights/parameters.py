@@ -1,6 +1,6 @@
 """Which tensors a checkpoint must hold for a model, and where each goes in the network's parameters.
 
-Knows only names and shapes; never imports mindspore, so that a checkpoint that does not fit is refused at once.
+Knows only names and shapes; never imports mindspore, so that an unsuitable checkpoint is rejected at once.
 Hugging Face's names are kept. The network fuses q/k/v and gate/up into one matrix each, because one large product is
 faster than two or three small ones; a tensor's place states which rows of the fused parameter it fills. Families store
 some tensors differently: fused in another order, rotary pairs as neighbors, matrices transposed, norms minus one. This
@@ -42,13 +42,13 @@ class TensorPlace:
     Args:
         name: name of the tensor.
         shape: its shape in the parameter.
-        first_row: the parameter's row where it begins.
+        first_row: the parameter's row at which it begins.
         order: for each row, the index of the stored row; None if the stored rows are in the parameter's order.
         transposed: it is stored [in, out].
         offset: number to add to the stored values.
         factor: number to multiply the values by, after the offset.
         normalized: divide each row by its length.
-        room: rows reserved for it; more than it has if the next tensor must begin a panel.
+        room: number of rows reserved for it; more than it has if the next tensor must begin a panel.
         take: computes the values from the stored ones, of shape `taken_from`; replaces `order`.
         take_factors: applies `take` to a low-rank addition up down; returns several, as (first row, up, down).
     """
@@ -204,7 +204,7 @@ def tensor_places(config: AnyConfig, stored: Container[str] = ()) -> list[Tensor
 
 
 def spare_names(config: AnyConfig) -> set[str]:
-    """Returns other tensors that a checkpoint may hold: copies of tied tensors, and tensors that nothing reads."""
+    """Returns other tensors that a checkpoint may hold: copies of tied tensors, and unused tensors."""
     names = {HEAD} if config.tie_embeddings else set()
     if isinstance(config, T5Config):
         names |= {f"{stack}.embed_tokens.weight" for stack in ("encoder", "decoder")}
@@ -396,7 +396,7 @@ def _t5_feed_forward_places(config: T5Config, prefix: str, stored: Container[str
 
 
 def _either_way(prefix: str, name: str, shape: tuple[int, int], stored: Container[str]) -> TensorPlace:
-    """Returns the place of a matrix that MindFormers' T5 stores [in, out]; its name shows which it is."""
+    """Returns the place of a matrix that MindFormers' T5 stores [in, out]; its name shows the orientation."""
     parameter, other = f"{prefix}{name}.weight", f"{prefix}transposed_{name}.weight"
     if other in stored:
         return TensorPlace(other, shape, parameter, transposed=True)

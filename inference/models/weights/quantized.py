@@ -13,7 +13,7 @@ compressed-tensors (vllm-project/compressed-tensors): `int-quantized`, weight in
     [out, groups] or one number; `pack-quantized`, weight_packed int32 [out, in / 8], lowest bits first, values plus
     half their range, weight_scale and weight_g_idx. Only symmetric weights. Our own kernels quantize activations per
     token and group, so stored scales for them are ignored.
-8-bit floats, of any method: see `float8`.
+8-bit floats of any method: see `float8`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ KEY = "quantization_config"
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 AWQ_PLACES = np.argsort(AWQ_ORDER)
 WORD_BITS = 32
-# Returns a tensor of a layer by the last part of its name.
+# Returns a tensor of a layer, given the last part of its name.
 _Take = Callable[[str], StoredTensor]
 # Stored beside a compressed weight: scales of activations, which our kernels compute themselves.
 _SPARE = ("input_scale", "input_zero_point", "output_scale", "output_zero_point")

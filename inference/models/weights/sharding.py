@@ -1,8 +1,8 @@
-"""Which part of every tensor a rank holds if several ranks share a model (tensor parallelism).
+"""The part of each tensor that a rank holds if several ranks share a model (tensor parallelism).
 
 The split is Megatron-LM's (Shoeybi et al. 2019, section 3). The first matrix of each sublayer is split by rows, so that
 a rank has whole heads, or a part of the feed-forward's width. The second matrix is split by columns, so that the ranks'
-results are added. Embedding and head are split by tokens of the vocabulary. A rank's part of a model is a smaller
+results are summed. Embedding and head are split by tokens of the vocabulary. A rank's part of a model is a smaller
 model: `Shard.config` is its config, and everything that depends on sizes (shapes, memory, cache) is derived from that.
 Never imports mindspore.
 """
@@ -41,9 +41,9 @@ class Split:
     """How a tensor is split among ranks.
 
     Args:
-        axis: the axis that is split; None for a tensor that every rank has whole.
-        extent: what the axis counts, a key of `EXTENTS`.
-        first_only: only the first rank has it, because the ranks' results are added.
+        axis: the axis that is split; None if every rank has the whole tensor.
+        extent: the unit of the axis, a key of `EXTENTS`.
+        first_only: only the first rank has it, because the ranks' results are summed.
     """
 
     axis: int | None = None
@@ -291,7 +291,7 @@ class Shard:
 
     @property
     def is_first(self) -> bool:
-        """Whether this rank adds what must be added only once: residuals and the biases of sums."""
+        """Whether this rank adds the terms that must be added only once: residuals and the biases of sums."""
         return self.rank == 0
 
     def bounds(self, extent: str) -> Bounds:
@@ -366,7 +366,7 @@ class Shard:
         return [part for tensor, place in pairs for part in self._parts(tensor, place)]
 
     def _parts(self, tensor: StoredTensor, place: TensorPlace) -> Pairs:
-        """Returns the rank's parts of a stored tensor, which may be fused, in as few runs as its order allows."""
+        """Returns the rank's parts of a stored tensor, which may be fused, in as few contiguous runs as possible."""
         pieces = self._by_parameter.get(place.parameter, {})
         if place.take is not None:
             if place.name in pieces:
@@ -410,7 +410,7 @@ class Shard:
         return parts
 
     def cut_values(self, parameter: str, values: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
-        """Yields the rank's parts of a whole parameter's values, and the row of its own parameter where each begins."""
+        """Yields the rank's parts of a whole parameter's values, and the first row of each in its own parameter."""
         if self.is_whole:
             yield values, 0
             return
@@ -440,7 +440,7 @@ class Shard:
 def _cut_rows(
     tensor: StoredTensor, place: TensorPlace, piece: Piece, rows: np.ndarray
 ) -> tuple[StoredTensor, TensorPlace]:
-    """Cuts these stored rows and the piece's columns; the piece states where they begin in the rank's parameter."""
+    """Cuts these stored rows and the piece's columns; the piece states their first row in the rank's parameter."""
     begin, end = int(rows.min()), int(rows.max()) + 1
     is_in_order = np.array_equal(rows, np.arange(begin, end))
     bounds = ((begin, end), *piece.bounds[1:])

@@ -1,4 +1,4 @@
-"""The format of every parameter in memory: one for all matrices, or each matrix its own.
+"""The format of every parameter in memory: one for all matrices, or one per matrix.
 
 Knows names, shapes and stored tensors; reads no weights, except to measure a rounding. A GGUF file of type Q4_K_M, for
 example, has tensors of several types. Each of its matrices gets the narrowest of our formats that holds it without
@@ -29,15 +29,15 @@ from inference.models.weights.sharding import PACKED, Pairs
 
 # Matrices whose rounding affects every token of an answer.
 ENDS = (EMBEDDING, POSITIONS, SHARED, HEAD)
-# Formats with room for a rounding: it moves the weights by a tenth of what a rounding to 4 bits would.
+# Formats that are fine enough for a second rounding: it changes the weights by a tenth of a rounding to 4 bits.
 _ROOMY = (Format.INT8, Format.INT8_MIN)
 
 
 def formats_of(config: AnyConfig, weight_format: WeightFormat) -> dict[str, Format]:
-    """Returns the format of every parameter: vectors are float32, matrices have the model's format or their own.
+    """Returns the format of every parameter: vectors are float32; matrices have the model's format or their own.
 
     Embeddings and output head are int8 in an int4 model, because their rounding affects every token of the answer. A
-    router is never rounded, because a rounding may send a token to another expert.
+    router is never rounded, because rounding may send a token to another expert.
     """
     shapes = parameter_shapes(config)
     if isinstance(weight_format, MixedFormat):
@@ -101,7 +101,7 @@ def stored_format(pairs: Pairs | None) -> WeightFormat:
 
 
 def _formats_of_quantized(pairs: Pairs) -> WeightFormat:
-    """Returns the formats of a quantized checkpoint's matrices; a plain `Format` if that says the same."""
+    """Returns the formats of a quantized checkpoint's matrices; a plain `Format` if all are the same."""
     parts: dict[str, Pairs] = {}
     for pair in pairs:
         parts.setdefault(pair[1].parameter, []).append(pair)
@@ -116,7 +116,7 @@ def _formats_of_quantized(pairs: Pairs) -> WeightFormat:
 def _narrowest(parameter: str, parts: Pairs) -> Format:
     """Returns the narrowest format that holds all tensors of a parameter, which are fused into one matrix, unchanged.
 
-    A tensor that no format holds is rounded to 8 bits. One that is not quantized keeps its type, but for embeddings and
+    A tensor that no format holds is rounded to 8 bits. One that is not quantized keeps its type, except embeddings and
     head, which are read for every token and lose little with 8 bits.
     """
     forms = {_form(tensor, place) for tensor, place in parts}
@@ -177,7 +177,7 @@ def _format_in(chosen: WeightFormat, place: TensorPlace) -> Format:
 
 
 def _rounded(again: list[tuple[QuantizedTensor, Format]], count: int) -> str:
-    """Returns which tensors are rounded again, and by how much the first of them is moved."""
+    """Returns the tensors that are rounded again, and the rounding error of the first of them."""
     tensor, form = again[0]
     to = "+".join(item.value for item in by_size({form for _, form in again}))
     return (
@@ -187,7 +187,7 @@ def _rounded(again: list[tuple[QuantizedTensor, Format]], count: int) -> str:
 
 
 def shares(pairs: Pairs | None, chosen: WeightFormat) -> str:
-    """Returns the share of each format in a checkpoint's matrices, and the bits of a weight on average."""
+    """Returns the share of each format in a checkpoint's matrices, and the average bits per weight."""
     counts: Counter[Format] = Counter()
     size = 0
     for _, place in pairs or []:
