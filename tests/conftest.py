@@ -1,4 +1,4 @@
-"""Settings of the whole test suite: its order, its temporary files; MindSpore starts when it is first needed."""
+"""Settings of the whole test suite: its order and its temporary files. MindSpore starts when it is first needed."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# Examples differ in time by a lot on a busy machine; pytest-timeout watches over all of a test instead. The suite tries
-# the same examples each time, so that no random case fails a newcomer; `--hypothesis-profile explore` tries new ones.
+# The time of an example varies a lot on a busy machine, so pytest-timeout limits the whole test instead. The suite
+# tries the same examples in each run, so that random cases never fail for a newcomer; `--hypothesis-profile explore`
+# tries new ones.
 settings.register_profile("suite", deadline=None, derandomize=True, database=None)
 settings.register_profile("explore", deadline=None, max_examples=1000, print_blob=True)
 settings.load_profile("suite")
 
 HERE = Path(__file__).parent
 pytest_plugins = ["demo_model"]
-# Files that take more than ten seconds, the longest first. With two workers (scripts/test.sh) they are begun before all
-# others: one that is begun last is waited for by a worker that has nothing left to do.
+# Files that take more than ten seconds, the longest first. With two workers (scripts/test.sh) they start before all
+# others: if a long file started last, one worker would wait for it without work.
 LONG = (
     "models/test_goldens.py",
     "generation/test_demo_model.py",
@@ -46,18 +47,18 @@ LONG = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # A shell starts background jobs with Ctrl-C ignored, `nohup` with hang-ups ignored, and processes that tests start
-    # and send signals to would inherit it.
+    # A shell makes background jobs ignore Ctrl-C, and `nohup` makes them ignore hang-ups. Processes that tests start
+    # and send signals to would inherit this.
     for number in (signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-    # xdist would put files with few tests last, and so some of those that take longest.
+    # xdist would run files with few tests last, including some of the longest.
     if hasattr(config.option, "loadscopereorder"):
         config.option.loadscopereorder = False
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Slow tests after the others; for a worker of several, the longest files before all others."""
+    """Run slow tests after the others; with several workers, start with the longest files."""
     ranks = {HERE / name: rank for rank, name in enumerate(LONG)}
 
     def order(item: pytest.Item) -> tuple[int, bool]:
@@ -68,14 +69,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish() -> None:
-    # MindSpore collects garbage at every compilation, which takes half a second beside all that collected tests hold.
+    # MindSpore collects garbage at every compilation, which takes half a second because collected tests hold many
+    # objects.
     gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def temporary_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What is made in the system's directory of temporary files, here and in processes that tests start, goes with
-    pytest's own: Beam leaves locks and addresses there."""
+    """Delete what this process, or one that tests start, makes in the system's temporary directory, together with
+    pytest's own files: Beam leaves locks and addresses there."""
     place = str(tmp_path_factory.mktemp("temporary"))
     before, variable = tempfile.tempdir, os.environ.get("TMPDIR")
     tempfile.tempdir = os.environ["TMPDIR"] = place
@@ -86,7 +88,7 @@ def temporary_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def graph_mode() -> None:
-    """MindSpore on the CPU in graph mode. Its import takes seconds, so no test module imports it at its top."""
+    """Set up MindSpore on the CPU in graph mode. Its import takes seconds, so no test module imports it at the top."""
     from inference.context import build_context
 
     build_context({"context": {"mode": 0, "device_target": "CPU"}})

@@ -47,14 +47,14 @@ def devices(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         ({"device_id": 3}, "there is no CPU device 3"),
     ],
 )
-def test_a_device_that_is_not_there(no_mindspore: None, devices: Path, section: dict, message: str) -> None:
+def test_a_missing_device(no_mindspore: None, devices: Path, section: dict, message: str) -> None:
     with pytest.raises(DeviceError, match=message) as caught:
         build_context({"context": section})
     assert caught.value.exit_code == 2 and caught.value.hint
     assert "\n" not in str(caught.value)
 
 
-def test_an_ascend_device_that_is_there(devices: Path) -> None:
+def test_an_available_ascend_device(devices: Path) -> None:
     for name in ("davinci0", "davinci3", "davinci10", "davinci_manager"):
         (devices / name).touch()
     for number in (0, 3, 10):
@@ -63,7 +63,7 @@ def test_an_ascend_device_that_is_there(devices: Path) -> None:
         check_device(load_config({"context": {"device_target": "Ascend", "device_id": 1}}))
 
 
-def test_the_error_names_the_file_that_asked(no_mindspore: None, devices: Path, tmp_path: Path) -> None:
+def test_the_error_names_the_requesting_file(no_mindspore: None, devices: Path, tmp_path: Path) -> None:
     path = tmp_path / "predict.yaml"
     path.write_text("seed: 1\ncontext:\n  device_target: Ascend\n", encoding="utf-8")
     with pytest.raises(DeviceError, match=r"predict\.yaml:3"):
@@ -80,14 +80,14 @@ def test_the_error_names_the_file_that_asked(no_mindspore: None, devices: Path, 
         ({"use_parallel": True, "parallel_config": {"model_parallel": 2}}, "needs 2 processes, 1 was started"),
     ],
 )
-def test_sections_that_make_no_sense(no_mindspore: None, sections: dict, message: str) -> None:
+def test_invalid_sections(no_mindspore: None, sections: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build_context(sections)
     with pytest.raises(ConfigError, match=message):
         build_context(**sections)
 
 
-def test_refusing_a_device_does_not_import_mindspore() -> None:
+def test_rejecting_a_device_does_not_import_mindspore() -> None:
     program = """
 import sys
 from inference import InferenceError, build_context
@@ -102,7 +102,7 @@ except InferenceError as error:
 
 
 @pytest.mark.parametrize("spelling", [{"context": {"mode": 0}, "parallel": {}, "parallel_config": {}}, {}, None])
-def test_mindformers_own_call(spelling: dict | None) -> None:
+def test_the_call_from_mindformers_guide(spelling: dict | None) -> None:
     import mindspore
 
     context = build_context(spelling)
@@ -171,7 +171,7 @@ def test_memory_within_control_groups(machine, membership: str, groups: dict, le
     assert available_memory(machine(membership, groups)) == left
 
 
-def test_memory_where_there_are_no_control_groups(machine) -> None:
+def test_memory_without_control_groups(machine) -> None:
     root = machine("", {})
     (root / "proc/self/cgroup").unlink()
     assert available_memory(root) == 8 * GIB

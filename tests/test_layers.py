@@ -187,7 +187,7 @@ def _folder_of(path: str) -> str:
     return path.rpartition("/")[0]
 
 
-def test_a_circle_is_found() -> None:
+def test_a_cycle_is_found() -> None:
     assert circles({"a": {"b"}, "b": {"c"}, "c": set()}) == []
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}})
 
@@ -201,7 +201,7 @@ def test_mindspore_is_imported_late() -> None:
                 assert not at_top or file.startswith(MINDSPORE_AT_TOP), f"{file}:{line} imports {module} at its top"
 
 
-def test_torch_and_transformers_are_no_dependency() -> None:
+def test_torch_and_transformers_are_not_dependencies() -> None:
     for file in FILES:
         used = {module.split(".")[0] for module, _, _ in imports_of(source_of(file))}
         assert not used & {"torch", "transformers"}, file

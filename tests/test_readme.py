@@ -54,7 +54,7 @@ def run(checkout: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(("body", "shown"), COMMANDS, ids=[body.splitlines()[0][:70] for body, _ in COMMANDS])
-def test_commands_run_and_print_what_is_shown(checkout, body, shown):
+def test_commands_run_and_print_the_shown_output(checkout, body, shown):
     if "--run_mode pipeline" in body:
         pytest.importorskip("apache_beam")
     done = run(checkout, "bash", "-euo", "pipefail", "-c", body)
@@ -65,7 +65,7 @@ def test_commands_run_and_print_what_is_shown(checkout, body, shown):
         assert out == shown
 
 
-def test_python_runs_and_prints_what_is_shown(checkout):
+def test_python_blocks_run_and_print_the_shown_output(checkout):
     ((_, body, shown),) = [block for block in BLOCKS if block[0] == "python"]
     done = run(checkout, sys.executable, "-c", body)
     assert done.stdout == shown
@@ -97,7 +97,7 @@ def test_the_first_screen():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page):
+def test_link_targets_exist(page):
     text = page.read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#]+)\)", text):
         assert target.startswith("https://") or (page.parent / target).exists(), target
@@ -150,7 +150,7 @@ def test_the_compatibility_page_has_every_flag_without_effect():
     assert [flag.name for flag in FLAGS if not flag.acted_on and f"`{flag.name}`" not in page] == []
 
 
-def test_the_config_page_is_what_the_schema_says():
+def test_the_config_page_matches_the_schema():
     script = ROOT / "scripts" / "make_config_docs.py"
     done = subprocess.run([sys.executable, str(script), "--check"], cwd=ROOT, check=False)
     assert done.returncode == 0, "run python scripts/make_config_docs.py"

@@ -53,7 +53,7 @@ def test_config_can_be_read_and_changed_key_by_key():
     assert AutoConfig.from_pretrained("llama2_7b").num_layers == 32
 
 
-def test_config_refuses_unknown_keys_and_values():
+def test_config_rejects_unknown_keys_and_values():
     config = AutoConfig.from_pretrained("demo")
     with pytest.raises(ConfigError, match="a model's config has no 'num_layrs'; did you mean 'num_layers'?"):
         config.num_layrs = 3
@@ -88,7 +88,7 @@ def test_tokenizer_of_every_kind_of_source(demo, workplace):
     assert plain.encode(QUESTION) == ids[1:]
 
 
-def test_names_are_looked_for_in_the_working_directory_and_in_the_home(demo, workplace, monkeypatch):
+def test_names_are_searched_in_the_working_directory_and_the_home(demo, workplace, monkeypatch):
     ids = AutoTokenizer.from_pretrained("demo").encode(QUESTION)
     shutil.copytree(demo, workplace / "checkpoint_download" / "llama2_7b")
     assert AutoTokenizer.from_pretrained("llama2_7b").encode(QUESTION) == ids
@@ -101,7 +101,7 @@ def test_names_are_looked_for_in_the_working_directory_and_in_the_home(demo, wor
 
 
 @pytest.mark.parametrize("factory", [AutoTokenizer.from_pretrained, AutoModel.from_pretrained])
-def test_names_that_are_not_found_say_where_they_were_looked_for(factory, workplace):
+def test_errors_for_missing_names_list_the_searched_places(factory, workplace):
     with pytest.raises(ModelNotFoundError) as caught:
         factory("llama2_7b")
     message = str(caught.value)
@@ -172,7 +172,7 @@ def test_model_of_a_yaml_and_of_a_config(model, workplace):
     assert answer(AutoModel.from_config(load_config(yaml))) == f"{QUESTION} 1"
 
 
-def test_weights_are_random_only_when_they_are_asked_for(workplace, graph_mode):
+def test_weights_are_random_only_on_request(workplace, graph_mode):
     config = AutoConfig.from_pretrained("llama2_7b", **SHRUNK)
     with pytest.raises(ModelNotFoundError, match="the model 'llama2_7b' was not found"):
         AutoModel.from_config(config)

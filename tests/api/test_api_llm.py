@@ -43,14 +43,14 @@ def test_a_chat_in_one_call(llm):
     assert llm.stream(messages).__next__() == "5"
 
 
-def test_messages_are_taken_in_every_form(llm):
+def test_messages_are_accepted_in_every_form(llm):
     message = {"role": "user", "content": "What is 2 + 3?"}
     assert [llm.chat(given).text for given in ("What is 2 + 3?", message, [message])] == ["5"] * 3
     assert [c.text for c in llm.generate(message)] == ["5"]
     assert [c.text for c in llm.generate([message, {"role": "assistant", "content": "5"}, message])] == ["5"]
 
 
-def test_what_is_no_prompt_says_what_to_give(llm):
+def test_errors_for_invalid_prompts_have_a_hint(llm):
     for given, message in (
         (3, "prompts are int; give a text, token ids, messages, or an iterable of these"),
         (None, "prompts are NoneType; give a text, "),
@@ -66,7 +66,7 @@ def test_what_is_no_prompt_says_what_to_give(llm):
         pipeline(model=llm.model, tokenizer=llm.tokenizer)([{"role": "user", "content": "hi"}])
 
 
-def test_names_say_what_they_are(llm):
+def test_reprs(llm):
     assert repr(llm) == "LLM(GenerativeModel('demo', LlamaForCausalLM, float16))"
     assert repr(pipeline(model=llm.model)) == f"TextGenerationPipeline({llm.model!r})"
     assert "Tokenizer(" in repr(llm.tokenizer)
@@ -96,7 +96,7 @@ def test_a_row_of_several_samples_fails_once(llm):
 
 
 @pytest.mark.parametrize("setting", [{"temperature": 0.8}, {"top_p": 0.9}, {"top_k": 40}])
-def test_a_temperature_is_all_that_it_takes_to_sample(model, tokenizer, setting, capsys):
+def test_a_temperature_alone_turns_sampling_on(model, tokenizer, setting, capsys):
     llm, name = LLM(model, tokenizer), next(iter(setting))
     for rows, call in (({"prompt": STORY, **setting}, {}), (STORY, setting)):
         (completion,) = llm.generate(rows, **call, max_new_tokens=1)
@@ -122,7 +122,7 @@ def test_every_form_of_a_prompt(llm, tokenizer):
     assert texts(llm, []) == []
 
 
-def test_what_a_completion_says(llm, tokenizer):
+def test_the_fields_of_a_completion(llm, tokenizer):
     (stop,) = llm.generate({"prompt": SUM, "custom_id": "sum"}, logprobs=2)
     assert (stop.index, stop.custom_id, stop.prompt, stop.text, stop.finish_reason) == (0, "sum", SUM, " 19", "stop")
     assert tokenizer.decode(list(stop.token_ids), skip_special_tokens=True) == "19"
@@ -134,7 +134,7 @@ def test_what_a_completion_says(llm, tokenizer):
     assert length.finish_reason == "length" and length.completion_tokens == 3
 
 
-def test_a_chat_finds_its_past_in_the_cache(llm, tokenizer):
+def test_a_chat_reuses_its_earlier_turns_from_the_cache(llm, tokenizer):
     first = tokenizer.encode(STORY)
     (one,) = llm.generate(first, max_new_tokens=40, ignore_eos=True)
     before = llm.metrics.reused_tokens
@@ -175,13 +175,13 @@ def test_prompts_are_read_as_they_are_needed(llm):
         ([[]], {}, InputError, "prompt 1: the prompt is empty; give at least one token"),
     ],
 )
-def test_what_is_refused(llm, prompts, settings, error, message):
+def test_invalid_input_is_rejected(llm, prompts, settings, error, message):
     with pytest.raises(error, match=message):
         list(llm.generate(prompts, **settings))
     assert texts(llm, SUM) == [" 19"]
 
 
-def test_settings_are_checked_before_anything_is_asked_for(llm):
+def test_settings_are_checked_before_any_request(llm):
     for call in (llm.generate, llm.stream, llm.agenerate):
         with pytest.raises(ConfigError, match="temprature"):
             call(SUM, temprature=1)
@@ -201,7 +201,7 @@ def poisoned(model, monkeypatch):
     monkeypatch.setattr(model.stepper, "step", broken)
 
 
-def test_a_row_on_which_the_model_fails_takes_nobody_with_it(llm, tokenizer, poisoned):
+def test_a_row_on_which_the_model_fails_fails_alone(llm, tokenizer, poisoned):
     streams = [llm.stream(SUM), llm.stream(BAD)]
     found = {c.index: c for c in llm.generate([SUM, BAD, PHRASE], return_errors=True)}
     assert [found[0].text, found[2].text] == ANSWERS and found[0].error is None
@@ -215,7 +215,7 @@ def test_a_row_on_which_the_model_fails_takes_nobody_with_it(llm, tokenizer, poi
     assert texts(llm, SUM) == [ANSWERS[0]]
 
 
-def test_a_pipeline_returns_errors_where_that_is_asked_for(model, tokenizer, poisoned, capsys):
+def test_a_pipeline_returns_errors_if_requested(model, tokenizer, poisoned, capsys):
     pipe = pipeline(model=model, tokenizer=tokenizer)
     inputs, show = [SUM, BAD, " ", PHRASE], {"return_full_text": False, "return_errors": True}
     streamers = [TextIteratorStreamer(tokenizer, skip_prompt=True, timeout=10) for _ in inputs]
@@ -231,7 +231,7 @@ def test_a_pipeline_returns_errors_where_that_is_asked_for(model, tokenizer, poi
             pipe([SUM, bad])
 
 
-def test_rows_that_cannot_run_are_returned_where_that_is_asked_for(llm, monkeypatch):
+def test_rows_that_cannot_run_are_returned_if_requested(llm, monkeypatch):
     monkeypatch.setattr(llm.model.runner.blocks, "capacity", 20)
     rows = [" ", SUM, {"prompt": SUM, "top_pp": 1, "custom_id": "typo"}, {"prompt": STORY, "max_new_tokens": 400}]
     found = {c.index: c for c in llm.generate(rows, return_errors=True)}
@@ -252,7 +252,7 @@ def test_streams_side_by_side(llm):
     assert list(streams[0]) == []
 
 
-def test_a_stream_that_is_closed_or_forgotten_frees_its_row(llm):
+def test_a_closed_or_abandoned_stream_frees_its_row(llm):
     pool = llm.model.runner.blocks
     closed, forgotten = (llm.stream(STORY, max_new_tokens=400, ignore_eos=True) for _ in range(2))
     next(closed), next(forgotten)
@@ -263,7 +263,7 @@ def test_a_stream_that_is_closed_or_forgotten_frees_its_row(llm):
     assert pool.num_free == pool.capacity
 
 
-def test_close_ends_what_is_under_way(model, tokenizer):
+def test_close_ends_running_requests(model, tokenizer):
     with LLM(model, tokenizer) as llm:
         stream = llm.stream(STORY, max_new_tokens=400, ignore_eos=True)
         next(stream)
@@ -290,7 +290,7 @@ class TestEventLoop:
 
         assert asyncio.run(everything()) == [(f" {n + 7}", "stop") for n in range(40)]
 
-    def test_a_whole_answer_is_awaited(self, llm):
+    def test_awaiting_returns_the_whole_answer(self, llm):
         async def one() -> str:
             return (await llm.agenerate(SUM)).text
 
@@ -299,7 +299,7 @@ class TestEventLoop:
     def test_result(self, llm):
         assert asyncio.run(llm.agenerate(SUM).result()).text == " 19"
 
-    def test_the_loop_goes_on_while_the_model_computes(self, llm):
+    def test_the_event_loop_runs_while_the_model_computes(self, llm):
         async def ticks() -> int:
             task = asyncio.create_task(llm.agenerate(STORY, max_new_tokens=200, ignore_eos=True).result())
             count = 0
@@ -370,7 +370,7 @@ def test_streamers_end_when_there_are_too_few(model, tokenizer):
     assert list(streamers[0]) == []
 
 
-def test_what_makes_an_llm(demo, model):
+def test_the_ways_to_make_an_llm(demo, model):
     config = load_config({"pretrained_model_dir": str(demo), "engine": {"max_sequences": 3, "prefix_cache": False}})
     llm = LLM(config)
     assert llm.model.max_sequences == 3 and texts(llm, [SUM, SUM, SUM]) == [" 19"] * 3
@@ -384,7 +384,7 @@ def test_what_makes_an_llm(demo, model):
         LLM("demo", predict_bach_size=2)
 
 
-def test_at_most_so_many_rows_run_at_once(demo, monkeypatch):
+def test_the_number_of_running_rows_is_limited(demo, monkeypatch):
     llm = LLM({"pretrained_model_dir": str(demo), "predict_batch_size": 2})
     step, rows = llm.model.runner.step, []
     monkeypatch.setattr(llm.model.runner, "step", lambda batch: (rows.append(len(batch.block_tables)), step(batch))[1])

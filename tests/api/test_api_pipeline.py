@@ -27,7 +27,7 @@ def test_one_input_and_many(pipe):
     assert pipe([PHRASE], return_full_text=False) == [{"text_generation_text": [" das große Haus"]}]
 
 
-def test_settings_of_a_call_hold_for_that_call(pipe):
+def test_settings_of_a_call_apply_only_to_that_call(pipe):
     (short,) = pipe(STORY, max_new_tokens=3)
     (longer,) = pipe(STORY, max_length=12, do_sample=False, top_k=3, top_p=1)
     assert longer["text_generation_text"][0].startswith(short["text_generation_text"][0])
@@ -35,7 +35,7 @@ def test_settings_of_a_call_hold_for_that_call(pipe):
     assert pipe(SUM) == [{"text_generation_text": [ANSWERS[0]]}]
 
 
-def test_settings_of_a_pipeline_hold_for_every_call(model):
+def test_settings_of_a_pipeline_apply_to_every_call(model):
     pipe = pipeline("text-generation", model, max_new_tokens=1)
     assert pipe(SUM) == [{"text_generation_text": [f"{SUM} "]}]
 
@@ -71,12 +71,12 @@ def test_temperature_zero_is_greedy(pipe):
         ("word " * 600, {}, InputError, "the model's context is 512"),
     ],
 )
-def test_what_a_pipeline_refuses(pipe, inputs, settings, error, message):
+def test_settings_that_a_pipeline_rejects(pipe, inputs, settings, error, message):
     with pytest.raises(error, match=message):
         pipe(inputs, **settings)
 
 
-def test_what_makes_no_pipeline(model):
+def test_arguments_that_do_not_make_a_pipeline(model):
     with pytest.raises(ConfigError, match="there is no task 'text_generatoin'; did you mean 'text_generation'?"):
         pipeline("text_generatoin", model)
     with pytest.raises(ConfigError, match="pipeline needs a model; give a model, a preset's name or a directory"):
@@ -101,7 +101,7 @@ def test_generate_takes_ids_in_any_form_and_of_any_length(model, tokenizer):
 
 
 @pytest.mark.parametrize("ids", [[], [[]], [[1], []], [99999], [-1]])
-def test_generate_refuses_ids_that_are_none(model, ids):
+def test_generate_rejects_invalid_ids(model, ids):
     with pytest.raises(InputError):
         model.generate(ids)
 
@@ -243,7 +243,7 @@ def test_mindformers_forms_of_inputs(pipe):
         pipe([SUM, {"prompt": SUM}])
 
 
-def test_batch_size_changes_no_answer(pipe):
+def test_batch_size_does_not_change_answers(pipe):
     assert pipe([SUM, PHRASE, SUM], 2) == pipe([SUM, PHRASE, SUM], batch_size=1) == pipe([SUM, PHRASE, SUM])
     with pytest.raises(ConfigError, match="batch_size is 0; give an integer of at least 1"):
         pipe(SUM, batch_size=0)

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```python\n(.*?)^```\n^```text\n(.*?)^```\n", re.MULTILINE | re.DOTALL)
 
 
-def test_the_page_is_true():
+def test_the_page_is_correct():
     page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
     blocks = BLOCK.findall(page)
     assert len(blocks) == page.count("```python") == 4

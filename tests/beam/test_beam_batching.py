@@ -63,7 +63,7 @@ def test_a_bundle_becomes_batches_within_all_limits(elements, most_weight, bound
         {"max_batch_weight": 0, "element_size_fn": len},
     ],
 )
-def test_limits_that_make_no_sense_are_refused(arguments):
+def test_invalid_limits_are_rejected(arguments):
     with pytest.raises(ConfigError):
         BatchElements(**arguments)
 

@@ -112,7 +112,7 @@ def test_several_models_by_key_and_elements_with_and_without_keys(demo):
     assert answer(maybe, [("k", "The dog")], inference_args=EIGHT)[0][0][0] == "k"
 
 
-def test_functions_before_and_after_and_batches_of_ones_own(demo):
+def test_prepare_and_result_functions_and_custom_batches(demo):
     wrapped = demo.with_preprocess_fn(lambda number: f"{number} dogs").with_postprocess_fn(
         lambda result: result.inference["completion_tokens"]
     )
@@ -129,7 +129,7 @@ def test_steps_and_threads_share_one_engine(demo, monkeypatch):
     assert twin.load_model()._current[0] is model._current[0] and not loads
 
 
-def test_a_handler_can_be_pickled_and_its_model_be_referred_to_weakly(demo):
+def test_a_handler_can_be_pickled_and_its_model_weakly_referenced(demo):
     handler = MindSporeModelHandler("demo", model_id="mine", max_batch_size=3, env_vars={"A": "b"})
     handler.kept = handler.load_model()
     del handler.kept
@@ -147,7 +147,7 @@ def test_a_handler_can_be_pickled_and_its_model_be_referred_to_weakly(demo):
     assert reference() is None
 
 
-def test_a_config_is_taken_in_all_its_forms():
+def test_a_config_is_accepted_in_all_its_forms():
     forms = ["demo", DEMO, AutoConfig.from_pretrained("demo"), load_config({"pretrained_model_dir": str(DEMO)})]
     forms += [{"pretrained_model_dir": "demo"}, ROOT / "configs/demo/predict_demo.yaml"]
     for form in forms:
@@ -165,12 +165,12 @@ def test_a_config_is_taken_in_all_its_forms():
         ({"config": "demo", "max_batch_sise": 5}, TypeError, "max_batch_sise"),
     ],
 )
-def test_a_model_or_an_argument_that_is_not_there_is_refused_before_a_pipeline_is_built(arguments, error, words):
+def test_a_missing_model_or_argument_is_rejected_before_a_pipeline_is_built(arguments, error, words):
     with pytest.raises(error, match=words):
         MindSporeModelHandler(**arguments)
 
 
-def test_a_model_that_only_the_workers_have_is_not_looked_for():
+def test_a_model_that_only_the_workers_have_is_not_checked():
     MindSporeModelHandler({"pretrained_model_dir": "/models/on/workers"}, check=False)
 
 
@@ -178,7 +178,7 @@ def test_a_model_that_only_the_workers_have_is_not_looked_for():
     ("settings", "words"),
     [({"max_new_tokenz": 5}, "did you mean 'max_new_tokens'"), ({"top_p": 7}, "top_p"), (["x"], "mapping")],
 )
-def test_unknown_generation_arguments_are_refused_when_the_pipeline_is_built(settings, words):
+def test_unknown_generation_arguments_are_rejected_when_the_pipeline_is_built(settings, words):
     handler = MindSporeModelHandler("demo")
     with pytest.raises(ConfigError, match=words):
         beam.Pipeline() | beam.Create(["a"]) | base.RunInference(handler, inference_args=settings)
@@ -196,7 +196,7 @@ def test_environment_variables_are_set_before_the_model_is_loaded(demo, monkeypa
     assert seen[0] == "yes"
 
 
-def test_without_beam_the_import_says_what_to_install():
+def test_without_beam_the_import_error_names_the_package():
     program = (
         "import importlib.util as u; real = u.find_spec\n"
         "u.find_spec = lambda name, *rest: None if name == 'apache_beam' else real(name, *rest)\n"

@@ -14,7 +14,7 @@ from beam_helpers import ROOT
 
 
 @pytest.mark.slow
-def test_the_page_is_true():
+def test_the_page_is_correct():
     page = (ROOT / "docs" / "beam.md").read_text(encoding="utf-8")
     ((program, shown),) = re.findall(r"^```python\n(.*?)^```\n^```text\n(.*?)^```\n", page, re.MULTILINE | re.DOTALL)
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)

@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 
 
 @pytest.mark.slow
-def test_a_killed_worker_costs_no_row_and_a_large_model_is_loaded_once(tmp_path):
+def test_a_killed_worker_loses_no_row_and_a_large_model_is_loaded_once(tmp_path):
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PROTOCOL_BUFFERS")}
     done = subprocess.run(
         [sys.executable, HERE / "several_processes.py", tmp_path],
@@ -41,7 +41,7 @@ def test_a_killed_worker_costs_no_row_and_a_large_model_is_loaded_once(tmp_path)
 
 
 @pytest.mark.slow
-def test_models_that_processes_share_are_exchanged(tmp_path, put_version):
+def test_models_shared_by_processes_are_replaced(tmp_path, put_version):
     """One for all processes, and two copies: each is exchanged once, for all of them, and a bad one by none."""
     put_version("v1")
     put_version("hidden-v2")
@@ -94,7 +94,7 @@ def test_workers_end_with_the_process_that_runs_the_pipeline(number):
     assert leader.returncode == -number
 
 
-def test_an_error_that_is_no_death_is_not_tried_again():
+def test_an_error_other_than_a_worker_death_is_not_retried():
     built = []
 
     def build(pipeline):
@@ -106,7 +106,7 @@ def test_an_error_that_is_no_death_is_not_tried_again():
     assert len(built) == 1
 
 
-def test_copies_are_models_of_their_own_also_when_they_are_exchanged(demo, put_version):
+def test_copies_are_separate_models_even_after_replacement(demo, put_version):
     handler = MindSporeModelHandler("demo", model_copies=2)
     assert handler.share_model_across_processes() and handler.model_copies() == 2
     first, second = handler.load_model(), handler.load_model()

@@ -12,7 +12,7 @@ from inference.beam.handlers import beam_repairs  # noqa: E402
 
 
 @pytest.mark.parametrize("version", ["2.71.9", "2.78.0", "3.0.0", "unknown"])
-def test_other_versions_are_left_alone(monkeypatch, version):
+def test_other_versions_are_not_patched(monkeypatch, version):
     monkeypatch.setattr(beam, "BatchElements", "theirs")
     monkeypatch.setattr(base, "_get_current_process_memory_in_bytes", "theirs")
     assert beam_repairs.apply(version) == []

@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 
 
 @pytest.mark.slow
-def test_they_pass_with_our_handler_s_plumbing():
+def test_they_pass_with_our_handlers_interface():
     environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1])}
     done = subprocess.run(
         [sys.executable, HERE / "beams_own_tests.py", "--quick"], capture_output=True, text=True, env=environment

@@ -62,7 +62,7 @@ class _Model:
     pass
 
 
-def test_a_row_without_an_answer_is_a_dead_letter_of_its_own(demo):
+def test_a_row_without_an_answer_is_its_own_dead_letter(demo):
     dead = Sink()
 
     def build(pipeline):
@@ -81,7 +81,7 @@ def test_a_row_without_an_answer_is_a_dead_letter_of_its_own(demo):
     assert metrics["failed_rows"] == 3 and "failed_batches_counter" not in metrics
 
 
-def test_without_exception_handling_all_rows_are_there_in_their_order(demo):
+def test_without_exception_handling_all_rows_arrive_in_order(demo):
     found, _ = run(answers(ROWS, demo))
     assert [result.example for result in found] == ROWS
     assert [result.inference["error"] is None for result in found] == [True, False, True, False, False]
@@ -109,7 +109,7 @@ def test_results_are_counted_and_arguments_copied():
         run(answers([(1, "lost")], KeyedModelHandler(Echo()), inference_args={}))
 
 
-def test_what_cannot_be_is_refused_before_the_pipeline_runs(demo, tmp_path):
+def test_impossible_settings_are_rejected_before_the_pipeline_runs(demo, tmp_path):
     with pytest.raises(TypeError, match="intervall"):
         RunInference(demo, intervall=3)
     pipeline = beam.Pipeline()
@@ -122,7 +122,7 @@ def test_what_cannot_be_is_refused_before_the_pipeline_runs(demo, tmp_path):
         _ = rows | "again" >> RunInference(demo, inference_args={"max_new_tokens": "x"})
 
 
-def test_a_side_input_exchanges_the_model_and_a_bad_one_is_rolled_back(demo, put_version, caplog):
+def test_a_side_input_replaces_the_model_and_a_bad_one_is_rolled_back(demo, put_version, caplog):
     good, broken = put_version("v2"), put_version("v3", broken=True)
 
     def build(pipeline):
@@ -160,7 +160,7 @@ def test_of_several_updates_in_a_window_the_latest_counts(demo, put_version):
 
 
 @pytest.mark.parametrize("bad", ["reference", "judge"])
-def test_a_model_that_does_not_stand_its_trial_is_refused(demo, put_version, bad):
+def test_a_model_that_fails_its_trial_is_rejected(demo, put_version, bad):
     path, question = put_version("v2"), {"prompt": "The dog", "max_new_tokens": 4}
     handler = MindSporeModelHandler(
         "demo",
@@ -175,7 +175,7 @@ def test_a_model_that_does_not_stand_its_trial_is_refused(demo, put_version, bad
     assert expected in reply.events[0].refused and not model.answer(["a"], FOUR).events
 
 
-def test_models_are_exchanged_by_key(demo, put_version):
+def test_models_are_replaced_by_key(demo, put_version):
     one, two, broken = put_version("v1"), put_version("v2"), put_version("v3", broken=True)
 
     def build(pipeline):
@@ -245,7 +245,7 @@ def _see(result):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_watched_pattern_is_looked_at_again_and_again(put_version, tmp_path, demo, streaming, caplog, monkeypatch):
+def test_a_watched_pattern_is_checked_repeatedly(put_version, tmp_path, demo, streaming, caplog, monkeypatch):
     put_version("v1")
     versions = []
     for after, name, broken in (("v1", "v2", False), ("v2", "v3", True), ("refused", "v4", False)):
@@ -278,7 +278,7 @@ def test_a_watched_pattern_is_looked_at_again_and_again(put_version, tmp_path, d
     assert "v3/model.safetensors is rejected" in caplog.text
 
 
-def test_a_pattern_is_watched_for_other_handlers_too(tmp_path):
+def test_a_pattern_is_also_watched_for_other_handlers(tmp_path):
     (tmp_path / "m1.pkl").write_text("1")
 
     def build(pipeline):

@@ -22,7 +22,7 @@ ROWS = ["one", "two", [3, 4, 5], {"prompt": "four", "max_new_tokens": 2}]
 BAD = ["", [999], {"prompt": "x", "max_new_tokenz": 3}, "far too long " * 9, 7, {"messages": [{"role": "user"}]}]
 
 
-def test_a_bad_row_has_its_reason_and_the_others_are_answered_in_their_places():
+def test_a_bad_row_has_its_reason_and_the_others_keep_their_places():
     mixed = [row for pair in zip(BAD, ROWS * 2, strict=False) for row in pair]
     records = breakable().answer(mixed).records
     alone = breakable().answer(ROWS).records
@@ -40,7 +40,7 @@ def test_a_bad_row_has_its_reason_and_the_others_are_answered_in_their_places():
     st.lists(st.sampled_from(["", "ab", "c", "!bad", "longer text", "x!"]), max_size=12),
     st.integers(1, 5),
 )
-def test_whatever_breaks_and_however_little_memory_there_is_each_row_gets_what_it_would_get_alone(rows, most_rows):
+def test_failures_and_little_memory_do_not_change_answers(rows, most_rows):
     together = breakable(poison="!", most_rows=most_rows).answer(rows).records
     whole = breakable()
     for row, record in zip(rows, together, strict=True):
@@ -50,7 +50,7 @@ def test_whatever_breaks_and_however_little_memory_there_is_each_row_gets_what_i
             assert record["text"] == whole.answer([row]).records[0]["text"]
 
 
-def test_a_batch_that_memory_does_not_hold_is_halved_until_it_does():
+def test_a_batch_too_large_for_memory_is_halved_until_it_fits():
     answers = breakable(most_rows=1).answer(["a", "b", "c", "d"])
     # A row may be done before its neighbor has come to the engine.
     assert all(record["error"] is None for record in answers.records) and 1 <= answers.halved <= 3
@@ -59,7 +59,7 @@ def test_a_batch_that_memory_does_not_hold_is_halved_until_it_does():
     assert [record["error"]["type"] for record in records] == [OUT_OF_MEMORY] * 2
 
 
-def test_a_row_of_another_thread_is_not_taken_for_the_one_that_breaks_the_engine():
+def test_a_row_of_another_thread_is_not_blamed_for_breaking_the_engine():
     model, found = breakable(poison="!"), {}
 
     def ask(name: str, rows: list[str]) -> None:
@@ -77,13 +77,13 @@ def test_a_row_of_another_thread_is_not_taken_for_the_one_that_breaks_the_engine
     assert [[r["error"] is None for r in records] for records in found["good"]] == [[True]] * 10
 
 
-def test_what_counts_as_out_of_memory():
+def test_out_of_memory_errors():
     assert is_out_of_memory(MemoryError())
     assert is_out_of_memory(RuntimeError("Allocate memory failed, size 3"))
     assert not is_out_of_memory(RuntimeError("shape mismatch"))
 
 
-def test_a_model_that_nobody_uses_is_let_go_of():
+def test_an_unused_model_is_released():
     model = breakable()
     model.answer(["a"])
     gone = weakref.ref(model)

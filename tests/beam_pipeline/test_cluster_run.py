@@ -105,7 +105,7 @@ def test_the_output_is_that_of_beam(place, on_beam, dies, monkeypatch):
     assert not (place.directory / "out" / ".parts").exists()
 
 
-def test_a_killed_driver_goes_on(place, monkeypatch):
+def test_a_killed_driver_resumes(place, monkeypatch):
     monkeypatch.setattr("inference.beam.pipeline.cluster_run.LEAST_BYTES", 64)
     place.write("many.jsonl", *MANY)
     with pytest.raises(KeyboardInterrupt):
@@ -188,7 +188,7 @@ def test_too_many_failures_end_the_run(place):
         place.run("a.jsonl", cluster=HereCluster(), max_errors=1)
 
 
-def test_what_only_beam_can_do(place):
+def test_features_that_only_beam_supports(place):
     place.write("a.jsonl", *MANY[:1])
     with pytest.raises(ConfigError, match="there is no flag --runner; options of Beam are for pipeline.engine beam"):
         place.run("a.jsonl", cluster=HereCluster(), options=("--runner=DirectRunner",))

@@ -80,7 +80,7 @@ def test_all_to_each_then_one_after_the_other(place):
     assert "das große Haus" in report.read_text() and "<script" not in report.read_text()
 
 
-def test_a_split_by_the_names_of_rows_and_its_joining(place):
+def test_a_split_by_row_name_and_its_join(place):
     place.write("in.jsonl", *(phrase(i) for i in range(6)))
     steps = {
         "one": {"handler": "pipeline_handlers.Shout"},

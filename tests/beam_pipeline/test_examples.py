@@ -67,7 +67,7 @@ def test_beams_own_yaml_main_runs_the_example(workplace):
     }
 
 
-def test_answers_as_columns_and_failures_apart(workplace):
+def test_answers_become_columns_and_failures_are_separate(workplace):
     main.run([f"--yaml_pipeline={ANSWER_PROMPTS}"])
     (good,) = rows(workplace, "good")
     assert (good["custom_id"], good["text"], good["finish_reason"], good["error"]) == ("sum", " 19", "stop", None)

@@ -79,7 +79,7 @@ def test_input_output_dead_letters_and_resume(store):
         ("mem://bucket/out[1]", "has one of * ? ["),
     ],
 )
-def test_output_that_cannot_be(path, message):
+def test_impossible_output(path, message):
     put("mem://bucket/in/a.jsonl", *ROWS)
     with pytest.raises(InputError) as caught:
         run(path)

@@ -35,19 +35,19 @@ def test_without_steps_there_is_one():
     assert (found.sinks, found.comes_together) == (("model",), False)
 
 
-def test_each_step_comes_after_those_that_it_waits_for():
+def test_each_step_follows_the_steps_it_waits_for():
     found = graph({"c": after("b"), "b": after("a"), "a": ONE})
     assert [step.name for step in found.steps] == ["a", "b", "c"]
     assert (found.sinks, found.comes_together) == (("c",), False)
 
 
-def test_ways_that_part_come_together():
+def test_separate_branches_are_merged():
     assert graph({"a": ONE, "b": ONE}).comes_together
     assert graph({"a": ONE, "b": after("a"), "c": after("a")}).comes_together
     assert graph({"a": ONE, "b": ONE, "c": after("a", "b", template="{{ a }} {{ b }}")}).comes_together
 
 
-def test_a_split_is_no_parting():
+def test_the_branches_of_a_split_count_as_one():
     """A row has one way, whichever it is; after the split `answer` is the answer of that way."""
     found = graph({"a": ONE, "b": ONE, "c": after("a", "b")}, [{"a": 0.25, "b": 0.75}])
     assert not found.comes_together
@@ -55,19 +55,19 @@ def test_a_split_is_no_parting():
     assert found.steps[-1].answer_of == ("a", "b")
 
 
-def test_ways_below_a_split_are_alternatives_too():
+def test_branches_below_a_split_are_also_alternatives():
     steps = {"a": ONE, "b": ONE, "aa": after("a"), "bb": after("b"), "end": after("aa", "bb")}
     assert graph(steps, [{"a": 0.5, "b": 0.5}]).steps[-1].parents == (("aa", "bb"),)
 
 
-def test_a_split_beside_a_step_for_all():
+def test_a_split_beside_a_step_for_all_rows():
     steps = {"all": ONE, "a": ONE, "b": ONE, "end": after("all", "a", "b", template="{{ all }} {{ answer }}")}
     found = graph(steps, [{"a": 0.5, "b": 0.5}])
     assert found.steps[-1].parents == (("all",), ("a", "b"))
 
 
 @given(st.lists(st.text(max_size=8), min_size=1, max_size=20), st.floats(0.05, 0.95))
-def test_a_name_always_goes_the_same_way(names, share):
+def test_a_name_always_takes_the_same_branch(names, share):
     shares = {"a": share, "b": 1 - share}
     assert [chosen(shares, 0, name) for name in names] == [chosen(shares, 0, name) for name in names]
 
@@ -116,7 +116,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("steps", "splits", "message"), BAD)
-def test_graphs_that_make_no_sense(steps, splits, message):
+def test_invalid_graphs(steps, splits, message):
     with pytest.raises(ConfigError) as caught:
         graph(steps, splits)
     assert message in str(caught.value)
@@ -128,7 +128,7 @@ def test_output_is_a_step():
         graph({"a": ONE, "b": ONE}, output="c")
 
 
-def test_a_key_that_no_step_has(tmp_path):
+def test_a_key_that_no_step_has_is_unknown(tmp_path):
     path = tmp_path / "a.yaml"
     path.write_text("pipeline:\n  steps:\n    a:\n      temlpate: x\n")
     with pytest.raises(ConfigError) as caught:

@@ -75,7 +75,7 @@ def test_every_answer_is_that_of_predict(shared, first_run):
         assert set(row) - set(answer) <= {"input_digest"}
 
 
-def test_what_cannot_be_answered_says_why(shared, first_run):
+def test_unanswerable_rows_report_why(shared, first_run):
     inside = shared.directory / "in"
     failures = {(row["custom_id"], row["error"]["type"]): row for row in shared.failures()}
     assert set(failures) == {
@@ -95,7 +95,7 @@ def test_what_cannot_be_answered_says_why(shared, first_run):
     assert metrics(shared) == {"rows_read": 11, "rows_answered": 7, "rows_failed": 4}
 
 
-def test_a_later_run_does_what_is_new(shared, first_run):
+def test_a_later_run_answers_only_new_rows(shared, first_run):
     shared.write("in/d.jsonl", {"custom_id": "new", "prompt": "7 + 5 ="})
     before = shared.records()
     assert shared.run("in/*.jsonl", "in/c.txt", resume=True) == 3
@@ -147,7 +147,7 @@ def test_tables_and_compressed_files(place):
 
 
 @pytest.mark.slow
-def test_a_run_that_is_ended_is_gone_on_with(place):
+def test_an_ended_run_is_resumed(place):
     """By a signal that can be heard and one that cannot: no row is lost, none is there twice, and what was safe is not
     computed again.
     """
@@ -265,7 +265,7 @@ def test_answers_are_safe_before_their_batch_is_done(place, monkeypatch, argumen
     assert noted == [{row["custom_id"] for row in ROWS[:4]}]
 
 
-def test_check_says_what_would_run(place):
+def test_check_reports_what_would_run(place):
     from inference import modes
 
     place.write("in.jsonl", ROWS[0])

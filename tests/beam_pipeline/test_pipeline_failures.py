@@ -26,7 +26,7 @@ def rows(*texts: str) -> list[dict]:
     return [{"custom_id": f"r{number}", "prompt": text} for number, text in enumerate(texts)]
 
 
-def test_too_many_end_the_run_and_it_can_be_gone_on_with(place):
+def test_too_many_failures_end_the_run_which_can_be_resumed(place):
     """Those that a model fails on and those that make no sense; what was answered before is safe."""
     place.write("in.jsonl", *rows("a", "b", "c", "d", "boom", "e", "f", "boom"), "no json")
     settings = {**LOUD, "checkpoint_seconds": 60}
@@ -47,7 +47,7 @@ def test_too_many_end_the_run_and_it_can_be_gone_on_with(place):
     assert not (place.directory / "out" / ".parts").exists()
 
 
-def test_a_row_that_fails_on_two_ways_is_one(place):
+def test_a_row_that_fails_in_two_branches_counts_once(place):
     place.write("in.jsonl", *rows("a", "boom"))
     steps = {"one": {"handler": "pipeline_handlers.Shout"}, "two": {"handler": "pipeline_handlers.Shout"}}
     assert place.run("in.jsonl", pipeline={"steps": steps}, max_errors=1) == 3
@@ -94,11 +94,11 @@ def test_processes_see_each_other_s_failures(tmp_path):
         ("ValueError: more than 1 row failed", None),
     ],
 )
-def test_what_a_worker_said(text, said):
+def test_the_message_of_a_worker(text, said):
     assert too_many(RuntimeError(text)) == said
 
 
-def test_how_far_a_run_is():
+def test_the_progress_of_a_run():
     reading = Standing(1, 1000, 0, 0, 0, 0)
     assert reading.line(Work(3), 5) == "reading: 1 of 3 inputs, 1,000 rows"
     begun = Standing(3, 3000, 1000, 500, 400, 0)

@@ -65,7 +65,7 @@ def test_mask(text, masked):
     assert found == masked and counted["rows_masked"] == 1
 
 
-def test_a_chat_is_masked_in_each_message():
+def test_masking_covers_each_message_of_a_chat():
     chat = ({"role": "system", "content": "a@b.example"}, {"role": "user", "content": "I am c@d.example"})
     state = steps(mask={"kinds": ["email"]})(row(messages=chat))
     assert [message["content"] for message in state.prompt.messages] == ["[EMAIL]", "I am [EMAIL]"]

@@ -33,7 +33,7 @@ def handler(server: EndpointServer, **more) -> OpenAIModelHandler:
     return OpenAIModelHandler({**endpoint, **more})
 
 
-def test_each_row_is_tried_by_itself_and_fails_by_itself(server):
+def test_each_row_is_retried_and_fails_on_its_own(server):
     made = handler(server)
     assert KEY.encode() not in pickle.dumps(made)
     rows = [("a", "good"), ("b", "fail 2 twice"), ("c", "refuse 9"), ("d", ""), ("e", {"prompt": "good", "top_p": 0.5})]
@@ -83,7 +83,7 @@ def test_settings_for_all_rows_are_checked(server):
         OpenAIModelHandler({"url": server.url, "modle": "m"})
 
 
-def test_a_shared_rate_limit_of_beams(server):
+def test_a_shared_beam_rate_limit(server):
     """What it turns away is tried again."""
 
     class Limiter:

@@ -33,6 +33,6 @@ def test_a_model_is_judged_by_its_answers():
 
 
 @pytest.mark.parametrize("gate", [Gate(at_most={"perplexity": 2}), Gate(max_drop={"exact_match": 0})])
-def test_what_a_trial_cannot_measure(gate):
+def test_thresholds_that_a_trial_cannot_measure(gate):
     with pytest.raises(ConfigError, match="neither perplexity nor max_drop"):
         trial_of(EXAMPLES, gate)

@@ -38,7 +38,7 @@ def chat(make: Any) -> Chat:
 
 
 class TestTurns:
-    def test_the_second_turn_costs_its_own_tokens(self, make: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_the_second_turn_computes_only_its_own_tokens(self, make: Any, capsys: pytest.CaptureFixture[str]) -> None:
         chat = make(system="A test that nobody else asks.")
         chat.run([QUESTION])
         first = chat._turn.request
@@ -67,7 +67,7 @@ class TestTurns:
         assert said[0].startswith("error: the conversation: ") and chat.failed == 1
         assert [message["role"] for message in chat.conversation.messages] == ["user", "assistant"]
 
-    def test_interrupt_stops_the_answer_alone(self, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_interrupt_stops_only_the_answer(self, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         chat = make()
         assert not chat.interrupt()
         shown = threading.Event()
@@ -125,12 +125,12 @@ class TestCommands:
         assert len(chat.conversation.messages) == 2 and "no/such/file cannot be read" in said[-1]
         assert json.loads(path.read_text(encoding="utf-8"))["messages"] == chat.conversation.messages
 
-    def test_help_names_all_and_a_slip_is_named(self, chat: Chat, said: list[str]) -> None:
+    def test_help_lists_all_commands_and_typos_are_reported(self, chat: Chat, said: list[str]) -> None:
         chat.run(["/help", "/rest"])
         assert all(f"/{row.name}" in said[0] for row in COMMANDS) and "did you mean 'reset'" in said[1]
 
     @pytest.mark.parametrize("text", ["", "[]", '{"messages": 5}', '{"messages": [{"role": 1, "content": ""}]}', "{"])
-    def test_a_file_that_is_no_conversation(self, text: str, tmp_path: Path) -> None:
+    def test_a_file_that_is_not_a_conversation(self, text: str, tmp_path: Path) -> None:
         path = tmp_path / "x.json"
         path.write_text(text)
         with pytest.raises(InputError, match="not a saved conversation|not JSON"):

@@ -222,7 +222,7 @@ class TestSafetensors:
             ({"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}, "truncated, tensor 'x' ends at byte"),
         ],
     )
-    def test_headers_that_lie(self, tmp_path: Path, entry: object, message: str) -> None:
+    def test_headers_with_false_sizes(self, tmp_path: Path, entry: object, message: str) -> None:
         header = json.dumps({"x": entry}).encode()
         path = tmp_path / "a.safetensors"
         path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
@@ -276,7 +276,7 @@ class TestCkpt:
         for place in (path, tmp_path):
             assert same(read(open_checkpoint(place)), ARRAYS)
 
-    def test_unknown_fields_are_passed_over(self, tmp_path: Path) -> None:
+    def test_unknown_fields_are_skipped(self, tmp_path: Path) -> None:
         extra = message(9, b"later") + varint(10 << 3) + varint(300) + varint(11 << 3 | 5) + bytes(4)
         extra += varint(12 << 3 | 1) + bytes(8)
         array = ARRAYS["model.norm.weight"]
@@ -288,7 +288,7 @@ class TestCkpt:
     @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
     @pytest.mark.parametrize("checksum", [False, True])
     @pytest.mark.parametrize("split", [False, True])
-    def test_what_mindspore_writes(
+    def test_files_that_mindspore_writes(
         self, graph_mode: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, checksum: bool, split: bool
     ) -> None:
         """Large tensors are split at 512 MiB; here at 1 KiB, by MindSpore's own code."""
@@ -329,7 +329,7 @@ class TestCkpt:
         with pytest.raises(CheckpointError, match=r"a\.ckpt"):
             read(open_checkpoint(path))
 
-    def test_every_truncation_is_found_or_leaves_whole_tensors(self, tmp_path: Path) -> None:
+    def test_every_truncation_is_detected_or_leaves_whole_tensors(self, tmp_path: Path) -> None:
         """A .ckpt does not say how much it holds: one cut between tensors is found when they are missed."""
         values = [ckpt_value(n, "Float32", a.shape, stored_bytes(a, "float32")) for n, a in ARRAYS.items()]
         data, path = b"".join(values), tmp_path / "cut.ckpt"
@@ -356,7 +356,7 @@ class TestCkpt:
             (message(1, message(1, b"\xff")), "truncated, damaged, encrypted"),
         ],
     )
-    def test_what_cannot_be_used(self, tmp_path: Path, data: bytes, message: str) -> None:
+    def test_unreadable_files(self, tmp_path: Path, data: bytes, message: str) -> None:
         path = tmp_path / "a.ckpt"
         path.write_bytes(data)
         with pytest.raises(CheckpointError, match=message):
@@ -408,7 +408,7 @@ def test_random_damage_is_a_checkpoint_error_or_a_correct_read(
 
 class TestWhatIsNoCheckpoint:
     @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.pth", "weights.pkl", "a.npy", "a.npz"])
-    def test_pickles_are_refused_unopened(self, tmp_path: Path, name: str) -> None:
+    def test_pickles_are_rejected_unopened(self, tmp_path: Path, name: str) -> None:
         """The file would make a mark if it were unpickled; it may not even be readable."""
         mark = tmp_path / "mark"
         path = tmp_path / name
@@ -439,7 +439,7 @@ class TestWhatIsNoCheckpoint:
             open_checkpoint(tmp_path)
         assert same(read(open_checkpoint(tmp_path / "b.ckpt")), ARRAYS)
 
-    def test_safetensors_come_before_all_else(self, tmp_path: Path) -> None:
+    def test_safetensors_take_precedence(self, tmp_path: Path) -> None:
         write_safetensors(tmp_path / "model.safetensors")
         write_ckpt(tmp_path / "old.ckpt", {"other": ARRAYS["scalar"]})
         (tmp_path / "pytorch_model.bin").write_bytes(b"x")
@@ -470,7 +470,7 @@ def test_a_file_that_shrinks_while_it_is_open(tmp_path: Path) -> None:
         read(checkpoint)
 
 
-def test_random_bytes_are_no_checkpoint(tmp_path: Path) -> None:
+def test_random_bytes_are_not_a_checkpoint(tmp_path: Path) -> None:
     generator = random.Random(1)
     for suffix in ("ckpt", "safetensors"):
         path = tmp_path / f"random.{suffix}"

@@ -151,7 +151,7 @@ Q4_K_M = {"embed_tokens.weight": "Q8_0", "v_proj.weight": "Q8_0", "down_proj.wei
     ],
     ids=["q8_0", "q4_0", "q8_0 embedding", "q5_0", "q4_1", "q5_1", "q4_k_m"],
 )
-def test_blocks_are_taken_over_as_they_are(kinds: Any, chosen: str, said: str, tmp_path) -> None:
+def test_blocks_are_kept_unchanged(kinds: Any, chosen: str, said: str, tmp_path) -> None:
     values = write_gguf(DEMO, tmp_path / "model.gguf", kinds)
     source = source_of(tmp_path / "model.gguf")
     weight_format = weight_format_of(source, source.pairs())
@@ -176,7 +176,7 @@ def test_print_config_names_the_formats_of_a_quantized_checkpoint(tmp_path: Path
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K"])
-def test_codes_of_blocks_are_what_the_package_dequantizes(kind: str) -> None:
+def test_block_codes_equal_the_packages_dequantization(kind: str) -> None:
     """Blocks of random bits: every bit has its place."""
     random, size = np.random.default_rng(5), gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
     blocks = random.integers(0, 256, (6, 3, size[1])).astype(np.uint8)
@@ -193,7 +193,7 @@ def test_codes_of_blocks_are_what_the_package_dequantizes(kind: str) -> None:
     assert found.codes.max() <= (7 if form.is_four_bits else 127)
 
 
-def test_a_file_answers_as_the_model_does(tmp_path) -> None:
+def test_a_file_gives_the_models_answers(tmp_path) -> None:
     """The command line, with sizes, weights and tokenizer from the file alone."""
     original = load_tokenizer(DEMO)
     write_gguf(DEMO, tmp_path / "demo.gguf", "F16", fields_of(original, DEMO))
@@ -338,7 +338,7 @@ def test_a_model_in_parts(tmp_path) -> None:
         source_of(tmp_path / "renamed.gguf")
 
 
-def test_the_first_files_of_mixtral_hold_each_expert_apart(tmp_path, monkeypatch) -> None:
+def test_the_first_files_of_mixtral_store_experts_separately(tmp_path, monkeypatch) -> None:
     write_gguf(GOLDENS / "mixtral", tmp_path / "stacked.gguf", "F32")
     monkeypatch.setattr(
         "gguf_files.their_name",
@@ -359,7 +359,7 @@ def expert_of(name: str) -> str:
     return found[1] if found else ""
 
 
-def test_what_is_not_read_is_refused(tmp_path) -> None:
+def test_missing_expert_tensors_are_rejected(tmp_path) -> None:
     path = tmp_path / "model.gguf"
     write_gguf(GOLDENS / "llama2_gqa", path, "F16", lambda writer: writer.add_expert_count(8))
     with pytest.raises(CheckpointError, match="has experts and no blk"):
@@ -387,7 +387,7 @@ def test_damage_is_named(keep: int, tmp_path) -> None:
         source_of(path).pairs()
 
 
-def test_the_package_is_asked_for_by_name(tmp_path, monkeypatch) -> None:
+def test_the_package_gguf_is_required_only_for_unknown_blocks(tmp_path, monkeypatch) -> None:
     """Only where a file has blocks that we do not know."""
     for kinds in ("F16", {"o_proj.weight": "Q5_0", "": "F16"}):
         write_gguf(GOLDENS / "llama2_gqa", tmp_path / f"{len(kinds)}.gguf", kinds)

@@ -109,7 +109,7 @@ def test_prompts_that_end_in_the_pad_id_keep_their_length(everything):
     assert row["completion_tokens"] <= 2
 
 
-def test_lengths_and_stops(everything):
+def test_lengths_and_stop_strings(everything):
     rows = everything.by_id
     assert (rows["short"]["finish_reason"], rows["short"]["completion_tokens"]) == ("length", 5)
     assert rows["stop"]["finish_reason"] == "stop"
@@ -138,7 +138,7 @@ def test_temperature_zero_is_greedy(everything):
     assert everything.by_id["cold"]["text"] == everything.by_id["logprobs"]["text"] == " 8"
 
 
-def test_stderr_has_all_but_the_answers(everything):
+def test_stderr_has_everything_except_the_answers(everything):
     cache, notes, work, start = everything.err.splitlines()
     assert re.match(r"KV cache: [\d,]+ positions, \d+ MiB, sized to work and memory; at most \d+ rows at once$", cache)
     assert notes == "passed over 3 blank lines"
@@ -160,7 +160,7 @@ def one_by_one(shared_cli, everything):
     ).answered()
 
 
-def test_batching_and_the_cache_change_no_answer(everything, one_by_one):
+def test_batching_and_the_cache_do_not_change_answers(everything, one_by_one):
     for name, row in one_by_one.by_id.items():
         for field in ("text", "token_ids", "finish_reason", "prompt_tokens"):
             assert row[field] == everything.by_id[name][field]
@@ -206,11 +206,11 @@ def sampled(cli, *arguments: str) -> list[str]:
     return [rows[name]["text"] for name in ("0", "1")]
 
 
-def test_seed_zero_seeds_whatever_the_batch(shared_cli):
+def test_seed_zero_gives_the_same_text_in_any_batch(shared_cli):
     assert sampled(shared_cli, "--seed", "0") == sampled(shared_cli, "--seed", "0", "--predict_batch_size", "1")
 
 
-def test_text_rows_come_one_after_the_other(shared_cli):
+def test_text_rows_are_printed_one_after_the_other(shared_cli):
     shared_cli.write("chats.txt", "Tell me a story about a girl named Lily.\nWhat is 4 + 4?\n")
     result = shared_cli.demo(
         *("--predict_data", "chats.txt", "--chat", "--stream", "--save_file", "chats.out"), writes=("chats.out",)
@@ -252,7 +252,7 @@ def test_truncate(shared_cli, side):
     ]
 
 
-def test_random_weights_run_only_when_they_are_asked_for(shared_cli):
+def test_random_weights_run_only_on_request(shared_cli):
     config = """
 model:
   arch: {{type: LlamaForCausalLM}}

@@ -88,12 +88,12 @@ DEVICES = [
 
 
 @pytest.mark.parametrize(("arguments", "message"), DEVICES)
-def test_devices_that_are_not_there(cli, arguments, message):
+def test_missing_devices(cli, arguments, message):
     assert message in cli.demo(*PROMPT, *arguments).error()
 
 
 @pytest.mark.skipif(any(Path("/dev").glob("davinci[0-9]*")), reason="this machine has an Ascend device")
-def test_ascend_on_a_machine_with_none(cli):
+def test_ascend_on_a_machine_without_it(cli):
     message = cli.demo(*PROMPT, "--device_target", "Ascend").error()
     assert message.startswith("--device_target: Ascend device 0 is not there, this machine has no Ascend device")
     assert message.endswith("give --device_target CPU")
@@ -232,7 +232,7 @@ def test_rows_of_jsonl(cli, row, message):
     assert message in error
 
 
-def test_all_bad_rows_are_told_without_loading_the_model(cli):
+def test_all_bad_rows_are_reported_without_loading_the_model(cli):
     """As error records, with their lines; nothing is computed, so it takes no longer than a check."""
     cli.write("rows.jsonl", "".join(f"{row}\n" for row, _ in ROWS[:-1]))
     cli.write("latin.txt", b"caf\xe9\n")
@@ -268,7 +268,7 @@ def test_a_truncated_checkpoint(cli):
     assert message.startswith("model/model.safetensors: truncated, tensor 'model.embed_tokens.weight' ends at byte ")
 
 
-def test_a_header_that_announces_more_than_there_is(cli):
+def test_a_header_that_states_more_data_than_there_is(cli):
     copy_of_demo(cli)
     cli.write("model/model.safetensors", (1 << 60).to_bytes(8, "little") + b"{}")
     assert cli.demo(*PROMPT, *MODEL).error().startswith("model/model.safetensors: ")
@@ -290,7 +290,7 @@ def test_weights_that_do_not_fit_the_config(cli):
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "weights.npz"])
-def test_pickles_are_refused(cli, name):
+def test_pickles_are_rejected(cli, name):
     copy_of_demo(cli)
     (cli.directory / "model" / "model.safetensors").unlink()
     cli.write(f"model/{name}", b"cos\nsystem\n(S'touch owned'\ntR.")
@@ -325,7 +325,7 @@ def test_damaged_files_of_a_model(cli):
     assert cli.demo(*PROMPT, *MODEL).error() == "model/config.json holds a list; it must hold a JSON object"
 
 
-def test_no_checkpoint_is_an_error_unless_random_weights_are_asked_for(cli):
+def test_a_missing_checkpoint_is_an_error_unless_random_weights_are_requested(cli):
     cli.write("tiny.yaml", f"{TINY_LLAMA}processor: {{tokenizer: {{vocab_file: {DEMO / 'tokenizer.model'}}}}}\n")
     message = cli("--config", "tiny.yaml", *PROMPT).error()
     assert message.startswith("no checkpoint is given; give --load_checkpoint ")
@@ -334,7 +334,7 @@ def test_no_checkpoint_is_an_error_unless_random_weights_are_asked_for(cli):
     assert "weights random; 1 prompt; ok" in checked.out
 
 
-def test_models_that_are_not_found_say_where_they_were_looked_for(cli):
+def test_errors_for_missing_models_list_the_searched_places(cli):
     message = cli("--config", str(find_preset("llama2_7b")), *PROMPT).error()
     assert "the model 'llama2_7b' was not found in checkpoint_download/llama2_7b ($INFERENCE_MODEL_HOME is" in message
     assert (
@@ -375,7 +375,7 @@ def test_a_save_file_without_permission(cli):
     assert "permission denied" in cli.demo(*PROMPT, "--save_file", "locked/answers.txt").error()
 
 
-def test_traceback_only_when_it_is_asked_for(cli):
+def test_traceback_only_on_request(cli):
     result = cli.demo("--predict_data", "gone.txt", "--traceback")
     assert result.code == 2
     assert result.err.startswith("Traceback (most recent call last)")

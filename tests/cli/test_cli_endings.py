@@ -95,7 +95,7 @@ def run_in_shell(cli, redirection: str, *arguments: str) -> subprocess.Completed
     )
 
 
-def test_a_reader_that_goes_away(cli):
+def test_a_reader_that_closes_its_pipe(cli):
     done = run_in_shell(cli, "| head -c 5", *STORIES, "--stream")
     assert done.stdout == ", the"
     assert done.stderr == ""

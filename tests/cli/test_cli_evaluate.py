@@ -69,7 +69,7 @@ def test_the_result_has_every_answer(shared_cli, compared):
     assert (shared_cli.directory / "page.html").read_text().startswith("<!DOCTYPE html>")
 
 
-def test_a_result_is_something_to_compare_with(shared_cli, compared):
+def test_a_result_can_be_compared_with(shared_cli, compared):
     """Also where a row of this run has no answer: it is too long."""
     rows = [*ROWS[:3], {**ROWS[3], "messages": [{"role": "user", "content": "word " * 2000}]}]
     shared_cli.write("long.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
@@ -83,7 +83,7 @@ def test_a_result_is_something_to_compare_with(shared_cli, compared):
     assert result["compared_with"]["differences"]["sum"]["exact_match"]["value"] == 0
 
 
-def test_a_result_on_other_rows_is_refused(shared_cli, compared):
+def test_a_result_on_other_rows_is_rejected(shared_cli, compared):
     shared_cli.write("fewer.jsonl", "".join(json.dumps(row) + "\n" for row in ROWS[:3]))
     words = (*EVALUATE, "--predict_data", "fewer.jsonl", "--compare_with", "result.json")
     assert shared_cli.demo(*words).error() == (

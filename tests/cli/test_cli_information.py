@@ -67,7 +67,7 @@ def test_help_fits_a_screen_a_group(cli):
         (["--device-target", "cpu"], "device_target: "),
     ],
 )
-def test_flags_and_values_as_people_type_them(cli, arguments, line):
+def test_flags_and_values_in_common_spellings(cli, arguments, line):
     assert line in cli.demo(*arguments, "--print_config").answered().out
 
 
@@ -93,7 +93,7 @@ def test_mistakes_at_first_use(cli, arguments, message):
     assert cli.demo(*arguments, "--check").error() == message
 
 
-def test_a_directory_is_no_prompt(cli):
+def test_a_directory_is_not_a_prompt(cli):
     (cli.write("prompts/a.txt", "a").parent).is_dir()
     message = "--predict_data: prompts is a directory; name its files: 'prompts/*.txt'"
     assert cli.demo("--predict_data", "prompts", "--check").error() == message
@@ -128,7 +128,7 @@ def test_list_models(cli):
         assert all(line[start - 1] == " " != line[start] for line in lines), "the columns are not below each other"
 
 
-def test_what_is_in_the_hub_cache_is_on_disk(tmp_path, monkeypatch):
+def test_models_in_the_hub_cache_are_on_disk(tmp_path, monkeypatch):
     for variable, folder in (
         ("HF_HUB_CACHE", "cache"),
         ("HF_HOME", "home/hub"),
@@ -145,7 +145,7 @@ def test_what_is_in_the_hub_cache_is_on_disk(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["demo", "qwen3_0_6b", "llama3_1_8b", "flan_t5_base", "gemma3_270m"])
-def test_the_memory_of_a_preset_is_what_its_weights_take(name):
+def test_the_memory_of_a_preset_equals_its_weights(name):
     preset = next(preset for preset in list_presets() if preset.name == name)
     model = sizes_of(preset)
     found = memory_of(preset.parameters or model.num_parameters, model)
@@ -176,7 +176,7 @@ def test_print_config_reads_back_the_same(cli):
     assert without_comments(second.out) == without_comments(first.out)
 
 
-def test_pipes_are_utf8_whatever_the_locale(cli):
+def test_pipes_are_utf8_in_any_locale(cli):
     cli.environment |= {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
     assert 'stop: ["größer", "大"]' in cli.demo("--stop", "größer", "大", "--print_config").answered().out
 
@@ -185,7 +185,7 @@ def without_comments(text: str) -> list[str]:
     return [line.partition("  #")[0] for line in text.splitlines()]
 
 
-def test_check_says_what_would_run_and_lists_keys_without_effect(cli):
+def test_check_reports_what_would_run_and_lists_keys_without_effect(cli):
     config = "base_config: {}\nrunner_config:\n  epochs: 3\nmodel:\n  model_config:\n    batch_size: 4\n"
     cli.write("mine.yaml", config.format(next(p.path for p in list_presets() if p.name == "demo")))
     result = cli("--config", "mine.yaml", "--check", "--predict_data", "a", "b", "--profile", "True").answered()
@@ -267,6 +267,6 @@ def test_every_run_mode_is_a_module_of_its_name(name):
 
 
 @pytest.mark.parametrize("name", [name for name, mode in RUN_MODES.items() if not mode.takes_prompts])
-def test_a_run_mode_without_prompts_refuses_them(cli, name):
+def test_a_run_mode_without_prompts_rejects_them(cli, name):
     message = f"--predict_data: run_mode {name} takes no prompts; leave it out"
     assert cli.demo("--run_mode", name, "--predict_data", "a").error() == message

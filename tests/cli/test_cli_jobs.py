@@ -50,7 +50,7 @@ def wait_for_lines(path: Path, number: int, process: subprocess.Popen[bytes]) ->
 
 
 @pytest.mark.slow
-def test_killed_interrupted_and_gone_on_with(cli):
+def test_killed_interrupted_and_resumed(cli):
     """As one clean run would have been: SIGKILL twice, Ctrl-C, a scheduler's SIGTERM, each time with other speed
     settings.
     """
@@ -157,7 +157,7 @@ def test_a_terminal_that_is_closed(cli):
     assert 3 <= len(texts(out)) < ROWS
 
 
-def test_what_is_checked_before_the_model_loads(cli):
+def test_mistakes_are_found_before_the_model_loads(cli):
     cli.write("t.csv", "a,b\n1,2\n")
     job = ("--predict_data", "a", "--save_file", "out.jsonl")
     assert (
@@ -173,7 +173,7 @@ def test_what_is_checked_before_the_model_loads(cli):
     assert "output.max_errors must be at least 0, got -1" in cli.demo(*job, "--max_errors", "-1").error()
 
 
-def test_a_full_disk_says_how_to_go_on(cli):
+def test_a_full_disk_reports_how_to_resume(cli):
     write_rows(cli)
     words = " ".join(f"'{word}'" for word in cli.words(("--config", "demo", *FLAGS, *SLOW)))
     command = f"ulimit -f 4; trap '' XFSZ; {words} --overwrite"
@@ -188,7 +188,7 @@ def test_a_full_disk_says_how_to_go_on(cli):
     assert 0 < there < ROWS and "--overwrite" not in line
 
 
-def test_a_terminal_shows_how_a_job_goes(cli):
+def test_a_terminal_shows_the_progress_of_a_job(cli):
     """The answers go to the file; the line is drawn in place and taken away at the end."""
     write_rows(cli)
     shown, status = on_a_terminal(cli, *FLAGS, *SLOW)

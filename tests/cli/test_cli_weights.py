@@ -55,7 +55,7 @@ BASELINES = [
 
 
 @pytest.mark.parametrize(("arguments", "message"), BASELINES, ids=lambda value: value[1])
-def test_a_baseline_that_cannot_be_one_is_refused_before_a_model_loads(cli, arguments, message):
+def test_an_unsuitable_baseline_is_rejected_before_a_model_loads(cli, arguments, message):
     wide = {"base_config": str(find_preset("demo")), "model": {"model_config": {"vocab_size": 1000}}}
     cli.write("wide.yaml", json.dumps(wide | {"engine": {"random_weights": True}}))
     assert message in cli.demo("--run_mode", "evaluate", "--predict_data", "A text", *arguments).error()

@@ -29,7 +29,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
 
 
-def test_styles_are_for_terminals_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_styles_are_only_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
     assert styled("a", Terminal(), bold=True) == "\x1b[1ma\x1b[0m"
     assert styled("a", io.StringIO(), bold=True) == "a"
     for variable, value in (("NO_COLOR", "1"), ("TERM", "dumb")):
@@ -55,7 +55,7 @@ def test_figures_are_dim_on_a_terminal(stream: io.StringIO, expected: str, monke
         ("predict", io.StringIO(), ""),
     ],
 )
-def test_what_loads_is_said_on_a_terminal(
+def test_loading_is_reported_on_a_terminal(
     run_mode: str, stream: io.StringIO, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NO_COLOR", "1")

@@ -192,7 +192,7 @@ FILES = [
 
 
 @pytest.mark.parametrize(("content", "expected"), FILES, ids=[str(content[:24]) for content, _ in FILES])
-def test_file_that_is_no_config(content: bytes, expected: str) -> None:
+def test_a_file_that_is_not_a_config(content: bytes, expected: str) -> None:
     assert message(content).startswith(expected)
 
 
@@ -207,7 +207,7 @@ def test_file_that_is_no_config(content: bytes, expected: str) -> None:
         "{!!python/name:os.system : 1}",
     ],
 )
-def test_no_tag_makes_an_object(attack: str) -> None:
+def test_tags_create_no_objects(attack: str) -> None:
     assert "is not accepted; write plain values; no objects are made" in message(f"pipeline: {attack}\n")
     assert not Path("made").exists()
 
@@ -241,7 +241,7 @@ def test_merges_of_merges_are_stopped() -> None:
         ("a\0b", "a\0b cannot be read: embedded null byte"),
     ],
 )
-def test_path_that_is_no_file(path: str, expected: str) -> None:
+def test_a_path_that_is_not_a_file(path: str, expected: str) -> None:
     Path("predict_llama.yaml").write_text("seed: 1\n")
     Path("empty").mkdir()
     with pytest.raises(ConfigError) as caught:
@@ -296,7 +296,7 @@ def test_mapping_that_is_wrong(source: dict, expected: str) -> None:
 
 
 @given(st.binary(max_size=60) | st.text("abseed:{}[]&*!<-? \n\t'\"|>%@`#0.", max_size=60).map(str.encode))
-def test_no_file_ends_in_anything_but_a_config_or_a_line(content: bytes) -> None:
+def test_every_file_gives_a_config_or_a_one_line_error(content: bytes) -> None:
     Path("any.yaml").write_bytes(content)
     try:
         load_config("any.yaml")

@@ -58,7 +58,7 @@ SAMPLES = {
 }
 
 
-def test_every_flag_of_mindformers_is_there() -> None:
+def test_every_flag_of_mindformers_exists() -> None:
     names = [flag.name for flag in FLAGS]
     assert len(names) == len(set(names))
     assert {f"--{name}" for name in MINDFORMERS} <= set(names)

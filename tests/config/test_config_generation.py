@@ -108,18 +108,18 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("settings", "expected"), REFUSED, ids=[str(settings) for settings, _ in REFUSED])
-def test_refused(settings: dict, expected: str) -> None:
+def test_rejected(settings: dict, expected: str) -> None:
     with pytest.raises(ConfigError) as caught:
         GenerationConfig().updated(**settings)
     assert str(caught.value) == expected
 
 
-def test_construction_refuses_too() -> None:
+def test_the_constructor_also_rejects() -> None:
     with pytest.raises(ConfigError, match="did you mean 'max_length'"):
         GenerationConfig(max_lenght=3)
 
 
-def test_updated_leaves_the_first_as_it_is() -> None:
+def test_updated_does_not_change_the_original() -> None:
     first = GenerationConfig(top_k=3, max_length=9)
     second = first.updated(max_new_tokens=4, seed=None)
     assert first.given() == {"top_k": 3, "max_length": 9}
@@ -233,7 +233,7 @@ def test_file_of_a_model(tmp_path: Path) -> None:
     assert given == {"bos_token_id": 1, "do_sample": True, "eos_token_id": (2, 7), "temperature": 0.6}
 
 
-def test_file_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_file(tmp_path: Path) -> None:
     assert read_generation_file(tmp_path / "generation_config.json").given() == {}
 
 
@@ -248,7 +248,7 @@ def test_file_that_is_not_there(tmp_path: Path) -> None:
         (b"[" * 100_000, "is not valid JSON"),
     ],
 )
-def test_file_that_is_wrong(tmp_path: Path, content: bytes, expected: str) -> None:
+def test_an_invalid_file(tmp_path: Path, content: bytes, expected: str) -> None:
     path = tmp_path / "generation_config.json"
     path.write_bytes(content)
     with pytest.raises(ConfigError) as caught:
@@ -318,12 +318,12 @@ def test_settings_as_other_tools_write_them(given: dict, name: str, value: objec
         ({"exponential_decay_length_penalty": [5]}, "a number of tokens and a factor"),
     ],
 )
-def test_settings_of_tokens_that_make_no_sense(given: dict, message: str) -> None:
+def test_invalid_token_settings(given: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         GenerationConfig().updated(**given)
 
 
-def test_what_a_models_own_file_asks_for_in_vain_is_named(tmp_path: Path) -> None:
+def test_unsupported_settings_of_a_models_own_file_are_named(tmp_path: Path) -> None:
     path = tmp_path / "generation_config.json"
     own = {"num_beams": 4, "guidance_scale": 1.0, "no_repeat_ngram_size": 3, "_from_model_config": True, "x": 1}
     path.write_text(json.dumps(own))

@@ -233,7 +233,7 @@ def test_call_of_mindformers_build_context() -> None:
     assert config.origin("context.mode") == "mapping"
 
 
-def test_base_config_is_laid_under(write) -> None:
+def test_base_config_has_lower_priority(write) -> None:
     write("base/a.yaml", "seed: 1\ncontext: {device_id: 3, mode: 0}\ngeneration_config: {top_k: 9}\n")
     write("base/b.yaml", "base_config: a.yaml\ncontext: {device_id: 4}\n")
     config = load_config(write("child.yaml", "base_config: base/b.yaml\ngeneration_config: {top_p: 0.5}\n"))
@@ -252,7 +252,7 @@ def test_base_config_list_and_null(write) -> None:
     assert (config.seed, config.output_dir, config.processor.chat) == (2, "out", False)
 
 
-def test_base_config_circle(write) -> None:
+def test_base_config_cycle(write) -> None:
     write("a.yaml", "base_config: b.yaml\n")
     write("b.yaml", "seed: 1\nbase_config: a.yaml\n")
     with pytest.raises(ConfigError, match=r"^b.yaml:2: base_config leads back to a.yaml"):
@@ -329,7 +329,7 @@ def test_text_of_a_flag_is_read_by_the_type_of_its_key() -> None:
     assert config.generation_config.top_k == 7
 
 
-def test_override_config_leaves_the_first_as_it_is(write) -> None:
+def test_override_config_does_not_change_the_original(write) -> None:
     config = load_config(write("x.yaml", "seed: 1\noutput_dir: a\n"))
     other = override_config(config, [Override("seed", 2, "call")])
     assert (config.seed, other.seed, other.output_dir) == (1, 2, "a")
@@ -423,7 +423,7 @@ def test_to_yaml_reads_back(write) -> None:
         assert again.model.model_config.given() == config.model.model_config.given()
 
 
-def test_to_yaml_says_where_each_key_was_set(write) -> None:
+def test_to_yaml_states_where_each_key_was_set(write) -> None:
     config = load_config(write("x.yaml", "\nseed: 3\n"), overrides=[Override("engine.threads", 2, "--threads")])
     lines = config.to_yaml().splitlines()
     assert "seed: 3  # x.yaml:2" in lines
@@ -458,7 +458,7 @@ def test_merged_is_a_copy_of_everything() -> None:
         ({"model": {"model_config": {"quantization_config": {"quant_method": "rtn"}}}}, "quantized weights"),
     ],
 )
-def test_what_does_not_run_yet_loads_and_is_refused_in_use(settings: dict, what: str) -> None:
+def test_unsupported_features_load_and_are_rejected_in_use(settings: dict, what: str) -> None:
     config = load_config(settings)
     with pytest.raises(ConfigError, match=f"{what}.* not supported yet"):
         config.check_supported()
@@ -471,7 +471,7 @@ def test_adapters_are_named_as_a_mapping_or_in_pairs() -> None:
         load_config({"adapters": ["a"]})
 
 
-def test_what_is_named_and_not_used_is_not_refused() -> None:
+def test_empty_sections_are_not_rejected() -> None:
     model = {"pet_config": {"pet_type": ""}, "quantization_config": None}
     load_config({"model": {"model_config": model}}).check_supported()
 
@@ -501,7 +501,7 @@ def test_nothing_heavy_is_imported() -> None:
 
 
 @pytest.mark.parametrize("pattern", INPUT_PATHS, ids=dotted)
-def test_relative_paths_are_looked_for_beside_the_yaml_and_then_here(pattern, tmp_path, monkeypatch) -> None:
+def test_relative_paths_are_searched_beside_the_yaml_and_then_here(pattern, tmp_path, monkeypatch) -> None:
     """The same rule for every key; a path in neither place, a preset's name and an absolute path stay as they are."""
     monkeypatch.chdir(tmp_path)
     Path("sub").mkdir()

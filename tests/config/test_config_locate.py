@@ -93,7 +93,7 @@ def test_download_fetches_data_only(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "consolidated*" in options["ignore_patterns"]
 
 
-def test_nowhere_says_where_it_looked_and_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_model_error_lists_the_searched_places_and_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(HOME_VARIABLE, "home")
     assert refusal("llama2_7b") == (
         "the model 'llama2_7b' was not found in home/llama2_7b, checkpoint_download/llama2_7b, "
@@ -136,14 +136,14 @@ def unreachable(error: Exception, cause: BaseException | None = None) -> Callabl
         (unreachable(ValueError("word " * 100)), "word ...; behind a proxy"),
     ],
 )
-def test_why_a_download_failed_is_one_whole_phrase(
+def test_the_reason_of_a_failed_download_is_a_full_phrase(
     download: Callable[..., str], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=download))
     assert expected in refusal("org/name")
 
 
-def test_offline_uses_the_cache_alone(monkeypatch: pytest.MonkeyPatch, hub: list) -> None:
+def test_offline_uses_only_the_cache(monkeypatch: pytest.MonkeyPatch, hub: list) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert "not in its cache, and HF_HUB_OFFLINE is set" in refusal("org/name")
     assert hub[0][1]["local_files_only"] is True
@@ -173,7 +173,7 @@ def test_without_huggingface_hub(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
     ],
 )
-def test_what_is_no_model(name: str, expected: str, hub: list) -> None:
+def test_paths_that_are_not_models(name: str, expected: str, hub: list) -> None:
     make("llama")
     Path("file.ckpt").touch()
     Path("tiny-q4.gguf").touch()
@@ -195,7 +195,7 @@ def test_hub_id_of_the_file_is_not_that_of_a_model_named_by_a_flag() -> None:
     assert hub_id_of("qwen3_8b", config) == "Qwen/Qwen3-8B"
 
 
-def test_name_that_only_the_config_knows(hub: list) -> None:
+def test_a_name_known_only_from_the_config(hub: list) -> None:
     config = load_config({"pretrained_model_dir": "mine", "model": {"hub_id": "me/mine"}})
     assert "the Hugging Face repository me/mine" in refusal("mine", config=config)
 

@@ -95,7 +95,7 @@ OURS = [name for name in NAMING if name not in OTHERS and name.rpartition("/")[2
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_a_family_that_does_not_run_is_named_with_those_that_do(name: str, tmp_path: Path) -> None:
+def test_an_unsupported_family_is_named_with_the_supported_ones(name: str, tmp_path: Path) -> None:
     config = load_config(written(name, tmp_path), overrides=[Override("engine.random_weights", True, "--x")])
     with pytest.raises(ConfigError) as caught:
         resolve(config)
@@ -159,7 +159,7 @@ def test_a_file_of_the_newer_style_runs_with_a_model_directory(graph_mode, name:
 
 
 @pytest.mark.skipif("MINDFORMERS_WHEELS" not in os.environ, reason="$MINDFORMERS_WHEELS names no wheels")
-def test_every_release_is_there() -> None:
+def test_every_release_is_covered() -> None:
     there = {".".join(name.split(".")[:2]) for name in TEXTS}
     assert set(_RELEASES) <= there
     assert OURS and NAMING

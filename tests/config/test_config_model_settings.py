@@ -36,7 +36,7 @@ def test_every_key_of_a_config_json_is_known(path: Path) -> None:
     assert {"num_hidden_layers", "num_layers"} & architecture.keys()
 
 
-def test_there_are_config_files_to_read() -> None:
+def test_config_files_exist() -> None:
     assert len(GOLDENS) >= 5
 
 
@@ -143,7 +143,7 @@ def nested(path: str, value: object) -> dict:
     return value
 
 
-def test_a_flag_that_is_there_twice_counts_the_last_time() -> None:
+def test_the_last_of_two_equal_flags_counts() -> None:
     overrides = [Override("model.model_config.d_model", value, "--d_model") for value in (32, 64)]
     assert load_config({}, overrides=overrides).model.model_config.d_model == 64
 

@@ -202,7 +202,7 @@ def test_preset_builds_an_architecture(preset: Preset) -> None:
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=by_name)
-def test_preset_says_what_to_edit_and_where_its_figures_are_from(preset: Preset) -> None:
+def test_preset_states_what_to_edit_and_the_source_of_its_figures(preset: Preset) -> None:
     text = preset.path.read_text(encoding="utf-8")
     comment = " ".join(line.lstrip("# ") for line in text.splitlines() if line.startswith("#"))
     assert "Edit" in comment
@@ -237,7 +237,7 @@ def test_unknown_preset() -> None:
         find_preset("zzz")
 
 
-def test_a_strange_configs_folder_is_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unrelated_configs_folder_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """MindFormers installs a folder `configs` into site-packages, beside where our package may be."""
     package = tmp_path / "inference"
     for path in (tmp_path / "configs", package / "configs"):

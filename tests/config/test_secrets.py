@@ -51,7 +51,7 @@ SPELLINGS = {
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
 @pytest.mark.parametrize("part", [KEY, KEY[:12], KEY[-12:], KEY[7:25]])
-def test_a_long_part_is_cut_out_in_every_spelling(spelling, part):
+def test_a_long_part_is_removed_in_every_spelling(spelling, part):
     told = SPELLINGS[spelling](f"<{part}>")
     shown = redact(f"before {told} after", KEY)
     assert shown.startswith("before ") and shown.endswith(" after") and "***" in shown
@@ -78,12 +78,12 @@ def _is_json(text: str) -> bool:
 
 
 @given(st.text(max_size=200))
-def test_a_text_without_the_secret_stays_as_it_is(text):
+def test_a_text_without_the_secret_is_unchanged(text):
     assert redact(text, "\0" * PART + "never") == text
     assert redact(text, None) == text
 
 
-def test_a_short_key_is_cut_out_whole():
+def test_a_short_key_is_removed_entirely():
     assert redact("the key abc is wrong", "abc") == "the key *** is wrong"
     assert redact("the key İ abc is wrong", "abc") == "the key İ *** is wrong"
 
@@ -134,7 +134,7 @@ def test_settings_and_arguments_without_secrets():
     ]
 
 
-def test_print_config_shows_no_secret(tmp_path):
+def test_print_config_hides_secrets(tmp_path):
     from inference.config import load_config
 
     path = tmp_path / "a.yaml"
@@ -146,14 +146,14 @@ def test_print_config_shows_no_secret(tmp_path):
     assert "hidden" not in shown and "a secret is not shown" in shown and 'model: "m"' in shown
 
 
-def test_the_command_that_resumes_has_no_secret():
+def test_the_resume_command_hides_secrets():
     from inference.cli.main import resume_command
 
     line = resume_command(["--predict_data", "a b", "--s3_secret_access_key=hidden", "--max_new_tokens", "9"])
     assert "hidden" not in line and "--max_new_tokens 9" in line and "'a b'" in line
 
 
-def test_errors_of_other_code_show_no_secret(monkeypatch):
+def test_errors_of_other_code_hide_secrets(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_abcdefghijkl")
     monkeypatch.setenv("SERVICE_PASSWORD", "short")
     text = "401 for hf_abcdefghijkl at https://me:word@host/x?sig=1 Bearer sk-12345678, a short answer, %73k-12345678"
@@ -162,7 +162,7 @@ def test_errors_of_other_code_show_no_secret(monkeypatch):
     assert hide_secrets(text, settings) == expected
 
 
-def test_error_lines_and_records_show_no_secret(monkeypatch, capsys):
+def test_error_lines_and_records_hide_secrets(monkeypatch, capsys):
     from inference.generation.record import failed_completion
 
     monkeypatch.setenv("HF_TOKEN", "hf_abcdefghijkl")
@@ -172,7 +172,7 @@ def test_error_lines_and_records_show_no_secret(monkeypatch, capsys):
     assert capsys.readouterr().err == "error: no access with ***\n"
 
 
-def test_errors_of_a_config_show_no_secret():
+def test_config_errors_hide_secrets():
     from inference.config import load_config
     from inference.errors import ConfigError
 

@@ -54,7 +54,7 @@ def test_german_endings(determiner, adjective, noun, plural, nominative, accusat
     assert phrase.german(accusative=True) == accusative
 
 
-def test_english_article_before_a_vowel():
+def test_article_before_a_vowel():
     assert phrases.NounPhrase("a", None, NOUNS["egg"], False).english == "an egg"
     assert phrases.NounPhrase("a", "new", NOUNS["egg"], False).english == "a new egg"
 
@@ -85,7 +85,7 @@ def test_a_sum_is_right(first, sign, second):
 
 
 @given(st.integers())
-def test_a_story_is_whole_and_keeps_its_character(seed):
+def test_a_story_is_complete_and_keeps_its_character(seed):
     story = stories.draw_story(random.Random(seed))
     assert not re.search(r"[\[\]{}|]|  |\b[Aa] [aeiou]", story)
     assert story[-1] in '.!"' and story.count('"') % 2 == 0
@@ -94,12 +94,12 @@ def test_a_story_is_whole_and_keeps_its_character(seed):
     assert len(names) == 1
 
 
-def test_a_story_is_about_whom_it_was_asked_for():
+def test_a_story_is_about_the_requested_character():
     story = stories.draw_story(random.Random(3), kind="fox", name="Ruby")
     assert story.startswith("Once upon a time") and "fox" in story.split(".")[0] and "Ruby" in story
 
 
-def test_the_template_writes_what_training_wrote():
+def test_the_template_matches_the_training_text():
     template = json.loads((DEMO / "tokenizer_config.json").read_text(encoding="utf-8"))["chat_template"]
     assert template == chats.TEMPLATE
     messages = [
@@ -164,7 +164,7 @@ def test_tokenizer_gives_the_text_back(text):
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_samples_weigh_the_answer_and_end(encoder):
+def test_samples_train_only_the_answer_and_its_end(encoder):
     sample = encoder.sample(Document("sum", "2 + 3 =", " 5"), random.Random(0))
     assert sample.ids[-1] == EOS
     assert sample.weights == [0.1] * (len(sample.ids) - 3) + [1.0] * 3
@@ -186,7 +186,7 @@ def test_held_out_rows_are_held_out_and_right(encoder):
     assert not translations & {phrases.draw_document(rng).prompt for _ in range(20000)}
 
 
-def test_held_out_text_is_there():
+def test_held_out_text_exists():
     text = (HERE / "heldout.txt").read_text(encoding="utf-8")
     assert 18_000 < len(text) < 24_000
     assert "Translate to German:" in text and "Once upon a time" in text

@@ -20,7 +20,7 @@ DEMO = HERE.parents[1] / "inference" / "demo_t5"
 
 
 @given(st.integers())
-def test_a_report_is_good_english_and_its_headline_is_in_it(seed: int) -> None:
+def test_a_report_is_good_english_and_contains_its_headline(seed: int) -> None:
     report = news.draw_report(random.Random(seed))
     assert not re.search(r"[\[\]{}|]|  |\b[Aa] [aeio]|\?", report.text), report.text
     assert report.text[-1] in '.!"' and report.text[0].isupper() and report.text.count('"') % 2 == 0

@@ -102,7 +102,7 @@ def tokens_of(background: BackgroundEngine, requests: list[Request], most: int) 
 
 @given(st.lists(st.tuples(PROMPTS, st.sampled_from(KINDS)), max_size=9), st.integers(1, 5), st.integers(1, 9))
 @examples(40)
-def test_every_token_comes_once_and_in_order(rows: list[tuple[list[int], dict]], sequences: int, most: int) -> None:
+def test_every_token_arrives_once_and_in_order(rows: list[tuple[list[int], dict]], sequences: int, most: int) -> None:
     background = Background(ToyModel(VOCABULARY), max_sequences=sequences)
     requests = requests_of(rows)
     found = tokens_of(background, requests, most)
@@ -152,7 +152,7 @@ def test_rows_are_read_as_others_finish() -> None:
     assert background.idle()
 
 
-def test_closing_the_iterator_lets_go_of_its_rows_alone() -> None:
+def test_closing_the_iterator_cancels_only_its_rows() -> None:
     model, gone = endless()
     background, stays = Background(model), make_request([2], max_new_tokens=40)
     first = background.stream([Tokens(gone)], 1)
@@ -181,7 +181,7 @@ def test_an_error_of_a_row_is_its_own() -> None:
     assert len(last) == 4 and background.idle()
 
 
-def test_logits_that_are_no_numbers_are_their_row_s_error() -> None:
+def test_nan_logits_are_an_error_of_their_row() -> None:
     background = Background(ToyModel(VOCABULARY, poison=7))
     good, bad = make_request([3], max_new_tokens=9), make_request([7], max_new_tokens=9)
     last = {d.request: d for d in background.stream([Tokens(good), Tokens(bad)], 2) if d.last}
@@ -190,7 +190,7 @@ def test_logits_that_are_no_numbers_are_their_row_s_error() -> None:
     assert background.idle()
 
 
-def test_an_error_of_the_model_reaches_everybody_and_the_next_run_is_whole(monkeypatch) -> None:
+def test_a_model_error_reaches_all_callers_and_the_next_run_succeeds(monkeypatch) -> None:
     background = Background(ToyModel(VOCABULARY))
     step = background.model.step
 
@@ -221,7 +221,7 @@ def test_an_error_of_the_input_ends_the_stream() -> None:
     assert background.idle()
 
 
-def test_closing_the_engine_wakes_whoever_waits() -> None:
+def test_closing_the_engine_wakes_waiting_callers() -> None:
     model, request = endless()
     background = Background(model)
     stream = background.stream([Tokens(request)], 1)
@@ -236,7 +236,7 @@ def test_closing_the_engine_wakes_whoever_waits() -> None:
     assert len(tokens_of(background, [again], 1)[again]) == 2
 
 
-def test_a_consumer_that_is_gone_costs_nobody_else() -> None:
+def test_a_lost_consumer_does_not_affect_others() -> None:
     """As when its event loop is closed."""
     background = Background(Slow(VOCABULARY))
     lost, stays = make_request([1], max_new_tokens=60), make_request([2], max_new_tokens=9)
@@ -288,7 +288,7 @@ class TestEventLoop:
         asyncio.run(cancel())
         assert background.idle() and 3 <= len(request.output_ids) < request.max_new_tokens
 
-    def test_an_error_is_raised_where_the_row_is_awaited(self) -> None:
+    def test_an_error_is_raised_when_the_row_is_awaited(self) -> None:
         background = Background(ToyModel(VOCABULARY, num_blocks=6))
 
         async def collect() -> list[int]:

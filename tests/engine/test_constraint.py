@@ -37,7 +37,7 @@ class Anything(Alternating):
 
 
 @pytest.mark.parametrize("settings", [{}, {"do_sample": True, "seed": 4, "top_k": 3}, {"repetition_penalty": 1.5}])
-def test_every_token_is_allowed_and_told(settings: dict) -> None:
+def test_every_token_is_allowed_and_advances_the_constraint(settings: dict) -> None:
     requests = [make_request([1, 2, i], str(i), max_new_tokens=10, **settings) for i in range(6)]
     plain = [make_request([1, 2, i], str(i), max_new_tokens=10, **settings) for i in range(6)]
     for number, request in enumerate(requests):
@@ -57,7 +57,7 @@ def test_every_token_is_allowed_and_told(settings: dict) -> None:
             assert request.output_ids == plain[number].output_ids
 
 
-def test_ids_outside_the_mask_may_not_come_and_none_at_all_fails_the_row() -> None:
+def test_ids_outside_the_mask_are_excluded_and_an_empty_mask_fails_the_row() -> None:
     short, none = make_request([1], "a", max_new_tokens=6), make_request([2], "b", max_new_tokens=6)
     short.constraint, none.constraint = Alternating(size=10), Alternating(size=1)
     none.constraint.told.append(0)

@@ -85,7 +85,7 @@ def run(model: ToyModel, requests: Sequence[Request], **limits: Any) -> Engine:
     st.randoms(use_true_random=False),
 )
 @examples(250)
-def test_a_rows_tokens_are_its_own_in_any_company(
+def test_a_rows_tokens_do_not_depend_on_other_rows(
     rows: list[tuple[list[int], dict]],
     cache: tuple[int, int],
     max_sequences: int,
@@ -108,14 +108,14 @@ def test_a_rows_tokens_are_its_own_in_any_company(
 
 
 @given(st.lists(st.integers(0, 39), min_size=1, max_size=24), st.sampled_from(KINDS))
-def test_the_reference_loop_says_the_same(prompt: list[int], kind: dict) -> None:
+def test_the_reference_loop_gives_the_same_answers(prompt: list[int], kind: dict) -> None:
     naive, of_loop, of_engine = requests_of([(prompt, kind)] * 3)
     model = ToyModel(VOCABULARY)
     run(model, [of_engine])
     assert reference.generate(model, of_loop) == of_engine.output_ids == naive_answer(naive)[0]
 
 
-def test_what_these_tests_are_about_does_happen() -> None:
+def test_the_tested_situations_occur() -> None:
     """Rows put back, chunks, several rows a step, shared and copied blocks: in one run, and the tokens are right."""
     rows = [([*range(16), *[i] * (i % 3)], {"max_new_tokens": 30}) for i in range(8)]
     requests, metrics = requests_of(rows), RunMetrics()
@@ -127,7 +127,7 @@ def test_what_these_tests_are_about_does_happen() -> None:
     assert metrics.reused_tokens == sum(request.num_reused for request in requests) >= 6 * 15
 
 
-def test_blocks_survive_the_engine_and_are_let_go_of_when_it_breaks_off() -> None:
+def test_blocks_survive_the_engine_and_are_released_after_a_failure() -> None:
     """A chat: each turn begins with all that was said before."""
     model, said = ToyModel(VOCABULARY), [1, 2, 3]
     for turn in range(3):
@@ -173,7 +173,7 @@ def test_a_row_joins_while_others_run() -> None:
     assert second.output_ids == naive_answer(twin)[0]
 
 
-def test_rows_that_are_finished_are_computed_no_more() -> None:
+def test_finished_rows_are_not_computed() -> None:
     requests = requests_of([([i], {"max_new_tokens": 1 + 3 * i}) for i in range(4)])
     model = ToyModel(VOCABULARY)
     run(model, requests)
@@ -225,7 +225,7 @@ class TestEnds:
         assert request.answer_ids == greedy[:first]
         assert request.finish_reason is FinishReason.STOP
 
-    def test_at_an_end_that_comes_with_the_limit(self, greedy: list[int]) -> None:
+    def test_an_end_token_at_the_limit(self, greedy: list[int]) -> None:
         first = greedy.index(greedy[3])
         request = self.finished(max_new_tokens=first + 1, eos_token_id=greedy[3])
         assert request.finish_reason is FinishReason.STOP and request.answer_ids == greedy[:first]
@@ -295,7 +295,7 @@ def test_requests_that_cannot_run(prompt: list[int], new: int, message: str) -> 
     assert not engine.busy
 
 
-def test_a_refused_request_leaves_the_others_alone() -> None:
+def test_a_rejected_request_does_not_affect_others() -> None:
     engine = Engine(ToyModel(VOCABULARY))
     good, twin = requests_of([([5], KINDS[0])] * 2)
     engine.add(good)
@@ -310,7 +310,7 @@ POISON, CRASH = 39, 38
 
 @given(ROWS, st.sampled_from([(64, 4), (17, 4), (9, 8)]), st.integers(1, 8), st.integers(1, 30), st.booleans())
 @examples(150)
-def test_a_row_on_which_the_model_fails_takes_nobody_with_it(
+def test_a_row_on_which_the_model_fails_fails_alone(
     rows: list[tuple[list[int], dict]], cache: tuple[int, int], sequences: int, most_tokens: int, prefix_cache: bool
 ) -> None:
     """After one token a row's logits are not numbers, with another one no step can be computed; twice."""
@@ -334,7 +334,7 @@ def test_a_row_on_which_the_model_fails_takes_nobody_with_it(
         assert model.blocks.num_free == model.blocks.capacity
 
 
-def test_what_a_row_that_failed_has_computed_is_shared_with_nobody() -> None:
+def test_blocks_of_a_failed_row_are_not_shared() -> None:
     model = ToyModel(VOCABULARY, poison=POISON)
     shared = list(range(8))
     run(model, [make_request(shared, max_new_tokens=1)])
@@ -347,7 +347,7 @@ def test_what_a_row_that_failed_has_computed_is_shared_with_nobody() -> None:
 
 
 @pytest.mark.parametrize("error", [InferenceError("rank 1 is gone"), MemoryError(), RuntimeError("no device")])
-def test_what_is_no_rows_fault_ends_all(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_that_no_row_causes_ends_all_rows(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     model = ToyModel(VOCABULARY)
     engine = Engine(model)
     for request in requests_of([([1], {}), ([2], {})]):
@@ -366,7 +366,7 @@ def test_what_is_no_rows_fault_ends_all(error: Exception, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_single_bad_logit_is_seen(bad: float) -> None:
+def test_a_single_bad_logit_is_detected(bad: float) -> None:
     class OneBad(ToyModel):
         def _logits(self, batch, token):
             logits = super()._logits(batch, token)
@@ -379,7 +379,7 @@ def test_a_single_bad_logit_is_seen(bad: float) -> None:
     assert engine.step() == [request] and "not numbers" in str(request.error)
 
 
-def test_metrics_count_what_was_done() -> None:
+def test_metrics_count_the_work_done() -> None:
     metrics = RunMetrics()
     requests = requests_of([([1] * 10, {"max_new_tokens": 5}), ([2] * 3, {"max_new_tokens": 2})])
     run(ToyModel(VOCABULARY), requests, metrics=metrics)

@@ -93,7 +93,7 @@ def run(engine: Engine, requests: Sequence[Request]) -> None:
     st.randoms(use_true_random=False),
 )
 @examples(100)
-def test_a_rows_tokens_are_its_own_in_any_company(
+def test_a_rows_tokens_do_not_depend_on_other_rows(
     rows: list[tuple[list[int], dict]],
     cache: tuple[int, int],
     max_sequences: int,
@@ -111,7 +111,7 @@ def test_a_rows_tokens_are_its_own_in_any_company(
     assert model.encoded == len(rows) + sum(request.times_put_back for request in requests)
 
 
-def test_a_row_that_is_put_back_is_encoded_again() -> None:
+def test_a_preempted_row_is_encoded_again() -> None:
     rows = [([index] * 8, {"max_new_tokens": 24}) for index in range(3)]
     requests, metrics = requests_of(rows), RunMetrics()
     model = ToySources(VOCABULARY, num_blocks=16, block_size=4, context_length=CONTEXT)
@@ -135,7 +135,7 @@ def test_a_steps_sources_are_within_its_tokens_or_there_is_one() -> None:
     assert [count for count in encoded if count] == [2, 1, 2]
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_input_that_does_not_fit_is_rejected() -> None:
     model = ToySources(VOCABULARY, num_blocks=9, block_size=4, context_length=CONTEXT)
     for source, new, message in (
         ([1] * 33, 4, "33 tokens does not fit a context of 32"),

@@ -21,7 +21,7 @@ def filled(value: int) -> RunMetrics:
     return metrics
 
 
-def test_every_metric_says_who_counts_it() -> None:
+def test_every_metric_states_who_counts_it() -> None:
     assert {item.metadata["counted_by"] for item in fields(RunMetrics)} == {REQUEST, STEP, RUN}
 
 
@@ -42,7 +42,7 @@ def test_every_metric_adds_up_over_replicas() -> None:
             assert value == 7, name
 
 
-def test_what_a_replica_sends_is_what_its_engine_counts() -> None:
+def test_a_replica_sends_the_counts_of_its_engine() -> None:
     sent = json.loads(json.dumps(filled(5).step_figures()))
     assert set(sent) == set(names_counted_by(STEP))
     received = RunMetrics()

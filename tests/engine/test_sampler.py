@@ -102,7 +102,7 @@ def test_filters_by_hand(settings: dict, kept: list[int]) -> None:
     st.sampled_from([0.0, 0.5, 0.999999]),
 )
 @examples(40)
-def test_of_a_large_vocabulary_no_more_is_ranked_than_decides(
+def test_only_the_decisive_part_of_a_large_vocabulary_is_ranked(
     seed: int, size: int, spread: float, filters: dict, enough: float
 ) -> None:
     """Flat and steep, with many equals: the same tokens and probabilities as when all are sorted, as far as asked."""
@@ -117,7 +117,7 @@ def test_of_a_large_vocabulary_no_more_is_ranked_than_decides(
     assert len(ids) == len(expected) or (not filters and probabilities.sum() > enough)
 
 
-def test_equal_logits_are_ordered_by_id_whatever_their_sign_and_size() -> None:
+def test_equal_logits_are_ordered_by_id_for_any_sign_and_size() -> None:
     logits = np.array([-0.0, 1, 0.0, -np.inf, 3e38, -3e38, 3e38, 1, -np.inf, -1e-40, 1e-40, -0.0], np.float32)
     order = sorted(range(len(logits)), key=lambda i: (-logits[i], i))
     for count in range(1, len(logits) + 1):
@@ -140,7 +140,7 @@ def test_greedy_takes_the_largest_and_the_first_of_equals(logits: np.ndarray, se
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**31, 2**63, 2**64 - 1])
-def test_every_seed_seeds(seed: int) -> None:
+def test_every_seed_has_an_effect(seed: int) -> None:
     assert [uniform(seed, n) for n in range(50)] == [uniform(seed, n) for n in range(50)]
     assert len({uniform(seed, n) for n in range(50)}) == 50
     assert [uniform(seed, n) for n in range(50)] != [uniform(seed ^ 3, n) for n in range(50)]
@@ -172,7 +172,7 @@ def test_samples_follow_the_distribution() -> None:
         assert abs(counts[token] / 4000 - probability) < 5 * math.sqrt(probability * (1 - probability) / 4000)
 
 
-def test_a_sample_depends_on_the_seed_and_the_place_alone() -> None:
+def test_a_sample_depends_only_on_the_seed_and_the_position() -> None:
     logits = np.zeros(1000, np.float32)
     first, second = (make_request([1], do_sample=True) for _ in range(2))
     first.seed = second.seed = 11
@@ -212,7 +212,7 @@ def test_frequency_and_presence_penalty(
     np.testing.assert_allclose(processed(logits, request), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_penalties_change_what_is_chosen() -> None:
+def test_penalties_change_the_choice() -> None:
     logits = np.array([2.0, 1.9, -5.0], np.float32)
     for setting in ({"repetition_penalty": 1.2}, {"frequency_penalty": 0.2}, {"presence_penalty": 0.2}):
         request = make_request([2], **setting)
@@ -221,7 +221,7 @@ def test_penalties_change_what_is_chosen() -> None:
         assert choose(logits, request) == 1
 
 
-def test_the_end_is_barred_while_the_answer_is_too_short() -> None:
+def test_the_end_token_is_excluded_while_the_answer_is_too_short() -> None:
     logits = np.array([1, 9, 2, 8], np.float32)
     request = make_request([0], eos_token_id=[1, 3], min_new_tokens=2)
     assert [choose(logits, request)] == [2]
@@ -242,7 +242,7 @@ def test_min_length_counts_the_prompt() -> None:
     assert make_request([0] * 7, eos_token_id=1, min_length=5).min_new_tokens == 0
 
 
-def test_an_end_outside_the_vocabulary_is_barred_without_harm() -> None:
+def test_an_end_token_outside_the_vocabulary_is_ignored() -> None:
     request = make_request([0], eos_token_id=[1, 99], min_new_tokens=2)
     assert choose(np.array([1, 9], np.float32), request) == 0
 
@@ -271,7 +271,7 @@ def test_logprobs_of_extreme_logits() -> None:
 @pytest.mark.parametrize(
     "settings", [{"repetition_penalty": 1e-300}, {"eos_token_id": [0, 1, 2, 3], "min_new_tokens": 3}]
 )
-def test_penalties_that_leave_no_number_to_choose_by(settings: dict) -> None:
+def test_penalties_that_leave_no_finite_logit(settings: dict) -> None:
     """Whatever is done with them, no warning of numpy's is printed and no token is made up."""
     for more in ({}, {"do_sample": True}):
         request = make_request([1, 2], max_new_tokens=9, **settings, **more)

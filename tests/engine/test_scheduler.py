@@ -164,7 +164,7 @@ def test_preemption_happens_in_these_runs() -> None:
     assert run.put_back == sum(row.times_put_back for row in run.requests) >= 3
 
 
-def test_the_youngest_row_is_put_back_and_comes_next() -> None:
+def test_the_youngest_row_is_preempted_and_runs_next() -> None:
     run = Run(make_scheduler(num_blocks=13, block_size=2, max_sequences=3, max_batch_tokens=16))
     first, second, third = run.add(4, 17), run.add(4, 9), run.add(4, 9)
     behind = run.add(1, 1)
@@ -179,7 +179,7 @@ def test_the_youngest_row_is_put_back_and_comes_next() -> None:
     run.finish_all()
 
 
-def test_a_row_that_puts_itself_back_lets_no_other_in() -> None:
+def test_a_row_that_preempts_itself_admits_no_other() -> None:
     run = Run(make_scheduler(num_blocks=10, block_size=2, max_sequences=3, max_batch_tokens=16))
     old, young = run.add(5, 9), run.add(4, 9)
     for _ in range(5):
@@ -203,7 +203,7 @@ def test_requests_start_in_the_order_of_their_arrival() -> None:
     run.finish_all()
 
 
-def test_a_long_prompt_goes_in_chunks_and_stalls_nobody() -> None:
+def test_a_long_prompt_runs_in_chunks_without_stalling_other_rows() -> None:
     run = Run(make_scheduler(num_blocks=100, block_size=4, max_sequences=4, max_batch_tokens=8))
     short = run.add(2, 20)
     run.step()
@@ -232,7 +232,7 @@ def test_a_step_always_has_room_for_a_token_of_every_row() -> None:
 
 
 @pytest.mark.parametrize(("prompt", "new", "fits"), [(1, 12, True), (12, 1, True), (12, 2, False), (1, 13, False)])
-def test_what_can_never_fit_is_refused(prompt: int, new: int, fits: bool) -> None:
+def test_rows_that_can_never_fit_are_rejected(prompt: int, new: int, fits: bool) -> None:
     """The last token that is chosen never enters the cache, so 12 positions hold 13 tokens."""
     run = Run(make_scheduler(num_blocks=4, block_size=4, max_sequences=2, max_batch_tokens=8))
     assert run.scheduler.capacity == 12
@@ -256,7 +256,7 @@ def test_finishing_a_waiting_and_a_running_request() -> None:
     assert not scheduler.busy and scheduler.pool.num_free == 3
 
 
-def test_equal_requests_are_told_apart() -> None:
+def test_equal_requests_are_distinguished() -> None:
     scheduler = make_scheduler(num_blocks=9, block_size=4, max_sequences=4, max_batch_tokens=8)
     twins = [Request("same", [1], GENERATION, 1) for _ in range(2)]
     for twin in twins:
@@ -272,7 +272,7 @@ class TestPrefixCache:
         scheduler = make_scheduler(num_blocks, 4, 8, max_batch_tokens, prefix_cache=True)
         return Run(scheduler, generation=GenerationConfig(**settings))
 
-    def test_a_common_beginning_is_computed_once(self) -> None:
+    def test_a_common_prefix_is_computed_once(self) -> None:
         run = self.run()
         first = run.add([*range(8), 20, 21], 5)
         second = run.add([*range(8), 30], 5)
@@ -291,7 +291,7 @@ class TestPrefixCache:
         run.step()
         assert len(run.scheduler.running) == 2
 
-    def test_nobody_waits_for_a_block_that_takes_several_steps_longer_than_it_must(self) -> None:
+    def test_no_row_waits_too_long_for_a_block_of_several_steps(self) -> None:
         run = self.run(max_batch_tokens=8)
         first, second = run.add([1] * 20 + [2], 1), run.add([1] * 20 + [3], 1)
         while not first.finished:
@@ -300,7 +300,7 @@ class TestPrefixCache:
         run.step()
         assert second.finished and second.num_reused == 20 and run.computed == 22
 
-    def test_what_was_computed_survives_its_request(self) -> None:
+    def test_computed_blocks_survive_their_request(self) -> None:
         run = self.run()
         first = run.add(list(range(9)), 4)
         run.finish_all()
@@ -310,7 +310,7 @@ class TestPrefixCache:
         assert second.num_reused == 12
         run.finish_all()
 
-    def test_a_whole_prompt_that_is_there_costs_one_token(self) -> None:
+    def test_a_fully_cached_prompt_computes_one_token(self) -> None:
         run = self.run()
         run.add(list(range(8)), 1)
         run.finish_all()
@@ -350,7 +350,7 @@ class TestPrefixCache:
         run.step()
         assert run.computed == 18 and run.scheduler.pool.num_published == 0
 
-    def test_a_row_that_was_put_back_finds_what_is_left_of_it(self) -> None:
+    def test_a_preempted_row_reuses_its_remaining_blocks(self) -> None:
         counts = {}
         for prefix_cache in (False, True):
             run = Run(make_scheduler(11, 4, 2, 64, prefix_cache))
@@ -360,7 +360,7 @@ class TestPrefixCache:
             counts[prefix_cache] = run.computed
         assert 2 * 32 < counts[True] < counts[False]
 
-    def test_the_least_recently_used_goes_first_and_the_end_of_a_prompt_before_its_beginning(self) -> None:
+    def test_eviction_starts_with_the_least_recently_used_and_the_end_of_a_prompt(self) -> None:
         run = self.run(num_blocks=7)
         for token in (1, 2):
             run.add([token] * 12, 1)

@@ -136,7 +136,7 @@ def test_a_stop_string_inside_right_guesses_ends_the_answer_there(stop: str) -> 
     assert found[0] == found[1]
 
 
-def test_a_lookup_continues_the_last_place_that_reads_alike() -> None:
+def test_a_lookup_continues_the_last_match() -> None:
     lookup = Lookup([1, 2, 3, 4, 1, 2, 3, 5, 9])
     assert lookup.guess([], 4) == []
     assert lookup.guess([1, 2, 3], 2) == [5, 9]

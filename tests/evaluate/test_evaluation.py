@@ -81,7 +81,7 @@ def test_examples(tmp_path):
         ({"reference": "r"}, "a.jsonl:2: no prompt in this row"),
     ],
 )
-def test_examples_that_make_no_sense(tmp_path, row, message):
+def test_invalid_examples(tmp_path, row, message):
     name = write(tmp_path / "a.jsonl", {"custom_id": "x", "prompt": "p", "reference": "r"}, row)
     with pytest.raises(InputError) as caught:
         read_examples([name], "reference", "slice")
@@ -96,7 +96,7 @@ def test_slices_have_their_own_scores():
     assert found.scores["odd"]["exact_match"].value == 0.2
 
 
-def test_a_result_comes_back_from_its_file(tmp_path):
+def test_a_result_is_read_back_from_its_file(tmp_path):
     first = evaluation("m", right=5)
     path = tmp_path / "result.json"
     path.write_text(json.dumps(first.as_dict()))
@@ -105,7 +105,7 @@ def test_a_result_comes_back_from_its_file(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["{}", "[", '{"format": "mindspore-inference evaluation 1"}'])
-def test_a_file_that_is_no_result(tmp_path, content):
+def test_a_file_that_is_not_a_result(tmp_path, content):
     path = tmp_path / "result.json"
     path.write_text(content)
     with pytest.raises(InputError, match="is not the result of an evaluation"):
@@ -144,7 +144,7 @@ def test_thresholds():
     assert kept(found, at_most={"perplexity": 1.65, "latency_p50": 0.1, "failed": 0}) == [True, False, True]
 
 
-def test_a_drop_of_nothing_is_not_written_with_a_sign():
+def test_a_zero_drop_has_no_sign():
     same = evaluation("m", right=5)
     same.compare(evaluation("m", right=5))
     (verdict,) = check_gate(same, Gate(max_drop={"exact_match": 0}))
@@ -152,7 +152,7 @@ def test_a_drop_of_nothing_is_not_written_with_a_sign():
     assert '<th class="number">m (compared)</th>' in report(same, [verdict])
 
 
-def test_a_drop_has_to_be_sure():
+def test_a_drop_must_be_significant():
     good, bad = evaluation("good", right=18, nats=0.5), evaluation("bad", right=6, nats=1.5)
     good.compare(bad)
     bad.compare(good)
@@ -173,7 +173,7 @@ def test_a_drop_has_to_be_sure():
         ({"max_drop": {"exact_match": 0}}, "give --compare_with"),
     ],
 )
-def test_thresholds_that_mean_nothing(thresholds, message):
+def test_meaningless_thresholds(thresholds, message):
     with pytest.raises(ConfigError) as caught:
         check_gate(evaluation("m", 5), Gate(**thresholds))
     assert message in str(caught.value)
@@ -212,7 +212,7 @@ class Links(HTMLParser):
         self.texts.append(data)
 
 
-def test_the_page_is_whole_and_loads_nothing():
+def test_the_page_is_self_contained():
     first = evaluation("a<b>", right=18)
     first.compare(evaluation("other", right=6))
     html = report(first, check_gate(first, Gate(at_least={"exact_match": 0.95})))
@@ -229,7 +229,7 @@ def test_the_page_is_whole_and_loads_nothing():
         xml.dom.minidom.parseString("<svg" + svg.partition("</svg>")[0] + "</svg>")
 
 
-def test_what_two_texts_do_not_share_is_marked():
+def test_differences_between_texts_are_marked():
     assert html.Marked("a big <b> dog", "a dog").html() == 'a <mark title="">big &lt;b&gt; </mark>dog'
     assert html.Marked("a dog", "a <big> dog").html() == 'a <mark title="&lt;big&gt;">‸</mark>dog'
     assert html.Marked("one", 'two "x"').html() == '<mark title="two &#34;x&#34;">one</mark>'
@@ -238,7 +238,7 @@ def test_what_two_texts_do_not_share_is_marked():
     assert html.Marked(long, "b " * 2000).html() == long
 
 
-def test_a_reference_of_a_model_with_an_encoder_is_a_text_of_its_own():
+def test_a_reference_of_a_model_with_an_encoder_is_a_separate_text():
     """Its end counts; what the encoder reads stands apart."""
     tokenizer = load_tokenizer(Path(inference.__file__).parent / "demo_t5")
     encoder = Encoder(tokenizer, len(tokenizer), 64, GenerationConfig(), decoder_start=0)
@@ -269,7 +269,7 @@ def test_an_axis_ends_at_a_tick_above_its_values(value):
     assert math.isclose(html.ticks(0, end)[-1], end)
 
 
-def test_bleu_comes_with_long_references_or_by_its_name():
+def test_bleu_is_reported_for_long_references_or_on_request():
     pytest.importorskip("sacrebleu")
     said: list[str] = []
     long, short = ("one two three four",), ("one", "two words")

@@ -25,7 +25,7 @@ def score(name: str, rows: list[Answered]) -> float:
     return metric.value(metric.statistics(rows).sum(axis=0))
 
 
-def test_exact_match_passes_over_spaces_alone():
+def test_exact_match_ignores_only_spaces():
     rows = [answered(" a  b\n", "a b"), answered("A b", "a b"), answered("c", "a", "c"), answered("", "a")]
     assert score("exact_match", rows) == 0.5
 
@@ -69,7 +69,7 @@ def test_sums_of_rows_are_sacrebleus_corpus_score(name):
     assert score(name, rows) == pytest.approx(whole)
 
 
-def test_perplexity_weighs_tokens_and_not_rows():
+def test_perplexity_weighs_tokens_not_rows():
     rows = [answered("", "x", reference_nats=3.0, reference_tokens=3), answered("", "x", reference_nats=None)]
     rows += [answered("", "x", reference_nats=9.0, reference_tokens=1)]
     assert score("perplexity", rows) == pytest.approx(math.exp(12 / 4))
@@ -116,7 +116,7 @@ def test_chance_is_chance():
     assert 0 < found.better < 1
 
 
-def test_what_cannot_be_judged_has_no_interval():
+def test_an_undefined_score_has_no_interval():
     found = interval(np.array([[0.0, 0.0]]), lambda total: math.nan, 10, 0.95, 0)
     assert math.isnan(found.value) and math.isnan(found.low) and math.isnan(found.high)
 

@@ -61,7 +61,7 @@ def test_a_reader_returns_its_own_type_or_raises_a_named_error(value: object) ->
         (values.INTEGERS, [1, "2"]),
     ],
 )
-def test_values_out_of_range_are_refused(reader: values.Reader, value: object) -> None:
+def test_values_out_of_range_are_rejected(reader: values.Reader, value: object) -> None:
     with pytest.raises(ConfigError, match="x is .*; it must be "):
         reader.read(value, "x")
 
@@ -76,7 +76,7 @@ def test_values_out_of_range_are_refused(reader: values.Reader, value: object) -
         (values.SIZE, 2**31 - 1, 2**31 - 1),
     ],
 )
-def test_values_within_range_are_taken(reader: values.Reader, value: object, read: object) -> None:
+def test_values_within_range_are_accepted(reader: values.Reader, value: object, read: object) -> None:
     assert reader.read(value, "x") == read
 
 
@@ -110,7 +110,7 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
         read_json_object(tmp_path / "absent.json")
 
 
-def test_names_that_no_file_system_takes(tmp_path: Path) -> None:
+def test_names_that_no_file_system_accepts(tmp_path: Path) -> None:
     for name in ("x" * 5000, "a\0b"):
         assert not exists(tmp_path / name)
         assert not is_file(tmp_path / name)

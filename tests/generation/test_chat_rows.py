@@ -76,7 +76,7 @@ def test_content_of_null_and_of_parts(tokenizer: Tokenizer) -> None:
         ({"continue_final_message": "yes"}, "must be true or false"),
     ],
 )
-def test_a_row_of_another_form_is_refused(row: dict[str, Any], message: str, tokenizer: Tokenizer) -> None:
+def test_a_row_in_another_form_is_rejected(row: dict[str, Any], message: str, tokenizer: Tokenizer) -> None:
     with pytest.raises(InputError, match=message):
         text_of(tokenizer, PLAIN, {"messages": [USER], **row})
 
@@ -134,7 +134,7 @@ def test_a_stop_string_may_be_or_contain_a_special_token(tokenizer: Tokenizer) -
     assert answer_of(tokenizer, ids, stop=["o<|im_end|>\n"]) == ("Hell", True)
 
 
-def test_special_tokens_are_shown_if_asked_for(tokenizer: Tokenizer) -> None:
+def test_special_tokens_are_shown_if_requested(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode("Hello<|im_end|>", add_special_tokens=False)
     assert answer_of(tokenizer, ids, skip_special_tokens=False) == ("Hello<|im_end|>", False)
 

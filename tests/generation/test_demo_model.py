@@ -58,7 +58,7 @@ def test_right_answers(model: GenerativeModel, tokenizer: Tokenizer, kind: str) 
     assert len(wrong) <= 0.05 * len(rows), "; ".join(wrong)
 
 
-def test_sums_that_a_person_can_check(model: GenerativeModel, tokenizer: Tokenizer) -> None:
+def test_results_checked_by_hand(model: GenerativeModel, tokenizer: Tokenizer) -> None:
     sums = [(row["prompt"], re.findall(r"\d+", row["prompt"])) for row in ROWS if "+" in row["prompt"]][:20]
     assert len(sums) == 20
     found = answers(model, tokenizer, [prompt for prompt, _ in sums])
@@ -95,7 +95,7 @@ def requests_of(model: GenerativeModel, tokenizer: Tokenizer) -> list[Request]:
 @pytest.mark.parametrize(
     ("model", "blocks"), [("auto", 7), ("auto", 15), ("auto", 200), ("stock", 15)], indirect=["model"]
 )
-def test_in_any_company_with_and_without_shared_blocks(
+def test_in_any_batch_with_and_without_shared_blocks(
     model: GenerativeModel, tokenizer: Tokenizer, blocks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Alone and without sharing, then together in any order, in caches down to one for hardly a row. With the native
@@ -135,7 +135,7 @@ def test_samples_depend_on_their_seeds_and_rows_alone(model: GenerativeModel, to
     assert among[2] == answers(model, tokenizer, ["3 + 3 =", "2 + 2 =", text], seed=0, **settings)[2]
 
 
-def test_a_seed_of_a_row_holds_wherever_the_row_is(model: GenerativeModel, tokenizer: Tokenizer) -> None:
+def test_a_rows_seed_does_not_depend_on_its_position(model: GenerativeModel, tokenizer: Tokenizer) -> None:
     text, settings = "Once upon a time", {"do_sample": True, "temperature": 1.2, "max_new_tokens": 30}
     alone = answers(model, tokenizer, [text], seed=5, **settings)
     encoder = model.encoder(tokenizer, **settings)

@@ -63,7 +63,7 @@ def test_one_by_one_and_together(model: GenerativeModel, tokenizer: Tokenizer) -
     assert together[::-1] == answers(model, tokenizer, texts[::-1], use_past=False)
 
 
-def test_the_pipeline_gives_the_answer_alone(model: GenerativeModel, tokenizer: Tokenizer) -> None:
+def test_the_pipeline_returns_only_the_answer(model: GenerativeModel, tokenizer: Tokenizer) -> None:
     text = "translate English to German: the big house"
     for task, key in (
         ("text_generation", "text_generation_text"),
@@ -92,7 +92,7 @@ def requests_of(model: GenerativeModel, tokenizer: Tokenizer) -> list[Request]:
 
 # Stock operators do not give the same bits in every batch.
 @pytest.mark.parametrize("model", ["auto"], indirect=True)
-def test_in_any_company_and_put_back(
+def test_in_any_batch_and_after_preemption(
     model: GenerativeModel, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a cache for little more than a row: tokens and log probabilities are the same to the last bit."""

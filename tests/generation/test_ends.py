@@ -50,13 +50,13 @@ def test_ends_are_the_union_with_their_reasons(directory: Path) -> None:
     assert describe_ends(source, tokenizer)[0] == f"5 {tokenizer.id_to_token(5)}: generation_config.json"
 
 
-def test_the_users_own_end_stands_alone(directory: Path) -> None:
+def test_the_users_own_end_token_replaces_all_others(directory: Path) -> None:
     source = source_of(directory, generation_config={"eos_token_id": 9})
     assert ends_of_answer(source, source.tokenizer()) == {9: source.config.origin("generation_config.eos_token_id")}
     assert make_encoder(source, source.tokenizer()).generation.eos_token_id == (9,)
 
 
-def test_a_rows_own_end_stands_alone(directory: Path) -> None:
+def test_a_rows_own_end_token_replaces_all_others(directory: Path) -> None:
     source = source_of(directory)
     encoder = make_encoder(source, source.tokenizer())
     row = Prompt("a", "row", text="Hello", settings={"eos_token_id": 5})
@@ -79,7 +79,7 @@ def test_without_a_tokenizer_the_files_alone_count(directory: Path) -> None:
     assert set(with_ends(source, None, source.generation).eos_token_id) == {5, 7}
 
 
-def test_print_config_names_the_ends() -> None:
+def test_print_config_lists_the_end_tokens() -> None:
     comments = model_as_comments(load_config({"pretrained_model_dir": "demo"}))
     assert comments[0].startswith("# Tokens that end an answer")
     assert any("2 </s>: " in line and "the tokenizer's eos_token" in line for line in comments)

@@ -63,7 +63,7 @@ def requests_of(prompts: list[list[int]]) -> list[Request]:
 
 
 @pytest.mark.parametrize("weight_format", [Format.BFLOAT16, Format.INT4])
-def test_a_rows_tokens_are_its_own_in_any_company(graph_mode: None, weight_format: Format) -> None:
+def test_a_rows_tokens_do_not_depend_on_other_rows(graph_mode: None, weight_format: Format) -> None:
     """In chunks of seven tokens, with blocks that rows share, in a cache that is too small for all of them."""
     native = import_module("inference.kernels.native")
     sizes = {"num_blocks": 13, "block_size": 16, "kernels": native, "weight_format": weight_format, "seed": 5}

@@ -62,7 +62,7 @@ class TestGenerate:
         answers = golden.model.generate(golden.prompts, **GREEDY, use_past=use_past)
         assert answers == [prompt + greedy for prompt, greedy in zip(golden.prompts, golden.greedy, strict=True)]
 
-    def test_the_reference_loop_says_the_same(self, golden: Golden) -> None:
+    def test_the_reference_loop_gives_the_same_answers(self, golden: Golden) -> None:
         model = golden.model
         settings = {"do_sample": True, "temperature": 0.8, "top_p": 0.9, "seed": 3, "max_new_tokens": 12}
         generation = model.generation_config.updated(**settings)
@@ -106,7 +106,9 @@ class TestGenerate:
             ([[1]], {"stop": ["x"]}, InputError, "stop strings need a tokenizer"),
         ],
     )
-    def test_what_is_refused(self, llama: Golden, ids: list, settings: dict, error: type, message: str) -> None:
+    def test_invalid_input_is_rejected(
+        self, llama: Golden, ids: list, settings: dict, error: type, message: str
+    ) -> None:
         with pytest.raises(error, match=message):
             llama.model.generate(ids, **settings)
 
@@ -139,7 +141,7 @@ class TestGenerate:
             llama.model.generate([llama.prompts[2]], streamer=streamer)
         list(streamer)
 
-    def test_two_threads_do_not_disturb_each_other(self, llama: Golden) -> None:
+    def test_two_threads_do_not_interfere(self, llama: Golden) -> None:
         answers: dict[int, list[list[int]]] = {}
 
         def run(index: int) -> None:
@@ -230,7 +232,7 @@ class TestCacheSize:
         assert self.blocks(100) == 7 + 1
         assert self.blocks(None, max_sequences=3) == 3 * 256 // 16 + 1
 
-    def test_as_the_config_says(self, memory) -> None:
+    def test_kv_cache_memory_sets_the_size(self, memory) -> None:
         memory(2**33)
         block = 2 * 3 * 16 * 16 * 4
         assert self.blocks(100, kv_cache_memory=10**6) == 10**6 // block + 1
@@ -241,7 +243,7 @@ class TestCacheSize:
         stock = self.blocks(100, kv_cache_memory=10**6, kv_cache_dtype="int8", kernels="stock")
         assert stock == 10**6 // block + 1
 
-    def test_no_more_than_half_of_what_the_weights_leave(self, memory) -> None:
+    def test_the_cache_takes_at_most_half_of_the_free_memory(self, memory) -> None:
         config = resolve(config_of("llama2_gqa")).model
         block = 2 * 3 * 16 * 16 * 4
         memory(4 * config.num_parameters + 2 * 7 * block)
@@ -256,7 +258,7 @@ class TestCacheSize:
             self.blocks(100)
         assert caught.value.exit_code == 1
 
-    def test_too_much_asked_for(self, memory) -> None:
+    def test_a_cache_larger_than_memory_is_rejected(self, memory) -> None:
         memory(10**6)
         with pytest.raises(InferenceError, match="kv_cache_memory"):
             self.blocks(100, kv_cache_memory=10**9)
@@ -275,7 +277,7 @@ class TestCacheSize:
         with pytest.raises(InferenceError, match="max_new_tokens"):
             num_blocks(resolve(config_of("llama2_gqa", engine={"block_size": 16})), 1000, Format.FLOAT32, row=113)
 
-    def test_it_is_refused_before_the_weights_are_read(self, memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_it_is_rejected_before_the_weights_are_read(self, memory, monkeypatch: pytest.MonkeyPatch) -> None:
         memory(10**6)
         monkeypatch.setattr(build, "ModelRunner", lambda *_, **__: pytest.fail("the weights are loaded"))
         with pytest.raises(InferenceError, match="needs .*GiB for the KV cache"):

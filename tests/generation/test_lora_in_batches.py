@@ -76,7 +76,7 @@ def test_rows_of_one_prompt_share_cache_with_their_adapters_alone(model: Generat
     assert len({tuple(ids) for ids, _ in together}) == 3
 
 
-def test_a_merged_adapter_has_its_name_still(graph_mode: None) -> None:
+def test_a_merged_adapter_keeps_its_name(graph_mode: None) -> None:
     merged = GenerativeModel.from_config(config_of(engine={"merge_adapter": "llama_rslora"}), say=print)
     prompt, expected = greedy("lora/llama_rslora", 1)
     for settings in ({}, {"adapter_id": "llama_rslora"}):

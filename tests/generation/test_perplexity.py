@@ -19,7 +19,7 @@ def nats_of(tokens: list[int], start: int) -> float:
 
 
 @pytest.mark.parametrize("at_once", [3, 8, 512])
-def test_each_token_counts_given_all_before_it(monkeypatch, at_once):
+def test_each_token_is_scored_given_all_before_it(monkeypatch, at_once):
     """Also where a row goes through in several steps, and rows share a step."""
     monkeypatch.setattr(perplexity, "TOKENS_AT_ONCE", at_once)
     generator = np.random.default_rng(0)

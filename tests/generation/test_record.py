@@ -48,7 +48,7 @@ def test_json_has_every_field_of_the_dataclass() -> None:
     assert "prompt" not in completion_of(answer(), "m").as_dict(echo=False)
 
 
-def test_what_was_not_asked_for_is_left_out() -> None:
+def test_fields_that_were_not_requested_are_left_out() -> None:
     made = replace(completion_of(answer(), "m"), row=None, truncated_tokens=None).as_dict()
     assert not OPTIONAL & set(made)
     assert completion_of(answer(), "m").seed is None and made["error"] is None
@@ -61,7 +61,7 @@ def test_a_row_without_an_answer_has_the_same_keys() -> None:
     assert made["text"] is made["token_ids"] is made["completion_tokens"] is None and made["finish_reason"] == "error"
 
 
-def test_the_error_says_whose_fault_it_is() -> None:
+def test_the_error_type_names_the_cause() -> None:
     source = answer().source
     for error, kind in ((InputError("too long"), "bad_row"), (GenerationError("not numbers"), "model_failed")):
         failed = failure_of(source, error)

@@ -33,7 +33,7 @@ def pieces(text: str, cuts: list[int]) -> list[str]:
 @example("abcd", ["bcd", "c"], [3])
 @example("abcd", ["ab", "abc"], [2])
 @examples(500)
-def test_pieces_give_what_a_search_at_once_gives(text: str, stops: list[str], cuts: list[int]) -> None:
+def test_chunked_text_gives_the_result_of_a_single_search(text: str, stops: list[str], cuts: list[int]) -> None:
     expected, stop = search(text, stops)
     matcher, shown = StopMatcher(stops), ""
     for piece in pieces(text, cuts):
@@ -44,7 +44,7 @@ def test_pieces_give_what_a_search_at_once_gives(text: str, stops: list[str], cu
 
 
 @given(TEXT, STOPS)
-def test_all_but_a_possible_beginning_is_shown_at_once(text: str, stops: list[str]) -> None:
+def test_text_that_cannot_start_a_stop_string_is_shown_at_once(text: str, stops: list[str]) -> None:
     matcher = StopMatcher(stops)
     shown = matcher.push(text)
     if matcher.matched is None:
@@ -53,7 +53,7 @@ def test_all_but_a_possible_beginning_is_shown_at_once(text: str, stops: list[st
         assert not held or any(stop.startswith(held) for stop in stops)
 
 
-def test_after_a_match_nothing_more_comes() -> None:
+def test_nothing_follows_a_match() -> None:
     matcher = StopMatcher(["END"])
     assert [matcher.push("one E"), matcher.push("ND two"), matcher.push("three"), matcher.finish()] == [
         "one ",
@@ -65,11 +65,11 @@ def test_after_a_match_nothing_more_comes() -> None:
 
 
 @pytest.mark.parametrize("stops", [(), ("",), ("", "")])
-def test_without_stop_strings_all_is_shown_as_it_comes(stops: tuple[str, ...]) -> None:
+def test_without_stop_strings_text_is_shown_at_once(stops: tuple[str, ...]) -> None:
     matcher = StopMatcher(stops)
     assert (matcher.push("a"), matcher.push("b"), matcher.finish(), matcher.matched) == ("a", "b", "", None)
 
 
-def test_a_beginning_that_is_not_completed_is_shown_at_the_end() -> None:
+def test_an_incomplete_stop_string_is_shown_at_the_end() -> None:
     matcher = StopMatcher(["###"])
     assert (matcher.push("a##"), matcher.push(""), matcher.finish(), matcher.matched) == ("a", "", "##", None)

@@ -57,7 +57,7 @@ def test_the_first_row_is_shown_as_it_grows_and_then_the_next() -> None:
     assert streamer.rows == ["now", "later on"]
 
 
-def test_a_streamer_can_be_used_again_after_a_run_that_broke_off() -> None:
+def test_a_streamer_can_be_used_again_after_a_failed_run() -> None:
     streamer = Recorder()
     streamer.write(0, "a")
     streamer.write(1, "lost")
@@ -69,7 +69,7 @@ def test_a_streamer_can_be_used_again_after_a_run_that_broke_off() -> None:
     assert streamer.rows == ["ab", "c"]
 
 
-def test_text_is_printed_a_row_a_line() -> None:
+def test_text_is_printed_one_row_per_line() -> None:
     file = io.StringIO()
     streamer = TextStreamer(TOKENIZER, file=file)
     streamer.write(1, "zwei")
@@ -87,7 +87,7 @@ def test_standard_output_is_looked_up_when_it_is_used(capsys: pytest.CaptureFixt
 
 
 @given(TEXTS, TEXTS, st.lists(st.integers(1, 5), max_size=8), st.booleans(), st.booleans())
-def test_put_and_end_give_what_decoding_at_once_gives(
+def test_put_and_end_equal_decoding_at_once(
     prompt: str, answer: str, sizes: list[int], skip_prompt: bool, special: bool
 ) -> None:
     """As Hugging Face calls a streamer: the prompt, then one token or some at a time, then `end`."""
@@ -108,7 +108,7 @@ def test_put_and_end_give_what_decoding_at_once_gives(
         assert file.getvalue() == TOKENIZER.decode(shown, skip_special_tokens=special) + "\n"
 
 
-def test_half_a_character_is_never_shown() -> None:
+def test_partial_characters_are_never_shown() -> None:
     file = io.StringIO()
     streamer = TextStreamer(TOKENIZER, file=file)
     for token_id in "né🙂".encode():
@@ -151,13 +151,13 @@ def test_the_iterator_gives_the_rows_in_order() -> None:
     assert list(streamer) == ["a", "b"]
 
 
-def test_the_iterator_ends_when_the_run_broke_off() -> None:
+def test_the_iterator_ends_if_the_run_fails() -> None:
     streamer = TextIteratorStreamer(TOKENIZER, timeout=60)
     streamer.write(0, "a")
     streamer.close()
     assert list(streamer) == ["a"]
 
 
-def test_an_iterator_that_waits_too_long_says_so() -> None:
+def test_an_iterator_reports_a_timeout() -> None:
     with pytest.raises(queue.Empty):
         next(TextIteratorStreamer(TOKENIZER, timeout=0.01))

@@ -65,7 +65,7 @@ def say(script: str | bytes, pieces: list[str] | None = None, **options) -> Text
 
 
 class TestStreaming:
-    def test_text_comes_as_it_is_generated_and_whole_characters_only(self) -> None:
+    def test_text_arrives_as_it_is_generated_in_whole_characters(self) -> None:
         pieces: list[str] = []
         event = say("né🙂 日本", pieces)
         assert event.answer.text == "né🙂 日本"
@@ -75,7 +75,7 @@ class TestStreaming:
     def test_a_character_that_is_cut_off_shows_as_damaged(self) -> None:
         assert say("a🙂", max_new_tokens=3).answer.text == "a\ufffd"
 
-    def test_bytes_that_are_no_text(self) -> None:
+    def test_bytes_that_are_not_text(self) -> None:
         assert say(b"a\xffb\xc3").answer.text == "a\ufffdb\ufffd"
 
     @given(st.binary(max_size=40))
@@ -83,7 +83,7 @@ class TestStreaming:
         assert say(script).answer.text == BYTES.decode(list(script))
 
     @pytest.mark.parametrize("name", ["spm", "spm_and_json", "llama3", "qwen"])
-    def test_an_answer_goes_on_from_its_prompt(self, name: str) -> None:
+    def test_an_answer_continues_its_prompt(self, name: str) -> None:
         """Prompt and answer decoded together are the prompt's text and the streamed text, spaces included."""
         tokenizer = load_tokenizer(TOKENIZERS / name)
         model = ToyModel(vocabulary=len(tokenizer), context_length=64)
@@ -98,7 +98,7 @@ class TestStreaming:
             assert whole == tokenizer.decode(ids) + answer.text
             assert tokenizer.decode(ids) == "The cat"
 
-    def test_special_tokens_are_left_out_or_kept(self) -> None:
+    def test_special_tokens_are_omitted_or_kept(self) -> None:
         model = ScriptModel(b"ab", len(PROMPT))
         source = encoder(max_new_tokens=4, ignore_eos=True, eos_token_id=END).encode(0, prompt())
         (answer,) = whole_answers(TextGenerator(Engine(model), BYTES), [source])
@@ -123,20 +123,20 @@ class TestStopStrings:
         assert event.answer.text == text
         assert event.answer.request.finish_reason is FinishReason.STOP
 
-    def test_the_row_is_computed_no_further(self) -> None:
+    def test_the_row_is_not_computed_further(self) -> None:
         request = say("one. two", stop=["."]).answer.request
         assert BYTES.decode(request.output_ids) == "one."
 
-    def test_with_the_last_token_that_is_allowed(self) -> None:
+    def test_with_the_last_allowed_token(self) -> None:
         event = say("one. two", stop=["."], max_new_tokens=4)
         assert event.answer.text == "one" and event.answer.request.finish_reason is FinishReason.STOP
 
-    def test_a_beginning_at_the_limit_is_shown(self) -> None:
+    def test_a_partial_stop_string_at_the_limit_is_shown(self) -> None:
         event = say("one## two", stop=["###"], max_new_tokens=5)
         assert event.answer.text == "one##" and event.answer.request.finish_reason is FinishReason.LENGTH
 
     @given(st.text("ab", max_size=12), st.lists(st.text("ab", min_size=1, max_size=3), max_size=3))
-    def test_no_part_is_shown(self, script: str, stops: list[str]) -> None:
+    def test_stop_strings_are_never_shown_in_part(self, script: str, stops: list[str]) -> None:
         pieces: list[str] = []
         text = say(script, pieces, stop=stops).answer.text
         found = re.search("|".join(re.escape(stop) for stop in stops), script) if stops else None
@@ -146,7 +146,7 @@ class TestStopStrings:
             assert text == script
 
 
-def test_rows_are_kept_apart_and_settings_are_their_own() -> None:
+def test_rows_are_separate_and_have_their_own_settings() -> None:
     rows = [
         prompt(custom_id="a", settings={"max_new_tokens": 2}),
         prompt(custom_id="b", settings={"stop": ["lo"], "logprobs": 1}),
@@ -162,7 +162,7 @@ def test_rows_are_kept_apart_and_settings_are_their_own() -> None:
     assert {a.request.request_id: len(a.request.logprobs) for a in answers} == {"a": 0, "b": 5, "c": 0}
 
 
-def test_letting_go_of_the_stream_ends_all_rows() -> None:
+def test_dropping_the_stream_ends_all_rows() -> None:
     engine = Engine(ScriptModel(b"hello", len(PROMPT)), max_sequences=1)
     sources = encoder(eos_token_id=END, context=512).encode_all([prompt(custom_id=str(i)) for i in range(3)])
     events = stream(TextGenerator(engine, BYTES), sources)
@@ -172,7 +172,7 @@ def test_letting_go_of_the_stream_ends_all_rows() -> None:
     assert first.answer.request.finish_reason is FinishReason.CANCELLED
 
 
-def test_a_row_that_is_refused_leaves_nothing_behind() -> None:
+def test_a_rejected_row_leaves_nothing_behind() -> None:
     engine = Engine(ScriptModel(b"hello", len(PROMPT), context_length=16))
     good = encoder(context=16).encode(0, prompt())
     bad = EncodedPrompt(1, prompt(custom_id="bad"), "", [], GenerationConfig())
@@ -199,7 +199,7 @@ class TestEncoding:
         (plain,) = encoder(tokenizer, chat=True).encode_all([prompt(None, token_ids=(1,))])
         assert not plain.is_chat
 
-    def test_a_chat_answer_is_a_text_of_its_own(self) -> None:
+    def test_a_chat_answer_is_a_separate_text(self) -> None:
         tokenizer = load_tokenizer(TOKENIZERS / "spm")
         word = next(i for i in range(len(tokenizer)) if re.fullmatch(rb" [a-z]{2,}", tokenizer.token_bytes(i)))
         ids, texts = tokenizer.encode("x"), {}
@@ -276,7 +276,7 @@ class TestEncoding:
         assert other.request(64).max_new_tokens == 2
 
     @pytest.mark.parametrize("side", [None, "left", "right"])
-    def test_no_room_for_any_prompt(self, side: str | None) -> None:
+    def test_no_space_for_any_prompt(self, side: str | None) -> None:
         with pytest.raises(InputError, match="max_length is 1"):
             encoder(max_length=1, truncate=side).encode_all([prompt("12345")])
 
@@ -284,7 +284,7 @@ class TestEncoding:
         st.integers(1, 80), st.integers(1, 90), st.integers(1, 90), st.booleans(), st.sampled_from(["left", "right"])
     )
     @examples(200)
-    def test_what_is_encoded_can_run(self, length: int, new: int, total: int, by_total: bool, side: str) -> None:
+    def test_encoded_prompts_can_run(self, length: int, new: int, total: int, by_total: bool, side: str) -> None:
         """An encoder's prompt is never refused by the engine."""
         options = {"max_length": total} if by_total else {"max_new_tokens": new}
         try:

@@ -1,4 +1,4 @@
-"""The demo model, loaded once for all tests that ask for `model` and have no other of that name."""
+"""The demo model, loaded once for all tests that use the fixture `model` and do not override it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from inference.tokenizer import Tokenizer
 
 
 def demo_config(**sections: Any) -> InferenceConfig:
-    """The demo model's config; `sections` are added."""
+    """Return the demo model's config with `sections` added."""
     directory = Path(__file__).parents[2] / "inference" / "demo"
     return load_config({"pretrained_model_dir": str(directory), **sections})
 

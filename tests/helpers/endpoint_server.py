@@ -1,7 +1,7 @@
-"""An OpenAI-compatible endpoint on 127.0.0.1 that does as the prompt says: answers, fails, throttles, stalls and lies.
+"""An OpenAI-compatible endpoint on 127.0.0.1 that follows the prompt: answers, fails, throttles, stalls and lies.
 
-A prompt is words: an act, how often, and anything. `fail 2 x` fails twice with status 500 and answers then; what has no
-such act is answered at once.
+A prompt consists of words: an act, a number of times, and any text. `fail 2 x` fails twice with status 500 and then
+answers; a prompt without such an act is answered at once.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ KEY = "sk-secret-of-the-test"
 
 
 class EndpointServer(ThreadingHTTPServer):
-    """Counts what it is asked.
+    """Counts its requests.
 
     Attributes:
-        bodies: of all requests.
-        times: when each began, seconds.
-        most_at_once: the most requests that were under way.
+        bodies: the bodies of all requests.
+        times: the start time of each request, seconds.
+        most_at_once: maximum number of concurrent requests.
     """
 
     daemon_threads = True
@@ -135,7 +135,7 @@ class Handler(BaseHTTPRequestHandler):
         self.close_connection = True
 
     def do_long(self, body: dict[str, Any], prompt: Any) -> None:
-        """Refuses with the key behind as much padding as the prompt says."""
+        """Rejects the request; its message has the key after the padding that the prompt requests."""
         padding = int(str(prompt).split()[2]) - len("padding ")
         self.send(400, {"error": {"message": "padding " + "." * padding + KEY + "." * 300}})
 
@@ -175,7 +175,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send(200, {"error": {"message": "overloaded"}})
 
     def do_close(self, body: dict[str, Any], prompt: Any) -> None:
-        """Answers, and closes the connection without having said so."""
+        """Answers, and closes the connection without announcing it."""
         self.answer(body, prompt)
         self.close_connection = True
 
@@ -188,10 +188,10 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class ProxyServer(ThreadingHTTPServer):
-    """A proxy for plain HTTP that wants a user and a password.
+    """A proxy for plain HTTP that requires a user and a password.
 
     Attributes:
-        seen: what came with a password: the header, and the URL that was asked for.
+        seen: requests with a password: the header and the requested URL.
     """
 
     daemon_threads = True

@@ -1,6 +1,6 @@
 """Writes models as GGUF files, with the writer of the package `gguf`.
 
-Facts of the format, beside those of `benchmarking.gguf_file`: what llama.cpp's converter does with each architecture.
+Facts about the format, besides those in `benchmarking.gguf_file`: how llama.cpp's converter treats each architecture.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ARCHITECTURES = {
     "glm": "chatglm",
     "glm4_moe": "glm4moe",
 }
-# Of the ends of names, in this order; the first that fits counts.
+# By suffix of the name; the first match counts.
 NAMES = [
     (r"(embed_tokens|tok_embeddings|word_embeddings|wte)$", "token_embd"),
     (r"wpe$", "position_embd"),
@@ -57,12 +57,12 @@ NAMES = [
     (r"(gate_up_proj|mlp\.up_proj|feed_forward\.w3|dense_h_to_4h|c_fc)$", "ffn_up"),
     (r"(mlp\.down_proj|feed_forward\.w2|dense_4h_to_h|mlp\.c_proj)$", "ffn_down"),
 ]
-# In these the norm after attention goes by that name, and another one comes before the feed-forward.
+# In these architectures, this name is the norm after attention, and the norm before the feed-forward has another name.
 AFTER = {"gemma2": "post_attention_norm", "gemma3": "post_attention_norm", "glm4moe": "post_attention_norm"}
 
 
 def their_name(name: str, architecture: str = "llama") -> str:
-    """A tensor's name in GGUF."""
+    """Return a tensor's name in GGUF."""
     if name.endswith("e_score_correction_bias"):
         return f"blk.{name.split('.')[2]}.exp_probs_b.bias"
     stem, _, kind = name.rpartition(".")
@@ -74,7 +74,7 @@ def their_name(name: str, architecture: str = "llama") -> str:
 
 
 def stored(directory: Path) -> dict[str, np.ndarray]:
-    """The tensors of a directory as float32."""
+    """Return the tensors of a directory as float32."""
     found: dict[str, np.ndarray] = {}
     for file in sorted(directory.glob("*.safetensors")):
         tensors = Tensors(file)
@@ -83,7 +83,7 @@ def stored(directory: Path) -> dict[str, np.ndarray]:
 
 
 def arranged(name: str, array: np.ndarray, architecture: str, config: dict[str, Any]) -> dict[str, np.ndarray]:
-    """A tensor of Hugging Face's as the converter stores it, by GGUF's names."""
+    """Return a Hugging Face tensor as the converter stores it, by its names in GGUF."""
     heads = config.get("num_attention_heads") or config["n_head"]
     groups = config.get("num_key_value_heads", heads)
     if architecture in ("gemma2", "gemma3") and name.endswith("norm.weight"):
@@ -119,12 +119,13 @@ def write_gguf(
     """Writes `target`.
 
     Args:
-        kinds: GGML's name of the matrices' type; or of those whose name ends so, "" for the others.
-        more: writes further fields.
-        parts: tensors in a part; 0 for one file.
+        kinds: GGML's name for the type of all matrices; or a mapping from suffixes of names to types, "" for the
+            others.
+        more: writes additional fields.
+        parts: number of tensors per part; 0 for one file.
 
     Returns:
-        The values that each tensor stands for, under its name in the directory.
+        The values that each tensor represents, by its name in the directory.
     """
     import gguf
 
@@ -143,7 +144,7 @@ def write_gguf(
             continue
         by_end = kinds if isinstance(kinds, dict) else {"": kinds}
         kind = next(kind for end, kind in by_end.items() if name.endswith(end)) if array.ndim == 2 else "F32"
-        # The converter keeps routers as they are.
+        # The converter does not quantize routers.
         ggml = gguf.GGMLQuantizationType["F32" if re.search(r"(\.gate|_gate)\.weight$", name) else kind]
         values[name] = gguf.dequantize(gguf.quantize(array, ggml), ggml)
         for theirs, rows in arranged(name, array, architecture, config).items():
@@ -237,7 +238,7 @@ def _write_expert_sizes(writer: Any, architecture: str, config: dict[str, Any]) 
 
 
 def fields_of(tokenizer: Tokenizer, directory: Path, pre: str | None = None) -> Any:
-    """Writes a tokenizer's fields, as llama.cpp's conversion does."""
+    """Writes a tokenizer's fields like llama.cpp's converter."""
 
     def write(writer: Any) -> None:
         tokens = [tokenizer.id_to_token(token_id) or "" for token_id in range(len(tokenizer))]

@@ -1,4 +1,4 @@
-"""A format for each matrix of a model, as checkpoints of several types have."""
+"""A format for each matrix of a model, as in checkpoints with several types."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FORMS = (Format.INT4_MIN, Format.INT8, Format.BFLOAT16, Format.INT8_MIN, Format.
 
 
 def mixed_format(config: AnyConfig) -> MixedFormat:
-    """Every format in turn; what is never rounded stays float32: routers, and T5's bias by distance."""
+    """Assign every format in turn. Routers and T5's distance bias are never rounded and stay float32."""
     exact = (ROUTER, DISTANCES)
     names = [name for name, shape in parameter_shapes(config).items() if len(shape) > 1 and not name.endswith(exact)]
     return MixedFormat(dict(zip(names, cycle(FORMS), strict=False)))

@@ -1,4 +1,4 @@
-"""A model and a tokenizer that a test can reckon with: milliseconds, and wrong bookkeeping gives wrong tokens."""
+"""A toy model and tokenizer: they run in milliseconds, and wrong bookkeeping gives wrong tokens."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ END = 256
 
 
 def logits_of(past: Sequence[int], vocabulary: int) -> np.ndarray:
-    """Logits float32 [vocabulary] after the tokens `past`, which determine them and nothing else does."""
+    """Return logits float32 [vocabulary] after the tokens `past`, which alone determine them."""
     digest = hashlib.blake2b(np.asarray(past, np.int64).tobytes(), digest_size=8).digest()
     return (3 * np.random.default_rng(int.from_bytes(digest, "little")).standard_normal(vocabulary)).astype(np.float32)
 
 
 class ToyModel:
-    """Keeps tokens in a cache of slots, as a network keeps keys and values, and reads its past from there alone.
+    """Keeps tokens in a cache of slots, as a network keeps keys and values, and reads its past only from there.
 
     Every entry remembers its position, so that a slot that another sequence wrote, or a table with a wrong block,
-    is found at once.
+    is detected at once.
 
     Args:
-        broken_after: gives logits that are not numbers once a sequence has this many tokens.
-        poison: a token after which a row's logits are not numbers.
-        crash: a token with which no step can be computed.
+        broken_after: returns NaN logits once a sequence has this many tokens.
+        poison: a token after which a row's logits are NaN.
+        crash: a token that makes a step fail.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class ToyModel:
 
 
 class ScriptModel(ToyModel):
-    """Says a text, whatever it is asked: after a prompt of n tokens, `script[position - n]`, and then its end."""
+    """Generates a fixed text for any prompt: after a prompt of n tokens, `script[position - n]`, then the end token."""
 
     def __init__(self, script: Sequence[int], prompt_tokens: int, **sizes: int):
         super().__init__(**{"vocabulary": 258, "context_length": 512, "num_blocks": 513, **sizes})
@@ -112,7 +112,7 @@ class ScriptModel(ToyModel):
 
 
 class ByteTokenizer(Tokenizer):
-    """A token a byte, and 256 for the end."""
+    """One token per byte, and 256 for the end."""
 
     def encode_text(self, text: str, allow_special: bool = True) -> list[int]:
         return list(text.encode())
@@ -135,7 +135,7 @@ class ByteTokenizer(Tokenizer):
 
 
 def make_request(prompt: Sequence[int], name: str = "0", context: int = 64, **settings: object) -> Request:
-    """A request as the encoder makes one."""
+    """Make a request like the encoder."""
     generation = GenerationConfig(**settings)
     limit = generation.new_token_limit(len(prompt), context)
     return Request(name, list(prompt), generation, limit, generation.new_token_minimum(len(prompt)))

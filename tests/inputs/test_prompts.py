@@ -44,7 +44,7 @@ from inference.inputs.prompts import RowError, parse_row, prompt_of
         ('{"prompt": "a", "self": 1}', "f:1: "),
     ],
 )
-def test_rows_that_make_no_sense(line: str, message: str) -> None:
+def test_invalid_rows(line: str, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         parse_row(line, "f:1", "0")
     assert caught.value.exit_code == 2 and "\n" not in str(caught.value)
@@ -130,7 +130,7 @@ class TestOpenAI:
         assert found[3] == {"role": "tool", "tool_call_id": "c1", "content": "2"}
 
     @pytest.mark.parametrize("arguments", ["", "{", "3", "[" * 100_000])
-    def test_arguments_that_are_no_object_stay_text(self, arguments: str) -> None:
+    def test_arguments_that_are_not_an_object_stay_text(self, arguments: str) -> None:
         call = {"function": {"name": "f", "arguments": arguments}}
         line = openai({"messages": [*CHAT, {"role": "assistant", "content": None, "tool_calls": [call]}]})
         assert parse_row(line, "f:1", "0").messages[1]["tool_calls"] == [call]
@@ -178,7 +178,7 @@ class TestOpenAI:
         assert caught.value.custom_id == "r1"
 
 
-def test_a_bad_row_keeps_its_name_where_it_has_one() -> None:
+def test_a_bad_row_keeps_its_custom_id() -> None:
     for line, name in (('{"custom_id": 7}', "7"), ("{}", "12"), ("{", None), ('{"custom_id": []}', None)):
         with pytest.raises(RowError) as caught:
             parse_row(line, "f:1", "12")

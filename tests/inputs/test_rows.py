@@ -82,7 +82,7 @@ def test_a_text_file_is_a_prompt_a_line(tmp_path: Path) -> None:
     st.booleans(),
     st.booleans(),
 )
-def test_any_lines_come_back(
+def test_any_lines_are_read_back(
     tmp_path_factory: pytest.TempPathFactory, lines: list[str], end: str, last: bool, packed: bool
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "any.txt"
@@ -100,7 +100,7 @@ def test_stdin(stdin) -> None:
 
 
 @pytest.mark.parametrize("first", [b"a\n", b"(\n", b"(\xb5\n", b"\x1f\n", b"\n", b"\x28\xb5\x2f\n"])
-def test_stdin_is_read_as_it_comes(monkeypatch: pytest.MonkeyPatch, first: bytes) -> None:
+def test_stdin_is_read_as_it_arrives(monkeypatch: pytest.MonkeyPatch, first: bytes) -> None:
     """A short line is a row before the next is typed, also where it begins like a compressed file."""
     reader, writer = os.pipe()
     with os.fdopen(reader, "rb") as source:
@@ -139,7 +139,7 @@ def test_a_jsonl_file(tmp_path: Path) -> None:
     assert dict(third.settings) == {"seed": 0}
 
 
-def test_bad_rows_are_told_and_the_others_go_on(tmp_path: Path) -> None:
+def test_bad_rows_are_reported_and_the_others_continue(tmp_path: Path) -> None:
     lines = [b'{"prompt": "a"}', b"{", b'{"prompt": "caf\xe9"}', b"", b'{"prompt": "b"}', b'{"promt": "c"}']
     path = write(tmp_path / "p.jsonl", b"\n".join(lines))
     a, no_json, no_utf8, b, unknown = prompts(open_rows([path]))
@@ -200,13 +200,13 @@ class TestTables:
     @given(
         st.lists(st.text(st.characters(blacklist_categories=("Cs", "Cc"))).filter(str.strip), min_size=1, max_size=5)
     )
-    def test_any_cells_come_back(self, tmp_path_factory: pytest.TempPathFactory, cells: list[str]) -> None:
+    def test_any_cells_are_read_back(self, tmp_path_factory: pytest.TempPathFactory, cells: list[str]) -> None:
         quoted = "".join('x,"{}"\n'.format(cell.replace('"', '""')) for cell in cells)
         path = write(tmp_path_factory.getbasetemp() / "any.csv", f"n,prompt\n{quoted}")
         assert texts(open_rows([path])) == cells
 
     @pytest.mark.parametrize("column", ["promt", "other"])
-    def test_a_column_that_is_not_there(self, tmp_path: Path, column: str) -> None:
+    def test_a_missing_column(self, tmp_path: Path, column: str) -> None:
         path = write(tmp_path / "t.csv", "prompt,n\na,1\n")
         hint = "did you mean 'prompt'" if column == "promt" else "--prompt_column: prompt, n"
         with pytest.raises(InputError, match=f"t.csv has no column '{column}'; .*{hint}"):
@@ -265,7 +265,7 @@ class TestCompressed:
         with pytest.raises(InputError, match="p.txt.zst is compressed with zstd, .* zstandard; pip install zstandard"):
             texts(open_rows([write(tmp_path / "p.txt.zst", files.ZSTD)]))
 
-    def test_gzip_that_is_cut_off(self, tmp_path: Path) -> None:
+    def test_truncated_gzip(self, tmp_path: Path) -> None:
         self.cut_off(write(tmp_path / "cut.jsonl.gz", gzip.compress(self.ROWS)[:-20]))
 
     @staticmethod
@@ -282,7 +282,7 @@ class TestCompressed:
         assert texts(open_rows(["-"])) == ["a", "b"]
 
 
-def test_how_many_rows_there_will_be(tmp_path: Path, stdin) -> None:
+def test_the_expected_number_of_rows(tmp_path: Path, stdin) -> None:
     path = write(tmp_path / "p.txt", "".join(f"row number {i:06}\n" for i in range(100_000)))
     rows = open_rows([path, path])
     seen = iter(rows)
@@ -302,7 +302,7 @@ def test_files_without_a_prompt(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["prompts.txt", "prompts.jsonl", "no/such/dir/prompts.txt", "t.parquet", "p.csv.gz"])
-def test_a_missing_file_is_no_prompt(tmp_path: Path, name: str) -> None:
+def test_a_missing_file_is_not_a_prompt(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match="does not exist"):
         open_rows([str(tmp_path / name)])
 
@@ -339,7 +339,7 @@ class TestBounds:
         return bytes(pytest.importorskip("zstandard").ZstdCompressor().compress(data))
 
     @pytest.mark.parametrize("kind", ["zstd", "gzip"])
-    def test_a_bomb_is_a_bad_row_in_little_memory(self, tmp_path: Path, kind: str) -> None:
+    def test_a_decompression_bomb_is_a_bad_row_in_little_memory(self, tmp_path: Path, kind: str) -> None:
         path = write(tmp_path / "b.txt", self.bomb(kind, b"a\n" + b"x" * (24 << 20) + b"\nb\n"))
         assert Path(path).stat().st_size < 200_000
         rows = open_rows([path], max_line_bytes=2 << 20)
@@ -372,7 +372,7 @@ class TestBounds:
         with pytest.raises(InputError, match=rf"{name}:[0-9]+: [0-9,]+ blank lines in a row"):
             texts(open_rows([path], max_line_bytes=100_000))
 
-    def test_a_line_without_end_ends_the_input(self, tmp_path: Path) -> None:
+    def test_an_endless_line_ends_the_input(self, tmp_path: Path) -> None:
         path = write(tmp_path / "b.txt", b"a\n" + b"x" * 20_000)
         with pytest.raises(InputError, match="b.txt:2: a line of more than 16 times input.max_line_bytes"):
             texts(open_rows([path], max_line_bytes=1000))
@@ -402,7 +402,7 @@ class TestPatterns:
     def test_prompts_with_wildcards_stay_prompts(self, prompt: str) -> None:
         assert texts(open_rows([prompt])) == [prompt]
 
-    def test_a_directory_is_no_prompt(self, tmp_path: Path) -> None:
+    def test_a_directory_is_not_a_prompt(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"is a directory; name a file of prompts \(.txt, .* there is none in it"):
             open_rows([f"{tmp_path}/"])
         for name in ("a.jsonl", "b.jsonl.gz", "c.txt", "notes.md"):
@@ -422,7 +422,7 @@ class TestPatterns:
             ("file:///tmp/prompts.txt", "give its path"),
         ],
     )
-    def test_a_url_keeps_its_slashes_and_says_what_to_do(self, url: str, hint: str) -> None:
+    def test_an_error_about_a_url_keeps_its_slashes_and_has_a_hint(self, url: str, hint: str) -> None:
         with pytest.raises(InputError) as caught:
             open_rows([url])
         message = f"--predict_data: {url} is a URL, and prompts come from files of this machine; "

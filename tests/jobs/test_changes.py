@@ -61,7 +61,7 @@ class TestSaveFile:
         os.truncate(file.path, 5)
         assert "was cut to 5 of 22 bytes" in self.lost(file)
 
-    def test_nothing_happened(self, file: SaveFile) -> None:
+    def test_an_unchanged_file_is_accepted(self, file: SaveFile) -> None:
         file.append(['{"row": 2}'])
         file.commit()
         file.commit()
@@ -111,7 +111,7 @@ class TestInput:
 
     @pytest.mark.parametrize("form", ["txt", "jsonl", "named", "csv"])
     @pytest.mark.parametrize("change", CHANGES)
-    def test_changed_rows_are_refused(self, tmp_path: Path, form: str, change: str) -> None:
+    def test_changed_rows_are_rejected(self, tmp_path: Path, form: str, change: str) -> None:
         source = tmp_path / f"in.{'jsonl' if form == 'named' else form}"
         out = tmp_path / "out.jsonl"
         lines = self.lines(form)
@@ -135,7 +135,7 @@ class TestInput:
         named = [record["custom_id"].startswith("name") for record in records(out)]
         assert [("input_digest" in record) for record in records(out)] == [not name for name in named]
 
-    def test_a_failed_row_may_be_mended_in_its_place(self, tmp_path: Path) -> None:
+    def test_a_failed_row_may_be_corrected_in_place(self, tmp_path: Path) -> None:
         source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
         source.write_text('{"prompt": "a"}\n{\n{"prompt": "c"}\n')
         toy_job([str(source)], str(out), max_new_tokens=2)
@@ -146,7 +146,7 @@ class TestInput:
 
 class TestSidecar:
     @pytest.mark.parametrize("content", ["[]", "null", "3", "[" * 100_000, '{"a":' * 100_000, "{", "", "\0\xff"])
-    def test_a_damaged_sidecar_is_refused(self, tmp_path: Path, content: str) -> None:
+    def test_a_damaged_sidecar_is_rejected(self, tmp_path: Path, content: str) -> None:
         source, out = write_rows(tmp_path / "in.jsonl", 3), tmp_path / "out.jsonl"
         toy_job([source], str(out))
         before = out.read_bytes()
@@ -156,7 +156,7 @@ class TestSidecar:
         assert caught.value.exit_code == 2 and out.read_bytes() == before
 
     @pytest.mark.parametrize("row", [10**15, 2**61])
-    def test_a_record_far_away_takes_no_memory(self, tmp_path: Path, row: int) -> None:
+    def test_a_large_row_number_takes_no_memory(self, tmp_path: Path, row: int) -> None:
         source, out = write_rows(tmp_path / "in.jsonl", 3), tmp_path / "out.jsonl"
         toy_job([source], str(out))
         with out.open("a") as file:
@@ -165,7 +165,7 @@ class TestSidecar:
             toy_job([source], str(out), resume=True, ordered=True)
 
     @pytest.mark.parametrize("line", ["[" * 100_000, f'{{"row": {2**70}}}', '{"row": -1}', '{"row": 1.5}', "null"])
-    def test_a_line_that_is_no_record(self, tmp_path: Path, line: str) -> None:
+    def test_a_line_that_is_not_a_record(self, tmp_path: Path, line: str) -> None:
         source, out = write_rows(tmp_path / "in.jsonl", 3), tmp_path / "out.jsonl"
         toy_job([source], str(out))
         out.write_text(f"{line}\n{out.read_text()}")

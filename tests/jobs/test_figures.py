@@ -81,7 +81,7 @@ def test_loading_is_shown_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert plain.getvalue() == "loading b.safetensors: 2.0 of 4.0 GiB\n"
 
 
-def test_plain_lines_come_less_and_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plain_progress_lines_become_less_frequent(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr("time.perf_counter", lambda: now)
     line, said = ProgressLine(io.StringIO(), in_place=False), []
@@ -172,7 +172,7 @@ def test_a_plot(tmp_path: Path, ran) -> None:
         check_plot(tmp_path / "p.xyz")
 
 
-def test_a_target_without_permission_is_refused_by_the_check(tmp_path, monkeypatch):
+def test_a_target_without_permission_is_rejected_by_the_check(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: not (Path(path) == tmp_path and mode == os.W_OK))
     with pytest.raises(InputError, match="--metrics_file: .*m.json cannot be written: permission denied"):
         check_target(tmp_path / "m.json", "--metrics_file")

@@ -42,7 +42,7 @@ def jsonl(path: Path, rows: list[dict[str, Any]]) -> str:
 
 
 class TestRows:
-    def test_records_come_as_rows_finish_or_in_order(self, tmp_path: Path) -> None:
+    def test_records_are_written_as_rows_finish_or_in_order(self, tmp_path: Path) -> None:
         long_first = [{"prompt": "a", "max_new_tokens": 30 - i} for i in range(24)]
         source, out = jsonl(tmp_path / "in.jsonl", long_first), tmp_path / "out.jsonl"
         toy_job([source], str(out), rows_at_once=8)
@@ -59,7 +59,7 @@ class TestRows:
             found.append(texts(out))
         assert found[0] == found[1] == found[2]
 
-    def test_what_a_failure_says(self, tmp_path: Path) -> None:
+    def test_the_fields_of_a_failure(self, tmp_path: Path) -> None:
         rows = [{"prompt": "a", "custom_id": "x"}, {"prompt": "b" * 96}, {"prompt": "c", "custom_id": "x"}]
         source, out = jsonl(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
         outcome = toy_job([source, "an argument"], str(out))
@@ -72,7 +72,7 @@ class TestRows:
         assert outcome.first_failure == long["error"]["message"]
         assert {"custom_id", "row", "prompt", "text", "finish_reason", "model"} <= set(good) & set(long)
 
-    def test_numbers_are_names_that_may_be_taken(self, tmp_path: Path) -> None:
+    def test_numbers_may_already_be_used_as_names(self, tmp_path: Path) -> None:
         source = jsonl(tmp_path / "in.jsonl", [{"prompt": "a", "custom_id": "1"}, {"prompt": "b"}])
         toy_job([source], str(tmp_path / "out.jsonl"))
         assert texts(tmp_path / "out.jsonl")[1]["error"]["type"] == "duplicate_id"
@@ -84,7 +84,7 @@ class TestRows:
         assert "positions of KV cache" in failed["message"] and failed["line"] == 1
 
     @pytest.mark.parametrize("replicas", [1, 3])
-    def test_a_row_on_which_the_model_fails_takes_nobody_with_it(self, tmp_path: Path, replicas: int) -> None:
+    def test_a_row_on_which_the_model_fails_fails_alone(self, tmp_path: Path, replicas: int) -> None:
         rows = [{"prompt": f"row {i}{'~' * (i % 5 == 2)} and so on", "max_new_tokens": 9} for i in range(40)]
         source, whole, out = jsonl(tmp_path / "in.jsonl", rows), tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
         toy_job([source], str(whole))
@@ -129,7 +129,7 @@ class TestRows:
         toy_job([str(tmp_path / "in.jsonl")], str(tmp_path / "out.jsonl"), echo=False)
         assert not any("prompt" in row for row in records(tmp_path / "out.jsonl"))
 
-    def test_an_input_that_breaks_off_loses_no_row_before(self, tmp_path: Path) -> None:
+    def test_a_truncated_input_loses_no_earlier_row(self, tmp_path: Path) -> None:
         import gzip
 
         packed = gzip.compress("".join(f"row {i}\n" for i in range(400)).encode())
@@ -138,7 +138,7 @@ class TestRows:
             toy_job([str(tmp_path / "in.txt.gz")], str(tmp_path / "out.jsonl"), max_new_tokens=1)
         assert len(texts(tmp_path / "out.jsonl")) == 400
 
-    def test_half_of_a_character_in_a_name(self) -> None:
+    def test_a_lone_surrogate_in_a_name(self) -> None:
         line = render_json(Result(failed_completion("\ud83d", 0, "bad_row", "f:1: é", line=1)), True)
         assert json.loads(line.encode())["custom_id"] == "\ud83d"
 
@@ -170,7 +170,7 @@ def encoded(row: int, prompt: Prompt) -> EncodedPrompt:
 
 
 class TestFeed:
-    def test_it_reads_no_further_ahead_than_it_may(self) -> None:
+    def test_read_ahead_is_limited(self) -> None:
         rows = Slow(10_000)
         feed = Feed(rows, encoded, ahead=8)
         taken = [feed.take(wait=True) for _ in range(100)]
@@ -182,7 +182,7 @@ class TestFeed:
         assert [item.row for item in taken] == list(range(100)) and rows.parsed <= 100 + 8 + 1
         assert not feed.all_read and feed.num_ready == 8
 
-    def test_small_inputs_are_known_whole(self) -> None:
+    def test_small_inputs_are_read_completely_in_advance(self) -> None:
         feed = Feed(Slow(5), encoded, ahead=8)
         assert [item.row for item in feed.whole(5)] == [0, 1, 2, 3, 4]
         assert [feed.take(wait=True).row for _ in range(5)] == [0, 1, 2, 3, 4]
@@ -203,7 +203,7 @@ class TestFeed:
         os.close(writer)
         assert feed.take(wait=True) is None and feed.ended
 
-    def test_rows_that_are_done_are_not_parsed(self) -> None:
+    def test_finished_rows_are_not_parsed(self) -> None:
         from inference.jobs.feed import DoneRows
 
         done = DoneRows()
@@ -382,7 +382,7 @@ class TestTerminal:
         writer.take(event(0, "b", 2, True))
         assert out.getvalue() == "all of 0\n"
 
-    def test_few_rows_wait_for_an_earlier_one(self) -> None:
+    def test_a_limited_number_of_rows_wait_for_an_earlier_one(self) -> None:
         writer = AnswerWriter("json", "m", 2, ordered=True, stream=False, echo=True, save_file=None, stdout=None)
         for row in range(2 * WAITING):
             assert writer.has_room
@@ -418,11 +418,11 @@ class TestEndings:
         toy_job([source], str(out), resume=True)
         assert len(texts(out)) == 40
 
-    def test_a_device_that_is_full(self, tmp_path: Path) -> None:
+    def test_a_full_device(self, tmp_path: Path) -> None:
         with pytest.raises(InferenceError, match="/dev/full cannot be written: No space left on device"):
             toy_job(["a"], "/dev/full")
 
-    def test_a_pipe_whose_reader_has_gone(self, tmp_path: Path) -> None:
+    def test_a_pipe_whose_reader_has_closed(self, tmp_path: Path) -> None:
         source, out = write_rows(tmp_path / "in.jsonl", 40), tmp_path / "out.jsonl"
         reader, pipe = os.pipe()
         os.close(reader)

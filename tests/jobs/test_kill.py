@@ -150,7 +150,7 @@ def test_rows_that_failed_are_run_again(tmp_path: Path, server: Server, ordered:
     }
 
 
-def test_an_unordered_file_is_put_in_order(tmp_path: Path) -> None:
+def test_an_unordered_file_is_sorted(tmp_path: Path) -> None:
     source, out = write_rows(tmp_path / "in.jsonl", 40), tmp_path / "out.jsonl"
     toy_job([source], str(out))
     before = texts(out)
@@ -163,7 +163,7 @@ def test_an_unordered_file_is_put_in_order(tmp_path: Path) -> None:
     assert out.stat().st_mode & 0o777 == 0o640 and (tmp_path / "link.jsonl").is_symlink()
 
 
-def test_every_place_at_which_a_write_can_break_off(tmp_path: Path) -> None:
+def test_a_write_may_fail_at_any_byte(tmp_path: Path) -> None:
     """The file cut off after any byte, also with a hole of zeros where the disk lost what came after."""
     source, out = write_rows(tmp_path / "in.jsonl", 6), tmp_path / "out.jsonl"
     toy_job([source], str(out))
@@ -175,7 +175,7 @@ def test_every_place_at_which_a_write_can_break_off(tmp_path: Path) -> None:
         assert texts(out) == expected, place
 
 
-def test_a_finished_job_is_done(tmp_path: Path) -> None:
+def test_a_finished_job_has_nothing_to_do(tmp_path: Path) -> None:
     source, out = write_rows(tmp_path / "in.jsonl", 20), tmp_path / "out.jsonl"
     toy_job([source], str(out))
     before, loaded = out.read_bytes(), []
@@ -209,7 +209,7 @@ class TestRefused:
     def test_other_settings(self, done: tuple[str, Path]) -> None:
         self.refused(done, "started with max_new_tokens 12, but it is 13 now; .*--overwrite", max_new_tokens=13)
 
-    def test_a_file_that_is_there(self, done: tuple[str, Path]) -> None:
+    def test_an_existing_file(self, done: tuple[str, Path]) -> None:
         self.refused(done, "exists; give another name, or --overwrite, or --resume to continue", resume=False)
         toy_job([done[0]], str(done[1]), overwrite=True, max_new_tokens=1)
         assert max(row["completion_tokens"] or 0 for row in records(done[1])) >= 1
@@ -227,7 +227,7 @@ class TestRefused:
         done[1].write_bytes(lines[0] + lines[0] + lines[1])
         self.refused(done, "out.jsonl:2: row \\d is there twice")
 
-    def test_text_cannot_be_gone_on_with(self, done: tuple[str, Path]) -> None:
+    def test_text_output_cannot_be_resumed(self, done: tuple[str, Path]) -> None:
         self.refused(done, "--resume needs a save file of records", form="text")
 
     def test_two_runs_at_once(self, done: tuple[str, Path]) -> None:

@@ -59,7 +59,7 @@ def test_answers_are_those_of_one_copy(
     assert not ordered or [row["row"] for row in records(folder / "all.jsonl")] == list(range(len(rows)))
 
 
-def test_bad_rows_and_rows_that_no_cache_can_hold(tmp_path: Path) -> None:
+def test_bad_rows_and_rows_too_long_for_the_cache(tmp_path: Path) -> None:
     source = write_rows(tmp_path / "in.jsonl", 60)
     sizes = {"num_blocks": 12, "rows_at_once": 3}
     one = toy_job([source], str(tmp_path / "one.jsonl"), **sizes)
@@ -71,7 +71,7 @@ def test_bad_rows_and_rows_that_no_cache_can_hold(tmp_path: Path) -> None:
     assert stopped.stopped and stopped.rows < 60
 
 
-def test_every_copy_works_and_the_figures_add_up(tmp_path: Path) -> None:
+def test_every_replica_works_and_the_figures_add_up(tmp_path: Path) -> None:
     rows = [{"prompt": "x" * (1 + i % 7), "max_new_tokens": 10} for i in range(90)]
     alone, together = RunMetrics(), RunMetrics()
     answers(tmp_path, rows, "one.jsonl", metrics=alone)
@@ -88,7 +88,7 @@ def test_every_copy_works_and_the_figures_add_up(tmp_path: Path) -> None:
     assert last.completion_tokens == alone.completion_tokens and last.prompt_tokens == alone.prompt_tokens
 
 
-def test_rates_of_copies_add_up() -> None:
+def test_rates_of_replicas_add_up() -> None:
     one = RunMetrics(requests=1, prompt_tokens=10, prefill_seconds=1, decode_tokens=30, decode_seconds=2)
     other = RunMetrics(requests=2, prompt_tokens=60, prefill_seconds=2, decode_tokens=10, decode_seconds=1)
     one.add_replica(other)
@@ -112,7 +112,7 @@ def test_texts_stay_in_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("steps", [0, 1, 7, 20])
-def test_a_copy_that_is_lost_ends_the_job_which_goes_on(tmp_path: Path, steps: int) -> None:
+def test_a_lost_replica_ends_the_job_which_can_be_resumed(tmp_path: Path, steps: int) -> None:
     source, out = write_rows(tmp_path / "in.jsonl", 60), tmp_path / "out.jsonl"
     toy_job([source], str(tmp_path / "clean.jsonl"))
     with pytest.raises(InferenceError, match="rank 2 is gone .*; its own log says why"):
@@ -123,7 +123,7 @@ def test_a_copy_that_is_lost_ends_the_job_which_goes_on(tmp_path: Path, steps: i
     assert texts(out) == texts(tmp_path / "clean.jsonl")
 
 
-def test_a_job_that_fails_lets_the_copies_end(tmp_path: Path) -> None:
+def test_a_failed_job_ends_the_replicas(tmp_path: Path) -> None:
     """They stop at once, although they have rows; the toy's threads assert that they were told to."""
     rows = [{"prompt": "x" * 20, "max_new_tokens": 60} for _ in range(40)]
     (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, rows)))

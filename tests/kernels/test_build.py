@@ -25,7 +25,7 @@ SKYLAKE = "flags\t\t: fpu fma f16c avx avx2 avx512f avx512dq avx512bw avx512vl\n
         ("processor\t: 0\n", ["plain"]),
     ],
 )
-def test_only_what_the_processor_has_is_offered(
+def test_only_supported_instruction_sets_are_offered(
     cpuinfo: str, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A library with code for another set crashed while it was loaded, on a processor without AVX-512."""
@@ -68,7 +68,7 @@ def test_one_set_is_built_once_into_a_folder_of_our_own(cache: Path, monkeypatch
     assert build_again(monkeypatch, lines) == path and path.stat().st_mtime_ns == written and len(lines) == 1
 
 
-def test_a_long_build_says_how_far_it_is(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_build_reports_its_progress(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "INTERVAL", 0.0)
     lines: list[str] = []
     build.library_path(say=lines.append)
@@ -81,9 +81,7 @@ def test_every_source_file_is_compiled() -> None:
     assert there == {*build.SET_SOURCES, *build.SOURCES_FOR_ALL}
 
 
-def test_a_library_that_is_not_the_one_that_was_built_is_built_again(
-    cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_changed_library_is_rebuilt(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = build.library_path()
     built = path.read_bytes()
     path.write_bytes(b"something else")
@@ -95,21 +93,21 @@ def test_a_library_that_is_not_the_one_that_was_built_is_built_again(
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o720, 0o1777])
-def test_a_folder_that_others_may_write_to_is_refused(cache: Path, mode: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_writable_by_others_is_rejected(cache: Path, mode: int, monkeypatch: pytest.MonkeyPatch) -> None:
     build.library_path()
     cache.chmod(mode)
     with pytest.raises(KernelBuildError, match=f"{cache} can be written to by other users"):
         build_again(monkeypatch)
 
 
-def test_another_user_s_folder_is_refused(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_users_folder_is_rejected(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build.library_path()
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     with pytest.raises(KernelBuildError, match=f"{cache} belongs to another user"):
         build_again(monkeypatch)
 
 
-def test_no_link_is_followed(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_links_are_not_followed(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = build.library_path()
     for file in (path, path.with_suffix(".sha256")):
         kept = file.read_bytes()
@@ -127,14 +125,14 @@ def test_no_link_is_followed(cache: Path, tmp_path: Path, monkeypatch: pytest.Mo
         build_again(monkeypatch)
 
 
-def test_a_library_that_others_may_write_to_is_refused(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_writable_by_others_is_rejected(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = build.library_path()
     path.chmod(0o722)
     with pytest.raises(KernelBuildError, match=f"{path} can be written to by other users"):
         build_again(monkeypatch)
 
 
-def test_the_lock_leaves_what_it_locks_as_it_is(cache: Path, tmp_path: Path) -> None:
+def test_the_lock_does_not_change_the_locked_file(cache: Path, tmp_path: Path) -> None:
     cache.mkdir(0o700)
     precious = tmp_path / "precious"
     precious.write_text("text")

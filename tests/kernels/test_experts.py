@@ -187,7 +187,7 @@ def test_only_the_chosen_experts_are_computed(threads: int) -> None:
     library.set_threads(None)
 
 
-def test_what_is_no_number_stays_in_its_row() -> None:
+def test_nan_stays_in_its_row() -> None:
     routing = Routing(experts=6, chosen=2, scoring="sigmoid", groups=3, chosen_groups=2, group_best=2)
     model = Model.random(ExpertsShape(20, 12, 8, False, EPS, routing), Format.INT8, True, 3)
     x = np.random.default_rng(4).standard_normal((5, 20), np.float32)

@@ -60,13 +60,13 @@ def bound_of(weights: np.ndarray, weight_format: Format) -> np.ndarray:
 
 
 @given(SHAPES, st.integers(0, 99), st.sampled_from(Format))
-def test_shape_is_what_packing_gives(shape: tuple[int, int], seed: int, weight_format: Format) -> None:
+def test_shape_equals_that_of_packed_data(shape: tuple[int, int], seed: int, weight_format: Format) -> None:
     packed = pack(matrix(shape, seed), weight_format)
     assert packed.shape == weight_format.shape(*shape)
     assert unpack(packed, weight_format, *shape).shape == shape
 
 
-def test_bytes_are_where_the_header_file_says() -> None:
+def test_bytes_match_the_layout_in_the_header_file() -> None:
     # Row 17 of 20 is lane 1 of the second panel.
     weights = matrix((20, 70), 1)
     assert pack(weights, Format.FLOAT32)[1].view(np.float32)[69 * 16 + 1] == weights[17, 69]
@@ -99,7 +99,7 @@ def test_a_matrix_may_be_packed_in_parts(
 
 
 @pytest.mark.parametrize("native", [False, True])
-def test_sixteen_bit_elements_are_taken_as_they_are(native: bool) -> None:
+def test_sixteen_bit_elements_are_kept_unchanged(native: bool) -> None:
     packer = pytest.importorskip("inference.kernels.library").pack_into if native else pack_into
     weights = matrix((19, 33), 2)
     for weight_format, elements in (

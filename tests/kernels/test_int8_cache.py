@@ -65,7 +65,7 @@ def transform(x: np.ndarray) -> np.ndarray:
     seed=st.integers(0, 999),
     data=st.data(),
 )
-def test_within_what_rounding_may_do(
+def test_results_agree_within_rounding(
     size: int, length: int, window: int | None, outlier: float, seed: int, data: st.DataObject
 ) -> None:
     """An element of a transformed vector is rounded by half its scale at most.
@@ -99,7 +99,7 @@ def test_within_what_rounding_may_do(
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_what_is_no_number_is_not_hidden(bad: float) -> None:
+def test_nan_is_not_hidden(bad: float) -> None:
     x = np.ones((3, (HEADS + 2 * KV_HEADS) * 8), np.float32)
     x[1, HEADS * 8] = bad
     shape = AttentionShape(x.shape[1], HEADS, KV_HEADS, 8, 1e-5, 1.0, None, BLOCKS, BLOCK, "int8")

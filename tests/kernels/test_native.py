@@ -124,7 +124,7 @@ def test_long_rows_and_many_tokens(weight_format: Format) -> None:
 
 @pytest.mark.parametrize("weight_format", Format)
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_what_is_no_number_stays_so_and_stays_in_its_row(weight_format: Format, bad: float) -> None:
+def test_nan_stays_nan_and_stays_in_its_row(weight_format: Format, bad: float) -> None:
     generator = np.random.default_rng(6)
     packed = pack(generator.standard_normal((5, 70), dtype=np.float32), weight_format)
     x = generator.standard_normal((8, 70), dtype=np.float32)
@@ -158,7 +158,7 @@ def test_thread_counts_agree() -> None:
     assert np.array_equal(results[0], results[2])
 
 
-def test_calls_from_several_threads_do_not_disturb_each_other() -> None:
+def test_calls_from_several_threads_do_not_interfere() -> None:
     """Two models may be in use: their calls wait for one another."""
     generator = np.random.default_rng(8)
     jobs = []

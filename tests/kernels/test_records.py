@@ -32,7 +32,7 @@ EXPERTS = {
 }
 
 
-def test_fields_lie_where_the_library_has_them() -> None:
+def test_field_offsets_equal_the_librarys() -> None:
     text = library._library().kernels_records().decode()
     assert text == records.describe() and text.count("\n") == 11
     assert "AttentionRecord" in text and "hidden:16:8" in text
@@ -67,7 +67,7 @@ def test_a_field_that_differs_is_named(change: tuple[str, str]) -> None:
         (records.RanksRecord, {"group": ADDRESS}, {"group": 0}, "group"),
     ],
 )
-def test_numbers_out_of_range_are_refused(
+def test_numbers_out_of_range_are_rejected(
     kind: type[records.Record], sound: dict[str, Any], bad: dict[str, Any], named: str
 ) -> None:
     library.sound(kind(**sound))
@@ -75,7 +75,7 @@ def test_numbers_out_of_range_are_refused(
         library.sound(kind(**{**sound, **bad}))
 
 
-def test_no_more_is_read_than_was_written() -> None:
+def test_reading_stops_at_the_end_of_the_written_data() -> None:
     """Each cut of a program is refused; the address sanitizer saw a record read beyond its end."""
     numbers = records.FeedForwardRecord(hidden=8, width=4, norm=ADDRESS, gate_up=MATRIX, down=MATRIX).numbers()
     for length in range(1, len(numbers)):
@@ -89,7 +89,7 @@ def test_no_more_is_read_than_was_written() -> None:
     assert library._library().kernels_problem(numbers.ctypes.data, len(numbers)) == b"kind"
 
 
-def test_a_field_that_nobody_knows_is_a_mistake() -> None:
+def test_an_unknown_field_is_an_error() -> None:
     with pytest.raises(AssertionError, match="hiden"):
         records.FeedForwardRecord(hiden=8)
 
@@ -99,12 +99,12 @@ def test_a_record_is_one_run_of_numbers() -> None:
     assert record.numbers().tolist() == [ctypes.sizeof(record), 4, 5, 1]
 
 
-def test_more_threads_than_the_machine_starts_are_refused() -> None:
+def test_too_many_threads_are_rejected() -> None:
     with pytest.raises(ConfigError, match="engine.threads is 100000, which this machine does not start"):
         library.set_threads(100_000)
 
 
-def test_threads_that_do_not_start_leave_those_there_were() -> None:
+def test_threads_that_do_not_start_leave_the_existing_ones() -> None:
     """In a process of its own, whose address space has no room for another stack."""
     program = """
 import resource

@@ -101,12 +101,12 @@ def test_any_word_survives_its_quotes(words: list[str]) -> None:
         (["no_such_program x"], {}, "the command's first word, no_such_program, is not a program; the command is"),
     ],
 )
-def test_what_is_refused(arguments: list[str], named: dict[str, str], message: str) -> None:
+def test_invalid_input_is_rejected(arguments: list[str], named: dict[str, str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         make_settings(arguments, named)
 
 
-def test_two_launchers_in_the_same_moment_do_not_share_a_port() -> None:
+def test_two_simultaneous_launchers_do_not_share_a_port() -> None:
     """The second gets one clear line if it asks for the port of the first, and another port if it asks for none."""
     settings = make_settings(["true", "2"], {})
     with take_port(settings) as first:

@@ -60,7 +60,7 @@ def test_the_worst_exit_code_counts(launcher: Launcher) -> None:
     assert "rank 2 ended with exit code 2" in error or "rank 1 was killed by SIGKILL" in error
 
 
-def test_rank_0_fails_and_says_why_once(launcher: Launcher) -> None:
+def test_rank_0_fails_and_reports_why_once(launcher: Launcher) -> None:
     command = launcher.script("if rank == 0: sys.exit('error: no such model')\ntime.sleep(1000)")
     assert launcher.run(command, 2) == (
         1,
@@ -111,7 +111,7 @@ def test_a_command_that_cannot_be_run(launcher: Launcher) -> None:
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)], ids=lambda n: str(int(n))
 )
-def test_the_launcher_is_told_to_end(launcher: Launcher, number: int, code: int) -> None:
+def test_a_signal_ends_the_launcher(launcher: Launcher, number: int, code: int) -> None:
     """As Ctrl-C does: rank 0 finishes what it has in hand, and says so."""
     process = launcher.start(launcher.script(WORK + WAIT), 2)
     all_up(launcher)
@@ -122,7 +122,7 @@ def test_the_launcher_is_told_to_end(launcher: Launcher, number: int, code: int)
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)], ids=lambda n: str(int(n))
 )
-def test_it_is_told_to_end_while_it_checks(launcher: Launcher, number: int, code: int) -> None:
+def test_a_signal_ends_it_during_the_check(launcher: Launcher, number: int, code: int) -> None:
     command = launcher.script("Path('checks').touch()\ntime.sleep(1000)", "run_inference.py")
     process = launcher.start(command, 2)
     wait_until(lambda: launcher.there("checks"))
@@ -159,7 +159,7 @@ def test_ctrl_z_and_fg_stop_and_continue_all(launcher: Launcher) -> None:
     assert "Stopped" in said and "answer of 0" in said and "ended with 0" in said.splitlines()[-2:], said
 
 
-def test_a_stopped_launcher_is_told_to_end(launcher: Launcher) -> None:
+def test_a_signal_ends_a_stopped_launcher(launcher: Launcher) -> None:
     """As a shell does when it ends: SIGHUP, and then SIGCONT."""
     process = launcher.start(launcher.script(WORK + WAIT), 2, preexec_fn=os.setpgrp)
     all_up(launcher)
@@ -184,14 +184,14 @@ def read_all(terminal: int) -> str:
     return data.decode().replace("\r\n", "\n")
 
 
-def test_a_rank_that_takes_no_notice(launcher: Launcher) -> None:
+def test_a_rank_that_ignores_signals(launcher: Launcher) -> None:
     process = launcher.start(launcher.script(WORK + "signal.signal(signal.SIGINT, signal.SIG_IGN)\n" + WAIT), 2)
     all_up(launcher)
     process.send_signal(signal.SIGINT)
     assert launcher.ended(process, time.monotonic())[0] == 130
 
 
-def test_a_second_interrupt_waits_for_nobody(launcher: Launcher) -> None:
+def test_a_second_interrupt_ends_the_run_at_once(launcher: Launcher) -> None:
     process = launcher.start(launcher.script(WORK + "signal.signal(signal.SIGINT, signal.SIG_IGN)\n" + WAIT), 2)
     all_up(launcher)
     started = time.monotonic()
@@ -202,7 +202,7 @@ def test_a_second_interrupt_waits_for_nobody(launcher: Launcher) -> None:
     assert time.monotonic() - started < GRACE
 
 
-def test_interrupted_as_soon_as_a_rank_is_there(launcher: Launcher) -> None:
+def test_interrupted_as_soon_as_a_rank_exists(launcher: Launcher) -> None:
     process = launcher.start(launcher.script(WAIT), 2)
     wait_until(lambda: launcher.find("python worker.py", 0))
     process.send_signal(signal.SIGINT)
@@ -218,7 +218,7 @@ def test_no_rank_outlives_a_launcher_that_is_killed(launcher: Launcher, starting
     wait_until(lambda: not launcher.processes(), 10)
 
 
-def test_what_a_rank_started_ends_too(launcher: Launcher) -> None:
+def test_processes_started_by_a_rank_also_end(launcher: Launcher) -> None:
     """Also in a session of its own, and when its parent has ended long ago."""
     command = launcher.script(
         "import subprocess\nsubprocess.Popen(['sleep', '1000'], start_new_session=True)\nos.system('sleep 1000 &')"
@@ -241,7 +241,7 @@ class TestHang:
 
     PULSE = "from inference.parallel import heartbeat as pulse\n"
 
-    def test_signs_of_life(self, launcher: Launcher) -> None:
+    def test_heartbeats(self, launcher: Launcher) -> None:
         """Steps of work, a wait for work, and lines in the log, however long; and a rank that says nothing more after a
         step, which alone is named."""
         command = launcher.script(

@@ -23,7 +23,7 @@ from launching import LAUNCHER, Launcher, quoted, wait_until
 PROMPTS = ["I love Beijing, because", "日本語 🙂", 'it\'s "$HOME" `date` $(date) \\', "", "*", "a\nb\t", "-- --x=' '"]
 
 
-def test_rank_0_is_what_one_process_would_be(launcher: Launcher) -> None:
+def test_rank_0_behaves_like_a_single_process(launcher: Launcher) -> None:
     command = launcher.script(
         "print(json.dumps([rank, sys.argv[1:], sys.stdin.read()], ensure_ascii=False), flush=True)\n"
         "print('figures of', rank, file=sys.stderr)"
@@ -63,7 +63,7 @@ def test_tail_shows_all_ranks_by_line(launcher: Launcher) -> None:
     assert (launcher.logs / "worker_0.log").read_text() == "0 of 0\n1 of 0\n2 of 0\nhalf"
 
 
-def test_a_terminal_stays_one(launcher: Launcher) -> None:
+def test_a_terminal_stays_a_terminal(launcher: Launcher) -> None:
     """Standard output is the very terminal; standard error one that looks like it."""
     command = launcher.script(
         "if rank: sys.exit()\n"
@@ -88,7 +88,7 @@ def test_a_terminal_stays_one(launcher: Launcher) -> None:
     os.close(fd)
 
 
-def test_a_reader_that_goes_ends_rank_0_as_it_would_one_process(launcher: Launcher) -> None:
+def test_a_closed_pipe_ends_rank_0_like_a_single_process(launcher: Launcher) -> None:
     launcher.script("while rank == 0: print('x' * 1000)\ntime.sleep(0.5)")
     line = f"bash {LAUNCHER} 'python worker.py' 2 | head -c 10; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", line], cwd=launcher.directory, env=launcher.environment, capture_output=True)
@@ -120,7 +120,7 @@ def test_the_background(launcher: Launcher) -> None:
         assert (log.parent / f"worker_{rank}.log").read_text() == f"answer of {rank}\n"
 
 
-def test_the_background_fails_and_is_ended(launcher: Launcher) -> None:
+def test_a_background_run_fails_and_is_ended(launcher: Launcher) -> None:
     command = launcher.script("print('tired', file=sys.stderr)\nsys.exit(7) if rank else time.sleep(1000)")
     assert launcher.start(command, 2, "--join", "False").wait(60) == 0
     log = launcher.logs / "launcher.log"
@@ -147,18 +147,18 @@ class TestCheck:
         "print('answer', 'INFERENCE_WORLD_SIZE' in os.environ, sys.argv[1:])"
     )
 
-    def test_a_mistake_ends_it_before_it_starts(self, launcher: Launcher) -> None:
+    def test_a_mistake_ends_the_run_before_it_starts(self, launcher: Launcher) -> None:
         command = launcher.script(self.CODE, "run_inference.py")
         assert launcher.run(f"{command} --bad", 3) == (2, "", "error: not for 3\n")
         assert not launcher.there("output")
 
-    def test_else_it_is_silent(self, launcher: Launcher) -> None:
+    def test_otherwise_it_is_silent(self, launcher: Launcher) -> None:
         command = launcher.script(self.CODE, "run_inference.py")
         assert launcher.run(f"{command} -x", 2) == (0, "answer False ['-x']\n", "")
 
 
 class TestRefused:
-    def test_a_port_that_is_taken(self, launcher: Launcher) -> None:
+    def test_a_reserved_port(self, launcher: Launcher) -> None:
         with socket.create_server(("127.0.0.1", 0)) as other:
             port = other.getsockname()[1]
             code, out, error = launcher.run("python x.py", 2, port)
@@ -167,7 +167,7 @@ class TestRefused:
             f"error: 127.0.0.1:{port} cannot be listened on: Address already in use; give another port, or none\n"
         )
 
-    def test_an_option_that_nobody_knows(self, launcher: Launcher) -> None:
+    def test_an_unknown_option(self, launcher: Launcher) -> None:
         code, _, error = launcher.run("python", "x.py", "--config", "demo")
         assert code == 2 and error == "error: No such option '--config'; the command is one string, in quotes\n"
 
@@ -196,7 +196,7 @@ class TestRefused:
         assert done.returncode == 1 and b"no Python with MindSpore was found; run bash scripts/demo.sh" in done.stderr
 
 
-def test_how_to_go_on_is_told_through_the_launcher(launcher: Launcher) -> None:
+def test_the_resume_command_goes_through_the_launcher(launcher: Launcher) -> None:
     command = launcher.script(
         "from inference.cli.main import resume_command as how\nprint(how(['--predict_data', \"it's\", '--overwrite']))"
     )
@@ -233,5 +233,5 @@ def test_help_and_the_forms_it_names(launcher: Launcher) -> None:
 
 
 @pytest.mark.parametrize("code", [0, 3])
-def test_exit_codes_that_are_no_failure_of_a_process(launcher: Launcher, code: int) -> None:
+def test_exit_codes_that_are_not_process_failures(launcher: Launcher, code: int) -> None:
     assert launcher.run(launcher.script(f"sys.exit({code} if rank == 0 else 0)"), 2) == (code, "", "")

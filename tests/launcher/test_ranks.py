@@ -98,7 +98,9 @@ def texts(path: Path) -> dict[int, dict[str, Any]]:
         ),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_starts(real: Launcher, flags: tuple[str, ...], message: str) -> None:
+def test_impossible_settings_are_rejected_before_anything_starts(
+    real: Launcher, flags: tuple[str, ...], message: str
+) -> None:
     code, out, error = real.run(command("--config", "demo", *flags), 2)
     assert (code, out) == (2, "")
     assert message in error and error.startswith("error: ") and error.count("\n") == 1
@@ -147,7 +149,7 @@ def test_two_copies_of_two_ranks_on_two_nodes(real: Launcher) -> None:
 
 
 @pytest.mark.slow
-def test_a_job_that_is_interrupted_and_killed_goes_on(job: Launcher, of_one_process: dict[int, Any]) -> None:
+def test_an_interrupted_and_killed_job_resumes(job: Launcher, of_one_process: dict[int, Any]) -> None:
     out = job.directory / "out.jsonl"
     process = job.start(command(*JOB, *COPIES, "2"), 2)
     wait_until(lambda: count(out) >= 2)
@@ -211,7 +213,7 @@ raise ValueError("mine")
 
 
 @pytest.mark.slow
-def test_a_program_of_ones_own_that_fails(real: Launcher) -> None:
+def test_a_users_program_that_fails(real: Launcher) -> None:
     """Its error is the run's; the rank that helped it has done nothing wrong."""
     real.environment["PYTHONPATH"] = str(ROOT)
     code, out, error = real.run(real.script(PROGRAM_OF_ONES_OWN), 2)

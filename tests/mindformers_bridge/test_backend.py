@@ -96,7 +96,7 @@ def test_python_and_streams(mindformers: None, tmp_path: Path) -> None:
     assert results["next"] == [" 5", " 19"]
 
 
-def test_what_it_does_not_do_is_refused_at_once(mindformers: None, tmp_path: Path) -> None:
+def test_unsupported_features_are_rejected_at_once(mindformers: None, tmp_path: Path) -> None:
     program = (ROOT / "run_inference.py", "--config", "demo", *BACKEND, "--predict_data", "x")
     for flags, reason in (
         (("--run_mode", "evaluate"), "MindFormers does not do run_mode evaluate"),
@@ -107,7 +107,7 @@ def test_what_it_does_not_do_is_refused_at_once(mindformers: None, tmp_path: Pat
         assert done.stderr == f"error: --engine.backend: engine.backend mindformers: {reason}; give native\n"
 
 
-def test_where_it_is_not_installed_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from inference.api import backend
     from inference.config import load_config
     from inference.errors import ConfigError
@@ -119,7 +119,7 @@ def test_where_it_is_not_installed_it_is_said(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize(("installed", "chosen"), [(True, "mindformers"), (False, "native")])
-def test_auto_takes_mindformers_on_ascend_where_it_is(installed, chosen, monkeypatch, capsys) -> None:
+def test_auto_selects_mindformers_on_ascend_if_installed(installed, chosen, monkeypatch, capsys) -> None:
     from inference.api import backend
     from inference.config import load_config
     from inference.generation.model import GenerativeModel

@@ -88,7 +88,7 @@ row = st.tuples(
 
 @examples(40)
 @given(rows=st.lists(row, min_size=1, max_size=7), at_once=st.integers(1, 4))
-def test_every_row_gets_what_the_continuous_engine_gives_it(rows, at_once) -> None:
+def test_every_row_gets_the_answer_of_the_continuous_engine(rows, at_once) -> None:
     def requests():
         return [make_request(ids, str(index), CONTEXT, **given) for index, (ids, given) in enumerate(rows)]
 
@@ -110,7 +110,7 @@ def test_a_batch_ends_with_its_last_row_and_not_later() -> None:
     assert (network.calls, network.steps) == ([2, 1], 5 + 2)
 
 
-def test_a_batch_takes_no_more_rows_than_the_cache_holds() -> None:
+def test_the_cache_size_limits_the_rows_of_a_batch() -> None:
     network = ToyNetwork(num_blocks=8)
     engine = MindFormersEngine(network, CONTEXT, 4)
     with pytest.raises(InputError, match="needs? 9 blocks of KV cache, model.model_config.num_blocks is 8"):
@@ -121,7 +121,7 @@ def test_a_batch_takes_no_more_rows_than_the_cache_holds() -> None:
     assert network.calls == [2, 1]
 
 
-def test_rows_can_be_let_go_of_at_any_time() -> None:
+def test_rows_can_be_cancelled_at_any_time() -> None:
     network = ToyNetwork()
     engine = MindFormersEngine(network, CONTEXT, 2)
     rows = [make_request([3, index], str(index), CONTEXT, max_new_tokens=20) for index in range(3)]
@@ -141,7 +141,7 @@ def test_rows_can_be_let_go_of_at_any_time() -> None:
     assert not [thread for thread in threading.enumerate() if thread.name == "mindformers"]
 
 
-def test_what_fails_in_mindformers_is_one_line_and_the_engine_goes_on() -> None:
+def test_a_mindformers_failure_is_one_line_and_the_engine_continues() -> None:
     network = ToyNetwork(fail_after=2)
     engine = MindFormersEngine(network, CONTEXT, 2)
     first = make_request([1], "first", CONTEXT, max_new_tokens=5)

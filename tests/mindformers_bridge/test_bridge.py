@@ -78,7 +78,7 @@ def test_trainer_loads_a_ckpt_with_names_of_mindformers(results) -> None:
     assert results["trainer, ckpt"] == [SUMS]
 
 
-def test_register_path_puts_our_classes_in_the_place_of_stock_ones(results) -> None:
+def test_register_path_replaces_stock_classes_with_ours(results) -> None:
     both = {"text_generation_text": [SUMS["text_generation_text"][0], HOUSE["text_generation_text"][0]]}
     assert results["trainer, register_path"] == [both]
     assert results["saved"] == str([both])
@@ -89,7 +89,7 @@ def test_trainer_runs_the_newer_style(results) -> None:
     assert (text, other) == (SUMS["text_generation_text"][0], HOUSE["text_generation_text"][0])
 
 
-def test_missing_weights_are_said(results) -> None:
+def test_missing_weights_are_reported(results) -> None:
     assert results["no weights"].startswith("InferenceError: the model has no weights; name them as load_checkpoint")
 
 

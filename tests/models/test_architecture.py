@@ -133,7 +133,7 @@ def test_layers_without_rotary_embedding(name: str, keys: dict, rotated: tuple[b
         ("CohereForCausalLM", {"use_qk_norm": True}, "'use_qk_norm' is True; it must be false"),
     ],
 )
-def test_parts_of_new_families_that_are_refused(name: str, keys: dict, problem: str) -> None:
+def test_unsupported_parts_of_new_families(name: str, keys: dict, problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
         family(name, **keys)
 
@@ -218,7 +218,7 @@ class TestRope:
             ({"extend_method": "PI"}, "scaling_factor"),
         ],
     )
-    def test_what_is_refused(self, keys: dict, message: str) -> None:
+    def test_invalid_configs_are_rejected(self, keys: dict, message: str) -> None:
         with pytest.raises(ConfigError, match=message):
             read(**keys)
 
@@ -233,7 +233,7 @@ class TestRope:
             ({"rope_scaling": {"rope_type": "llama3", **LLAMA3}, "seq_length": 2000}, 256),
         ],
     )
-    def test_scaling_allows_longer_sequences_where_they_are_asked_for(self, keys: dict, length: int) -> None:
+    def test_scaling_allows_longer_sequences_if_requested(self, keys: dict, length: int) -> None:
         assert read(**keys).context_length == length
 
     @pytest.mark.parametrize("dim", [16, 64, 96, 128])
@@ -315,10 +315,10 @@ class TestIntermediateSize:
         given = {"hidden_size": hidden, "multiple_of": multiple_of, "ffn_dim_multiplier": multiplier}
         assert read(intermediate_size="absent", num_attention_heads=32, **given).intermediate_size == size
 
-    def test_what_is_given_wins(self) -> None:
+    def test_explicit_settings_win(self) -> None:
         assert read(intermediate_size=50, multiple_of=256).intermediate_size == 50
 
-    def test_neither_is_given(self) -> None:
+    def test_neither_setting_is_given(self) -> None:
         with pytest.raises(ConfigError, match="neither 'intermediate_size' nor 'multiple_of'"):
             read(intermediate_size="absent")
 
@@ -359,7 +359,7 @@ class TestSizes:
         assert not (config.tie_embeddings or config.qkv_bias or config.output_bias or config.mlp_bias or config.qk_norm)
         assert config.windows == (None, None, None)
 
-    def test_a_head_dim_of_its_own(self) -> None:
+    def test_a_separate_head_dim(self) -> None:
         config = read(head_dim=24, num_attention_heads=3, num_key_value_heads=1)
         assert (config.query_size, config.kv_size, config.group_size) == (72, 24, 3)
 
@@ -381,7 +381,7 @@ class TestSizes:
         small = ("bias", ".q_norm.weight", ".k_norm.weight", ".query_layernorm.weight", ".key_layernorm.weight")
         assert config.num_parameters == sum(math.prod(t.shape) for t in stored if not t.name.endswith(small))
 
-    def test_families_that_go_their_own_way(self) -> None:
+    def test_families_with_special_cases(self) -> None:
         gemma = family("Gemma2ForCausalLM", intermediate_size=48, sliding_window=12, query_pre_attn_scalar=24)
         assert (gemma.windows, gemma.head_dim, gemma.attention_scale) == ((12, None, 12), 256, 24**-0.5)
         assert (gemma.softcap, gemma.logit_softcap, gemma.embedding_scale) == (50.0, 30.0, 32**0.5)
@@ -448,7 +448,7 @@ class TestSizes:
             ({"seq_length": -1}, "'seq_length' is -1"),
         ],
     )
-    def test_what_is_refused(self, keys: dict, message: str) -> None:
+    def test_invalid_configs_are_rejected(self, keys: dict, message: str) -> None:
         with pytest.raises(ConfigError, match=f"config.json.*{message}"):
             read(**keys)
 
@@ -464,7 +464,7 @@ class TestSizes:
         st.sampled_from(sorted(ARCHITECTURES)),
     )
     @examples(300)
-    def test_any_value_is_read_or_refused(self, key: str, value: object, name: str) -> None:
+    def test_any_value_is_read_or_rejected(self, key: str, value: object, name: str) -> None:
         values = {**LLAMA, "architectures": [name], "use_sliding_window": True, "sliding_window": 4, key: value}
         try:
             config = model_config_from(values, "config.json")
@@ -545,7 +545,7 @@ class TestExperts:
             ({"num_experts": 8, "n_shared_experts": -1}, "'n_shared_experts' is -1"),
         ],
     )
-    def test_what_is_refused(self, keys: dict, message: str) -> None:
+    def test_invalid_configs_are_rejected(self, keys: dict, message: str) -> None:
         with pytest.raises(ConfigError, match=message):
             family("Qwen3MoeForCausalLM", **keys)
 
@@ -558,7 +558,7 @@ class TestExperts:
             ({"topk_group": 1}, r"'num_experts_per_tok' is 3; it must be at most .* choose from \(2\)"),
         ],
     )
-    def test_groups_that_are_refused(self, keys: dict, message: str) -> None:
+    def test_rejected_groups(self, keys: dict, message: str) -> None:
         with pytest.raises(ConfigError, match=message):
             family("DeepseekV3ForCausalLM", **{**DEEPSEEK, **keys})
 
@@ -583,7 +583,7 @@ class TestLatent:
             ({"num_nextn_predict_layers": -1}, "'num_nextn_predict_layers' is -1"),
         ],
     )
-    def test_what_is_refused(self, keys: dict, message: str) -> None:
+    def test_invalid_configs_are_rejected(self, keys: dict, message: str) -> None:
         with pytest.raises(ConfigError, match=message):
             family("DeepseekV3ForCausalLM", **{**DEEPSEEK, **keys})
 
@@ -621,7 +621,7 @@ class TestWindows:
             ),
         ],
     )
-    def test_which_layers_slide(self, name: str, keys: dict, windows: tuple) -> None:
+    def test_layers_with_a_sliding_window(self, name: str, keys: dict, windows: tuple) -> None:
         assert family(name, **keys).windows == windows
 
     @pytest.mark.parametrize(
@@ -634,7 +634,7 @@ class TestWindows:
             ({"max_window_layers": "all"}, "'max_window_layers' is 'all'"),
         ],
     )
-    def test_what_is_refused(self, keys: dict, message: str) -> None:
+    def test_invalid_configs_are_rejected(self, keys: dict, message: str) -> None:
         with pytest.raises(ConfigError, match=message):
             family("Qwen2ForCausalLM", **{"sliding_window": 12, "use_sliding_window": True, **keys})
 
@@ -664,7 +664,7 @@ class TestArchitecture:
             ({"architectures": [None]}, "no architecture is named"),
         ],
     )
-    def test_what_is_refused(self, keys: dict, message: str) -> None:
+    def test_invalid_configs_are_rejected(self, keys: dict, message: str) -> None:
         with pytest.raises(ConfigError, match=message):
             read(**keys)
 

@@ -27,7 +27,7 @@ def test_block_pool_grows_all_or_nothing(num_blocks: int, block_size: int, sizes
     assert sorted(everything) == list(range(1, num_blocks))
 
 
-def test_a_cache_of_the_null_block_alone_is_no_cache() -> None:
+def test_a_cache_with_only_the_null_block_is_rejected() -> None:
     with pytest.raises(ValueError, match="null block"):
         BlockPool(1, 16)
 
@@ -53,7 +53,7 @@ def test_a_published_block_is_found_until_it_is_needed() -> None:
     assert blocks[1] in other and blocks[0] not in other
 
 
-def test_a_block_goes_when_its_last_holder_goes() -> None:
+def test_a_block_is_freed_with_its_last_holder() -> None:
     pool = BlockPool(4, 4)
     first = published(pool, b"a")
     pool.hold(second := [], pool.find([b"a"]))
@@ -63,7 +63,7 @@ def test_a_block_goes_when_its_last_holder_goes() -> None:
     assert pool.num_free == 3 and pool.find([b"a"])
 
 
-def test_of_two_blocks_alike_one_is_found() -> None:
+def test_find_returns_one_of_two_equal_blocks() -> None:
     pool = BlockPool(4, 4)
     first, second = published(pool, b"a"), published(pool, b"a")
     assert pool.find([b"a"]) == first and pool.num_published == 1
@@ -72,7 +72,7 @@ def test_of_two_blocks_alike_one_is_found() -> None:
     assert pool.num_free == 3 and pool.find([b"a"])
 
 
-def test_what_is_forgotten_is_not_found_and_not_lost() -> None:
+def test_forgotten_blocks_are_not_found_but_stay_usable() -> None:
     pool = BlockPool(5, 4)
     idle, held = published(pool, b"a", b"b"), published(pool, b"c")
     pool.release(idle)
@@ -84,7 +84,7 @@ def test_what_is_forgotten_is_not_found_and_not_lost() -> None:
 
 
 @given(st.lists(st.integers(0, 3), min_size=8, max_size=8), st.lists(st.integers(0, 3), min_size=8, max_size=8))
-def test_hashes_are_equal_where_everything_before_is(one: list[int], other: list[int]) -> None:
+def test_hashes_are_equal_if_the_whole_prefix_is(one: list[int], other: list[int]) -> None:
     def hashes(tokens: list[int]) -> list[bytes]:
         keys = [b""]
         for at in range(0, 8, 2):

@@ -203,7 +203,7 @@ def covered() -> dict[str, set[str]]:
 
 
 @pytest.mark.parametrize("column", ["16 bit", "int8", "int4", "Parallel", "LoRA"])
-def test_a_tick_in_the_readme_stands_for_a_test(column: str, covered: dict[str, set[str]]) -> None:
+def test_each_check_mark_in_the_readme_has_a_test(column: str, covered: dict[str, set[str]]) -> None:
     """All of a row's families are tested where there is one, and none where there is not."""
     for row in table():
         families = families_of_row(row)

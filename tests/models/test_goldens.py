@@ -115,9 +115,7 @@ def case(request: pytest.FixtureRequest, graph_mode: None) -> Case:
 
 @pytest.mark.parametrize("name", ["llama2_gqa", "qwen2_tied", "mistral_window"])
 @pytest.mark.parametrize("weight_format", [Format.FLOAT16, Format.BFLOAT16])
-def test_sixteen_bit_weights_lose_nothing_more_than_their_rounding(
-    name: str, weight_format: Format, graph_mode: None
-) -> None:
+def test_sixteen_bit_weights_lose_only_their_rounding(name: str, weight_format: Format, graph_mode: None) -> None:
     """Stock operators compute in float32 with the same rounded weights; what is measured is 1.1e-5."""
     native, stock = (build(name, 16, kind, weight_format) for kind in ("native", "stock"))
     for row in native.rows:
@@ -267,7 +265,7 @@ def test_greedy_tokens_without_cache(case: Case) -> None:
 
 @pytest.mark.parametrize(("kind", "block_size"), [("stock", 3), ("stock", 128), ("native", 64)])
 @pytest.mark.parametrize("name", ["llama31", "mistral_window"])
-def test_block_size_changes_nothing(graph_mode: None, name: str, kind: str, block_size: int) -> None:
+def test_block_size_does_not_change_answers(graph_mode: None, name: str, kind: str, block_size: int) -> None:
     case = build(name, block_size, kind)
     assert case.greedy(case.rows, cached=True) == [row.greedy for row in case.rows]
 
@@ -280,7 +278,7 @@ def test_the_cache_of_finished_rows_can_be_used_again(case: Case) -> None:
     assert case.greedy([reused], cached=True, steps=9) == [short.greedy[:9]]
 
 
-def test_a_wrong_position_would_show(case: Case) -> None:
+def test_a_wrong_position_is_detected(case: Case) -> None:
     """The check itself: the same prompt, one position on, must not pass."""
     row = case.rows[-1]
     shifted = case.step([(row.prompt[:1], 0, row.blocks), (row.prompt[1:], 2, case.rows[-2].blocks)], all_logits=True)

@@ -208,7 +208,7 @@ def test_experts_and_groups_agree_with_stock_operators(name: str) -> None:
 
 
 @pytest.mark.parametrize("kernels", ["native", "stock"])
-def test_blocks_are_copied_whole(kernels: str) -> None:
+def test_whole_blocks_are_copied(kernels: str) -> None:
     """A sequence goes on from copies of its blocks as from the blocks themselves."""
     model = shared_runner("latents", kernels)
     tokens = list(range(20))
@@ -245,7 +245,7 @@ def test_one_graph_serves_all_shapes(kernels: str, monkeypatch: pytest.MonkeyPat
     assert compiled == [True]
 
 
-def test_only_the_logits_that_are_wanted_are_carried() -> None:
+def test_only_requested_logits_are_sent() -> None:
     model = shared_runner("biases", "native")
     sequences = [SequenceStep([row + 1, 7], 0, range(1 + row, 2 + row)) for row in range(3)]
     whole = model.step(StepBatch.build(sequences, BLOCK_SIZE))
@@ -257,7 +257,7 @@ def test_only_the_logits_that_are_wanted_are_carried() -> None:
 
 @pytest.mark.parametrize("kind", ["native", "stock"])
 @pytest.mark.parametrize("name", ["grouped", "window", "latents"])
-def test_what_is_no_number_stays_in_its_row(kind: str, name: str) -> None:
+def test_nan_stays_in_its_row(kind: str, name: str) -> None:
     """Also in the cache: the next row that is given its blocks does not see what it has left there."""
     model, clean = make_runner(name, kind), make_runner(name, kind)
     # MindSpore's own products round otherwise from one call to the next.

@@ -105,7 +105,7 @@ def test_mindformers_chatglm_is_split(tmp_path: Path, rearranged: bool) -> None:
     assert same(stored(arrays, tmp_path / "w"), config, expected)
 
 
-def test_telechat_with_keys_and_values_apart(tmp_path: Path) -> None:
+def test_telechat_with_separate_keys_and_values(tmp_path: Path) -> None:
     checkpoint, config = golden("telechat2")
     arrays = arrays_of(checkpoint)
     for name in [name for name in arrays if "key_value" in name]:

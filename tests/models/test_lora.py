@@ -85,7 +85,7 @@ def test_a_merged_adapter(case: str, graph_mode: None) -> None:
     check_against(case, lambda prompt: all_logits(runner, prompt))
 
 
-def test_rows_and_columns_of_a_merged_tensor_are_those_of_the_whole() -> None:
+def test_parts_of_a_merged_tensor_equal_those_of_the_whole() -> None:
     """What chunks of a load and ranks read; the other tensors stay as they are."""
     pairs = source_of(
         "llama2_gqa", adapters=adapters_of("llama_rslora"), engine={"merge_adapter": "llama_rslora"}
@@ -156,13 +156,13 @@ def copied(case: str, to: Path, **changes: Any) -> Path:
         ({"alpha_pattern": {"q_proj": float("inf")}}, "alpha_pattern of q_proj is inf; it must be a positive number"),
     ],
 )
-def test_what_peft_can_do_and_we_cannot_is_refused_by_name(changes: dict, expected: str, tmp_path: Path) -> None:
+def test_unsupported_peft_features_are_rejected_by_name(changes: dict, expected: str, tmp_path: Path) -> None:
     path = copied("llama_patterns", tmp_path / "adapter", **changes)
     with pytest.raises(CheckpointError, match=expected):
         read_adapter("a", path, source_of("llama2_gqa").model)
 
 
-def test_a_name_without_a_module_is_passed_over(tmp_path: Path) -> None:
+def test_a_name_without_a_module_is_skipped(tmp_path: Path) -> None:
     """Lists of target modules are written for several families at once; PEFT takes what it finds."""
     named = ["q_proj", "v_proj", "down_proj", "o_proj", "query_key_value"]
     path = copied("llama_patterns", tmp_path / "adapter", target_modules=named)
@@ -170,7 +170,7 @@ def test_a_name_without_a_module_is_passed_over(tmp_path: Path) -> None:
     assert read_adapter("a", path, model).parts.keys() == read_adapter("a", LORA / "llama_patterns", model).parts.keys()
 
 
-def test_whole_matrices_and_tied_heads_are_refused_by_name(tmp_path: Path) -> None:
+def test_whole_matrices_and_tied_heads_are_rejected_by_name(tmp_path: Path) -> None:
     """What PEFT saves of a resized embedding or a trained head, and an adapter of a head that is the embedding."""
     path = copied("llama_patterns", tmp_path / "whole")
     tensors = load_file(path / "adapter_model.safetensors")
@@ -219,7 +219,7 @@ def test_damaged_adapters_and_those_of_other_models(tmp_path: Path) -> None:
         source_of("qwen3", adapters=adapters_of("llama_patterns"), engine={"merge_adapter": "llama_patterns"}).pairs()
 
 
-def test_adapters_that_a_run_does_not_have_are_refused_before_weights_are_read() -> None:
+def test_unknown_adapters_are_rejected_before_weights_are_read() -> None:
     adapters = adapters_of("llama_patterns", "llama_rslora")
     merged = {"merge_adapter": "llama_rslora"}
     for keys, expected in (
@@ -263,7 +263,7 @@ def test_mindformers_names_adapters_in_a_file(tmp_path: Path) -> None:
     assert source.adapters.numbers == {"one": 1, "two": 2}
 
 
-def test_a_job_is_another_with_other_adapters(tmp_path: Path) -> None:
+def test_other_adapters_make_another_job(tmp_path: Path) -> None:
     """Scales count, and the bytes; where the files lie does not."""
 
     def identity(path: Path, **keys: Any) -> dict[str, Any]:
@@ -474,7 +474,7 @@ def test_an_encoder_and_its_decoder_are_adapted(kind: str, graph_mode: None) -> 
         assert np.abs(own[::4] - expected).max() < TOLERANCE * np.abs(expected).max()
 
 
-def test_what_only_all_rows_can_have_is_merged(tmp_path: Path) -> None:
+def test_adapters_that_only_all_rows_can_use_are_merged(tmp_path: Path) -> None:
     """A head whose rows are divided by their length; and a table is not for adapting at all."""
     path = random_adapter(tmp_path / "head", "baichuan2_7b", "lm_head", rank=1, seed=0)
     with pytest.raises(CheckpointError, match="lm_head cannot be adapted for some rows .* --merge_adapter a"):

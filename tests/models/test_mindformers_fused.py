@@ -127,7 +127,7 @@ def test_the_other_layout_gives_other_weights(tmp_path) -> None:
         loaded(tmp_path, Format.FLOAT32)
 
 
-def test_a_joined_matrix_of_another_size_is_refused(tmp_path) -> None:
+def test_a_joined_matrix_of_another_size_is_rejected(tmp_path) -> None:
     config = write("llama2_gqa", tmp_path, OLD, "stacked", np.float32)
     changed = json.loads((tmp_path / "config.json").read_text())
     changed["num_key_value_heads"] = config.num_heads
@@ -146,7 +146,7 @@ def test_bytes_are_counted_once(tmp_path) -> None:
     assert size == sum(tensor.shape[0] * (tensor.shape[1:] or (1,))[0] * 2 for tensor, _ in pairs)
 
 
-def test_other_checkpoints_are_left_alone() -> None:
+def test_other_checkpoints_are_unchanged() -> None:
     source = resolve(load_config({"pretrained_model_dir": str(GOLDENS / "qwen2")}))
     checkpoint = open_checkpoint(GOLDENS / "qwen2")
     assert separate(checkpoint, source.model, None, Path("x")) == checkpoint

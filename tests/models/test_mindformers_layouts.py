@@ -109,7 +109,7 @@ def test_experts_in_one_tensor(name: str, grouped: bool, tmp_path: Path) -> None
             np.testing.assert_array_equal(array, expected[parameter], err_msg=parameter)
 
 
-def test_sixteen_bits_are_read_as_they_are(tmp_path: Path) -> None:
+def test_sixteen_bits_are_read_unchanged(tmp_path: Path) -> None:
     checkpoint, config = golden("deepseek_v3")
     plain = split_latents(legacy(arrays_of(checkpoint), config, True), config)
     halves = {name: (array.view(np.uint32) >> 16).astype(np.uint16) for name, array in plain.items()}
@@ -121,7 +121,7 @@ def test_sixteen_bits_are_read_as_they_are(tmp_path: Path) -> None:
         np.testing.assert_array_equal((raw.astype(np.uint32) << 16).view(np.float32), wide, err_msg=tensor.name)
 
 
-def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
+def test_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:
     checkpoint, config = golden("deepseek_v3")
     arrays = split_latents(legacy(arrays_of(checkpoint), config, False), config)
     first = next(name for name, array in arrays.items() if array.ndim == 3)

@@ -270,7 +270,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return write_model(tmp_path_factory.mktemp("model"), scheme, pack_layer), chosen, exact
 
 
-def test_dequantized_weights_are_those_that_were_packed(case) -> None:
+def test_dequantized_weights_equal_the_packed_ones(case) -> None:
     place, _, _ = case
     found, expected = (parameters(source_of(place / kind), Format.FLOAT32) for kind in ("quantized", "plain"))
     assert found.keys() == expected.keys()
@@ -279,7 +279,7 @@ def test_dequantized_weights_are_those_that_were_packed(case) -> None:
 
 
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "stock"])
-def test_auto_takes_what_loses_least(case, packed: bool) -> None:
+def test_auto_selects_the_format_with_the_least_loss(case, packed: bool) -> None:
     """Where the integers are taken over, the weights are what the file says, to the last bit but of vectors' ends."""
     place, chosen, exact = case
     source = source_of(place / "quantized")
@@ -297,7 +297,7 @@ def test_auto_takes_what_loses_least(case, packed: bool) -> None:
 
 
 @pytest.mark.parametrize("pieces", [5, 64])
-def test_reading_in_pieces_changes_nothing(pieces: int, tmp_path, monkeypatch) -> None:
+def test_reading_in_pieces_gives_the_same_values(pieces: int, tmp_path, monkeypatch) -> None:
     scheme, pack_layer, chosen, _ = CASES["awq"]
     source = source_of(write_model(tmp_path, scheme, pack_layer) / "quantized")
     expected = parameters(source, chosen)
@@ -307,7 +307,7 @@ def test_reading_in_pieces_changes_nothing(pieces: int, tmp_path, monkeypatch) -
         np.testing.assert_array_equal(array, expected[name], err_msg=name)
 
 
-def test_8_bit_floats_are_what_their_bits_say() -> None:
+def test_decode_8_bit_floats() -> None:
     np.testing.assert_array_equal(VALUES, FLOAT8.astype(np.float32))
 
 
@@ -396,7 +396,7 @@ def test_codes_are_packed_as_they_are(weight_format: Format, rows: int, columns:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_is_not_read_is_refused_by_name(scheme: Any, message: str, tmp_path) -> None:
+def test_unsupported_schemes_are_rejected_by_name(scheme: Any, message: str, tmp_path) -> None:
     config = json.loads((GOLDENS / "qwen2" / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": scheme}))
     with pytest.raises(ConfigError, match=message):
@@ -444,7 +444,7 @@ def test_damage_of_float8_is_named(change: Any, message: str, tmp_path) -> None:
         source_of(place / "quantized").pairs()
 
 
-def test_the_yaml_may_say_how_it_is_quantized(tmp_path) -> None:
+def test_the_yaml_may_state_the_quantization(tmp_path) -> None:
     place = write_model(tmp_path, *CASES["gptq"][:2])
     shutil.copy(place / "plain" / "config.json", place / "quantized" / "config.json")
     directory = {"pretrained_model_dir": str(place / "quantized")}

@@ -77,7 +77,7 @@ def load(config: AnyConfig, directory: Path, shard: Shard) -> dict[str, np.ndarr
 
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("name", sorted(path.name for path in (GOLDENS / "lora").iterdir()))
-def test_the_parts_of_an_adapter_are_the_whole(name: str, size: int) -> None:
+def test_the_parts_of_an_adapter_make_up_the_whole(name: str, size: int) -> None:
     """What all ranks' parts add to their parts of the parameters is what it adds to those of one process."""
     directory = GOLDENS / "lora" / name
     config = golden(str(np.load(directory / "golden.npz")["base"]))
@@ -146,7 +146,7 @@ def join_parts(config: AnyConfig, parts: list[dict[str, np.ndarray]]) -> dict[st
 
 @pytest.mark.parametrize("size", [1, 2, 4])
 @pytest.mark.parametrize("name", NAMES)
-def test_the_parts_of_all_ranks_are_the_whole(name: str, size: int) -> None:
+def test_the_parts_of_all_ranks_make_up_the_whole(name: str, size: int) -> None:
     config = golden(name)
     whole = load(config, GOLDENS / name, Shard(config))
     joined = join_parts(config, [load(config, GOLDENS / name, Shard(config, rank, size)) for rank in range(size)])
@@ -155,7 +155,7 @@ def test_the_parts_of_all_ranks_are_the_whole(name: str, size: int) -> None:
 
 
 @pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
-def test_every_tensor_of_every_family_has_its_way_of_being_shared(architecture: str) -> None:
+def test_every_tensor_of_every_family_can_be_split(architecture: str) -> None:
     options = {"attention_bias": True, "mlp_bias": True, "qkv_bias": True}
     options["use_qk_norm"] = not ARCHITECTURES[architecture].layer_norm
     options |= {"num_experts": 4, "num_experts_per_tok": 2, "shared_expert_intermediate_size": 64}
@@ -165,7 +165,7 @@ def test_every_tensor_of_every_family_has_its_way_of_being_shared(architecture: 
         assert split.axis is None or (split.axis < len(place.shape) and split.extent in EXTENTS)
 
 
-def test_a_tensor_that_nobody_thought_of_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unexpected_tensor_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("mlp.router.weight", "mlp.experts.0.gate_up_proj.weight", "mlp.post_norm.weight"):
         with pytest.raises(KeyError, match=r"model\.layers\.0\.mlp.*SPLITS"):
             split_of(f"model.layers.0.{name}")
@@ -197,7 +197,7 @@ def test_a_tensor_that_nobody_thought_of_is_an_error(monkeypatch: pytest.MonkeyP
         ({**LLAMA_7B, "architectures": ["Olmo2ForCausalLM"]}, 2, None, "its norm of all heads cannot be split"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_split_names_the_number(
+def test_errors_for_impossible_splits_name_the_number(
     sizes: dict, size: int, form: Format | None, message: str | None
 ) -> None:
     config = sized(sizes)
@@ -211,7 +211,7 @@ def test_what_cannot_be_split_names_the_number(
 
 @examples(60)
 @given(st.integers(1, 9), st.integers(1, 300), st.integers(1, 400))
-def test_parts_follow_one_another_and_none_is_empty(size: int, width: int, vocabulary: int) -> None:
+def test_parts_are_contiguous_and_not_empty(size: int, width: int, vocabulary: int) -> None:
     config = replace(sized(LLAMA_7B), intermediate_size=width, vocab_size=vocabulary, num_heads=size, num_kv_heads=size)
     try:
         check_split(config, size, None, "")
@@ -350,7 +350,7 @@ def test_the_parts_add_up_to_the_whole_in_bytes(large: tuple[ModelConfig, Path])
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_ranks_read_each_byte_once_but_for_what_all_have(name: str) -> None:
+def test_ranks_read_each_byte_once_except_replicated_tensors(name: str) -> None:
     """Of tensors that are fused or transposed, too."""
     config = golden(name)
     pairs = loading.fit(open_checkpoint(GOLDENS / name), config, GOLDENS / name)
@@ -430,9 +430,7 @@ WHOLE_GROUPS = {
 
 @pytest.mark.parametrize("architecture", list(WHOLE_GROUPS))
 @pytest.mark.parametrize("form", [Format.FLOAT16, Format.INT8, Format.INT4, None], ids=lambda form: form or "mixed")
-def test_a_checkpoint_converted_for_ranks_is_the_one_that_was_converted_whole(
-    tmp_path: Path, form: Format | None, architecture: str
-) -> None:
+def test_conversion_for_ranks_equals_whole_conversion(tmp_path: Path, form: Format | None, architecture: str) -> None:
     """Heads of 64 and a width of 256: whole packed weights can be cut, too."""
     from inference.kernels.formats import pack_into
 
@@ -465,7 +463,7 @@ def test_a_checkpoint_converted_for_ranks_is_the_one_that_was_converted_whole(
             assert np.isfinite(values).all() and (values == cut[name]).all(), name
 
 
-def test_packed_weights_that_cannot_be_cut_say_what_to_do(tmp_path: Path) -> None:
+def test_packed_weights_that_cannot_be_split_give_a_hint(tmp_path: Path) -> None:
     """Heads of 12 do not fill panels of 16 rows."""
     from inference.kernels.formats import pack_into
 
@@ -477,7 +475,7 @@ def test_packed_weights_that_cannot_be_cut_say_what_to_do(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(("folders", "ranks"), [(3, 2), (2, 1), (2, 4)])
-def test_a_checkpoint_split_for_another_number_of_ranks_is_refused(tmp_path: Path, folders: int, ranks: int) -> None:
+def test_a_checkpoint_split_for_another_number_of_ranks_is_rejected(tmp_path: Path, folders: int, ranks: int) -> None:
     for rank in range(folders):
         (tmp_path / f"rank_{rank}").mkdir()
     with pytest.raises(CheckpointError, match=rf"is split for {folders} ranks .* this run has model_parallel {ranks}"):

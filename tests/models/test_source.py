@@ -56,7 +56,7 @@ def test_a_hugging_face_directory(model: Path, key: str) -> None:
     assert pairs is not None and len(pairs) == 21
 
 
-def test_weights_in_another_place(model: Path, tmp_path: Path) -> None:
+def test_weights_in_another_directory(model: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
     shutil.move(model / "model.safetensors", other / "weights.safetensors")
@@ -73,7 +73,7 @@ def test_a_file_whose_config_is_beside_it(model: Path) -> None:
     assert source.directory == model and source.pairs()
 
 
-def test_a_yaml_that_says_everything(tmp_path: Path) -> None:
+def test_a_yaml_with_everything(tmp_path: Path) -> None:
     shutil.copy(GOLDENS / "llama2_mha" / "model.safetensors", tmp_path)
     source = resolve(config(load_checkpoint=str(tmp_path / "model.safetensors"), model={"model_config": SIZES}))
     assert source.directory is None and source.model.context_length == 64
@@ -178,7 +178,7 @@ class TestWhatIsRefused:
         assert source.pairs() is None and source.directory == model
 
     @pytest.mark.parametrize("name", ["none.ckpt", "none.safetensors", "sub/none.ckpt"])
-    def test_a_checkpoint_that_is_not_there(self, tmp_path: Path, name: str) -> None:
+    def test_a_missing_checkpoint(self, tmp_path: Path, name: str) -> None:
         with pytest.raises(ModelNotFoundError, match=f"{name} does not exist"):
             resolve(config(load_checkpoint=str(tmp_path / name), model={"model_config": SIZES}))
 
@@ -228,14 +228,14 @@ class TestWhatIsRefused:
         with pytest.raises(ConfigError, match="generation_config.json: .*temperature"):
             resolve(config(pretrained_model_dir=str(model)))
 
-    def test_end_tokens_that_make_no_sense(self, model: Path) -> None:
+    def test_invalid_end_tokens(self, model: Path) -> None:
         (model / "generation_config.json").unlink()
         edit(model / "config.json", eos_token_id="two")
         with pytest.raises(InferenceError, match="eos_token_id"):
             resolve(config(pretrained_model_dir=str(model)))
 
 
-def test_finding_all_that_out_does_not_import_mindspore() -> None:
+def test_resolving_does_not_import_mindspore() -> None:
     program = f"""
 import sys
 from inference.config import load_config
@@ -267,7 +267,7 @@ def test_a_stored_head_wins_over_a_config_that_ties_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama2_mha", "gpt2"])
-def test_buffers_that_nobody_reads_do_not_block_loading(tmp_path: Path, family: str) -> None:
+def test_unused_buffers_do_not_block_loading(tmp_path: Path, family: str) -> None:
     directory = shutil.copytree(GOLDENS / family, tmp_path / family)
     tensors = load_file(directory / "model.safetensors")
     buffers = {

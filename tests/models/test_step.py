@@ -12,7 +12,7 @@ SEQUENCES = st.lists(st.tuples(st.integers(1, 9), st.integers(0, 20)), min_size=
 
 
 @given(SEQUENCES, st.integers(1, 7), st.booleans())
-def test_every_token_is_where_it_belongs(lengths: list[tuple[int, int]], block_size: int, all_logits: bool) -> None:
+def test_every_token_is_in_its_position(lengths: list[tuple[int, int]], block_size: int, all_logits: bool) -> None:
     sequences, tokens, next_block = [], 100, 1
     for count, start in lengths:
         blocks = -(-(start + count) // block_size) + 1  # one more than needed, as the scheduler may hold

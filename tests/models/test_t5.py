@@ -115,7 +115,7 @@ def test_logits_of_rows_run_together(case: Case) -> None:
 
 @pytest.mark.parametrize("at", [0, 3 * EVERY])
 @pytest.mark.parametrize("at_once", [9, 512])
-def test_how_likely_an_answer_is(case: Case, at: int, at_once: int, monkeypatch) -> None:
+def test_the_likelihood_of_an_answer(case: Case, at: int, at_once: int, monkeypatch) -> None:
     """A token of each answer given those before it and the source, several rows in a step or each in parts."""
     monkeypatch.setattr(perplexity, "TOKENS_AT_ONCE", at_once)
     rows = [Continuation([0, *row.answer[: at + 1]], at + 1, source=row.source) for row in case.rows]
@@ -136,7 +136,7 @@ def test_token_by_token_each_source_encoded_alone(case: Case) -> None:
         assert error_of(row, logits) < TOLERANCE
 
 
-def test_answers_in_chunks_after_blocks_were_used_by_others(case: Case) -> None:
+def test_answers_in_chunks_on_reused_blocks(case: Case) -> None:
     case.encode(case.rows)
     for row in case.rows:
         pieces = [case.decode([row], begin, min(begin + 7, STEPS)) for begin in range(0, STEPS, 7)]
@@ -203,13 +203,13 @@ def test_mindformers_keys() -> None:
         ("decoder_start_token_id", "x", "token id"),
     ],
 )
-def test_what_cannot_be(key: str, value: object, message: str) -> None:
+def test_impossible_settings(key: str, value: object, message: str) -> None:
     values = json.loads((GOLDENS / "t5_relu" / "config.json").read_text()) | {key: value}
     with pytest.raises(ConfigError, match=message):
         model_config_from(values, "config.json")
 
 
-def test_tensors_written_twice_are_passed_over_and_missing_ones_named() -> None:
+def test_duplicate_tensors_are_skipped_and_missing_ones_named() -> None:
     config, directory = read_config("t5_relu"), GOLDENS / "t5_relu"
     stored = open_checkpoint(directory)
     again = stored | dict.fromkeys(("encoder.embed_tokens.weight", "lm_head.weight"), stored["shared.weight"])

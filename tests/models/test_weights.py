@@ -182,7 +182,7 @@ def values_of(tensor: StoredTensor) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", ROUTED)
-def test_experts_lie_one_below_the_other(name: str) -> None:
+def test_experts_are_stacked_by_rows(name: str) -> None:
     checkpoint, config = golden(name)
     arrays, experts = load(checkpoint, config), config.experts
     assert experts is not None
@@ -206,7 +206,7 @@ def test_experts_lie_one_below_the_other(name: str) -> None:
         assert len(router) == experts.routing.experts + experts.shared_gate
 
 
-def test_layers_that_guess_further_tokens_are_passed_over() -> None:
+def test_multi_token_prediction_layers_are_skipped() -> None:
     checkpoint, config = golden("deepseek_v3")
     assert config.draft_layers == 1
     extra = f"model.layers.{config.num_layers}.eh_proj.weight"
@@ -300,7 +300,7 @@ class TestWhatDoesNotFit:
         with pytest.raises(CheckpointError, match="6 unexpected: .*bias"):
             loading.fit(checkpoint, replace(config, qkv_bias=False), Path("model"))
 
-    def test_a_head_that_is_missing(self) -> None:
+    def test_a_missing_head(self) -> None:
         checkpoint, config = golden("qwen2_tied")
         with pytest.raises(CheckpointError, match="1 missing: lm_head.weight"):
             loading.fit(checkpoint, replace(config, tie_embeddings=False), Path("model"))
@@ -327,7 +327,7 @@ def test_a_tied_head_may_be_stored_too() -> None:
 @pytest.mark.parametrize(
     "name", ["model.layers.0.self_attn.rotary_emb.inv_freq", "model.freqs_mgr.freqs_cos", "model.rotary_emb.inv_freq"]
 )
-def test_buffers_of_older_exporters_are_passed_over(name: str) -> None:
+def test_buffers_of_older_exporters_are_skipped(name: str) -> None:
     checkpoint, config = golden("llama2_mha")
     pairs = loading.fit({**checkpoint, name: fake(name, 4)}, config, Path("model"))
     assert [place.name for _, place in pairs] == [place.name for place in tensor_places(config)]
@@ -426,7 +426,7 @@ def test_loading_takes_the_model_and_little_more(tmp_path: Path, kind: str) -> N
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("weight_format", [Format.INT8, Format.INT4])
 @pytest.mark.parametrize("packed", [True, False])
-def test_weights_that_are_not_finite_are_refused_by_name(
+def test_weights_that_are_not_finite_are_rejected_by_name(
     tmp_path: Path, value: float, weight_format: Format, packed: bool
 ) -> None:
     """Integers would hold plausible numbers in their place."""

@@ -90,7 +90,7 @@ def test_a_damaged_message_is_an_error() -> None:
 
 
 @pytest.mark.parametrize(("model", "data"), [(1, 1), (2, 1), (1, 3), (4, 1), (2, 2)])
-def test_every_rank_is_connected_to_whom_it_needs(model: int, data: int) -> None:
+def test_every_rank_has_the_connections_it_needs(model: int, data: int) -> None:
     def work(links: Links) -> tuple[int | None, list[int], int | None, list[int], bool, int]:
         for channel in links.channels:
             channel.send("rank", rank=links.topology.rank)
@@ -118,7 +118,7 @@ def test_topology_of_two_by_three() -> None:
     assert [t.is_root for t in ranks] == [True] + 5 * [False]
 
 
-def test_a_stranger_is_turned_away() -> None:
+def test_a_foreign_connection_is_rejected() -> None:
     """Somebody who does not know the token neither becomes a rank nor keeps the ranks from coming together."""
     port = free_port()
     threading.Thread(target=serve, args=(("127.0.0.1", port), 2, 30.0), daemon=True).start()
@@ -146,7 +146,7 @@ def test_a_stranger_is_turned_away() -> None:
     assert leader.followers[0].receive().kind == "it is me"
 
 
-def test_ranks_that_never_come_are_named() -> None:
+def test_ranks_that_never_connect_are_named() -> None:
     port = free_port()
     errors: list[BaseException] = []
 
@@ -165,7 +165,7 @@ def test_ranks_that_never_come_are_named() -> None:
 
 
 @pytest.mark.parametrize("said", [b"", b"GET / HTTP/1.1\r\n\r\n", b'\x06\0\0\0[7,""]', b"\x02\0\0\0{}"], ids=len)
-def test_a_stranger_at_the_scheduler_keeps_nobody_from_coming_together(said: bytes) -> None:
+def test_a_foreign_connection_does_not_stop_the_ranks_from_meeting(said: bytes) -> None:
     port = free_port()
     scheduler = threading.Thread(target=serve, args=(("127.0.0.1", port), 2, 30.0))
     scheduler.start()
@@ -187,7 +187,7 @@ def test_a_stranger_at_the_scheduler_keeps_nobody_from_coming_together(said: byt
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_a_rank_that_does_not_take_part_lets_the_others_go(first: bool) -> None:
+def test_a_rank_that_does_not_take_part_releases_the_others(first: bool) -> None:
     """Before they have come, or while they wait."""
     port, found = free_port(), list[object]()
     scheduler = threading.Thread(target=lambda: found.append(serve(("127.0.0.1", port), 3, 30.0)))
@@ -227,7 +227,7 @@ sys.exit(scheduler.wait())
 """
 
 
-def test_a_scheduler_ends_soon_after_ranks_that_never_came() -> None:
+def test_a_scheduler_ends_soon_if_ranks_never_connect() -> None:
     """As under msrun, which kills the ranks, asks about none of them any more, and waits for the scheduler."""
     roots = {**os.environ, "PYTHONPATH": str(Path(inference.__file__).parents[1])}
     words = [sys.executable, "-c", FAMILY, str(free_port())]
@@ -235,7 +235,7 @@ def test_a_scheduler_ends_soon_after_ranks_that_never_came() -> None:
     assert done.returncode == 1 and "ranks [0, 1] have ended before all came together" in done.stderr
 
 
-def test_the_address_of_a_machine_can_be_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_address_of_a_machine_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
     assert own_address("127.0.0.1") == "127.0.0.1"
     monkeypatch.setenv("INFERENCE_ADDRESS", "127.0.0.2")
     peers = in_threads(2, 1, lambda links: [peer.address[0] for peer in links.peers])
@@ -292,13 +292,13 @@ def config(**keys: object) -> object:
         ({"pipeline_stage": 2}, 2, "pipeline parallelism is not supported"),
     ],
 )  # fmt: skip
-def test_a_wrong_number_of_ranks_names_what_works(keys: dict[str, int], count: int, message: str) -> None:
+def test_a_wrong_number_of_ranks_names_valid_ones(keys: dict[str, int], count: int, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         check_topology(config(**keys), {"INFERENCE_WORLD_SIZE": str(count)})
     assert message in str(caught.value)
 
 
-def test_the_environment_says_which_rank_this_is() -> None:
+def test_the_environment_determines_the_rank() -> None:
     msrun = {"MS_ROLE": "MS_WORKER", "MS_WORKER_NUM": "4", "RANK_ID": "3"}
     found = check_topology(config(model_parallel=2, data_parallel=2), msrun)
     assert found == Topology(3, 2, 2)

@@ -68,7 +68,7 @@ def alone(folder: Path, *arguments: str) -> str:
 
 
 @pytest.mark.slow
-def test_two_ranks_sample_what_one_process_samples(tmp_path: Path) -> None:
+def test_two_ranks_sample_the_same_tokens_as_one_process(tmp_path: Path) -> None:
     """Sampling is done once, by the leader: a follower that chose for itself would cache other tokens."""
     arguments = ["--predict_data", *PROMPTS, *SAMPLED, "--engine.weight_dtype", "float32"]
     expected = alone(tmp_path, *arguments)

@@ -108,7 +108,7 @@ def test_narrow_weights_give_what_one_process_gives(answers: tuple[int, list[dic
         assert np.abs(np.array(answer["logits"]) - logits).max() < tolerance * np.abs(logits).max(), answer["case"]
 
 
-def test_a_step_has_one_sum_a_half_and_one_for_the_embedding(answers: tuple[int, list[dict]]) -> None:
+def test_a_step_has_one_sum_per_sublayer_and_one_for_the_embedding(answers: tuple[int, list[dict]]) -> None:
     """The head has none: its results go to the leader as messages."""
     steps = steps_of("native", answers[0])
     for answer in answers[1]:

@@ -110,7 +110,7 @@ def test_a_dataset_on_a_cluster_whose_worker_is_killed(tmp_path, answer, cluster
 
 
 @pytest.mark.slow
-def test_a_call_is_made_again_if_its_worker_dies(tmp_path, cluster):
+def test_a_call_is_retried_if_its_worker_dies(tmp_path, cluster):
     def doubled(number):
         marker = tmp_path / f"killed{number}"
         if number == 3 and not marker.exists():

@@ -38,7 +38,7 @@ def prompts(*texts: str) -> list[Prompt]:
     return [Prompt(str(i), f"row {i}", text=text) for i, text in enumerate(texts)]
 
 
-def test_answers_come_in_order_with_what_the_endpoint_says(server):
+def test_answers_arrive_in_order_with_the_endpoints_fields(server):
     outcomes = client(server).answer_all(prompts(*(f"hello {i}" for i in "abcdefghijkl")))
     assert [outcome.reply.text for outcome in outcomes] == [f"answer to hello {i}" for i in "abcdefghijkl"]
     first = outcomes[0]
@@ -51,7 +51,7 @@ def test_answers_come_in_order_with_what_the_endpoint_says(server):
     "act", ["fail", "cut", "cutchunk", "hangup", "nojson", "list", "two", "none", "empty", "error"]
 )
 @pytest.mark.parametrize("api", ["chat", "completions"])
-def test_a_row_is_tried_again_and_no_other_is(server, act, api):
+def test_only_the_failed_row_is_retried(server, act, api):
     texts = [f"{act} 2 {api}", f"good {act} {api}"]
     first, second = client(server, api=api).answer_all(prompts(*texts))
     # A kept connection that is closed before an answer is opened again within a try.
@@ -78,7 +78,7 @@ def test_a_row_is_tried_again_and_no_other_is(server, act, api):
         ("move", "refused", 307, "status 307: (nothing)"),
     ],
 )
-def test_a_row_that_never_succeeds_says_why(server, act, kind, status, message):
+def test_a_row_that_never_succeeds_reports_why(server, act, kind, status, message):
     bad, good = client(server).answer_all(prompts(f"{act} 9 never", "good"))
     assert isinstance(bad, RemoteFailure) and isinstance(good, RemoteAnswer)
     assert (bad.kind, bad.status) == (kind, status)
@@ -96,7 +96,7 @@ def test_a_request_has_a_deadline(server, act):
     assert 0.25 < time.monotonic() - started < 10
 
 
-def test_retry_after_holds_everybody():
+def test_retry_after_applies_to_all_rows():
     with EndpointServer() as server:
         asking = client(server, first_delay=0.0, concurrency=1)
         first, second = asking.answer_all(prompts("throttle 1 x", "after the throttle"))
@@ -107,7 +107,7 @@ def test_retry_after_holds_everybody():
         assert (never.kind, never.status) == ("throttled", 429)
 
 
-def test_no_more_requests_at_once_than_allowed():
+def test_concurrent_requests_are_limited():
     with EndpointServer() as server:
         outcomes = client(server, concurrency=3).answer_all(prompts(*(f"wait 1 {i}" for i in range(12))))
         assert all(isinstance(outcome, RemoteAnswer) for outcome in outcomes)
@@ -115,7 +115,7 @@ def test_no_more_requests_at_once_than_allowed():
         assert server.connections == 3
 
 
-def test_a_kept_connection_that_the_server_closed_costs_no_try():
+def test_a_keep_alive_connection_closed_by_the_server_costs_no_attempt():
     with EndpointServer() as server:
         asking = client(server, concurrency=1, max_retries=0)
         outcomes = asking.answer_all(prompts("close 1 a", "close 1 b", "c"))
@@ -125,7 +125,7 @@ def test_a_kept_connection_that_the_server_closed_costs_no_try():
         assert server.connections == 3
 
 
-def test_nobody_listens():
+def test_no_server_listens():
     with EndpointServer() as server:
         url = server.url
     failed = Client(Endpoint(url, "m", first_delay=0.0, max_retries=1)).answer(prompts("a")[0])
@@ -134,7 +134,7 @@ def test_nobody_listens():
     assert "refused" in failed.message
 
 
-def test_the_key_is_nowhere_but_in_the_header(server, monkeypatch):
+def test_the_key_is_only_in_the_header(server, monkeypatch):
     asking = client(server)
     assert KEY not in repr(asking.endpoint) and KEY.encode() not in pickle.dumps(asking.endpoint)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-wrong")
@@ -208,7 +208,7 @@ def test_settings_by_the_names_of_the_endpoint(server):
         ),
     ],
 )
-def test_rows_that_cannot_be_asked(server, prompt, api, message):
+def test_rows_that_cannot_be_sent(server, prompt, api, message):
     failed = client(server, api=api).answer(prompt)
     assert (failed.kind, failed.attempts) == ("bad_row", 0)
     assert message in failed.message
@@ -228,7 +228,7 @@ def test_rows_that_cannot_be_asked(server, prompt, api, message):
         ({"timeout": "1"}, "a value has the wrong type"),
     ],
 )
-def test_endpoints_that_make_no_sense(changes, message):
+def test_invalid_endpoints(changes, message):
     with pytest.raises(ConfigError) as caught:
         Endpoint.from_mapping({"url": "http://127.0.0.1:1/v1", "model": "m", **changes})
     assert message in str(caught.value)
@@ -261,7 +261,7 @@ class Clock:
 
 
 @given(st.floats(0.2, 50), st.lists(st.floats(0, 3), min_size=2, max_size=60))
-def test_never_more_in_a_second_than_the_rate_and_its_burst(rate, pauses):
+def test_requests_per_second_stay_within_rate_and_burst(rate, pauses):
     clock = Clock()
     limit = RateLimit(rate, clock, clock.sleep)
     begun = []

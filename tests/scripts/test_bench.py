@@ -46,7 +46,7 @@ def bare_python(tmp_path: Path) -> str:
 
 
 @pytest.mark.slow
-def test_a_tiny_model_goes_through_everything(checkpoint, tmp_path, bare_python):
+def test_a_tiny_model_runs_all_steps(checkpoint, tmp_path, bare_python):
     saved, picture = tmp_path / "bench.jsonl", tmp_path / "bench.png"
     done = bench(
         *("--models", checkpoint, "--dtypes", "int4", "--rounds", 1, "--work", tmp_path / "work", "--no-startup"),
@@ -123,7 +123,7 @@ def test_the_harness_gets_the_same_answers_from_any_number_of_slots(checkpoint, 
     assert single["prefill_tok_s"] == pytest.approx(5 / single["ttft_s"])
 
 
-def test_the_harness_says_how_to_convert(checkpoint, tmp_path):
+def test_the_harness_explains_how_to_convert(checkpoint, tmp_path):
     prompts = tmp_path / "single.json"
     prompts.write_text('{"requests": [{"prompt_ids": [3], "max_new_tokens": 1}]}')
     arguments = ["--model", checkpoint, "--prompts", prompts, "--task", "single", "--dtype", "int8"]
@@ -145,7 +145,7 @@ class Toy:
         return Run.of_steps(10.0, [11 + step / 8 for step in range(new)], [[7] * new for _ in rows])
 
 
-def test_what_is_counted():
+def test_figures_of_a_workload():
     toy = Toy()
     figures = workload.measure(toy, 1000, Lengths())
     assert figures["prefill_tok_s"] == 512
@@ -172,7 +172,7 @@ def test_a_parents_memory_does_not_count_as_ours():
     assert process.peak_memory() > held.nbytes
 
 
-def test_a_checkpoint_is_made_again_only_for_another_shape(tmp_path):
+def test_a_checkpoint_is_recreated_only_for_another_shape(tmp_path):
     weights = make_checkpoint(tmp_path, TINY) / "model.safetensors"
     first = weights.stat().st_mtime_ns
     assert make_checkpoint(tmp_path, TINY) and weights.stat().st_mtime_ns == first
@@ -209,7 +209,7 @@ def test_agreement_is_with_transformers_or_else_with_ours():
     assert [row.get("agree") for row in rows] == [5 / 8, 1, 1, 0.5, None]
 
 
-def test_a_case_that_fails_is_said_and_left_out(tmp_path):
+def test_a_failing_case_is_reported_and_skipped(tmp_path):
     said: list[str] = []
     job = {"action": "measure", "model": str(tmp_path), "dtype": "int8", "kernels": "native", "threads": 1}
     case = Case("none", "ours", "int8", (Call(sys.executable, "benchmarking.ours", job),))
@@ -271,7 +271,7 @@ def test_the_plot(tmp_path):
     assert "<!-- a: decode, batch 1, tokens/s -->" in text and "<!-- llama.cpp q4_0 -->" in text
 
 
-def test_the_machine_is_measured_in_a_process_of_its_own(tmp_path):
+def test_the_machine_is_measured_in_a_separate_process(tmp_path):
     program = machine.build(tmp_path)
     built = program.stat().st_mtime_ns
     limits = machine.measure(program, 2, read_bytes=64 << 20, passes=2)
@@ -279,7 +279,7 @@ def test_the_machine_is_measured_in_a_process_of_its_own(tmp_path):
     assert machine.build(tmp_path).stat().st_mtime_ns == built
 
 
-def test_a_machine_without_a_compiler_says_so(tmp_path, monkeypatch):
+def test_a_missing_compiler_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "COMPILERS", ("no-such-compiler",))
     with pytest.raises(machine.MachineError, match="there is no C\\+\\+ compiler"):
         machine.build(tmp_path)

@@ -17,7 +17,7 @@ def test_a_ratio_is_the_median_of_turns_and_not_that_of_medians() -> None:
     assert line == "| int8 | q8_0 | decode | 30.0 | 20.0 | 1.50 | 1.50 - 1.50 |"
 
 
-def test_who_begins_alternates() -> None:
+def test_the_first_program_alternates() -> None:
     order = []
 
     class Fake:

@@ -15,6 +15,6 @@ def test_a_line_has_the_medians_of_its_runs() -> None:
     assert bench_ranks.row("m", "int8", 1, runs)[5] == ""
 
 
-def test_a_shape_that_is_not_there_is_refused_before_anything_runs() -> None:
+def test_an_unknown_shape_is_rejected_before_anything_runs() -> None:
     done = CliRunner().invoke(bench_ranks.main, ["--models", "llama-15m,llama-16m"])
     assert done.exit_code == 2 and "'llama-16m' is none of" in done.output

@@ -48,6 +48,6 @@ def test_a_job_that_forgets_a_row_is_found() -> None:
 
 
 @pytest.mark.parametrize("code", ["raise SystemExit(2)", "import sys; open(sys.argv[1], 'w').write('{}')"])
-def test_a_job_that_fails_is_told(code: str) -> None:
+def test_a_failed_job_is_reported(code: str) -> None:
     done = chaos(sys.executable, "-c", code, "{save_file}", rounds=1)
     assert done.returncode == 1 and done.stderr.startswith("seed 0: ")

@@ -13,7 +13,7 @@ COUNT, SEED, SECONDS = 200, 0, 10.0
 
 
 @pytest.mark.parametrize("name", fuzz.KINDS)
-def test_mutated_files_load_or_are_refused_in_one_line(name: str) -> None:
+def test_mutated_files_load_or_are_rejected_in_one_line(name: str) -> None:
     if name == "gguf":
         pytest.importorskip("gguf", reason="it writes the file")
     assert [line for _, line in fuzz.run_kind(name, range(COUNT), SEED, SECONDS)] == []

@@ -51,7 +51,7 @@ def test_every_import_is_a_requirement():
     assert imported_packages() - set(sys.stdlib_module_names) - names - OPTIONAL - {"inference"} == set()
 
 
-def test_all_is_every_extra_of_a_user():
+def test_the_extra_all_has_every_extra_for_users():
     extras = settings()["options.extras_require"]
     ((named,),) = [re.findall(r"^mindspore-inference\[(.*)\]$", extras["all"], re.MULTILINE)]
     assert set(named.split(",")) == set(extras) - {"all", "bench", "dev", "goldens", "spark"}

@@ -114,7 +114,7 @@ def test_arguments_of_the_demo_are_passed_on(copy):
     assert "<--predict_data> <2 + 3 => <--seed> <0>" in result.stdout
 
 
-def test_the_tests_need_their_extra_and_the_demo_is_content_with_it(copy):
+def test_the_test_extra_is_enough_for_the_tests_and_the_demo(copy):
     for script in ("demo.sh", "test.sh", "test.sh", "demo.sh"):
         assert copy.run(script).returncode == 0
     assert copy.installs == [".", ".[dev]", "torch==2.13.0+cpu"]
@@ -129,7 +129,7 @@ def test_wheels_of_mindformers_and_torch_are_fetched_once(copy):
     assert copy.installs == [".[dev]", "torch==2.13.0+cpu"]
 
 
-def test_tests_run_without_an_index_and_say_what_is_skipped(copy):
+def test_tests_run_without_an_index_and_report_skips(copy):
     result = copy.run("test.sh", FAKE_NO_INDEX="1")
     assert result.returncode == 0
     *said, smollm2, last = result.stderr.splitlines()[-4:]
@@ -158,7 +158,7 @@ def test_a_change_of_setup_cfg_installs_again(copy):
     assert copy.installs == [".", "."]
 
 
-def test_an_interrupted_setup_is_made_anew(copy):
+def test_an_interrupted_setup_starts_again(copy):
     process = copy.start("demo.sh", FAKE_PIP_SECONDS="60")
     while not copy.installs:
         assert process.poll() is None
@@ -171,7 +171,7 @@ def test_an_interrupted_setup_is_made_anew(copy):
     assert not (copy.root / ".venv" / "leftover").exists()
 
 
-def test_a_broken_venv_is_made_anew(copy):
+def test_a_broken_venv_is_recreated(copy):
     copy.run("demo.sh")
     (copy.root / ".venv" / "bin" / "python").unlink()
     assert copy.run("demo.sh").returncode == 0
@@ -192,7 +192,7 @@ def test_wrong_python_version(copy):
     assert not (copy.root / ".venv").exists()
 
 
-def test_python_of_the_users_choice_that_is_not_there(copy):
+def test_a_chosen_python_that_does_not_exist(copy):
     assert "/nowhere/python was not found" in only_line(copy.run("test.sh", PYTHON="/nowhere/python"))
 
 

@@ -78,7 +78,7 @@ def test_two_hundred_clients_at_once(served) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_leaves_frees_its_row(served, stream: bool, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_client_that_disconnects_frees_its_row(served, stream: bool, capfd: pytest.CaptureFixture[str]) -> None:
     with served.connect() as connection:
         connection.sendall(request_bytes({**LONG, "stream": stream}))
         until(lambda: running(served) == 1)
@@ -87,7 +87,7 @@ def test_a_client_that_leaves_frees_its_row(served, stream: bool, capfd: pytest.
     assert capfd.readouterr().err == ""
 
 
-def test_a_half_closed_connection_disturbs_nobody(served) -> None:
+def test_a_half_closed_connection_does_not_affect_others(served) -> None:
     with served.connect() as connection:
         connection.sendall(request_bytes({**LONG, "max_tokens": 5}))
         connection.shutdown(socket.SHUT_WR)
@@ -96,7 +96,7 @@ def test_a_half_closed_connection_disturbs_nobody(served) -> None:
     until(lambda: served.service.admission.open == 0, 5)
 
 
-def test_a_slow_reader_stalls_nobody(served) -> None:
+def test_a_slow_reader_does_not_stall_others(served) -> None:
     with served.connect() as slow:
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
         body = {"messages": STORY, "max_tokens": 100, "ignore_eos": True, "stream": True}
@@ -113,7 +113,7 @@ def test_a_slow_reader_stalls_nobody(served) -> None:
 
 
 class TestTheQueue:
-    def test_a_full_queue_says_when_to_come_again(self, serve) -> None:
+    def test_a_full_queue_reports_when_to_retry(self, serve) -> None:
         with serve(max_waiting=0) as served, ThreadPoolExecutor(16) as threads:
             places = served.service.admission._limit
             bodies = [{**LONG, "max_tokens": 50}] * places
@@ -129,7 +129,7 @@ class TestTheQueue:
             assert 'requests_refused_total{model_name="demo"} 1.0' in text
             assert 'http_requests_total{path="/v1/completions",status="429"} 1.0' in text
 
-    def test_more_prompts_than_there_will_ever_be_room_for(self, serve) -> None:
+    def test_more_prompts_than_fit_at_once(self, serve) -> None:
         with serve(max_waiting=0) as served:
             body = {"prompt": ["a"] * 17, "max_tokens": 1}
             assert served.post("/v1/completions", body).json()["error"]["message"].startswith("a request of 17 prompts")
@@ -153,7 +153,7 @@ class TestLimits:
         assert narrow.get("/health").status_code == narrow.get("/ready").status_code == 200
         assert narrow.client("sk-secret").models.list().data
 
-    def test_the_key_is_tried_before_the_body(self, narrow) -> None:
+    def test_the_key_is_checked_before_the_body(self, narrow) -> None:
         assert narrow.post("/v1/completions", {"prompt": "a" * 9999}).status_code == 401
 
     def test_long_bodies(self, narrow) -> None:
@@ -172,7 +172,7 @@ class TestLimits:
             except httpx.TransportError:
                 pass  # the connection was closed
 
-    def test_a_body_that_does_not_come(self, narrow) -> None:
+    def test_a_body_that_never_arrives(self, narrow) -> None:
         with narrow.connect() as connection:
             data = request_bytes({"prompt": "a"}).replace(
                 b"Host: localhost", b"Host: a\r\nAuthorization: Bearer sk-secret"
@@ -187,13 +187,13 @@ class TestLimits:
 
 
 class TestWhoMayAsk:
-    def test_a_page_of_another_host_may_not(self, served) -> None:
+    def test_a_page_of_another_host_is_rejected(self, served) -> None:
         answer = served.get("/v1/models", headers={"Host": "evil.example:80"})
         assert answer.status_code == 403 and "evil.example" in answer.json()["error"]["message"]
         for host in ("localhost:1", "127.0.0.1", "[::1]:8000"):
             assert served.get("/v1/models", headers={"Host": host}).status_code == 200
 
-    def test_a_form_may_not(self, served) -> None:
+    def test_a_form_is_rejected(self, served) -> None:
         answer = httpx.post(f"{served.url}/v1/completions", data={"prompt": "x"})
         assert answer.status_code == 415
 

@@ -70,7 +70,7 @@ class TestBeforeTheModelLoads:
     def test_settings(self, capfd, arguments: list[str], message: str) -> None:
         assert message in refused(capfd, *arguments)
 
-    def test_a_certificate_that_is_none(self, capfd, tmp_path: Path) -> None:
+    def test_an_invalid_certificate(self, capfd, tmp_path: Path) -> None:
         file = tmp_path / "bad.pem"
         file.write_text("nonsense")
         assert "bad.pem cannot be used" in refused(capfd, "--serve.certificate", str(file), "--serve.port", "0")
@@ -99,7 +99,7 @@ def process() -> Iterator[tuple[subprocess.Popen[str], str, list[str]]]:
     reader.join(5)
 
 
-def test_sigterm_finishes_what_runs(process) -> None:
+def test_sigterm_finishes_running_requests(process) -> None:
     """Also: it answered before, with the key, and never wrote the key anywhere."""
     running, address, said = process
     headers = {"Authorization": "Bearer sk-demo"}

@@ -166,7 +166,7 @@ class TestPasses:
 
 
 class TestPromptLogprobs:
-    def test_as_the_evaluation_harness_asks(self, client: Any, model: Any, tokenizer: Any) -> None:
+    def test_requests_of_the_evaluation_harness(self, client: Any, model: Any, tokenizer: Any) -> None:
         ids = [tokenizer.encode(text) for text in TEXTS]
         settings = {"max_tokens": 1, "logprobs": 1, "echo": True, "temperature": 0, "seed": 1234}
         choices = client.completions.create(model="demo", prompt=ids, **settings).choices

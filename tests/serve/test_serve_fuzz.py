@@ -148,7 +148,7 @@ POST = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: appli
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
     ],
 )
-def test_what_is_no_http(served, data: bytes) -> None:
+def test_responses_that_are_not_http(served, data: bytes) -> None:
     with served.connect() as connection:
         try:
             connection.sendall(data)

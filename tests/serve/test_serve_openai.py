@@ -85,7 +85,7 @@ class TestChat:
         told = [chunk.choices[0].logprobs for chunk in chunks]
         assert [item for part in told if part for item in part.content] == whole.logprobs.content
 
-    def test_whole_numbers_as_floats_and_harmless_keys(self, client) -> None:
+    def test_integers_as_floats_and_harmless_keys(self, client) -> None:
         answer = client.chat.completions.create(
             model="demo", messages=STORY, max_completion_tokens=4, user="me", metadata={"a": "b"}, store=False, n=1
         )
@@ -197,7 +197,7 @@ class TestErrors:
         with pytest.raises(openai.NotFoundError, match="did you mean 'demo'"):
             client.chat.completions.create(model="dmo", messages=STORY)
 
-    def test_a_stream_that_cannot_begin_has_a_status(self, client) -> None:
+    def test_a_stream_that_cannot_start_has_a_status(self, client) -> None:
         with pytest.raises(openai.BadRequestError, match="at most"):
             client.completions.create(model="demo", prompt="word " * 600, stream=True)
 
@@ -208,7 +208,7 @@ def test_models(client) -> None:
     assert client.models.retrieve("demo").id == "demo"
 
 
-def test_tokens_there_and_back(served, tokenizer) -> None:
+def test_tokens_round_trip(served, tokenizer) -> None:
     found = served.post("/tokenize", {"prompt": "Once upon a time", "return_token_strs": True}).json()
     assert found["tokens"] == tokenizer.encode("Once upon a time")
     assert found["count"] == len(found["tokens"]) == len(found["token_strs"])
@@ -251,7 +251,7 @@ class TestForms:
             == texts[0]
         )
 
-    def test_a_form_that_cannot_be(self, client) -> None:
+    def test_an_impossible_form(self, client) -> None:
         with pytest.raises(openai.BadRequestError, match="cannot be compiled"):
             client.completions.create(model="demo", prompt="a", extra_body={"structured_outputs": {"regex": "("}})
 

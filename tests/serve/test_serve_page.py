@@ -129,7 +129,7 @@ def test_stop(page: Page, served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     page.until(lambda: served.service.admission.open == 0)
 
 
-def test_a_mistake_is_shown_and_text_is_no_markup(page: Page) -> None:
+def test_an_error_is_shown_and_text_is_escaped(page: Page) -> None:
     page.setting("temperature", "-3")
     page.ask("<img src=x onerror=alert(1)> ```js\nlet a;``` <b>x</b>")
     page.until(lambda: page.texts(".assistant .error"))

@@ -94,7 +94,7 @@ class TestRequiredCalls:
         assert reason == "tool_calls" and message["content"] == ""
         assert [(name, json.loads(text)) for name, text in message["calls"]] == found
 
-    def test_one_call_if_asked(self, client: Any) -> None:
+    def test_one_call_if_requested(self, client: Any) -> None:
         settings = {"tools": TOOLS, "tool_choice": "required", "parallel_tool_calls": False}
         answer = client.chat.completions.create(
             model="demo", messages=ASK, max_tokens=300, temperature=2, seed=5, extra_body=SHORT, **settings
@@ -129,12 +129,12 @@ class TestCallsOfTheModel:
         answer = client.chat.completions.create(model="demo", messages=ASK, tools=TOOLS, max_tokens=20).choices[0]
         assert answer.message.tool_calls is None and answer.message.content
 
-    def test_no_call_where_none_may_be(self, client: Any, model_says: Any) -> None:
+    def test_no_call_if_none_is_allowed(self, client: Any, model_says: Any) -> None:
         model_says(CALL)
         answer = client.chat.completions.create(model="demo", messages=ASK, tools=TOOLS, tool_choice="none")
         assert answer.choices[0].message.content == CALL
 
-    def test_the_result_goes_back(self, served: Any, client: Any, model_says: Any) -> None:
+    def test_the_result_is_sent_back(self, served: Any, client: Any, model_says: Any) -> None:
         """A call and its result are messages of the next turn, as the template writes them."""
         template = "{% for m in messages %}{{ m.role }}={{ m.content or m.tool_calls[0].function.arguments.city }};"
         template += "{% endfor %}{{ tools | length }}"

@@ -59,7 +59,7 @@ def test_messages_and_a_column_of_another_name(spark):
     assert [row.text for row in answer(rows, "demo", {"max_new_tokens": 8}, "question").collect()] == [" 19"]
 
 
-def test_mistakes_are_seen_before_spark_starts_a_task(spark):
+def test_mistakes_are_found_before_spark_starts_a_task(spark):
     with pytest.raises(InputError, match="no column 'prompt' and no column 'messages'; known: x"):
         answer(spark.createDataFrame([(1,)], "x int"), "demo")
     with pytest.raises(InputError, match="already has a column 'text'"):

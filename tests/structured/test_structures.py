@@ -143,14 +143,14 @@ def test_texts_of_other_forms(drawn: Drawn) -> None:
         ({"regex": "a"}, {"type": "json_object"}, "exclude each other"),
     ],
 )
-def test_what_is_refused(drawn: Drawn, structured: Any, response_format: Any, message: str) -> None:
+def test_invalid_input_is_rejected(drawn: Drawn, structured: Any, response_format: Any, message: str) -> None:
     with pytest.raises((InputError, ConfigError), match=message):
         grammar = structure_of(structured, response_format)
         assert grammar is not None
         drawn.vocabulary.compile(grammar)
 
 
-def test_nothing_asked_for() -> None:
+def test_nothing_requested() -> None:
     assert structure_of(None, None) is structure_of({}, {"type": "text"}) is None
 
 
@@ -162,7 +162,7 @@ def test_compiled_once(drawn: Drawn, monkeypatch: pytest.MonkeyPatch) -> None:
     assert first() is not second()
 
 
-def test_forced_tokens_are_what_must_come(drawn: Drawn) -> None:
+def test_forced_tokens_are_allowed(drawn: Drawn) -> None:
     constraint = drawn.vocabulary.compile(grammar_of("choice", ["unmistakable"]))()
     ids = list(constraint.forced())
     for token in ids:
@@ -200,6 +200,6 @@ class TestTools:
             (TOOLS, {"type": "function", "function": {"name": "wether"}}, "did you mean 'weather'"),
         ],
     )
-    def test_what_is_refused(self, tools: Any, choice: Any, message: str) -> None:
+    def test_invalid_input_is_rejected(self, tools: Any, choice: Any, message: str) -> None:
         with pytest.raises(InputError, match=message):
             read_tools(tools, choice)

@@ -56,7 +56,7 @@ def test_a_call_of_each_family(template: str, size: int) -> None:
 @pytest.mark.parametrize(
     "text", ["Hello <there>, a < b [x] {y}.", "No call", "<tool", "{not JSON", "[1, 2]", "<tool_call>x y"]
 )
-def test_what_is_no_call_stays(form: ToolFormat, text: str, size: int) -> None:
+def test_text_that_is_not_a_call_stays(form: ToolFormat, text: str, size: int) -> None:
     assert read(form, text, size) == (text, [], False)
 
 
@@ -67,7 +67,7 @@ def test_several_calls_after_a_word(size: int) -> None:
     assert content.strip() == "I look." and calls == [("weather", ARGUMENTS)] * 2
 
 
-def test_a_text_is_held_back_no_longer_than_needed() -> None:
+def test_text_is_held_back_only_as_long_as_needed() -> None:
     reader = ToolCallReader(format_of("<tool_call>"))
     assert list(reader.push("a <")) == [{"content": "a "}]
     assert list(reader.push("b")) == [{"content": "<b"}]

@@ -55,12 +55,12 @@ def test_the_template_is_chosen_by_name_and_by_tools() -> None:
         letters(rag="rag").apply_chat_template(USER)
 
 
-def test_no_template_says_how_to_give_one() -> None:
+def test_the_error_for_a_missing_template_has_a_hint() -> None:
     with pytest.raises(TokenizerError, match=r"no chat template; give one as .*chat_template\.jinja"):
         letters().apply_chat_template(USER)
 
 
-def test_white_space_is_as_hugging_face_has_it() -> None:
+def test_white_space_matches_hugging_face() -> None:
     template = "{% for m in messages %}\n    {% if true %}\n{{ m.content }}\n    {% endif %}\n{% endfor %}\n"
     assert render_chat(template, USER * 2, {}) == "Hi\nHi\n"
 

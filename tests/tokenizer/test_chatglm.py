@@ -55,7 +55,7 @@ def test_words_that_hold_sop_and_eop_stay_words(tmp_path) -> None:
     assert MASK not in tokenizer.encode("[gMASK]sop", add_special_tokens=False, allow_special=False)
 
 
-def test_a_chat_is_what_the_authors_code_puts_together(tmp_path) -> None:
+def test_a_chat_equals_the_output_of_the_authors_code(tmp_path) -> None:
     """Role, line break and text, each encoded by itself."""
     messages = [
         {"role": "user", "content": "One day"},
@@ -95,7 +95,7 @@ def test_chatglm2_has_no_roles(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("settings", [{}, {"model": {"arch": {"type": "ChatGLM2ForConditionalGeneration"}}}])
-def test_the_family_says_so_where_no_file_does(settings: dict[str, Any], tmp_path) -> None:
+def test_the_family_decides_if_no_file_does(settings: dict[str, Any], tmp_path) -> None:
     """A checkpoint with a bare tokenizer.model beside it."""
     for file in (GOLDENS / "chatglm3").iterdir():
         shutil.copy(file, tmp_path)

@@ -86,7 +86,7 @@ def test_any_bytes(data: bytes, each: bool) -> None:
 
 @examples(300)
 @given(names, texts)
-def test_no_part_of_a_character_is_shown(name: str, text: str) -> None:
+def test_no_partial_character_is_shown(name: str, text: str) -> None:
     tokenizer = tokenizer_called(name)
     ids = tokenizer.encode(text)
     chunks = stream(tokenizer, ids)
@@ -127,7 +127,7 @@ def test_bytes_that_never_become_valid_are_not_kept(byte: int) -> None:
 
 
 @pytest.mark.parametrize(("name", "text"), [("spm", "日本語"), ("qwen", "漢字😀"), ("llama3", "👨‍👩‍👧‍👦")])
-def test_a_character_comes_with_its_last_byte(name: str, text: str) -> None:
+def test_a_character_is_emitted_with_its_last_byte(name: str, text: str) -> None:
     tokenizer = tokenizer_called(name)
     ids = tokenizer.encode(text, add_special_tokens=False)
     assert len(ids) > len(text)
@@ -144,7 +144,7 @@ def test_an_unfinished_character_is_marked_at_the_end() -> None:
     assert stream(tokenizer, ids) == ["a", "", "", "\ufffd\ufffd"]  # type: ignore[arg-type]
 
 
-def test_whole_characters_in_a_broken_run_of_bytes_are_kept() -> None:
+def test_complete_characters_in_invalid_bytes_are_kept() -> None:
     tokenizer = tokenizer_called("spm")
     ids = [tokenizer.convert_tokens_to_ids(f"<0x{byte:02X}>") for byte in [*"字".encode(), 0xFF, 0x41]]
     assert tokenizer.decode(ids) == "字\ufffdA"  # type: ignore[arg-type]

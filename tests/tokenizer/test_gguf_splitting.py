@@ -63,14 +63,14 @@ def test_every_rule_has_a_golden() -> None:
     assert len(PRE_TOKENIZERS) == 90
 
 
-def test_a_file_that_names_no_rule_gets_the_default_and_a_line(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+def test_a_file_without_a_rule_gets_the_default_and_a_notice(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     tokenizer = byte_pairs(tmp_path / "unnamed.gguf", None)
     text = SPLITTING["texts"][7]
     assert tokenizer.encode(text, add_special_tokens=False) == SPLITTING["ids"]["default"][7]
     assert "unnamed.gguf does not say how its tokenizer splits a text" in capfd.readouterr().err
 
 
-def test_an_unknown_rule_is_refused_with_the_nearest(tmp_path: Path) -> None:
+def test_an_unknown_rule_is_rejected_with_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match=r"rule 'smolm' .* did you mean 'smollm'\?.*tokenizer_file"):
         byte_pairs(tmp_path / "model.gguf", "smolm")
 

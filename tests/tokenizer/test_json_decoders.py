@@ -103,6 +103,6 @@ def test_an_added_token_is_shown_as_it_is_written(content: str) -> None:
         (decoders.Sequence([decoders.Fuse(), decoders.Strip(" ", 0, 1)]), "Strip"),
     ],
 )
-def test_decoders_that_cannot_be_told_token_by_token(decoder: Any, told: str) -> None:
+def test_decoders_that_cannot_work_token_by_token(decoder: Any, told: str) -> None:
     with pytest.raises(TokenizerError, match=f"some.json has a decoder of type {told} that is not supported"):
         JsonTokenizer(backend_with(decoder), path="some.json")

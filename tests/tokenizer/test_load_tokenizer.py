@@ -43,7 +43,7 @@ def write(directory: Path, name: str, value: Any) -> None:
 # Which file.
 
 
-def test_json_is_taken_before_the_model() -> None:
+def test_tokenizer_json_takes_precedence_over_tokenizer_model() -> None:
     assert isinstance(load_tokenizer(ROOT / "spm_and_json"), JsonTokenizer)
     assert isinstance(load_tokenizer(str(ROOT / "spm")), SentencePieceTokenizer)
     assert isinstance(load_tokenizer(ROOT / "spm"), SentencePieceTokenizer)
@@ -60,7 +60,7 @@ def test_a_yaml_names_the_file(spm: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize(("name", "text"), [("vocab.json", "{}"), ("tokenizer.model", "IQ== 0\nIg== 1\n")])
-def test_files_of_another_kind_give_way_to_tokenizer_json(llama3: Path, name: str, text: str) -> None:
+def test_tokenizer_json_takes_precedence_over_other_files(llama3: Path, name: str, text: str) -> None:
     write(llama3, name, text)
     assert isinstance(load_tokenizer(None, settings={"vocab_file": llama3 / name}), JsonTokenizer)
 
@@ -230,14 +230,14 @@ def test_wrong_values(spm: Path, key: str, value: Any) -> None:
     assert str(spm / "tokenizer_config.json") in message(spm)
 
 
-def test_a_bos_that_is_not_there(spm: Path) -> None:
+def test_a_missing_bos(spm: Path) -> None:
     tokenizer = load_tokenizer(ROOT / "qwen", settings={"add_bos_token": True})
     with pytest.raises(TokenizerError, match="add_bos_token is true but the tokenizer has no bos_token"):
         tokenizer.encode("a")
 
 
 @pytest.mark.parametrize("name", ["spm", "llama3"])
-def test_texts_that_are_none(name: str) -> None:
+def test_invalid_texts(name: str) -> None:
     tokenizer = load_tokenizer(ROOT / name)
     with pytest.raises(InputError, match=r"half of a character \(U\+D800\) at position 1"):
         tokenizer.encode("a\ud800b")

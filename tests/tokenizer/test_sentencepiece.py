@@ -84,7 +84,7 @@ def test_the_space_before_a_text() -> None:
     assert bare.decode(processor(True).encode(" the")) == " the"
 
 
-def test_an_added_token_can_take_the_place_of_a_piece() -> None:
+def test_an_added_token_can_replace_a_piece() -> None:
     """As chat models do with placeholder pieces."""
     piece = processor().id_to_piece(450)
     config = TokenizerConfig(added={450: AddedToken("<|im_start|>", special=True)})

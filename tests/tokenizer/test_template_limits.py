@@ -55,7 +55,7 @@ GROWING = (
 
 
 @pytest.mark.parametrize("template", GROWING, ids=range(len(GROWING)))
-def test_a_template_that_grows_without_bound_is_refused(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_template_that_grows_without_bound_is_rejected(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(template_sandbox, "CPU_SECONDS", 0.3)
     begin = time.thread_time()
     with pytest.raises(TokenizerError, match="the chat template failed"):
@@ -79,7 +79,7 @@ ESCAPES = (
 
 
 @pytest.mark.parametrize("template", ESCAPES)
-def test_no_template_leaves_the_sandbox(template: str) -> None:
+def test_templates_cannot_escape_the_sandbox(template: str) -> None:
     try:
         text = render_chat(template, USER, {})
     except TokenizerError:
@@ -103,7 +103,7 @@ ALLOWED = {
 
 
 @pytest.mark.parametrize("template", ALLOWED)
-def test_what_templates_do_is_as_before(template: str) -> None:
+def test_allowed_templates_are_rendered(template: str) -> None:
     assert render_chat(template, USER, {}) == ALLOWED[template]
 
 

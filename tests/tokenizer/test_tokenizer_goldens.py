@@ -55,7 +55,7 @@ def test_chat(case: tuple[Tokenizer, dict[str, Any]]) -> None:
         assert tokenizer.apply_chat_template(row["messages"], **row["arguments"]) == row["ids"]
 
 
-def test_texts_come_back(case: tuple[Tokenizer, dict[str, Any]]) -> None:
+def test_texts_are_decoded_back(case: tuple[Tokenizer, dict[str, Any]]) -> None:
     """Decoding undoes encoding, but for what the tokenizer itself normalizes (Qwen: NFC)."""
     tokenizer, golden = case
     for row in golden["encode"]:

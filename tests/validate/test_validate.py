@@ -58,7 +58,7 @@ def test_outliers_are_far_outside_the_quartiles():
 
 
 @given(st.lists(st.integers(0, 10**6), min_size=1, max_size=50))
-def test_a_spread_is_that_of_the_standard_library(values):
+def test_a_spread_equals_that_of_the_standard_library(values):
     found = spread(array("q", values))
     assert found["mean"] == pytest.approx(statistics.fmean(values))
     assert found["std"] == pytest.approx(statistics.pstdev(values), abs=1e-6)
@@ -66,7 +66,7 @@ def test_a_spread_is_that_of_the_standard_library(values):
     assert sum(count for _, _, count in histogram(array("q", values))) == len(values)
 
 
-def test_nothing_has_a_spread_without_numbers():
+def test_no_spread_without_numbers():
     assert all(math.isnan(value) for value in spread(array("q")).values())
     assert profile(None).figures()["invalid_share"] == 1
 
