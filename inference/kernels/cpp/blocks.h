@@ -11,8 +11,8 @@
 // Names follow inference/kernels/stock: T tokens, B sequences, H query heads, K key/value heads, D head size.
 struct Step {
   int64_t tokens, sequences, table_width;
-  // If ranks share a model, their results are summed: only one rank adds the residual, and `partial` [T, hidden] receives
-  // results that are normalized before they are added to x. True and null if the model is not shared.
+  // If ranks share a model, their results are summed: only one rank adds the residual, and `partial` [T, hidden]
+  // receives results that are normalized before they are added to x. True and null if the model is not shared.
   bool adds_residual;
   float *partial;
   const int32_t *positions;     // [T]
@@ -30,7 +30,7 @@ struct Step {
 // An adapter's addition to some rows of a product: up (down x). Written by inference/kernels/records.py.
 struct LoraEntry {
   int64_t first_panel, panels;          // of the product's rows
-  int64_t rank, offset;                 // where its part of down x begins within its adapter's
+  int64_t rank, offset;                 // index of its part of down x within its adapter's
   const float *down;                    // [rank, columns]
   const float *up;                      // [panels, rank, 16]
 };
@@ -38,7 +38,7 @@ struct LoraEntry {
 // All adapters' additions to one product; an adapter's entries are contiguous.
 struct LoraTable {
   int64_t adapters;                     // number of the last adapter with entries
-  int64_t width;                        // most values that an adapter computes per token
+  int64_t width;                        // maximum number of values that an adapter computes per token
   const int64_t *starts;                // adapter a's are [starts[a - 1], starts[a])
   const LoraEntry *list;                // null if there are none
 
@@ -51,8 +51,8 @@ struct LoraTables {
   LoraTable of(int64_t part) const { return LoraTable::at(tables ? tables[part] : nullptr); }
 };
 
-// What a token attends to: tokens up to itself; all of its sequence, which is entirely in the step; or its sequence's
-// source. STORE attends to nothing: it writes the keys and values that CROSS reads.
+// Tokens that a token attends to: those up to itself; all of its sequence, which is entirely in the step; or its
+// sequence's source. STORE attends to nothing: it writes the keys and values that CROSS reads.
 enum Scope : int64_t { CAUSAL = 0, WHOLE = 1, CROSS = 2, STORE = 3 };
 
 // Numbered as in inference/kernels/shapes.py. An int8 block of a head holds its values and then its scales, one float
@@ -90,7 +90,8 @@ struct AttentionLayer {
   int64_t columns() const { return (queries() + 2 * stored()) * head_size; }
 };
 
-// Latent attention; see inference/kernels/shapes.py. A head's rows in `key_up` and `value_up` begin at panel boundaries.
+// Latent attention; see inference/kernels/shapes.py. A head's rows in `key_up` and `value_up` begin at panel
+// boundaries.
 struct LatentLayer {
   int64_t hidden, heads, query_rank, rank, nope, rope, value, block_size;
   CacheType cache_type;
@@ -127,7 +128,7 @@ struct FeedForwardLayer {
   float eps;
   Activation activation;
   bool gated;
-  bool parallel;                        // reads what the attention sublayer before it has normalized
+  bool parallel;                        // reads the normalized input of the preceding attention sublayer
   const float *norm, *norm_bias;        // as in AttentionLayer
   Matrix gate_up;                       // [2 * width, hidden]; [width, hidden] without a gate
   const float *gate_up_bias;
@@ -145,8 +146,8 @@ struct Routing {
   const float *correction;              // [experts]: added to scores only for choosing experts, or null
 };
 
-// A feed-forward whose matrices are slices of larger ones: gate and up begin at panel boundaries and are padded to whole
-// panels.
+// A feed-forward whose matrices are slices of larger ones: gate and up begin at panel boundaries and are padded to
+// whole panels.
 struct Expert {
   int64_t width;
   Matrix gate_up;                       // [2 * room of the width, hidden]

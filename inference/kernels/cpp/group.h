@@ -1,9 +1,9 @@
 // The ranks that share a model: sums their parts of the residual stream.
 //
 // On one host it uses shared memory: a rank writes its numbers to a slot, signals it, waits for the others and adds all
-// slots itself, always in rank order, so that all ranks get identical sums. Each rank alternates between two slots: once
-// all ranks have reached a sum, none still reads the slot of the previous one. Between hosts it uses the connections
-// between a leader and its followers: the leader adds and sends the sums back.
+// slots itself, always in rank order, so that all ranks get identical sums. Each rank alternates between two slots:
+// once all ranks have reached a sum, no rank still reads the slot of the previous one. Between hosts it uses the
+// connections between a leader and its followers: the leader adds and sends the sums back.
 #pragma once
 
 #include <atomic>
@@ -20,7 +20,7 @@ class Group {
 
   static int64_t bytes_of(int size) { return size * (int64_t(sizeof(Seat)) + 2 * CHUNK * 4); }
 
-  // Sums x [count] over all ranks, in place; every rank must call it with the same count. False if a rank is gone.
+  // Sums x [count] over all ranks, in place; every rank must call it with the same count. False if a rank was lost.
   bool sum(float *x, int64_t count);
 
   int64_t sums() const { return sums_; }

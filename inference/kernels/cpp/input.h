@@ -10,9 +10,9 @@
 
 namespace KERNEL_ISA {
 
-// Tile sizes that the kernels are compiled for, by the number of accumulators that fit in registers. The last but one is
-// the best for many tokens; the last is the most tokens that fit in one pass. The final tile is the smallest that holds
-// the remaining tokens.
+// Tile sizes that the kernels are compiled for, by the number of accumulators that fit in registers. The last but one
+// is the best for many tokens; the last is the maximum number of tokens that fit in one pass. The final tile is the
+// smallest that holds the remaining tokens.
 #if defined(__AVX512F__)
 constexpr int FLOAT_TILES[] = {1, 2, 4, 8, 12, 16}, QUANTIZED_TILES[] = {1, 2, 4, 8, 12, 16};
 #else
@@ -26,8 +26,8 @@ inline int tile_size(const int (&sizes)[N], int64_t tokens) {
 
 class Input {
  public:
-  // Allocates memory, which is kept between calls; call it before threads share the work. Tokens are the rows of x listed
-  // in `rows`, or the first ones if it is null; rows are `stride` apart, 0 for contiguous rows.
+  // Allocates memory, which is kept between calls; call it before threads share the work. Tokens are the rows of x
+  // listed in `rows`, or the first ones if it is null; rows are `stride` apart, 0 for contiguous rows.
   void reserve(const Matrix &w, const float *x, int64_t tokens, const int32_t *rows = nullptr, int64_t stride = 0) {
     x_ = x;
     rows_ = rows;
@@ -67,8 +67,8 @@ class Input {
   // Tokens, including the padding of the last tile.
   int64_t slots() const { return (tiles - 1) * tile + last_; }
 
-  // A tile's values in the block of columns that begins at `column`, [columns][size]. Tiles of a block are contiguous in
-  // memory, so that the hardware prefetcher predicts the next read.
+  // A tile's values in the block of columns that begins at `column`, [columns][size]. Tiles of a block are contiguous
+  // in memory, so that the hardware prefetcher predicts the next read.
   const float *values(int64_t index, int64_t column) const {
     return tile > 1 ? values_.data() + place(index, column) : row(0) + column;
   }
@@ -79,8 +79,8 @@ class Input {
   // [groups][size]: sum of a group's int8 values, used to subtract the zero point of the weights
   const int32_t *sums(int64_t index) const { return sums_.data() + index * tile * groups; }
 
-  // Columns per block, chosen so that W's part of the panels (16 KB) and a tile's part of x (6 KB) fit together in a 32 KB
-  // L1 cache.
+  // Columns per block, chosen so that W's part of the panels (16 KB) and a tile's part of x (6 KB) fit together in a 32
+  // KB L1 cache.
   static constexpr int64_t BLOCK = 128;
 
   int64_t tokens = 0, columns = 0, groups = 0, tiles = 0;

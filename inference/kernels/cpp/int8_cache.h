@@ -1,7 +1,8 @@
-// Vectors in an int8 KV cache: one scale per vector, after an orthonormal transform that spreads outliers over neighbors.
+// Vectors in an int8 KV cache: one scale per vector, after an orthonormal transform that spreads outliers over
+// neighbors.
 //
 // Queries are transformed like keys, which leaves their products unchanged; the weighted sum of values is transformed
-// back. The transform is its own inverse. A vector is rounded by itself, so that it does not depend on its batch.
+// back. The transform is its own inverse. Each vector is rounded on its own, so it does not depend on its batch.
 #pragma once
 
 #include "simd.h"
@@ -22,8 +23,8 @@ inline void hadamard(float *x, int64_t size) {
   for (int64_t i = 0; i < size; i++) x[i] *= norm;
 }
 
-// Transforms x in place and writes it as int8 to `out`, elements `stride` apart. Returns the scale: NaN if x has a value
-// that is not finite, so that no such value is hidden.
+// Transforms x in place and writes it as int8 to `out`, elements `stride` apart. Returns the scale: NaN if x has a
+// value that is not finite, so that no such value is hidden.
 inline float quantize_vector(float *x, int64_t size, int8_t *out, int64_t stride) {
   hadamard(x, size);
   float largest = 0, poison = 0;

@@ -120,7 +120,7 @@ ExpertsLayer experts_layer(const ExpertsRecord &r) {
   return layer;
 }
 
-// Return codes of operators: another rank is gone; a record is invalid.
+// Return codes of operators: another rank was lost; a record is invalid.
 constexpr int32_t RANK_GONE = -1, BAD_RECORD = -2;
 
 // Adapter numbers [tokens]; null if no token has one.
@@ -192,7 +192,8 @@ int32_t run_sublayers(const int64_t *program, int64_t numbers, Step step, float 
   return 0;
 }
 
-// Returns what is wrong with the record at `at`, or null. `numbers` bounds the numbers there, including later records.
+// Returns a description of what is wrong with the record at `at`, or null. `numbers` bounds the numbers there,
+// including later records.
 template <class Record>
 const char *problem_at(const int64_t *at, int64_t numbers) {
   const Record *record = reinterpret_cast<const Record *>(at);
@@ -267,7 +268,7 @@ const char *kernels_records() {
   return text.c_str();
 }
 
-// Returns what is wrong with a record, naming the field; null if it is valid.
+// Returns a description of what is wrong with a record, naming the field; null if it is valid.
 const char *kernels_problem(const int64_t *record, int64_t numbers) { return problem_at(record, numbers); }
 
 // Writes x [rows, columns], float32 or (is_packed) the format's own 16-bit elements, into the panels of a matrix,
@@ -327,7 +328,7 @@ void kernels_group_figures(const Group *group, int64_t *figures) {
   figures[0] = group->sums(), figures[1] = group->nanoseconds();
 }
 
-// Runs the sublayers of a program of a model without an encoder. Returns 0, or -1 if another rank is gone.
+// Runs the sublayers of a program of a model without an encoder. Returns 0, or -1 if another rank was lost.
 int32_t kernels_sublayers(const int64_t *program, int64_t numbers, int64_t tokens, int64_t sequences, int64_t table_width,
                     const int32_t *positions, const int32_t *slots, const int32_t *block_tables,
                     const int32_t *query_starts, float *x) {
@@ -337,7 +338,8 @@ int32_t kernels_sublayers(const int64_t *program, int64_t numbers, int64_t token
   return run_sublayers(program, numbers, step, x);
 }
 
-// Inputs: 0 x [T, hidden], 1 positions, 2 slots, 3 block tables, 4 query starts, 5 program; output 6: x after all sublayers.
+// Inputs: 0 x [T, hidden], 1 positions, 2 slots, 3 block tables, 4 query starts, 5 program; output 6: x after all
+// sublayers.
 int sublayers(int n, void **p, int *ranks, int64_t **shapes, const char **types, void *stream, void *extra) {
   if (n != 7) return 1;
   std::memcpy(p[6], p[0], shapes[0][0] * shapes[0][1] * 4);
@@ -370,8 +372,8 @@ int adapted_cross_sublayers(int n, void **p, int *ranks, int64_t **shapes, const
   return run_sublayers(as<const int64_t>(p[8]), shapes[8][0], step, as<float>(p[9]));
 }
 
-// Inputs: 0 x, 1 requested tokens [R], 2 the indices of those whose logits are requested, after a number that is not read
-// [1 + S], 3 record, 4 one byte per token of the vocabulary, not read; output 5: best tokens [R], their logits [R], then
+// Inputs: 0 x, 1 requested tokens [R], 2 the indices of those whose logits are requested, after an unused number
+// [1 + S], 3 record, 4 one unused byte per token of the vocabulary; output 5: best tokens [R], their logits [R], then
 // logits [S, vocabulary].
 int output_head(int n, void **p, int *ranks, int64_t **shapes, const char **types, void *stream, void *extra) {
   return n == 6 ? run_head(p, shapes, nullptr, as<float>(p[5])) : 1;
@@ -382,7 +384,7 @@ int adapted_output_head(int n, void **p, int *ranks, int64_t **shapes, const cha
   return n == 7 ? run_head(p, shapes, as<const int32_t>(p[5]), as<float>(p[6])) : 1;
 }
 
-// Inputs: 0 tokens, 1 record, 2 one byte per number of a row, not read; output 3: rows [T, hidden].
+// Inputs: 0 tokens, 1 record, 2 one unused byte per number of a row; output 3: rows [T, hidden].
 int embedding(int n, void **p, int *ranks, int64_t **shapes, const char **types, void *stream, void *extra) {
   if (n != 4) return 1;
   const auto *record = record_at<EmbeddingRecord>(as<const int64_t>(p[1]), shapes[1][0], EMBEDDING);

@@ -22,7 +22,7 @@ float dot(const float *a, const float *b, int64_t count) {
   return sum;
 }
 
-// The additions of its tokens' adapters to a product; nothing if no token has one.
+// The additions of the tokens' adapters to a product; nothing if no token has an adapter.
 class Lora {
  public:
   // Allocates memory; call it before threads share the work. `adapters` are those of the step's tokens, or null; `rows`

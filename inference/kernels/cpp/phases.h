@@ -61,7 +61,7 @@ class Lists {
 // Panels that a thread takes at a time: enough to reuse x while it is cached, and enough for one kernel call.
 int64_t panels_at_once(const Input &input) { return input.tiles == 1 ? 4 : 8; }
 
-// The fewest panels that a thread takes, if that many are left.
+// Minimum number of panels that a thread takes, if that many are left.
 int64_t panels_together(const Input &input) { return input.tiles == 1 || input.quantized ? 1 : HELD_PANELS; }
 
 // Lets a waiting thread prefetch the first panels of the next matrix.
@@ -159,9 +159,9 @@ void add_normed_phase(Member &me, float *added, const float *norm, int64_t token
   });
 }
 
-// x [tokens, rows] += y W^T + bias, with y given to `Input::reserve`. With a norm, the product is normalized before it is
-// added. If ranks share a model, only one adds the residual; with a norm, no rank changes x, and each writes its result
-// to `step.partial`.
+// x [tokens, rows] += y W^T + bias, with y given to `Input::reserve`. With a norm, the product is normalized before it
+// is added. If ranks share a model, only one adds the residual; with a norm, no rank changes x, and each writes its
+// result to `step.partial`.
 void add_linear(Member &me, const Matrix &w, Input &input, const float *bias, const float *norm, float eps,
                 const Step &step, float *x, const Lora &lora) {
   if (!norm) return linear_into(me, w, input, bias, step.adds_residual ? x : nullptr, x, lora);

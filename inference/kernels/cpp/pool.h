@@ -1,9 +1,9 @@
 // The threads that all kernels share. A kernel is a region that every thread runs: a sequence of phases, whose work the
 // threads take piece by piece.
 //
-// A phase ends when its pieces are done, whichever threads did them: a thread that is late, because the machine is busy,
-// is not waited for. An idle worker spins for some tens of microseconds, because the next kernel of a step usually
-// follows at once, and then sleeps, so that an idle process costs nothing.
+// A phase ends when its pieces are done, no matter which threads did them: it does not wait for a thread that is late
+// because the machine is busy. An idle worker spins for some tens of microseconds, because the next kernel of a step
+// usually follows at once, and then sleeps, so that an idle process costs nothing.
 #pragma once
 
 #include <algorithm>
@@ -57,8 +57,8 @@ class Member {
   int thread() const { return thread_; }
   int team_size() const { return team_.size_; }
 
-  // Runs the next phase: calls work(i) once for every i in [0, count), `grain` at a time; returns when all are done. Every
-  // thread must run the same phases, at most 16 per region.
+  // Runs the next phase: calls work(i) once for every i in [0, count), `grain` at a time; returns when all are done.
+  // Every thread must run the same phases, at most 16 per region.
   template <class Work>
   void share(int64_t count, int64_t grain, const Work &work) {
     Team::Phase &phase = team_.phases_[phase_++];
@@ -71,8 +71,8 @@ class Member {
   }
 
   // The same for work(first, some) on runs of at most `most`, which become shorter towards the end, so that all threads
-  // finish together (guided self-scheduling: Polychronopoulos & Kuck 1987). All but the last are multiples of `unit`, as
-  // is `most`.
+  // finish together (guided self-scheduling: Polychronopoulos & Kuck 1987). All but the last are multiples of `unit`,
+  // as is `most`.
   template <class Work>
   void share_runs(int64_t count, int64_t most, int64_t unit, const Work &work) {
     Team::Phase &phase = team_.phases_[phase_++];

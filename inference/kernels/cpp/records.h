@@ -1,5 +1,6 @@
-// Records, with which Python describes sublayers to the kernels. Every record is a struct here and a ctypes.Structure with
-// the same fields in inference/kernels/records.py; its layout is compared with `describe_records` when the library loads.
+// Records, with which Python describes sublayers to the kernels. Every record is a struct here and a ctypes.Structure
+// with the same fields in inference/kernels/records.py; its layout is compared with `describe_records` when the library
+// loads.
 #pragma once
 
 #include <cstddef>
@@ -137,7 +138,7 @@ inline std::string describe_records() {
   return text;
 }
 
-// Returns what is wrong with a record's numbers, by name; null if it is valid. Sizes within these bounds cannot overflow.
+// Returns which number of a record is wrong, by name; null if it is valid. Sizes within these bounds cannot overflow.
 constexpr int64_t MOST = int64_t(1) << 31;
 inline bool in_range(int64_t least, int64_t most, std::initializer_list<int64_t> values) {
   for (int64_t value : values)
