@@ -146,7 +146,7 @@ def cache_directory() -> Path:
         status = directory.lstat()
     except OSError as error:
         raise KernelBuildError(
-            f"the kernel cache {directory} cannot be made: {error.strerror}", f"set {CACHE_VARIABLE}"
+            f"the kernel cache {directory} cannot be created: {error.strerror}", f"set {CACHE_VARIABLE}"
         ) from error
     problem = _what_is_unsafe(status, stat.S_ISDIR)
     if problem:

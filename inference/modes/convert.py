@@ -65,7 +65,7 @@ def _plan(config: InferenceConfig, force: bool) -> _Plan:
     existing = next(place for place in (directory, *directory.absolute().parents) if place.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         problem = "permission denied" if existing.is_dir() else f"{existing} is a file"
-        raise ConfigError(f"{target} cannot be made: {problem}", "give another --output_dir")
+        raise ConfigError(f"{target} cannot be created: {problem}", "give another --output_dir")
     return _Plan(source, parts, weight_format, target)
 
 

@@ -164,7 +164,7 @@ def test_mistakes_are_found_before_the_model_loads(cli):
         "t.csv has no column 'prompt'; name one with --prompt_column: a, b"
         in cli.demo("--predict_data", "t.csv", "--save_file", "out.jsonl").error()
     )
-    assert "--metrics_file: none/m.json cannot be made" in cli.demo(*job, "--metrics_file", "none/m.json").error()
+    assert "--metrics_file: none/m.json cannot be created" in cli.demo(*job, "--metrics_file", "none/m.json").error()
     assert "--resume continues a save file, and none is named" in cli.demo("--predict_data", "a", "--resume").error()
     assert (
         "--resume needs a save file of records"

@@ -81,7 +81,7 @@ def test_convert_then_load(cli, exact):
         )
     cli.write("taken", "a file")
     assert cli.demo(*convert[:-1], "taken/made", "--check").error() == (
-        f"taken/made/demo-int8 cannot be made: {cli.directory / 'taken'} is a file; give another --output_dir"
+        f"taken/made/demo-int8 cannot be created: {cli.directory / 'taken'} is a file; give another --output_dir"
     )
     cli.demo(*convert, "--force").answered()
     packed = ("--load_checkpoint", "made/demo-int8")

@@ -148,7 +148,7 @@ class TestOpenAI:
             (openai({"messages": CHAT, "stream": True}), "cannot be streamed"),
             (openai({"messages": CHAT, "n": 0}), "num_return_sequences"),
             (openai({"messages": CHAT, "tools": [{}]}), "tools must be a list"),
-            (openai({"messages": CHAT, "tool_choice": "required"}), "asks for a call, and there are no tools"),
+            (openai({"messages": CHAT, "tool_choice": "required"}), "requires a call, but there are no tools"),
             (openai({"prompt": "a", "tools": TOOLS}, url="/v1/completions"), "tools need messages"),
             (
                 openai({"messages": CHAT, "tools": TOOLS, "response_format": {"type": "json_object"}}),
@@ -167,7 +167,7 @@ class TestOpenAI:
             ),
             (openai({"messages": [{"role": 3, "content": "a"}]}), "message 1: role must be text"),
             (openai({"messages": CHAT}, temperature=1), "unknown key 'temperature' beside body"),
-            (openai({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}), "a part that is no text"),
+            (openai({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}), "a part that is not text"),
             (openai({}), "no prompt in this row"),
             ('{"custom_id": "r1", "body": 3}', "body must be an object, got int"),
         ],
