@@ -86,6 +86,11 @@ class DeviceError(UserError):
 _MEMORY_WORDS = ("out of memory", "bad_alloc", "allocate memory failed", "memory not enough", "cannot allocate memory")
 
 
+def reason_of(error: BaseException) -> str:
+    """Returns what went wrong, without the number and the path that an OSError's text has."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Returns whether an error means that memory ran out."""
     return isinstance(error, MemoryError) or any(word in str(error).lower() for word in _MEMORY_WORDS)

@@ -29,7 +29,7 @@ from benchmarking.shapes import SHAPES, make_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE = 600
-COLUMNS = ("model", "weights", "ranks", "prefill, tok/s", "decode, tok/s", "of it communication", "through")
+COLUMNS = ("model", "weights", "ranks", "prefill, tok/s", "decode, tok/s", "share of communication", "through")
 
 
 def measure(job: dict[str, Any], ranks: int) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from inference.checkpoint.tensor import ITEM_SIZES, Segment, StoredTensor, check_tensor
-from inference.errors import CheckpointError
+from inference.errors import CheckpointError, reason_of
 from inference.files.read import check_regular
 
 # Training state that is saved beside the weights.
@@ -53,7 +53,7 @@ def read_ckpt_header(path: Path, ignored: Callable[[str], bool] = lambda name: F
             f"{path}: truncated, damaged, encrypted or no MindSpore checkpoint", "fetch the file again"
         ) from error
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error})") from error
+        raise CheckpointError(f"{path}: cannot be read ({reason_of(error)})") from error
     for name, tensor in tensors.items():
         if name in COUNTERS or ignored(name):
             continue

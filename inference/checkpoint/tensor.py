@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from inference.errors import CheckpointError
+from inference.errors import CheckpointError, reason_of
 
 FLOATS = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8, "uint8": 1}
 FLOAT8 = "float8_e4m3"
@@ -175,7 +175,9 @@ def _mapped(segment: Segment, dtype: str, count: int, advice: int | None = None)
         with segment.path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ, offset=start)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{segment.path} cannot be read, or was changed while it was ({error})") from error
+        raise CheckpointError(
+            f"{segment.path} cannot be read, or was changed while it was ({reason_of(error)})"
+        ) from error
     if advice is not None:
         # An older kernel may not know this advice; it then reads the pages on first use.
         with suppress(OSError):

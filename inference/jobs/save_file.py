@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from inference.errors import InferenceError, InputError
+from inference.errors import InferenceError, InputError, reason_of
 from inference.generation.record import DUPLICATE
 from inference.jobs.feed import DoneRows
 from inference.jobs.row_sets import BLOCK, NumberSet, NumberTable, fingerprint
@@ -373,7 +373,7 @@ def _check_same(path: Path, identity: Identity) -> None:
     except FileNotFoundError:
         raise InputError(f"--resume: {path} cannot be resumed without {sidecar}, which is missing", again) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"--resume: {sidecar} cannot be read ({error})", again) from error
+        raise InputError(f"--resume: {sidecar} cannot be read ({reason_of(error)})", again) from error
     # A round trip through JSON turns tuples into lists.
     new = json.loads(json.dumps({"format": FORMAT, **identity}))
     for key in sorted({*old, *new}):

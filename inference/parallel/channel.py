@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from inference.errors import InferenceError
+from inference.errors import InferenceError, reason_of
 
 _SIZES = struct.Struct("<II")
 # Array types that a message may hold; any other means that it is damaged.
@@ -128,7 +128,7 @@ class Channel:
         return buffer
 
     def _lost(self, error: Exception) -> PeerLostError:
-        return PeerLostError(f"rank {self.peer} is gone ({error})", "its own log says why")
+        return PeerLostError(f"rank {self.peer} is gone ({reason_of(error)})", "its own log says why")
 
 
 def _arrays(shapes: Any, body: memoryview) -> tuple[np.ndarray, ...]:

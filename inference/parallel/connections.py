@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from inference.errors import EXIT_FAILURE, ConfigError
+from inference.errors import EXIT_FAILURE, ConfigError, reason_of
 from inference.parallel.channel import Channel, PeerLostError
 from inference.parallel.rendezvous import Exchange
 from inference.parallel.topology import Topology
@@ -193,7 +193,9 @@ def _call(topology: Topology, peers: list[Peer], rank: int) -> Channel:
         connection = socket.create_connection(peer.address, timeout=PATIENCE)
     except OSError as error:
         where = f"{peer.address[0]}:{peer.address[1]}"
-        raise PeerLostError(f"rank {rank} cannot be reached at {where} ({error})", "its own log says why") from error
+        raise PeerLostError(
+            f"rank {rank} cannot be reached at {where} ({reason_of(error)})", "its own log says why"
+        ) from error
     channel = Channel(connection, rank)
     channel.send("hello", token=peer.token, rank=topology.rank)
     return channel

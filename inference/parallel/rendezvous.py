@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from types import NoneType
 
-from inference.errors import InferenceError
+from inference.errors import InferenceError, reason_of
 from inference.parallel.channel import PeerLostError
 
 # Takes this rank's text; returns the texts of all ranks in order.
@@ -119,7 +119,9 @@ def meet(address: tuple[str, int], rank: int, text: str | None, patience: float)
             break
         except OSError as error:
             if time.monotonic() > deadline:
-                raise PeerLostError(f"no scheduler answers at {address[0]}:{address[1]} ({error})") from error
+                raise PeerLostError(
+                    f"no scheduler answers at {address[0]}:{address[1]} ({reason_of(error)})"
+                ) from error
             time.sleep(RETRY)
     try:
         with connection:
@@ -128,7 +130,7 @@ def meet(address: tuple[str, int], rank: int, text: str | None, patience: float)
             texts: list[str] = json.loads(_receive(connection))
     except (OSError, ValueError) as error:
         raise PeerLostError(
-            f"not all ranks came together ({error})", "the scheduler's log says who is missing"
+            f"not all ranks came together ({reason_of(error)})", "the scheduler's log says who is missing"
         ) from error
     if not texts:
         raise NobodyNeededError("a rank does not take part in this run", "its log says why")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from inference.config import InferenceConfig
 from inference.config.serve_settings import ServeSettings
-from inference.errors import ConfigError
+from inference.errors import ConfigError, reason_of
 
 BACKLOG = 1024
 
@@ -131,7 +131,7 @@ def _bound(settings: ServeSettings, origin: str) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError) as error:
         raise ConfigError(
-            f"serve.host '{host}' is not an address of this machine ({error})", "such as 127.0.0.1"
+            f"serve.host '{host}' is not an address of this machine ({reason_of(error)})", "such as 127.0.0.1"
         ) from None
     bound = socket.socket(family, kind, protocol)
     try:

@@ -99,8 +99,10 @@ def _schema(value: Any) -> Any:
         if value.endswith(".json"):
             try:
                 text = Path(value).read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                raise ConfigError(f"the JSON schema {value} cannot be read ({error})") from None
+            except OSError as error:
+                raise ConfigError(f"the JSON schema {value} cannot be read: {error.strerror}") from None
+            except UnicodeDecodeError:
+                raise ConfigError(f"the JSON schema {value} is not UTF-8") from None
         try:
             value = json.loads(text)
         except (ValueError, RecursionError) as error:
