@@ -68,9 +68,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=order)
 
 
-def pytest_collection_finish() -> None:
-    # MindSpore collects garbage at every compilation, which takes half a second because collected tests hold many
-    # objects.
+@pytest.fixture(scope="module", autouse=True)
+def frozen_heap() -> None:
+    """Exclude what collected tests and earlier modules left from garbage collections.
+
+    MindSpore collects garbage at every compilation, which would take half a second.
+    """
+    gc.collect()
     gc.freeze()
 
 
