@@ -6,9 +6,10 @@
     python scripts/chaos.py --rounds 20 -- bash scripts/launcher.sh "python run_inference.py --config demo \
         --use_parallel True --predict_data prompts.jsonl --save_file {save_file} --resume" 2
 
-`{save_file}` stands for the file that the job writes. The seed determines the target, which is the whole process group
-or one of its processes (such as a rank), and the signal: SIGKILL, SIGTERM or SIGINT. Exit code 1 if a record is lost,
-duplicated or changed.
+`{save_file}` stands for the file that the job writes. The seed determines the moment, the target, which is the whole
+process group or one of its processes (such as a rank), and the signal: SIGKILL, SIGTERM or SIGINT. Two of three moments
+are while the job writes records, the others at any time from its start. Exit code 1 if a record is lost, duplicated or
+changed.
 """
 
 from __future__ import annotations
@@ -37,6 +38,14 @@ DOWN = 20.0
 
 class ChaosError(Exception):
     """A job failed, or lost, duplicated or changed a record."""
+
+
+@dataclass(frozen=True)
+class Times:
+    """How long an undisturbed job takes until its first record and until its end, in seconds."""
+
+    first: float
+    end: float
 
 
 @dataclass(frozen=True)
@@ -120,22 +129,34 @@ def processes_of(group: int) -> list[int]:
     return sorted(found)
 
 
-def run_to_end(command: Sequence[str], save_file: Path) -> float:
-    """Run the job undisturbed; return the seconds that it took.
+def count_records(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def wait_for_record(job: Job, save_file: Path, before: int) -> None:
+    """Wait until a job has written a record more than `before`, or has ended."""
+    while job.process.poll() is None and count_records(save_file) <= before:
+        time.sleep(0.005)
+
+
+def run_to_end(command: Sequence[str], save_file: Path) -> Times:
+    """Run the job undisturbed; return the time that it took.
 
     Raises:
         ChaosError: it failed. Failed rows (exit code 3) are part of the result.
     """
     started = time.monotonic()
     job = Job(command, save_file)
+    wait_for_record(job, save_file, count_records(save_file))
+    first = time.monotonic() - started
     code = job.wait()
     if code not in (0, 3):
         raise ChaosError(f"the job ended with exit code {code}:\n{job.output()}")
-    return time.monotonic() - started
+    return Times(first, time.monotonic() - started)
 
 
 def one_round(
-    command: Sequence[str], save_file: Path, expected: dict[int, dict[str, Any]], seconds: float, chance: random.Random
+    command: Sequence[str], save_file: Path, expected: dict[int, dict[str, Any]], times: Times, chance: random.Random
 ) -> Round:
     """Kill a job several times, let it finish, and compare the records.
 
@@ -145,13 +166,17 @@ def one_round(
     middle = 0
     kills = chance.randint(1, 4)
     for _ in range(kills):
+        before = count_records(save_file)
         job = Job(command, save_file)
+        is_writing = chance.random() < 2 / 3
+        if is_writing:
+            wait_for_record(job, save_file, before)
+        # A job that is killed several times still has rows left for the last.
         with contextlib.suppress(subprocess.TimeoutExpired):
-            job.process.wait(chance.random() * seconds)
+            job.process.wait(chance.random() * ((times.end - times.first) / kills if is_writing else times.end))
         if job.process.poll() is None:
             job.kill(chance)
-        done = save_file.read_bytes().count(b"\n") if save_file.exists() else 0
-        middle += 0 < done < len(expected)
+        middle += 0 < count_records(save_file) < len(expected)
     run_to_end(command, save_file)
     found = read_records(save_file)
     wrong = sorted(row for row in {*found, *expected} if found.get(row) != expected.get(row))
@@ -170,11 +195,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as place:
         try:
             clean = Path(place) / "clean.jsonl"
-            seconds = run_to_end(given.command, clean)
+            times = run_to_end(given.command, clean)
             expected = read_records(clean)
             total = Round(0, 0)
             for number in range(given.rounds):
-                ended = one_round(given.command, Path(place) / f"{number}.jsonl", expected, seconds, chance)
+                ended = one_round(given.command, Path(place) / f"{number}.jsonl", expected, times, chance)
                 total = Round(total.kills + ended.kills, total.in_the_middle + ended.in_the_middle)
         except ChaosError as error:
             print(f"seed {given.seed}: {error}", file=sys.stderr)
