@@ -16,6 +16,7 @@ from inference.generation.perplexity import compare, score
 from inference.generation.perplexity import positions_needed as score_positions
 from inference.inputs.prompts import Prompt
 from inference.models.source import ModelSource, resolve
+from inference.models.weights.sharding import Pairs
 from inference.modes.call import Call
 from inference.modes.check import check_run, nothing_given, prepare, rows_of, say_what_is_used
 from inference.modes.follower import join_others
@@ -99,32 +100,29 @@ def evaluate_texts(call: Call) -> int:
     job = prepare(replace(call, overwrite=True), rows, encodes_prompts=False)
     _check_source(job.source)
     other = _baseline(config, job.source)
-    documents = _documents(prompts, job.tokenizer)
-    if other is not None and _documents(prompts, other.tokenizer()) != documents:
-        raise InputError(
-            f"{config.evaluate.compare_with} splits these texts into other tokens than {job.source.name}, so their "
-            "predictions cannot be compared",
-            "compare models of one tokenizer",
-        )
+    documents, other_adapter = _documents(prompts, job.tokenizer), 0
+    if other is not None:
+        theirs = make_encoder(other, tokenizer := other.tokenizer())
+        other_adapter = theirs.adapter_of(0, theirs.generation)
+        if _documents(prompts, tokenizer) != documents:
+            raise InputError(
+                f"{config.evaluate.compare_with} splits these texts into other tokens than {job.source.name}, so their "
+                "predictions cannot be compared",
+                "compare models of one tokenizer",
+            )
     if not any(len(document) > 1 for document in documents):
         raise InputError("there is no text of two tokens or more to evaluate", "give --predict_data a file of texts")
     say_what_is_used(job)
     build_context(config)
     kernels, ranks = join_others(config, job.topology)
-    positions, progress = score_positions(config.engine.block_size), load_progress(job.pairs)
-    needs: dict[str, Any] = {"positions": positions, "progress": progress, "say": say}
-    model = GenerativeModel(job.source, job.pairs, **needs, ranks=ranks, kernels=kernels)
-    adapter = job.encoder.adapter_of(0, job.encoder.generation)
+    model = _loaded(job.source, job.pairs, ranks=ranks, kernels=kernels)
+    adapter, difference = job.encoder.adapter_of(0, job.encoder.generation), None
     with closing(model):
         if other is None:
-            result, difference = score(model.stepper, documents, adapter), None
+            result = score(model.stepper, documents, adapter)
         else:
-            pairs = other.pairs()
-            theirs = make_encoder(other, other.tokenizer())
-            adapters = (adapter, theirs.adapter_of(0, theirs.generation))
-            needs["progress"] = load_progress(pairs)
-            with closing(GenerativeModel(other, pairs, **needs)) as baseline:
-                difference = compare(model.stepper, baseline.stepper, documents, adapters)
+            with closing(_loaded(other, other.pairs())) as baseline:
+                difference = compare(model.stepper, baseline.stepper, documents, (adapter, other_adapter))
             result = difference.score
     figures: dict[str, Any] = {
         "model": job.source.name,
@@ -133,7 +131,7 @@ def evaluate_texts(call: Call) -> int:
         "tokens": result.tokens,
         "documents": len(documents),
     }
-    if other is not None and difference is not None:
+    if other and difference:
         figures |= {"compared_with": other.name, **difference.as_dict()}
     if config.output.format == "json":
         print(json.dumps(figures))
@@ -142,13 +140,19 @@ def evaluate_texts(call: Call) -> int:
             f"perplexity {result.perplexity:.4f} over {result.tokens:,} tokens of {count(len(documents), 'document')} "
             f"({figures['model']}, {figures['weight_dtype']})"
         )
-        if other is not None:
+        if difference:
             print(
-                f"beside {other.name} (perplexity {figures['baseline_perplexity']:.4f}): KL divergence "
+                f"beside {figures['compared_with']} (perplexity {figures['baseline_perplexity']:.4f}): KL divergence "
                 f"{figures['kl_divergence']:.6f} nats a token (p99 {figures['kl_divergence_p99']:.6f}, "
                 f"max {figures['kl_divergence_max']:.6f}), same most likely token {figures['same_argmax']:.2%}"
             )
     return 0
+
+
+def _loaded(source: ModelSource, pairs: Pairs | None, **settings: Any) -> GenerativeModel:
+    """Loads a model with a cache for whole steps of texts."""
+    positions, progress = score_positions(source.config.engine.block_size), load_progress(pairs)
+    return GenerativeModel(source, pairs, positions=positions, progress=progress, say=say, **settings)
 
 
 def _documents(prompts: Sequence[Prompt], tokenizer: Tokenizer) -> list[list[int]]:

@@ -44,6 +44,15 @@ def test_narrow_weights_are_compared_token_by_token(shared_cli, exact):
     assert 0 < found["kl_divergence"] < 0.01 < found["kl_divergence_max"] and 0.9 < found["same_argmax"] < 1
 
 
+def test_a_baseline_with_larger_blocks_has_room_for_as_many_texts(cli):
+    """Each text takes a block of its own."""
+    cli.write("large.yaml", json.dumps({"base_config": str(find_preset("demo")), "engine": {"block_size": 128}}))
+    texts = cli.write("short.txt", "cat\n" * 200)
+    words = ("--run_mode", "evaluate", "--predict_data", texts, "--output_format", "json", "--compare_with")
+    found = json.loads(cli.demo(*words, "large.yaml").answered().out)
+    assert found["documents"] == 200 and found["same_argmax"] == 1
+
+
 BASELINES = [
     (("--compare_with", "result.json"), "--compare_with: result.json is the result of an evaluation, and texts are"),
     (("--compare_with", "gemma2"), "gemma2"),
