@@ -96,4 +96,3 @@ def graph_mode() -> None:
     from inference.context import build_context
 
     build_context({"context": {"mode": 0, "device_target": "CPU"}})
-    gc.freeze()

@@ -16,7 +16,7 @@ import yaml
 
 from inference.config.layer import KeyPath, Layer
 from inference.config.yaml_scalars import resolve_plain
-from inference.errors import ConfigError, nearest
+from inference.errors import ConfigError, nearest, reason_of
 
 try:
     from yaml import CSafeLoader as _SafeLoader
@@ -114,8 +114,7 @@ def _read_text(path: Path, shown: str) -> str:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{shown} is not UTF-8 text (byte {error.start})", "a config is a YAML file") from None
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise ConfigError(f"{shown} cannot be read: {reason}") from None
+        raise ConfigError(f"{shown} cannot be read: {reason_of(error)}") from None
 
 
 def _files(directory: Path, suffixes: tuple[str, ...]) -> list[str]:

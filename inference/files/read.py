@@ -11,7 +11,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from inference.errors import CheckpointError, ConfigError, InferenceError
+from inference.errors import CheckpointError, ConfigError, InferenceError, reason_of
 
 _KINDS = (
     (stat.S_ISDIR, "a directory"),
@@ -41,8 +41,7 @@ def check_regular(path: Path, error: type[InferenceError] = CheckpointError) -> 
     try:
         state = path.stat()
     except (OSError, ValueError) as problem:
-        reason = problem.strerror if isinstance(problem, OSError) else str(problem)
-        raise error(f"{path}: cannot be read ({reason})") from problem
+        raise error(f"{path}: cannot be read ({reason_of(problem)})") from problem
     if not stat.S_ISREG(state.st_mode):
         kind = next((name for test, name in _KINDS if test(state.st_mode)), "no regular file")
         raise error(f"{path} is {kind}", "it must be a regular file")

@@ -62,10 +62,10 @@ def num_blocks(
         ConfigError: `engine.kv_cache_memory` is too small for a row.
     """
     settings, model = source.config.engine, (shard or source.shard()).config
-    size = kv_cache.block_bytes(
-        model, settings.block_size, "float32" if settings.kernels == "stock" else settings.kv_cache_dtype
-    )
-    weights = weight_bytes(model, None if settings.kernels == "stock" else weight_format) + source.adapters.num_bytes
+    # Kernels with plain weights have a plain cache, too.
+    is_plain = weight_format is None or settings.kernels == "stock"
+    size = kv_cache.block_bytes(model, settings.block_size, "float32" if is_plain else settings.kv_cache_dtype)
+    weights = weight_bytes(model, None if is_plain else weight_format) + source.adapters.num_bytes
     available = available_memory() // sharing
     free = available - weights
     least = -(-row // settings.block_size)

@@ -174,8 +174,7 @@ class GenerativeModel:
     def describe_cache(self) -> str:
         """Describes the size of the KV cache in a line for the user."""
         settings, runner = self.source.config.engine, self.runner
-        dtype = settings.kv_cache_dtype if runner.kernels.NARROW else "float32"
-        size = runner.blocks.capacity * kv_cache.block_bytes(runner.config, runner.block_size, dtype)
+        size = runner.blocks.capacity * kv_cache.block_bytes(runner.config, runner.block_size, runner.cache_dtype)
         why = "as engine.kv_cache_memory says" if settings.kv_cache_memory is not None else "sized to work and memory"
         return (
             f"KV cache: {runner.blocks.capacity * runner.block_size:,} positions, {size / 2**20:,.0f} MiB, {why}; "

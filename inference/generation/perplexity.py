@@ -110,10 +110,11 @@ def compare(
     for group in _groups(_pieces(documents, length), len):
         both = zip(_predictions(model, group, adapters[0]), _predictions(baseline, group, adapters[1]), strict=True)
         for piece, (own, theirs) in zip(group, both, strict=True):
-            targets = np.asarray(piece[1:])
-            nats[0] += float(_negative_log_likelihood(own, targets).sum())
-            nats[1] += float(_negative_log_likelihood(theirs, targets).sum())
-            divergences.append(_divergence(theirs, own))
+            targets, own_totals, their_totals = np.asarray(piece[1:]), _log_totals(own), _log_totals(theirs)
+            nats[0] += float(_negative_log_likelihood(own, targets, own_totals).sum())
+            nats[1] += float(_negative_log_likelihood(theirs, targets, their_totals).sum())
+            # Logits less their total are log probabilities.
+            divergences.append(_divergence(theirs - their_totals[:, None], own - own_totals[:, None]))
             same += int((own.argmax(axis=1) == theirs.argmax(axis=1)).sum())
     found = np.concatenate(divergences) if divergences else np.zeros(0)
     return Divergence(Score(len(found), nats[0]), Score(len(found), nats[1]), found, same)
@@ -190,25 +191,26 @@ def _predictions(model: StepModel, group: Sequence[Sequence[int]], adapter: int)
         row += len(piece)
 
 
-def _divergence(reference: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Computes sum(p * log(p / q)) [n], in nats, from logits [n, vocabulary] of p (`reference`) and q (`other`)."""
-    log_p, log_q = _log_softmax(reference), _log_softmax(other)
+def _divergence(log_p: np.ndarray, log_q: np.ndarray) -> np.ndarray:
+    """Computes sum(p * log(p / q)) [n], in nats, from log probabilities [n, vocabulary]."""
     p = np.exp(log_p)
     # A token of probability 0 adds nothing, though its logarithm is -inf.
     difference = np.subtract(log_p, log_q, where=p > 0, out=np.zeros_like(p))
     return (p * difference).sum(axis=1)
 
 
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-
-
-def _negative_log_likelihood(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Computes nats [n] from logits [n, vocabulary] and targets [n]."""
+def _log_totals(logits: np.ndarray) -> np.ndarray:
+    """Computes log(sum(exp(logits))) [n] from logits [n, vocabulary]."""
     largest = logits.max(axis=1, keepdims=True)
-    total = np.log(np.exp(logits - largest).sum(axis=1)) + largest[:, 0]
-    return total - logits[np.arange(len(targets)), targets]
+    totals: np.ndarray = np.log(np.exp(logits - largest).sum(axis=1)) + largest[:, 0]
+    return totals
+
+
+def _negative_log_likelihood(logits: np.ndarray, targets: np.ndarray, totals: np.ndarray | None = None) -> np.ndarray:
+    """Computes nats [n] from logits [n, vocabulary], and from their `_log_totals` if these are known."""
+    if totals is None:
+        totals = _log_totals(logits)
+    return totals - logits[np.arange(len(targets)), targets]
 
 
 def _pieces(documents: Iterable[Sequence[int]], length: int) -> Iterator[Sequence[int]]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from inference.config.input_formats import MAX_LINE_BYTES
-from inference.errors import InputError, nearest
+from inference.errors import InputError, nearest, reason_of
 
 STDIN = "-"
 STDIN_NAME = "standard input"
@@ -85,7 +85,7 @@ class ByteFile:
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise InputError(f"{self.name} is damaged: {error}", "it may have been cut off; fetch it again") from error
         except OSError as error:
-            raise InputError(f"{self.name} cannot be read: {error.strerror or error}") from error
+            raise InputError(f"{self.name} cannot be read: {reason_of(error)}") from error
 
     @contextlib.contextmanager
     def _open_stored(self) -> Iterator[Any]:

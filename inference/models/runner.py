@@ -113,6 +113,7 @@ class ModelRunner:
         self._is_adapted = bool(additions)
         for name, parts in additions.items():
             parameters[name] = replace(parameters[name], additions=parts)
+        self.cache_dtype = cache_dtype
         self._shapes = self.attention_shapes(cache_dtype)
         self._caches = kv_cache.allocate(self.kernels, self._shapes)
         self._final_norm = [parameters.get(f"model.norm.{part}") for part in ("weight", "bias")]
